@@ -1,0 +1,5 @@
+//! Settings: one TOML file, validated whole.
+
+mod names;
+
+pub use names::{KekUri, KeyringName, Location, Malformed, SignerKey, Span, Wave};

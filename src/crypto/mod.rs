@@ -1,0 +1,38 @@
+//! Keys and the bytes they protect: the only place where key bytes live.
+//!
+//! [`Dek`] and [`SecretKey`] hold key bytes for as long as a load or a command takes; [`VersionKeys`] holds a serving sidecar's
+//! subkeys, in locked memory that core dumps leave out. None of them implements `Debug` or serialization.
+
+mod id;
+mod keys;
+mod memory;
+mod message;
+mod signature;
+mod wrap;
+mod xaes;
+
+pub use id::KeyringId;
+pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
+pub use memory::{LockReport, harden_process, lock_report};
+pub use message::{Header, MessageError, OVERHEAD, Opener, PREFIX_LEN, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, to_text};
+pub use signature::{SigningKey, verify_signature};
+pub use wrap::{WrapContext, unwrap_dek, wrap_dek};
+
+use aws_lc_rs::constant_time;
+
+/// The operating system gave no randomness; nothing may be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system's random generator failed; nothing can be encrypted until it works")]
+pub struct RandomnessUnavailable;
+
+/// Fills an array from the operating system's generator.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], RandomnessUnavailable> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| RandomnessUnavailable)?;
+    Ok(bytes)
+}
+
+/// Whether two byte strings are equal, in a time that tells nothing but their lengths.
+pub fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    constant_time::verify_slices_are_equal(a, b).is_ok()
+}

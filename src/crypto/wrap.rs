@@ -1,0 +1,77 @@
+//! A data key wrapped under key bytes that this process holds, and what every wrap of any backend is bound to.
+
+use super::{
+    Dek, KEY_LEN, KeyringId, RandomnessUnavailable, SecretKey, random,
+    xaes::{DerivedKey, NONCE_LEN, TAG_LEN},
+};
+
+/// What a wrap is bound to, so that it opens nowhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrapContext {
+    /// The keyring's id.
+    pub keyring: KeyringId,
+    /// The key version.
+    pub version: u32,
+}
+
+impl WrapContext {
+    /// The context as bytes, for a KEK that takes additional authenticated data.
+    pub fn to_bytes(self) -> Vec<u8> {
+        [b"sidekey wrap v1".as_slice(), &self.keyring.0, &self.version.to_be_bytes()].concat()
+    }
+}
+
+const FORMAT: u8 = 0x01;
+const WRAP_LEN: usize = 1 + NONCE_LEN + KEY_LEN + TAG_LEN;
+
+/// Wraps a data key: format byte 0x01, nonce (24), XAES-256-GCM of the key (32), tag (16).
+pub fn wrap_dek(kek: &SecretKey, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, RandomnessUnavailable> {
+    let nonce = random()?;
+    let mut wrap = Vec::with_capacity(WRAP_LEN);
+    wrap.push(FORMAT);
+    wrap.extend_from_slice(&nonce);
+    wrap.extend_from_slice(dek.expose());
+    let sealed = DerivedKey::new(kek.expose(), &nonce)
+        .and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
+    // Key and input have fixed lengths within every limit of the algorithm.
+    let Ok(tag) = sealed else { panic!("XAES-256-GCM seals 32 bytes") };
+    wrap.extend_from_slice(&tag);
+    Ok(wrap)
+}
+
+/// The data key in a wrap, or `None` when the KEK is another, the wrap was changed, or its context is another.
+pub fn unwrap_dek(kek: &SecretKey, wrap: &[u8], context: WrapContext) -> Option<Dek> {
+    let wrap: &[u8; WRAP_LEN] = wrap.try_into().ok()?;
+    let ([FORMAT], rest) = wrap.split_first_chunk::<1>()? else { return None };
+    let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+    let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
+    let dek = DerivedKey::new(kek.expose(), nonce).and_then(|key| key.open(nonce, &context.to_bytes(), &mut sealed).map(|dek| Dek::from_slice(dek)));
+    dek.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: WrapContext = WrapContext { keyring: KeyringId([7; 16]), version: 3 };
+
+    fn key(byte: u8) -> SecretKey {
+        SecretKey::from_slice(&[byte; 32]).expect("32 bytes")
+    }
+
+    #[test]
+    fn unwraps_under_the_same_kek_and_context_only() {
+        let dek = Dek::generate().expect("random");
+        let wrap = wrap_dek(&key(1), &dek, CONTEXT).expect("wrap");
+        assert_eq!(unwrap_dek(&key(1), &wrap, CONTEXT).expect("unwrap").expose(), dek.expose());
+        assert!(unwrap_dek(&key(2), &wrap, CONTEXT).is_none());
+        assert!(unwrap_dek(&key(1), &wrap, WrapContext { version: 4, ..CONTEXT }).is_none());
+        assert!(unwrap_dek(&key(1), &wrap, WrapContext { keyring: KeyringId([8; 16]), ..CONTEXT }).is_none());
+        for at in 0..wrap.len() {
+            let mut changed = wrap.clone();
+            changed[at] ^= 1;
+            assert!(unwrap_dek(&key(1), &changed, CONTEXT).is_none(), "byte {at}");
+        }
+        assert!(unwrap_dek(&key(1), &wrap[1..], CONTEXT).is_none());
+    }
+}

@@ -1,0 +1,4 @@
+//! Sidekey: a per-pod sidecar that decrypts on behalf of applications.
+
+pub mod config;
+pub mod crypto;
