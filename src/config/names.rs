@@ -79,9 +79,7 @@ fn check_name(text: &str) -> Result<(), Malformed> {
     if starts_well && text.len() <= 63 && text.chars().all(allowed) {
         Ok(())
     } else {
-        Err(Malformed::new(
-            "a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit",
-        ))
+        Err(Malformed::new("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit"))
     }
 }
 
@@ -127,7 +125,9 @@ impl FromStr for Location {
         let path = match text.split_once(':') {
             Some(("file", path)) => path,
             Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') => {
-                return Err(Malformed::new(format!("`{scheme}:` is not a manifest location that this build knows; known: file:")));
+                return Err(Malformed::new(format!(
+                    "`{scheme}:` is not a manifest location that this build knows; known: file:"
+                )));
             }
             _ => text,
         };

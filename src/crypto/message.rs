@@ -257,7 +257,8 @@ mod tests {
         let mut twin = ID;
         twin.0[15] ^= 1;
         let header = Header::parse(&message, &twin).expect("same tag");
-        let opened = Opener::default().open(&keys, &twin, &header, b"aad", &mut message.clone()).map(|plaintext| plaintext.to_vec());
+        let opened =
+            Opener::default().open(&keys, &twin, &header, b"aad", &mut message.clone()).map(|plaintext| plaintext.to_vec());
         assert_eq!(opened, Err(MessageError::DecryptionFailed));
     }
 

@@ -31,8 +31,8 @@ pub fn wrap_dek(kek: &SecretKey, dek: &Dek, context: WrapContext) -> Result<Vec<
     wrap.push(FORMAT);
     wrap.extend_from_slice(&nonce);
     wrap.extend_from_slice(dek.expose());
-    let sealed = DerivedKey::new(kek.expose(), &nonce)
-        .and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
+    let sealed =
+        DerivedKey::new(kek.expose(), &nonce).and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
     // Key and input have fixed lengths within every limit of the algorithm.
     let Ok(tag) = sealed else { panic!("XAES-256-GCM seals 32 bytes") };
     wrap.extend_from_slice(&tag);
@@ -45,7 +45,8 @@ pub fn unwrap_dek(kek: &SecretKey, wrap: &[u8], context: WrapContext) -> Option<
     let ([FORMAT], rest) = wrap.split_first_chunk::<1>()? else { return None };
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
     let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
-    let dek = DerivedKey::new(kek.expose(), nonce).and_then(|key| key.open(nonce, &context.to_bytes(), &mut sealed).map(|dek| Dek::from_slice(dek)));
+    let dek = DerivedKey::new(kek.expose(), nonce)
+        .and_then(|key| key.open(nonce, &context.to_bytes(), &mut sealed).map(|dek| Dek::from_slice(dek)));
     dek.ok().flatten()
 }
 

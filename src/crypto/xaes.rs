@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn derives_other_keys_for_other_first_halves() {
-        let sums = [[0; NONCE_LEN], [1; NONCE_LEN]].map(|nonce| digest::digest(&digest::SHA256, &seal(&[9; 32], &nonce, b"", &[0; 64])));
+        let sums =
+            [[0; NONCE_LEN], [1; NONCE_LEN]].map(|nonce| digest::digest(&digest::SHA256, &seal(&[9; 32], &nonce, b"", &[0; 64])));
         assert_ne!(sums[0].as_ref(), sums[1].as_ref());
     }
 }

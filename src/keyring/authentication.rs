@@ -1,0 +1,69 @@
+//! MACs and signatures over manifests.
+
+use std::collections::BTreeMap;
+
+use super::{Authentication, Base64, Document, Mac, Manifest, Signature, table::Rejection};
+use crate::{
+    config::SignerKey,
+    crypto::{SigningKey, VersionKeys, verify_signature},
+};
+
+/// Makes a document of a manifest: a MAC by every version that is not destroyed, and the operator's signature if there is a key.
+///
+/// # Errors
+/// The numbers of the versions whose keys are missing.
+pub fn authenticate(
+    manifest: Manifest,
+    keys: &BTreeMap<u32, VersionKeys>,
+    signer: Option<&SigningKey>,
+) -> Result<Document, Vec<u32>> {
+    let missing: Vec<u32> =
+        manifest.live().map(|version| version.version).filter(|version| !keys.contains_key(version)).collect();
+    if !missing.is_empty() {
+        return Err(missing);
+    }
+    Ok(Document::compose(manifest, |manifest, canonical| Authentication {
+        macs: manifest
+            .live()
+            .filter_map(|version| {
+                let keys = keys.get(&version.version)?;
+                Some(Mac { version: version.version, mac: Base64(keys.manifest_mac(canonical).to_vec()) })
+            })
+            .collect(),
+        signatures: signer
+            .map(|signer| Signature {
+                signer: SignerKey(signer.public_key()),
+                signature: Base64(signer.sign(canonical).to_vec()),
+            })
+            .into_iter()
+            .collect(),
+    }))
+}
+
+/// Demands a valid MAC from every one of `keys` that the manifest doesn't call destroyed, and from at least one.
+pub(super) fn verify_macs<'a>(document: &Document, keys: impl Iterator<Item = (u32, &'a VersionKeys)>) -> Result<(), Rejection> {
+    let macs: BTreeMap<u32, &[u8]> =
+        document.manifest().authentication.macs.iter().map(|mac| (mac.version, mac.mac.0.as_slice())).collect();
+    let mut verified = 0;
+    for (version, keys) in keys {
+        // Parsing made sure that exactly the destroyed versions have none.
+        let Some(mac) = macs.get(&version) else { continue };
+        if !keys.verifies_manifest(document.canonical(), mac) {
+            return Err(Rejection::Unauthenticated(version));
+        }
+        verified += 1;
+    }
+    if verified == 0 { Err(Rejection::NothingOpened) } else { Ok(()) }
+}
+
+/// Demands a valid signature from one of `trusted`; an empty list demands none.
+pub(super) fn verify_signatures(document: &Document, trusted: &[SignerKey]) -> Result<(), Rejection> {
+    let valid = |signature: &Signature| {
+        trusted.contains(&signature.signer) && verify_signature(&signature.signer.0, document.canonical(), &signature.signature.0)
+    };
+    if trusted.is_empty() || document.manifest().authentication.signatures.iter().any(valid) {
+        Ok(())
+    } else {
+        Err(Rejection::Unsigned)
+    }
+}

@@ -1,0 +1,20 @@
+//! The keyring's rules: manifest, versions, activations, lifecycle, and what a sidecar demands of a manifest before it serves from it.
+//!
+//! Pure: no I/O, no clock, no async. Time comes as an argument, keys come opened.
+
+mod activation;
+mod authentication;
+mod lifecycle;
+mod manifest;
+#[cfg(test)]
+mod properties;
+mod table;
+
+pub use activation::{Activation, Reign, WaveSelector, primary_at, reign};
+pub use authentication::authenticate;
+pub use lifecycle::{
+    Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,
+    enable, init, lost_phrase, rotate, touch,
+};
+pub use manifest::{Authentication, Base64, Document, Mac, Manifest, ManifestError, Policy, Signature, State, Version, Wrap};
+pub use table::{Expectations, KeyTable, Opened, Rejection, Role, Slot, Succession};
