@@ -1,5 +1,7 @@
 //! Sidekey: a per-pod sidecar that decrypts on behalf of applications.
 
+pub mod backend;
+pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod keyring;

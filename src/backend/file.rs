@@ -1,0 +1,197 @@
+//! `file:PATH`: a manifest in a file, on a disk, a mounted ConfigMap or a synced folder.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use notify::{Event, EventKind, RecursiveMode, Watcher};
+
+use super::{ManifestStore, Pending, StoreError, WatchGuard, blocking};
+use crate::config::Location;
+
+/// A manifest in a file.
+#[derive(Debug, Clone)]
+pub struct FileStore {
+    path: PathBuf,
+}
+
+impl FileStore {
+    /// The manifest at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    fn location(&self) -> Location {
+        Location::File(self.path.clone())
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> StoreError {
+        match error.kind() {
+            ErrorKind::NotFound => StoreError::Missing(self.location()),
+            _ => StoreError::Failed { location: self.location(), reason: format!("{what}: {error}") },
+        }
+    }
+
+    fn read_now(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
+        let failed = |error| self.failed("can't read the manifest", &error);
+        let file = File::open(&self.path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() > limit {
+            return Err(StoreError::TooLarge { location: self.location(), limit });
+        }
+        Ok(bytes)
+    }
+
+    /// Compare-and-swap under a lock on the folder: a rename gives the file a new inode, so a lock on the file would guard nothing.
+    fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), StoreError> {
+        let failed = |what: &'static str| move |error| match self.failed(what, &error) {
+            StoreError::Missing(location) => StoreError::Failed { location, reason: format!("{what}: {error}") },
+            other => other,
+        };
+        let target = match fs::canonicalize(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.path.clone(),
+            // Through a symbolic link: the link stays, its target is exchanged.
+            result => result.map_err(failed("can't resolve the path"))?,
+        };
+        let folder = folder_of(&target);
+        let lock = File::open(folder).map_err(failed("can't open the manifest's folder"))?;
+        lock.lock().map_err(failed("can't lock the manifest's folder"))?;
+
+        let (present, permissions) = match fs::read(&target) {
+            Ok(bytes) => (Some(bytes), fs::metadata(&target).map_err(failed("can't inspect the manifest"))?.permissions()),
+            Err(error) if error.kind() == ErrorKind::NotFound => (None, Permissions::from_mode(0o644)),
+            Err(error) => return Err(failed("can't read the manifest")(error)),
+        };
+        if present.as_deref() != expected {
+            return Err(StoreError::Conflict(self.location()));
+        }
+        let temporary = temporary_beside(&target);
+        // What a writer that was killed left behind; the lock says that none is at work.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("can't remove a leftover temporary file")(error)),
+            _ => {}
+        }
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            file.write_all(new)?;
+            file.set_permissions(permissions)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &target)?;
+            lock.sync_all()
+        };
+        write().map_err(failed("can't write the manifest"))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_beside(target: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(".new");
+    target.with_file_name(name)
+}
+
+impl ManifestStore for FileStore {
+    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+        let store = self.clone();
+        Box::pin(blocking(move || store.read_now(limit)))
+    }
+
+    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        Box::pin(blocking(move || store.replace_now(expected.as_deref(), &new)))
+    }
+
+    fn watch(&self, changed: Box<dyn Fn() + Send + Sync>) -> Result<WatchGuard, StoreError> {
+        let failed = |error: notify::Error| StoreError::Failed { location: self.location(), reason: format!("can't watch its folder: {error}") };
+        let name = self.path.file_name().unwrap_or_default().to_owned();
+        let concerns = move |event: &Event| {
+            !matches!(event.kind, EventKind::Access(_))
+                && event.paths.iter().filter_map(|path| path.file_name()).any(|changed| changed == name || changed == OsStr::new("..data"))
+        };
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) if !event.need_rescan() && !concerns(&event) => {}
+            // Also when events were lost: a refresh too many is cheap, one too few is not.
+            Ok(_) | Err(_) => changed(),
+        })
+        .map_err(failed)?;
+        // The folder, not the file: a rename replaces the file, and Kubernetes swaps the link `..data` beside it.
+        watcher.watch(folder_of(&self.path), RecursiveMode::NonRecursive).map_err(failed)?;
+        Ok(WatchGuard(Box::new(watcher)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::symlink, sync::mpsc, time::Duration};
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, FileStore) {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = FileStore::new(folder.path().join("demo.json"));
+        (folder, store)
+    }
+
+    #[test]
+    fn replaces_only_what_was_expected() {
+        let (_folder, store) = store();
+        assert!(matches!(store.read_now(9), Err(StoreError::Missing(_))));
+        store.replace_now(None, b"one").expect("new");
+        assert!(matches!(store.replace_now(None, b"two"), Err(StoreError::Conflict(_))));
+        assert!(matches!(store.replace_now(Some(b"on"), b"two"), Err(StoreError::Conflict(_))));
+        store.replace_now(Some(b"one"), b"two").expect("swap");
+        assert_eq!(store.read_now(3).expect("read"), b"two");
+        assert!(matches!(store.read_now(2), Err(StoreError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn keeps_the_mode_follows_a_link_and_survives_a_killed_writers_leftover() {
+        let (folder, store) = store();
+        let real = folder.path().join("real.json");
+        fs::write(&real, "one").expect("write");
+        fs::set_permissions(&real, Permissions::from_mode(0o640)).expect("chmod");
+        symlink("real.json", &store.path).expect("link");
+        fs::write(temporary_beside(&real), "half").expect("write");
+        store.replace_now(Some(b"one"), b"two").expect("swap");
+        assert!(fs::symlink_metadata(&store.path).expect("link").is_symlink());
+        assert_eq!(fs::read(&real).expect("read"), b"two");
+        assert_eq!(fs::metadata(&real).expect("metadata").permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
+    }
+
+    #[test]
+    fn sees_a_write_a_rename_and_the_link_swap_of_kubernetes() {
+        let (folder, store) = store();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("..1")).expect("folder");
+        fs::write(at("..1/demo.json"), "one").expect("write");
+        symlink("..1", at("..data")).expect("link");
+        symlink("..data/demo.json", at("demo.json")).expect("link");
+        let (sender, events) = mpsc::channel();
+        let _guard = store.watch(Box::new(move || sender.send(()).expect("receiver lives"))).expect("watch");
+        let seen = || {
+            events.recv_timeout(Duration::from_secs(10)).expect("an event");
+            while events.recv_timeout(Duration::from_millis(50)).is_ok() {}
+        };
+        symlink("..2", at("..data_tmp")).expect("link");
+        fs::rename(at("..data_tmp"), at("..data")).expect("rename");
+        seen();
+        fs::write(at("other"), "three").expect("write");
+        fs::rename(at("other"), at("demo.json")).expect("rename");
+        seen();
+        fs::write(at("demo.json"), "four").expect("write");
+        seen();
+    }
+}
