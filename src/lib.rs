@@ -5,3 +5,6 @@ pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod keyring;
+pub mod policy;
+pub mod refresh;
+pub mod telemetry;

@@ -1,0 +1,140 @@
+//! Who may do what: rules in, verdict out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{KeyringName, Operation, Rule};
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// A process at the other end of a Unix socket, as the kernel tells it (SO_PEERCRED, unix(7)).
+    Process {
+        /// Its effective user id when it connected.
+        uid: u32,
+        /// Its effective group id when it connected.
+        gid: u32,
+        /// Its process id, where the kernel tells it; for logs alone.
+        pid: Option<i32>,
+    },
+    /// A holder of the TCP listener's token.
+    TokenHolder,
+}
+
+/// The rules, ready to be asked. Without any, whoever reaches the listener may do everything; with one, what no rule allows is denied.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    rules: Vec<Compiled>,
+}
+
+#[derive(Debug, Clone)]
+struct Compiled {
+    keyrings: Option<BTreeSet<KeyringName>>,
+    operations: Vec<Operation>,
+    uids: BTreeSet<u32>,
+    gids: BTreeSet<u32>,
+    token: bool,
+}
+
+/// What a caller may do with one keyring: decided once a connection and keyring, looked up at every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Permissions(u8);
+
+impl Permissions {
+    /// Whether the operation is allowed.
+    pub fn allow(self, operation: Operation) -> bool {
+        self.0 & bit(operation) != 0
+    }
+
+    /// Whether anything is.
+    pub fn allow_any(self) -> bool {
+        self.0 != 0
+    }
+}
+
+fn bit(operation: Operation) -> u8 {
+    1 << operation as u8
+}
+
+impl Policy {
+    /// The policy that a config's rules make.
+    pub fn new(rules: &[Rule]) -> Self {
+        let compile = |rule: &Rule| Compiled {
+            keyrings: rule.keyrings.as_ref().map(|names| names.iter().cloned().collect()),
+            operations: rule.operations.clone(),
+            uids: rule.uids.iter().copied().collect(),
+            gids: rule.gids.iter().copied().collect(),
+            token: rule.token,
+        };
+        Self { rules: rules.iter().map(compile).collect() }
+    }
+
+    /// What `caller` may do with `keyring`.
+    pub fn permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
+        if self.rules.is_empty() {
+            return Permissions(Operation::ALL.into_iter().map(bit).sum());
+        }
+        let speaks = |rule: &&Compiled| {
+            let names_caller = match caller {
+                Caller::Process { uid, gid, .. } => rule.uids.contains(uid) || rule.gids.contains(gid),
+                Caller::TokenHolder => rule.token,
+            };
+            names_caller && rule.keyrings.as_ref().is_none_or(|names| names.contains(keyring))
+        };
+        Permissions(self.rules.iter().filter(speaks).flat_map(|rule| &rule.operations).fold(0, |all, operation| all | bit(*operation)))
+    }
+
+    /// What `caller` may do with each of `keyrings`.
+    pub fn all_permissions<'k>(&self, caller: &Caller, keyrings: impl Iterator<Item = &'k KeyringName>) -> BTreeMap<&'k KeyringName, Permissions> {
+        keyrings.map(|keyring| (keyring, self.permissions(caller, keyring))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> KeyringName {
+        text.parse().expect("name")
+    }
+
+    fn rule(keyrings: Option<&[&str]>, operations: &[Operation], uids: &[u32]) -> Rule {
+        Rule {
+            keyrings: keyrings.map(|names| names.iter().map(|text| name(text)).collect()),
+            operations: operations.to_vec(),
+            uids: uids.to_vec(),
+            gids: vec![],
+            token: false,
+        }
+    }
+
+    fn process(uid: u32, gid: u32) -> Caller {
+        Caller::Process { uid, gid, pid: Some(1) }
+    }
+
+    #[test]
+    fn without_rules_the_sockets_mode_decides_alone() {
+        let permissions = Policy::new(&[]).permissions(&process(1, 1), &name("a"));
+        assert!(Operation::ALL.into_iter().all(|operation| permissions.allow(operation)));
+    }
+
+    #[test]
+    fn once_there_is_a_rule_the_rest_is_denied() {
+        let policy = Policy::new(&[rule(Some(&["a"]), &[Operation::Decrypt], &[7]), rule(None, &[Operation::Inspect], &[7, 8])]);
+        let seven = policy.permissions(&process(7, 0), &name("a"));
+        assert!(seven.allow(Operation::Decrypt) && seven.allow(Operation::Inspect));
+        assert!(!seven.allow(Operation::Encrypt) && !seven.allow(Operation::Rewrap));
+        assert!(!policy.permissions(&process(7, 0), &name("b")).allow(Operation::Decrypt));
+        assert!(!policy.permissions(&process(9, 7), &name("a")).allow_any());
+        assert!(!policy.permissions(&Caller::TokenHolder, &name("a")).allow_any());
+    }
+
+    #[test]
+    fn groups_and_token_holders_are_named_on_their_own() {
+        let group = Rule { gids: vec![5], ..rule(None, &[Operation::Encrypt], &[]) };
+        let token = Rule { token: true, ..rule(None, &[Operation::Decrypt], &[]) };
+        let policy = Policy::new(&[group, token]);
+        assert!(policy.permissions(&process(0, 5), &name("a")).allow(Operation::Encrypt));
+        assert!(!policy.permissions(&process(5, 0), &name("a")).allow_any());
+        assert!(policy.permissions(&Caller::TokenHolder, &name("a")).allow(Operation::Decrypt));
+    }
+}

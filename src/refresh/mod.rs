@@ -1,0 +1,91 @@
+//! Keeping keyrings fresh: triggers (start, file, signal, poll, retry, unknown version) lead to one task per keyring, which refreshes
+//! one at a time: read, validate whole, open what is new, swap. A refresh that fails changes nothing (I3).
+//!
+//! Plain data keys pass through here between unwrap and derivation; what stays is in [`Snapshot`]'s locked memory.
+
+mod failure;
+mod keyring;
+mod meters;
+mod opening;
+mod snapshot;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    config::{self, Wave},
+    telemetry::Registry,
+};
+
+pub use failure::Failure;
+pub use keyring::{Keyring, Standing};
+pub use opening::Keks;
+pub use snapshot::{Snapshot, VersionMeter};
+
+/// What made a refresh happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// The process started.
+    Start,
+    /// The place where the manifest is reported a change.
+    File,
+    /// SIGHUP.
+    Signal,
+    /// The interval was over.
+    Poll,
+    /// The refresh before had failed or left versions unopened.
+    Retry,
+    /// A ciphertext named a version that the table lacks (I2).
+    UnknownVersion,
+}
+
+impl Trigger {
+    const ALL: [Self; 6] = [Self::Start, Self::File, Self::Signal, Self::Poll, Self::Retry, Self::UnknownVersion];
+
+    /// Its name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::File => "file",
+            Self::Signal => "signal",
+            Self::Poll => "poll",
+            Self::Retry => "retry",
+            Self::UnknownVersion => "unknown_version",
+        }
+    }
+}
+
+/// What the keyrings of one process share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Intervals and limits.
+    pub settings: config::Refresh,
+    /// The wave of keyrings that name none.
+    pub wave: Wave,
+    /// The time.
+    pub clock: Clock,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// The KEKs' clients.
+    pub keks: Arc<Keks>,
+    /// Ends the tasks.
+    pub shutdown: CancellationToken,
+}
+
+/// Starts to keep a keyring fresh, on the current runtime, and gives the handle that requests are served from.
+pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Arc<Keyring> {
+    let (keyring, requests) = Keyring::new(settings, shared);
+    tokio::spawn(task::Refresher::new(Arc::clone(&keyring), settings, shared.clone(), requests).run());
+    keyring
+}
+
+/// Describes the metrics of every keyring.
+pub fn describe_metrics(registry: &Registry) {
+    meters::describe(registry);
+    VersionMeter::describe(registry);
+}

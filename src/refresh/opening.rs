@@ -1,0 +1,109 @@
+//! Opening the versions that a manifest brought: unwraps, many at once, each within its time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    backend::{self, Kek, KekError},
+    config::KekUri,
+    crypto::{Dek, KeyringId, VersionKeys, WrapContext},
+    keyring::{Opened, Version},
+};
+
+/// How many unwraps one process has under way at once, so that a start with many versions doesn't flood a KMS.
+const CONCURRENT_UNWRAPS: usize = 16;
+
+/// The KEKs of a process: their clients, made once, and which of them failed last.
+pub struct Keks {
+    clients: Mutex<BTreeMap<KekUri, Arc<dyn Kek>>>,
+    failing: Mutex<BTreeSet<KekUri>>,
+    permits: Semaphore,
+    time_limit: Duration,
+}
+
+impl Keks {
+    /// `time_limit` holds for every single unwrap.
+    pub fn new(time_limit: Duration) -> Self {
+        Self { clients: Mutex::default(), failing: Mutex::default(), permits: Semaphore::new(CONCURRENT_UNWRAPS), time_limit }
+    }
+
+    fn client(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        match clients.get(uri) {
+            Some(client) => Ok(Arc::clone(client)),
+            None => {
+                let client = backend::kek(uri)?;
+                clients.insert(uri.clone(), Arc::clone(&client));
+                Ok(client)
+            }
+        }
+    }
+
+    /// Opens versions of a keyring into one block of locked memory. Each either opens or says why not.
+    pub async fn open(self: &Arc<Self>, keyring: KeyringId, versions: Vec<&Version>) -> Opened {
+        let mut tasks = JoinSet::new();
+        for version in versions {
+            let (keks, version) = (Arc::clone(self), version.clone());
+            tasks.spawn(async move {
+                let opened = keks.unwrap(keyring, &version).await;
+                (version.version, opened)
+            });
+        }
+        let mut deks: Vec<(u32, Dek)> = Vec::new();
+        let mut opened = Opened::new();
+        while let Some(result) = tasks.join_next().await {
+            match result {
+                Ok((version, Ok(dek))) => deks.push((version, dek)),
+                Ok((version, Err(reason))) => drop(opened.insert(version, Err(reason))),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // Only a runtime that shuts down cancels them.
+                    Err(_) => continue,
+                },
+            }
+        }
+        match VersionKeys::derive(deks.iter().map(|(_, dek)| dek)) {
+            Ok(keys) => opened.extend(deks.iter().zip(keys).map(|((version, _), keys)| (*version, Ok(keys)))),
+            Err(error) => opened.extend(deks.iter().map(|(version, _)| (*version, Err(format!("no memory for its keys: {error}"))))),
+        }
+        opened
+    }
+
+    /// Tries a version's wraps, those of KEKs that answered last time first; any one is enough.
+    async fn unwrap(&self, keyring: KeyringId, version: &Version) -> Result<Dek, String> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (suspect, healthy): (Vec<_>, Vec<_>) = version.wraps.iter().partition(|wrap| failing.contains(&wrap.kek));
+        let context = WrapContext { keyring, version: version.version };
+        let mut reasons = Vec::new();
+        for wrap in healthy.into_iter().chain(suspect) {
+            let attempt = async {
+                let _permit = self.permits.acquire().await;
+                let client = self.client(&wrap.kek)?;
+                tokio::time::timeout(self.time_limit, client.unwrap(&wrap.ciphertext.0, context))
+                    .await
+                    .unwrap_or_else(|_| Err(KekError(format!("{}: no answer within {:?} (`refresh.kek_timeout`)", wrap.kek, self.time_limit))))
+            };
+            let result = attempt.await;
+            let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            match result {
+                Ok(dek) => {
+                    failing.remove(&wrap.kek);
+                    if dek.matches_check(&keyring, version.version, &version.check.0) {
+                        return Ok(dek);
+                    }
+                    reasons.push(format!("{}: gave another key than the manifest commits to", wrap.kek));
+                }
+                Err(KekError(reason)) => {
+                    failing.insert(wrap.kek.clone());
+                    reasons.push(reason);
+                }
+            }
+        }
+        Err(reasons.join("; "))
+    }
+}
