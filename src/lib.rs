@@ -1,10 +1,13 @@
-//! Sidekey: a per-pod sidecar that decrypts on behalf of applications.
+//! Sidekey: a per-pod sidecar that decrypts on behalf of applications. ARCHITECTURE.md shows how the modules stand to each other.
 
+pub mod app;
 pub mod backend;
 pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod keyring;
+pub mod lifecycle;
 pub mod policy;
 pub mod refresh;
+pub mod serve;
 pub mod telemetry;

@@ -49,9 +49,11 @@ impl FileStore {
 
     /// Compare-and-swap under a lock on the folder: a rename gives the file a new inode, so a lock on the file would guard nothing.
     fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), StoreError> {
-        let failed = |what: &'static str| move |error| match self.failed(what, &error) {
-            StoreError::Missing(location) => StoreError::Failed { location, reason: format!("{what}: {error}") },
-            other => other,
+        let failed = |what: &'static str| {
+            move |error| match self.failed(what, &error) {
+                StoreError::Missing(location) => StoreError::Failed { location, reason: format!("{what}: {error}") },
+                other => other,
+            }
         };
         let target = match fs::canonicalize(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => self.path.clone(),
@@ -73,7 +75,9 @@ impl FileStore {
         let temporary = temporary_beside(&target);
         // What a writer that was killed left behind; the lock says that none is at work.
         match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("can't remove a leftover temporary file")(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(failed("can't remove a leftover temporary file")(error));
+            }
             _ => {}
         }
         let write = || {
@@ -114,11 +118,18 @@ impl ManifestStore for FileStore {
     }
 
     fn watch(&self, changed: Box<dyn Fn() + Send + Sync>) -> Result<WatchGuard, StoreError> {
-        let failed = |error: notify::Error| StoreError::Failed { location: self.location(), reason: format!("can't watch its folder: {error}") };
+        let failed = |error: notify::Error| StoreError::Failed {
+            location: self.location(),
+            reason: format!("can't watch its folder: {error}"),
+        };
         let name = self.path.file_name().unwrap_or_default().to_owned();
         let concerns = move |event: &Event| {
             !matches!(event.kind, EventKind::Access(_))
-                && event.paths.iter().filter_map(|path| path.file_name()).any(|changed| changed == name || changed == OsStr::new("..data"))
+                && event
+                    .paths
+                    .iter()
+                    .filter_map(|path| path.file_name())
+                    .any(|changed| changed == name || changed == OsStr::new("..data"))
         };
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
             Ok(event) if !event.need_rescan() && !concerns(&event) => {}

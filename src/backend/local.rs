@@ -43,7 +43,9 @@ fn load(path: &Path) -> Result<SecretKey, KekError> {
         let mode = metadata.mode() & 0o777;
         return Err(failed(format!("others can open this KEK (mode {mode:04o}); run: chmod 600 {}", path.display())));
     }
-    let wrong_length = || failed(format!("a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)"));
+    let wrong_length = || {
+        failed(format!("a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)"))
+    };
     if metadata.len() != KEY_LEN as u64 {
         return Err(wrong_length());
     }
@@ -65,7 +67,12 @@ impl Kek for LocalKek {
         let path = self.path.clone();
         Box::pin(async move {
             let kek = blocking(move || load(&path)).await?;
-            let refused = || KekError(format!("local:{}: this KEK doesn't open the wrap: it is another key, or the wrap was changed", self.path.display()));
+            let refused = || {
+                KekError(format!(
+                    "local:{}: this KEK doesn't open the wrap: it is another key, or the wrap was changed",
+                    self.path.display()
+                ))
+            };
             unwrap_dek(&kek, wrap, context).ok_or_else(refused)
         })
     }

@@ -38,7 +38,9 @@ pub fn kek(uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
     match uri.scheme() {
         #[cfg(feature = "local")]
         "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
-        scheme => Err(KekError(format!("{uri}: this build of sidekey has no `{scheme}` backend; build it with --features {scheme}"))),
+        scheme => {
+            Err(KekError(format!("{uri}: this build of sidekey has no `{scheme}` backend; build it with --features {scheme}")))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who may do what: rules in, verdict out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::config::{KeyringName, Operation, Rule};
 
@@ -35,7 +35,7 @@ struct Compiled {
     token: bool,
 }
 
-/// What a caller may do with one keyring: decided once a connection and keyring, looked up at every request.
+/// What a caller may do with one keyring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permissions(u8);
 
@@ -80,12 +80,9 @@ impl Policy {
             };
             names_caller && rule.keyrings.as_ref().is_none_or(|names| names.contains(keyring))
         };
-        Permissions(self.rules.iter().filter(speaks).flat_map(|rule| &rule.operations).fold(0, |all, operation| all | bit(*operation)))
-    }
-
-    /// What `caller` may do with each of `keyrings`.
-    pub fn all_permissions<'k>(&self, caller: &Caller, keyrings: impl Iterator<Item = &'k KeyringName>) -> BTreeMap<&'k KeyringName, Permissions> {
-        keyrings.map(|keyring| (keyring, self.permissions(caller, keyring))).collect()
+        Permissions(
+            self.rules.iter().filter(speaks).flat_map(|rule| &rule.operations).fold(0, |all, operation| all | bit(*operation)),
+        )
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::{ArcSwapOption, Guard};
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
@@ -34,6 +34,7 @@ pub struct Keyring {
     location: Location,
     confirm: Confirm,
     snapshot: ArcSwapOption<Snapshot>,
+    generations: watch::Sender<Option<u64>>,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     confirmed_at: AtomicI64,
     observed_since: Timestamp,
@@ -70,6 +71,7 @@ impl Keyring {
             location: settings.location.clone(),
             confirm: settings.confirm,
             snapshot: ArcSwapOption::empty(),
+            generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
             observed_since: shared.clock.now(),
             standing: Mutex::default(),
@@ -163,8 +165,15 @@ impl Keyring {
         self.confirmed_at().and_then(|confirmed| confirmed.checked_add(lease).ok()).unwrap_or(Timestamp::MIN)
     }
 
+    /// Tells of every change of the generation in force; `None` until there is one.
+    pub fn generations(&self) -> watch::Receiver<Option<u64>> {
+        self.generations.subscribe()
+    }
+
     pub(super) fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.table.generation();
         self.snapshot.store(Some(Arc::new(snapshot)));
+        self.generations.send_replace(Some(generation));
     }
 
     /// Notes that the location was read at `read_at` and that `table` is what it says.

@@ -4,11 +4,7 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge};
 
 use super::{Keyring, Trigger};
-use crate::{
-    config::KeyringName,
-    keyring::Role,
-    telemetry::Registry,
-};
+use crate::{config::KeyringName, keyring::Role, telemetry::Registry};
 
 const REFRESHES: &str = "sidekey_refreshes_total";
 const UNKNOWN_VERSIONS: &str = "sidekey_unknown_versions_total";
@@ -32,7 +28,8 @@ pub(super) fn describe(registry: &Registry) {
     registry.describe_gauge(PRIMARY_AGE, "How long the primary has been encrypting.");
     registry.describe_gauge(VERSIONS, "Key versions by role.");
     registry.describe_gauge(UNOPENED, "Enabled key versions that no KEK has opened yet.");
-    registry.describe_gauge(LEASE, "How long encrypting goes on if the manifest can't be confirmed; negative once it has stopped.");
+    registry
+        .describe_gauge(LEASE, "How long encrypting goes on if the manifest can't be confirmed; negative once it has stopped.");
     registry.describe_gauge(REFRESHED, "When the manifest was last read and found good.");
     registry.describe_gauge(FAILING, "1 while the last refresh failed or left versions unopened.");
     registry.describe_gauge(LAST_USE, "When a key version last encrypted or decrypted here.");
@@ -56,7 +53,9 @@ impl KeyringMeters {
         let labels = [("keyring", name.as_str())];
         for trigger in Trigger::ALL {
             for result in ["changed", "unchanged"] {
-                registry.counter(REFRESHES, &[("keyring", name.as_str()), ("trigger", trigger.as_str()), ("result", result)]).absolute(0);
+                registry
+                    .counter(REFRESHES, &[("keyring", name.as_str()), ("trigger", trigger.as_str()), ("result", result)])
+                    .absolute(0);
             }
         }
         Self {
@@ -74,7 +73,9 @@ impl KeyringMeters {
     }
 
     pub(super) fn refreshed(&self, registry: &Registry, trigger: Trigger, result: &str) {
-        registry.counter(REFRESHES, &[("keyring", self.name.as_str()), ("trigger", trigger.as_str()), ("result", result)]).increment(1);
+        registry
+            .counter(REFRESHES, &[("keyring", self.name.as_str()), ("trigger", trigger.as_str()), ("result", result)])
+            .increment(1);
     }
 }
 

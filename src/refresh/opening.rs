@@ -69,7 +69,9 @@ impl Keks {
         }
         match VersionKeys::derive(deks.iter().map(|(_, dek)| dek)) {
             Ok(keys) => opened.extend(deks.iter().zip(keys).map(|((version, _), keys)| (*version, Ok(keys)))),
-            Err(error) => opened.extend(deks.iter().map(|(version, _)| (*version, Err(format!("no memory for its keys: {error}"))))),
+            Err(error) => {
+                opened.extend(deks.iter().map(|(version, _)| (*version, Err(format!("no memory for its keys: {error}")))))
+            }
         }
         opened
     }
@@ -84,9 +86,9 @@ impl Keks {
             let attempt = async {
                 let _permit = self.permits.acquire().await;
                 let client = self.client(&wrap.kek)?;
-                tokio::time::timeout(self.time_limit, client.unwrap(&wrap.ciphertext.0, context))
-                    .await
-                    .unwrap_or_else(|_| Err(KekError(format!("{}: no answer within {:?} (`refresh.kek_timeout`)", wrap.kek, self.time_limit))))
+                tokio::time::timeout(self.time_limit, client.unwrap(&wrap.ciphertext.0, context)).await.unwrap_or_else(|_| {
+                    Err(KekError(format!("{}: no answer within {:?} (`refresh.kek_timeout`)", wrap.kek, self.time_limit)))
+                })
             };
             let result = attempt.await;
             let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);

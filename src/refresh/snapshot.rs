@@ -27,7 +27,12 @@ impl Snapshot {
     /// A snapshot of `table`. The meters of versions that `former` had go on counting.
     pub(super) fn new(table: KeyTable, former: Option<&Self>, name: &KeyringName, registry: &Registry) -> Self {
         let kept = former.map_or(&[][..], |former| &former.meters);
-        let fresh = table.manifest().versions.iter().skip(kept.len()).map(|version| Arc::new(VersionMeter::new(name, version.version, registry)));
+        let fresh = table
+            .manifest()
+            .versions
+            .iter()
+            .skip(kept.len())
+            .map(|version| Arc::new(VersionMeter::new(name, version.version, registry)));
         let meters = kept.iter().cloned().chain(fresh).collect();
         Self { table, meters }
     }
@@ -53,7 +58,11 @@ impl VersionMeter {
             let labels = [("keyring", keyring.as_str()), ("version", &version), ("operation", operation.as_str())];
             registry.counter(OPERATIONS, &labels)
         };
-        Self { encrypted: counter(Operation::Encrypt), decrypted: counter(Operation::Decrypt), last_used: AtomicI64::new(i64::MIN) }
+        Self {
+            encrypted: counter(Operation::Encrypt),
+            decrypted: counter(Operation::Decrypt),
+            last_used: AtomicI64::new(i64::MIN),
+        }
     }
 
     pub(super) fn describe(registry: &Registry) {

@@ -51,7 +51,12 @@ impl Outcome {
 }
 
 impl Refresher {
-    pub(super) fn new(keyring: Arc<Keyring>, settings: &config::Keyring, shared: Shared, requests: mpsc::Receiver<Request>) -> Self {
+    pub(super) fn new(
+        keyring: Arc<Keyring>,
+        settings: &config::Keyring,
+        shared: Shared,
+        requests: mpsc::Receiver<Request>,
+    ) -> Self {
         let expectations = Expectations {
             name: settings.name.clone(),
             min_generation: settings.min_generation,
@@ -210,7 +215,8 @@ impl Refresher {
         let now = self.shared.clock.now();
         let snapshot = self.keyring.snapshot().clone();
         let unopened = snapshot.as_deref().and_then(|snapshot| {
-            let reasons: Vec<String> = snapshot.table.unopened().map(|(version, reason)| format!("version {version}: {reason}")).collect();
+            let reasons: Vec<String> =
+                snapshot.table.unopened().map(|(version, reason)| format!("version {version}: {reason}")).collect();
             (!reasons.is_empty()).then(|| Failure { code: "kek_unavailable", message: reasons.join("; ") })
         });
         let failure = match result {

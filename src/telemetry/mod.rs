@@ -17,7 +17,8 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// From 10 µs, below what a message costs, to 10 s, above every time-out on the request path.
 const BUCKETS: [f64; 19] = [
-    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0,
 ];
 
 /// The metrics of one sidecar, in Prometheus' text format (version 0.0.4).

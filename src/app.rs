@@ -1,0 +1,209 @@
+//! The sidecar, put together: config and clock in, a running sidecar out. Refreshes, ops listener and signals live on the thread
+//! that calls (the control thread); requests are served by worker threads of their own.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    runtime,
+    task::JoinHandle,
+    time::{interval, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    clock::Clock,
+    config::Settings,
+    crypto::lock_report,
+    lifecycle::{Readiness, Signal, Signals, Stopping},
+    refresh::{self, Keks, Keyring, Trigger},
+    serve::{self, BindError, Listeners, OpsServer, Parts},
+    telemetry::{Registry, UPKEEP_INTERVAL},
+};
+
+/// Why a sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The applications' listeners.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The ops listener.
+    #[error("can't listen on {address} (`ops.listen`): {error}")]
+    Ops {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// The worker threads.
+    #[error("can't start the worker threads: {0}")]
+    Threads(io::Error),
+    /// The signal handlers.
+    #[error("can't listen to signals: {0}")]
+    Signals(io::Error),
+}
+
+/// A sidecar that runs.
+pub struct Bound {
+    socket: PathBuf,
+    tcp: Option<SocketAddr>,
+    ops: SocketAddr,
+    keyrings: Vec<Arc<Keyring>>,
+    readiness: Arc<Readiness>,
+    stopping: Stopping,
+    serving: JoinHandle<()>,
+    workers: Option<runtime::Runtime>,
+    drain: Duration,
+}
+
+/// Starts a sidecar. The current runtime becomes its control plane.
+///
+/// # Errors
+/// [`StartError`]. A keyring that can't be loaded yet is none: it is tried again, and readiness waits for it.
+pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartError> {
+    let address = settings.ops.listen;
+    let ops_failed = |error| StartError::Ops { address, error };
+    let ops_listener = OpsServer::bind(address).await.map_err(ops_failed)?;
+    let ops = ops_listener.local_addr().map_err(ops_failed)?;
+    let listeners = Listeners::bind(settings)?;
+    let (socket, tcp) = (listeners.socket().to_owned(), listeners.tcp());
+
+    let registry = Arc::new(Registry::default());
+    refresh::describe_metrics(&registry);
+    serve::describe_metrics(&registry);
+    let stopping = Stopping::default();
+    let shared = refresh::Shared {
+        settings: settings.refresh.clone(),
+        wave: settings.wave.clone(),
+        clock: clock.clone(),
+        registry: Arc::clone(&registry),
+        keks: Arc::new(Keks::new(settings.refresh.kek_timeout)),
+        shutdown: stopping.ending.clone(),
+    };
+    let keyrings: Vec<_> = settings.keyrings.iter().map(|keyring| refresh::spawn(keyring, &shared)).collect();
+    let readiness = Arc::new(Readiness::new(keyrings.clone(), stopping.draining.clone(), clock.clone()));
+    let pending = {
+        let readiness = Arc::clone(&readiness);
+        Box::new(move || readiness.pending())
+    };
+    let ops_server = OpsServer::new(keyrings.clone(), Arc::clone(&registry), clock.clone(), pending);
+    tokio::spawn(ops_server.run(ops_listener, stopping.ending.clone()));
+    tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
+
+    let mut workers = runtime::Builder::new_multi_thread();
+    if let Some(count) = settings.runtime.workers {
+        workers.worker_threads(count);
+    }
+    let workers = workers.thread_name("sidekey-data").enable_all().build().map_err(StartError::Threads)?;
+    let parts = Parts { settings, keyrings: keyrings.clone(), registry, clock };
+    let serving = listeners.serve(parts, stopping.draining.clone(), stopping.ending.clone(), workers.handle());
+    tokio::spawn(announce(Arc::clone(&readiness), stopping.clone()));
+    Ok(Bound { socket, tcp, ops, keyrings, readiness, stopping, serving, workers: Some(workers), drain: settings.timeouts.drain })
+}
+
+async fn keep_up(registry: Arc<Registry>, stopping: Stopping) {
+    let mut ticks = interval(UPKEEP_INTERVAL);
+    let forever = async {
+        loop {
+            ticks.tick().await;
+            registry.upkeep();
+        }
+    };
+    stopping.ending.run_until_cancelled(forever).await;
+}
+
+async fn announce(readiness: Arc<Readiness>, stopping: Stopping) {
+    if stopping.draining.run_until_cancelled(readiness.reached()).await.is_none() {
+        return;
+    }
+    info!("ready");
+    let memory = lock_report();
+    if memory.unlocked > 0 {
+        let limit = memory.limit.map_or_else(|| "unlimited".into(), |limit| format!("{limit} bytes"));
+        warn!(
+            "{} bytes of key memory could be swapped to disk: RLIMIT_MEMLOCK is {limit}. Set it to at least {} bytes \
+             (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or add the capability IPC_LOCK",
+            memory.unlocked,
+            // The kernel counts pages.
+            (memory.locked + memory.unlocked).next_multiple_of(4096) * 2
+        );
+    }
+}
+
+impl Bound {
+    /// The Unix socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The TCP listener's real address.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// The ops listener's real address.
+    pub fn ops(&self) -> SocketAddr {
+        self.ops
+    }
+
+    /// The keyrings that are served.
+    pub fn keyrings(&self) -> &[Arc<Keyring>] {
+        &self.keyrings
+    }
+
+    /// Resolves when every keyring can encrypt.
+    pub async fn ready(&self) {
+        self.readiness.reached().await;
+    }
+
+    /// Refreshes every keyring.
+    pub fn refresh(&self) {
+        for keyring in &self.keyrings {
+            keyring.request(Trigger::Signal);
+        }
+    }
+
+    /// Stops: no new connections, then up to `drain_timeout` for requests in flight, or until `hurry` resolves.
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
+        self.stopping.draining.cancel();
+        tokio::select! {
+            result = timeout(self.drain, &mut self.serving) => match result {
+                Ok(_) => info!("drained"),
+                Err(_) => warn!(drain_timeout = ?self.drain, "requests were still in flight when the drain time was over"),
+            },
+            () = hurry => warn!("stopping at once"),
+        }
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops; a second one ends at once. SIGHUP refreshes.
+    pub async fn run(self, mut signals: Signals) {
+        loop {
+            match signals.next().await {
+                Signal::Refresh => {
+                    info!("refreshing every keyring");
+                    self.refresh();
+                }
+                Signal::Stop => break,
+            }
+        }
+        info!(drain_timeout = ?self.drain, "stopping");
+        let second = async { while signals.next().await != Signal::Stop {} };
+        self.stop(second).await;
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.stopping.draining.cancel();
+        self.stopping.ending.cancel();
+        if let Some(workers) = self.workers.take() {
+            // Waiting for them would block the control thread, on which this may run.
+            workers.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{clock::Clock, keyring::Slot, refresh::Keyring};
+
+/// Whether the sidecar may get traffic: once every keyring has been able to encrypt, until draining begins. A refresh that fails later
+/// doesn't change it, for the keys in memory go on serving (I7).
+pub struct Readiness {
+    keyrings: Vec<Arc<Keyring>>,
+    was_ready: AtomicBool,
+    draining: CancellationToken,
+    clock: Clock,
+}
+
+impl Readiness {
+    /// Not ready yet.
+    pub fn new(keyrings: Vec<Arc<Keyring>>, draining: CancellationToken, clock: Clock) -> Self {
+        Self { keyrings, was_ready: AtomicBool::new(false), draining, clock }
+    }
+
+    /// What is awaited, a line each; empty when ready.
+    pub fn pending(&self) -> Vec<String> {
+        if self.draining.is_cancelled() {
+            return vec!["draining: no new requests, please".into()];
+        }
+        if self.was_ready.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let pending: Vec<String> = self.keyrings.iter().filter_map(|keyring| self.reason(keyring)).collect();
+        if pending.is_empty() {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
+        pending
+    }
+
+    /// Resolves when all is ready.
+    pub async fn reached(&self) {
+        for keyring in &self.keyrings {
+            let mut generations = keyring.generations();
+            // The keyring lives as long as this, so the channel doesn't close.
+            while self.reason(keyring).is_some() && generations.changed().await.is_ok() {}
+        }
+    }
+
+    fn reason(&self, keyring: &Keyring) -> Option<String> {
+        let name = keyring.name();
+        let snapshot = keyring.snapshot();
+        let Some(table) = snapshot.as_ref().map(|snapshot| &snapshot.table) else {
+            let failure =
+                keyring.standing().failure.map_or_else(|| "its manifest is being read".into(), |(_, failure)| failure.message);
+            return Some(format!("keyring {name}: {failure}"));
+        };
+        let now = self.clock.now();
+        if table.can_encrypt(now) {
+            return None;
+        }
+        let why = match table.primary(now).and_then(|primary| Some((primary, table.slot(primary)?))) {
+            Some((primary, Slot::Unopened(reason))) => format!("its primary, version {primary}, is not open: {reason}"),
+            _ => format!("no version is activated for wave {} yet", table.wave()),
+        };
+        Some(format!("keyring {name}: {why}"))
+    }
+}

@@ -1,0 +1,106 @@
+//! What callers did: metrics by keyring, operation and code.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::problem::Code;
+use crate::{
+    config::{KeyringName, Operation},
+    telemetry::Registry,
+};
+
+const REQUESTS: &str = "sidekey_requests_total";
+const ITEM_ERRORS: &str = "sidekey_batch_item_errors_total";
+const DURATION: &str = "sidekey_request_duration_seconds";
+const RECEIVED: &str = "sidekey_received_bytes_total";
+const SENT: &str = "sidekey_sent_bytes_total";
+const DENIED: &str = "sidekey_policy_denials_total";
+const CONNECTIONS: &str = "sidekey_connections";
+const REFUSED: &str = "sidekey_connections_refused_total";
+
+/// Describes the metrics of the applications' listeners.
+pub fn describe_metrics(registry: &Registry) {
+    registry.describe_counter(
+        REQUESTS,
+        "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",
+    );
+    registry.describe_counter(ITEM_ERRORS, "Items of batches that failed, by code; the batch itself counts as `ok`.");
+    registry.describe_histogram(DURATION, "Time from a request's head to its answer.");
+    registry.describe_counter(RECEIVED, "Bytes of request bodies.");
+    registry.describe_counter(SENT, "Bytes of answer bodies.");
+    registry.describe_counter(DENIED, "Requests that the policy denied.");
+    registry.describe_gauge(CONNECTIONS, "Open connections.");
+    registry.describe_counter(REFUSED, "Connections refused or ended early because there were too many.");
+}
+
+/// One operation on one keyring.
+pub(super) struct OperationMeters {
+    registry: Arc<Registry>,
+    keyring: KeyringName,
+    operation: Operation,
+    ok: Counter,
+    duration: Histogram,
+    received: Counter,
+    sent: Counter,
+    denied: Counter,
+}
+
+impl OperationMeters {
+    pub(super) fn new(registry: &Arc<Registry>, keyring: &KeyringName, operation: Operation) -> Self {
+        let labels = [("keyring", keyring.as_str()), ("operation", operation.as_str())];
+        Self {
+            registry: Arc::clone(registry),
+            keyring: keyring.clone(),
+            operation,
+            ok: registry.counter(REQUESTS, &[labels[0], labels[1], ("code", "ok")]),
+            duration: registry.histogram(DURATION, &labels),
+            received: registry.counter(RECEIVED, &labels),
+            sent: registry.counter(SENT, &labels),
+            denied: registry.counter(DENIED, &labels),
+        }
+    }
+
+    pub(super) fn succeeded(&self, received: usize, sent: usize, took: Duration) {
+        self.ok.increment(1);
+        self.received.increment(received as u64);
+        self.sent.increment(sent as u64);
+        self.duration.record(took);
+    }
+
+    pub(super) fn failed(&self, code: Code, took: Duration) {
+        self.error(REQUESTS, code);
+        self.duration.record(took);
+        if code == Code::Forbidden {
+            self.denied.increment(1);
+        }
+    }
+
+    pub(super) fn item_failed(&self, code: Code) {
+        self.error(ITEM_ERRORS, code);
+    }
+
+    fn error(&self, name: &'static str, code: Code) {
+        let labels = [("keyring", self.keyring.as_str()), ("operation", self.operation.as_str()), ("code", code.as_str())];
+        self.registry.counter(name, &labels).increment(1);
+    }
+}
+
+/// Counts a request that came to no keyring's operation.
+pub(super) fn unrouted(registry: &Registry, code: Code) {
+    registry.counter(REQUESTS, &[("keyring", ""), ("operation", ""), ("code", code.as_str())]).increment(1);
+}
+
+/// A listener's connections.
+#[derive(Clone)]
+pub(super) struct ConnectionMeters {
+    pub(super) open: Gauge,
+    pub(super) refused: Counter,
+}
+
+impl ConnectionMeters {
+    pub(super) fn new(registry: &Registry, listener: &'static str) -> Self {
+        let labels = [("listener", listener)];
+        Self { open: registry.gauge(CONNECTIONS, &labels), refused: registry.counter(REFUSED, &labels) }
+    }
+}

@@ -1,0 +1,111 @@
+//! The applications' API (docs/api.md): HTTP/1.1 and HTTP/2 over a Unix socket and, where a socket won't do, loopback TCP.
+
+mod body;
+mod connection;
+mod json;
+mod listener;
+mod meters;
+mod octets;
+mod ops;
+mod problem;
+mod service;
+mod session;
+mod status;
+mod token;
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use base64::{
+    alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    connection::Acceptor,
+    listener::BoundSocket,
+    service::{Service, Source},
+};
+use crate::{clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
+
+pub use self::{
+    listener::ListenError,
+    meters::describe_metrics,
+    ops::OpsServer,
+    problem::{Code, Problem},
+    status::{KeyringStatus, Status, VersionStatus},
+    token::TokenError,
+};
+
+/// Standard base64 as it is written: with padding (RFC 4648 §4).
+const STANDARD: GeneralPurpose = base64::engine::general_purpose::STANDARD;
+/// Standard base64 as it is read: with or without padding, for languages differ in what they write.
+const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The listeners, bound but not yet served.
+pub struct Listeners {
+    socket: BoundSocket,
+    tcp: Option<(std::net::TcpListener, token::Token)>,
+}
+
+/// Why the applications' side could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl Listeners {
+    /// Binds what the config names.
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub fn bind(settings: &Settings) -> Result<Self, BindError> {
+        let tcp = match &settings.listen.tcp {
+            Some(tcp) => Some((listener::bind_tcp(tcp.address)?, token::Token::load(&tcp.token_file)?)),
+            None => None,
+        };
+        Ok(Self { socket: BoundSocket::bind(&settings.listen)?, tcp })
+    }
+
+    /// The Unix socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket.path
+    }
+
+    /// The TCP listener's real address.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
+    /// The handle resolves when the last connection is over.
+    pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
+        let service = Arc::new(Service::new(parts.settings, parts.keyrings, &parts.registry, parts.clock));
+        let acceptor = Acceptor::new(parts.settings, service, draining, ending);
+        let registry = parts.registry;
+        runtime.spawn(async move {
+            acceptor.run(self.socket, self.tcp, &registry).await;
+        })
+    }
+}
+
+/// What the API is served from.
+pub struct Parts<'s> {
+    /// Limits, time-outs and policy.
+    pub settings: &'s Settings,
+    /// The keyrings.
+    pub keyrings: Vec<Arc<Keyring>>,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// The time.
+    pub clock: Clock,
+}

@@ -1,0 +1,211 @@
+//! The operators' listener, on the control thread: health, metrics, status and the manifests in force. No keys, no plaintexts.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use matchit::Router;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{
+    problem::{Code, Problem},
+    status::{KeyMemory, KeyringStatus, Status},
+};
+use crate::{clock::Clock, crypto::lock_report, refresh::Keyring, telemetry::Registry};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+const CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a scraper may take over all its requests on one connection.
+const CONNECTION_TIME: Duration = Duration::from_secs(600);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const KEY_MEMORY: &str = "sidekey_key_memory_bytes";
+const BUILD: &str = "sidekey_build_info";
+const STARTED: &str = "sidekey_start_time_seconds";
+const READY: &str = "sidekey_ready";
+
+/// What is not ready yet; empty when all is.
+pub(super) type Pending = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// Answers operators.
+pub struct OpsServer {
+    router: Router<Route>,
+    keyrings: Vec<Arc<Keyring>>,
+    registry: Arc<Registry>,
+    clock: Clock,
+    started_at: Timestamp,
+    pending: Pending,
+}
+
+#[derive(Clone, Copy)]
+enum Route {
+    Live,
+    Ready,
+    Metrics,
+    Status,
+    Manifest,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl OpsServer {
+    /// A server that isn't listening yet.
+    pub fn new(keyrings: Vec<Arc<Keyring>>, registry: Arc<Registry>, clock: Clock, pending: Pending) -> Arc<Self> {
+        let mut router = Router::new();
+        let routes = [
+            ("/livez", Route::Live),
+            ("/readyz", Route::Ready),
+            ("/metrics", Route::Metrics),
+            ("/status", Route::Status),
+            ("/manifests/{keyring}", Route::Manifest),
+        ];
+        for (path, route) in routes {
+            if let Err(error) = router.insert(path, route) {
+                unreachable!("the routes above don't contradict each other: {error}");
+            }
+        }
+        registry.describe_gauge(KEY_MEMORY, "Key memory by whether it is locked against swapping.");
+        registry.describe_gauge(BUILD, "Always 1; the labels tell the build.");
+        registry.describe_gauge(STARTED, "When the process started.");
+        registry.describe_gauge(READY, "1 once /readyz says yes.");
+        let started_at = clock.now();
+        registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
+        Arc::new(Self { router, keyrings, registry, clock, started_at, pending })
+    }
+
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// The address is taken, or not this machine's.
+    pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+        TcpListener::bind(address).await
+    }
+
+    /// Answers until `ending` is cancelled.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, ending: CancellationToken) {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let accept = async {
+            loop {
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let server = Arc::clone(&self);
+                        let ended = ending.clone();
+                        tokio::spawn(async move {
+                            let service = service_fn(|request| {
+                                let answer = server.answer(&request);
+                                async { Ok::<_, Infallible>(answer) }
+                            });
+                            let connection = http1::Builder::new()
+                                .timer(TokioTimer::new())
+                                .header_read_timeout(HEADER_TIMEOUT)
+                                .serve_connection(TokioIo::new(stream), service);
+                            // A scraper that went away, or took too long: its next connection is as good.
+                            let _ = ended.run_until_cancelled(timeout(CONNECTION_TIME, connection)).await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        warn!(%error, "the ops listener can't accept connections; trying again");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        ending.run_until_cancelled(accept).await;
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Answer {
+        self.route(request).unwrap_or_else(Problem::into_response)
+    }
+
+    fn route(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
+        let found = self
+            .router
+            .at(request.uri().path())
+            .map_err(|_| Problem::new(Code::NotFound, "here are /livez, /readyz, /metrics, /status and /manifests/{keyring}"))?;
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return Err(Problem::method_not_allowed("GET, HEAD"));
+        }
+        match found.value {
+            Route::Live => Ok(answer(StatusCode::OK, TEXT, "ok\n")),
+            Route::Ready => Ok(self.ready()),
+            Route::Metrics => Ok(answer(StatusCode::OK, PROMETHEUS, self.metrics())),
+            Route::Status => {
+                let body = serde_json::to_vec(&self.status()).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+                Ok(answer(StatusCode::OK, JSON, body))
+            }
+            Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let pending = (self.pending)();
+        if pending.is_empty() {
+            answer(StatusCode::OK, TEXT, "ok\n")
+        } else {
+            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, pending.iter().map(|what| format!("{what}\n")).collect::<String>())
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let now = self.clock.now();
+        for keyring in &self.keyrings {
+            keyring.observe(&self.registry, now);
+        }
+        let memory = lock_report();
+        self.registry.gauge(KEY_MEMORY, &[("locked", "true")]).set(memory.locked as f64);
+        self.registry.gauge(KEY_MEMORY, &[("locked", "false")]).set(memory.unlocked as f64);
+        self.registry.gauge(READY, &[]).set(if (self.pending)().is_empty() { 1.0 } else { 0.0 });
+        self.registry.render()
+    }
+
+    fn status(&self) -> Status {
+        let now = self.clock.now();
+        let pending = (self.pending)();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: self.started_at,
+            ready: pending.is_empty(),
+            pending,
+            key_memory: KeyMemory::now(),
+            keyrings: self.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
+        }
+    }
+
+    fn manifest(&self, name: &str) -> Result<Answer, Problem> {
+        let keyring = self.keyrings.iter().find(|keyring| keyring.name().as_str() == name);
+        let keyring = keyring.ok_or_else(|| Problem::new(Code::KeyringNotFound, "/status lists the keyrings that are served"))?;
+        let snapshot = keyring.snapshot().clone();
+        let snapshot = snapshot.ok_or_else(|| {
+            Problem::new(Code::ProviderUnavailable, "no manifest is in force yet; /status says why").retry_after(1)
+        })?;
+        Ok(answer(StatusCode::OK, JSON, snapshot.table.document().bytes().to_vec()))
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

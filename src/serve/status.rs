@@ -1,0 +1,165 @@
+//! What `/status` tells: the evidence that operators and `sidekey keyring disable` act on. Nothing in it is secret.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{KeyringName, Wave},
+    crypto::{KeyringId, lock_report},
+    keyring::{Slot, State},
+    refresh::{Keyring, VersionMeter},
+};
+
+/// A sidecar's state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The build's version.
+    pub version: String,
+    /// When the process started.
+    pub started_at: Timestamp,
+    /// Whether it serves.
+    pub ready: bool,
+    /// What it waits for, if it isn't ready.
+    pub pending: Vec<String>,
+    /// How much key memory is locked against swapping.
+    pub key_memory: KeyMemory,
+    /// Its keyrings.
+    pub keyrings: Vec<KeyringStatus>,
+}
+
+/// Bytes of key memory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyMemory {
+    /// Locked.
+    pub locked_bytes: usize,
+    /// Refused by the kernel.
+    pub unlocked_bytes: usize,
+    /// The process's limit; none is unlimited.
+    pub limit_bytes: Option<u64>,
+}
+
+/// A keyring's state on one sidecar.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyringStatus {
+    /// Its name.
+    pub name: KeyringName,
+    /// Where its manifest is.
+    pub location: String,
+    /// The wave that it is served for.
+    pub wave: Wave,
+    /// Since when uses are counted.
+    pub observed_since: Timestamp,
+    /// When the manifest was last read and found good.
+    pub last_refresh: Option<Timestamp>,
+    /// What is wrong now.
+    pub last_error: Option<RefreshError>,
+    /// What is in force; none until the first refresh succeeded.
+    pub in_force: Option<InForce>,
+}
+
+/// Why the last refresh did less than it should.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefreshError {
+    /// When.
+    pub at: Timestamp,
+    /// A stable code (docs/errors.md).
+    pub code: String,
+    /// What failed, on what, what to do.
+    pub message: String,
+}
+
+/// A manifest in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InForce {
+    /// The keyring's id.
+    pub id: KeyringId,
+    /// The generation.
+    pub generation: u64,
+    /// When the generation was written.
+    pub updated_at: Timestamp,
+    /// The version that encrypts.
+    pub primary: Option<u32>,
+    /// Since when.
+    pub primary_since: Option<Timestamp>,
+    /// When the manifest was last confirmed.
+    pub confirmed_at: Option<Timestamp>,
+    /// Until when it encrypts without being confirmed again.
+    pub encrypt_until: Timestamp,
+    /// Its versions.
+    pub versions: Vec<VersionStatus>,
+}
+
+/// A version's state on one sidecar.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VersionStatus {
+    /// Its number.
+    pub version: u32,
+    /// Its stored state.
+    pub state: State,
+    /// Its role for this wave.
+    pub role: String,
+    /// Whether somebody else may know it.
+    pub compromised: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last encrypted or decrypted here.
+    pub last_used: Option<Timestamp>,
+    /// Why an enabled version isn't open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unopened: Option<String>,
+}
+
+impl KeyMemory {
+    pub(super) fn now() -> Self {
+        let report = lock_report();
+        Self { locked_bytes: report.locked, unlocked_bytes: report.unlocked, limit_bytes: report.limit }
+    }
+}
+
+impl KeyringStatus {
+    pub(super) fn of(keyring: &Keyring, now: Timestamp) -> Self {
+        let standing = keyring.standing();
+        let failure = standing.failure;
+        Self {
+            name: keyring.name().clone(),
+            location: keyring.location().to_string(),
+            wave: keyring.wave().clone(),
+            observed_since: keyring.observed_since(),
+            last_refresh: standing.last_success,
+            last_error: failure.map(|(at, failure)| RefreshError { at, code: failure.code.into(), message: failure.message }),
+            in_force: InForce::of(keyring, now),
+        }
+    }
+}
+
+impl InForce {
+    fn of(keyring: &Keyring, now: Timestamp) -> Option<Self> {
+        let snapshot = keyring.snapshot().clone()?;
+        let table = &snapshot.table;
+        let versions = table.manifest().versions.iter().filter_map(|version| {
+            let number = version.version;
+            Some(VersionStatus {
+                version: number,
+                state: version.state,
+                role: table.role(number, now)?.to_string(),
+                compromised: version.compromised,
+                created_at: version.created_at,
+                last_used: snapshot.meter(number).and_then(VersionMeter::last_used),
+                unopened: match table.slot(number)? {
+                    Slot::Unopened(reason) => Some(reason.clone()),
+                    _ => None,
+                },
+            })
+        });
+        Some(Self {
+            id: table.id(),
+            generation: table.generation(),
+            updated_at: table.manifest().updated_at,
+            primary: table.primary(now),
+            primary_since: table.primary_since(now),
+            confirmed_at: keyring.confirmed_at(),
+            encrypt_until: keyring.lease_end(table),
+            versions: versions.collect(),
+        })
+    }
+}
