@@ -72,6 +72,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let ops = ops_listener.local_addr().map_err(ops_failed)?;
     let listeners = Listeners::bind(settings)?;
     let (socket, tcp) = (listeners.socket().to_owned(), listeners.tcp());
+    info!(socket = %socket.display(), tcp = tcp.map(tracing::field::display), %ops, version = env!("CARGO_PKG_VERSION"), "listening");
 
     let registry = Arc::new(Registry::default());
     refresh::describe_metrics(&registry);

@@ -1,7 +1,9 @@
 //! Sidekey: a per-pod sidecar that decrypts on behalf of applications. ARCHITECTURE.md shows how the modules stand to each other.
 
+pub mod admin;
 pub mod app;
 pub mod backend;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crypto;

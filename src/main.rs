@@ -1,1 +1,16 @@
-fn main() {}
+//! The `sidekey` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sidekey::{cli, crypto};
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    // Before the first key byte is read.
+    if let Err(error) = crypto::harden_process() {
+        eprintln!("sidekey: can't forbid core dumps, so no key will be read: {error}");
+        return ExitCode::FAILURE;
+    }
+    cli::run(arguments)
+}

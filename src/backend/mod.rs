@@ -7,7 +7,7 @@ pub mod local;
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use crate::{
-    config::{KekUri, Location},
+    config::{KekUri, Location, Malformed},
     crypto::{Dek, WrapContext},
 };
 
@@ -42,6 +42,19 @@ pub fn kek(uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
             Err(KekError(format!("{uri}: this build of sidekey has no `{scheme}` backend; build it with --features {scheme}")))
         }
     }
+}
+
+/// The same KEK, named so that the name means it from every folder.
+///
+/// # Errors
+/// The working folder is gone.
+pub fn anchored(uri: &KekUri) -> Result<KekUri, KekError> {
+    if uri.scheme() != "local" {
+        return Ok(uri.clone());
+    }
+    let failed = |reason: String| KekError(format!("{uri}: {reason}"));
+    let path = std::path::absolute(uri.rest()).map_err(|error| failed(error.to_string()))?;
+    format!("local:{}", path.display()).parse().map_err(|error: Malformed| failed(error.to_string()))
 }
 
 /// A place where manifests are kept.

@@ -275,10 +275,12 @@ fn log(section: &Section<'_>) -> Read<Log> {
     Ok(Log { format: format?, filter: filter? })
 }
 
+/// Directives come back without the space around them: tracing-subscriber 0.3.23 reads one with space before it wrongly, and
+/// panics on some such text.
 fn filter(value: &Value<'_>) -> Read<String> {
-    let text = value.some_text()?;
-    match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
+    let filter = value.some_text()?.split(',').map(str::trim).collect::<Vec<_>>().join(",");
+    match EnvFilter::builder().parse(&filter) {
+        Ok(_) => Ok(filter),
         Err(why) => Err(value.problem(format_args!("write a level such as \"info\" or a tracing filter: {why}"))),
     }
 }
@@ -733,6 +735,13 @@ c.toml:32: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" 
     }
 
     #[test]
+    fn the_directives_of_a_level_may_have_space_around_them() {
+        let s = parsed(&format!("{}\nlog.level = ' info, sidekey=debug '", MINIMAL.trim()));
+        assert_eq!(s.log.filter, "info,sidekey=debug");
+        assert!(problems_with("log.level = ' a\u{a42}=loud'").starts_with("c.toml:3: log.level: write a level"));
+    }
+
+    #[test]
     fn integers_beyond_any_type_are_out_of_range() {
         let workers = format!("runtime.workers = {}", "9".repeat(60));
         assert_eq!(problems_with(&workers), "c.toml:3: runtime.workers: must be from 1 to 256");
@@ -796,6 +805,11 @@ c.toml:32: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" 
         #[test]
         fn almost_any_toml_is_answered(text in almost_toml()) {
             check_answer(&text);
+        }
+
+        #[test]
+        fn any_level_is_answered(value in r"[ ,=\[\]{}a-f\u{a42}*\\(.|]{0,24}") {
+            check_answer(&format!("log.level = '{value}'"));
         }
 
         #[test]

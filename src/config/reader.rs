@@ -378,7 +378,7 @@ mod tests {
     fn sizes_are_written_as_they_are_read() {
         for (text, size) in [("8KiB", 8 << 10), ("1MiB", 1 << 20), ("1024MiB", 1 << 30), ("1025KiB", 1025 << 10)] {
             assert_eq!(bytes(text), Some(size));
-            assert_eq!(size_text(usize::try_from(size).unwrap()), text);
+            assert_eq!(size_text(usize::try_from(size).expect("64 bits")), text);
         }
         assert_eq!(bytes("2 MiB"), Some(2 << 20));
     }

@@ -1,11 +1,11 @@
 //! Who encrypts now: a pure function of the activation list, the time and the wave.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::config::Wave;
+use crate::config::{Malformed, Wave};
 
 /// The waves that an activation speaks to: one by name, or every one, written `*`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,13 @@ impl WaveSelector {
         match self {
             Self::Every => true,
             Self::One(name) => Some(name) == wave,
+        }
+    }
+
+    fn name(&self) -> Option<&Wave> {
+        match self {
+            Self::Every => None,
+            Self::One(name) => Some(name),
         }
     }
 }
@@ -43,9 +50,17 @@ impl Serialize for WaveSelector {
 
 impl<'de> Deserialize<'de> for WaveSelector {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl FromStr for WaveSelector {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        match text {
             "*" => Ok(Self::Every),
-            name => name.parse().map(Self::One).map_err(de::Error::custom),
+            name => name.parse().map(Self::One),
         }
     }
 }
@@ -76,6 +91,13 @@ fn primary_for(activations: &[Activation], now: Timestamp, wave: Option<&Wave>) 
         .map(|activation| activation.version)
 }
 
+/// The version that encrypts now for every wave that the list names, and last for any other (`*`).
+pub fn primaries(activations: &[Activation], now: Timestamp) -> Vec<(WaveSelector, Option<u32>)> {
+    let named: BTreeSet<&Wave> = activations.iter().filter_map(|activation| activation.wave.name()).collect();
+    let of = |selector, wave| (selector, primary_for(activations, now, wave));
+    named.into_iter().map(|wave| of(WaveSelector::One(wave.clone()), Some(wave))).chain([of(WaveSelector::Every, None)]).collect()
+}
+
 /// When a version was, is or will be some wave's primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reign {
@@ -93,11 +115,7 @@ pub enum Reign {
 /// such a later decision overtook before it was due still counts as ended then: a sidecar that hasn't heard of the decision may
 /// follow it, and nobody writes an activation with a time in the past, so it last confirmed its manifest no later than that.
 pub fn reign(activations: &[Activation], version: u32, now: Timestamp) -> Reign {
-    let named = activations.iter().filter_map(|activation| match &activation.wave {
-        WaveSelector::One(wave) => Some(wave),
-        WaveSelector::Every => None,
-    });
-    let waves: BTreeSet<Option<&Wave>> = named.map(Some).chain([None]).collect();
+    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
     let mut last_end = None;
     for wave in waves {
         let mut superseded: Option<Timestamp> = None;

@@ -40,6 +40,16 @@ pub fn authenticate(
     }))
 }
 
+/// Demands what a sidecar demands: a valid MAC from every one of `keys` that the manifest doesn't call destroyed, from at least one,
+/// and a signature by one of `trusted` unless that is empty.
+///
+/// # Errors
+/// [`Rejection::Unauthenticated`], [`Rejection::NothingOpened`] or [`Rejection::Unsigned`].
+pub fn verify(document: &Document, keys: &BTreeMap<u32, VersionKeys>, trusted: &[SignerKey]) -> Result<(), Rejection> {
+    verify_macs(document, keys.iter().map(|(version, keys)| (*version, keys)))?;
+    verify_signatures(document, trusted)
+}
+
 /// Demands a valid MAC from every one of `keys` that the manifest doesn't call destroyed, and from at least one.
 pub(super) fn verify_macs<'a>(document: &Document, keys: impl Iterator<Item = (u32, &'a VersionKeys)>) -> Result<(), Rejection> {
     let macs: BTreeMap<u32, &[u8]> =

@@ -10,8 +10,8 @@ mod manifest;
 mod properties;
 mod table;
 
-pub use activation::{Activation, Reign, WaveSelector, primary_at, reign};
-pub use authentication::authenticate;
+pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, reign};
+pub use authentication::{authenticate, verify};
 pub use lifecycle::{
     Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,
     enable, init, lost_phrase, rotate, touch,

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, task::JoinSet};
+use jiff::Timestamp;
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::{
-    backend::{self, Kek, KekError},
+    backend::{self, Kek, KekError, Pending},
     config::KekUri,
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
-    keyring::{Opened, Version},
+    keyring::{Base64, Opened, Version, Wrap},
 };
 
 /// How many unwraps one process has under way at once, so that a start with many versions doesn't flood a KMS.
@@ -27,7 +28,7 @@ pub struct Keks {
 }
 
 impl Keks {
-    /// `time_limit` holds for every single unwrap.
+    /// `time_limit` holds for every single wrap and unwrap.
     pub fn new(time_limit: Duration) -> Self {
         Self { clients: Mutex::default(), failing: Mutex::default(), permits: Semaphore::new(CONCURRENT_UNWRAPS), time_limit }
     }
@@ -45,7 +46,7 @@ impl Keks {
     }
 
     /// Opens versions of a keyring into one block of locked memory. Each either opens or says why not.
-    pub async fn open(self: &Arc<Self>, keyring: KeyringId, versions: Vec<&Version>) -> Opened {
+    pub async fn open(self: &Arc<Self>, keyring: KeyringId, versions: impl IntoIterator<Item = &Version>) -> Opened {
         let mut tasks = JoinSet::new();
         for version in versions {
             let (keks, version) = (Arc::clone(self), version.clone());
@@ -76,6 +77,24 @@ impl Keks {
         opened
     }
 
+    /// Wraps a data key under every one of `keks`, or fails.
+    ///
+    /// # Errors
+    /// The first KEK that refused.
+    pub async fn wrap(&self, keks: &[KekUri], dek: &Dek, context: WrapContext, now: Timestamp) -> Result<Vec<Wrap>, KekError> {
+        let mut wraps = Vec::new();
+        for kek in keks {
+            let ciphertext = self.in_time(kek, self.client(kek)?.wrap(dek, context)).await?;
+            wraps.push(Wrap { kek: kek.clone(), ciphertext: Base64(ciphertext), wrapped_at: now });
+        }
+        Ok(wraps)
+    }
+
+    async fn in_time<T>(&self, kek: &KekUri, answer: Pending<'_, Result<T, KekError>>) -> Result<T, KekError> {
+        let late = || KekError(format!("{kek}: no answer within {:?} (`refresh.kek_timeout`)", self.time_limit));
+        timeout(self.time_limit, answer).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// Tries a version's wraps, those of KEKs that answered last time first; any one is enough.
     async fn unwrap(&self, keyring: KeyringId, version: &Version) -> Result<Dek, String> {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -86,9 +105,7 @@ impl Keks {
             let attempt = async {
                 let _permit = self.permits.acquire().await;
                 let client = self.client(&wrap.kek)?;
-                tokio::time::timeout(self.time_limit, client.unwrap(&wrap.ciphertext.0, context)).await.unwrap_or_else(|_| {
-                    Err(KekError(format!("{}: no answer within {:?} (`refresh.kek_timeout`)", wrap.kek, self.time_limit)))
-                })
+                self.in_time(&wrap.kek, client.unwrap(&wrap.ciphertext.0, context)).await
             };
             let result = attempt.await;
             let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);

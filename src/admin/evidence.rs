@@ -1,0 +1,66 @@
+//! Evidence from the fleet: what every sidecar's `/status` says of a version's use.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, Uri, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    config::KeyringName,
+    crypto::KeyringId,
+    keyring::{SidecarReport, VersionUse},
+    serve::Status,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const LONGEST_STATUS: usize = 64 << 20;
+
+/// Asks sidecars, each by the URL of its ops listener, for their use of a version. One that doesn't answer is a report, too.
+pub async fn ask_sidecars(urls: &[Uri], keyring: &KeyringName, id: KeyringId, version: u32) -> Vec<SidecarReport> {
+    let mut reports = Vec::new();
+    for url in urls {
+        let answer = match timeout(PATIENCE, status(url)).await {
+            Ok(Ok(status)) => usage(&status, keyring, id, version),
+            Ok(Err(reason)) => Err(reason),
+            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        };
+        reports.push(SidecarReport { sidecar: url.to_string(), answer });
+    }
+    reports
+}
+
+async fn status(url: &Uri) -> Result<Status, String> {
+    let authority = url.authority().ok_or("the URL has no host; write http://HOST:PORT")?;
+    if url.scheme_str() != Some("http") {
+        return Err("the URL is not http://HOST:PORT".into());
+    }
+    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(9464));
+    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let driver = tokio::spawn(connection);
+    let request = Request::get("/status")
+        .header(HOST, authority.as_str())
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("/status answered {}", response.status()));
+    }
+    let body = Limited::new(response.into_body(), LONGEST_STATUS).collect().await.map_err(|error| error.to_string())?;
+    driver.abort();
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
+}
+
+fn usage(status: &Status, keyring: &KeyringName, id: KeyringId, version: u32) -> Result<VersionUse, String> {
+    let found =
+        status.keyrings.iter().find(|found| found.name == *keyring).ok_or("it doesn't serve the keyring; leave it out")?;
+    let in_force = found.in_force.as_ref().ok_or("it has no manifest in force")?;
+    if in_force.id != id {
+        return Err(format!("its keyring of that name is another one, {}", in_force.id));
+    }
+    let last_used = in_force.versions.iter().find(|found| found.version == version).and_then(|found| found.last_used);
+    Ok(VersionUse { generation: in_force.generation, observed_since: found.observed_since, last_used })
+}

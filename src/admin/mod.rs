@@ -1,0 +1,294 @@
+//! Changing keyrings where they are stored: open every version, verify, change, authenticate, compare-and-swap.
+//!
+//! Plain data keys pass through here between making or unwrapping and derivation.
+
+mod evidence;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::sleep;
+
+use crate::{
+    backend::{self, KekError, ManifestStore, StoreError},
+    clock::Clock,
+    config::{KekUri, KeyringName, Location, SignerKey},
+    crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
+    keyring::{self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State, Version, WaveSelector},
+    refresh::Keks,
+};
+
+pub use evidence::ask_sidecars;
+
+/// How often a change is tried again when somebody else's came in between.
+const ATTEMPTS: u32 = 32;
+/// The longest manifest that is read, in bytes.
+const MANIFEST_LIMIT: usize = 256 << 20;
+
+/// Why a keyring was not made, read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The place where it is stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What stands there.
+    #[error("{location}: {error}")]
+    Manifest {
+        /// Where.
+        location: Location,
+        /// What is wrong.
+        error: ManifestError,
+    },
+    /// Its authentication.
+    #[error("{location}: {error}")]
+    Unauthentic {
+        /// Where.
+        location: Location,
+        /// What is wrong.
+        error: Rejection,
+    },
+    /// An invariant.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A KEK, when it should wrap.
+    #[error(transparent)]
+    Kek(#[from] KekError),
+    /// Versions that no KEK opened.
+    #[error(
+        "who changes a keyring must open all its versions to authenticate it, and {}\nIf the KEKs of one are gone for good: keyring destroy --lost", list(.0)
+    )]
+    Unopened(Vec<(u32, String)>),
+    /// A signed manifest and no key to sign with.
+    #[error("{0}: the manifest is signed and the change would not be; give --sign-key FILE, or --unsigned to drop the signature")]
+    WouldDropSignature(Location),
+    /// No randomness or no memory.
+    #[error("{0}")]
+    System(String),
+}
+
+impl From<RandomnessUnavailable> for AdminError {
+    fn from(error: RandomnessUnavailable) -> Self {
+        Self::System(error.to_string())
+    }
+}
+
+fn list(unopened: &[(u32, String)]) -> String {
+    unopened.iter().map(|(version, reason)| format!("version {version} did not open: {reason}")).collect::<Vec<_>>().join("; ")
+}
+
+/// A keyring where it is stored, with what is needed to change it.
+pub struct Admin {
+    location: Location,
+    store: Arc<dyn ManifestStore>,
+    keks: Arc<Keks>,
+    signing: Signing,
+    clock: Clock,
+}
+
+/// How changes are signed.
+pub enum Signing {
+    /// Not; a signed manifest is then not changed.
+    Unless,
+    /// With this key.
+    With(SigningKey),
+    /// Not, even if the manifest was signed.
+    Drop,
+}
+
+/// How a new version takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takeover {
+    /// Not yet: it stays pending.
+    Later,
+    /// For every wave, at once.
+    Now,
+    /// For every wave, then.
+    At(Timestamp),
+}
+
+impl Admin {
+    /// The keyring at `location`. Every wrap and unwrap may take `kek_timeout`.
+    pub fn new(location: Location, signing: Signing, kek_timeout: Duration, clock: Clock) -> Self {
+        let store = backend::store(&location);
+        Self { location, store, keks: Arc::new(Keks::new(kek_timeout)), signing, clock }
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The time that changes carry.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Makes a new keyring: version 1, wrapped under every one of `keks`, primary everywhere.
+    ///
+    /// # Errors
+    /// [`AdminError`]; [`StoreError::Conflict`] if there is one already.
+    pub async fn init(&self, name: KeyringName, keks: &[KekUri], policy: Policy) -> Result<Document, AdminError> {
+        let id = KeyringId::generate()?;
+        let now = self.clock.now();
+        let (new, keys) = self.new_version(id, 1, keks, now).await?;
+        let manifest = keyring::init(name, id, policy, new, now);
+        let document = self.authenticate(manifest, &BTreeMap::from([(1, keys)]))?;
+        self.store.replace(None, document.bytes().to_vec()).await?;
+        Ok(document)
+    }
+
+    /// Reads the keyring without opening it.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn read(&self) -> Result<Document, AdminError> {
+        let bytes = self.store.read(MANIFEST_LIMIT).await?;
+        Document::parse(&bytes).map_err(|error| AdminError::Manifest { location: self.location.clone(), error })
+    }
+
+    /// Opens every version that is left and verifies MACs, and signatures by `trusted` unless that is empty.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn verify(&self, trusted: &[SignerKey]) -> Result<Document, AdminError> {
+        let document = self.read().await?;
+        self.open(&document, trusted, None).await?;
+        Ok(document)
+    }
+
+    /// Adds a version, wrapped under `keks` or, if there are none, under those of the newest version that is left.
+    ///
+    /// # Errors
+    /// [`AdminError`]. If only the takeover failed, the new version is there, pending.
+    pub async fn rotate(&self, keks: &[KekUri], takeover: Takeover) -> Result<(Document, u32), AdminError> {
+        let document = self.retry(async || self.add_version(keks).await).await?;
+        let version = newest(document.manifest());
+        let document = match takeover {
+            Takeover::Later => document,
+            Takeover::Now => self.activate(version, WaveSelector::Every, None).await?,
+            Takeover::At(at) => self.activate(version, WaveSelector::Every, Some(at)).await?,
+        };
+        Ok((document, version))
+    }
+
+    /// Lets a version take over for `wave` at `at`, or now.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn activate(&self, version: u32, wave: WaveSelector, at: Option<Timestamp>) -> Result<Document, AdminError> {
+        self.change(None, |current, now| keyring::activate(current, version, wave.clone(), at, now)).await
+    }
+
+    /// Makes any other change. `lost` is a version that need not open, because the change destroys it.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn change(
+        &self,
+        lost: Option<u32>,
+        change: impl Fn(&Manifest, Timestamp) -> Result<Manifest, Refusal>,
+    ) -> Result<Document, AdminError> {
+        self.retry(async || {
+            let current = self.read().await?;
+            // Before any KEK is asked, so that a refusal costs nothing and needs no rights.
+            let next = change(current.manifest(), self.clock.now())?;
+            let keys = self.open(&current, &[], lost).await?;
+            self.write(&current, next, &keys).await
+        })
+        .await
+    }
+
+    async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {
+        let current = self.read().await?;
+        let manifest = current.manifest();
+        let mut keys = self.open(&current, &[], None).await?;
+        let inherited: Vec<KekUri>;
+        let keks = if keks.is_empty() {
+            let model = manifest.versions.iter().rev().find(|version| version.state != State::Destroyed);
+            inherited = model.into_iter().flat_map(|version| &version.wraps).map(|wrap| wrap.kek.clone()).collect();
+            &inherited
+        } else {
+            keks
+        };
+        let number = newest(manifest) + 1;
+        let now = self.clock.now();
+        let (new, new_keys) = self.new_version(manifest.id, number, keks, now).await?;
+        keys.insert(number, new_keys);
+        self.write(&current, keyring::rotate(manifest, new, now), &keys).await
+    }
+
+    async fn new_version(
+        &self,
+        id: KeyringId,
+        version: u32,
+        keks: &[KekUri],
+        now: Timestamp,
+    ) -> Result<(NewVersion, VersionKeys), AdminError> {
+        let dek = Dek::generate()?;
+        let wraps = self.keks.wrap(keks, &dek, WrapContext { keyring: id, version }, now).await?;
+        let keys = VersionKeys::derive([&dek].into_iter())
+            .map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
+        let Some(keys) = keys.into_iter().next() else { unreachable!("one key was derived from one") };
+        Ok((NewVersion { wraps, check: dek.check_value(&id, version) }, keys))
+    }
+
+    async fn open(
+        &self,
+        document: &Document,
+        trusted: &[SignerKey],
+        lost: Option<u32>,
+    ) -> Result<BTreeMap<u32, VersionKeys>, AdminError> {
+        let manifest = document.manifest();
+        let needed = manifest.live().filter(|version| Some(version.version) != lost);
+        let opened = self.keks.open(manifest.id, needed.collect::<Vec<&Version>>()).await;
+        let mut keys = BTreeMap::new();
+        let mut unopened = Vec::new();
+        for (version, result) in opened {
+            match result {
+                Ok(opened) => drop(keys.insert(version, opened)),
+                Err(reason) => unopened.push((version, reason)),
+            }
+        }
+        if !unopened.is_empty() {
+            return Err(AdminError::Unopened(unopened));
+        }
+        keyring::verify(document, &keys, trusted)
+            .map_err(|error| AdminError::Unauthentic { location: self.location.clone(), error })?;
+        Ok(keys)
+    }
+
+    async fn write(&self, current: &Document, next: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {
+        let was_signed = !current.manifest().authentication.signatures.is_empty();
+        if was_signed && matches!(self.signing, Signing::Unless) {
+            return Err(AdminError::WouldDropSignature(self.location.clone()));
+        }
+        let document = self.authenticate(next, keys)?;
+        self.store.replace(Some(current.bytes().to_vec()), document.bytes().to_vec()).await?;
+        Ok(document)
+    }
+
+    fn authenticate(&self, manifest: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {
+        let signer = match &self.signing {
+            Signing::With(key) => Some(key),
+            Signing::Unless | Signing::Drop => None,
+        };
+        keyring::authenticate(manifest, keys, signer).map_err(|missing| {
+            AdminError::Unopened(missing.into_iter().map(|version| (version, "it was not tried".into())).collect())
+        })
+    }
+
+    /// Makes a change on top of whatever came in between (I8).
+    async fn retry(&self, attempt: impl AsyncFn() -> Result<Document, AdminError>) -> Result<Document, AdminError> {
+        for _ in 1..ATTEMPTS {
+            match attempt().await {
+                Err(AdminError::Store(StoreError::Conflict(_))) => sleep(Duration::from_millis(fastrand::u64(1..50))).await,
+                result => return result,
+            }
+        }
+        attempt().await
+    }
+}
+
+fn newest(manifest: &Manifest) -> u32 {
+    manifest.versions.last().map_or(0, |version| version.version)
+}

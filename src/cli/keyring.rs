@@ -1,0 +1,429 @@
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{ArgGroup, Args, Subcommand};
+use hyper::Uri;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    output::{Failure, Format, columns, print},
+    shown,
+};
+use crate::{
+    admin::{Admin, Signing, Takeover, ask_sidecars},
+    backend,
+    clock::Clock,
+    config::{KekUri, KeyringName, Location, SignerKey, Span},
+    crypto::{KeyringId, SigningKey},
+    keyring::{self, Activation, Destruction, Document, Evidence, Policy, State, WaveSelector, primaries},
+};
+
+const KEK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Work on keyrings where they are stored. LOCATION is a URI such as `file:PATH`, or a path alone.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a new keyring whose version 1 encrypts at once.
+    Init(Init),
+    /// Add a new version; it decrypts everywhere before it encrypts anywhere.
+    Rotate(Rotate),
+    /// Let a version encrypt, for every wave or one; activating the former version is the rollback.
+    Activate(Activate),
+    /// Suspend a version, on evidence that nobody uses it.
+    Disable(Disable),
+    /// Let a disabled version decrypt again.
+    Enable(Change),
+    /// Destroy a disabled version for good.
+    Destroy(Destroy),
+    /// Mark a version as known to others, so that it never encrypts again.
+    Compromise(Change),
+    /// Write a new generation with nothing else new, to confirm copies of the manifest.
+    Touch(Target),
+    /// Show versions, states and who encrypts with what; opens no key.
+    Status(Read),
+    /// Open every version and verify the manifest's authentication.
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// Where the manifest is.
+    #[arg(value_parser = Location::from_str)]
+    location: Location,
+    /// Sign the manifest with this Ed25519 key (PKCS#8 PEM).
+    #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
+    sign_key: Option<PathBuf>,
+    /// Drop the signature of a signed manifest.
+    #[arg(long)]
+    unsigned: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Read {
+    /// Where the manifest is.
+    #[arg(value_parser = Location::from_str)]
+    location: Location,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// Where the manifest is.
+    #[arg(value_parser = Location::from_str)]
+    location: Location,
+    /// Demand a signature by one of these, written `ed25519:BASE64`.
+    #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
+    trusted_signer: Vec<SignerKey>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    #[command(flatten)]
+    target: Target,
+    /// The keyring's name.
+    #[arg(long, value_parser = KeyringName::from_str)]
+    name: KeyringName,
+    /// A KEK that wraps every version; several are failover for each other.
+    #[arg(long, required = true, value_name = "URI", value_parser = KekUri::from_str)]
+    kek: Vec<KekUri>,
+    /// How often a new version is due.
+    #[arg(long, value_name = "DURATION", default_value_t = Policy::default().rotate_every, value_parser = Span::from_str)]
+    rotate_every: Span,
+    /// How long no sidecar may have used a version before it is disabled.
+    #[arg(long, value_name = "DURATION", default_value_t = Policy::default().quiet_period, value_parser = Span::from_str)]
+    quiet_period: Span,
+    /// How long a sidecar that can't confirm its manifest goes on encrypting.
+    #[arg(long, value_name = "DURATION", default_value_t = Policy::default().encrypt_lease, value_parser = Span::from_str)]
+    encrypt_lease: Span,
+    /// How long a version stays disabled before it may be destroyed.
+    #[arg(long, value_name = "DURATION", default_value_t = Policy::default().destroy_after, value_parser = Span::from_str)]
+    destroy_after: Span,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rotate {
+    #[command(flatten)]
+    target: Target,
+    /// Let it encrypt for every wave: `now`, or at a time such as 2027-01-31T06:00:00Z. Without this it stays pending.
+    #[arg(long, value_name = "now|TIME", value_parser = takeover)]
+    activate: Option<Takeover>,
+    /// Wrap it under these KEKs instead of those of the newest version.
+    #[arg(long, value_name = "URI", value_parser = KekUri::from_str)]
+    kek: Vec<KekUri>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Activate {
+    #[command(flatten)]
+    target: Target,
+    /// The version.
+    #[arg(long)]
+    version: u32,
+    /// The wave; every wave if there is none.
+    #[arg(long, value_parser = WaveSelector::from_str, default_value = "*")]
+    wave: WaveSelector,
+    /// When, such as 2027-01-31T06:00:00Z; now if there is none.
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Change {
+    #[command(flatten)]
+    target: Target,
+    /// The version.
+    #[arg(long)]
+    version: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("evidence").args(["sidecar", "override_reason"])))]
+pub(super) struct Disable {
+    #[command(flatten)]
+    change: Change,
+    /// The ops listener of a live sidecar, such as http://10.1.2.3:9464; name every one.
+    #[arg(long, value_name = "URL")]
+    sidecar: Vec<Uri>,
+    /// Decide without evidence.
+    #[arg(long = "override", value_name = "REASON")]
+    override_reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Destroy {
+    #[command(flatten)]
+    change: Change,
+    /// The words that stand in for a verified backup; the refusal without them says which.
+    #[arg(long, value_name = "WORDS")]
+    confirm: Option<String>,
+    /// Every KEK of the version is gone for good, so nothing can open it: no waiting time helps.
+    #[arg(long)]
+    lost: bool,
+}
+
+fn takeover(text: &str) -> Result<Takeover, String> {
+    match text {
+        "now" => Ok(Takeover::Now),
+        time => time.parse().map(Takeover::At).map_err(|_| "write `now`, or a time such as 2027-01-31T06:00:00Z".into()),
+    }
+}
+
+impl Target {
+    fn admin(self) -> Result<Admin, Failure> {
+        let signing = match (&self.sign_key, self.unsigned) {
+            (Some(file), _) => Signing::With(
+                SigningKey::from_pem_file(file)
+                    .map_err(|error| Failure::failed(format!("--sign-key {}: {error}", shown(file))))?,
+            ),
+            (None, true) => Signing::Drop,
+            (None, false) => Signing::Unless,
+        };
+        Ok(Admin::new(self.location, signing, KEK_TIMEOUT, Clock::system()))
+    }
+}
+
+impl Read {
+    fn admin(self) -> Admin {
+        Admin::new(self.location, Signing::Unless, KEK_TIMEOUT, Clock::system())
+    }
+}
+
+impl Command {
+    pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
+        match self {
+            Self::Init(arguments) => arguments.run(format).await,
+            Self::Rotate(arguments) => arguments.run(format).await,
+            Self::Activate(arguments) => arguments.run(format).await,
+            Self::Disable(arguments) => arguments.run(format).await,
+            Self::Destroy(arguments) => arguments.run(format).await,
+            Self::Enable(Change { target, version }) => {
+                let admin = target.admin()?;
+                let document = admin.change(None, |current, now| keyring::enable(current, version, now)).await?;
+                changed(format, &admin, &document, Some(version), &format!("version {version} decrypts again"))
+            }
+            Self::Compromise(Change { target, version }) => {
+                let admin = target.admin()?;
+                let document = admin.change(None, |current, now| keyring::compromise(current, version, now)).await?;
+                changed(
+                    format,
+                    &admin,
+                    &document,
+                    Some(version),
+                    &format!("version {version} is marked as compromised and never encrypts again"),
+                )
+            }
+            Self::Touch(target) => {
+                let admin = target.admin()?;
+                let document = admin.change(None, |current, now| Ok(keyring::touch(current, now))).await?;
+                changed(format, &admin, &document, None, "the manifest is confirmed")
+            }
+            Self::Status(read) => {
+                let admin = read.admin();
+                let document = admin.read().await?;
+                status(format, &document, admin.now())
+            }
+            Self::Verify(Verify { location, trusted_signer }) => {
+                let admin = Read { location }.admin();
+                let document = admin.verify(&trusted_signer).await?;
+                let live = document.manifest().live().count();
+                changed(format, &admin, &document, None, &format!("every wrap opens and every MAC is right ({live} versions)"))
+            }
+        }
+    }
+}
+
+impl Init {
+    async fn run(self, format: Format) -> Result<(), Failure> {
+        let keks = self
+            .kek
+            .iter()
+            .map(backend::anchored)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Failure::failed(error.to_string()))?;
+        let policy = Policy {
+            rotate_every: self.rotate_every,
+            quiet_period: self.quiet_period,
+            encrypt_lease: self.encrypt_lease,
+            destroy_after: self.destroy_after,
+        };
+        let admin = self.target.admin()?;
+        let document = admin.init(self.name, &keks, policy).await.map_err(|error| match error {
+            crate::admin::AdminError::Store(backend::StoreError::Conflict(location)) => {
+                Failure::failed(format!("{location}: there is a keyring already; `keyring rotate` adds a version to it"))
+            }
+            other => other.into(),
+        })?;
+        changed(format, &admin, &document, Some(1), "the keyring is made; version 1 encrypts")
+    }
+}
+
+impl Rotate {
+    async fn run(self, format: Format) -> Result<(), Failure> {
+        let keks = self
+            .kek
+            .iter()
+            .map(backend::anchored)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Failure::failed(error.to_string()))?;
+        let admin = self.target.admin()?;
+        let takeover = self.activate.unwrap_or(Takeover::Later);
+        let (document, version) = admin.rotate(&keks, takeover).await?;
+        let what = match takeover {
+            Takeover::Later => {
+                format!("version {version} is added and pending; `keyring activate --version {version}` lets it encrypt")
+            }
+            Takeover::Now => format!("version {version} is added and encrypts"),
+            Takeover::At(at) => format!("version {version} is added and encrypts from {at} on"),
+        };
+        changed(format, &admin, &document, Some(version), &what)
+    }
+}
+
+impl Activate {
+    async fn run(self, format: Format) -> Result<(), Failure> {
+        let admin = self.target.admin()?;
+        let document = admin.activate(self.version, self.wave.clone(), self.at).await?;
+        let from = self.at.map_or_else(|| "now".into(), |at| at.to_string());
+        let whom = match &self.wave {
+            WaveSelector::Every => "every wave".into(),
+            WaveSelector::One(wave) => format!("wave {wave}"),
+        };
+        changed(
+            format,
+            &admin,
+            &document,
+            Some(self.version),
+            &format!("version {} encrypts for {whom} from {from} on", self.version),
+        )
+    }
+}
+
+impl Disable {
+    async fn run(self, format: Format) -> Result<(), Failure> {
+        let version = self.change.version;
+        let admin = self.change.target.admin()?;
+        let document = match self.override_reason {
+            Some(reason) => {
+                let evidence = Evidence::Override(reason);
+                admin.change(None, |current, now| keyring::disable(current, version, &evidence, now)).await?
+            }
+            None => {
+                let current = admin.read().await?;
+                let manifest = current.manifest();
+                let reports = ask_sidecars(&self.sidecar, &manifest.name, manifest.id, version).await;
+                // A change in between shows as sidecars that serve another generation.
+                let evidence = Evidence::Fleet(reports);
+                admin.change(None, |current, now| keyring::disable(current, version, &evidence, now)).await?
+            }
+        };
+        changed(format, &admin, &document, Some(version), &format!("version {version} is disabled; `keyring enable` undoes it"))
+    }
+}
+
+impl Destroy {
+    async fn run(self, format: Format) -> Result<(), Failure> {
+        let version = self.change.version;
+        let admin = self.change.target.admin()?;
+        let confirm = self.confirm.as_deref();
+        let (lost, how) =
+            if self.lost { (Some(version), Destruction::Lost { confirm }) } else { (None, Destruction::Orderly { confirm }) };
+        let document = admin.change(lost, |current, now| keyring::destroy(current, version, how, now)).await?;
+        changed(format, &admin, &document, Some(version), &format!("version {version} is destroyed"))
+    }
+}
+
+#[derive(Serialize)]
+struct Changed<'a> {
+    location: String,
+    keyring: &'a KeyringName,
+    id: KeyringId,
+    generation: u64,
+    version: Option<u32>,
+    message: &'a str,
+}
+
+fn changed(format: Format, admin: &Admin, document: &Document, version: Option<u32>, message: &str) -> Result<(), Failure> {
+    let manifest = document.manifest();
+    let report = Changed {
+        location: admin.location().to_string(),
+        keyring: &manifest.name,
+        id: manifest.id,
+        generation: manifest.generation,
+        version,
+        message,
+    };
+    print(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))
+}
+
+#[derive(Serialize)]
+struct KeyringStatus<'a> {
+    name: &'a KeyringName,
+    id: KeyringId,
+    generation: u64,
+    updated_at: Timestamp,
+    policy: &'a Policy,
+    primaries: BTreeMap<String, Option<u32>>,
+    versions: Vec<VersionStatus<'a>>,
+    activations: &'a [Activation],
+}
+
+#[derive(Serialize)]
+struct VersionStatus<'a> {
+    version: u32,
+    state: State,
+    compromised: bool,
+    created_at: Timestamp,
+    /// The waves that it encrypts for.
+    primary_for: Vec<String>,
+    keks: Vec<&'a KekUri>,
+}
+
+fn status(format: Format, document: &Document, now: Timestamp) -> Result<(), Failure> {
+    let manifest = document.manifest();
+    let primaries: BTreeMap<String, Option<u32>> =
+        primaries(&manifest.activations, now).into_iter().map(|(wave, version)| (wave.to_string(), version)).collect();
+    let versions = manifest.versions.iter().map(|version| VersionStatus {
+        version: version.version,
+        state: version.state,
+        compromised: version.compromised,
+        created_at: version.created_at,
+        primary_for: primaries
+            .iter()
+            .filter(|(_, primary)| **primary == Some(version.version))
+            .map(|(wave, _)| wave.clone())
+            .collect(),
+        keks: version.wraps.iter().map(|wrap| &wrap.kek).collect(),
+    });
+    let status = KeyringStatus {
+        name: &manifest.name,
+        id: manifest.id,
+        generation: manifest.generation,
+        updated_at: manifest.updated_at,
+        policy: &manifest.policy,
+        primaries: primaries.clone(),
+        versions: versions.collect(),
+        activations: &manifest.activations,
+    };
+    print(format, &status, || describe(&status, now))
+}
+
+fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
+    let mut text =
+        format!("{}  id {}  generation {}  updated {}\n\n", status.name, status.id, status.generation, status.updated_at);
+    let heading = ["VERSION", "STATE", "ENCRYPTS FOR", "CREATED", "KEKS"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for version in &status.versions {
+        let state = if version.compromised { format!("{}, compromised", version.state) } else { version.state.to_string() };
+        let waves = if version.primary_for.is_empty() { "-".into() } else { version.primary_for.join(", ") };
+        let keks: Vec<&str> = version.keks.iter().map(|kek| kek.as_str()).collect();
+        let keks = if keks.is_empty() { "-".into() } else { keks.join(", ") };
+        rows.push(vec![version.version.to_string(), state, waves, version.created_at.to_string(), keks]);
+    }
+    text.push_str(&columns(&rows));
+    for activation in status.activations.iter().filter(|activation| activation.at > now) {
+        text.push_str(&format!("\nfrom {} on, version {} encrypts for {}", activation.at, activation.version, activation.wave));
+    }
+    if status.activations.iter().any(|activation| activation.at > now) {
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! The command line: arguments in, text and exit codes out.
+
+mod client;
+mod keyring;
+mod output;
+mod sidecar;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::output::{Failure, Format};
+
+/// Holds the keys next to your applications, so that keys rotate and production does not notice.
+#[derive(Debug, Parser)]
+#[command(name = "sidekey", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The form of what is printed.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a sidecar to try out, with a KEK and a keyring of its own.
+    Dev(sidecar::Dev),
+    /// Start a sidecar.
+    Serve(sidecar::Config),
+    /// Check a config file and report everything that is wrong with it.
+    Check(sidecar::Config),
+    /// Make, change and inspect keyrings.
+    #[command(subcommand)]
+    Keyring(keyring::Command),
+    /// Encrypt standard input to standard output.
+    Encrypt(client::Transform),
+    /// Decrypt standard input to standard output.
+    Decrypt(client::Transform),
+    /// Encrypt a ciphertext anew under the primary, standard input to standard output.
+    Rewrap(client::Transform),
+    /// Show the keyrings that you may use.
+    Status(client::Connection),
+}
+
+/// Does what the arguments say. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by an invariant.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let Arguments { output, command } = arguments;
+    let result = match command {
+        Command::Dev(arguments) => arguments.run(),
+        Command::Serve(arguments) => arguments.serve(),
+        Command::Check(arguments) => arguments.check(output),
+        Command::Keyring(command) => on_one_thread(command.run(output)),
+        Command::Encrypt(arguments) => on_one_thread(arguments.encrypt(output)),
+        Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
+        Command::Rewrap(arguments) => on_one_thread(arguments.rewrap(output)),
+        Command::Status(arguments) => on_one_thread(arguments.status(output)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(output),
+    }
+}
+
+fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?.block_on(work);
+    result
+}
+
+/// The file at `path`, for messages.
+fn shown(path: &PathBuf) -> String {
+    path.display().to_string()
+}

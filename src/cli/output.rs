@@ -1,0 +1,102 @@
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{admin::AdminError, app::StartError, keyring::Refusal};
+
+/// The form of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Why a command did not do its work, with its exit code.
+#[derive(Debug)]
+pub(super) struct Failure {
+    exit: u8,
+    code: String,
+    message: String,
+}
+
+impl Failure {
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self { exit: 1, code: "failed".into(), message: message.into() }
+    }
+
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self { exit: 2, code: "usage".into(), message: message.into() }
+    }
+
+    /// A problem that the sidecar answered with.
+    pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
+        Self { exit: 1, code: code.into(), message: message.into() }
+    }
+
+    pub(super) fn report(self, format: Format) -> ExitCode {
+        match format {
+            Format::Text => eprintln!("sidekey: {}", self.message),
+            Format::Json => eprintln!("{}", json!({ "error": { "code": self.code, "message": self.message } })),
+        }
+        ExitCode::from(self.exit)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self { exit: 3, code: "refused".into(), message: format!("refused: {refusal}") }
+    }
+}
+
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Refused(refusal) => refusal.into(),
+            other => Self::failed(other.to_string()),
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+/// Prints a result: `value` as JSON, or `text`.
+pub(super) fn print(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match format {
+        Format::Text => out.write_all(text().as_bytes())?,
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, value).map_err(|error| Failure::failed(error.to_string()))?;
+            out.write_all(b"\n")?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Rows in columns as wide as their widest cell; the first row heads them.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
