@@ -1,0 +1,14 @@
+//! What users see, tested across processes: the built binary, real files, real sockets.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod commands;
+mod durability;
+mod formats;
+mod harness;
+mod layers;
+mod listeners;
+mod operations;
+mod rotation;
+mod secrecy;

@@ -1,0 +1,106 @@
+//! Key bytes stay where they belong.
+
+use std::fs;
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use sidekey::{
+    crypto::{KeyringId, SecretKey, WrapContext, unwrap_dek},
+    keyring::Document,
+};
+
+use crate::harness::{World, run, wait};
+
+#[tokio::test]
+async fn keys_appear_in_no_log_metric_error_status_or_argument() {
+    let world = World::with_demo();
+    let sidecar = world.start_with("one", "[log]\nlevel = \"trace\"\nformat = \"text\"\n", &["demo"]);
+    let mut client = sidecar.client().await;
+    let mut seen = Vec::new();
+    let good = client.encrypt(b"plaintext-that-is-secret").await.ok().body.to_vec();
+    seen.push(good.clone());
+    for damage in [3, 7, 20, 60] {
+        let mut bad = good.clone();
+        bad[damage] ^= 1;
+        seen.push(client.decrypt(&bad).await.body.to_vec());
+    }
+    seen.push(world.keyring("rotate", "demo", &["--activate", "now", "--output", "json"]).into_bytes());
+    sidecar.wait_generation(3);
+    seen.push(world.keyring("status", "demo", &["--output", "json"]).into_bytes());
+    let secrets = secrets(&world);
+    fs::rename(world.path("kek"), world.path("hidden")).unwrap();
+    let refused = world.try_keyring("rotate", "demo", &[]);
+    seen.extend([refused.stdout, refused.stderr]);
+    fs::write(world.manifest("demo"), "{").unwrap();
+    wait("the failure", || !sidecar.keyring()["last_error"].is_null());
+    for path in ["/status", "/metrics", "/readyz", "/manifests/demo"] {
+        seen.push(sidecar.ops(path).1.into_bytes());
+    }
+    let usage = run(&["status", "--socket", sidecar.socket.to_str().unwrap()]);
+    seen.extend([usage.stdout, usage.stderr, sidecar.log().into_bytes()]);
+    let process = format!("/proc/{}", sidecar.child.id());
+    for file in ["cmdline", "environ"] {
+        // The kernel itself refuses what belongs to a process that isn't dumpable, unless we are root.
+        seen.extend(fs::read(format!("{process}/{file}")).ok());
+    }
+    let everything = seen.concat();
+    assert!(everything.len() > 5000, "there was something to search");
+    for secret in secrets {
+        assert!(!contains(&everything, &secret), "a key was seen");
+    }
+    assert!(!contains(&everything, b"plaintext-that-is-secret"));
+
+    let limits = fs::read_to_string(format!("{process}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
+}
+
+/// The KEK and every data key, raw and in the encodings that a careless line of code would give them.
+fn secrets(world: &World) -> Vec<Vec<u8>> {
+    let kek = fs::read(world.path("kek")).unwrap();
+    let document = Document::parse(&fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let keyring: KeyringId = document.manifest().id;
+    let unwrap = |version: u32, wrap: &[u8]| {
+        unwrap_dek(&SecretKey::from_slice(&kek).unwrap(), wrap, WrapContext { keyring, version }).unwrap()
+    };
+    let deks = document
+        .manifest()
+        .versions
+        .iter()
+        .map(|version| unwrap(version.version, &version.wraps[0].ciphertext.0).expose().to_vec());
+    let mut keys: Vec<Vec<u8>> = deks.collect();
+    assert_eq!(keys.len(), 2);
+    keys.push(kek.clone());
+    keys.iter().flat_map(|key| forms(key)).collect()
+}
+
+fn forms(key: &[u8]) -> Vec<Vec<u8>> {
+    // Half a key is as bad as a whole one.
+    let key = &key[..16];
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = format!("{key:?}");
+    let bare = |encoded: String| encoded[..20].as_bytes().to_vec();
+    vec![
+        key.to_vec(),
+        hex.to_uppercase().into_bytes(),
+        hex.into_bytes(),
+        list.trim_matches(['[', ']']).as_bytes().to_vec(),
+        bare(STANDARD_NO_PAD.encode(key)),
+        bare(URL_SAFE_NO_PAD.encode(key)),
+    ]
+}
+
+fn contains(all: &[u8], part: &[u8]) -> bool {
+    all.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn the_search_finds_what_it_looks_for() {
+    let key = [0xA5; 32];
+    for form in forms(&key) {
+        assert!(contains(&[b"before ", &form[..], b" after"].concat(), &form));
+    }
+    assert!(forms(&key).iter().any(|form| contains(b"key=a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5", form)));
+}
