@@ -224,5 +224,7 @@ async fn bodies_hold_no_more_memory_than_they_may() {
     let large = client.encrypt(&vec![0; 1 << 20]).await;
     assert!(large.status == 200 || large.problem() == "overloaded");
     drop(stuck);
+    // An answer before the body was read ends the connection.
+    let mut client = sidecar.client().await;
     client.encrypt(&vec![0; 1 << 20]).await.ok();
 }

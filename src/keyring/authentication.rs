@@ -63,7 +63,7 @@ pub(super) fn verify_macs<'a>(document: &Document, keys: impl Iterator<Item = (u
         }
         verified += 1;
     }
-    if verified == 0 { Err(Rejection::NothingOpened) } else { Ok(()) }
+    if verified == 0 { Err(Rejection::NothingOpened("none is held".into())) } else { Ok(()) }
 }
 
 /// Demands a valid signature from one of `trusted`; an empty list demands none.

@@ -111,8 +111,8 @@ pub enum Rejection {
     #[error("the MAC by version {0} doesn't verify: the manifest was not written by a holder of that key")]
     Unauthenticated(u32),
     /// No key to verify a MAC with.
-    #[error("no key version could be opened, so nothing proves who wrote the manifest")]
-    NothingOpened,
+    #[error("no key version could be opened, so nothing proves who wrote the manifest: {0}")]
+    NothingOpened(String),
     /// No signature by a trusted signer.
     #[error("no valid signature by one of `trusted_signers`")]
     Unsigned,
@@ -140,7 +140,7 @@ impl Rejection {
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Unsigned => "unsigned",
             Self::NoPrimary(_) => "no_primary",
-            Self::NothingOpened | Self::PrimaryUnavailable { .. } => "kek_unavailable",
+            Self::NothingOpened(_) | Self::PrimaryUnavailable { .. } => "kek_unavailable",
         }
     }
 }
@@ -163,6 +163,11 @@ pub enum Succession {
     Unchanged,
     /// A newer generation, or the first.
     Newer,
+}
+
+fn reasons(opened: &Opened) -> String {
+    let failed = opened.iter().filter_map(|(version, result)| Some(format!("version {version}: {}", result.as_ref().err()?)));
+    failed.collect::<Vec<_>>().join("; ")
 }
 
 impl KeyTable {
@@ -224,7 +229,10 @@ impl KeyTable {
     ) -> Result<Self, Rejection> {
         let held = current.into_iter().flat_map(Self::open_slots);
         let fresh = opened.iter().filter_map(|(version, result)| Some((*version, result.as_ref().ok()?)));
-        verify_macs(&candidate, held.chain(fresh))?;
+        verify_macs(&candidate, held.chain(fresh)).map_err(|rejection| match rejection {
+            Rejection::NothingOpened(_) => Rejection::NothingOpened(reasons(&opened)),
+            other => other,
+        })?;
 
         let manifest = candidate.manifest();
         let mut opened = opened;

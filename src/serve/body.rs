@@ -23,6 +23,8 @@ pub(super) struct BodyLimits {
 /// A body that was read, with its share of the memory that bodies may hold.
 pub(super) struct Read<'s> {
     pub(super) bytes: Vec<u8>,
+    /// The body's own length, without the room before it.
+    pub(super) length: usize,
     _share: Option<SemaphorePermit<'s>>,
 }
 
@@ -71,7 +73,7 @@ impl BodyLimits {
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Read { bytes, _share: share })
+        Ok(Read { length: bytes.len() - room, bytes, _share: share })
     }
 
     async fn share(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Problem> {

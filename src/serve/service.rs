@@ -191,7 +191,7 @@ impl Service {
                 _ => (self.limits.body + crate::crypto::OVERHEAD, |length| Vec::with_capacity(length)),
             };
             let body = self.bodies.read(request.into_body(), limit, buffer).await?;
-            let received = body.bytes.len();
+            let received = body.length;
             let mut session = Session::new(keyring, self.clock.now())?;
             let (bytes, version) = octets::perform(operation, &mut session, &aad, body).await?;
             Ok(Done::new(received, bytes, OCTETS, Some(version)))
@@ -202,7 +202,7 @@ impl Service {
             for code in answer.failures {
                 served.meters(operation).item_failed(code);
             }
-            Ok(Done::new(body.bytes.len(), Bytes::from(answer.body), JSON, answer.version))
+            Ok(Done::new(body.length, Bytes::from(answer.body), JSON, answer.version))
         } else {
             Err(Problem::new(Code::UnsupportedMediaType, "send Content-Type: application/octet-stream or application/json"))
         }
