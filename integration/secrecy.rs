@@ -81,7 +81,7 @@ fn forms(key: &[u8]) -> Vec<Vec<u8>> {
     let key = &key[..16];
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     let list = format!("{key:?}");
-    let bare = |encoded: String| encoded[..20].as_bytes().to_vec();
+    let bare = |encoded: String| encoded.as_bytes()[..20].to_vec();
     vec![
         key.to_vec(),
         hex.to_uppercase().into_bytes(),

@@ -183,14 +183,9 @@ impl Bound {
 
     /// Serves until SIGTERM or SIGINT, then stops; a second one ends at once. SIGHUP refreshes.
     pub async fn run(self, mut signals: Signals) {
-        loop {
-            match signals.next().await {
-                Signal::Refresh => {
-                    info!("refreshing every keyring");
-                    self.refresh();
-                }
-                Signal::Stop => break,
-            }
+        while signals.next().await == Signal::Refresh {
+            info!("refreshing every keyring");
+            self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");
         let second = async { while signals.next().await != Signal::Stop {} };

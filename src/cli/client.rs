@@ -141,14 +141,14 @@ impl Transform {
     }
 
     pub(super) async fn decrypt(self, format: Format) -> Result<(), Failure> {
-        self.from_ciphertext("decrypt", format).await
+        self.of_ciphertext("decrypt", format).await
     }
 
     pub(super) async fn rewrap(self, format: Format) -> Result<(), Failure> {
-        self.from_ciphertext("rewrap", format).await
+        self.of_ciphertext("rewrap", format).await
     }
 
-    async fn from_ciphertext(self, operation: &str, format: Format) -> Result<(), Failure> {
+    async fn of_ciphertext(self, operation: &str, format: Format) -> Result<(), Failure> {
         let input = standard_input()?;
         let message = match str::from_utf8(&input) {
             Ok(text) if text.starts_with(TEXT_PREFIX) => {

@@ -5,7 +5,7 @@ mod keyring;
 mod output;
 mod sidecar;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -64,11 +64,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?.block_on(work);
-    result
+    runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?.block_on(work)
 }
 
 /// The file at `path`, for messages.
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     path.display().to_string()
 }

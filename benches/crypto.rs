@@ -1,0 +1,134 @@
+//! What a message costs over raw AES-256-GCM of aws-lc-rs, in the same run, interleaved.
+
+mod common;
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use common::{Goal, Spread, is_test, report};
+use sidekey::crypto::{Dek, Header, KeyringId, Opener, Sealer, VersionKeys};
+
+const ID: KeyringId = KeyringId([7; 16]);
+const AAD: &[u8] = b"table users, row 4711";
+
+fn main() {
+    let (rounds, slice) = if is_test() { (1, Duration::from_millis(5)) } else { (15, Duration::from_millis(60)) };
+    let dek = Dek::generate().expect("random");
+    let keys = VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0);
+    let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
+    for (size, name) in [(256, "256B"), (64 << 10, "64KiB")] {
+        let plaintext = vec![3u8; size];
+        let floor_seal = || {
+            let mut nonce = [0; 12];
+            getrandom::fill(&mut nonce).expect("random");
+            let mut data = Vec::with_capacity(size + 28);
+            data.extend_from_slice(&plaintext);
+            let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            data.extend_from_slice(tag.as_ref());
+            black_box(data);
+        };
+        let seal = || drop(black_box(Sealer::new(&keys, ID, 1).expect("random").seal_copy(AAD, &plaintext)));
+        ratio(&format!("crypto/encrypt/{name}/vs-aes-gcm"), rounds, slice, seal, floor_seal, 1.0, &Goal::None);
+
+        let message = Sealer::new(&keys, ID, 1).expect("random").seal_copy(AAD, &plaintext);
+        let mut sealed = plaintext.clone();
+        let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut sealed).expect("seal");
+        sealed.extend_from_slice(tag.as_ref());
+        let open = || {
+            let mut message = message.clone();
+            let header = Header::parse(&message, &ID).expect("header");
+            Opener::default().open(&keys, &ID, &header, AAD, &mut message).expect("open");
+            black_box(message);
+        };
+        let floor_open = || {
+            let mut data = sealed.clone();
+            raw.open_in_place(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut data).expect("open");
+            black_box(data);
+        };
+        ratio(&format!("crypto/decrypt/{name}/vs-aes-gcm"), rounds, slice, open, floor_open, 1.0, &Goal::None);
+    }
+    batch(&keys, &raw, rounds, slice);
+}
+
+/// A hundred items of one request against a hundred raw encryptions, each with a nonce of its own.
+fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) {
+    let plaintext = [3u8; 256];
+    let mut random = [0; 12];
+    getrandom::fill(&mut random).expect("random");
+    let floor = || {
+        for item in 0..100u8 {
+            let mut nonce = random;
+            nonce[11] = item;
+            let mut data = Vec::with_capacity(plaintext.len() + 28);
+            data.extend_from_slice(&plaintext);
+            let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            data.extend_from_slice(tag.as_ref());
+            black_box(data);
+        }
+    };
+    let seal = || {
+        let mut sealer = Sealer::new(keys, ID, 1).expect("random");
+        for _ in 0..100 {
+            black_box(sealer.seal_copy(AAD, &plaintext));
+        }
+    };
+    ratio("crypto/batch-100x256B/item-vs-aes-gcm", rounds, slice, seal, floor, 100.0, &Goal::AtMost(2.0));
+    let sealed: Vec<Vec<u8>> = {
+        let mut sealer = Sealer::new(keys, ID, 1).expect("random");
+        (0..100).map(|_| sealer.seal_copy(AAD, &plaintext)).collect()
+    };
+    let raw_sealed: Vec<Vec<u8>> = (0..100u8)
+        .map(|item| {
+            let mut data = plaintext.to_vec();
+            let nonce = Nonce::assume_unique_for_key([item; 12]);
+            let tag = raw.seal_in_place_separate_tag(nonce, Aad::from(AAD), &mut data).expect("seal");
+            data.extend_from_slice(tag.as_ref());
+            data
+        })
+        .collect();
+    let open = || {
+        let mut opener = Opener::default();
+        for message in &sealed {
+            let mut message = message.clone();
+            let header = Header::parse(&message, &ID).expect("header");
+            opener.open(keys, &ID, &header, AAD, &mut message).expect("open");
+            black_box(message);
+        }
+    };
+    let floor_open = || {
+        for (item, message) in (0..100u8).zip(&raw_sealed) {
+            let mut message = message.clone();
+            raw.open_in_place(Nonce::assume_unique_for_key([item; 12]), Aad::from(AAD), &mut message).expect("open");
+            black_box(message);
+        }
+    };
+    ratio("crypto/batch-100x256B/decrypt-item-vs-aes-gcm", rounds, slice, open, floor_open, 100.0, &Goal::AtMost(2.0));
+}
+
+fn ratio(name: &str, rounds: usize, slice: Duration, ours: impl Fn(), floor: impl Fn(), items: f64, goal: &Goal) {
+    let mut ratios = Vec::new();
+    let mut ours_ns = Vec::new();
+    for _ in 0..rounds {
+        let (base, time) = (per_call(&floor, slice), per_call(&ours, slice));
+        ratios.push(time / base);
+        ours_ns.push(time / items);
+    }
+    report(name, "x", Spread::of(ratios), goal);
+    println!("  {:.0} ns an item", Spread::of(ours_ns).median);
+}
+
+/// Nanoseconds of one call, over as many as fit into `slice`.
+fn per_call(work: &impl Fn(), slice: Duration) -> f64 {
+    let start = Instant::now();
+    let mut calls = 0u32;
+    while start.elapsed() < slice {
+        for _ in 0..8 {
+            work();
+        }
+        calls += 8;
+    }
+    start.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
+}
