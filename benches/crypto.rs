@@ -26,7 +26,8 @@ fn main() {
             getrandom::fill(&mut nonce).expect("random");
             let mut data = Vec::with_capacity(size + 28);
             data.extend_from_slice(&plaintext);
-            let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            let tag =
+                raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
             data.extend_from_slice(tag.as_ref());
             black_box(data);
         };
@@ -35,7 +36,8 @@ fn main() {
 
         let message = Sealer::new(&keys, ID, 1).expect("random").seal_copy(AAD, &plaintext);
         let mut sealed = plaintext.clone();
-        let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut sealed).expect("seal");
+        let tag =
+            raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut sealed).expect("seal");
         sealed.extend_from_slice(tag.as_ref());
         let open = || {
             let mut message = message.clone();
@@ -64,7 +66,8 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
             nonce[11] = item;
             let mut data = Vec::with_capacity(plaintext.len() + 28);
             data.extend_from_slice(&plaintext);
-            let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            let tag =
+                raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
             data.extend_from_slice(tag.as_ref());
             black_box(data);
         }

@@ -66,8 +66,12 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, So
 /// Milliseconds from exec until /readyz says yes, and the resident memory (VmRSS, MiB) then.
 fn start(config: &Path, ops: SocketAddr) -> (f64, f64) {
     let begun = Instant::now();
-    let mut child =
-        Command::new(env!("CARGO_BIN_EXE_sidekey")).args(["serve", "--config"]).arg(config).stdin(Stdio::null()).spawn().expect("sidecar");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sidekey"))
+        .args(["serve", "--config"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("sidecar");
     while !is_ready(ops) {
         assert!(begun.elapsed() < Duration::from_secs(60), "the sidecar gets ready");
         std::thread::sleep(Duration::from_micros(200));

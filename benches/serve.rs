@@ -96,7 +96,12 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
     }
     report("serve/encrypt/256B/16/p99.9-rotating-vs-quiet", "x", Spread::of(tail), &Goal::AtMost(1.5));
     let errors = errors as f64;
-    report("serve/encrypt/256B/16/errors-while-rotating", "", Spread { least: errors, median: errors, most: errors }, &Goal::AtMost(0.0));
+    report(
+        "serve/encrypt/256B/16/errors-while-rotating",
+        "",
+        Spread { least: errors, median: errors, most: errors },
+        &Goal::AtMost(0.0),
+    );
     println!("  {rotations} rotations");
 }
 

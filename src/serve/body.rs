@@ -1,7 +1,8 @@
 //! Reading request bodies within limits of size, time and memory.
 
-use std::time::Duration;
+use std::{pin::pin, task::Poll, time::Duration};
 
+use futures_util::poll;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::{
@@ -45,7 +46,12 @@ impl BodyLimits {
         if announced.is_some_and(|length| length > limit) {
             return Err(too_large(limit));
         }
-        match timeout(self.time, self.read_all(body, limit, announced, buffer)).await {
+        let mut whole = pin!(self.read_all(body, limit, announced, buffer));
+        // Most bodies come with their head, and cost no timer then.
+        if let Poll::Ready(result) = poll!(whole.as_mut()) {
+            return result;
+        }
+        match timeout(self.time, whole).await {
             Ok(result) => result,
             Err(_) => Err(Problem::new(Code::RequestTimeout, format!("the body didn't arrive within {:?}", self.time))),
         }

@@ -13,8 +13,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::{
-    Request,
+    Request, Version,
     body::Incoming,
     header::{CONNECTION, HeaderValue},
     server::conn::http1,
@@ -144,8 +145,7 @@ impl Acceptor {
         };
         match permit {
             Some(permit) => {
-                let connection =
-                    Connection { acceptor: Arc::clone(self), source: Arc::new(source), permit, meters: meters.clone() };
+                let connection = Connection { acceptor: Arc::clone(self), source, permit, meters: meters.clone() };
                 self.tasks.spawn(connection.serve(stream));
             }
             None => {
@@ -182,7 +182,7 @@ async fn refuse(stream: impl Stream, _permit: OwnedSemaphorePermit) {
 
 struct Connection {
     acceptor: Arc<Acceptor>,
-    source: Arc<Source>,
+    source: Source,
     permit: OwnedSemaphorePermit,
     meters: ConnectionMeters,
 }
@@ -191,42 +191,36 @@ impl Connection {
     async fn serve<S: Stream>(self, stream: S) {
         let Self { acceptor, source, permit, meters } = self;
         meters.open.increment(1);
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::default());
         let ticket = acceptor.silent.enter(&activity);
 
-        let service = {
-            let (service, activity) = (Arc::clone(&acceptor.service), Arc::clone(&activity));
-            service_fn(move |request: Request<Incoming>| {
-                let (service, source) = (Arc::clone(&service), Arc::clone(&source));
-                let busy = Activity::begin(&activity, request.version());
-                async move {
-                    let answer = service.answer(&source, request).await;
-                    drop(busy);
-                    Ok::<_, Infallible>(answer)
-                }
-            })
-        };
+        let peer = Arc::new(Peer { service: Arc::clone(&acceptor.service), source, activity: Arc::clone(&activity) });
+        let service = service_fn(move |request: Request<Incoming>| {
+            let peer = Arc::clone(&peer);
+            peer.activity.begin(request.version());
+            async move {
+                let _busy = Busy(&peer.activity);
+                Ok::<_, Infallible>(peer.service.answer(&peer.source, request).await)
+            }
+        });
         let builder = acceptor.http();
         let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
-
-        let mut draining = false;
+        let mut interruptions = acceptor.interruptions(&activity);
         loop {
             tokio::select! {
+                biased;
                 result = connection.as_mut() => {
                     if let Err(error) = result {
                         debug!(%error, "a connection ended badly");
                     }
                     break;
                 }
-                () = acceptor.draining.cancelled(), if !draining => {
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = acceptor.ending.cancelled() => break,
-                () = activity.outlived(&acceptor.timeouts) => break,
-                () = activity.evicted.notified() => break,
+                Some(interruption) = interruptions.next() => match interruption {
+                    Interruption::Drain => connection.as_mut().graceful_shutdown(),
+                    Interruption::End => break,
+                },
             }
         }
         acceptor.silent.leave(ticket);
@@ -235,7 +229,42 @@ impl Connection {
     }
 }
 
+/// What the requests of one connection share.
+struct Peer {
+    service: Arc<Service>,
+    source: Source,
+    activity: Arc<Activity>,
+}
+
+enum Interruption {
+    /// Answer what is in flight, then close.
+    Drain,
+    /// Close.
+    End,
+}
+
 impl Acceptor {
+    /// What ends a connection from our side. The collection polls only what was woken, so a request pays for none of it.
+    fn interruptions<'a>(
+        &'a self,
+        activity: &'a Activity,
+    ) -> FuturesUnordered<Pin<Box<dyn Future<Output = Interruption> + Send + 'a>>> {
+        let interruptions = FuturesUnordered::<Pin<Box<dyn Future<Output = Interruption> + Send>>>::new();
+        interruptions.push(Box::pin(async {
+            self.draining.cancelled().await;
+            Interruption::Drain
+        }));
+        interruptions.push(Box::pin(async {
+            tokio::select! {
+                () = self.ending.cancelled() => {}
+                () = activity.outlived(&self.timeouts) => {}
+                () = activity.evicted.notified() => {}
+            }
+            Interruption::End
+        }));
+        interruptions
+    }
+
     fn http(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // Heads and idle connections are timed by `Activity`, which costs a request no timer.
@@ -251,84 +280,66 @@ impl Acceptor {
     }
 }
 
-/// What happens on a connection, for its time-outs. Times are milliseconds since it was accepted, counted from 1; 0 is "not".
+/// What happens on a connection, for its time-outs. Requests only count here; the time is taken by [`Activity::outlived`].
+#[derive(Default)]
 struct Activity {
-    accepted: Instant,
+    /// Requests whose head has come.
+    begun: AtomicU64,
     in_flight: AtomicU32,
-    /// When the first bytes of a head that is not yet whole came.
-    head_since: AtomicU64,
-    /// When the last answer was made.
-    quiet_since: AtomicU64,
-    has_spoken: AtomicBool,
+    /// Bytes have come since the last head.
+    is_reading: AtomicBool,
     is_http2: AtomicBool,
     evicted: Notify,
 }
 
 /// A request in flight; ends with its answer or with the connection.
-struct Busy(Arc<Activity>);
+struct Busy<'a>(&'a Activity);
 
-impl Drop for Busy {
+impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.quiet_since.store(self.0.now(), Ordering::Relaxed);
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Activity {
-    fn new() -> Self {
-        Self {
-            accepted: Instant::now(),
-            in_flight: AtomicU32::new(0),
-            head_since: AtomicU64::new(0),
-            quiet_since: AtomicU64::new(1),
-            has_spoken: AtomicBool::new(false),
-            is_http2: AtomicBool::new(false),
-            evicted: Notify::new(),
-        }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-
-    fn begin(this: &Arc<Self>, version: hyper::Version) -> Busy {
-        this.in_flight.fetch_add(1, Ordering::Relaxed);
-        this.head_since.store(0, Ordering::Relaxed);
-        this.has_spoken.store(true, Ordering::Relaxed);
-        this.is_http2.store(version == hyper::Version::HTTP_2, Ordering::Relaxed);
-        Busy(Arc::clone(this))
+    fn begin(&self, version: Version) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.is_reading.store(false, Ordering::Relaxed);
+        self.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
     }
 
     fn received(&self) {
-        // Between requests, HTTP/2 has frames of its own; there, only idleness counts.
-        let between = self.in_flight.load(Ordering::Relaxed) == 0 && !self.is_http2.load(Ordering::Relaxed);
-        if between && self.head_since.load(Ordering::Relaxed) == 0 {
-            self.head_since.store(self.now(), Ordering::Relaxed);
+        // HTTP/2 has frames of its own between requests; there, only idleness counts.
+        if !self.is_http2.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0 {
+            self.is_reading.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Resolves when the peer has been silent, or slow with a head, for too long.
+    fn has_spoken(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) > 0
+    }
+
+    /// Resolves when the peer has been silent, or slow with a head, for longer than it may, by up to a quarter of the shorter limit.
     async fn outlived(&self, limits: &Timeouts) {
-        let millis = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let tick = limits.header.min(limits.idle) / 4;
+        let now = || (self.begun.load(Ordering::Relaxed), self.is_reading.load(Ordering::Relaxed));
+        let (mut last, mut since) = (now(), Instant::now());
         loop {
-            let left = if self.in_flight.load(Ordering::Relaxed) > 0 {
-                // The body has a time-out of its own.
-                millis(limits.idle.min(limits.header))
-            } else {
-                let end = match self.head_since.load(Ordering::Relaxed) {
-                    0 if self.has_spoken.load(Ordering::Relaxed) => {
-                        self.quiet_since.load(Ordering::Relaxed).saturating_add(millis(limits.idle))
-                    }
-                    0 => millis(limits.header),
-                    since => since.saturating_add(millis(limits.header)),
-                };
-                end.saturating_sub(self.now())
+            sleep(tick).await;
+            let state = now();
+            // The body of a request in flight has a time-out of its own.
+            if state != last || self.in_flight.load(Ordering::Relaxed) > 0 {
+                (last, since) = (state, Instant::now());
+                continue;
+            }
+            let limit = match state {
+                (0, _) | (_, true) => limits.header,
+                _ => limits.idle,
             };
-            if left == 0 {
+            if since.elapsed() >= limit {
                 return;
             }
-            // Not beyond the shortest limit: what is awaited may change meanwhile.
-            sleep(Duration::from_millis(left).min(limits.header).min(limits.idle)).await;
         }
     }
 }
@@ -356,7 +367,7 @@ impl Silent {
 
     fn end_oldest(&self) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = queue.iter().position(|(_, activity)| !activity.has_spoken.load(Ordering::Relaxed)) else { return false };
+        let Some(at) = queue.iter().position(|(_, activity)| !activity.has_spoken()) else { return false };
         let silent = queue.remove(at);
         if let Some((_, activity)) = silent {
             activity.evicted.notify_one();
