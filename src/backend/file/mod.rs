@@ -1,14 +1,13 @@
 //! `file:PATH`: a manifest in a file, on a disk, a mounted ConfigMap or a synced folder.
 
+mod watcher;
+
 use std::{
-    ffi::OsStr,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
-
-use notify::{Event, EventKind, RecursiveMode, Watcher};
 
 use super::{ManifestStore, Pending, StoreError, WatchGuard, blocking};
 use crate::config::Location;
@@ -122,24 +121,9 @@ impl ManifestStore for FileStore {
             location: self.location(),
             reason: format!("can't watch its folder: {error}"),
         };
-        let name = self.path.file_name().unwrap_or_default().to_owned();
-        let concerns = move |event: &Event| {
-            !matches!(event.kind, EventKind::Access(_))
-                && event
-                    .paths
-                    .iter()
-                    .filter_map(|path| path.file_name())
-                    .any(|changed| changed == name || changed == OsStr::new("..data"))
-        };
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
-            Ok(event) if !event.need_rescan() && !concerns(&event) => {}
-            // Also when events were lost: a refresh too many is cheap, one too few is not.
-            Ok(_) | Err(_) => changed(),
-        })
-        .map_err(failed)?;
-        // The folder, not the file: a rename replaces the file, and Kubernetes swaps the link `..data` beside it.
-        watcher.watch(folder_of(&self.path), RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(WatchGuard(Box::new(watcher)))
+        let name = self.path.file_name().unwrap_or_default();
+        let subscription = watcher::subscribe(folder_of(&self.path), name, changed).map_err(failed)?;
+        Ok(WatchGuard(Box::new(subscription)))
     }
 }
 
