@@ -1,1 +1,168 @@
+//! The refresh engine with a clock that tests set: leases and scheduled takeovers, without waiting for either.
 
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::{Keks, Keyring, Shared, Trigger, spawn};
+use crate::{
+    backend::{self, local::LocalKek},
+    clock::{Clock, ManualClock},
+    config::{self, Confirm, Location},
+    crypto::{Dek, KeyringId, VersionKeys, WrapContext},
+    keyring::{self, Document, Manifest, NewVersion, Policy, WaveSelector},
+    telemetry::Registry,
+};
+
+struct World {
+    folder: tempfile::TempDir,
+    clock: Clock,
+    hands: ManualClock,
+    shared: Shared,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        LocalKek::create(&folder.path().join("kek")).expect("KEK");
+        let (clock, hands) = Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
+        let shared = Shared {
+            settings: config::Refresh::default(),
+            wave: "standard".parse().expect("wave"),
+            clock: clock.clone(),
+            registry: Arc::new(Registry::default()),
+            keks: Arc::new(Keks::new(Duration::from_secs(10))),
+            shutdown: CancellationToken::new(),
+        };
+        Self { folder, clock, hands, shared }
+    }
+
+    fn location(&self) -> Location {
+        Location::File(self.folder.path().join("demo.json"))
+    }
+
+    /// Writes a manifest that `change` makes of a fresh one with two versions.
+    async fn write(&self, change: impl FnOnce(Manifest, Timestamp) -> Manifest) -> Document {
+        let now = self.clock.now();
+        let id = KeyringId::generate().expect("random");
+        let kek = [format!("local:{}", self.folder.path().join("kek").display()).parse().expect("URI")];
+        let mut keys = std::collections::BTreeMap::new();
+        let mut new = Vec::new();
+        for version in [1, 2] {
+            let dek = Dek::generate().expect("random");
+            let wraps = self.shared.keks.wrap(&kek, &dek, WrapContext { keyring: id, version }, now).await.expect("wrap");
+            new.push(NewVersion { wraps, check: dek.check_value(&id, version) });
+            keys.insert(version, VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0));
+        }
+        let [first, second] = <[NewVersion; 2]>::try_from(new).expect("two");
+        let name = "demo".parse().expect("name");
+        let manifest = keyring::rotate(&keyring::init(name, id, Policy::default(), first, now), second, now);
+        let document = keyring::authenticate(change(manifest, now), &keys, None).expect("keys");
+        backend::store(&self.location()).replace(None, document.bytes().to_vec()).await.expect("written");
+        document
+    }
+
+    async fn serve(&self, confirm: Confirm) -> Arc<Keyring> {
+        let settings = config::Keyring {
+            name: "demo".parse().expect("name"),
+            location: self.location(),
+            confirm,
+            min_generation: 0,
+            trusted_signers: Vec::new(),
+            wave: None,
+        };
+        let keyring = spawn(&settings, &self.shared);
+        let mut generations = keyring.generations();
+        generations.wait_for(Option::is_some).await.expect("loaded");
+        keyring
+    }
+}
+
+fn lease_is_over(keyring: &Keyring, now: Timestamp) -> bool {
+    let snapshot = keyring.snapshot();
+    now >= keyring.lease_end(&snapshot.as_ref().expect("loaded").table)
+}
+
+fn primary(keyring: &Keyring, now: Timestamp) -> Option<u32> {
+    keyring.snapshot().as_ref().expect("loaded").table.primary(now)
+}
+
+async fn refreshed(keyring: &Keyring, trigger: Trigger) {
+    let before = keyring.standing().last_success;
+    keyring.request(trigger);
+    while keyring.standing().last_success == before {
+        tokio::task::yield_now().await;
+    }
+}
+
+const LEASE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn the_lease_runs_from_the_last_successful_read() {
+    let world = World::new();
+    world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(LEASE - MINUTE);
+    assert!(!lease_is_over(&keyring, world.clock.now()));
+    world.hands.advance(MINUTE);
+    assert!(lease_is_over(&keyring, world.clock.now()), "nothing confirmed the manifest for a whole lease");
+    refreshed(&keyring, Trigger::Signal).await;
+    assert!(!lease_is_over(&keyring, world.clock.now()), "a read confirms it");
+}
+
+#[tokio::test]
+async fn a_copy_is_confirmed_by_its_stamp_and_not_by_reading_it() {
+    let world = World::new();
+    world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Stamp).await;
+    world.hands.advance(LEASE);
+    refreshed(&keyring, Trigger::Signal).await;
+    assert!(lease_is_over(&keyring, world.clock.now()), "reading an old copy confirms nothing");
+}
+
+#[tokio::test]
+async fn a_scheduled_version_takes_over_at_its_instant_without_a_refresh() {
+    let world = World::new();
+    world
+        .write(|manifest, now| {
+            let later = now.checked_add(MINUTE).expect("in range");
+            keyring::activate(&manifest, 2, WaveSelector::Every, Some(later), now).expect("allowed")
+        })
+        .await;
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(MINUTE - Duration::from_millis(1));
+    assert_eq!(primary(&keyring, world.clock.now()), Some(1));
+    world.hands.advance(Duration::from_millis(1));
+    assert_eq!(primary(&keyring, world.clock.now()), Some(2));
+}
+
+#[tokio::test]
+async fn a_version_that_nobody_has_is_looked_for_once_and_then_remembered_as_missing() {
+    let world = World::new();
+    world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(MINUTE);
+    assert!(keyring.learn(9).await.is_none());
+    let looked = keyring.standing().last_success;
+    assert_eq!(looked, Some(world.clock.now()), "the location was read");
+    world.hands.advance(MINUTE);
+    assert!(keyring.learn(9).await.is_none());
+    assert_eq!(keyring.standing().last_success, looked, "the miss was remembered, the location left alone");
+}
+
+#[tokio::test]
+async fn meters_go_on_counting_over_a_refresh() {
+    let world = World::new();
+    let document = world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Read).await;
+    let used = world.clock.now();
+    keyring.snapshot().as_ref().expect("loaded").meter(1).expect("version 1").encrypted(1, used);
+    // The same manifest, with white space at its end: content that doesn't count as a change.
+    std::fs::write(world.folder.path().join("demo.json"), [document.bytes(), b"\n"].concat()).expect("written");
+    world.hands.advance(MINUTE);
+    refreshed(&keyring, Trigger::Signal).await;
+    assert_eq!(keyring.snapshot().as_ref().expect("loaded").meter(1).expect("version 1").last_used(), Some(used));
+    assert_eq!(keyring.standing().failure, None);
+}
