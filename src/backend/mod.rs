@@ -39,7 +39,8 @@ pub fn kek(uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
         #[cfg(feature = "local")]
         "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
         scheme => {
-            Err(KekError(format!("{uri}: this build of sidekey has no `{scheme}` backend; build it with --features {scheme}")))
+            let known = if cfg!(feature = "local") { "local" } else { "none" };
+            Err(KekError(format!("{uri}: this build has no backend `{scheme}`; it has {known}")))
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     config::{KekUri, KeyringName, Location, SignerKey, Span},
     crypto::{KeyringId, SigningKey},
-    keyring::{self, Activation, Destruction, Document, Evidence, Policy, State, WaveSelector, primaries},
+    keyring::{self, Activation, Destruction, Document, Evidence, Policy, State, WaveSelector, primaries, scheduled},
 };
 
 const KEK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -158,6 +158,9 @@ pub(super) struct Destroy {
     /// Every KEK of the version is gone for good, so nothing can open it: no waiting time helps.
     #[arg(long)]
     lost: bool,
+    /// With --lost: the version that encrypts for every wave from now on, if the lost one did for any.
+    #[arg(long, value_name = "VERSION", requires = "lost")]
+    successor: Option<u32>,
 }
 
 fn takeover(text: &str) -> Result<Takeover, String> {
@@ -324,8 +327,11 @@ impl Destroy {
         let version = self.change.version;
         let admin = self.change.target.admin()?;
         let confirm = self.confirm.as_deref();
-        let (lost, how) =
-            if self.lost { (Some(version), Destruction::Lost { confirm }) } else { (None, Destruction::Orderly { confirm }) };
+        let (lost, how) = if self.lost {
+            (Some(version), Destruction::Lost { confirm, successor: self.successor })
+        } else {
+            (None, Destruction::Orderly { confirm })
+        };
         let document = admin.change(lost, |current, now| keyring::destroy(current, version, how, now)).await?;
         changed(format, &admin, &document, Some(version), &format!("version {version} is destroyed"))
     }
@@ -419,11 +425,8 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
         rows.push(vec![version.version.to_string(), state, waves, version.created_at.to_string(), keks]);
     }
     text.push_str(&columns(&rows));
-    for activation in status.activations.iter().filter(|activation| activation.at > now) {
-        text.push_str(&format!("\nfrom {} on, version {} encrypts for {}", activation.at, activation.version, activation.wave));
-    }
-    if status.activations.iter().any(|activation| activation.at > now) {
-        text.push('\n');
+    for activation in scheduled(status.activations, now) {
+        text.push_str(&format!("\nfrom {} on, version {} encrypts for {}\n", activation.at, activation.version, activation.wave));
     }
     text
 }

@@ -84,11 +84,11 @@ pub fn primary_at(activations: &[Activation], now: Timestamp, wave: &Wave) -> Op
 }
 
 fn primary_for(activations: &[Activation], now: Timestamp, wave: Option<&Wave>) -> Option<u32> {
-    activations
-        .iter()
-        .rev()
-        .find(|activation| activation.at <= now && activation.wave.covers(wave))
-        .map(|activation| activation.version)
+    deciding(activations, now, wave).map(|activation| activation.version)
+}
+
+fn deciding<'a>(activations: &'a [Activation], now: Timestamp, wave: Option<&Wave>) -> Option<&'a Activation> {
+    activations.iter().rev().find(|activation| activation.at <= now && activation.wave.covers(wave))
 }
 
 /// The version that encrypts now for every wave that the list names, and last for any other (`*`).
@@ -96,6 +96,17 @@ pub fn primaries(activations: &[Activation], now: Timestamp) -> Vec<(WaveSelecto
     let named: BTreeSet<&Wave> = activations.iter().filter_map(|activation| activation.wave.name()).collect();
     let of = |selector, wave| (selector, primary_for(activations, now, wave));
     named.into_iter().map(|wave| of(WaveSelector::One(wave.clone()), Some(wave))).chain([of(WaveSelector::Every, None)]).collect()
+}
+
+/// The activations that are not due yet and that no later decision has called off for all their waves.
+pub fn scheduled(activations: &[Activation], now: Timestamp) -> impl Iterator<Item = &Activation> {
+    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
+    activations.iter().filter(move |activation| {
+        let decides = |wave: &Option<&Wave>| {
+            deciding(activations, activation.at, *wave).is_some_and(|found| std::ptr::eq(found, *activation))
+        };
+        activation.at > now && waves.iter().any(decides)
+    })
 }
 
 /// When a version was, is or will be some wave's primary.
@@ -173,6 +184,8 @@ mod tests {
         assert_eq!(reign(&list, 3, at(5)), Reign::Never);
         let cancelled = [activation(1, "*", 0), activation(2, "*", 100), activation(1, "*", 50)];
         assert_eq!(reign(&cancelled, 2, at(60)), Reign::Ended(at(50)));
+        assert_eq!(scheduled(&cancelled, at(60)).count(), 0, "a later decision called it off");
+        assert_eq!(scheduled(&list, at(5)).collect::<Vec<_>>(), [&list[1], &list[2]]);
     }
 
     #[test]

@@ -38,6 +38,11 @@ pub enum Refusal {
     /// Some wave encrypts with it, or is about to.
     #[error("version {0} is, or is scheduled to become, a wave's primary; activate another version for that wave first")]
     IsPrimary(u32),
+    /// The same of a version that is lost.
+    #[error(
+        "version {0} is, or is scheduled to become, a wave's primary; name the version that takes over at once with --successor N"
+    )]
+    LostPrimary(u32),
     /// An activation may not rewrite what was.
     #[error("{at} is in the past; an activation takes effect now or later")]
     InThePast {
@@ -255,6 +260,8 @@ pub enum Destruction<'a> {
     Lost {
         /// What the operator said.
         confirm: Option<&'a str>,
+        /// The version that encrypts for every wave from now on, if the lost one does for any.
+        successor: Option<u32>,
     },
 }
 
@@ -275,10 +282,18 @@ pub fn lost_phrase(keyring: &KeyringName, version: u32) -> String {
 pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     let now = next.updated_at;
-    let reign = reign(&current.activations, version, now);
+    if let Destruction::Lost { successor: Some(successor), .. } = how {
+        // Nobody can open the lost version, so nobody could authenticate a generation in between.
+        let activated = activate(current, successor, WaveSelector::Every, None, now)?;
+        next.activations = activated.activations;
+    }
+    let reign = reign(&next.activations, version, now);
     let target = find(&mut next, version)?;
     if reign == Reign::CurrentOrScheduled {
-        return Err(Refusal::IsPrimary(version));
+        return Err(match how {
+            Destruction::Orderly { .. } => Refusal::IsPrimary(version),
+            Destruction::Lost { .. } => Refusal::LostPrimary(version),
+        });
     }
     let (confirm, phrase) = match how {
         Destruction::Orderly { confirm } => {
@@ -303,7 +318,7 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
             }
             (confirm, backup_phrase(&current.name, version))
         }
-        Destruction::Lost { confirm } => {
+        Destruction::Lost { confirm, .. } => {
             if target.state == State::Destroyed {
                 return Err(Refusal::WrongState { version, state: State::Destroyed, needed: "it is destroyed already" });
             }

@@ -10,7 +10,7 @@ mod manifest;
 mod properties;
 mod table;
 
-pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, reign};
+pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, reign, scheduled};
 pub use authentication::{authenticate, verify};
 pub use lifecycle::{
     Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,

@@ -341,6 +341,21 @@ fn destroying_waits_for_the_lease_and_the_waiting_time() {
 }
 
 #[test]
+fn a_lost_primary_is_destroyed_together_with_a_successor() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    let manifest = world.document.manifest();
+    let phrase = lost_phrase(&manifest.name, 1);
+    let lose = |successor| destroy(manifest, 1, Destruction::Lost { confirm: Some(&phrase), successor }, world.now);
+    assert_eq!(lose(None), Err(Refusal::LostPrimary(1)));
+    assert!(matches!(lose(Some(3)), Err(Refusal::NoSuchVersion { .. })));
+    assert_eq!(lose(Some(1)), Err(Refusal::LostPrimary(1)));
+    let next = lose(Some(2)).expect("allowed");
+    assert_eq!(primary_at(&next.activations, world.now, &wave(0)), Some(2));
+    assert_eq!(next.versions[0].state, State::Destroyed);
+}
+
+#[test]
 fn a_manifest_lists_every_contradiction() {
     let world = World::new();
     let edit = |change: fn(&mut serde_json::Value)| {

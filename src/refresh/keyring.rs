@@ -185,10 +185,10 @@ impl Keyring {
         self.confirmed_at.store(confirmed.as_millisecond(), Ordering::Relaxed);
     }
 
-    /// Records the outcome of a refresh, and gives the failure before it.
-    pub(super) fn record(&self, at: Timestamp, failure: Option<Failure>) -> Option<Failure> {
+    /// Records whether a refresh found the manifest good and what is wrong all the same, and gives what was wrong before.
+    pub(super) fn record(&self, at: Timestamp, read: bool, failure: Option<Failure>) -> Option<Failure> {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if failure.is_none() {
+        if read {
             standing.last_success = Some(at);
         }
         std::mem::replace(&mut standing.failure, failure.map(|failure| (at, failure))).map(|(_, failure)| failure)

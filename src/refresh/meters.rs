@@ -16,6 +16,7 @@ const UNOPENED: &str = "sidekey_keyring_unopened_versions";
 const LEASE: &str = "sidekey_keyring_encrypt_lease_remaining_seconds";
 const REFRESHED: &str = "sidekey_keyring_last_refresh_timestamp_seconds";
 const FAILING: &str = "sidekey_keyring_refresh_failing";
+const ROTATION_DUE: &str = "sidekey_keyring_rotation_due_timestamp_seconds";
 const LAST_USE: &str = "sidekey_version_last_use_timestamp_seconds";
 
 const ROLES: [Role; 5] = [Role::Pending, Role::Primary, Role::DecryptOnly, Role::Disabled, Role::Destroyed];
@@ -32,6 +33,7 @@ pub(super) fn describe(registry: &Registry) {
         .describe_gauge(LEASE, "How long encrypting goes on if the manifest can't be confirmed; negative once it has stopped.");
     registry.describe_gauge(REFRESHED, "When the manifest was last read and found good.");
     registry.describe_gauge(FAILING, "1 while the last refresh failed or left versions unopened.");
+    registry.describe_gauge(ROTATION_DUE, "When the policy (`rotate_every`) wants the next key version.");
     registry.describe_gauge(LAST_USE, "When a key version last encrypted or decrypted here.");
 }
 
@@ -45,6 +47,7 @@ pub(super) struct KeyringMeters {
     lease: Gauge,
     refreshed: Gauge,
     failing: Gauge,
+    rotation_due: Gauge,
     name: KeyringName,
 }
 
@@ -68,6 +71,7 @@ impl KeyringMeters {
             lease: registry.gauge(LEASE, &labels),
             refreshed: registry.gauge(REFRESHED, &labels),
             failing: registry.gauge(FAILING, &labels),
+            rotation_due: registry.gauge(ROTATION_DUE, &labels),
             name: name.clone(),
         }
     }
@@ -96,6 +100,10 @@ impl Keyring {
         meters.primary.set(f64::from(table.primary(now).unwrap_or(0)));
         meters.primary_age.set(table.primary_since(now).map_or(0.0, |since| now.duration_since(since).as_secs_f64()));
         meters.lease.set(self.lease_end(table).duration_since(now).as_secs_f64());
+        let manifest = table.manifest();
+        let newest = manifest.versions.last().map(|version| version.created_at);
+        let due = newest.and_then(|made| made.checked_add(manifest.policy.rotate_every.0).ok());
+        meters.rotation_due.set(due.map_or(0.0, seconds));
         meters.unopened.set(table.unopened().count() as f64);
         let versions = || table.manifest().versions.iter().map(|version| version.version);
         let roles: Vec<Role> = versions().filter_map(|version| table.role(version, now)).collect();

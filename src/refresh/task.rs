@@ -223,16 +223,18 @@ impl Refresher {
             Ok(_) => unopened,
             Err(failure) => Some(failure.clone()),
         };
-        let before = self.keyring.record(now, failure.clone());
+        let before = self.keyring.record(now, result.is_ok(), failure.clone());
+        let is_news = before != failure;
         if let Some(failure) = &failure {
-            if before.as_ref() != Some(failure) {
+            if is_news {
                 let serving = snapshot.as_deref().map(|snapshot| snapshot.table.generation());
                 warn!(keyring = %name, trigger = trigger.as_str(), code = failure.code, generation_served = serving, "refresh: {failure}");
             }
         } else if before.is_some() {
             info!(keyring = %name, trigger = trigger.as_str(), "refreshing works again");
         }
-        if let (Ok(Outcome::Changed | Outcome::Partial), Some(snapshot)) = (result, snapshot) {
+        let changed = matches!(result, Ok(Outcome::Changed)) || (matches!(result, Ok(Outcome::Partial)) && is_news);
+        if let Some(snapshot) = snapshot.filter(|_| changed) {
             let table = &snapshot.table;
             info!(keyring = %name, trigger = trigger.as_str(), generation = table.generation(), primary = table.primary(now), "keyring in force");
         }

@@ -196,12 +196,8 @@ impl Connection {
 
         let peer = Arc::new(Peer { service: Arc::clone(&acceptor.service), source, activity: Arc::clone(&activity) });
         let service = service_fn(move |request: Request<Incoming>| {
-            let peer = Arc::clone(&peer);
-            peer.activity.begin(request.version());
-            async move {
-                let _busy = Busy(&peer.activity);
-                Ok::<_, Infallible>(peer.service.answer(&peer.source, request).await)
-            }
+            let busy = Busy::begin(&peer, request.version());
+            async move { Ok::<_, Infallible>(busy.0.service.answer(&busy.0.source, request).await) }
         });
         let builder = acceptor.http();
         let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
@@ -293,11 +289,18 @@ struct Activity {
 }
 
 /// A request in flight; ends with its answer or with the connection.
-struct Busy<'a>(&'a Activity);
+struct Busy(Arc<Peer>);
 
-impl Drop for Busy<'_> {
+impl Busy {
+    fn begin(peer: &Arc<Peer>, version: Version) -> Self {
+        peer.activity.begin(version);
+        Self(Arc::clone(peer))
+    }
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -320,7 +323,7 @@ impl Activity {
         self.begun.load(Ordering::Relaxed) > 0
     }
 
-    /// Resolves when the peer has been silent, or slow with a head, for longer than it may, by up to a quarter of the shorter limit.
+    /// Resolves when the peer has been silent, or slow with a head, for longer than it may, give or take half of the shorter limit.
     async fn outlived(&self, limits: &Timeouts) {
         let tick = limits.header.min(limits.idle) / 4;
         let now = || (self.begun.load(Ordering::Relaxed), self.is_reading.load(Ordering::Relaxed));

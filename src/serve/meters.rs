@@ -86,9 +86,9 @@ impl OperationMeters {
     }
 }
 
-/// Counts a request that came to no keyring's operation.
-pub(super) fn unrouted(registry: &Registry, code: Code) {
-    registry.counter(REQUESTS, &[("keyring", ""), ("operation", ""), ("code", code.as_str())]).increment(1);
+/// Counts a request that is no keyring's, by its answer's code or `ok`.
+pub(super) fn unrouted(registry: &Registry, code: &'static str) {
+    registry.counter(REQUESTS, &[("keyring", ""), ("operation", ""), ("code", code)]).increment(1);
 }
 
 /// A listener's connections.

@@ -104,7 +104,7 @@ impl Service {
         match self.route(source, request, start).await {
             Ok(answer) => answer,
             Err(problem) => {
-                unrouted(&self.registry, problem.code);
+                unrouted(&self.registry, problem.code.as_str());
                 problem.into_response()
             }
         }
@@ -217,6 +217,7 @@ impl Service {
             // One that isn't loaded can't be used yet.
             .filter_map(|keyring| self.describe(keyring).ok());
         let keyrings = Keyrings { keyrings: visible.collect() };
+        unrouted(&self.registry, "ok");
         Ok(Done::new(0, Bytes::from(to_json(&keyrings)?), JSON, None).answer)
     }
 
