@@ -1,6 +1,8 @@
 //! The command line: arguments in, text and exit codes out.
 
 mod client;
+#[cfg(feature = "local")]
+mod dev;
 mod keyring;
 mod output;
 mod sidecar;
@@ -25,7 +27,8 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a sidecar to try out, with a KEK and a keyring of its own.
-    Dev(sidecar::Dev),
+    #[cfg(feature = "local")]
+    Dev(dev::Dev),
     /// Start a sidecar.
     Serve(sidecar::Config),
     /// Check a config file and report everything that is wrong with it.
@@ -47,6 +50,7 @@ enum Command {
 pub fn run(arguments: Arguments) -> ExitCode {
     let Arguments { output, command } = arguments;
     let result = match command {
+        #[cfg(feature = "local")]
         Command::Dev(arguments) => arguments.run(),
         Command::Serve(arguments) => arguments.serve(),
         Command::Check(arguments) => arguments.check(output),
