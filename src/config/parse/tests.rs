@@ -1,0 +1,385 @@
+use proptest::{collection, prelude::*, sample};
+
+use super::*;
+
+const FILE: &str = "/etc/sidekey/sidekey.toml";
+
+const MINIMAL: &str = r#"
+        listen.socket = "sidekey.sock"
+        keyring = [{ name = "orders", location = "orders.json" }]
+    "#;
+
+const FULL: &str = r#"
+wave = "canary"
+
+[listen]
+socket = "/run/sidekey/sidekey.sock"
+mode = "0600"
+owner = "app"
+group = 1000
+tcp = "[::1]:8200"
+token_file = "token"
+
+[ops]
+listen = "0.0.0.0:9000"
+
+[limits]
+body = "2MiB"
+json_body = 8388608
+body_memory = "128MiB"
+batch_items = 10
+connections = 20
+header_bytes = "8KiB"
+streams = 30
+
+[timeouts]
+header = "1s"
+body = "2s"
+idle = "1m 30s"
+drain_timeout = "1d"
+
+[log]
+format = "json"
+level = "info,sidekey=debug"
+
+[refresh]
+poll = "100ms"
+read_timeout = "3s"
+kek_timeout = "4s"
+unknown_interval = "5s"
+miss_ttl = "6s"
+max_backoff = "7s"
+manifest_bytes = "32MiB"
+
+[runtime]
+workers = 2
+
+[[keyring]]
+name = "orders"
+location = "orders.json"
+confirm = "stamp"
+min_generation = 18446744073709551615
+trusted_signers = ["ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+wave = "critical"
+
+[[keyring]]
+name = "users"
+location = "file:/var/lib/users.json"
+
+[[policy]]
+keyrings = ["orders"]
+operations = ["encrypt", "inspect"]
+uids = [1000, "root"]
+gids = ["root", 7]
+
+[[policy]]
+keyrings = ["users", "*"]
+operations = "*"
+token = true
+"#;
+
+fn parsed(text: &str) -> Settings {
+    parse(Path::new(FILE), text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn problems(text: &str) -> String {
+    parse(Path::new("c.toml"), text).expect_err("no problem").to_string()
+}
+
+/// What is wrong with the minimal file once `more` follows it.
+fn problems_with(more: &str) -> String {
+    problems(&format!("{}\n{more}", MINIMAL.trim()))
+}
+
+#[test]
+fn a_full_file_gives_every_value() {
+    let s = parsed(FULL);
+    assert_eq!(s.wave.as_str(), "canary");
+
+    assert_eq!(s.listen.socket, Path::new("/run/sidekey/sidekey.sock"));
+    assert_eq!((s.listen.mode, s.listen.owner.as_deref(), s.listen.group.as_deref()), (0o600, Some("app"), Some("1000")));
+    let tcp = s.listen.tcp.expect("tcp");
+    assert_eq!((tcp.address.to_string().as_str(), tcp.token_file.as_path()), ("[::1]:8200", Path::new("/etc/sidekey/token")));
+    assert_eq!(s.ops.listen.to_string(), "0.0.0.0:9000");
+
+    let Limits { body, json_body, body_memory, batch_items, connections, header_bytes, streams } = s.limits;
+    assert_eq!((body, json_body, body_memory), (2 << 20, 8 << 20, 128 << 20));
+    assert_eq!((batch_items, connections, header_bytes, streams), (10, 20, 8 << 10, 30));
+
+    let Timeouts { header, body, idle, drain } = s.timeouts;
+    assert_eq!([header, body, idle, drain].map(|d| d.as_secs()), [1, 2, 90, 86_400]);
+    assert_eq!((s.log.format, s.log.filter.as_str()), (LogFormat::Json, "info,sidekey=debug"));
+
+    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff } = s.refresh;
+    assert_eq!((poll, manifest_bytes), (Duration::from_millis(100), 32 << 20));
+    assert_eq!([read_timeout, kek_timeout, unknown_interval, miss_ttl, max_backoff].map(|d| d.as_secs()), [3, 4, 5, 6, 7]);
+    assert_eq!(s.runtime.workers, Some(2));
+}
+
+#[test]
+fn a_full_file_gives_its_keyrings_and_policy() {
+    let s = parsed(FULL);
+    let [orders, users] = &s.keyrings[..] else { panic!("{:?}", s.keyrings) };
+    assert_eq!((orders.name.as_str(), orders.confirm, orders.min_generation), ("orders", Confirm::Stamp, u64::MAX));
+    assert_eq!(orders.location, Location::File("/etc/sidekey/orders.json".into()));
+    assert_eq!(orders.trusted_signers.iter().map(|signer| signer.0).collect::<Vec<_>>(), [[0; 32]]);
+    assert_eq!(orders.wave.as_ref().map(Wave::as_str), Some("critical"));
+    assert_eq!(users.location, Location::File("/var/lib/users.json".into()));
+
+    let [named, every] = &s.policy[..] else { panic!("{:?}", s.policy) };
+    assert_eq!(named.keyrings.as_deref(), Some(&[orders.name.clone()][..]));
+    assert_eq!(named.operations, [Operation::Encrypt, Operation::Inspect]);
+    assert_eq!((&named.uids[..], &named.gids[..], named.token), (&[1000, 0][..], &[0, 7][..], false));
+    assert_eq!((every.keyrings.as_deref(), &every.operations[..], every.token), (None, &Operation::ALL[..], true));
+}
+
+#[test]
+fn a_minimal_file_gets_the_defaults() {
+    let s = parsed(MINIMAL);
+    assert_eq!((s.wave.as_str(), s.listen.mode), ("standard", 0o660));
+    assert!(s.listen.owner.is_none() && s.listen.group.is_none() && s.listen.tcp.is_none());
+    assert_eq!(s.ops.listen.to_string(), "127.0.0.1:9464");
+    assert_eq!(format!("{:?}", s.limits), format!("{:?}", Limits::default()));
+    assert_eq!(format!("{:?}", s.timeouts), format!("{:?}", Timeouts::default()));
+    assert_eq!(format!("{:?}", s.log), format!("{:?}", Log::default()));
+    assert_eq!(format!("{:?}", s.refresh), format!("{:?}", Refresh::default()));
+    assert_eq!(s.runtime.workers, None);
+    let [keyring] = &s.keyrings[..] else { panic!("{:?}", s.keyrings) };
+    assert_eq!((keyring.confirm, keyring.min_generation, &keyring.wave), (Confirm::Read, 0, &None));
+    assert!(keyring.trusted_signers.is_empty() && s.policy.is_empty());
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_reported_at_once_by_line() {
+    let text = r#"wave = "Canary"
+[listen]
+sokcet = "sidekey.sock"
+mode = 660
+tcp = "192.0.2.1:8200"
+[limits]
+body = "17MiB"
+json_body = true
+body_memory = "1KiB"
+[timeouts]
+idle = "2d"
+[log]
+format = "xml"
+[runtime]
+workers = 0
+[[keyring]]
+name = "orders"
+location = "orders.json"
+[[keyring]]
+name = "orders"
+location = "s3:bucket"
+[[policy]]
+keyrings = ["orders", "order"]
+operations = "encrypt"
+uids = [
+  1000,
+  "no such user",
+  -1,
+]
+[[policy]]
+keyrings = "*"
+operations = ["seal"]
+token = false
+"#;
+    let expected = r#"
+c.toml:1: wave: a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit
+c.toml:2: listen.socket: is required
+c.toml:2: listen.token_file: is required with listen.tcp
+c.toml:3: listen.sokcet: unknown key; did you mean `socket`?
+c.toml:4: listen.mode: expected a string of octal digits such as "0660", found an integer
+c.toml:5: listen.tcp: 192.0.2.1 is not a loopback address
+c.toml:7: limits.body: must be from 1 to 16MiB
+c.toml:8: limits.json_body: expected an integer or a string such as "1MiB", found a boolean
+c.toml:11: timeouts.idle: must be from 1ns to 1d
+c.toml:13: log.format: expected "text" or "json", found "xml"
+c.toml:15: runtime.workers: must be from 1 to 256
+c.toml:20: keyring[1].name: the keyring "orders" is on line 17 already
+c.toml:21: keyring[1].location: `s3:` is not a manifest location that this build knows; known: file:
+c.toml:23: policy[0].keyrings[1]: there is no keyring "order"
+c.toml:24: policy[0].operations: expected an array or "*", found a string
+c.toml:27: policy[0].uids[1]: this machine has no user "no such user"
+c.toml:28: policy[0].uids[2]: must be from 0 to 4294967294
+c.toml:30: policy[1]: names nobody: give uids, gids or token = true
+c.toml:32: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" or "inspect", found "seal"
+"#;
+    assert_eq!(problems(text), expected.trim());
+}
+
+#[test]
+fn an_empty_file_is_told_what_it_needs() {
+    let expected = "c.toml:1: listen.socket: is required\nc.toml:1: keyring: at least one [[keyring]] is required";
+    assert_eq!(problems(""), expected);
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_nearest_or_with_the_known_ones() {
+    assert_eq!(problems_with("[refersh]"), "c.toml:3: refersh: unknown key; did you mean `refresh`?");
+    assert_eq!(problems_with("[ops]\n'a\tb' = 1"), "c.toml:4: ops.\"a\\tb\": unknown key; known here: listen");
+}
+
+#[test]
+fn a_syntax_error_has_its_line_and_doesnt_hide_other_problems() {
+    let text = "[listen]\nsocket = sidekey.sock\nmode = 5\n[runtime]\nworkers = 0\n";
+    let found = parse(Path::new("c.toml"), text).expect_err("no problem").items;
+    assert_eq!(
+        found.iter().map(|p| (p.line, p.key.as_str())).collect::<Vec<_>>(),
+        [(2, ""), (3, "listen.mode"), (5, "runtime.workers"),]
+    );
+}
+
+#[test]
+fn after_a_syntax_error_nothing_is_called_missing() {
+    let found = parse(Path::new("c.toml"), "[listen\nsocket = 'a'\n").expect_err("no problem");
+    assert!(found.items.iter().all(|problem| !problem.message.contains("required")), "{found}");
+    assert_eq!((found.items[0].line, found.items[0].key.as_str()), (1, ""));
+}
+
+#[test]
+fn a_repeated_key_is_a_syntax_error_on_its_second_line() {
+    assert_eq!(problems_with("[log]\nlevel = 'info'\nlevel = 'warn'"), "c.toml:5: duplicate key");
+}
+
+#[test]
+fn relative_paths_resolve_against_the_files_folder() {
+    let s = parsed(MINIMAL);
+    assert_eq!(s.listen.socket, Path::new("/etc/sidekey/sidekey.sock"));
+    assert_eq!(s.keyrings[0].location, Location::File("/etc/sidekey/orders.json".into()));
+
+    let here = std::env::current_dir().expect("working directory");
+    let s = parse(Path::new("sidekey.toml"), MINIMAL).expect("settings");
+    assert_eq!(s.keyrings[0].location, Location::File(here.join("orders.json")));
+}
+
+#[test]
+fn a_sockets_whole_path_has_at_most_107_bytes() {
+    let with_socket = |length: usize| MINIMAL.replace("sidekey.sock", &"s".repeat(length - "/etc/sidekey/".len()));
+    assert_eq!(parsed(&with_socket(107)).listen.socket.as_os_str().len(), 107);
+    let problems = parse(Path::new(FILE), &with_socket(108)).expect_err("too long").to_string();
+    assert!(problems.ends_with("has 108 bytes; a socket's path has at most 107"), "{problems}");
+}
+
+#[test]
+fn a_mode_is_a_string_of_octal_digits_within_the_permission_bits() {
+    let with_mode = |mode: &str| format!("[[keyring]]\nname = 'a'\nlocation = 'a'\n[listen]\nsocket = 's'\nmode = {mode}");
+    assert_eq!(parsed(&with_mode("'0777'")).listen.mode, 0o777);
+    assert_eq!(parsed(&with_mode("'600'")).listen.mode, 0o600);
+    let digits = "c.toml:6: listen.mode: expected octal digits such as \"0660\"";
+    for mode in ["''", "'0o660'", "'+660'", "'0680'", "'rw-rw----'"] {
+        assert_eq!(problems(&with_mode(mode)), digits, "{mode}");
+    }
+    for mode in ["'1777'", "'7777777777777777'"] {
+        assert!(problems(&with_mode(mode)).contains("must be from \"0000\" to \"0777\""), "{mode}");
+    }
+}
+
+#[test]
+fn a_token_needs_a_tcp_listener_and_a_tcp_listener_needs_a_token() {
+    let rule = "[[policy]]\nkeyrings = '*'\noperations = '*'\ntoken = true";
+    assert_eq!(problems_with(rule), "c.toml:6: policy[0].token: needs listen.tcp: only TCP callers show a token");
+    let listen = |more: &str| problems(&format!("{more}\n{}", MINIMAL.trim()));
+    assert_eq!(listen("listen.token_file = 't'"), "c.toml:1: listen.token_file: has no use without listen.tcp");
+    assert_eq!(listen("listen.tcp = '127.0.0.1:1'"), "c.toml:1: listen.token_file: is required with listen.tcp");
+}
+
+#[test]
+fn body_memory_holds_at_least_the_longest_body() {
+    let message = "must hold the longest body: at least as much as limits.body and limits.json_body";
+    for limits in ["body_memory = '3MiB'", "body_memory = '5MiB'\njson_body = '6MiB'"] {
+        assert_eq!(problems_with(&format!("[limits]\n{limits}")), format!("c.toml:4: limits.body_memory: {message}"));
+    }
+    let s = parsed(&format!("{}\nlimits.body_memory = '4MiB'", MINIMAL.trim()));
+    assert_eq!(s.limits.body_memory, 4 << 20);
+}
+
+#[test]
+fn a_level_is_a_tracing_filter() {
+    assert!(problems_with("log.level = 'sidekey=loud'").starts_with("c.toml:3: log.level: write a level such as \"info\""));
+    assert_eq!(problems_with("log.level = ''"), "c.toml:3: log.level: must not be empty");
+}
+
+#[test]
+fn the_directives_of_a_level_may_have_space_around_them() {
+    let s = parsed(&format!("{}\nlog.level = ' info, sidekey=debug '", MINIMAL.trim()));
+    assert_eq!(s.log.filter, "info,sidekey=debug");
+    assert!(problems_with("log.level = ' a\u{a42}=loud'").starts_with("c.toml:3: log.level: write a level"));
+}
+
+#[test]
+fn integers_beyond_any_type_are_out_of_range() {
+    let workers = format!("runtime.workers = {}", "9".repeat(60));
+    assert_eq!(problems_with(&workers), "c.toml:3: runtime.workers: must be from 1 to 256");
+    assert_eq!(problems_with("limits.body = -1"), "c.toml:3: limits.body: must be from 1 to 16MiB");
+    assert_eq!(parsed(&format!("{}\nruntime.workers = 0x10", MINIMAL.trim())).runtime.workers, Some(16));
+}
+
+#[test]
+fn a_keyring_table_that_isnt_an_array_is_told_how_to_become_one() {
+    assert_eq!(
+        problems("[listen]\nsocket = 's'\n[keyring]\nname = 'a'"),
+        "c.toml:3: keyring: expected an array of tables, each headed [[keyring]], found a table"
+    );
+}
+
+#[test]
+fn loading_names_the_file_that_cant_be_read() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("none.toml");
+    let error = load(&file).expect_err("no file").to_string();
+    assert!(error.starts_with(&format!("can't read {}: ", file.display())), "{error}");
+
+    fs::write(&file, MINIMAL).expect("written");
+    assert_eq!(load(&file).expect("settings").listen.socket, folder.path().join("sidekey.sock"));
+    fs::write(&file, "wave = 1").expect("written");
+    assert!(matches!(load(&file), Err(LoadError::Invalid(problems)) if problems.items.len() == 3));
+}
+
+const TEXT_KEYS: [&str; 6] = ["wave", "listen.mode", "ops.listen", "limits.body", "timeouts.idle", "log.level"];
+
+/// Pieces of valid files, so that random text gets past the TOML parser.
+fn almost_toml() -> impl Strategy<Value = String> {
+    let line = prop_oneof![
+        sample::select(FULL.lines().collect::<Vec<_>>()).prop_map(str::to_owned),
+        ("[a-z_.\"]{1,12}", "[-a-z0-9\"'\\[\\]{}=,.:_+]{0,12}").prop_map(|(key, value)| format!("{key} = {value}")),
+        (sample::select(FULL.lines().collect::<Vec<_>>()), any::<sample::Index>(), any::<char>()).prop_map(|(line, at, c)| {
+            let mut chars: Vec<char> = line.chars().collect();
+            chars.insert(at.index(chars.len() + 1), c);
+            chars.into_iter().collect()
+        }),
+    ];
+    collection::vec(line, 0..40).prop_map(|lines| lines.join("\n"))
+}
+
+fn check_answer(text: &str) {
+    let Err(problems) = parse(Path::new("c.toml"), text) else { return };
+    assert!(!problems.items.is_empty());
+    assert!(problems.items.is_sorted_by_key(|problem| problem.line));
+    assert!(problems.items.iter().all(|problem| (1..=text.matches('\n').count() + 1).contains(&problem.line)));
+    assert_eq!(problems.to_string().split('\n').count(), problems.items.len(), "one line each");
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_answered(text in any::<String>()) {
+        check_answer(&text);
+    }
+
+    #[test]
+    fn almost_any_toml_is_answered(text in almost_toml()) {
+        check_answer(&text);
+    }
+
+    #[test]
+    fn any_level_is_answered(value in r"[ ,=\[\]{}a-f\u{a42}*\\(.|]{0,24}") {
+        check_answer(&format!("log.level = '{value}'"));
+    }
+
+    #[test]
+    fn any_text_of_a_setting_is_answered(key in sample::select(&TEXT_KEYS[..]), value in any::<String>()) {
+        let value = value.replace(|c: char| c.is_control() || c == '\'', "");
+        check_answer(&format!("{key} = '{value}'"));
+    }
+}
