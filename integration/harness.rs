@@ -135,9 +135,11 @@ impl Sidecar {
             }
             log.lock().unwrap().push_str(&first);
         }
+        // The text form writes name=value, the JSON form "name":"value".
         let field = |name: &str| {
-            let text = first.split_once(&format!("{name}="))?.1.split_whitespace().next()?;
-            text.parse().ok()
+            let json = serde_json::from_str::<Value>(&first).ok().and_then(|line| Some(line[name].as_str()?.to_owned()));
+            let text = || first.split_once(&format!("{name}="))?.1.split_whitespace().next().map(str::to_owned);
+            json.or_else(text)?.parse().ok()
         };
         let (ops, tcp) = (field("ops").unwrap(), field("tcp"));
         let kept = Arc::clone(&log);

@@ -246,6 +246,25 @@ async fn operators_see_health_status_metrics_and_the_manifest() {
     check_with_promtool(&metrics);
 }
 
+#[test]
+fn logs_are_one_json_object_a_line_if_the_config_says_so() {
+    let world = World::with_demo();
+    let mut sidecar = world.start_with("one", "[log]\nformat = \"json\"\n", &["demo"]);
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().success());
+    wait("the last line", || sidecar.log().contains("drained"));
+    let log = sidecar.log();
+    let messages: Vec<String> = log
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(line["timestamp"].is_string() && line["level"].is_string());
+            line["message"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(messages, ["listening", "keyring in force", "ready", "stopping", "drained"]);
+}
+
 /// `promtool` is Prometheus' own linter; integration/run installs it.
 fn check_with_promtool(metrics: &str) {
     use std::process::{Command, Stdio};
