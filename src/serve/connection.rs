@@ -52,7 +52,7 @@ const REFUSALS: usize = 64;
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the kernel has no file descriptor or memory to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The stack hyper keeps of a head that exceeds our limit, so that it gets an answer that says so.
+/// How many times the limit of a head is read at most, so that one that exceeds it can get an answer that says so.
 const HEAD_SLACK: usize = 4;
 
 /// Accepts connections and serves them.
