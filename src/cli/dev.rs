@@ -117,8 +117,9 @@ sidekey decrypt --keyring demo --aad README < README.md.sk | cmp - README.md && 
 curl -s --unix-socket "$SIDEKEY_SOCKET" http://sidekey/v1/keyrings/demo/encrypt -H 'Content-Type: application/json' \
   -d '{{"batch": [{{"plaintext": "QWRh", "aad": "cm93IDE="}}, {{"plaintext": "R3JhY2U=", "aad": "cm93IDI="}}]}}'
 
-# rotate; what was encrypted before still decrypts, what is encrypted now names the new version
+# rotate: what was encrypted before still decrypts, and within a second new ciphertext names the new version
 sidekey keyring rotate '{manifest}' --activate now
+sleep 1
 sidekey status
 
 # what operators see
