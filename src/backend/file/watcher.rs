@@ -48,22 +48,18 @@ pub(super) fn subscribe(folder: &Path, name: &OsStr, changed: Callback) -> notif
             shared
         }
     };
-    let id = {
-        let mut watched = shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.next += 1;
-        let id = watched.next;
-        let subscriber = Subscriber { name: name.to_owned(), changed };
-        watched.folders.entry(folder.to_owned()).or_default().insert(id, subscriber);
-        id
-    };
-    // From here on, dropping it cleans up.
-    let subscription = Subscription { shared: Arc::clone(&shared), folder: folder.to_owned(), id };
+    drop(slot);
+    // Held over both steps, here and in `drop`, so that nobody's end takes away what somebody else has just begun to watch.
+    let mut watcher = shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+    let id =
+        shared.watched.lock().unwrap_or_else(PoisonError::into_inner).add(folder, Subscriber { name: name.to_owned(), changed });
     // Again for every file, because the folder may be another one than it was. The folder, not the file: a rename replaces the
     // file, and Kubernetes swaps the link `..data` beside it.
-    let mut watcher = shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    let begun = watcher.watch(folder, RecursiveMode::NonRecursive);
     drop(watcher);
-    Ok(subscription)
+    // Its drop cleans up if watching failed.
+    let subscription = Subscription { shared, folder: folder.to_owned(), id };
+    begun.map(|()| subscription)
 }
 
 impl Shared {
@@ -81,6 +77,23 @@ impl Shared {
 }
 
 impl Watched {
+    fn add(&mut self, folder: &Path, subscriber: Subscriber) -> u64 {
+        self.next += 1;
+        self.folders.entry(folder.to_owned()).or_default().insert(self.next, subscriber);
+        self.next
+    }
+
+    /// Whether that was the folder's last subscriber.
+    fn remove(&mut self, folder: &Path, id: u64) -> bool {
+        let Some(subscribers) = self.folders.get_mut(folder) else { return false };
+        subscribers.remove(&id);
+        let is_last = subscribers.is_empty();
+        if is_last {
+            self.folders.remove(folder);
+        }
+        is_last
+    }
+
     fn concerned(&self, event: notify::Result<Event>) -> Vec<&Subscriber> {
         match event {
             Ok(event) if matches!(event.kind, EventKind::Access(_)) => Vec::new(),
@@ -99,19 +112,11 @@ impl Watched {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let is_last = {
-            let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(subscribers) = watched.folders.get_mut(&self.folder) else { return };
-            subscribers.remove(&self.id);
-            let is_last = subscribers.is_empty();
-            if is_last {
-                watched.folders.remove(&self.folder);
-            }
-            is_last
-        };
+        let mut watcher = self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.folder, self.id);
         if is_last {
             // A folder that is gone isn't watched any more anyway.
-            let _ = self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner).unwatch(&self.folder);
+            let _ = watcher.unwatch(&self.folder);
         }
     }
 }
