@@ -130,8 +130,8 @@ async fn announce(readiness: Arc<Readiness>, stopping: Stopping) {
             "{} bytes of key memory could be swapped to disk: RLIMIT_MEMLOCK is {limit}. Set it to at least {} bytes \
              (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or add the capability IPC_LOCK",
             memory.unlocked,
-            // The kernel counts pages.
-            (memory.locked + memory.unlocked).next_multiple_of(4096) * 2
+            // Twice what is needed now, for the versions to come.
+            (memory.locked + memory.unlocked) * 2
         );
     }
 }

@@ -161,6 +161,12 @@ impl Admin {
     /// # Errors
     /// [`AdminError`]. If only the takeover failed, the new version is there, pending.
     pub async fn rotate(&self, keks: &[KekUri], takeover: Takeover) -> Result<(Document, u32), AdminError> {
+        if let Takeover::At(at) = takeover
+            && at < self.clock.now()
+        {
+            // Before anything is written.
+            return Err(Refusal::InThePast { at }.into());
+        }
         let document = self.retry(async || self.add_version(keks).await).await?;
         let version = newest(document.manifest());
         let document = match takeover {
@@ -193,9 +199,18 @@ impl Admin {
             // Before any KEK is asked, so that a refusal costs nothing and needs no rights.
             let next = change(current.manifest(), self.clock.now())?;
             let keys = self.open(&current, &[], lost).await?;
+            if let Some(lost) = lost {
+                self.demand_lost(current.manifest(), lost).await?;
+            }
             self.write(&current, next, &keys).await
         })
         .await
+    }
+
+    /// Refuses to call a version lost that a KEK still opens.
+    async fn demand_lost(&self, manifest: &Manifest, version: u32) -> Result<(), AdminError> {
+        let opened = self.keks.open(manifest.id, manifest.version(version)).await;
+        if opened.values().any(Result::is_ok) { Err(Refusal::NotLost(version).into()) } else { Ok(()) }
     }
 
     async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {

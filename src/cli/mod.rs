@@ -66,8 +66,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Files and local KEKs are read on these: few, so that a start with many keyrings makes no crowd; several, so that one disk that hangs
-/// stops nobody else.
+/// Files and local KEKs are read on these: few, so that a start with many keyrings makes no crowd; several, so that one slow
+/// file delays nobody else.
 const BLOCKING_THREADS: usize = 16;
 
 fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

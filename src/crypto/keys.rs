@@ -86,34 +86,30 @@ impl Dek {
 #[derive(Clone)]
 pub struct VersionKeys {
     block: Arc<LockedBlock>,
-    offset: usize,
 }
 
 impl VersionKeys {
-    /// Derives the subkeys of several data keys into one block of locked memory, in the order of `deks`.
+    /// Derives the subkeys of data keys, in the order of `deks`. Each version has a block of locked memory of its own, so that it is
+    /// zeroized when that version goes, however long others stay.
     ///
     /// # Errors
     /// The kernel gave no memory.
-    pub fn derive<'a>(deks: impl ExactSizeIterator<Item = &'a Dek>) -> io::Result<Vec<Self>> {
-        let count = deks.len();
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let block = LockedBlock::new(count * Self::LEN, |bytes| {
-            for (dek, slot) in deks.zip(bytes.chunks_exact_mut(Self::LEN)) {
-                let (message, manifest) = slot.split_at_mut(KEY_LEN);
+    pub fn derive<'a>(deks: impl Iterator<Item = &'a Dek>) -> io::Result<Vec<Self>> {
+        deks.map(|dek| {
+            let block = LockedBlock::new(Self::LEN, |bytes| {
+                let (message, manifest) = bytes.split_at_mut(KEY_LEN);
                 dek.expand(&[MESSAGE_LABEL], message);
                 dek.expand(&[MANIFEST_LABEL], manifest);
-            }
-        })?;
-        let block = Arc::new(block);
-        Ok((0..count).map(|index| Self { block: Arc::clone(&block), offset: index * Self::LEN }).collect())
+            })?;
+            Ok(Self { block: Arc::new(block) })
+        })
+        .collect()
     }
 
     const LEN: usize = 2 * KEY_LEN;
 
     pub(super) fn message_key(&self) -> &[u8] {
-        self.block.bytes(self.offset..self.offset + KEY_LEN)
+        self.block.bytes(0..KEY_LEN)
     }
 
     /// HMAC-SHA-256 (RFC 2104) over a manifest's canonical form.
@@ -129,6 +125,6 @@ impl VersionKeys {
     }
 
     fn manifest_key(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.block.bytes(self.offset + KEY_LEN..self.offset + Self::LEN))
+        hmac::Key::new(hmac::HMAC_SHA256, self.block.bytes(KEY_LEN..Self::LEN))
     }
 }

@@ -26,7 +26,7 @@ impl LockedBlock {
         // Before the first key byte is written, so that none can reach swap or a dump.
         let locked = map.lock().is_ok();
         map.advise(Advice::DontDump)?;
-        if locked { &LOCKED } else { &UNLOCKED }.fetch_add(len, Ordering::Relaxed);
+        if locked { &LOCKED } else { &UNLOCKED }.fetch_add(pages(len), Ordering::Relaxed);
         fill(&mut map);
         Ok(Self { map, locked })
     }
@@ -39,16 +39,21 @@ impl LockedBlock {
 impl Drop for LockedBlock {
     fn drop(&mut self) {
         self.map.zeroize();
-        if self.locked { &LOCKED } else { &UNLOCKED }.fetch_sub(self.map.len(), Ordering::Relaxed);
+        if self.locked { &LOCKED } else { &UNLOCKED }.fetch_sub(pages(self.map.len()), Ordering::Relaxed);
     }
+}
+
+/// What a mapping of `len` bytes takes, which is what the kernel's limit counts.
+fn pages(len: usize) -> usize {
+    len.next_multiple_of(rustix::param::page_size())
 }
 
 /// How much key memory is locked against swapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockReport {
-    /// Bytes of keys in locked memory.
+    /// Bytes of locked key memory, in whole pages.
     pub locked: usize,
-    /// Bytes of keys that the kernel refused to lock.
+    /// Bytes of key memory that the kernel refused to lock, in whole pages.
     pub unlocked: usize,
     /// The process's limit (RLIMIT_MEMLOCK) in bytes; `None` is unlimited.
     pub limit: Option<u64>,

@@ -143,6 +143,22 @@ pub fn reign(activations: &[Activation], version: u32, now: Timestamp) -> Reign 
     last_end.map_or(Reign::Never, Reign::Ended)
 }
 
+/// Every version that is some wave's primary at `now` or will become it: [`reign`] for all at once.
+pub(super) fn reigning(activations: &[Activation], now: Timestamp) -> BTreeSet<u32> {
+    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
+    let mut found = BTreeSet::new();
+    for wave in waves {
+        let mut superseded: Option<Timestamp> = None;
+        for activation in activations.iter().rev().filter(|activation| activation.wave.covers(wave)) {
+            if superseded.is_none_or(|end| end > now && end > activation.at) {
+                found.insert(activation.version);
+            }
+            superseded = Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +200,8 @@ mod tests {
         assert_eq!(reign(&list, 3, at(5)), Reign::Never);
         let cancelled = [activation(1, "*", 0), activation(2, "*", 100), activation(1, "*", 50)];
         assert_eq!(reign(&cancelled, 2, at(60)), Reign::Ended(at(50)));
+        assert_eq!(reigning(&cancelled, at(60)), BTreeSet::from([1]));
+        assert_eq!(reigning(&list, at(20)), BTreeSet::from([1, 2]));
         assert_eq!(scheduled(&cancelled, at(60)).count(), 0, "a later decision called it off");
         assert_eq!(scheduled(&list, at(5)).collect::<Vec<_>>(), [&list[1], &list[2]]);
     }

@@ -43,6 +43,9 @@ pub enum Refusal {
         "version {0} is, or is scheduled to become, a wave's primary; name the version that takes over at once with --successor N"
     )]
     LostPrimary(u32),
+    /// A version that is called lost and opens.
+    #[error("version {0} opens, so it isn't lost; disable it and destroy it after its waiting times")]
+    NotLost(u32),
     /// An activation may not rewrite what was.
     #[error("{at} is in the past; an activation takes effect now or later")]
     InThePast {

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Activation, Reign, reign};
+use super::{Activation, WaveSelector, activation::reigning};
 use crate::{
     config::{KekUri, KeyringName, SignerKey, Span},
     crypto::KeyringId,
@@ -16,6 +16,9 @@ const FORMAT: &str = "sidekey-keyring/1";
 /// The largest integer that RFC 8785 numbers (IEEE 754 doubles) keep exactly.
 const MAX_GENERATION: u64 = (1 << 53) - 1;
 const MAX_WRAPS: usize = 16;
+const MAX_VERSIONS: usize = 10_000;
+const MAX_ACTIVATIONS: usize = 20_000;
+const MAX_WAVES: usize = 256;
 
 /// A keyring, as its manifest tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,13 +300,19 @@ impl Manifest {
             }
             problems.extend(version.problems().map(|problem| format!("version {expected}: {problem}")));
         }
+        // Before anything is computed whose cost grows with them: this manifest may be anybody's.
+        let waves: BTreeSet<&WaveSelector> = self.activations.iter().map(|activation| &activation.wave).collect();
+        if self.versions.len() > MAX_VERSIONS || self.activations.len() > MAX_ACTIVATIONS || waves.len() > MAX_WAVES {
+            return vec![format!("more than {MAX_VERSIONS} versions, {MAX_ACTIVATIONS} activations or {MAX_WAVES} waves")];
+        }
         for activation in &self.activations {
             if self.version(activation.version).is_none() {
                 problems.push(format!("an activation names version {}, which isn't there", activation.version));
             }
         }
+        let reigning = reigning(&self.activations, self.updated_at);
         for version in self.versions.iter().filter(|version| version.state != State::Enabled) {
-            if reign(&self.activations, version.version, self.updated_at) == Reign::CurrentOrScheduled {
+            if reigning.contains(&version.version) {
                 problems.push(format!("version {} is {} but is or becomes a wave's primary", version.version, version.state));
             }
         }

@@ -120,7 +120,8 @@ impl Keyring {
         let _ = self.requests.try_send(Request { trigger, done: None });
     }
 
-    /// Refreshes because a ciphertext names a version that the table in force lacks, and gives the new snapshot if it has it (I2).
+    /// Refreshes because a ciphertext names a version that the table in force lacks, and gives what is in force
+    /// then, whether it has the version or not (I2). `None`: no refresh was made, because the version was found missing lately.
     pub async fn learn(&self, version: u32) -> Option<Arc<Snapshot>> {
         self.meters.unknown_versions.increment(1);
         if self.missed_lately(version) {
@@ -130,11 +131,11 @@ impl Keyring {
         self.requests.try_send(Request { trigger: Trigger::UnknownVersion, done: Some(done) }).ok()?;
         // An error is a refresh that was not made; the snapshot tells either way.
         let _ = timeout(self.patience, finished).await;
-        let found = self.snapshot.load_full().filter(|snapshot| snapshot.table.slot(version).is_some());
-        if found.is_none() {
+        let newest = self.snapshot.load_full();
+        if newest.as_ref().is_none_or(|snapshot| snapshot.table.slot(version).is_none()) {
             self.remember_miss(version);
         }
-        found
+        newest
     }
 
     fn missed_lately(&self, version: u32) -> bool {

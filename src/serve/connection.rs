@@ -356,8 +356,10 @@ struct Silent {
 
 impl Silent {
     fn enter(&self, activity: &Arc<Activity>) -> u64 {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Drawn under the lock, so that tickets stand in order and `leave` finds its own.
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back((ticket, Arc::clone(activity)));
+        queue.push_back((ticket, Arc::clone(activity)));
         ticket
     }
 

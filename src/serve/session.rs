@@ -69,11 +69,12 @@ impl<'k> Session<'k> {
         let id = self.snapshot.table.id();
         let header = Header::parse(message, &id)?;
         let version = header.version;
-        if self.snapshot.table.slot(version).is_none() && !self.has_learned {
+        if self.snapshot.table.slot(version).is_none()
+            && !self.has_learned
+            && let Some(newest) = self.keyring.learn(version).await
+        {
             self.has_learned = true;
-            if let Some(newer) = self.keyring.learn(version).await {
-                self.snapshot = newer;
-            }
+            self.snapshot = newest;
         }
         let keys = keys(&self.snapshot, version)?;
         let plaintext = self.opener.open(keys, &id, &header, aad, message)?;

@@ -5,7 +5,7 @@ mod watcher;
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -63,9 +63,9 @@ impl FileStore {
         let lock = File::open(folder).map_err(failed("can't open the manifest's folder"))?;
         lock.lock().map_err(failed("can't lock the manifest's folder"))?;
 
-        let (present, permissions) = match fs::read(&target) {
-            Ok(bytes) => (Some(bytes), fs::metadata(&target).map_err(failed("can't inspect the manifest"))?.permissions()),
-            Err(error) if error.kind() == ErrorKind::NotFound => (None, Permissions::from_mode(0o644)),
+        let (present, former) = match fs::read(&target) {
+            Ok(bytes) => (Some(bytes), Some(fs::metadata(&target).map_err(failed("can't inspect the manifest"))?)),
+            Err(error) if error.kind() == ErrorKind::NotFound => (None, None),
             Err(error) => return Err(failed("can't read the manifest")(error)),
         };
         if present.as_deref() != expected {
@@ -82,7 +82,11 @@ impl FileStore {
         let write = || {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(new)?;
-            file.set_permissions(permissions)?;
+            // Sidecars may be let in by owner, group or mode; all three stay.
+            if let Some(former) = &former {
+                fchown(&file, Some(former.uid()), Some(former.gid()))?;
+            }
+            file.set_permissions(former.as_ref().map_or(Permissions::from_mode(0o644), fs::Metadata::permissions))?;
             file.sync_all()?;
             fs::rename(&temporary, &target)?;
             lock.sync_all()
