@@ -219,6 +219,43 @@ async fn a_connection_over_the_limit_is_told_so() {
 }
 
 #[tokio::test]
+async fn who_is_not_let_in_keeps_no_place_from_those_who_are() {
+    let world = World::with_demo();
+    let token = "0123456789abcdef0123456789abcdef";
+    fs::write(world.path("token"), token).unwrap();
+    fs::set_permissions(world.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
+    let socket = world.path("one.sock");
+    let config =
+        format!("[limits]\nconnections = 2\n[listen]\nsocket = {socket:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n");
+    let sidecar = world.start_with("one", &config, &["demo"]);
+    let path = "/v1/keyrings/demo/encrypt";
+    let mut strangers = Vec::new();
+    for _ in 0..10 {
+        let mut stranger = Client::tcp(sidecar.tcp.unwrap()).await;
+        assert_eq!(stranger.post(path, &[OCTETS], "x").await.problem(), "unauthorized");
+        strangers.push(stranger);
+    }
+    let bearer = format!("Bearer {token}");
+    let mut holder = Client::tcp(sidecar.tcp.unwrap()).await;
+    holder.post(path, &[OCTETS, ("authorization", &bearer)], "x").await.ok();
+    // And the one listener's connections take nothing from the other's.
+    sidecar.client().await.encrypt(b"x").await.ok();
+}
+
+#[test]
+fn silent_connections_leave_room_for_operators() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let silent: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(sidecar.ops).unwrap()).collect();
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(sidecar.ops("/livez").0, 200);
+    }
+    assert!(begun.elapsed() < PATIENCE);
+    drop(silent);
+}
+
+#[tokio::test]
 async fn operators_see_health_status_metrics_and_the_manifest() {
     let world = World::with_demo();
     let sidecar = world.start();

@@ -1,5 +1,7 @@
 //! The applications' API (docs/api.md): HTTP/1.1 and HTTP/2 over a Unix socket and, where a socket won't do, loopback TCP.
 
+mod activity;
+mod admission;
 mod body;
 mod connection;
 mod json;
@@ -19,13 +21,19 @@ use base64::{
     alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime::Handle,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use self::{
-    connection::Acceptor,
+    connection::{Acceptor, TokenSide, UnixSide},
     listener::BoundSocket,
-    service::{Service, Source},
+    meters::ConnectionMeters,
+    service::Service,
 };
 use crate::{clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
 
@@ -89,11 +97,37 @@ impl Listeners {
     /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
     /// The handle resolves when the last connection is over.
     pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
-        let service = Arc::new(Service::new(parts.settings, parts.keyrings, &parts.registry, parts.clock));
-        let acceptor = Acceptor::new(parts.settings, service, draining, ending);
-        let registry = parts.registry;
+        let Parts { settings, keyrings, registry, clock } = parts;
+        let service = Arc::new(Service::new(settings, keyrings, &registry, clock));
+        let acceptor = |listener| {
+            let meters = ConnectionMeters::new(&registry, listener);
+            let service = Arc::clone(&service);
+            Acceptor::new(service, &settings.limits, &settings.timeouts, meters, draining.clone(), ending.clone())
+        };
+        let (unix, tcp) = (acceptor("unix"), self.tcp.map(|bound| (acceptor("tcp"), bound)));
+        let socket = self.socket;
         runtime.spawn(async move {
-            acceptor.run(self.socket, self.tcp, &registry).await;
+            let on_unix = async {
+                match socket.listener.try_clone().and_then(UnixListener::from_std) {
+                    Ok(listener) => unix.accept_all(&UnixSide(listener)).await,
+                    Err(error) => error!(%error, "the Unix socket can't be served"),
+                }
+            };
+            let on_tcp = async {
+                let (acceptor, (listener, token)) = tcp?;
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => acceptor.accept_all(&TokenSide { listener, token: Arc::new(token) }).await,
+                    Err(error) => error!(%error, "the TCP listener can't be served"),
+                }
+                Some(acceptor)
+            };
+            let ((), tcp) = tokio::join!(on_unix, on_tcp);
+            // From here on, connecting fails at once instead of waiting for nobody.
+            drop(socket);
+            unix.finished().await;
+            if let Some(tcp) = tcp {
+                tcp.finished().await;
+            }
         })
     }
 }

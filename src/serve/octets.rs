@@ -32,18 +32,13 @@ pub(super) fn aad(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
 }
 
 /// Does an operation on a body; a plaintext stands behind the room that [`super::session::message_buffer`] leaves.
-pub(super) async fn perform(
-    operation: Operation,
-    session: &mut Session<'_>,
-    aad: &[u8],
-    body: Read<'_>,
-) -> Result<Answer, Problem> {
-    let mut bytes = body.bytes;
+pub(super) async fn perform(operation: Operation, session: &mut Session<'_>, aad: &[u8], body: Read) -> Result<Answer, Problem> {
+    let Read { mut bytes, share, .. } = body;
     match operation {
         Operation::Encrypt => {
             let mut encryptor = session.encryptor()?;
             encryptor.encrypt(aad, &mut bytes);
-            Ok((Bytes::from(bytes), encryptor.version))
+            Ok((share.keep_for(bytes), encryptor.version))
         }
         Operation::Rewrap => {
             session.decrypt(aad, &mut bytes).await?;
@@ -51,12 +46,12 @@ pub(super) async fn perform(
             // The plaintext already stands where the new message needs it.
             bytes.truncate(bytes.len() - (OVERHEAD - PREFIX_LEN));
             encryptor.encrypt(aad, &mut bytes);
-            Ok((Bytes::from(bytes), encryptor.version))
+            Ok((share.keep_for(bytes), encryptor.version))
         }
         Operation::Decrypt | Operation::Inspect => {
             let (plaintext, version) = session.decrypt(aad, &mut bytes).await?;
             let length = plaintext.len();
-            Ok((Bytes::from(bytes).slice(PREFIX_LEN..PREFIX_LEN + length), version))
+            Ok((share.keep_for(bytes).slice(PREFIX_LEN..PREFIX_LEN + length), version))
         }
     }
 }

@@ -1,41 +1,38 @@
 //! The operators' listener, on the control thread: health, metrics, status and the manifests in force. No keys, no plaintexts.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use matchit::Router;
-use tokio::{
-    net::TcpListener,
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::{
+    connection::{Acceptor, Handler, OpsSide},
+    meters::ConnectionMeters,
     problem::{Code, Problem},
     status::{KeyMemory, KeyringStatus, Status},
 };
-use crate::{clock::Clock, crypto::lock_report, refresh::Keyring, telemetry::Registry};
+use crate::{
+    clock::Clock,
+    config::{Limits, Timeouts},
+    crypto::lock_report,
+    refresh::Keyring,
+    telemetry::Registry,
+};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 const CONNECTIONS: usize = 64;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that a scraper may take over all its requests on one connection.
-const CONNECTION_TIME: Duration = Duration::from_secs(600);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Scrapers and probes speak at once.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 const KEY_MEMORY: &str = "sidekey_key_memory_bytes";
 const BUILD: &str = "sidekey_build_info";
 const STARTED: &str = "sidekey_start_time_seconds";
@@ -63,7 +60,7 @@ enum Route {
     Manifest,
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Bytes>;
 
 impl OpsServer {
     /// A server that isn't listening yet.
@@ -101,40 +98,11 @@ impl OpsServer {
 
     /// Answers until `ending` is cancelled.
     pub async fn run(self: Arc<Self>, listener: TcpListener, ending: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        let accept = async {
-            loop {
-                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let server = Arc::clone(&self);
-                        let ended = ending.clone();
-                        tokio::spawn(async move {
-                            let service = service_fn(|request| {
-                                let answer = server.answer(&request);
-                                async { Ok::<_, Infallible>(answer) }
-                            });
-                            let connection = http1::Builder::new()
-                                .timer(TokioTimer::new())
-                                .header_read_timeout(HEADER_TIMEOUT)
-                                .serve_connection(TokioIo::new(stream), service);
-                            // A scraper that went away, or took too long: its next connection is as good.
-                            let _ = ended.run_until_cancelled(timeout(CONNECTION_TIME, connection)).await;
-                            drop(permit);
-                        });
-                    }
-                    Err(error) => {
-                        warn!(%error, "the ops listener can't accept connections; trying again");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-        };
-        ending.run_until_cancelled(accept).await;
-    }
-
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
-        self.route(request).unwrap_or_else(Problem::into_response)
+        let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
+        let timeouts = Timeouts { header: HEADER_TIMEOUT, ..Timeouts::default() };
+        let meters = ConnectionMeters::new(&self.registry, "ops");
+        let acceptor = Acceptor::new(self, &limits, &timeouts, meters, ending.clone(), ending);
+        acceptor.accept_all(&OpsSide(listener)).await;
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
@@ -202,8 +170,16 @@ impl OpsServer {
     }
 }
 
+impl Handler for OpsServer {
+    type Source = SocketAddr;
+
+    async fn answer(&self, _: &SocketAddr, request: Request<Incoming>) -> Answer {
+        self.route(&request).unwrap_or_else(Problem::into_response)
+    }
+}
+
 fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Method, Request, Response,
     body::Incoming,
@@ -15,7 +14,8 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::{
-    body::BodyLimits,
+    body::{BodyLimits, Form},
+    connection::Handler,
     json,
     meters::{OperationMeters, unrouted},
     octets,
@@ -78,7 +78,7 @@ impl Served {
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Bytes>;
 
 impl Service {
     pub(super) fn new(settings: &Settings, keyrings: Vec<Arc<Keyring>>, registry: &Arc<Registry>, clock: Clock) -> Self {
@@ -95,18 +95,6 @@ impl Service {
             bodies: BodyLimits::new(settings.timeouts.body, settings.limits.body_memory),
             registry: Arc::clone(registry),
             clock,
-        }
-    }
-
-    /// Answers one request; whatever is wrong with it is an answer, too.
-    pub(super) async fn answer(&self, source: &Source, request: Request<Incoming>) -> Answer {
-        let start = Instant::now();
-        match self.route(source, request, start).await {
-            Ok(answer) => answer,
-            Err(problem) => {
-                unrouted(&self.registry, problem.code.as_str());
-                problem.into_response()
-            }
         }
     }
 
@@ -190,19 +178,20 @@ impl Service {
                 // A ciphertext may be as long as the longest plaintext makes it.
                 _ => (self.limits.body + crate::crypto::OVERHEAD, |length| Vec::with_capacity(length)),
             };
-            let body = self.bodies.read(request.into_body(), limit, buffer).await?;
+            let body = self.bodies.read(request.into_body(), Form { limit, cost: 1 }, buffer).await?;
             let received = body.length;
             let mut session = Session::new(keyring, self.clock.now())?;
             let (bytes, version) = octets::perform(operation, &mut session, &aad, body).await?;
             Ok(Done::new(received, bytes, OCTETS, Some(version)))
         } else if essence.eq_ignore_ascii_case(JSON.as_bytes()) {
-            let body = self.bodies.read(request.into_body(), self.limits.json_body, Vec::with_capacity).await?;
+            let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
+            let body = self.bodies.read(request.into_body(), form, Vec::with_capacity).await?;
             let mut session = Session::new(keyring, self.clock.now())?;
             let answer = json::perform(operation, &mut session, &body.bytes, self.limits.batch_items).await?;
             for code in answer.failures {
                 served.meters(operation).item_failed(code);
             }
-            Ok(Done::new(body.length, Bytes::from(answer.body), JSON, answer.version))
+            Ok(Done::new(body.length, body.share.keep_for(answer.body), JSON, answer.version))
         } else {
             Err(Problem::new(Code::UnsupportedMediaType, "send Content-Type: application/octet-stream or application/json"))
         }
@@ -249,6 +238,22 @@ impl Service {
     }
 }
 
+impl Handler for Service {
+    type Source = Source;
+
+    /// Answers one request; whatever is wrong with it is an answer, too.
+    async fn answer(&self, source: &Source, request: Request<Incoming>) -> Answer {
+        let start = Instant::now();
+        match self.route(source, request, start).await {
+            Ok(answer) => answer,
+            Err(problem) => {
+                unrouted(&self.registry, problem.code.as_str());
+                problem.into_response()
+            }
+        }
+    }
+}
+
 fn router() -> Router<Route> {
     let mut router = Router::new();
     let routes = [
@@ -275,7 +280,7 @@ struct Done {
 impl Done {
     fn new(received: usize, body: Bytes, content_type: &'static str, version: Option<u32>) -> Self {
         let sent = body.len();
-        let mut answer = Response::new(Full::new(body));
+        let mut answer = Response::new(body);
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -48,20 +48,23 @@ impl<'k> Session<'k> {
         Ok(Self { keyring, snapshot: Arc::clone(snapshot), now, opener: Opener::default(), has_learned: false })
     }
 
-    /// The primary's encryptor, if this sidecar may encrypt at all.
+    /// The encryptor of the version that encrypts now, if this sidecar may encrypt at all.
     pub(super) fn encryptor(&self) -> Result<Encryptor, Problem> {
         let table = &self.snapshot.table;
-        let version = table
+        let primary = table
             .primary(self.now)
             .ok_or_else(|| Problem::new(Code::NoPrimary, format!("no version is activated for wave {} yet", table.wave())))?;
-        let lease_end = self.keyring.lease_end(table);
-        if self.now >= lease_end {
-            let detail = format!("the manifest could not be confirmed, so encrypting ended at {lease_end}; decrypting goes on");
-            return Err(Problem::new(Code::LeaseExpired, detail).retry_after(60));
-        }
-        let keys = keys(&self.snapshot, version)?;
+        let Some((version, keys)) = table.encrypting(self.now).filter(|_| self.now < self.keyring.lease_end(table)) else {
+            return Err(keys(&self.snapshot, primary).err().unwrap_or_else(|| self.lease_expired()));
+        };
         let sealer = Sealer::new(keys, table.id(), version)?;
         Ok(Encryptor { sealer, snapshot: Arc::clone(&self.snapshot), version, now: self.now })
+    }
+
+    fn lease_expired(&self) -> Problem {
+        let end = self.keyring.lease_end(&self.snapshot.table);
+        let detail = format!("the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on");
+        Problem::new(Code::LeaseExpired, detail).retry_after(60)
     }
 
     /// Decrypts a message in place; gives the plaintext's part of it and the version.

@@ -77,8 +77,10 @@ pub struct InForce {
     pub generation: u64,
     /// When the generation was written.
     pub updated_at: Timestamp,
-    /// The version that encrypts.
+    /// The version that should encrypt.
     pub primary: Option<u32>,
+    /// The version that does: another one while no KEK opens the primary.
+    pub encrypting: Option<u32>,
     /// Since when.
     pub primary_since: Option<Timestamp>,
     /// When the manifest was last confirmed.
@@ -156,6 +158,7 @@ impl InForce {
             generation: table.generation(),
             updated_at: table.manifest().updated_at,
             primary: table.primary(now),
+            encrypting: table.encrypting(now).map(|(version, _)| version),
             primary_since: table.primary_since(now),
             confirmed_at: keyring.confirmed_at(),
             encrypt_until: keyring.lease_end(table),
