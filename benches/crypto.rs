@@ -17,7 +17,7 @@ const AAD: &[u8] = b"table users, row 4711";
 fn main() {
     let (rounds, slice) = if is_test() { (1, Duration::from_millis(5)) } else { (15, Duration::from_millis(60)) };
     let dek = Dek::generate().expect("random");
-    let keys = VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0);
+    let keys = VersionKeys::derive(&dek).expect("memory");
     let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
     for (size, name) in [(256, "256B"), (64 << 10, "64KiB")] {
         let plaintext = vec![3u8; size];

@@ -55,8 +55,9 @@ fn main() {
 fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
     // A port that was free a moment ago: the sidecar's log, where a port of its own choice would stand, is off.
     let ops = TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address");
-    let entries: String =
-        (0..keyrings).map(|index| format!("[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\n")).collect();
+    let entries: String = (0..keyrings)
+        .map(|index| format!("[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\nkeks = [\"local:kek\"]\n"))
+        .collect();
     let text = format!("[listen]\nsocket = \"{name}.sock\"\n[ops]\nlisten = \"{ops}\"\n[log]\nlevel = \"error\"\n{entries}");
     let file = folder.join(format!("{name}.toml"));
     std::fs::write(&file, text).expect("config");

@@ -124,7 +124,7 @@ impl Setup {
         let (echo, sidekey) = (at("echo.sock"), at("sidekey.sock"));
         let config = format!(
             "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
-             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n"
+             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:kek\"]\n"
         );
         std::fs::write(at("sidekey.toml"), config).expect("config");
         let this = std::env::current_exe().expect("this benchmark");

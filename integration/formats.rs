@@ -27,7 +27,7 @@ fn open() -> Opened {
         let context = WrapContext { keyring: manifest.id, version: version.version };
         let dek: Dek = unwrap_dek(&kek, &version.wraps[0].ciphertext.0, context).expect("the wrap opens");
         assert!(dek.matches_check(&manifest.id, version.version, &version.check.0));
-        keys.insert(version.version, VersionKeys::derive([&dek].into_iter()).unwrap().remove(0));
+        keys.insert(version.version, VersionKeys::derive(&dek).unwrap());
     }
     Opened { document, keys }
 }

@@ -87,8 +87,10 @@ impl World {
     pub fn launch(&self, name: &str, config: &str, keyrings: &[&str]) -> Sidecar {
         let socket = self.path(&format!("{name}.sock"));
         let listen = if config.contains("[listen]") { String::new() } else { format!("[listen]\nsocket = {socket:?}\n") };
-        let keyrings: String =
-            keyrings.iter().map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\n")).collect();
+        let keyrings: String = keyrings
+            .iter()
+            .map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"))
+            .collect();
         let text = format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();

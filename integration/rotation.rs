@@ -127,12 +127,20 @@ async fn waves_take_over_one_by_one_and_roll_back() {
     }
 }
 
-/// A sidecar whose manifest lies behind a link: it isn't told of changes and polls once a minute.
+/// A sidecar that polls once a minute and whose manifest lies in a folder behind a link: it isn't told when the link is swapped.
 fn lagging(world: &World) -> Sidecar {
-    fs::create_dir(world.path("real")).unwrap();
-    fs::rename(world.manifest("demo"), world.path("real/demo.json")).unwrap();
-    symlink("real/demo.json", world.manifest("demo")).unwrap();
-    world.start_with("lagging", "", &["demo"])
+    fs::create_dir(world.path("before")).unwrap();
+    fs::copy(world.manifest("demo"), world.path("before/demo.json")).unwrap();
+    symlink("before", world.path("current")).unwrap();
+    let keyring = "[[keyring]]\nname = \"demo\"\nlocation = \"current/demo.json\"\nkeks = [\"local:*\"]\n";
+    let listen = format!("[listen]\nsocket = {:?}\n", world.path("lagging.sock"));
+    world.start_with("lagging", &format!("{listen}{keyring}"), &[])
+}
+
+/// Lets the place that a lagging sidecar reads have the manifest as it is now.
+fn publish(world: &World) {
+    symlink(".", world.path("swapped")).unwrap();
+    fs::rename(world.path("swapped"), world.path("current")).unwrap();
 }
 
 #[tokio::test]
@@ -140,6 +148,7 @@ async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
     let world = World::with_demo();
     let behind = lagging(&world);
     world.keyring("rotate", "demo", &["--activate", "now"]);
+    publish(&world);
     let ahead = world.start_with("fresh", "", &["demo"]);
     let (mut old, mut new) = (behind.client().await, ahead.client().await);
     let by_old = old.encrypt(b"x").await.ok();
@@ -167,6 +176,7 @@ async fn a_signal_refreshes() {
     let world = World::with_demo();
     let sidecar = lagging(&world);
     world.keyring("rotate", "demo", &["--activate", "now"]);
+    publish(&world);
     assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 1);
     sidecar.signal("HUP");
     sidecar.wait_generation(3);
@@ -191,6 +201,53 @@ async fn the_link_swap_of_kubernetes_is_seen() {
     sidecar.wait_generation(3);
     let metrics = sidecar.ops("/metrics").1;
     assert!(metrics.contains("trigger=\"file\",result=\"changed\"} 1"), "{metrics}");
+}
+
+#[test]
+fn a_change_behind_a_link_is_seen() {
+    let world = World::with_demo();
+    fs::create_dir(world.path("real")).unwrap();
+    fs::rename(world.manifest("demo"), world.path("real/demo.json")).unwrap();
+    symlink("real/demo.json", world.manifest("demo")).unwrap();
+    let sidecar = world.start();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    assert!(fs::symlink_metadata(world.manifest("demo")).unwrap().is_symlink());
+}
+
+#[tokio::test]
+async fn a_kek_that_the_config_does_not_name_is_not_even_asked() {
+    let world = World::with_demo();
+    let socket = world.path("one.sock");
+    let config = format!(
+        "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:ours/*\"]\n"
+    );
+    // A manifest that is right in every way, but whose KEK is its writer's.
+    let sidecar = world.launch("one", &config, &[]);
+    wait("the reason", || sidecar.ops("/readyz").1.contains("not one of the KEKs that may open this keyring"));
+    assert_eq!(sidecar.client().await.encrypt(b"x").await.problem(), "provider_unavailable");
+    let refused = world.try_keyring("verify", "demo", &["--allow-kek", "local:/etc/*"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of the KEKs"));
+    world.keyring("verify", "demo", &["--allow-kek", &format!("local:{}", world.path("kek").display())]);
+}
+
+#[test]
+fn the_key_of_a_disabled_version_leaves_memory() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let memory = || {
+        let memory = &sidecar.status()["key_memory"];
+        memory["locked_bytes"].as_u64().unwrap() + memory["unlocked_bytes"].as_u64().unwrap()
+    };
+    let one = memory();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    assert_eq!(memory(), 2 * one);
+    world.keyring("disable", "demo", &["--version", "1", "--override", "a test"]);
+    wait("its memory's end", || memory() == one);
+    world.keyring("enable", "demo", &["--version", "1"]);
+    wait("its return", || memory() == 2 * one);
 }
 
 #[tokio::test]

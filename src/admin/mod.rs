@@ -12,9 +12,9 @@ use tokio::time::sleep;
 use crate::{
     backend::{self, KekError, ManifestStore, StoreError},
     clock::Clock,
-    config::{KekUri, KeyringName, Location, SignerKey},
+    config::{KekScope, KekUri, KeyringName, Location, SignerKey},
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
-    keyring::{self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State, Version, WaveSelector},
+    keyring::{self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State, WaveSelector},
     refresh::Keks,
 };
 
@@ -81,6 +81,7 @@ pub struct Admin {
     location: Location,
     store: Arc<dyn ManifestStore>,
     keks: Arc<Keks>,
+    scope: Arc<KekScope>,
     signing: Signing,
     clock: Clock,
 }
@@ -110,7 +111,13 @@ impl Admin {
     /// The keyring at `location`. Every wrap and unwrap may take `kek_timeout`.
     pub fn new(location: Location, signing: Signing, kek_timeout: Duration, clock: Clock) -> Self {
         let store = backend::store(&location);
-        Self { location, store, keks: Arc::new(Keks::new(kek_timeout)), signing, clock }
+        Self { location, store, keks: Arc::new(Keks::new(kek_timeout)), scope: Arc::new(KekScope::Any), signing, clock }
+    }
+
+    /// The same, opening versions by KEKs within `scope` alone, whatever others the manifest names.
+    #[must_use]
+    pub fn within(self, scope: KekScope) -> Self {
+        Self { scope: Arc::new(scope), ..self }
     }
 
     /// Where it is.
@@ -209,7 +216,7 @@ impl Admin {
 
     /// Refuses to call a version lost that a KEK still opens.
     async fn demand_lost(&self, manifest: &Manifest, version: u32) -> Result<(), AdminError> {
-        let opened = self.keks.open(manifest.id, manifest.version(version)).await;
+        let opened = self.keks.open(manifest.id, manifest.version(version), &self.scope).await;
         if opened.values().any(Result::is_ok) { Err(Refusal::NotLost(version).into()) } else { Ok(()) }
     }
 
@@ -241,9 +248,7 @@ impl Admin {
     ) -> Result<(NewVersion, VersionKeys), AdminError> {
         let dek = Dek::generate()?;
         let wraps = self.keks.wrap(keks, &dek, WrapContext { keyring: id, version }, now).await?;
-        let keys = VersionKeys::derive([&dek].into_iter())
-            .map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
-        let Some(keys) = keys.into_iter().next() else { unreachable!("one key was derived from one") };
+        let keys = VersionKeys::derive(&dek).map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
         Ok((NewVersion { wraps, check: dek.check_value(&id, version) }, keys))
     }
 
@@ -255,7 +260,7 @@ impl Admin {
     ) -> Result<BTreeMap<u32, VersionKeys>, AdminError> {
         let manifest = document.manifest();
         let needed = manifest.live().filter(|version| Some(version.version) != lost);
-        let opened = self.keks.open(manifest.id, needed.collect::<Vec<&Version>>()).await;
+        let opened = self.keks.open(manifest.id, needed, &self.scope).await;
         let mut keys = BTreeMap::new();
         let mut unopened = Vec::new();
         for (version, result) in opened {

@@ -9,18 +9,19 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Kek, KekError, Pending, blocking};
+use super::{Kek, KekError, Lane, Pending};
 use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
 
 /// A KEK in a file. It is read for every use and kept in memory for none.
 pub struct LocalKek {
     path: PathBuf,
+    lane: Lane,
 }
 
 impl LocalKek {
     /// The KEK in the file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), lane: Lane::new() }
     }
 
     /// Makes a new KEK of 32 random bytes in a file that nobody else can read.
@@ -58,7 +59,7 @@ impl Kek for LocalKek {
     fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>> {
         let path = self.path.clone();
         Box::pin(async move {
-            let kek = blocking(move || load(&path)).await?;
+            let kek = self.lane.run(move || load(&path)).await?;
             wrap_dek(&kek, dek, context).map_err(|error| KekError(error.to_string()))
         })
     }
@@ -66,7 +67,7 @@ impl Kek for LocalKek {
     fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>> {
         let path = self.path.clone();
         Box::pin(async move {
-            let kek = blocking(move || load(&path)).await?;
+            let kek = self.lane.run(move || load(&path)).await?;
             let refused = || {
                 KekError(format!(
                     "local:{}: this KEK doesn't open the wrap: it is another key, or the wrap was changed",

@@ -88,6 +88,7 @@ level = "info"
 [[keyring]]
 name = "demo"
 location = "file:keyrings/demo.json"
+keks = ["local:kek"]
 
 # Whoever may use what. With no rule at all, the socket's mode decides alone.
 [[policy]]

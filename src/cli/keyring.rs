@@ -13,9 +13,11 @@ use crate::{
     admin::{Admin, Signing, Takeover, ask_sidecars},
     backend,
     clock::Clock,
-    config::{KekUri, KeyringName, Location, SignerKey, Span},
+    config::{KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey, Span},
     crypto::{KeyringId, SigningKey},
-    keyring::{self, Activation, Destruction, Document, Evidence, Policy, State, WaveSelector, primaries, scheduled},
+    keyring::{
+        self, Activation, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign, scheduled,
+    },
 };
 
 const KEK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,6 +58,25 @@ pub(super) struct Target {
     /// Drop the signature of a signed manifest.
     #[arg(long)]
     unsigned: bool,
+    #[command(flatten)]
+    allowed: AllowedKeks,
+}
+
+#[derive(Debug, Args)]
+struct AllowedKeks {
+    /// Open versions by this KEK alone, or by those that begin like this and end in `*`, whatever others the manifest names.
+    #[arg(long = "allow-kek", value_name = "URI", value_parser = KekPattern::from_str)]
+    patterns: Vec<KekPattern>,
+}
+
+impl AllowedKeks {
+    fn scope(self) -> Result<KekScope, Failure> {
+        if self.patterns.is_empty() {
+            return Ok(KekScope::Any);
+        }
+        let folder = std::env::current_dir().map_err(|error| Failure::failed(format!("the working folder: {error}")))?;
+        Ok(KekScope::Only(self.patterns.into_iter().map(|pattern| pattern.anchored(&folder)).collect()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +94,8 @@ pub(super) struct Verify {
     /// Demand a signature by one of these, written `ed25519:BASE64`.
     #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
     trusted_signer: Vec<SignerKey>,
+    #[command(flatten)]
+    allowed: AllowedKeks,
 }
 
 #[derive(Debug, Args)]
@@ -180,7 +203,7 @@ impl Target {
             (None, true) => Signing::Drop,
             (None, false) => Signing::Unless,
         };
-        Ok(Admin::new(self.location, signing, KEK_TIMEOUT, Clock::system()))
+        Ok(Admin::new(self.location, signing, KEK_TIMEOUT, Clock::system()).within(self.allowed.scope()?))
     }
 }
 
@@ -206,13 +229,17 @@ impl Command {
             Self::Compromise(Change { target, version }) => {
                 let admin = target.admin()?;
                 let document = admin.change(None, |current, now| keyring::compromise(current, version, now)).await?;
-                changed(
-                    format,
-                    &admin,
-                    &document,
-                    Some(version),
-                    &format!("version {version} is marked as compromised and never encrypts again"),
-                )
+                let manifest = document.manifest();
+                let what = match reign(&manifest.activations, version, manifest.updated_at) {
+                    Reign::CurrentOrScheduled => format!(
+                        "version {version} is marked as compromised but still encrypts, or will, for a wave; \
+                         `keyring rotate --activate now` ends that"
+                    ),
+                    Reign::Never | Reign::Ended(_) => {
+                        format!("version {version} is marked as compromised and never encrypts again")
+                    }
+                };
+                changed(format, &admin, &document, Some(version), &what)
             }
             Self::Touch(target) => {
                 let admin = target.admin()?;
@@ -224,8 +251,8 @@ impl Command {
                 let document = admin.read().await?;
                 status(format, &document, admin.now())
             }
-            Self::Verify(Verify { location, trusted_signer }) => {
-                let admin = Read { location }.admin();
+            Self::Verify(Verify { location, trusted_signer, allowed }) => {
+                let admin = Read { location }.admin().within(allowed.scope()?);
                 let document = admin.verify(&trusted_signer).await?;
                 let live = document.manifest().live().count();
                 changed(format, &admin, &document, None, &format!("every wrap opens and every MAC is right ({live} versions)"))
@@ -414,7 +441,7 @@ fn status(format: Format, document: &Document, now: Timestamp) -> Result<(), Fai
 
 fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
     let mut text =
-        format!("{}  id {}  generation {}  updated {}\n\n", status.name, status.id, status.generation, status.updated_at);
+        format!("{}  id {}  generation {}  updated {:.3}\n\n", status.name, status.id, status.generation, status.updated_at);
     let heading = ["VERSION", "STATE", "ENCRYPTS FOR", "CREATED", "KEKS"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for version in &status.versions {
@@ -422,7 +449,7 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
         let waves = if version.primary_for.is_empty() { "-".into() } else { version.primary_for.join(", ") };
         let keks: Vec<&str> = version.keks.iter().map(|kek| kek.as_str()).collect();
         let keks = if keks.is_empty() { "-".into() } else { keks.join(", ") };
-        rows.push(vec![version.version.to_string(), state, waves, version.created_at.to_string(), keks]);
+        rows.push(vec![version.version.to_string(), state, waves, format!("{:.3}", version.created_at), keks]);
     }
     text.push_str(&columns(&rows));
     for activation in scheduled(status.activations, now) {

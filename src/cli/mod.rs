@@ -66,13 +66,13 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Files and local KEKs are read on these: few, so that a start with many keyrings makes no crowd; several, so that one slow
-/// file delays nobody else.
-const BLOCKING_THREADS: usize = 16;
-
 fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
-    runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?;
+    let result = runtime.block_on(work);
+    // Not waiting for file work that nobody waits for any more: its disk may hang.
+    runtime.shutdown_background();
+    result
 }
 
 /// The file at `path`, for messages.

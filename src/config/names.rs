@@ -112,6 +112,73 @@ impl KekUri {
     }
 }
 
+/// The KEKs that a sidecar opens a keyring's versions with. Who writes the manifest names KEKs in it; this says which are ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KekScope {
+    /// Whichever the manifest names, because something else vouches for who wrote it.
+    Any,
+    /// Those that one of these patterns covers.
+    Only(Vec<KekPattern>),
+}
+
+impl KekScope {
+    /// Whether a wrap under `kek` may be opened.
+    pub fn covers(&self, kek: &KekUri) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(patterns) => patterns.iter().any(|pattern| pattern.covers(kek)),
+        }
+    }
+}
+
+/// A KEK's URI, or the beginning of URIs up to a `:` or `/`, followed by `*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KekPattern {
+    uri: String,
+    is_prefix: bool,
+}
+
+impl KekPattern {
+    fn covers(&self, kek: &KekUri) -> bool {
+        match kek.as_str().strip_prefix(&self.uri) {
+            Some("") => !self.is_prefix,
+            // `..` would lead out of the folder that the prefix names.
+            Some(rest) => self.is_prefix && rest.split('/').all(|step| step != ".."),
+            None => false,
+        }
+    }
+
+    /// The same pattern with a `local:` path, if there is any, counted from `folder`.
+    pub fn anchored(self, folder: &std::path::Path) -> Self {
+        match self.uri.strip_prefix("local:").filter(|path| !path.is_empty()) {
+            Some(path) => Self { uri: format!("local:{}", folder.join(path).display()), ..self },
+            _ => self,
+        }
+    }
+}
+
+impl FromStr for KekPattern {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let (uri, is_prefix) = match text.strip_suffix('*') {
+            Some(prefix) => (prefix, true),
+            None => (text, false),
+        };
+        if uri.contains('*') || is_prefix && !uri.ends_with([':', '/']) {
+            return Err(Malformed::new("a `*` stands at the end alone, behind a `:` or `/`"));
+        }
+        check_kek_uri(text)?;
+        Ok(Self { uri: uri.into(), is_prefix })
+    }
+}
+
+impl fmt::Display for KekPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.uri, if self.is_prefix { "*" } else { "" })
+    }
+}
+
 /// Where a manifest is kept: `file:PATH`, or a path alone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Location {
@@ -245,5 +312,28 @@ impl Serialize for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_covers_its_uri_or_what_begins_with_it() {
+        let covers =
+            |pattern: &str, uri: &str| pattern.parse::<KekPattern>().expect("pattern").covers(&uri.parse().expect("URI"));
+        assert!(covers("local:/etc/kek", "local:/etc/kek"));
+        assert!(!covers("local:/etc/kek", "local:/etc/kek2"));
+        assert!(covers("local:/etc/keks/*", "local:/etc/keks/one"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/../../tmp/mine"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks2"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/"));
+        assert!(covers("aws-kms:*", "aws-kms:alias/a"));
+        for malformed in ["*", "aws-kms:a*", "aws-kms:*/key", "kek", "local:"] {
+            malformed.parse::<KekPattern>().expect_err(malformed);
+        }
+        let anchored = "local:keks/*".parse::<KekPattern>().expect("pattern").anchored("/etc".as_ref());
+        assert_eq!(anchored.to_string(), "local:/etc/keks/*");
     }
 }

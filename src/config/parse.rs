@@ -12,8 +12,8 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Confirm, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings,
-    Span, Tcp, Timeouts, Wave,
+    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, Operation, Ops, Refresh, Rule,
+    Runtime, Settings, Span, Tcp, Timeouts, Wave,
     reader::{Notes, Read, Section, Value},
 };
 
@@ -230,7 +230,7 @@ fn limits(section: &Section<'_>) -> Read<Limits> {
     let body = section.or("body", default.body, |value| value.size(1..=16 * MIB));
     let json_body = section.or("json_body", default.json_body, |value| value.size(KIB..=64 * MIB));
     // A faulty body bounds nothing, so that one mistake isn't reported twice.
-    let longest_body = body.unwrap_or(1).max(json_body.unwrap_or(1));
+    let longest_body = body.unwrap_or(1).max(Limits::JSON_COST * json_body.unwrap_or(1));
     let body_memory = section.or("body_memory", default.body_memory, |value| body_memory(value, longest_body));
     let batch_items = section.or("batch_items", default.batch_items, |value| value.integer(1..=100_000));
     let connections = section.or("connections", default.connections, |value| value.integer(1..=100_000));
@@ -250,7 +250,7 @@ fn limits(section: &Section<'_>) -> Read<Limits> {
 fn body_memory(value: &Value<'_>, longest_body: usize) -> Read<usize> {
     match value.size(1..=1024 * MIB)? {
         bytes if bytes >= longest_body => Ok(bytes),
-        _ => Err(value.problem("must hold the longest body: at least as much as limits.body and limits.json_body")),
+        _ => Err(value.problem("must hold the longest body: at least limits.body and three times limits.json_body")),
     }
 }
 
@@ -332,10 +332,13 @@ fn keyring<'t>(section: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>)
         section.or("confirm", Confirm::Read, |value| value.choice(&[("read", Confirm::Read), ("stamp", Confirm::Stamp)]));
     let min_generation = section.or("min_generation", 0, |value| value.integer(0..=u64::MAX));
     let trusted_signers = section.or("trusted_signers", Vec::new(), |value| value.list(|item| item.parsed()));
+    let needs_keks = trusted_signers.as_ref().is_ok_and(Vec::is_empty);
+    let keks = keks(section, folder, needs_keks);
     let wave = section.maybe("wave", Value::parsed);
     Ok(Keyring {
         name: name?,
         location: location?,
+        keks: keks?,
         confirm: confirm?,
         min_generation: min_generation?,
         trusted_signers: trusted_signers?,
@@ -355,6 +358,25 @@ fn new_name<'t>(value: &Value<'t>, named: &mut Vec<Named<'t>>) -> Read<KeyringNa
 fn location(value: &Value<'_>, folder: &Path) -> Read<Location> {
     match value.parsed()? {
         Location::File(path) => Ok(Location::File(folder.join(path))),
+    }
+}
+
+/// Without signers, only the KEKs vouch for who wrote a manifest, so they must be known.
+fn keks(section: &Section<'_>, folder: &Path, needed: bool) -> Read<KekScope> {
+    match section.optional("keks") {
+        Some(value) => {
+            let pattern = |item: Value<'_>| item.parsed().map(|pattern: KekPattern| pattern.anchored(folder));
+            let patterns = value.list(pattern)?;
+            if patterns.is_empty() {
+                return Err(value.problem("names no KEK, so nothing could be opened"));
+            }
+            Ok(KekScope::Only(patterns))
+        }
+        None if needed => Err(section.absence(
+            "keks",
+            "is required without trusted_signers: list the KEKs that may open this keyring, such as local:/etc/sidekey/kek or aws-kms:*",
+        )),
+        None => Ok(KekScope::Any),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{KeyringName, Location, SignerKey, Wave};
+use super::{KekScope, KeyringName, Location, SignerKey, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -67,16 +67,21 @@ pub struct Limits {
     pub body: usize,
     /// The longest JSON body.
     pub json_body: usize,
-    /// What all bodies that are being received may hold together.
+    /// What all bodies and answers may hold together.
     pub body_memory: usize,
     /// The most items of a batch.
     pub batch_items: usize,
-    /// The most connections at once.
+    /// The most connections at once, on each listener.
     pub connections: usize,
     /// The longest request head, at least 8 KiB.
     pub header_bytes: usize,
     /// The most concurrent HTTP/2 streams of a connection.
     pub streams: u32,
+}
+
+impl Limits {
+    /// How many times a JSON body's length its text, its items and its answer take together.
+    pub const JSON_COST: usize = 3;
 }
 
 impl Default for Limits {
@@ -98,7 +103,7 @@ impl Default for Limits {
 pub struct Timeouts {
     /// For a request's head, from its first byte.
     pub header: Duration,
-    /// For a request's body.
+    /// For a request's body to come, and for its answer to be taken.
     pub body: Duration,
     /// For the next request of an open connection.
     pub idle: Duration,
@@ -188,6 +193,8 @@ pub struct Keyring {
     pub name: KeyringName,
     /// Where its manifest is.
     pub location: Location,
+    /// The KEKs that may open its versions.
+    pub keks: KekScope,
     /// What confirms that the manifest is the one in force.
     pub confirm: Confirm,
     /// The least generation that is accepted at a fresh start.

@@ -89,21 +89,18 @@ pub struct VersionKeys {
 }
 
 impl VersionKeys {
-    /// Derives the subkeys of data keys, in the order of `deks`. Each version has a block of locked memory of its own, so that it is
-    /// zeroized when that version goes, however long others stay.
+    /// Derives a version's subkeys, into a block of locked memory of its own, so that it is zeroized when that version goes, however
+    /// long others stay.
     ///
     /// # Errors
     /// The kernel gave no memory.
-    pub fn derive<'a>(deks: impl Iterator<Item = &'a Dek>) -> io::Result<Vec<Self>> {
-        deks.map(|dek| {
-            let block = LockedBlock::new(Self::LEN, |bytes| {
-                let (message, manifest) = bytes.split_at_mut(KEY_LEN);
-                dek.expand(&[MESSAGE_LABEL], message);
-                dek.expand(&[MANIFEST_LABEL], manifest);
-            })?;
-            Ok(Self { block: Arc::new(block) })
-        })
-        .collect()
+    pub fn derive(dek: &Dek) -> io::Result<Self> {
+        let block = LockedBlock::new(Self::LEN, |bytes| {
+            let (message, manifest) = bytes.split_at_mut(KEY_LEN);
+            dek.expand(&[MESSAGE_LABEL], message);
+            dek.expand(&[MANIFEST_LABEL], manifest);
+        })?;
+        Ok(Self { block: Arc::new(block) })
     }
 
     const LEN: usize = 2 * KEY_LEN;

@@ -203,7 +203,7 @@ mod tests {
 
     fn keys(byte: u8) -> VersionKeys {
         let dek = Dek::from_slice(&[byte; 32]).expect("32 bytes");
-        VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0)
+        VersionKeys::derive(&dek).expect("memory")
     }
 
     fn open(keys: &VersionKeys, aad: &[u8], mut message: Vec<u8>) -> Result<Vec<u8>, MessageError> {

@@ -177,9 +177,20 @@ pub enum ManifestError {
     /// Not JSON, not this format, a member missing, unknown or twice.
     #[error("not a keyring manifest: {0}")]
     Syntax(String),
-    /// Members that contradict each other; every contradiction is listed.
-    #[error("the manifest contradicts itself: {}", .0.join("; "))]
+    /// Members that contradict each other: every contradiction.
+    #[error("the manifest contradicts itself: {}", some(.0))]
     Invalid(Vec<String>),
+}
+
+/// Few enough for a log line: anybody may have written the manifest.
+fn some(problems: &[String]) -> String {
+    const SHOWN: usize = 5;
+
+    let shown = problems.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match problems.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
 }
 
 /// A manifest as it was read or is to be written: what it says, its bytes, and the bytes that its authentication covers.

@@ -62,7 +62,7 @@ fn wave(index: usize) -> Wave {
 fn new_version(id: KeyringId, number: u32) -> (NewVersion, VersionKeys) {
     let dek = Dek::generate().expect("random");
     let wrap = Wrap { kek: "local:/kek".parse().expect("uri"), ciphertext: Base64(vec![0]), wrapped_at: Timestamp::UNIX_EPOCH };
-    let keys = VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0);
+    let keys = VersionKeys::derive(&dek).expect("memory");
     (NewVersion { wraps: vec![wrap], check: dek.check_value(&id, number) }, keys)
 }
 
@@ -96,7 +96,8 @@ impl World {
     }
 
     fn fresh_sidecar(&self, index: usize) -> KeyTable {
-        KeyTable::build(None, Arc::clone(&self.document), self.open(None), wave(index), self.now).expect("a fresh sidecar starts")
+        KeyTable::build(None, Arc::clone(&self.document), &self.open(None), wave(index), self.now)
+            .expect("a fresh sidecar starts")
     }
 
     /// Writes a change as one process and reads it as others do.
@@ -112,7 +113,7 @@ impl World {
             let verdict = KeyTable::examine(Some(current), &self.document, &expectations(&self.document));
             assert_eq!(verdict, Ok(Succession::Newer));
             let next =
-                KeyTable::build(Some(current), Arc::clone(&self.document), self.open(Some(current)), wave(index), self.now);
+                KeyTable::build(Some(current), Arc::clone(&self.document), &self.open(Some(current)), wave(index), self.now);
             self.sidecars[index] = next.expect("a change by the rules is accepted");
             self.fresh_sidecar(index);
         }
@@ -212,7 +213,7 @@ fn rejected(world: &World, bytes: &[u8]) -> Rejection {
     let document = Arc::new(Document::parse(bytes).expect("parses"));
     match KeyTable::examine(Some(current), &document, &expectations(&world.document)) {
         Err(rejection) => rejection,
-        Ok(_) => match KeyTable::build(Some(current), document, Opened::new(), wave(0), world.now) {
+        Ok(_) => match KeyTable::build(Some(current), document, &Opened::new(), wave(0), world.now) {
             Err(rejection) => rejection,
             Ok(_) => panic!("accepted"),
         },
@@ -265,7 +266,7 @@ fn a_store_writer_without_a_kek_can_not_slip_in_a_key() {
     let mut all: BTreeMap<u32, VersionKeys> = (1..=3).map(|version| (version, own.clone())).collect();
     let forged = Arc::new(authenticate(forged, &all, None).expect("keys"));
     let opened = Opened::from([(3, Ok(all.remove(&3).expect("own")))]);
-    let verdict = KeyTable::build(Some(&world.sidecars[0]), forged, opened, wave(0), world.now);
+    let verdict = KeyTable::build(Some(&world.sidecars[0]), forged, &opened, wave(0), world.now);
     assert!(matches!(verdict, Err(Rejection::Unauthenticated(1))));
 }
 
@@ -275,15 +276,21 @@ fn a_version_that_no_kek_opens_costs_only_itself() {
     world.apply(&Step::Rotate);
     let one = Ok(world.keys[&1].clone());
     let opened = Opened::from([(1, one), (2, Err("the KMS is down".into()))]);
-    let table = KeyTable::build(None, Arc::clone(&world.document), opened, wave(0), world.now).expect("serves");
-    assert!(table.can_encrypt(world.now));
+    let table = KeyTable::build(None, Arc::clone(&world.document), &opened, wave(0), world.now).expect("serves");
+    assert!(table.has_open_primary(world.now));
     assert_eq!(table.unopened().collect::<Vec<_>>(), [(2, "the KMS is down")]);
 
-    // As long as the table in force can encrypt, none that can't takes its place.
+    // While the primary is not open, the version before it stands in, unless others may know that one.
     let next = activate(world.document.manifest(), 2, WaveSelector::Every, None, world.now).expect("allowed");
     let next = Arc::new(authenticate(next, &world.keys, None).expect("keys"));
-    let verdict = KeyTable::build(Some(&table), next, Opened::from([(2, Err("down".into()))]), wave(0), world.now);
-    assert!(matches!(verdict, Err(Rejection::PrimaryUnavailable { version: 2, .. })));
+    let unopened = Opened::from([(2, Err("down".into()))]);
+    let build = |next| KeyTable::build(Some(&table), next, &unopened, wave(0), world.now);
+    let standing_in = build(Arc::clone(&next)).expect("serves");
+    assert!(!standing_in.has_open_primary(world.now));
+    assert_eq!(standing_in.encrypting(world.now).expect("encrypts").0, 1);
+    let next = compromise(next.manifest(), 1, world.now).expect("allowed");
+    let next = Arc::new(authenticate(next, &world.keys, None).expect("keys"));
+    assert!(matches!(build(next), Err(Rejection::PrimaryUnavailable { version: 2, .. })));
 }
 
 #[test]

@@ -165,8 +165,16 @@ pub enum Succession {
     Newer,
 }
 
-fn reasons(opened: &Opened) -> String {
-    let failed = opened.iter().filter_map(|(version, result)| Some(format!("version {version}: {}", result.as_ref().err()?)));
+/// Said of a version whose unwraps are under way.
+const UNANSWERED: &str = "its KEKs have not answered yet";
+
+fn reasons(opened: &Opened, candidate: &Document) -> String {
+    let enabled = candidate.manifest().versions.iter().filter(|version| version.state == State::Enabled);
+    let failed = enabled.filter_map(|version| match opened.get(&version.version) {
+        Some(Ok(_)) => None,
+        Some(Err(reason)) => Some(format!("version {}: {reason}", version.version)),
+        None => Some(format!("version {}: {UNANSWERED}", version.version)),
+    });
     failed.collect::<Vec<_>>().join("; ")
 }
 
@@ -216,34 +224,32 @@ impl KeyTable {
     }
 
     /// The next table: keys that are held are carried over, those in `opened` join them, and every one of them must vouch for the
-    /// manifest by its MAC.
+    /// manifest by its MAC. Versions that `opened` doesn't tell of wait for their KEKs.
     ///
     /// # Errors
     /// [`Rejection`]
     pub fn build(
         current: Option<&Self>,
         candidate: Arc<Document>,
-        opened: Opened,
+        opened: &Opened,
         wave: Wave,
         now: Timestamp,
     ) -> Result<Self, Rejection> {
         let held = current.into_iter().flat_map(Self::open_slots);
         let fresh = opened.iter().filter_map(|(version, result)| Some((*version, result.as_ref().ok()?)));
         verify_macs(&candidate, held.chain(fresh)).map_err(|rejection| match rejection {
-            Rejection::NothingOpened(_) => Rejection::NothingOpened(reasons(&opened)),
+            Rejection::NothingOpened(_) => Rejection::NothingOpened(reasons(opened, &candidate)),
             other => other,
         })?;
 
         let manifest = candidate.manifest();
-        let mut opened = opened;
         let slots = manifest.versions.iter().map(|version| match version.state {
             State::Destroyed => Slot::Destroyed,
             State::Disabled => Slot::Disabled,
-            State::Enabled => match (current.and_then(|table| table.slot(version.version)), opened.remove(&version.version)) {
-                (Some(Slot::Open(keys)), _) => Slot::Open(keys.clone()),
-                (_, Some(Ok(keys))) => Slot::Open(keys),
-                (_, Some(Err(reason))) => Slot::Unopened(reason),
-                (_, None) => Slot::Unopened("not tried yet".into()),
+            State::Enabled => match (current.and_then(|table| table.slot(version.version)), opened.get(&version.version)) {
+                (Some(Slot::Open(keys)), _) | (_, Some(Ok(keys))) => Slot::Open(keys.clone()),
+                (_, Some(Err(reason))) => Slot::Unopened(reason.clone()),
+                (_, None) => Slot::Unopened(UNANSWERED.into()),
             },
         });
         let slots = slots.collect();
@@ -254,11 +260,13 @@ impl KeyTable {
         let schedule = manifest.activations.iter().filter(speaks).cloned().collect();
         let table = Self { document: candidate, wave, slots, schedule };
 
+        // A sidecar that can't encrypt has nothing to lose, and at least decrypts with what it gets.
+        if current.is_none_or(|current| current.encrypting(now).is_none()) || table.encrypting(now).is_some() {
+            return Ok(table);
+        }
         let primary = table.primary(now).ok_or_else(|| Rejection::NoPrimary(table.wave.clone()))?;
         match table.slot(primary) {
-            Some(Slot::Unopened(reason)) if current.is_some_and(|current| current.can_encrypt(now)) => {
-                Err(Rejection::PrimaryUnavailable { version: primary, reason: reason.clone() })
-            }
+            Some(Slot::Unopened(reason)) => Err(Rejection::PrimaryUnavailable { version: primary, reason: reason.clone() }),
             _ => Ok(table),
         }
     }
@@ -304,8 +312,26 @@ impl KeyTable {
     }
 
     /// Whether the primary's key is open.
-    pub fn can_encrypt(&self, now: Timestamp) -> bool {
+    pub fn has_open_primary(&self, now: Timestamp) -> bool {
         self.primary(now).is_some_and(|primary| matches!(self.slot(primary), Some(Slot::Open(_))))
+    }
+
+    /// The version that this sidecar encrypts with: the primary or, while no KEK opens that, the open version that it most lately
+    /// took over from and that nobody else may know (I10).
+    pub fn encrypting(&self, now: Timestamp) -> Option<(u32, &VersionKeys)> {
+        let mut due = self.schedule.iter().rev().filter(|activation| activation.at <= now).map(|activation| activation.version);
+        let primary = due.next()?;
+        match self.slot(primary) {
+            Some(Slot::Open(keys)) => Some((primary, keys)),
+            _ => due.find_map(|version| match self.slot(version) {
+                Some(Slot::Open(keys)) if !self.is_compromised(version) => Some((version, keys)),
+                _ => None,
+            }),
+        }
+    }
+
+    fn is_compromised(&self, version: u32) -> bool {
+        self.manifest().version(version).is_some_and(|version| version.compromised)
     }
 
     /// The role of a version; `None` for one that was never heard of.

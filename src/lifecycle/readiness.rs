@@ -44,6 +44,8 @@ impl Readiness {
             // The keyring lives as long as this, so the channel doesn't close.
             while self.reason(keyring).is_some() && generations.changed().await.is_ok() {}
         }
+        // From here on it stays ready, whether or not anybody asks.
+        self.was_ready.store(true, Ordering::Relaxed);
     }
 
     fn reason(&self, keyring: &Keyring) -> Option<String> {
@@ -55,7 +57,7 @@ impl Readiness {
             return Some(format!("keyring {name}: {failure}"));
         };
         let now = self.clock.now();
-        if table.can_encrypt(now) {
+        if table.has_open_primary(now) {
             return None;
         }
         let why = match table.primary(now).and_then(|primary| Some((primary, table.slot(primary)?))) {

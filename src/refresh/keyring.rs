@@ -58,8 +58,14 @@ pub struct Standing {
 /// Asks the task to refresh.
 pub(super) struct Request {
     pub(super) trigger: Trigger,
-    /// Resolves when the refresh is over.
-    pub(super) done: Option<oneshot::Sender<()>>,
+    /// Who waits for it.
+    pub(super) waiter: Option<Waiter>,
+}
+
+/// Waits until it is known whether a version can be had.
+pub(super) struct Waiter {
+    pub(super) version: u32,
+    pub(super) done: oneshot::Sender<()>,
 }
 
 impl Keyring {
@@ -117,7 +123,7 @@ impl Keyring {
     /// Asks for a refresh and doesn't wait for it.
     pub fn request(&self, trigger: Trigger) {
         // A full queue means that a refresh is due anyway, and it will read what is newest then.
-        let _ = self.requests.try_send(Request { trigger, done: None });
+        let _ = self.requests.try_send(Request { trigger, waiter: None });
     }
 
     /// Refreshes because a ciphertext names a version that the table in force lacks, and gives what is in force
@@ -128,7 +134,8 @@ impl Keyring {
             return None;
         }
         let (done, finished) = oneshot::channel();
-        self.requests.try_send(Request { trigger: Trigger::UnknownVersion, done: Some(done) }).ok()?;
+        let waiter = Some(Waiter { version, done });
+        self.requests.try_send(Request { trigger: Trigger::UnknownVersion, waiter }).ok()?;
         // An error is a refresh that was not made; the snapshot tells either way.
         let _ = timeout(self.patience, finished).await;
         let newest = self.snapshot.load_full();

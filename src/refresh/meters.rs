@@ -10,6 +10,7 @@ const REFRESHES: &str = "sidekey_refreshes_total";
 const UNKNOWN_VERSIONS: &str = "sidekey_unknown_versions_total";
 const GENERATION: &str = "sidekey_keyring_generation";
 const PRIMARY: &str = "sidekey_keyring_primary_version";
+const ENCRYPTING: &str = "sidekey_keyring_encrypting_version";
 const PRIMARY_AGE: &str = "sidekey_keyring_primary_age_seconds";
 const VERSIONS: &str = "sidekey_keyring_versions";
 const UNOPENED: &str = "sidekey_keyring_unopened_versions";
@@ -25,7 +26,11 @@ pub(super) fn describe(registry: &Registry) {
     registry.describe_counter(REFRESHES, "Refreshes by what caused them and what came of them.");
     registry.describe_counter(UNKNOWN_VERSIONS, "Ciphertexts that named a key version which the table in force lacked.");
     registry.describe_gauge(GENERATION, "The manifest generation in force.");
-    registry.describe_gauge(PRIMARY, "The key version that encrypts; 0 if there is none.");
+    registry.describe_gauge(PRIMARY, "The key version that should encrypt; 0 if there is none.");
+    registry.describe_gauge(
+        ENCRYPTING,
+        "The key version that encrypts: another than the primary while no KEK opens that; 0 for none.",
+    );
     registry.describe_gauge(PRIMARY_AGE, "How long the primary has been encrypting.");
     registry.describe_gauge(VERSIONS, "Key versions by role.");
     registry.describe_gauge(UNOPENED, "Enabled key versions that no KEK has opened yet.");
@@ -41,6 +46,7 @@ pub(super) struct KeyringMeters {
     pub(super) unknown_versions: Counter,
     generation: Gauge,
     primary: Gauge,
+    encrypting: Gauge,
     primary_age: Gauge,
     versions: [(Role, Gauge); 5],
     unopened: Gauge,
@@ -65,6 +71,7 @@ impl KeyringMeters {
             unknown_versions: registry.counter(UNKNOWN_VERSIONS, &labels),
             generation: registry.gauge(GENERATION, &labels),
             primary: registry.gauge(PRIMARY, &labels),
+            encrypting: registry.gauge(ENCRYPTING, &labels),
             primary_age: registry.gauge(PRIMARY_AGE, &labels),
             versions: ROLES.map(|role| (role, registry.gauge(VERSIONS, &[("keyring", name.as_str()), ("role", role.as_str())]))),
             unopened: registry.gauge(UNOPENED, &labels),
@@ -98,6 +105,7 @@ impl Keyring {
         // Exact below 2^53, which bounds generations.
         meters.generation.set(table.generation() as f64);
         meters.primary.set(f64::from(table.primary(now).unwrap_or(0)));
+        meters.encrypting.set(f64::from(table.encrypting(now).map_or(0, |(version, _)| version)));
         meters.primary_age.set(table.primary_since(now).map_or(0.0, |since| now.duration_since(since).as_secs_f64()));
         meters.lease.set(self.lease_end(table).duration_since(now).as_secs_f64());
         let manifest = table.manifest();

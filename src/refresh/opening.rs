@@ -11,7 +11,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::{
     backend::{self, Kek, KekError, Pending},
-    config::KekUri,
+    config::{KekScope, KekUri},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
     keyring::{Base64, Opened, Version, Wrap},
 };
@@ -45,34 +45,20 @@ impl Keks {
         }
     }
 
-    /// Opens versions of a keyring into one block of locked memory. Each either opens or says why not.
-    pub async fn open(self: &Arc<Self>, keyring: KeyringId, versions: impl IntoIterator<Item = &Version>) -> Opened {
-        let mut tasks = JoinSet::new();
+    /// Opens versions of a keyring by KEKs within `scope`. Each either opens or says why not.
+    pub async fn open<'v>(
+        self: &Arc<Self>,
+        keyring: KeyringId,
+        versions: impl IntoIterator<Item = &'v Version>,
+        scope: &Arc<KekScope>,
+    ) -> Opened {
+        let mut opening = Opening::default();
         for version in versions {
-            let (keks, version) = (Arc::clone(self), version.clone());
-            tasks.spawn(async move {
-                let opened = keks.unwrap(keyring, &version).await;
-                (version.version, opened)
-            });
+            opening.start(self, keyring, version, scope);
         }
-        let mut deks: Vec<(u32, Dek)> = Vec::new();
         let mut opened = Opened::new();
-        while let Some(result) = tasks.join_next().await {
-            match result {
-                Ok((version, Ok(dek))) => deks.push((version, dek)),
-                Ok((version, Err(reason))) => drop(opened.insert(version, Err(reason))),
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    // Only a runtime that shuts down cancels them.
-                    Err(_) => continue,
-                },
-            }
-        }
-        match VersionKeys::derive(deks.iter().map(|(_, dek)| dek)) {
-            Ok(keys) => opened.extend(deks.iter().zip(keys).map(|((version, _), keys)| (*version, Ok(keys)))),
-            Err(error) => {
-                opened.extend(deks.iter().map(|(version, _)| (*version, Err(format!("no memory for its keys: {error}")))))
-            }
+        while let Some((version, result)) = opening.next().await {
+            opened.insert(version, result);
         }
         opened
     }
@@ -96,11 +82,15 @@ impl Keks {
     }
 
     /// Tries a version's wraps, those of KEKs that answered last time first; any one is enough.
-    async fn unwrap(&self, keyring: KeyringId, version: &Version) -> Result<Dek, String> {
+    async fn unwrap(&self, keyring: KeyringId, version: &Version, scope: &KekScope) -> Result<Dek, String> {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (suspect, healthy): (Vec<_>, Vec<_>) = version.wraps.iter().partition(|wrap| failing.contains(&wrap.kek));
+        // A KEK that isn't ours isn't even asked: its owner knows what it opens.
+        let (ours, foreign): (Vec<_>, Vec<_>) = version.wraps.iter().partition(|wrap| scope.covers(&wrap.kek));
+        let (suspect, healthy): (Vec<_>, Vec<_>) = ours.into_iter().partition(|wrap| failing.contains(&wrap.kek));
         let context = WrapContext { keyring, version: version.version };
-        let mut reasons = Vec::new();
+        let not_ours =
+            |wrap: &Wrap| format!("{}: not one of the KEKs that may open this keyring (`keks` in the config)", wrap.kek);
+        let mut reasons: Vec<String> = foreign.into_iter().map(not_ours).collect();
         for wrap in healthy.into_iter().chain(suspect) {
             let attempt = async {
                 let _permit = self.permits.acquire().await;
@@ -124,5 +114,53 @@ impl Keks {
             }
         }
         Err(reasons.join("; "))
+    }
+}
+
+/// Unwraps that are under way; dropping it ends them.
+#[derive(Default)]
+pub(super) struct Opening {
+    tasks: JoinSet<(u32, Result<VersionKeys, String>)>,
+    under_way: BTreeSet<u32>,
+}
+
+impl Opening {
+    /// Begins to open a version, unless that is under way.
+    pub(super) fn start(&mut self, keks: &Arc<Keks>, keyring: KeyringId, version: &Version, scope: &Arc<KekScope>) {
+        if !self.under_way.insert(version.version) {
+            return;
+        }
+        let (keks, scope, version) = (Arc::clone(keks), Arc::clone(scope), version.clone());
+        self.tasks.spawn(async move {
+            let opened = keks.unwrap(keyring, &version, &scope).await;
+            let keys =
+                opened.and_then(|dek| VersionKeys::derive(&dek).map_err(|error| format!("no memory for its keys: {error}")));
+            (version.version, keys)
+        });
+    }
+
+    /// The next version's result; `None` once nothing is under way. Loses nothing when it is dropped while it waits.
+    pub(super) async fn next(&mut self) -> Option<(u32, Result<VersionKeys, String>)> {
+        match self.tasks.join_next().await? {
+            Ok((version, result)) => {
+                self.under_way.remove(&version);
+                Some((version, result))
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only a runtime that shuts down cancels them, and it drops this future next.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// Whether a version is being opened.
+    pub(super) fn is_under_way(&self, version: u32) -> bool {
+        self.under_way.contains(&version)
+    }
+
+    /// Whether nothing is.
+    pub(super) fn is_over(&self) -> bool {
+        self.under_way.is_empty()
     }
 }

@@ -2,35 +2,64 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
-use super::{Failure, Keyring, Shared, Snapshot, Trigger, keyring::Request};
+use super::{
+    Failure, Keyring, Shared, Snapshot, Trigger,
+    keyring::{Request, Waiter},
+    opening::Opening,
+};
 use crate::{
-    backend::{self, ManifestStore, StoreError, WatchGuard},
-    config,
-    keyring::{Document, Expectations, KeyTable, Succession},
+    backend::{self, Changed, ManifestStore, WatchGuard},
+    config::{self, KekScope},
+    keyring::{Document, Expectations, KeyTable, Opened, Succession},
 };
 
 /// A writer's burst of events (create, write, rename) ends within this time and costs one refresh.
 const SETTLE: Duration = Duration::from_millis(5);
+/// How long a manifest waits for its slower KEKs before what has opened is put in force without the rest.
+const GRACE: Duration = Duration::from_millis(500);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// Manifests longer than this, in bytes, are parsed apart from the task.
+const LONG: usize = 64 << 10;
 
 pub(super) struct Refresher {
     keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
     expectations: Expectations,
+    scope: Arc<KekScope>,
     shared: Shared,
     requests: mpsc::Receiver<Request>,
     watch: Option<WatchGuard>,
+    candidate: Option<Candidate>,
+    waiters: Vec<Waiter>,
     failures: u32,
     scheduled: (Trigger, Instant),
     unknown_allowed: Instant,
     warned_of_lease: bool,
     warned_of_watch: bool,
+}
+
+/// A manifest that passed examination and whose versions are being opened.
+struct Candidate {
+    document: Arc<Document>,
+    read_at: Timestamp,
+    trigger: Trigger,
+    opening: Opening,
+    /// What has been opened and isn't in force yet, and what didn't open.
+    opened: Opened,
+}
+
+enum Event {
+    /// A refresh is due.
+    Due(Vec<Request>),
+    /// A KEK has answered after the grace.
+    Opened,
 }
 
 enum Outcome {
@@ -47,6 +76,19 @@ impl Outcome {
             Self::Changed => "changed",
             Self::Partial => "partial",
         }
+    }
+}
+
+impl Candidate {
+    /// Takes in the result of every version that is being opened, or of those that open within the grace.
+    async fn gather(&mut self) {
+        let all = async {
+            while let Some((version, result)) = self.opening.next().await {
+                self.opened.insert(version, result);
+            }
+        };
+        // Whoever is late is installed later.
+        let _ = timeout(GRACE, all).await;
     }
 }
 
@@ -67,9 +109,12 @@ impl Refresher {
             keyring,
             store: backend::store(&settings.location),
             expectations,
+            scope: Arc::new(settings.keks.clone()),
             shared,
             requests,
             watch: None,
+            candidate: None,
+            waiters: Vec::new(),
             failures: 0,
             scheduled: (Trigger::Start, now),
             unknown_allowed: now,
@@ -82,19 +127,32 @@ impl Refresher {
         let shutdown = self.shared.shutdown.clone();
         let forever = async {
             loop {
-                let batch = self.next().await;
-                self.serve(batch).await;
+                match self.next().await {
+                    Event::Due(batch) => self.serve(batch).await,
+                    Event::Opened => self.serve_late().await,
+                }
             }
         };
         shutdown.run_until_cancelled(forever).await;
     }
 
-    /// Waits until a refresh is due, and gives everybody who wants it.
-    async fn next(&mut self) -> Vec<Request> {
+    /// Waits until a refresh is due, and gives everybody who wants it; or until a KEK answers late.
+    async fn next(&mut self) -> Event {
         let (trigger, at) = self.scheduled;
+        let candidate = &mut self.candidate;
+        let late = async {
+            if let Some(candidate) = candidate
+                && let Some((version, result)) = candidate.opening.next().await
+            {
+                candidate.opened.insert(version, result);
+            } else {
+                std::future::pending().await
+            }
+        };
         let first = tokio::select! {
             Some(request) = self.requests.recv() => request,
-            () = sleep_until(at) => Request { trigger, done: None },
+            () = sleep_until(at) => Request { trigger, waiter: None },
+            () = late => return Event::Opened,
         };
         if first.trigger == Trigger::File {
             sleep(SETTLE).await;
@@ -110,16 +168,30 @@ impl Refresher {
         while let Ok(request) = self.requests.try_recv() {
             batch.push(request);
         }
-        batch
+        Event::Due(batch)
     }
 
     async fn serve(&mut self, batch: Vec<Request>) {
         let trigger = batch.first().map_or(Trigger::Poll, |request| request.trigger);
-        let result = self.refresh().await;
-        let now = Instant::now();
+        let result = self.refresh(trigger).await;
         if trigger == Trigger::UnknownVersion {
-            self.unknown_allowed = now + self.shared.settings.unknown_interval;
+            self.unknown_allowed = Instant::now() + self.shared.settings.unknown_interval;
         }
+        self.waiters.extend(batch.into_iter().filter_map(|request| request.waiter));
+        self.conclude(trigger, result);
+    }
+
+    /// Puts in force what KEKs gave after the grace.
+    async fn serve_late(&mut self) {
+        let Some(candidate) = &mut self.candidate else { return };
+        candidate.gather().await;
+        let trigger = candidate.trigger;
+        let result = self.install();
+        self.conclude(trigger, result);
+    }
+
+    /// Counts, reports and schedules what follows from a refresh, and answers those whose version is decided.
+    fn conclude(&mut self, trigger: Trigger, result: Result<Outcome, Failure>) {
         let label = match &result {
             Ok(outcome) => outcome.as_str(),
             Err(failure) => failure.code,
@@ -127,6 +199,7 @@ impl Refresher {
         self.keyring.meters.refreshed(&self.shared.registry, trigger, label);
         self.report(trigger, &result);
         self.warn_of_lease();
+        let now = Instant::now();
         self.scheduled = match result {
             Ok(Outcome::Changed | Outcome::Unchanged) => {
                 self.failures = 0;
@@ -137,27 +210,28 @@ impl Refresher {
                 (Trigger::Retry, now + spread(backoff(self.failures, self.shared.settings.max_backoff)))
             }
         };
-        for done in batch.into_iter().filter_map(|request| request.done) {
+        if self.candidate.as_ref().is_some_and(|candidate| candidate.opening.is_over()) {
+            self.candidate = None;
+        }
+        let undecided =
+            |waiter: &mut Waiter| self.candidate.as_ref().is_some_and(|candidate| candidate.opening.is_under_way(waiter.version));
+        for waiter in self.waiters.extract_if(.., |waiter| !undecided(waiter)) {
             // Whoever gave up waiting needs no answer.
-            let _ = done.send(());
+            let _ = waiter.done.send(());
         }
     }
 
-    async fn refresh(&mut self) -> Result<Outcome, Failure> {
-        // Before reading, so that no change falls between the two.
-        self.ensure_watch();
+    async fn refresh(&mut self, trigger: Trigger) -> Result<Outcome, Failure> {
         let read_at = self.shared.clock.now();
         let limit = self.shared.settings.read_timeout;
-        let read = timeout(limit, self.store.read(self.shared.settings.manifest_bytes));
-        let bytes = match read.await {
+        let read = async {
+            // Before reading, so that no change falls between the two.
+            self.watch().await;
+            self.store.read(self.shared.settings.manifest_bytes).await
+        };
+        let bytes = match timeout(limit, read).await {
             Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => {
-                if matches!(error, StoreError::Missing(_)) {
-                    // The folder may be gone with the file, and the watch with the folder.
-                    self.watch = None;
-                }
-                return Err(error.into());
-            }
+            Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit)),
         };
 
@@ -165,38 +239,70 @@ impl Refresher {
         let in_force = current.as_deref().map(|snapshot| &snapshot.table);
         let document = match in_force {
             Some(table) if table.document().bytes() == bytes => Arc::clone(table.document()),
-            _ => Arc::new(Document::parse(&bytes)?),
+            _ => Arc::new(parse(bytes).await?),
         };
         let succession = KeyTable::examine(in_force, &document, &self.expectations)?;
         if let (Succession::Unchanged, Some(table)) = (succession, in_force)
             && table.unopened().next().is_none()
         {
-            self.keyring.confirm(table, read_at);
+            self.candidate = None;
+            self.confirm(table, read_at);
             return Ok(Outcome::Unchanged);
         }
 
-        let wanted = KeyTable::wanted(in_force, &document);
-        let opened = self.shared.keks.open(document.manifest().id, wanted).await;
-        let now = self.shared.clock.now();
-        let table = KeyTable::build(in_force, Arc::clone(&document), opened, self.keyring.wave().clone(), now)?;
+        // KEKs that are still busy with the same manifest need not be asked again.
+        let candidate = match self.candidate.take() {
+            Some(candidate) if candidate.document.canonical() == document.canonical() => candidate,
+            _ => Candidate {
+                document: Arc::clone(&document),
+                read_at,
+                trigger,
+                opening: Opening::default(),
+                opened: Opened::new(),
+            },
+        };
+        let candidate = self.candidate.insert(Candidate { read_at, trigger, ..candidate });
+        for version in KeyTable::wanted(in_force, &document) {
+            if !matches!(candidate.opened.get(&version.version), Some(Ok(_))) {
+                candidate.opening.start(&self.shared.keks, document.manifest().id, version, &self.scope);
+            }
+        }
+        candidate.gather().await;
+        self.install()
+    }
+
+    /// Puts the candidate in force with the versions that have opened so far.
+    fn install(&mut self) -> Result<Outcome, Failure> {
+        let Some(candidate) = &mut self.candidate else { return Ok(Outcome::Unchanged) };
+        let current = self.keyring.snapshot().clone();
+        let in_force = current.as_deref().map(|snapshot| &snapshot.table);
+        let (document, wave) = (Arc::clone(&candidate.document), self.keyring.wave().clone());
+        let table = KeyTable::build(in_force, document, &candidate.opened, wave, self.shared.clock.now())?;
+        // The table has them now, and alone decides how long they stay in memory.
+        candidate.opened.retain(|_, result| result.is_err());
+        let read_at = candidate.read_at;
         let outcome = if table.unopened().next().is_some() { Outcome::Partial } else { Outcome::Changed };
-        self.keyring.confirm(&table, read_at);
+        self.confirm(&table, read_at);
         self.keyring.publish(Snapshot::new(table, current.as_deref(), self.keyring.name(), &self.shared.registry));
         Ok(outcome)
     }
 
-    fn ensure_watch(&mut self) {
-        if self.watch.is_some() {
-            return;
+    /// Renews the lease, unless an older version stands in for a primary that no KEK opens: that must not go on for ever (I11).
+    fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
+        if table.has_open_primary(self.shared.clock.now()) {
+            self.keyring.confirm(table, read_at);
         }
+    }
+
+    async fn watch(&mut self) {
         // Weak, or the watch would keep the keyring alive that owns it.
         let keyring = Arc::downgrade(&self.keyring);
-        let changed = move || {
+        let changed: Changed = Arc::new(move || {
             if let Some(keyring) = keyring.upgrade() {
                 keyring.request(Trigger::File);
             }
-        };
-        match self.store.watch(Box::new(changed)) {
+        });
+        match self.store.watch(self.watch.take(), changed).await {
             Ok(guard) => {
                 self.watch = Some(guard);
                 self.warned_of_watch = false;
@@ -254,6 +360,11 @@ impl Refresher {
         }
         self.warned_of_lease = late;
     }
+}
+
+async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
+    let parsed = if bytes.len() > LONG { backend::aside(move || Document::parse(&bytes)).await } else { Document::parse(&bytes) };
+    Ok(parsed?)
 }
 
 /// Between three and five quarters of `interval`, so that a fleet doesn't act in step.

@@ -9,9 +9,9 @@ use super::{Keks, Keyring, Shared, Trigger, spawn};
 use crate::{
     backend::{self, local::LocalKek},
     clock::{Clock, ManualClock},
-    config::{self, Confirm, Location},
+    config::{self, Confirm, KekScope, Location},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
-    keyring::{self, Document, Manifest, NewVersion, Policy, WaveSelector},
+    keyring::{self, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
     telemetry::Registry,
 };
 
@@ -53,7 +53,7 @@ impl World {
             let dek = Dek::generate().expect("random");
             let wraps = self.shared.keks.wrap(&kek, &dek, WrapContext { keyring: id, version }, now).await.expect("wrap");
             new.push(NewVersion { wraps, check: dek.check_value(&id, version) });
-            keys.insert(version, VersionKeys::derive([&dek].into_iter()).expect("memory").remove(0));
+            keys.insert(version, VersionKeys::derive(&dek).expect("memory"));
         }
         let [first, second] = <[NewVersion; 2]>::try_from(new).expect("two");
         let name = "demo".parse().expect("name");
@@ -67,6 +67,7 @@ impl World {
         let settings = config::Keyring {
             name: "demo".parse().expect("name"),
             location: self.location(),
+            keks: KekScope::Any,
             confirm,
             min_generation: 0,
             trusted_signers: Vec::new(),
@@ -88,7 +89,9 @@ fn primary(keyring: &Keyring, now: Timestamp) -> Option<u32> {
     keyring.snapshot().as_ref().expect("loaded").table.primary(now)
 }
 
-async fn refreshed(keyring: &Keyring, trigger: Trigger) {
+async fn refreshed(world: &World, keyring: &Keyring, trigger: Trigger) {
+    // So that the refresh's time tells it from the one before.
+    world.hands.advance(Duration::from_millis(1));
     let before = keyring.standing().last_success;
     keyring.request(trigger);
     while keyring.standing().last_success == before {
@@ -108,7 +111,7 @@ async fn the_lease_runs_from_the_last_successful_read() {
     assert!(!lease_is_over(&keyring, world.clock.now()));
     world.hands.advance(MINUTE);
     assert!(lease_is_over(&keyring, world.clock.now()), "nothing confirmed the manifest for a whole lease");
-    refreshed(&keyring, Trigger::Signal).await;
+    refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(!lease_is_over(&keyring, world.clock.now()), "a read confirms it");
 }
 
@@ -118,7 +121,7 @@ async fn a_copy_is_confirmed_by_its_stamp_and_not_by_reading_it() {
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Stamp).await;
     world.hands.advance(LEASE);
-    refreshed(&keyring, Trigger::Signal).await;
+    refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(lease_is_over(&keyring, world.clock.now()), "reading an old copy confirms nothing");
 }
 
@@ -136,6 +139,77 @@ async fn a_scheduled_version_takes_over_at_its_instant_without_a_refresh() {
     assert_eq!(primary(&keyring, world.clock.now()), Some(1));
     world.hands.advance(Duration::from_millis(1));
     assert_eq!(primary(&keyring, world.clock.now()), Some(2));
+}
+
+#[tokio::test]
+async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lease_ends() {
+    let world = World::new();
+    let other = world.folder.path().join("other");
+    world
+        .write(|mut manifest, now| {
+            manifest.versions[1].wraps[0].kek = format!("local:{}", other.display()).parse().expect("URI");
+            let later = now.checked_add(MINUTE).expect("in range");
+            keyring::activate(&manifest, 2, WaveSelector::Every, Some(later), now).expect("allowed")
+        })
+        .await;
+    let keyring = world.serve(Confirm::Read).await;
+    let encrypting = || {
+        let snapshot = keyring.snapshot();
+        snapshot.as_ref().expect("loaded").table.encrypting(world.clock.now()).map(|(version, _)| version)
+    };
+    world.hands.advance(MINUTE);
+    assert_eq!((primary(&keyring, world.clock.now()), encrypting()), (Some(2), Some(1)));
+    world.hands.advance(LEASE - MINUTE);
+    refreshed(&world, &keyring, Trigger::Signal).await;
+    assert!(lease_is_over(&keyring, world.clock.now()), "reading confirms no version that should not encrypt any more");
+    std::fs::copy(world.folder.path().join("kek"), &other).expect("copied");
+    refreshed(&world, &keyring, Trigger::Signal).await;
+    assert_eq!(encrypting(), Some(2));
+    assert!(!lease_is_over(&keyring, world.clock.now()));
+}
+
+#[tokio::test]
+async fn a_keyring_that_nobody_may_encrypt_with_yet_decrypts() {
+    let world = World::new();
+    world
+        .write(|mut manifest, now| {
+            manifest.activations[0].at = now.checked_add(MINUTE).expect("in range");
+            manifest
+        })
+        .await;
+    // As on a sidecar whose clock is behind.
+    let keyring = world.serve(Confirm::Read).await;
+    let snapshot = keyring.snapshot().clone().expect("loaded");
+    assert_eq!(snapshot.table.primary(world.clock.now()), None);
+    assert!(matches!(snapshot.table.slot(1), Some(Slot::Open(_))));
+    world.hands.advance(MINUTE);
+    assert!(snapshot.table.has_open_primary(world.clock.now()));
+}
+
+#[tokio::test]
+async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests() {
+    let world = World::new();
+    let pipe = world.folder.path().join("pipe");
+    // Opening a pipe for reading hangs until somebody writes.
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
+        .expect("pipe");
+    world
+        .write(|mut manifest, _| {
+            manifest.versions[1].wraps[0].kek = format!("local:{}", pipe.display()).parse().expect("URI");
+            manifest
+        })
+        .await;
+    let keyring = world.serve(Confirm::Read).await;
+    let slot_is_open = |version| {
+        let snapshot = keyring.snapshot();
+        matches!(snapshot.as_ref().expect("loaded").table.slot(version), Some(Slot::Open(_)))
+    };
+    assert!(slot_is_open(1) && !slot_is_open(2), "what opens is served while the rest is awaited");
+    assert!(keyring.standing().failure.expect("told").1.message.contains("have not answered yet"));
+    // Changes are still seen, however long the other KEK takes.
+    refreshed(&world, &keyring, Trigger::Signal).await;
+    let kek = std::fs::read(world.folder.path().join("kek")).expect("KEK");
+    tokio::task::spawn_blocking(move || std::fs::write(pipe, kek)).await.expect("joined").expect("answered");
 }
 
 #[tokio::test]
@@ -162,7 +236,7 @@ async fn meters_go_on_counting_over_a_refresh() {
     // The same manifest, with white space at its end: content that doesn't count as a change.
     std::fs::write(world.folder.path().join("demo.json"), [document.bytes(), b"\n"].concat()).expect("written");
     world.hands.advance(MINUTE);
-    refreshed(&keyring, Trigger::Signal).await;
+    refreshed(&world, &keyring, Trigger::Signal).await;
     assert_eq!(keyring.snapshot().as_ref().expect("loaded").meter(1).expect("version 1").last_used(), Some(used));
     assert_eq!(keyring.standing().failure, None);
 }

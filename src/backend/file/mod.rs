@@ -7,21 +7,23 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::{ManifestStore, Pending, StoreError, WatchGuard, blocking};
+use super::{Changed, Lane, ManifestStore, Pending, StoreError, WatchGuard};
 use crate::config::Location;
 
 /// A manifest in a file.
 #[derive(Debug, Clone)]
 pub struct FileStore {
     path: PathBuf,
+    lane: Lane,
 }
 
 impl FileStore {
     /// The manifest at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), lane: Lane::new() }
     }
 
     fn location(&self) -> Location {
@@ -109,25 +111,42 @@ fn temporary_beside(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
-impl ManifestStore for FileStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
-        let store = self.clone();
-        Box::pin(blocking(move || store.read_now(limit)))
-    }
-
-    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
-        let store = self.clone();
-        Box::pin(blocking(move || store.replace_now(expected.as_deref(), &new)))
-    }
-
-    fn watch(&self, changed: Box<dyn Fn() + Send + Sync>) -> Result<WatchGuard, StoreError> {
+impl FileStore {
+    fn watch_now(&self, changed: &Changed) -> Result<WatchGuard, StoreError> {
         let failed = |error: notify::Error| StoreError::Failed {
             location: self.location(),
             reason: format!("can't watch its folder: {error}"),
         };
-        let name = self.path.file_name().unwrap_or_default();
-        let subscription = watcher::subscribe(folder_of(&self.path), name, changed).map_err(failed)?;
-        Ok(WatchGuard(Box::new(subscription)))
+        let subscribe = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            watcher::subscribe(folder_of(path), name, Arc::clone(changed)).map_err(failed)
+        };
+        // A file that is a link, or lies behind one, changes at the link and at its end.
+        let end = fs::canonicalize(&self.path).ok().filter(|end| *end != self.path);
+        let both = (subscribe(&self.path)?, end.as_deref().map(subscribe).transpose()?);
+        Ok(WatchGuard(Box::new(both)))
+    }
+}
+
+impl ManifestStore for FileStore {
+    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+        let store = self.clone();
+        Box::pin(self.lane.run(move || store.read_now(limit)))
+    }
+
+    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        Box::pin(self.lane.run(move || store.replace_now(expected.as_deref(), &new)))
+    }
+
+    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+        let store = self.clone();
+        Box::pin(self.lane.run(move || {
+            let guard = store.watch_now(&changed);
+            // Only now, so that no change falls between the two.
+            drop(former);
+            guard
+        }))
     }
 }
 
@@ -179,7 +198,7 @@ mod tests {
         symlink("..1", at("..data")).expect("link");
         symlink("..data/demo.json", at("demo.json")).expect("link");
         let (sender, events) = mpsc::channel();
-        let _guard = store.watch(Box::new(move || sender.send(()).expect("receiver lives"))).expect("watch");
+        let _guard = store.watch_now(&(Arc::new(move || sender.send(()).expect("receiver lives")) as Changed)).expect("watch");
         let seen = || {
             events.recv_timeout(Duration::from_secs(10)).expect("an event");
             while events.recv_timeout(Duration::from_millis(50)).is_ok() {}

@@ -9,7 +9,7 @@ use std::{
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-type Callback = Box<dyn Fn() + Send + Sync>;
+use crate::backend::Changed;
 
 /// The watcher that is in use, if any is.
 static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
@@ -27,7 +27,7 @@ struct Watched {
 
 struct Subscriber {
     name: OsString,
-    changed: Callback,
+    changed: Changed,
 }
 
 /// Ends a subscription when it is dropped.
@@ -38,7 +38,7 @@ pub(super) struct Subscription {
 }
 
 /// Calls `changed` when the file `name` in `folder` may have changed.
-pub(super) fn subscribe(folder: &Path, name: &OsStr, changed: Callback) -> notify::Result<Subscription> {
+pub(super) fn subscribe(folder: &Path, name: &OsStr, changed: Changed) -> notify::Result<Subscription> {
     let mut slot = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = match slot.upgrade() {
         Some(shared) => shared,

@@ -6,7 +6,7 @@ const FILE: &str = "/etc/sidekey/sidekey.toml";
 
 const MINIMAL: &str = r#"
         listen.socket = "sidekey.sock"
-        keyring = [{ name = "orders", location = "orders.json" }]
+        keyring = [{ name = "orders", location = "orders.json", keks = ["local:kek"] }]
     "#;
 
 const FULL: &str = r#"
@@ -65,6 +65,7 @@ wave = "critical"
 [[keyring]]
 name = "users"
 location = "file:/var/lib/users.json"
+keks = ["local:keks/*", "aws-kms:alias/users"]
 
 [[policy]]
 keyrings = ["orders"]
@@ -124,6 +125,9 @@ fn a_full_file_gives_its_keyrings_and_policy() {
     assert_eq!(orders.location, Location::File("/etc/sidekey/orders.json".into()));
     assert_eq!(orders.trusted_signers.iter().map(|signer| signer.0).collect::<Vec<_>>(), [[0; 32]]);
     assert_eq!(orders.wave.as_ref().map(Wave::as_str), Some("critical"));
+    let kek = |uri: &str| users.keks.covers(&uri.parse().expect("URI"));
+    assert!(kek("local:/etc/sidekey/keks/one") && kek("aws-kms:alias/users") && !kek("aws-kms:alias/orders"));
+    assert_eq!(orders.keks, KekScope::Any);
     assert_eq!(users.location, Location::File("/var/lib/users.json".into()));
 
     let [named, every] = &s.policy[..] else { panic!("{:?}", s.policy) };
@@ -169,9 +173,11 @@ workers = 0
 [[keyring]]
 name = "orders"
 location = "orders.json"
+keks = ["local:kek"]
 [[keyring]]
 name = "orders"
 location = "s3:bucket"
+keks = ["local:*kek"]
 [[policy]]
 keyrings = ["orders", "order"]
 operations = "encrypt"
@@ -197,14 +203,15 @@ c.toml:8: limits.json_body: expected an integer or a string such as "1MiB", foun
 c.toml:11: timeouts.idle: must be from 1ns to 1d
 c.toml:13: log.format: expected "text" or "json", found "xml"
 c.toml:15: runtime.workers: must be from 1 to 256
-c.toml:20: keyring[1].name: the keyring "orders" is on line 17 already
-c.toml:21: keyring[1].location: `s3:` is not a manifest location that this build knows; known: file:
-c.toml:23: policy[0].keyrings[1]: there is no keyring "order"
-c.toml:24: policy[0].operations: expected an array or "*", found a string
-c.toml:27: policy[0].uids[1]: this machine has no user "no such user"
-c.toml:28: policy[0].uids[2]: must be from 0 to 4294967294
-c.toml:30: policy[1]: names nobody: give uids, gids or token = true
-c.toml:32: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" or "inspect", found "seal"
+c.toml:21: keyring[1].name: the keyring "orders" is on line 17 already
+c.toml:22: keyring[1].location: `s3:` is not a manifest location that this build knows; known: file:
+c.toml:23: keyring[1].keks[0]: a `*` stands at the end alone, behind a `:` or `/`
+c.toml:25: policy[0].keyrings[1]: there is no keyring "order"
+c.toml:26: policy[0].operations: expected an array or "*", found a string
+c.toml:29: policy[0].uids[1]: this machine has no user "no such user"
+c.toml:30: policy[0].uids[2]: must be from 0 to 4294967294
+c.toml:32: policy[1]: names nobody: give uids, gids or token = true
+c.toml:34: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" or "inspect", found "seal"
 "#;
     assert_eq!(problems(text), expected.trim());
 }
@@ -264,10 +271,12 @@ fn a_sockets_whole_path_has_at_most_107_bytes() {
 
 #[test]
 fn a_mode_is_a_string_of_octal_digits_within_the_permission_bits() {
-    let with_mode = |mode: &str| format!("[[keyring]]\nname = 'a'\nlocation = 'a'\n[listen]\nsocket = 's'\nmode = {mode}");
+    let with_mode = |mode: &str| {
+        format!("[[keyring]]\nname = 'a'\nlocation = 'a'\nkeks = ['local:k']\n[listen]\nsocket = 's'\nmode = {mode}")
+    };
     assert_eq!(parsed(&with_mode("'0777'")).listen.mode, 0o777);
     assert_eq!(parsed(&with_mode("'600'")).listen.mode, 0o600);
-    let digits = "c.toml:6: listen.mode: expected octal digits such as \"0660\"";
+    let digits = "c.toml:7: listen.mode: expected octal digits such as \"0660\"";
     for mode in ["''", "'0o660'", "'+660'", "'0680'", "'rw-rw----'"] {
         assert_eq!(problems(&with_mode(mode)), digits, "{mode}");
     }
@@ -287,12 +296,12 @@ fn a_token_needs_a_tcp_listener_and_a_tcp_listener_needs_a_token() {
 
 #[test]
 fn body_memory_holds_at_least_the_longest_body() {
-    let message = "must hold the longest body: at least as much as limits.body and limits.json_body";
-    for limits in ["body_memory = '3MiB'", "body_memory = '5MiB'\njson_body = '6MiB'"] {
+    let message = "must hold the longest body: at least limits.body and three times limits.json_body";
+    for limits in ["body_memory = '11MiB'", "body_memory = '5MiB'\njson_body = '2MiB'"] {
         assert_eq!(problems_with(&format!("[limits]\n{limits}")), format!("c.toml:4: limits.body_memory: {message}"));
     }
-    let s = parsed(&format!("{}\nlimits.body_memory = '4MiB'", MINIMAL.trim()));
-    assert_eq!(s.limits.body_memory, 4 << 20);
+    let s = parsed(&format!("{}\nlimits.body_memory = '12MiB'", MINIMAL.trim()));
+    assert_eq!(s.limits.body_memory, 12 << 20);
 }
 
 #[test]
@@ -314,6 +323,15 @@ fn integers_beyond_any_type_are_out_of_range() {
     assert_eq!(problems_with(&workers), "c.toml:3: runtime.workers: must be from 1 to 256");
     assert_eq!(problems_with("limits.body = -1"), "c.toml:3: limits.body: must be from 1 to 16MiB");
     assert_eq!(parsed(&format!("{}\nruntime.workers = 0x10", MINIMAL.trim())).runtime.workers, Some(16));
+}
+
+#[test]
+fn keks_are_required_unless_signers_vouch_for_the_manifest() {
+    let keyring = |more: &str| format!("listen.socket = 's'\n[[keyring]]\nname = 'a'\nlocation = 'a'\n{more}");
+    assert!(problems(&keyring("")).starts_with("c.toml:2: keyring[0].keks: is required without trusted_signers"));
+    assert_eq!(problems(&keyring("keks = []")), "c.toml:5: keyring[0].keks: names no KEK, so nothing could be opened");
+    let signed = parsed(&keyring("trusted_signers = ['ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=']"));
+    assert_eq!(signed.keyrings[0].keks, KekScope::Any);
 }
 
 #[test]
