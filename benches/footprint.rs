@@ -13,7 +13,7 @@ use std::{
 use common::{Goal, Spread, is_test, report};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::local::LocalKek,
+    backend::{Backends, local::LocalKek},
     clock::Clock,
     config::Location,
     keyring::Policy,
@@ -29,7 +29,8 @@ fn main() {
     runtime.block_on(async {
         for index in 0..keyrings {
             let location = Location::File(at(&format!("ring-{index}.json")));
-            let admin = Admin::new(location, Signing::Unless, Duration::from_secs(10), Clock::system());
+            let admin =
+                Admin::new(location, Signing::Unless, &Backends::new(&Default::default()), Clock::system()).expect("admin");
             let name = format!("ring-{index}").parse().expect("name");
             admin.init(name, std::slice::from_ref(&kek), Policy::default()).await.expect("init");
             for _ in 1..versions {

@@ -22,7 +22,7 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::local::LocalKek,
+    backend::{Backends, local::LocalKek},
     clock::Clock,
     config::Location,
     keyring::Policy,
@@ -78,7 +78,9 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
             let (done, count, manifest) = (Arc::clone(&done), Arc::clone(&count), setup.manifest.clone());
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-                let admin = Admin::new(Location::File(manifest), Signing::Unless, Duration::from_secs(10), Clock::system());
+                let admin =
+                    Admin::new(Location::File(manifest), Signing::Unless, &Backends::new(&Default::default()), Clock::system())
+                        .expect("admin");
                 while !done.load(Ordering::Relaxed) {
                     let next = Instant::now() + Duration::from_millis(100);
                     runtime.block_on(admin.rotate(&[], Takeover::Now)).expect("rotate");
@@ -117,7 +119,9 @@ impl Setup {
         let at = |name: &str| folder.join(name);
         LocalKek::create(&at("kek")).expect("KEK");
         let manifest = at("demo.json");
-        let admin = Admin::new(Location::File(manifest.clone()), Signing::Unless, Duration::from_secs(10), Clock::system());
+        let admin =
+            Admin::new(Location::File(manifest.clone()), Signing::Unless, &Backends::new(&Default::default()), Clock::system())
+                .expect("admin");
         let kek = format!("local:{}", at("kek").display()).parse().expect("URI");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(admin.init("demo".parse().expect("name"), &[kek], Policy::default())).expect("init");

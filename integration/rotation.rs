@@ -7,12 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use serde_json::json;
 use sidekey::{
     admin::{Admin, Signing, Takeover},
+    backend::Backends,
     clock::Clock,
     config::Location,
 };
@@ -55,7 +55,13 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
         });
     }
     let rotate = |name: &String| {
-        let admin = Admin::new(Location::File(world.manifest(name)), Signing::Unless, Duration::from_secs(60), Clock::system());
+        let admin = Admin::new(
+            Location::File(world.manifest(name)),
+            Signing::Unless,
+            &Backends::new(&Default::default()),
+            Clock::system(),
+        )
+        .unwrap();
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             for _ in 0..ROTATIONS {

@@ -17,6 +17,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    backend::{Backends, StoreError},
     clock::Clock,
     config::Settings,
     crypto::lock_report,
@@ -43,6 +44,9 @@ pub enum StartError {
     /// The worker threads.
     #[error("can't start the worker threads: {0}")]
     Threads(io::Error),
+    /// A manifest's location.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The signal handlers.
     #[error("can't listen to signals: {0}")]
     Signals(io::Error),
@@ -78,21 +82,24 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     refresh::describe_metrics(&registry);
     serve::describe_metrics(&registry);
     let stopping = Stopping::default();
+    let backends = Backends::new(&settings.backends);
+    let keks = Arc::new(Keks::new(Arc::clone(&backends), &settings.refresh, clock.clone(), Arc::clone(&registry)));
     let shared = refresh::Shared {
         settings: settings.refresh.clone(),
         wave: settings.wave.clone(),
         clock: clock.clone(),
         registry: Arc::clone(&registry),
-        keks: Arc::new(Keks::new(settings.refresh.kek_timeout)),
+        keks: Arc::clone(&keks),
+        backends,
         shutdown: stopping.ending.clone(),
     };
-    let keyrings: Vec<_> = settings.keyrings.iter().map(|keyring| refresh::spawn(keyring, &shared)).collect();
+    let keyrings: Vec<_> = settings.keyrings.iter().map(|keyring| refresh::spawn(keyring, &shared)).collect::<Result<_, _>>()?;
     let readiness = Arc::new(Readiness::new(keyrings.clone(), stopping.draining.clone(), clock.clone()));
     let pending = {
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
     };
-    let ops_server = OpsServer::new(keyrings.clone(), Arc::clone(&registry), clock.clone(), pending);
+    let ops_server = OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), clock.clone(), pending);
     tokio::spawn(ops_server.run(ops_listener, stopping.ending.clone()));
     tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
 

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 
 use crate::{
-    backend::{self, KekError, ManifestStore, StoreError},
+    backend::{Backends, KekError, ManifestStore, StoreError},
     clock::Clock,
-    config::{KekScope, KekUri, KeyringName, Location, SignerKey},
+    config::{self, KekScope, KekUri, KeyringName, Location, SignerKey},
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
     keyring::{self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State, WaveSelector},
     refresh::Keks,
@@ -22,6 +22,8 @@ pub use evidence::ask_sidecars;
 
 /// How often a change is tried again when somebody else's came in between.
 const ATTEMPTS: u32 = 32;
+/// How long one wrap or unwrap may take.
+const KEK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest manifest that is read, in bytes.
 const MANIFEST_LIMIT: usize = 256 << 20;
 
@@ -108,10 +110,15 @@ pub enum Takeover {
 }
 
 impl Admin {
-    /// The keyring at `location`. Every wrap and unwrap may take `kek_timeout`.
-    pub fn new(location: Location, signing: Signing, kek_timeout: Duration, clock: Clock) -> Self {
-        let store = backend::store(&location);
-        Self { location, store, keks: Arc::new(Keks::new(kek_timeout)), scope: Arc::new(KekScope::Any), signing, clock }
+    /// The keyring at `location`, reached through `backends`.
+    ///
+    /// # Errors
+    /// This build has no backend for the location, or its settings are wrong.
+    pub fn new(location: Location, signing: Signing, backends: &Arc<Backends>, clock: Clock) -> Result<Self, AdminError> {
+        let store = backends.store(&location)?;
+        let times = config::Refresh { kek_timeout: KEK_TIMEOUT, ..config::Refresh::default() };
+        let keks = Arc::new(Keks::new(Arc::clone(backends), &times, clock.clone(), Arc::default()));
+        Ok(Self { location, store, keks, scope: Arc::new(KekScope::Any), signing, clock })
     }
 
     /// The same, opening versions by KEKs within `scope` alone, whatever others the manifest names.
@@ -137,7 +144,7 @@ impl Admin {
     pub async fn init(&self, name: KeyringName, keks: &[KekUri], policy: Policy) -> Result<Document, AdminError> {
         let id = KeyringId::generate()?;
         let now = self.clock.now();
-        let (new, keys) = self.new_version(id, 1, keks, now).await?;
+        let (new, keys) = self.new_version(id, 1, keks).await?;
         let manifest = keyring::init(name, id, policy, new, now);
         let document = self.authenticate(manifest, &BTreeMap::from([(1, keys)]))?;
         self.store.replace(None, document.bytes().to_vec()).await?;
@@ -234,20 +241,14 @@ impl Admin {
         };
         let number = newest(manifest) + 1;
         let now = self.clock.now();
-        let (new, new_keys) = self.new_version(manifest.id, number, keks, now).await?;
+        let (new, new_keys) = self.new_version(manifest.id, number, keks).await?;
         keys.insert(number, new_keys);
         self.write(&current, keyring::rotate(manifest, new, now), &keys).await
     }
 
-    async fn new_version(
-        &self,
-        id: KeyringId,
-        version: u32,
-        keks: &[KekUri],
-        now: Timestamp,
-    ) -> Result<(NewVersion, VersionKeys), AdminError> {
+    async fn new_version(&self, id: KeyringId, version: u32, keks: &[KekUri]) -> Result<(NewVersion, VersionKeys), AdminError> {
         let dek = Dek::generate()?;
-        let wraps = self.keks.wrap(keks, &dek, WrapContext { keyring: id, version }, now).await?;
+        let wraps = self.keks.wrap(keks, &dek, WrapContext { keyring: id, version }).await?;
         let keys = VersionKeys::derive(&dek).map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
         Ok((NewVersion { wraps, check: dek.check_value(&id, version) }, keys))
     }

@@ -9,7 +9,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Kek, KekError, Lane, Pending};
+use super::{Kek, KekError, KekFault, Pending, lane::Lane};
 use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
 
 /// A KEK in a file. It is read for every use and kept in memory for none.
@@ -29,29 +29,44 @@ impl LocalKek {
     /// # Errors
     /// There is a file already, or it can't be written.
     pub fn create(path: &Path) -> Result<(), KekError> {
-        let failed = |error: io::Error| KekError(format!("local:{}: can't make a KEK: {error}", path.display()));
-        let key = SecretKey::generate().map_err(|error| KekError(error.to_string()))?;
+        let failed = |error: io::Error| {
+            KekError::new(KekFault::Misconfigured, format!("local:{}: can't make a KEK: {error}", path.display()))
+        };
+        let key = SecretKey::generate().map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         file.write_all(key.expose()).and_then(|()| file.sync_all()).map_err(failed)
     }
 }
 
 fn load(path: &Path) -> Result<SecretKey, KekError> {
-    let failed = |reason: String| KekError(format!("local:{}: {reason}", path.display()));
-    let mut file = File::open(path).map_err(|error| failed(format!("can't read the KEK: {error}")))?;
-    let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
+    let failed = |fault, reason: String| KekError::new(fault, format!("local:{}: {reason}", path.display()));
+    let unreadable = |error: io::Error| {
+        let fault = match error.kind() {
+            io::ErrorKind::NotFound => KekFault::Missing,
+            io::ErrorKind::PermissionDenied => KekFault::Denied,
+            _ => KekFault::Unavailable,
+        };
+        failed(fault, format!("can't read the KEK: {error}"))
+    };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
     if metadata.mode() & 0o077 != 0 {
         let mode = metadata.mode() & 0o777;
-        return Err(failed(format!("others can open this KEK (mode {mode:04o}); run: chmod 600 {}", path.display())));
+        return Err(failed(
+            KekFault::Misconfigured,
+            format!("others can open this KEK (mode {mode:04o}); run: chmod 600 {}", path.display()),
+        ));
     }
     let wrong_length = || {
-        failed(format!("a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)"))
+        let how =
+            format!("a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)");
+        failed(KekFault::Misconfigured, how)
     };
     if metadata.len() != KEY_LEN as u64 {
         return Err(wrong_length());
     }
     let mut bytes = Zeroizing::new([0; KEY_LEN]);
-    file.read_exact(bytes.as_mut_slice()).map_err(|error| failed(format!("can't read the KEK: {error}")))?;
+    file.read_exact(bytes.as_mut_slice()).map_err(unreadable)?;
     SecretKey::from_slice(bytes.as_slice()).ok_or_else(wrong_length)
 }
 
@@ -60,7 +75,7 @@ impl Kek for LocalKek {
         let path = self.path.clone();
         Box::pin(async move {
             let kek = self.lane.run(move || load(&path)).await?;
-            wrap_dek(&kek, dek, context).map_err(|error| KekError(error.to_string()))
+            wrap_dek(&kek, dek, context).map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))
         })
     }
 
@@ -69,10 +84,9 @@ impl Kek for LocalKek {
         Box::pin(async move {
             let kek = self.lane.run(move || load(&path)).await?;
             let refused = || {
-                KekError(format!(
-                    "local:{}: this KEK doesn't open the wrap: it is another key, or the wrap was changed",
-                    self.path.display()
-                ))
+                let path = self.path.display();
+                let reason = format!("local:{path}: this KEK doesn't open the wrap: it is another key, or the wrap was changed");
+                KekError::new(KekFault::Refused, reason)
             };
             unwrap_dek(&kek, wrap, context).ok_or_else(refused)
         })

@@ -13,7 +13,7 @@ use super::{on_one_thread, output::Failure, shown, sidecar::serve};
 use crate::{
     admin::{Admin, Signing},
     app,
-    backend::local::LocalKek,
+    backend::{Backends, local::LocalKek},
     clock::Clock,
     config::{self, Location},
     keyring::Policy,
@@ -58,7 +58,7 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
         LocalKek::create(&kek).map_err(|error| Failure::failed(error.to_string()))?;
     }
     if !manifest.exists() {
-        let admin = Admin::new(Location::File(manifest), Signing::Unless, Duration::from_secs(10), Clock::system());
+        let admin = Admin::new(Location::File(manifest), Signing::Unless, &Backends::new(&Default::default()), Clock::system())?;
         let uri =
             format!("local:{}", kek.display()).parse().map_err(|error| Failure::failed(format!("{}: {error}", kek.display())))?;
         let name = "demo".parse().map_err(|error| Failure::failed(format!("demo: {error}")))?;

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, sync::Arc};
 
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Uri;
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Signing, Takeover, ask_sidecars},
-    backend,
+    backend::{self, Backends},
     clock::Clock,
     config::{KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey, Span},
     crypto::{KeyringId, SigningKey},
@@ -19,8 +19,6 @@ use crate::{
         self, Activation, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign, scheduled,
     },
 };
-
-const KEK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Work on keyrings where they are stored. LOCATION is a URI such as `file:PATH`, or a path alone.
 #[derive(Debug, Subcommand)]
@@ -193,6 +191,11 @@ fn takeover(text: &str) -> Result<Takeover, String> {
     }
 }
 
+/// The outside systems as the environment says.
+fn backends() -> Arc<Backends> {
+    Backends::new(&Default::default())
+}
+
 impl Target {
     fn admin(self) -> Result<Admin, Failure> {
         let signing = match (&self.sign_key, self.unsigned) {
@@ -203,13 +206,13 @@ impl Target {
             (None, true) => Signing::Drop,
             (None, false) => Signing::Unless,
         };
-        Ok(Admin::new(self.location, signing, KEK_TIMEOUT, Clock::system()).within(self.allowed.scope()?))
+        Ok(Admin::new(self.location, signing, &backends(), Clock::system())?.within(self.allowed.scope()?))
     }
 }
 
 impl Read {
-    fn admin(self) -> Admin {
-        Admin::new(self.location, Signing::Unless, KEK_TIMEOUT, Clock::system())
+    fn admin(self) -> Result<Admin, Failure> {
+        Ok(Admin::new(self.location, Signing::Unless, &backends(), Clock::system())?)
     }
 }
 
@@ -247,12 +250,12 @@ impl Command {
                 changed(format, &admin, &document, None, "the manifest is confirmed")
             }
             Self::Status(read) => {
-                let admin = read.admin();
+                let admin = read.admin()?;
                 let document = admin.read().await?;
                 status(format, &document, admin.now())
             }
             Self::Verify(Verify { location, trusted_signer, allowed }) => {
-                let admin = Read { location }.admin().within(allowed.scope()?);
+                let admin = Read { location }.admin()?.within(allowed.scope()?);
                 let document = admin.verify(&trusted_signer).await?;
                 let live = document.manifest().live().count();
                 changed(format, &admin, &document, None, &format!("every wrap opens and every MAC is right ({live} versions)"))

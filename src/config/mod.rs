@@ -1,12 +1,16 @@
 //! Settings: one TOML file, validated whole.
 
+mod backends;
 mod names;
 mod parse;
 mod reader;
 mod settings;
+mod uris;
 
-pub use names::{KekPattern, KekScope, KekUri, KeyringName, Location, Malformed, SignerKey, Span, Wave};
+pub use backends::{Aws, Backends, Pkcs11, Vault, VaultLogin};
+pub use names::{KeyringName, Malformed, SignerKey, Span, Wave};
 pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{
     Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings, Tcp, Timeouts,
 };
+pub use uris::{KekPattern, KekScope, KekUri, Location};

@@ -1,6 +1,6 @@
 //! The names and addresses that settings, manifests and requests share: parsed once, valid ever after.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -19,7 +19,7 @@ macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// The text, as it was given.
@@ -67,11 +67,7 @@ text_type!(
     Wave,
     check_name
 );
-text_type!(
-    /// A KEK's URI, such as `local:/etc/sidekey/kek`. Its scheme chooses the backend, which parses the rest.
-    KekUri,
-    check_kek_uri
-);
+pub(super) use text_type;
 
 fn check_name(text: &str) -> Result<(), Malformed> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
@@ -80,137 +76,6 @@ fn check_name(text: &str) -> Result<(), Malformed> {
         Ok(())
     } else {
         Err(Malformed::new("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit"))
-    }
-}
-
-/// Any scheme: a wrap under a backend that this build lacks costs that wrap alone, never the whole manifest.
-fn check_kek_uri(text: &str) -> Result<(), Malformed> {
-    let is_scheme = |scheme: &str| {
-        scheme.starts_with(|c: char| c.is_ascii_lowercase())
-            && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-    };
-    match text.split_once(':') {
-        Some((scheme, "")) => Err(Malformed::new(format!("nothing follows `{scheme}:`"))),
-        Some((scheme, _)) if is_scheme(scheme) && !text.contains(char::is_control) => Ok(()),
-        _ => Err(Malformed::new("a KEK's URI begins with its backend, as in `local:/etc/sidekey/kek`")),
-    }
-}
-
-impl KekUri {
-    /// The part before the first colon, which names the backend.
-    pub fn scheme(&self) -> &str {
-        self.split().0
-    }
-
-    /// The part after the first colon.
-    pub fn rest(&self) -> &str {
-        self.split().1
-    }
-
-    fn split(&self) -> (&str, &str) {
-        self.0.split_once(':').unwrap_or((&self.0, ""))
-    }
-}
-
-/// The KEKs that a sidecar opens a keyring's versions with. Who writes the manifest names KEKs in it; this says which are ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KekScope {
-    /// Whichever the manifest names, because something else vouches for who wrote it.
-    Any,
-    /// Those that one of these patterns covers.
-    Only(Vec<KekPattern>),
-}
-
-impl KekScope {
-    /// Whether a wrap under `kek` may be opened.
-    pub fn covers(&self, kek: &KekUri) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(patterns) => patterns.iter().any(|pattern| pattern.covers(kek)),
-        }
-    }
-}
-
-/// A KEK's URI, or the beginning of URIs up to a `:` or `/`, followed by `*`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KekPattern {
-    uri: String,
-    is_prefix: bool,
-}
-
-impl KekPattern {
-    fn covers(&self, kek: &KekUri) -> bool {
-        match kek.as_str().strip_prefix(&self.uri) {
-            Some("") => !self.is_prefix,
-            // `..` would lead out of the folder that the prefix names.
-            Some(rest) => self.is_prefix && rest.split('/').all(|step| step != ".."),
-            None => false,
-        }
-    }
-
-    /// The same pattern with a `local:` path, if there is any, counted from `folder`.
-    pub fn anchored(self, folder: &std::path::Path) -> Self {
-        match self.uri.strip_prefix("local:").filter(|path| !path.is_empty()) {
-            Some(path) => Self { uri: format!("local:{}", folder.join(path).display()), ..self },
-            _ => self,
-        }
-    }
-}
-
-impl FromStr for KekPattern {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let (uri, is_prefix) = match text.strip_suffix('*') {
-            Some(prefix) => (prefix, true),
-            None => (text, false),
-        };
-        if uri.contains('*') || is_prefix && !uri.ends_with([':', '/']) {
-            return Err(Malformed::new("a `*` stands at the end alone, behind a `:` or `/`"));
-        }
-        check_kek_uri(text)?;
-        Ok(Self { uri: uri.into(), is_prefix })
-    }
-}
-
-impl fmt::Display for KekPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.uri, if self.is_prefix { "*" } else { "" })
-    }
-}
-
-/// Where a manifest is kept: `file:PATH`, or a path alone.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Location {
-    /// A file on this machine.
-    File(std::path::PathBuf),
-}
-
-impl FromStr for Location {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let path = match text.split_once(':') {
-            Some(("file", path)) => path,
-            Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') => {
-                return Err(Malformed::new(format!(
-                    "`{scheme}:` is not a manifest location that this build knows; known: file:"
-                )));
-            }
-            _ => text,
-        };
-        if path.is_empty() {
-            return Err(Malformed::new("the path is empty"));
-        }
-        Ok(Self::File(path.into()))
-    }
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "file:{}", path.display()),
-        }
     }
 }
 
@@ -312,28 +177,5 @@ impl Serialize for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_covers_its_uri_or_what_begins_with_it() {
-        let covers =
-            |pattern: &str, uri: &str| pattern.parse::<KekPattern>().expect("pattern").covers(&uri.parse().expect("URI"));
-        assert!(covers("local:/etc/kek", "local:/etc/kek"));
-        assert!(!covers("local:/etc/kek", "local:/etc/kek2"));
-        assert!(covers("local:/etc/keks/*", "local:/etc/keks/one"));
-        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/../../tmp/mine"));
-        assert!(!covers("local:/etc/keks/*", "local:/etc/keks2"));
-        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/"));
-        assert!(covers("aws-kms:*", "aws-kms:alias/a"));
-        for malformed in ["*", "aws-kms:a*", "aws-kms:*/key", "kek", "local:"] {
-            malformed.parse::<KekPattern>().expect_err(malformed);
-        }
-        let anchored = "local:keks/*".parse::<KekPattern>().expect("pattern").anchored("/etc".as_ref());
-        assert_eq!(anchored.to_string(), "local:/etc/keks/*");
     }
 }

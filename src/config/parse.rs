@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, Operation, Ops, Refresh, Rule,
     Runtime, Settings, Span, Tcp, Timeouts, Wave,
+    backends::backends,
     reader::{Notes, Read, Section, Value},
 };
 
@@ -116,6 +117,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let log = root.section("log", log);
     let refresh = root.section("refresh", refresh);
     let runtime = root.section("runtime", runtime);
+    let backends = backends(root, folder);
     let mut named = Vec::new();
     let keyrings = keyrings(root, folder, &mut named);
     let policy = root.sections("policy", |section| rule(section, &named, has_tcp));
@@ -128,6 +130,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
         log: log?,
         refresh: refresh?,
         runtime: runtime?,
+        backends: backends?,
         keyrings: keyrings?,
         policy: policy?,
     })
@@ -298,6 +301,7 @@ fn refresh(section: &Section<'_>) -> Read<Refresh> {
     let miss_ttl = section.or("miss_ttl", default.miss_ttl, more_than_none);
     let manifest_bytes = section.or("manifest_bytes", default.manifest_bytes, |value| value.size(KIB..=256 * MIB));
     let max_backoff = section.or("max_backoff", default.max_backoff, more_than_none);
+    let hedge = section.or("hedge", default.hedge, more_than_none);
     Ok(Refresh {
         poll: poll?,
         read_timeout: read_timeout?,
@@ -306,6 +310,7 @@ fn refresh(section: &Section<'_>) -> Read<Refresh> {
         miss_ttl: miss_ttl?,
         manifest_bytes: manifest_bytes?,
         max_backoff: max_backoff?,
+        hedge: hedge?,
     })
 }
 
@@ -358,6 +363,7 @@ fn new_name<'t>(value: &Value<'t>, named: &mut Vec<Named<'t>>) -> Read<KeyringNa
 fn location(value: &Value<'_>, folder: &Path) -> Read<Location> {
     match value.parsed()? {
         Location::File(path) => Ok(Location::File(folder.join(path))),
+        elsewhere => Ok(elsewhere),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{KekScope, KeyringName, Location, SignerKey, Wave};
+use super::{Backends, KekScope, KeyringName, Location, SignerKey, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub refresh: Refresh,
     /// Threads.
     pub runtime: Runtime,
+    /// How the outside systems are reached.
+    pub backends: Backends,
     /// The keyrings that are served.
     pub keyrings: Vec<Keyring>,
     /// Who may do what. Empty: whoever may open the socket may do everything.
@@ -155,6 +157,8 @@ pub struct Refresh {
     pub read_timeout: Duration,
     /// How long one unwrap may take.
     pub kek_timeout: Duration,
+    /// How long a KEK may take before the next one that wraps the same version is asked as well.
+    pub hedge: Duration,
     /// The least time between two refreshes that unknown versions caused.
     pub unknown_interval: Duration,
     /// How long a version that the newest manifest doesn't name is answered for without reading again.
@@ -171,6 +175,7 @@ impl Default for Refresh {
             poll: Duration::from_secs(60),
             read_timeout: Duration::from_secs(10),
             kek_timeout: Duration::from_secs(10),
+            hedge: Duration::from_millis(300),
             unknown_interval: Duration::from_millis(250),
             miss_ttl: Duration::from_secs(1),
             manifest_bytes: 16 << 20,

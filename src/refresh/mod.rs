@@ -4,6 +4,7 @@
 //! Plain data keys pass through here between unwrap and derivation; what stays is in [`Snapshot`]'s locked memory.
 
 mod failure;
+mod keks;
 mod keyring;
 mod meters;
 mod opening;
@@ -17,14 +18,15 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backend::{Backends, StoreError},
     clock::Clock,
     config::{self, Wave},
     telemetry::Registry,
 };
 
 pub use failure::Failure;
+pub use keks::{KekHealth, Keks, Trial};
 pub use keyring::{Keyring, Standing};
-pub use opening::Keks;
 pub use snapshot::{Snapshot, VersionMeter};
 
 /// What made a refresh happen.
@@ -71,6 +73,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The metrics.
     pub registry: Arc<Registry>,
+    /// The outside systems.
+    pub backends: Arc<Backends>,
     /// The KEKs' clients.
     pub keks: Arc<Keks>,
     /// Ends the tasks.
@@ -78,14 +82,19 @@ pub struct Shared {
 }
 
 /// Starts to keep a keyring fresh, on the current runtime, and gives the handle that requests are served from.
-pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Arc<Keyring> {
+///
+/// # Errors
+/// This build has no backend for the keyring's location, or its settings are wrong.
+pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>, StoreError> {
+    let store = shared.backends.store(&settings.location)?;
     let (keyring, requests) = Keyring::new(settings, shared);
-    tokio::spawn(task::Refresher::new(Arc::clone(&keyring), settings, shared.clone(), requests).run());
-    keyring
+    tokio::spawn(task::Refresher::new(Arc::clone(&keyring), store, settings, shared.clone(), requests).run());
+    Ok(keyring)
 }
 
 /// Describes the metrics of every keyring.
 pub fn describe_metrics(registry: &Registry) {
+    keks::describe_metrics(registry);
     meters::describe(registry);
     VersionMeter::describe(registry);
 }

@@ -95,6 +95,7 @@ impl Candidate {
 impl Refresher {
     pub(super) fn new(
         keyring: Arc<Keyring>,
+        store: Arc<dyn ManifestStore>,
         settings: &config::Keyring,
         shared: Shared,
         requests: mpsc::Receiver<Request>,
@@ -107,7 +108,7 @@ impl Refresher {
         let now = Instant::now();
         Self {
             keyring,
-            store: backend::store(&settings.location),
+            store,
             expectations,
             scope: Arc::new(settings.keks.clone()),
             shared,

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Keks, Keyring, Shared, Trigger, spawn};
 use crate::{
-    backend::{self, local::LocalKek},
+    backend::{Backends, local::LocalKek},
     clock::{Clock, ManualClock},
     config::{self, Confirm, KekScope, Location},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
@@ -27,12 +27,15 @@ impl World {
         let folder = tempfile::tempdir().expect("folder");
         LocalKek::create(&folder.path().join("kek")).expect("KEK");
         let (clock, hands) = Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
+        let (settings, registry) = (config::Refresh::default(), Arc::new(Registry::default()));
+        let backends = Backends::new(&Default::default());
         let shared = Shared {
-            settings: config::Refresh::default(),
+            settings: settings.clone(),
             wave: "standard".parse().expect("wave"),
             clock: clock.clone(),
-            registry: Arc::new(Registry::default()),
-            keks: Arc::new(Keks::new(Duration::from_secs(10))),
+            registry: Arc::clone(&registry),
+            keks: Arc::new(Keks::new(Arc::clone(&backends), &settings, clock.clone(), Arc::clone(&registry))),
+            backends,
             shutdown: CancellationToken::new(),
         };
         Self { folder, clock, hands, shared }
@@ -51,7 +54,7 @@ impl World {
         let mut new = Vec::new();
         for version in [1, 2] {
             let dek = Dek::generate().expect("random");
-            let wraps = self.shared.keks.wrap(&kek, &dek, WrapContext { keyring: id, version }, now).await.expect("wrap");
+            let wraps = self.shared.keks.wrap(&kek, &dek, WrapContext { keyring: id, version }).await.expect("wrap");
             new.push(NewVersion { wraps, check: dek.check_value(&id, version) });
             keys.insert(version, VersionKeys::derive(&dek).expect("memory"));
         }
@@ -59,7 +62,13 @@ impl World {
         let name = "demo".parse().expect("name");
         let manifest = keyring::rotate(&keyring::init(name, id, Policy::default(), first, now), second, now);
         let document = keyring::authenticate(change(manifest, now), &keys, None).expect("keys");
-        backend::store(&self.location()).replace(None, document.bytes().to_vec()).await.expect("written");
+        self.shared
+            .backends
+            .store(&self.location())
+            .expect("store")
+            .replace(None, document.bytes().to_vec())
+            .await
+            .expect("written");
         document
     }
 
@@ -73,7 +82,7 @@ impl World {
             trusted_signers: Vec::new(),
             wave: None,
         };
-        let keyring = spawn(&settings, &self.shared);
+        let keyring = spawn(&settings, &self.shared).expect("store");
         let mut generations = keyring.generations();
         generations.wait_for(Option::is_some).await.expect("loaded");
         keyring
@@ -208,8 +217,9 @@ async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests()
     assert!(keyring.standing().failure.expect("told").1.message.contains("have not answered yet"));
     // Changes are still seen, however long the other KEK takes.
     refreshed(&world, &keyring, Trigger::Signal).await;
-    let kek = std::fs::read(world.folder.path().join("kek")).expect("KEK");
-    tokio::task::spawn_blocking(move || std::fs::write(pipe, kek)).await.expect("joined").expect("answered");
+    // Ends what hangs, so that the test can end.
+    let open = move || std::fs::OpenOptions::new().write(true).open(pipe);
+    tokio::task::spawn_blocking(open).await.expect("joined").expect("the other end is open");
 }
 
 #[tokio::test]

@@ -17,13 +17,13 @@ use super::{
     connection::{Acceptor, Handler, OpsSide},
     meters::ConnectionMeters,
     problem::{Code, Problem},
-    status::{KeyMemory, KeyringStatus, Status},
+    status::{KekStatus, KeyMemory, KeyringStatus, Status},
 };
 use crate::{
     clock::Clock,
     config::{Limits, Timeouts},
     crypto::lock_report,
-    refresh::Keyring,
+    refresh::{Keks, Keyring},
     telemetry::Registry,
 };
 
@@ -45,6 +45,7 @@ pub(super) type Pending = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 pub struct OpsServer {
     router: Router<Route>,
     keyrings: Vec<Arc<Keyring>>,
+    keks: Arc<Keks>,
     registry: Arc<Registry>,
     clock: Clock,
     started_at: Timestamp,
@@ -64,7 +65,13 @@ type Answer = Response<Bytes>;
 
 impl OpsServer {
     /// A server that isn't listening yet.
-    pub fn new(keyrings: Vec<Arc<Keyring>>, registry: Arc<Registry>, clock: Clock, pending: Pending) -> Arc<Self> {
+    pub fn new(
+        keyrings: Vec<Arc<Keyring>>,
+        keks: Arc<Keks>,
+        registry: Arc<Registry>,
+        clock: Clock,
+        pending: Pending,
+    ) -> Arc<Self> {
         let mut router = Router::new();
         let routes = [
             ("/livez", Route::Live),
@@ -85,7 +92,7 @@ impl OpsServer {
         let started_at = clock.now();
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
-        Arc::new(Self { router, keyrings, registry, clock, started_at, pending })
+        Arc::new(Self { router, keyrings, keks, registry, clock, started_at, pending })
     }
 
     /// Binds the listener.
@@ -139,6 +146,7 @@ impl OpsServer {
         for keyring in &self.keyrings {
             keyring.observe(&self.registry, now);
         }
+        self.keks.observe();
         let memory = lock_report();
         self.registry.gauge(KEY_MEMORY, &[("locked", "true")]).set(memory.locked as f64);
         self.registry.gauge(KEY_MEMORY, &[("locked", "false")]).set(memory.unlocked as f64);
@@ -155,6 +163,7 @@ impl OpsServer {
             ready: pending.is_empty(),
             pending,
             key_memory: KeyMemory::now(),
+            keks: self.keks.health().into_iter().map(KekStatus::from).collect(),
             keyrings: self.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
         }
     }

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{KeyringName, Wave},
+    config::{KekUri, KeyringName, Wave},
     crypto::{KeyringId, lock_report},
     keyring::{Slot, State},
-    refresh::{Keyring, VersionMeter},
+    refresh::{KekHealth, Keyring, VersionMeter},
 };
 
 /// A sidecar's state.
@@ -23,6 +23,8 @@ pub struct Status {
     pub pending: Vec<String>,
     /// How much key memory is locked against swapping.
     pub key_memory: KeyMemory,
+    /// The KEKs that it has asked.
+    pub keks: Vec<KekStatus>,
     /// Its keyrings.
     pub keyrings: Vec<KeyringStatus>,
 }
@@ -36,6 +38,40 @@ pub struct KeyMemory {
     pub unlocked_bytes: usize,
     /// The process's limit; none is unlimited.
     pub limit_bytes: Option<u64>,
+}
+
+/// How a KEK has been answering a sidecar.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KekStatus {
+    /// Its URI.
+    pub uri: KekUri,
+    /// How long it takes, in milliseconds, smoothed over its last answers.
+    pub latency_ms: Option<f64>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Whether it is asked last for now, because of them.
+    pub circuit_open: bool,
+    /// Its last success.
+    pub last_success: Option<Timestamp>,
+    /// Its last failure.
+    pub last_error: Option<RefreshError>,
+}
+
+impl From<KekHealth> for KekStatus {
+    fn from(health: KekHealth) -> Self {
+        Self {
+            uri: health.uri,
+            latency_ms: health.latency.map(|latency| latency.as_secs_f64() * 1000.0),
+            failures: health.failures,
+            circuit_open: health.is_circuit_open,
+            last_success: health.last_success,
+            last_error: health.last_failure.map(|(at, error)| RefreshError {
+                at,
+                code: error.fault.as_str().into(),
+                message: error.to_string(),
+            }),
+        }
+    }
 }
 
 /// A keyring's state on one sidecar.
@@ -57,7 +93,7 @@ pub struct KeyringStatus {
     pub in_force: Option<InForce>,
 }
 
-/// Why the last refresh did less than it should.
+/// What went wrong last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefreshError {
     /// When.

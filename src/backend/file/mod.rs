@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Changed, Lane, ManifestStore, Pending, StoreError, WatchGuard};
+use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, lane::Lane};
 use crate::config::Location;
 
 /// A manifest in a file.

@@ -49,6 +49,7 @@ kek_timeout = "4s"
 unknown_interval = "5s"
 miss_ttl = "6s"
 max_backoff = "7s"
+hedge = "8s"
 manifest_bytes = "32MiB"
 
 [runtime]
@@ -111,9 +112,12 @@ fn a_full_file_gives_every_value() {
     assert_eq!([header, body, idle, drain].map(|d| d.as_secs()), [1, 2, 90, 86_400]);
     assert_eq!((s.log.format, s.log.filter.as_str()), (LogFormat::Json, "info,sidekey=debug"));
 
-    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff } = s.refresh;
+    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff, hedge } = s.refresh;
     assert_eq!((poll, manifest_bytes), (Duration::from_millis(100), 32 << 20));
-    assert_eq!([read_timeout, kek_timeout, unknown_interval, miss_ttl, max_backoff].map(|d| d.as_secs()), [3, 4, 5, 6, 7]);
+    assert_eq!(
+        [read_timeout, kek_timeout, unknown_interval, miss_ttl, max_backoff, hedge].map(|d| d.as_secs()),
+        [3, 4, 5, 6, 7, 8]
+    );
     assert_eq!(s.runtime.workers, Some(2));
 }
 
@@ -176,7 +180,7 @@ location = "orders.json"
 keks = ["local:kek"]
 [[keyring]]
 name = "orders"
-location = "s3:bucket"
+location = "s4:bucket"
 keks = ["local:*kek"]
 [[policy]]
 keyrings = ["orders", "order"]
@@ -204,7 +208,7 @@ c.toml:11: timeouts.idle: must be from 1ns to 1d
 c.toml:13: log.format: expected "text" or "json", found "xml"
 c.toml:15: runtime.workers: must be from 1 to 256
 c.toml:21: keyring[1].name: the keyring "orders" is on line 17 already
-c.toml:22: keyring[1].location: `s3:` is not a manifest location that this build knows; known: file:
+c.toml:22: keyring[1].location: `s4:` is not a manifest location; known: file:, vault-kv:, aws-sm:, s3:// and https://
 c.toml:23: keyring[1].keks[0]: a `*` stands at the end alone, behind a `:` or `/`
 c.toml:25: policy[0].keyrings[1]: there is no keyring "order"
 c.toml:26: policy[0].operations: expected an array or "*", found a string

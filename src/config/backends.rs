@@ -1,0 +1,175 @@
+//! How the outside systems are reached and logged in to: the sections `[vault]`, `[aws]` and `[pkcs11]`.
+
+use std::path::{Path, PathBuf};
+
+use super::reader::{Read, Section, Value};
+
+/// How the outside systems are reached. What isn't set comes from each system's usual environment variables.
+#[derive(Debug, Clone, Default)]
+pub struct Backends {
+    /// Vault or OpenBao.
+    pub vault: Vault,
+    /// Amazon Web Services.
+    pub aws: Aws,
+    /// Hardware security modules.
+    pub pkcs11: Pkcs11,
+    /// Hosts that may be talked to without TLS; loopback always may.
+    pub plain_http: Vec<String>,
+}
+
+/// Vault or OpenBao.
+#[derive(Debug, Clone, Default)]
+pub struct Vault {
+    /// The server's URL; `VAULT_ADDR` if none.
+    pub address: Option<String>,
+    /// The namespace; `VAULT_NAMESPACE` if none.
+    pub namespace: Option<String>,
+    /// Certificates (PEM) of the authorities that are trusted instead of the system's; `VAULT_CACERT` if none.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate chain (PEM); `VAULT_CLIENT_CERT` if none.
+    pub client_certificate: Option<PathBuf>,
+    /// Its key (PEM); `VAULT_CLIENT_KEY` if none.
+    pub client_key: Option<PathBuf>,
+    /// How to log in.
+    pub login: VaultLogin,
+}
+
+/// How to log in to Vault. Files are read anew for every login, because others rewrite them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum VaultLogin {
+    /// With the token in `VAULT_TOKEN`, or else in `~/.vault-token`.
+    #[default]
+    Environment,
+    /// With the token in a file.
+    TokenFile(PathBuf),
+    /// By AppRole.
+    AppRole {
+        /// Where the method is mounted.
+        mount: String,
+        /// The role's id.
+        role_id: String,
+        /// The file that holds the secret id.
+        secret_id_file: PathBuf,
+    },
+    /// With a signed token in a file: the methods `kubernetes` and `jwt`.
+    Jwt {
+        /// Where the method is mounted.
+        mount: String,
+        /// The role.
+        role: String,
+        /// The file that holds the token.
+        token_file: PathBuf,
+    },
+}
+
+/// Amazon Web Services: the SDK's own chain finds credentials.
+#[derive(Debug, Clone, Default)]
+pub struct Aws {
+    /// The region of keys and secrets that name none; the SDK's chain if none.
+    pub region: Option<String>,
+    /// The profile of the shared config files.
+    pub profile: Option<String>,
+    /// One URL for every service, instead of AWS' own.
+    pub endpoint: Option<String>,
+    /// Whether to use the endpoints validated by FIPS 140.
+    pub fips: bool,
+}
+
+/// Hardware security modules.
+#[derive(Debug, Clone, Default)]
+pub struct Pkcs11 {
+    /// The module's library, for URIs that name none.
+    pub module: Option<PathBuf>,
+}
+
+const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
+    let vault = root.section("vault", |section| vault(section, folder));
+    let aws = root.section("aws", aws);
+    let pkcs11 =
+        root.section("pkcs11", |section| section.maybe("module", |value| path(value, folder)).map(|module| Pkcs11 { module }));
+    let plain_http = root.section("backends", |section| {
+        section.or("plain_http", Vec::new(), |value| value.list(|item| item.some_text().map(str::to_owned)))
+    });
+    Ok(Backends { vault: vault?, aws: aws?, pkcs11: pkcs11?, plain_http: plain_http? })
+}
+
+fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
+    let address = section.maybe("address", text);
+    let namespace = section.maybe("namespace", text);
+    let ca_file = section.maybe("ca_file", |value| path(value, folder));
+    let client_certificate = section.maybe("client_certificate", |value| path(value, folder));
+    let client_key = section.maybe("client_key", |value| path(value, folder));
+    let login = login(section, folder);
+    if let (Ok(certificate), Ok(key)) = (&client_certificate, &client_key)
+        && certificate.is_some() != key.is_some()
+    {
+        return Err(section.problem("client_certificate and client_key go together"));
+    }
+    Ok(Vault {
+        address: address?,
+        namespace: namespace?,
+        ca_file: ca_file?,
+        client_certificate: client_certificate?,
+        client_key: client_key?,
+        login: login?,
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Method {
+    TokenFile,
+    AppRole,
+    Kubernetes,
+    Jwt,
+}
+
+fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
+    if !section.has("login") {
+        return Ok(VaultLogin::Environment);
+    }
+    let methods = [
+        ("token-file", Method::TokenFile),
+        ("approle", Method::AppRole),
+        ("kubernetes", Method::Kubernetes),
+        ("jwt", Method::Jwt),
+    ];
+    section.section("login", |section| {
+        let file = |key| section.required(key).and_then(|value| path(&value, folder));
+        let mount = |default: &str| section.or("mount", default.to_owned(), text);
+        let jwt = |mount: Read<String>, token_file: Read<PathBuf>| {
+            let role = section.required("role").and_then(|value| text(&value));
+            Ok(VaultLogin::Jwt { mount: mount?, role: role?, token_file: token_file? })
+        };
+        match section.required("method").and_then(|value| value.choice(&methods))? {
+            Method::TokenFile => file("token_file").map(VaultLogin::TokenFile),
+            Method::AppRole => {
+                let role_id = section.required("role_id").and_then(|value| text(&value));
+                let (mount, secret_id_file) = (mount("approle"), file("secret_id_file"));
+                Ok(VaultLogin::AppRole { mount: mount?, role_id: role_id?, secret_id_file: secret_id_file? })
+            }
+            Method::Kubernetes => {
+                let token_file = section.or("token_file", SERVICE_ACCOUNT_TOKEN.into(), |value| path(value, folder));
+                jwt(mount("kubernetes"), token_file)
+            }
+            Method::Jwt => jwt(mount("jwt"), file("token_file")),
+        }
+    })
+}
+
+fn aws(section: &Section<'_>) -> Read<Aws> {
+    let region = section.maybe("region", text);
+    let profile = section.maybe("profile", text);
+    let endpoint = section.maybe("endpoint", text);
+    let fips = section.or("fips", false, Value::boolean);
+    Ok(Aws { region: region?, profile: profile?, endpoint: endpoint?, fips: fips? })
+}
+
+fn text(value: &Value<'_>) -> Read<String> {
+    value.some_text().map(str::to_owned)
+}
+
+fn path(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
+    value.some_text().map(|text| folder.join(text))
+}

@@ -1,0 +1,218 @@
+//! Where things are: KEKs, which of them may be asked, and manifests.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::names::{Malformed, text_type};
+
+text_type!(
+    /// A KEK's URI, such as `local:/etc/sidekey/kek`. Its scheme chooses the backend, which parses the rest.
+    KekUri,
+    check_kek_uri
+);
+
+/// Any scheme: a wrap under a backend that this build lacks costs that wrap alone, never the whole manifest.
+fn check_kek_uri(text: &str) -> Result<(), Malformed> {
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_lowercase())
+            && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    match text.split_once(':') {
+        Some((scheme, "")) => Err(Malformed::new(format!("nothing follows `{scheme}:`"))),
+        Some((scheme, _)) if is_scheme(scheme) && !text.contains(char::is_control) => Ok(()),
+        _ => Err(Malformed::new("a KEK's URI begins with its backend, as in `local:/etc/sidekey/kek`")),
+    }
+}
+
+impl KekUri {
+    /// The part before the first colon, which names the backend.
+    pub fn scheme(&self) -> &str {
+        self.split().0
+    }
+
+    /// The part after the first colon.
+    pub fn rest(&self) -> &str {
+        self.split().1
+    }
+
+    fn split(&self) -> (&str, &str) {
+        self.0.split_once(':').unwrap_or((&self.0, ""))
+    }
+}
+
+/// The KEKs that a sidecar opens a keyring's versions with. Who writes the manifest names KEKs in it; this says which are ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KekScope {
+    /// Whichever the manifest names, because something else vouches for who wrote it.
+    Any,
+    /// Those that one of these patterns covers.
+    Only(Vec<KekPattern>),
+}
+
+impl KekScope {
+    /// Whether a wrap under `kek` may be opened.
+    pub fn covers(&self, kek: &KekUri) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(patterns) => patterns.iter().any(|pattern| pattern.covers(kek)),
+        }
+    }
+}
+
+/// A KEK's URI, or the beginning of URIs up to a `:` or `/`, followed by `*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KekPattern {
+    uri: String,
+    is_prefix: bool,
+}
+
+impl KekPattern {
+    fn covers(&self, kek: &KekUri) -> bool {
+        match kek.as_str().strip_prefix(&self.uri) {
+            Some("") => !self.is_prefix,
+            // `..` would lead out of the folder that the prefix names.
+            Some(rest) => self.is_prefix && rest.split('/').all(|step| step != ".."),
+            None => false,
+        }
+    }
+
+    /// The same pattern with a `local:` path, if there is any, counted from `folder`.
+    pub fn anchored(self, folder: &std::path::Path) -> Self {
+        match self.uri.strip_prefix("local:").filter(|path| !path.is_empty()) {
+            Some(path) => Self { uri: format!("local:{}", folder.join(path).display()), ..self },
+            _ => self,
+        }
+    }
+}
+
+impl FromStr for KekPattern {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let (uri, is_prefix) = match text.strip_suffix('*') {
+            Some(prefix) => (prefix, true),
+            None => (text, false),
+        };
+        if uri.contains('*') || is_prefix && !uri.ends_with([':', '/']) {
+            return Err(Malformed::new("a `*` stands at the end alone, behind a `:` or `/`"));
+        }
+        check_kek_uri(text)?;
+        Ok(Self { uri: uri.into(), is_prefix })
+    }
+}
+
+impl fmt::Display for KekPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.uri, if self.is_prefix { "*" } else { "" })
+    }
+}
+
+/// Where a manifest is kept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Location {
+    /// A file on this machine: `file:PATH`, or a path alone.
+    File(PathBuf),
+    /// A secret of Vault's key-value engine, version 2: `vault-kv:MOUNT/PATH`.
+    VaultKv {
+        /// Where the engine is mounted: one path segment.
+        mount: String,
+        /// The secret.
+        path: String,
+    },
+    /// A secret of AWS Secrets Manager: `aws-sm:NAME`, or its ARN.
+    AwsSm(String),
+    /// An object: `s3://BUCKET/KEY`.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The object's key.
+        key: String,
+    },
+    /// A web resource, to be read alone: `https://…`.
+    Web(String),
+}
+
+const LOCATIONS: &str = "file:, vault-kv:, aws-sm:, s3:// and https://";
+
+impl FromStr for Location {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let is_scheme = |scheme: &str| scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let pair = |what: &str, rest: &str| match rest.split_once('/') {
+            Some((first, rest)) if !first.is_empty() && !rest.is_empty() => Ok((first.to_owned(), rest.to_owned())),
+            _ => Err(Malformed::new(format!("write {what}"))),
+        };
+        match text.split_once(':') {
+            _ if text.is_empty() => Err(Malformed::new("the path is empty")),
+            Some(("file", "")) => Err(Malformed::new("the path is empty")),
+            Some(("file", path)) => Ok(Self::File(path.into())),
+            Some(("vault-kv", rest)) => pair("vault-kv:MOUNT/PATH", rest).map(|(mount, path)| Self::VaultKv { mount, path }),
+            Some(("aws-sm", name)) if !name.is_empty() => Ok(Self::AwsSm(name.to_owned())),
+            Some(("s3", rest)) => match rest.strip_prefix("//") {
+                Some(rest) => pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key }),
+                None => Err(Malformed::new("write s3://BUCKET/KEY")),
+            },
+            Some(("https" | "http", rest)) if rest.len() > 2 && rest.starts_with("//") => Ok(Self::Web(text.to_owned())),
+            Some((scheme, _)) if is_scheme(scheme) => {
+                Err(Malformed::new(format!("`{scheme}:` is not a manifest location; known: {LOCATIONS}")))
+            }
+            _ => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::VaultKv { mount, path } => write!(f, "vault-kv:{mount}/{path}"),
+            Self::AwsSm(name) => write!(f, "aws-sm:{name}"),
+            Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
+            Self::Web(url) => f.write_str(url),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_covers_its_uri_or_what_begins_with_it() {
+        let covers =
+            |pattern: &str, uri: &str| pattern.parse::<KekPattern>().expect("pattern").covers(&uri.parse().expect("URI"));
+        assert!(covers("local:/etc/kek", "local:/etc/kek"));
+        assert!(!covers("local:/etc/kek", "local:/etc/kek2"));
+        assert!(covers("local:/etc/keks/*", "local:/etc/keks/one"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/../../tmp/mine"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks2"));
+        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/"));
+        assert!(covers("aws-kms:*", "aws-kms:alias/a"));
+        for malformed in ["*", "aws-kms:a*", "aws-kms:*/key", "kek", "local:"] {
+            malformed.parse::<KekPattern>().expect_err(malformed);
+        }
+        let anchored = "local:keks/*".parse::<KekPattern>().expect("pattern").anchored("/etc".as_ref());
+        assert_eq!(anchored.to_string(), "local:/etc/keks/*");
+    }
+
+    #[test]
+    fn locations_come_back_as_they_were_written() {
+        for text in [
+            "file:/etc/a.json",
+            "vault-kv:secret/sidekey/orders",
+            "aws-sm:sidekey/orders",
+            "s3://bucket/a/b.json",
+            "https://host/a",
+        ] {
+            assert_eq!(text.parse::<Location>().expect(text).to_string(), text);
+        }
+        assert_eq!("a/b".parse(), Ok(Location::File("a/b".into())));
+        for malformed in
+            ["", "file:", "vault-kv:secret", "vault-kv:/a", "aws-sm:", "s3:bucket/key", "s3://bucket/", "s4://a/b", "https:a"]
+        {
+            malformed.parse::<Location>().expect_err(malformed);
+        }
+    }
+}
