@@ -7,6 +7,7 @@ mod commands;
 mod durability;
 mod formats;
 mod harness;
+mod keks;
 mod layers;
 mod listeners;
 mod operations;

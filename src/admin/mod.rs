@@ -3,6 +3,7 @@
 //! Plain data keys pass through here between making or unwrapping and derivation.
 
 mod evidence;
+mod rewrap;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use crate::{
 };
 
 pub use evidence::ask_sidecars;
+pub use rewrap::KekChange;
 
 /// How often a change is tried again when somebody else's came in between.
 const ATTEMPTS: u32 = 32;
@@ -60,6 +62,14 @@ pub enum AdminError {
         "who changes a keyring must open all its versions to authenticate it, and {}\nIf the KEKs of one are gone for good: keyring destroy --lost", list(.0)
     )]
     Unopened(Vec<(u32, String)>),
+    /// Wraps that should stay and don't open.
+    #[error("version {version} was left as it is, because what would open it from now on doesn't: {reasons}")]
+    Unproven {
+        /// The version.
+        version: u32,
+        /// What the KEKs said.
+        reasons: String,
+    },
     /// A signed manifest and no key to sign with.
     #[error("{0}: the manifest is signed and the change would not be; give --sign-key FILE, or --unsigned to drop the signature")]
     WouldDropSignature(Location),
@@ -259,10 +269,22 @@ impl Admin {
         trusted: &[SignerKey],
         lost: Option<u32>,
     ) -> Result<BTreeMap<u32, VersionKeys>, AdminError> {
-        let manifest = document.manifest();
-        let needed = manifest.live().filter(|version| Some(version.version) != lost);
-        let opened = self.keks.open(manifest.id, needed, &self.scope).await;
         let mut keys = BTreeMap::new();
+        self.open_missing(&mut keys, document, trusted, lost).await?;
+        Ok(keys)
+    }
+
+    /// Opens the versions whose keys aren't in `keys` yet, and verifies the document by all of them.
+    async fn open_missing(
+        &self,
+        keys: &mut BTreeMap<u32, VersionKeys>,
+        document: &Document,
+        trusted: &[SignerKey],
+        lost: Option<u32>,
+    ) -> Result<(), AdminError> {
+        let manifest = document.manifest();
+        let needed = manifest.live().filter(|version| Some(version.version) != lost && !keys.contains_key(&version.version));
+        let opened = self.keks.open(manifest.id, needed.collect::<Vec<_>>(), &self.scope).await;
         let mut unopened = Vec::new();
         for (version, result) in opened {
             match result {
@@ -273,9 +295,8 @@ impl Admin {
         if !unopened.is_empty() {
             return Err(AdminError::Unopened(unopened));
         }
-        keyring::verify(document, &keys, trusted)
-            .map_err(|error| AdminError::Unauthentic { location: self.location.clone(), error })?;
-        Ok(keys)
+        keyring::verify(document, keys, trusted)
+            .map_err(|error| AdminError::Unauthentic { location: self.location.clone(), error })
     }
 
     async fn write(&self, current: &Document, next: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-/// File work apart from the tasks, one job at a time for each path: a disk that hangs holds one thread, however often it is asked.
+/// Blocking work on one path or device, apart from the tasks and only so many jobs at a time: one that hangs holds these threads and
+/// no more, however often it is asked.
 #[derive(Debug, Clone)]
 pub(super) struct Lane(Arc<Semaphore>);
 
@@ -12,11 +13,12 @@ pub(super) struct Lane(Arc<Semaphore>);
 static CROWD: Semaphore = Semaphore::const_new(16);
 
 impl Lane {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
+    /// A lane for `width` jobs at a time.
+    pub(super) fn new(width: usize) -> Self {
+        Self(Arc::new(Semaphore::new(width)))
     }
 
-    /// Waits for the job before it and does `work`. Whoever stops waiting gives up his place in the crowd, not the lane.
+    /// Waits for its turn and does `work`. Whoever stops waiting gives up his place in the crowd, not the lane.
     pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (Ok(turn), Ok(_place)) = (Arc::clone(&self.0).acquire_owned().await, CROWD.acquire().await) else {
             unreachable!("nobody closes these semaphores")
@@ -52,7 +54,7 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_hangs_holds_one_thread_and_stops_no_other_path() {
         let (release, hold) = mpsc::channel::<()>();
-        let hung = Lane::new();
+        let hung = Lane::new(1);
         let (begun, begins) = mpsc::channel();
         let stuck = {
             let hung = hung.clone();
@@ -69,7 +71,7 @@ mod tests {
             // More often than there are threads or places in the crowd.
             timeout(Duration::from_millis(1), hung.run(|| ())).await.expect_err("its lane is taken");
         }
-        assert_eq!(Lane::new().run(|| 7).await, 7);
+        assert_eq!(Lane::new(1).run(|| 7).await, 7);
         release.send(()).expect("waits");
         stuck.await.expect("joined").expect("released");
         hung.run(|| ()).await;

@@ -12,6 +12,9 @@ use zeroize::Zeroizing;
 use super::{Kek, KekError, KekFault, Pending, lane::Lane};
 use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
 
+/// How many reads of the file are under way at once.
+const WIDTH: usize = 4;
+
 /// A KEK in a file. It is read for every use and kept in memory for none.
 pub struct LocalKek {
     path: PathBuf,
@@ -21,7 +24,7 @@ pub struct LocalKek {
 impl LocalKek {
     /// The KEK in the file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), lane: Lane::new() }
+        Self { path: path.into(), lane: Lane::new(WIDTH) }
     }
 
     /// Makes a new KEK of 32 random bytes in a file that nobody else can read.

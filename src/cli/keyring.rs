@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
+    keks::{RewrapKek, Verify},
     output::{Failure, Format, columns, print},
     shown,
 };
@@ -13,7 +14,7 @@ use crate::{
     admin::{Admin, Signing, Takeover, ask_sidecars},
     backend::{self, Backends},
     clock::Clock,
-    config::{KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey, Span},
+    config::{KekPattern, KekScope, KekUri, KeyringName, Location, Span},
     crypto::{KeyringId, SigningKey},
     keyring::{
         self, Activation, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign, scheduled,
@@ -41,8 +42,10 @@ pub(super) enum Command {
     Touch(Target),
     /// Show versions, states and who encrypts with what; opens no key.
     Status(Read),
-    /// Open every version and verify the manifest's authentication.
+    /// Open every version through every KEK and verify the manifest's authentication.
     Verify(Verify),
+    /// Add, drop or refresh the KEKs that wrap every version; no ciphertext changes.
+    RewrapKek(RewrapKek),
 }
 
 #[derive(Debug, Args)]
@@ -57,23 +60,31 @@ pub(super) struct Target {
     #[arg(long)]
     unsigned: bool,
     #[command(flatten)]
-    allowed: AllowedKeks,
+    reach: Reach,
 }
 
+/// Which outside systems a command may use.
 #[derive(Debug, Args)]
-struct AllowedKeks {
+pub(super) struct Reach {
     /// Open versions by this KEK alone, or by those that begin like this and end in `*`, whatever others the manifest names.
     #[arg(long = "allow-kek", value_name = "URI", value_parser = KekPattern::from_str)]
     patterns: Vec<KekPattern>,
 }
 
-impl AllowedKeks {
-    fn scope(self) -> Result<KekScope, Failure> {
+impl Reach {
+    /// The keyring at `location`, which is not going to be changed.
+    pub(super) fn admin(self, location: Location) -> Result<Admin, Failure> {
+        self.signing(location, Signing::Unless)
+    }
+
+    fn signing(self, location: Location, signing: Signing) -> Result<Admin, Failure> {
+        let admin = Admin::new(location, signing, &backends(), Clock::system())?;
         if self.patterns.is_empty() {
-            return Ok(KekScope::Any);
+            return Ok(admin);
         }
         let folder = std::env::current_dir().map_err(|error| Failure::failed(format!("the working folder: {error}")))?;
-        Ok(KekScope::Only(self.patterns.into_iter().map(|pattern| pattern.anchored(&folder)).collect()))
+        let patterns = self.patterns.into_iter().map(|pattern| pattern.anchored(&folder)).collect();
+        Ok(admin.within(KekScope::Only(patterns)))
     }
 }
 
@@ -82,18 +93,6 @@ pub(super) struct Read {
     /// Where the manifest is.
     #[arg(value_parser = Location::from_str)]
     location: Location,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Verify {
-    /// Where the manifest is.
-    #[arg(value_parser = Location::from_str)]
-    location: Location,
-    /// Demand a signature by one of these, written `ed25519:BASE64`.
-    #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
-    trusted_signer: Vec<SignerKey>,
-    #[command(flatten)]
-    allowed: AllowedKeks,
 }
 
 #[derive(Debug, Args)]
@@ -197,7 +196,7 @@ fn backends() -> Arc<Backends> {
 }
 
 impl Target {
-    fn admin(self) -> Result<Admin, Failure> {
+    pub(super) fn admin(self) -> Result<Admin, Failure> {
         let signing = match (&self.sign_key, self.unsigned) {
             (Some(file), _) => Signing::With(
                 SigningKey::from_pem_file(file)
@@ -206,7 +205,7 @@ impl Target {
             (None, true) => Signing::Drop,
             (None, false) => Signing::Unless,
         };
-        Ok(Admin::new(self.location, signing, &backends(), Clock::system())?.within(self.allowed.scope()?))
+        self.reach.signing(self.location, signing)
     }
 }
 
@@ -254,12 +253,8 @@ impl Command {
                 let document = admin.read().await?;
                 status(format, &document, admin.now())
             }
-            Self::Verify(Verify { location, trusted_signer, allowed }) => {
-                let admin = Read { location }.admin()?.within(allowed.scope()?);
-                let document = admin.verify(&trusted_signer).await?;
-                let live = document.manifest().live().count();
-                changed(format, &admin, &document, None, &format!("every wrap opens and every MAC is right ({live} versions)"))
-            }
+            Self::Verify(arguments) => arguments.run(format).await,
+            Self::RewrapKek(arguments) => arguments.run(format).await,
         }
     }
 }
@@ -377,7 +372,13 @@ struct Changed<'a> {
     message: &'a str,
 }
 
-fn changed(format: Format, admin: &Admin, document: &Document, version: Option<u32>, message: &str) -> Result<(), Failure> {
+pub(super) fn changed(
+    format: Format,
+    admin: &Admin,
+    document: &Document,
+    version: Option<u32>,
+    message: &str,
+) -> Result<(), Failure> {
     let manifest = document.manifest();
     let report = Changed {
         location: admin.location().to_string(),

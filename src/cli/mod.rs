@@ -3,6 +3,7 @@
 mod client;
 #[cfg(feature = "local")]
 mod dev;
+mod keks;
 mod keyring;
 mod output;
 mod sidecar;

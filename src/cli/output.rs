@@ -40,6 +40,12 @@ impl Failure {
         Self { exit: 1, code: code.into(), message: message.into() }
     }
 
+    /// The same with a line more of what to do.
+    pub(super) fn with_advice(mut self, advice: &str) -> Self {
+        self.message = format!("{}\n{advice}", self.message);
+        self
+    }
+
     pub(super) fn report(self, format: Format) -> ExitCode {
         match format {
             Format::Text => eprintln!("sidekey: {}", self.message),

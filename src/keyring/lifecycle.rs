@@ -1,6 +1,8 @@
 //! The changes that an operator may make: each takes the manifest in force and gives the next one, or a refusal that says what
 //! stands against it. Whoever writes the result authenticates it first, so he has opened every version that is left.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use super::{Activation, Manifest, Policy, Reign, State, Version, WaveSelector, Wrap, manifest::Base64, reign};
@@ -46,6 +48,9 @@ pub enum Refusal {
     /// A version that is called lost and opens.
     #[error("version {0} opens, so it isn't lost; disable it and destroy it after its waiting times")]
     NotLost(u32),
+    /// Nothing could open it any more.
+    #[error("version {0} would be left without a KEK; add another one first (`keyring rewrap-kek --add URI`)")]
+    LastWrap(u32),
     /// An activation may not rewrite what was.
     #[error("{at} is in the past; an activation takes effect now or later")]
     InThePast {
@@ -243,6 +248,25 @@ pub fn enable(current: &Manifest, version: u32, now: Timestamp) -> Result<Manife
 pub fn compromise(current: &Manifest, version: u32, now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     find(&mut next, version)?.compromised = true;
+    Ok(next)
+}
+
+/// Gives versions other wraps of the same keys: no ciphertext changes.
+///
+/// # Errors
+/// [`Refusal`] for a version that isn't there or is destroyed, and for one that would be left without a wrap.
+pub fn rewrap(current: &Manifest, wraps: BTreeMap<u32, Vec<Wrap>>, now: Timestamp) -> Result<Manifest, Refusal> {
+    let mut next = successor(current, now);
+    for (version, wraps) in wraps {
+        let target = find(&mut next, version)?;
+        if target.state == State::Destroyed {
+            return Err(Refusal::WrongState { version, state: State::Destroyed, needed: "its key is gone for good" });
+        }
+        if wraps.is_empty() {
+            return Err(Refusal::LastWrap(version));
+        }
+        target.wraps = wraps;
+    }
     Ok(next)
 }
 

@@ -14,7 +14,7 @@ pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, rei
 pub use authentication::{authenticate, verify};
 pub use lifecycle::{
     Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,
-    enable, init, lost_phrase, rotate, touch,
+    enable, init, lost_phrase, rewrap, rotate, touch,
 };
 pub use manifest::{Authentication, Base64, Document, Mac, Manifest, ManifestError, Policy, Signature, State, Version, Wrap};
 pub use table::{Expectations, KeyTable, Opened, Rejection, Role, Slot, Succession};

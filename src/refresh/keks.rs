@@ -156,7 +156,10 @@ impl Keks {
 
     /// Opens a version by any one of its wraps within `scope`: the KEKs that answer well and fast are asked first, the next one as
     /// soon as one fails or takes longer than the hedge.
-    pub(super) async fn unwrap(&self, keyring: KeyringId, version: &Version, scope: &KekScope) -> Result<Dek, String> {
+    ///
+    /// # Errors
+    /// What every one of them said.
+    pub async fn unwrap(&self, keyring: KeyringId, version: &Version, scope: &KekScope) -> Result<Dek, String> {
         // A KEK that isn't ours isn't even asked: its owner knows what it opens.
         let (ours, foreigners): (Vec<_>, Vec<_>) = version.wraps.iter().partition(|wrap| scope.covers(&wrap.kek));
         let mut reasons: Vec<String> = foreigners.into_iter().map(|wrap| foreign(&wrap.kek).to_string()).collect();

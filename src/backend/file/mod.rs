@@ -23,7 +23,7 @@ pub struct FileStore {
 impl FileStore {
     /// The manifest at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), lane: Lane::new() }
+        Self { path: path.into(), lane: Lane::new(1) }
     }
 
     fn location(&self) -> Location {

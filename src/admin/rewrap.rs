@@ -1,0 +1,112 @@
+//! Other wraps for the same keys: after a KEK was added, given up or rotated.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::try_join_all;
+use jiff::Timestamp;
+use tokio::time::sleep;
+
+use super::{Admin, AdminError};
+use crate::{
+    backend::StoreError,
+    config::{KekScope, KekUri},
+    crypto::{KeyringId, WrapContext},
+    keyring::{self, Document, Version, Wrap},
+    refresh::Trial,
+};
+
+/// How many versions one generation re-wraps: what an interruption loses at most.
+const CHUNK: usize = 16;
+
+/// How the KEKs of a keyring's versions are to change.
+#[derive(Debug, Clone, Default)]
+pub struct KekChange {
+    /// These wrap every version from now on.
+    pub add: Vec<KekUri>,
+    /// These do no more.
+    pub remove: Vec<KekUri>,
+    /// Wraps made before this time are made anew.
+    pub refresh_before: Option<Timestamp>,
+}
+
+impl KekChange {
+    /// The KEKs that have to wrap a version anew.
+    fn missing<'a>(&'a self, version: &'a Version) -> impl Iterator<Item = &'a KekUri> {
+        let added = self.add.iter().filter(|kek| !version.wraps.iter().any(|wrap| wrap.kek == **kek));
+        let stale = self.kept(version).filter(|wrap| self.refresh_before.is_some_and(|time| wrap.wrapped_at < time));
+        added.chain(stale.map(|wrap| &wrap.kek))
+    }
+
+    fn kept<'a>(&'a self, version: &'a Version) -> impl Iterator<Item = &'a Wrap> {
+        version.wraps.iter().filter(|wrap| !self.remove.contains(&wrap.kek))
+    }
+
+    fn concerns(&self, version: &Version) -> bool {
+        self.missing(version).next().is_some() || self.kept(version).count() < version.wraps.len()
+    }
+}
+
+impl Admin {
+    /// Changes the wraps of every version that has a key, some versions a generation, and tells `progress` how many of how many are
+    /// done. What was done stays done: the same call goes on where another one was interrupted.
+    ///
+    /// # Errors
+    /// [`AdminError`]. No wrap goes before those that stay have been shown to open.
+    pub async fn rewrap(&self, change: &KekChange, progress: impl Fn(usize, usize)) -> Result<(Document, usize), AdminError> {
+        let mut keys = BTreeMap::new();
+        let mut done = 0;
+        loop {
+            let current = self.read().await?;
+            let manifest = current.manifest();
+            let waiting: Vec<&Version> = manifest.live().filter(|version| change.concerns(version)).collect();
+            progress(done, done + waiting.len());
+            if waiting.is_empty() {
+                return Ok((current, done));
+            }
+            self.open_missing(&mut keys, &current, &[], None).await?;
+            let chunk = &waiting[..waiting.len().min(CHUNK)];
+            let wraps = try_join_all(chunk.iter().map(|version| self.rewrapped(manifest.id, version, change))).await?;
+            let next = keyring::rewrap(manifest, wraps.into_iter().collect(), self.now())?;
+            match self.write(&current, next, &keys).await {
+                Ok(_) => done += chunk.len(),
+                // Somebody else's change came in between; what it left to do is found anew.
+                Err(AdminError::Store(StoreError::Conflict(_))) => sleep(Duration::from_millis(fastrand::u64(1..50))).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn rewrapped(&self, keyring: KeyringId, version: &Version, change: &KekChange) -> Result<(u32, Vec<Wrap>), AdminError> {
+        let number = version.version;
+        let missing: Vec<KekUri> = change.missing(version).cloned().collect();
+        let fresh = if missing.is_empty() {
+            Vec::new()
+        } else {
+            let dek = self.keks.unwrap(keyring, version, &self.scope).await;
+            let dek = dek.map_err(|reason| AdminError::Unopened(vec![(number, reason)]))?;
+            self.keks.wrap(&missing, &dek, WrapContext { keyring, version: number }).await?
+        };
+        let kept: Vec<Wrap> =
+            change.kept(version).filter(|wrap| !fresh.iter().any(|fresh| fresh.kek == wrap.kek)).cloned().collect();
+        // New ones must open, all of them; if there are none, one of those that stay.
+        let to_prove = Version { wraps: if fresh.is_empty() { kept.clone() } else { fresh.clone() }, ..version.clone() };
+        let trials = self.keks.try_each(keyring, &to_prove, &KekScope::Any).await;
+        let failed: Vec<String> = trials.iter().filter_map(|trial| Some(trial.result.as_ref().err()?.to_string())).collect();
+        let is_proven = if fresh.is_empty() { failed.len() < trials.len() } else { failed.is_empty() };
+        if !is_proven && !to_prove.wraps.is_empty() {
+            return Err(AdminError::Unproven { version: number, reasons: failed.join("; ") });
+        }
+        Ok((number, kept.into_iter().chain(fresh).collect()))
+    }
+
+    /// Tries every wrap of every version that has a key.
+    pub async fn try_wraps(&self, document: &Document) -> Vec<(u32, Vec<Trial>)> {
+        let manifest = document.manifest();
+        let mut trials = Vec::new();
+        // One version after the other: all its KEKs at once are load enough.
+        for version in manifest.live() {
+            trials.push((version.version, self.keks.try_each(manifest.id, version, &self.scope).await));
+        }
+        trials
+    }
+}
