@@ -209,6 +209,51 @@ async fn the_link_swap_of_kubernetes_is_seen() {
     assert!(metrics.contains("trigger=\"file\",result=\"changed\"} 1"), "{metrics}");
 }
 
+#[tokio::test]
+async fn a_copy_starts_a_sidecar_while_the_location_is_down_and_is_never_gone_back_behind() {
+    let world = World::with_demo();
+    let config = "[refresh]\ncache_dir = \"copies\"\nmax_backoff = \"100ms\"\n";
+    let first = fs::read(world.manifest("demo")).unwrap();
+    let sidecar = world.start_with("one", config, &["demo"]);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    let third = fs::read(world.manifest("demo")).unwrap();
+    wait("the copy", || fs::read(world.path("copies/demo.json")).is_ok_and(|copy| copy == third));
+    drop(sidecar);
+
+    fs::remove_file(world.manifest("demo")).unwrap();
+    let sidecar = world.start_with("one", config, &["demo"]);
+    assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
+    wait("the reason", || sidecar.keyring()["last_error"]["code"] == "source_missing");
+    drop(sidecar);
+
+    // An older one in the location, once valid, even while no KEK opens the copy.
+    fs::write(world.manifest("demo"), first).unwrap();
+    fs::rename(world.path("kek"), world.path("kek-away")).unwrap();
+    let sidecar = world.launch("one", config, &["demo"]);
+    wait("the refusal", || sidecar.keyring()["last_error"]["code"] == "went_back");
+    fs::rename(world.path("kek-away"), world.path("kek")).unwrap();
+    drop(sidecar);
+    let sidecar = world.start_with("one", config, &["demo"]);
+    wait("the refusal", || sidecar.keyring()["last_error"]["code"] == "went_back");
+    assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
+    drop(sidecar);
+
+    // A lease that ran out goes on being over after a restart.
+    fs::remove_file(world.manifest("demo")).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(31 * 24 * 60 * 60);
+    fs::File::options().append(true).open(world.path("copies/demo.json")).unwrap().set_modified(long_ago).unwrap();
+    let sidecar = world.start_with("one", config, &["demo"]);
+    assert_eq!(sidecar.client().await.encrypt(b"x").await.problem(), "lease_expired");
+    drop(sidecar);
+
+    // What isn't a manifest costs a warning.
+    fs::write(world.path("copies/demo.json"), "{").unwrap();
+    fs::write(world.manifest("demo"), third).unwrap();
+    let sidecar = world.start_with("one", config, &["demo"]);
+    assert!(sidecar.log().contains("the copy of the manifest is not used"), "{}", sidecar.log());
+}
+
 #[test]
 fn a_change_behind_a_link_is_seen() {
     let world = World::with_demo();

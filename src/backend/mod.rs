@@ -11,7 +11,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use crate::config::{self, KekUri, Location, Malformed};
 
-pub use file::FileStore;
+pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
 pub use store::{Changed, ManifestStore, StoreError, WatchGuard};
 

@@ -115,7 +115,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let limits = root.section("limits", limits);
     let timeouts = root.section("timeouts", timeouts);
     let log = root.section("log", log);
-    let refresh = root.section("refresh", refresh);
+    let refresh = root.section("refresh", |section| refresh(section, folder));
     let runtime = root.section("runtime", runtime);
     let backends = backends(root, folder);
     let mut named = Vec::new();
@@ -288,7 +288,7 @@ fn filter(value: &Value<'_>) -> Read<String> {
     }
 }
 
-fn refresh(section: &Section<'_>) -> Read<Refresh> {
+fn refresh(section: &Section<'_>, folder: &Path) -> Read<Refresh> {
     /// The longest that a [`Span`] can be.
     const LONGEST: Duration = Span::from_days(36_525).0;
 
@@ -301,6 +301,7 @@ fn refresh(section: &Section<'_>) -> Read<Refresh> {
     let miss_ttl = section.or("miss_ttl", default.miss_ttl, more_than_none);
     let manifest_bytes = section.or("manifest_bytes", default.manifest_bytes, |value| value.size(KIB..=256 * MIB));
     let max_backoff = section.or("max_backoff", default.max_backoff, more_than_none);
+    let cache_dir = section.maybe("cache_dir", |value| path(value, folder));
     let hedge = section.or("hedge", default.hedge, more_than_none);
     Ok(Refresh {
         poll: poll?,
@@ -311,6 +312,7 @@ fn refresh(section: &Section<'_>) -> Read<Refresh> {
         manifest_bytes: manifest_bytes?,
         max_backoff: max_backoff?,
         hedge: hedge?,
+        cache_dir: cache_dir?,
     })
 }
 

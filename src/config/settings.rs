@@ -165,6 +165,8 @@ pub struct Refresh {
     pub miss_ttl: Duration,
     /// The longest manifest, in bytes.
     pub manifest_bytes: usize,
+    /// Where copies of the manifests are kept; nowhere if none.
+    pub cache_dir: Option<PathBuf>,
     /// The longest wait before a failed refresh is tried again.
     pub max_backoff: Duration,
 }
@@ -179,6 +181,7 @@ impl Default for Refresh {
             unknown_interval: Duration::from_millis(250),
             miss_ttl: Duration::from_secs(1),
             manifest_bytes: 16 << 20,
+            cache_dir: None,
             max_backoff: Duration::from_secs(60),
         }
     }

@@ -8,6 +8,7 @@ mod keks;
 mod keyring;
 mod meters;
 mod opening;
+mod recall;
 mod snapshot;
 mod task;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub use snapshot::{Snapshot, VersionMeter};
 pub enum Trigger {
     /// The process started.
     Start,
+    /// The process started, and there is a copy of the manifest.
+    Copy,
     /// The place where the manifest is reported a change.
     File,
     /// SIGHUP.
@@ -47,12 +50,13 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    const ALL: [Self; 6] = [Self::Start, Self::File, Self::Signal, Self::Poll, Self::Retry, Self::UnknownVersion];
+    const ALL: [Self; 7] = [Self::Start, Self::Copy, Self::File, Self::Signal, Self::Poll, Self::Retry, Self::UnknownVersion];
 
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Start => "start",
+            Self::Copy => "copy",
             Self::File => "file",
             Self::Signal => "signal",
             Self::Poll => "poll",

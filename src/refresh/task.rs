@@ -13,6 +13,7 @@ use super::{
     Failure, Keyring, Shared, Snapshot, Trigger,
     keyring::{Request, Waiter},
     opening::Opening,
+    recall::Copy,
 };
 use crate::{
     backend::{self, Changed, ManifestStore, WatchGuard},
@@ -29,11 +30,12 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONG: usize = 64 << 10;
 
 pub(super) struct Refresher {
-    keyring: Arc<Keyring>,
+    pub(super) keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
-    expectations: Expectations,
+    pub(super) expectations: Expectations,
     scope: Arc<KekScope>,
-    shared: Shared,
+    pub(super) shared: Shared,
+    pub(super) copy: Option<Copy>,
     requests: mpsc::Receiver<Request>,
     watch: Option<WatchGuard>,
     candidate: Option<Candidate>,
@@ -62,7 +64,7 @@ enum Event {
     Opened,
 }
 
-enum Outcome {
+pub(super) enum Outcome {
     Unchanged,
     Changed,
     /// In force, but some versions could not be opened.
@@ -111,6 +113,7 @@ impl Refresher {
             store,
             expectations,
             scope: Arc::new(settings.keks.clone()),
+            copy: Copy::new(settings, &shared.settings),
             shared,
             requests,
             watch: None,
@@ -127,11 +130,14 @@ impl Refresher {
     pub(super) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let forever = async {
+            self.recall().await;
+            self.scheduled = (Trigger::Start, Instant::now());
             loop {
                 match self.next().await {
                     Event::Due(batch) => self.serve(batch).await,
                     Event::Opened => self.serve_late().await,
                 }
+                self.keep_copy().await;
             }
         };
         shutdown.run_until_cancelled(forever).await;
@@ -192,7 +198,7 @@ impl Refresher {
     }
 
     /// Counts, reports and schedules what follows from a refresh, and answers those whose version is decided.
-    fn conclude(&mut self, trigger: Trigger, result: Result<Outcome, Failure>) {
+    pub(super) fn conclude(&mut self, trigger: Trigger, result: Result<Outcome, Failure>) {
         let label = match &result {
             Ok(outcome) => outcome.as_str(),
             Err(failure) => failure.code,
@@ -235,7 +241,11 @@ impl Refresher {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit)),
         };
+        self.take_up(bytes, read_at, trigger).await
+    }
 
+    /// Examines a manifest that was read, opens what is new in it, and puts it in force.
+    pub(super) async fn take_up(&mut self, bytes: Vec<u8>, read_at: Timestamp, trigger: Trigger) -> Result<Outcome, Failure> {
         let current = self.keyring.snapshot().clone();
         let in_force = current.as_deref().map(|snapshot| &snapshot.table);
         let document = match in_force {

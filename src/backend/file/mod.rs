@@ -1,5 +1,6 @@
 //! `file:PATH`: a manifest in a file, on a disk, a mounted ConfigMap or a synced folder.
 
+mod copy;
 mod watcher;
 
 use std::{
@@ -9,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+pub use copy::LocalCopy;
 
 use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, lane::Lane};
 use crate::config::Location;
@@ -73,28 +76,31 @@ impl FileStore {
         if present.as_deref() != expected {
             return Err(StoreError::Conflict(self.location()));
         }
-        let temporary = temporary_beside(&target);
-        // What a writer that was killed left behind; the lock says that none is at work.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(failed("can't remove a leftover temporary file")(error));
-            }
-            _ => {}
-        }
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(new)?;
+        let written = write_whole(&target, &lock, new, |file| {
             // Sidecars may be let in by owner, group or mode; all three stay.
             if let Some(former) = &former {
-                fchown(&file, Some(former.uid()), Some(former.gid()))?;
+                fchown(file, Some(former.uid()), Some(former.gid()))?;
             }
-            file.set_permissions(former.as_ref().map_or(Permissions::from_mode(0o644), fs::Metadata::permissions))?;
-            file.sync_all()?;
-            fs::rename(&temporary, &target)?;
-            lock.sync_all()
-        };
-        write().map_err(failed("can't write the manifest"))
+            file.set_permissions(former.as_ref().map_or(Permissions::from_mode(0o644), fs::Metadata::permissions))
+        });
+        written.map_err(failed("can't write the manifest"))
     }
+}
+
+/// Puts `bytes` at `target` in `folder`, durably and whole or not at all; `finish` gives the file its attributes. One writer at a time.
+fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let temporary = temporary_beside(target);
+    // What a writer that was killed left behind.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    finish(&file)?;
+    file.sync_all()?;
+    fs::rename(&temporary, target)?;
+    folder.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -50,6 +50,7 @@ unknown_interval = "5s"
 miss_ttl = "6s"
 max_backoff = "7s"
 hedge = "8s"
+cache_dir = "copies"
 manifest_bytes = "32MiB"
 
 [runtime]
@@ -112,7 +113,9 @@ fn a_full_file_gives_every_value() {
     assert_eq!([header, body, idle, drain].map(|d| d.as_secs()), [1, 2, 90, 86_400]);
     assert_eq!((s.log.format, s.log.filter.as_str()), (LogFormat::Json, "info,sidekey=debug"));
 
-    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff, hedge } = s.refresh;
+    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff, hedge, cache_dir } =
+        s.refresh;
+    assert_eq!(cache_dir.as_deref(), Some(Path::new("/etc/sidekey/copies")));
     assert_eq!((poll, manifest_bytes), (Duration::from_millis(100), 32 << 20));
     assert_eq!(
         [read_timeout, kek_timeout, unknown_interval, miss_ttl, max_backoff, hedge].map(|d| d.as_secs()),
