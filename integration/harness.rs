@@ -27,11 +27,13 @@ pub fn binary() -> &'static str {
 /// A folder with a KEK, and the keyrings made in it.
 pub struct World {
     folder: tempfile::TempDir,
+    /// What every process started in it has in its environment, besides the tests' own.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl World {
     pub fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap() };
+        let world = Self { folder: tempfile::tempdir().unwrap(), env: Vec::new() };
         sidekey::backend::local::LocalKek::create(&world.path("kek")).unwrap();
         world
     }
@@ -58,17 +60,30 @@ impl World {
     pub fn init(&self, name: &str, extra: &[&str]) {
         let (manifest, kek) = (self.manifest(name), format!("local:{}", self.path("kek").display()));
         let arguments = ["keyring", "init", manifest.to_str().unwrap(), "--name", name, "--kek", &kek];
-        succeed(&[&arguments, extra].concat());
+        self.succeed(&[&arguments, extra].concat());
+    }
+
+    /// Runs a command in this world's environment.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(binary()).args(arguments).envs(self.env.iter().cloned()).output().unwrap()
+    }
+
+    /// The same; it must succeed.
+    pub fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "sidekey {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
     /// Runs `sidekey keyring COMMAND MANIFEST …`, which must succeed.
     pub fn keyring(&self, command: &str, name: &str, extra: &[&str]) -> String {
-        succeed(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
+        self.succeed(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
     }
 
     /// Runs it, whatever comes of it.
     pub fn try_keyring(&self, command: &str, name: &str, extra: &[&str]) -> Output {
-        run(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
+        self.run(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
     }
 
     /// Starts a sidecar that serves `demo`.
@@ -94,19 +109,12 @@ impl World {
         let text = format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();
-        Sidecar::spawn(&file, socket)
+        Sidecar::spawn(&file, socket, &self.env)
     }
 }
 
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).output().unwrap()
-}
-
-pub fn succeed(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "sidekey {arguments:?}: {}", text(&output.stderr));
-    text(&output.stdout)
 }
 
 /// A sidecar that runs; it is killed when this is dropped.
@@ -119,10 +127,11 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    fn spawn(config: &Path, socket: PathBuf) -> Self {
+    fn spawn(config: &Path, socket: PathBuf, env: &[(&'static str, String)]) -> Self {
         let mut child = Command::new(binary())
             .args(["serve", "--config"])
             .arg(config)
+            .envs(env.iter().cloned())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

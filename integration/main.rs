@@ -11,5 +11,6 @@ mod keks;
 mod layers;
 mod listeners;
 mod operations;
+mod pkcs11;
 mod rotation;
 mod secrecy;

@@ -5,6 +5,8 @@ mod kek;
 mod lane;
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod store;
 
 use std::{future::Future, pin::Pin, sync::Arc};
@@ -22,14 +24,17 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The outside systems as this process reaches them, each logged in to once.
 pub struct Backends {
-    #[expect(dead_code, reason = "not every build has a backend that is configured")]
-    settings: config::Backends,
+    #[cfg(feature = "pkcs11")]
+    pkcs11: Arc<pkcs11::Library>,
 }
 
 impl Backends {
     /// Nothing is contacted before it is used.
     pub fn new(settings: &config::Backends) -> Arc<Self> {
-        Arc::new(Self { settings: settings.clone() })
+        Arc::new(Self {
+            #[cfg(feature = "pkcs11")]
+            pkcs11: pkcs11::Library::new(&settings.pkcs11),
+        })
     }
 
     /// The KEK that a URI names.
@@ -40,8 +45,10 @@ impl Backends {
         match uri.scheme() {
             #[cfg(feature = "local")]
             "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
+            #[cfg(feature = "pkcs11")]
+            "pkcs11" => self.pkcs11.kek(uri),
             scheme => {
-                let known = [("local", cfg!(feature = "local"))];
+                let known = [("local", cfg!(feature = "local")), ("pkcs11", cfg!(feature = "pkcs11"))];
                 let known: Vec<&str> = known.into_iter().filter_map(|(name, is_built)| is_built.then_some(name)).collect();
                 let message = format!("{uri}: this build has no backend `{scheme}`; it has: {}", known.join(", "));
                 Err(KekError::new(KekFault::Misconfigured, message))

@@ -16,7 +16,7 @@ pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use memory::{LockReport, harden_process, lock_report};
 pub use message::{Header, MessageError, OVERHEAD, Opener, PREFIX_LEN, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, to_text};
 pub use signature::{SigningKey, verify_signature};
-pub use wrap::{WrapContext, unwrap_dek, wrap_dek};
+pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};
 
 use aws_lc_rs::constant_time;
 

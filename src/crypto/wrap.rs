@@ -1,7 +1,10 @@
 //! A data key wrapped under key bytes that this process holds, and what every wrap of any backend is bound to.
 
+use aws_lc_rs::digest::{SHA256, digest};
+use zeroize::Zeroizing;
+
 use super::{
-    Dek, KEY_LEN, KeyringId, RandomnessUnavailable, SecretKey, random,
+    Dek, KEY_LEN, KeyringId, RandomnessUnavailable, SecretKey, equal_in_constant_time, random,
     xaes::{DerivedKey, NONCE_LEN, TAG_LEN},
 };
 
@@ -19,6 +22,17 @@ impl WrapContext {
     pub fn to_bytes(self) -> Vec<u8> {
         [b"sidekey wrap v1".as_slice(), &self.keyring.0, &self.version.to_be_bytes()].concat()
     }
+}
+
+/// A data key with its context's SHA-256 behind it: what a KEK without AAD encrypts.
+pub fn bind_dek(dek: &Dek, context: WrapContext) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([dek.expose().as_slice(), digest(&SHA256, &context.to_bytes()).as_ref()].concat())
+}
+
+/// The data key in what [`bind_dek`] made, or `None` when it was made for another context or is something else.
+pub fn unbind_dek(bound: &[u8], context: WrapContext) -> Option<Dek> {
+    let (dek, hash) = bound.split_at_checked(KEY_LEN)?;
+    equal_in_constant_time(hash, digest(&SHA256, &context.to_bytes()).as_ref()).then(|| Dek::from_slice(dek))?
 }
 
 const FORMAT: u8 = 0x01;
