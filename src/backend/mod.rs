@@ -1,6 +1,8 @@
 //! The outside systems that hold KEKs and manifests: one room for each, behind the traits that it serves.
 
 mod file;
+#[cfg(feature = "https")]
+mod https;
 mod kek;
 mod lane;
 #[cfg(feature = "local")]
@@ -8,6 +10,10 @@ pub mod local;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod store;
+#[cfg(feature = "vault")]
+mod vault;
+#[cfg(feature = "https-client")]
+mod web;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -26,6 +32,10 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Backends {
     #[cfg(feature = "pkcs11")]
     pkcs11: Arc<pkcs11::Library>,
+    #[cfg(feature = "vault")]
+    vault: vault::Room,
+    #[cfg(feature = "https")]
+    https: https::Room,
 }
 
 impl Backends {
@@ -35,6 +45,10 @@ impl Backends {
         Arc::new(Self {
             #[cfg(feature = "pkcs11")]
             pkcs11: pkcs11::Library::new(&settings.pkcs11),
+            #[cfg(feature = "vault")]
+            vault: vault::Room::new(settings),
+            #[cfg(feature = "https")]
+            https: https::Room::new(settings),
         })
     }
 
@@ -48,8 +62,14 @@ impl Backends {
             "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
             #[cfg(feature = "pkcs11")]
             "pkcs11" => self.pkcs11.kek(uri),
+            #[cfg(feature = "vault")]
+            "vault-transit" => self.vault.kek(uri),
             scheme => {
-                let known = [("local", cfg!(feature = "local")), ("pkcs11", cfg!(feature = "pkcs11"))];
+                let known = [
+                    ("local", cfg!(feature = "local")),
+                    ("pkcs11", cfg!(feature = "pkcs11")),
+                    ("vault-transit", cfg!(feature = "vault")),
+                ];
                 let known: Vec<&str> = known.into_iter().filter_map(|(name, is_built)| is_built.then_some(name)).collect();
                 let message = format!("{uri}: this build has no backend `{scheme}`; it has: {}", known.join(", "));
                 Err(KekError::new(KekFault::Misconfigured, message))
@@ -64,6 +84,10 @@ impl Backends {
     pub fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
         match location {
             Location::File(path) => Ok(Arc::new(FileStore::new(path))),
+            #[cfg(feature = "vault")]
+            Location::VaultKv { mount, path } => self.vault.store(location, mount, path),
+            #[cfg(feature = "https")]
+            Location::Web(url) => self.https.store(location, url),
             elsewhere => Err(StoreError::Failed {
                 location: elsewhere.clone(),
                 reason: "this build has no backend for such a location".into(),

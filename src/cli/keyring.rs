@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, path::PathBuf, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Uri;
@@ -14,7 +14,7 @@ use crate::{
     admin::{Admin, Signing, Takeover, ask_sidecars},
     backend::{self, Backends},
     clock::Clock,
-    config::{KekPattern, KekScope, KekUri, KeyringName, Location, Span},
+    config::{self, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
     crypto::{KeyringId, SigningKey},
     keyring::{
         self, Activation, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign, scheduled,
@@ -69,6 +69,9 @@ pub(super) struct Reach {
     /// Open versions by this KEK alone, or by those that begin like this and end in `*`, whatever others the manifest names.
     #[arg(long = "allow-kek", value_name = "URI", value_parser = KekPattern::from_str)]
     patterns: Vec<KekPattern>,
+    /// Reach Vault, AWS and the like as this config file says, instead of as the environment does.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl Reach {
@@ -78,7 +81,11 @@ impl Reach {
     }
 
     fn signing(self, location: Location, signing: Signing) -> Result<Admin, Failure> {
-        let admin = Admin::new(location, signing, &backends(), Clock::system())?;
+        let settings = match &self.config {
+            Some(file) => config::load(file)?.backends,
+            None => config::Backends::default(),
+        };
+        let admin = Admin::new(location, signing, &Backends::new(&settings), Clock::system())?;
         if self.patterns.is_empty() {
             return Ok(admin);
         }
@@ -93,6 +100,8 @@ pub(super) struct Read {
     /// Where the manifest is.
     #[arg(value_parser = Location::from_str)]
     location: Location,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 #[derive(Debug, Args)]
@@ -190,11 +199,6 @@ fn takeover(text: &str) -> Result<Takeover, String> {
     }
 }
 
-/// The outside systems as the environment says.
-fn backends() -> Arc<Backends> {
-    Backends::new(&Default::default())
-}
-
 impl Target {
     pub(super) fn admin(self) -> Result<Admin, Failure> {
         let signing = match (&self.sign_key, self.unsigned) {
@@ -211,7 +215,7 @@ impl Target {
 
 impl Read {
     fn admin(self) -> Result<Admin, Failure> {
-        Ok(Admin::new(self.location, Signing::Unless, &backends(), Clock::system())?)
+        self.reach.admin(self.location)
     }
 }
 

@@ -13,6 +13,8 @@ pub struct Backends {
     pub aws: Aws,
     /// Hardware security modules.
     pub pkcs11: Pkcs11,
+    /// Web servers that manifests are read from.
+    pub web: Web,
     /// Hosts that may be talked to without TLS; loopback always may.
     pub plain_http: Vec<String>,
 }
@@ -75,6 +77,17 @@ pub struct Aws {
     pub fips: bool,
 }
 
+/// Web servers that manifests are read from.
+#[derive(Debug, Clone, Default)]
+pub struct Web {
+    /// Certificates (PEM) of the authorities that are trusted instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate chain (PEM).
+    pub client_certificate: Option<PathBuf>,
+    /// Its key (PEM).
+    pub client_key: Option<PathBuf>,
+}
+
 /// Hardware security modules.
 #[derive(Debug, Clone, Default)]
 pub struct Pkcs11 {
@@ -89,32 +102,36 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     let aws = root.section("aws", aws);
     let pkcs11 =
         root.section("pkcs11", |section| section.maybe("module", |value| path(value, folder)).map(|module| Pkcs11 { module }));
+    let web = root.section("web", |section| {
+        let (ca_file, client_certificate, client_key) = tls(section, folder)?;
+        Ok(Web { ca_file, client_certificate, client_key })
+    });
     let plain_http = root.section("backends", |section| {
         section.or("plain_http", Vec::new(), |value| value.list(|item| item.some_text().map(str::to_owned)))
     });
-    Ok(Backends { vault: vault?, aws: aws?, pkcs11: pkcs11?, plain_http: plain_http? })
+    Ok(Backends { vault: vault?, aws: aws?, pkcs11: pkcs11?, web: web?, plain_http: plain_http? })
 }
 
 fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
     let address = section.maybe("address", text);
     let namespace = section.maybe("namespace", text);
+    let tls = tls(section, folder);
+    let login = login(section, folder);
+    let (ca_file, client_certificate, client_key) = tls?;
+    Ok(Vault { address: address?, namespace: namespace?, ca_file, client_certificate, client_key, login: login? })
+}
+
+/// Authorities, our certificate and its key.
+type Tls = (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
+
+fn tls(section: &Section<'_>, folder: &Path) -> Read<Tls> {
     let ca_file = section.maybe("ca_file", |value| path(value, folder));
     let client_certificate = section.maybe("client_certificate", |value| path(value, folder));
     let client_key = section.maybe("client_key", |value| path(value, folder));
-    let login = login(section, folder);
-    if let (Ok(certificate), Ok(key)) = (&client_certificate, &client_key)
-        && certificate.is_some() != key.is_some()
-    {
-        return Err(section.problem("client_certificate and client_key go together"));
+    match (ca_file?, client_certificate?, client_key?) {
+        (_, Some(_), None) | (_, None, Some(_)) => Err(section.problem("client_certificate and client_key go together")),
+        tls => Ok(tls),
     }
-    Ok(Vault {
-        address: address?,
-        namespace: namespace?,
-        ca_file: ca_file?,
-        client_certificate: client_certificate?,
-        client_key: client_key?,
-        login: login?,
-    })
 }
 
 #[derive(Clone, Copy)]

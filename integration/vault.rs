@@ -1,0 +1,306 @@
+//! KEKs in Vault's Transit engine and manifests in its key-value engine, against a real Vault.
+
+use std::{fs, path::Path, process::Command};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Sidecar, World, wait},
+    servers::Vault,
+};
+
+const KEK: &str = "vault-transit:transit/kek";
+const MANIFEST: &str = "vault-kv:secret/sidekey/demo";
+/// What a sidecar needs.
+const SIDECAR: &[(&str, &str)] = &[("transit/decrypt/kek", "update"), ("secret/data/sidekey/*", "read")];
+
+/// A world whose commands talk to `vault` as root.
+fn world_of(vault: &Vault) -> World {
+    let mut world = World::new();
+    world.env = vec![("VAULT_ADDR", vault.address.clone()), ("VAULT_TOKEN", vault.token.clone())];
+    world
+}
+
+fn init(world: &World, location: &str) {
+    world.succeed(&["keyring", "init", location, "--name", "demo", "--kek", KEK]);
+}
+
+fn launch(world: &World, vault: &Vault, location: &str, login: &str) -> Sidecar {
+    let socket = world.path("one.sock");
+    let config = format!(
+        "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
+         [vault]\naddress = {:?}\n[vault.login]\n{login}\n\
+         [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = [\"vault-transit:transit/*\"]\n",
+        vault.address
+    );
+    world.launch("one", &config, &[])
+}
+
+fn token_file(world: &World, token: &str) -> String {
+    fs::write(world.path("token"), token).unwrap();
+    "method = \"token-file\"\ntoken_file = \"token\"".into()
+}
+
+#[tokio::test]
+async fn a_keyring_lives_in_vault() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, MANIFEST);
+    vault.policy("sidecar", SIDECAR);
+    let login = token_file(&world, &vault.token_with("sidecar"));
+    let sidecar = launch(&world, &vault, MANIFEST, &login);
+    sidecar.wait_ready();
+    let mut client = sidecar.client().await;
+    let first = client.encrypt(b"Ada").await.ok();
+    world.succeed(&["keyring", "rotate", MANIFEST, "--activate", "now"]);
+    sidecar.wait_generation(3);
+    // The KEK's own rotation changes nothing for what it wrapped before.
+    vault.run(&["write", "-f", "transit/keys/kek/rotate"]);
+    world.succeed(&["keyring", "rotate", MANIFEST, "--activate", "now"]);
+    sidecar.wait_generation(5);
+    assert_eq!(client.encrypt(b"Ada").await.ok().version(), 3);
+    drop(sidecar);
+    let sidecar = launch(&world, &vault, MANIFEST, &login);
+    sidecar.wait_ready();
+    assert_eq!(sidecar.client().await.decrypt(&first.body).await.ok().body, "Ada");
+
+    // Old wraps stop opening when the key's policy says so, unless they were made anew.
+    world.succeed(&["keyring", "rewrap-kek", MANIFEST, "--refresh"]);
+    vault.run(&["write", "transit/keys/kek/config", "min_decryption_version=2"]);
+    world.succeed(&["keyring", "verify", MANIFEST]);
+    vault.run(&["write", "-f", "transit/keys/kek/rotate"]);
+    vault.run(&["write", "transit/keys/kek/config", "min_decryption_version=3"]);
+    let old = world.run(&["keyring", "verify", MANIFEST]);
+    assert!(String::from_utf8_lossy(&old.stderr).contains("min_decryption_version"), "{old:?}");
+}
+
+#[test]
+fn changes_at_once_all_end_up_in_history() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, MANIFEST);
+    let again = world.run(&["keyring", "init", MANIFEST, "--name", "demo", "--kek", KEK]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("there is a keyring already"));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| world.succeed(&["keyring", "rotate", MANIFEST]));
+        }
+    });
+    let status: Value = serde_json::from_str(&world.succeed(&["keyring", "status", MANIFEST, "--output", "json"])).unwrap();
+    assert_eq!((&status["generation"], status["versions"].as_array().unwrap().len()), (&json!(5), 5));
+    // One that was deleted is none, and can be made anew.
+    vault.run(&["kv", "delete", "secret/sidekey/demo"]);
+    let gone = world.run(&["keyring", "status", MANIFEST]);
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("there is no manifest"));
+    init(&world, MANIFEST);
+}
+
+/// Adds a version, which the sidecar can open only if it is logged in.
+fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    wait("the new version", || sidecar.keyring()["in_force"]["encrypting"] == version);
+}
+
+#[test]
+fn an_approle_logs_in_again_by_itself() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, world.manifest("demo").to_str().unwrap());
+    vault.policy("sidecar", SIDECAR);
+    vault.run(&["write", "auth/approle/role/app", "token_policies=sidecar", "token_ttl=60s"]);
+    let role = vault.run(&["read", "-field=role_id", "auth/approle/role/app/role-id"]);
+    let secret = || vault.run(&["write", "-f", "-field=secret_id", "auth/approle/role/app/secret-id"]);
+    let first = secret();
+    fs::write(world.path("secret-id"), &first).unwrap();
+    let login = format!("method = \"approle\"\nrole_id = {role:?}\nsecret_id_file = \"secret-id\"");
+    let sidecar = launch(&world, &vault, "demo.json", &login);
+    sidecar.wait_ready();
+    // The secret id is rotated, and every token that it gave is revoked.
+    fs::write(world.path("secret-id"), secret()).unwrap();
+    vault.run(&["write", "auth/approle/role/app/secret-id/destroy", &format!("secret_id={first}")]);
+    vault.run(&["lease", "revoke", "-force", "-prefix", "auth/approle/login"]);
+    rotate_and_wait(&world, &sidecar, 2);
+    assert!(sidecar.log().matches("logged in to Vault").count() >= 2, "{}", sidecar.log());
+    let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
+    assert!(!shown.contains(&first) && !shown.contains(&vault.token_with("sidecar")[..3]), "{shown}");
+}
+
+#[test]
+fn a_token_that_is_revoked_is_replaced_by_the_files_next_one() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, world.manifest("demo").to_str().unwrap());
+    vault.policy("sidecar", SIDECAR);
+    let first = vault.token_with("sidecar");
+    let sidecar = launch(&world, &vault, "demo.json", &token_file(&world, &first));
+    sidecar.wait_ready();
+    vault.run(&["token", "revoke", &first]);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    wait("the reason", || {
+        let error = &sidecar.keyring()["last_error"]["message"];
+        error.as_str().is_some_and(|error| error.contains("Vault doesn't know the token"))
+    });
+    token_file(&world, &vault.token_with("sidecar"));
+    wait("the new version", || sidecar.keyring()["in_force"]["encrypting"] == 2);
+}
+
+#[test]
+fn a_short_lived_token_is_renewed() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, world.manifest("demo").to_str().unwrap());
+    vault.policy("sidecar", SIDECAR);
+    let token = vault.run(&["token", "create", "-policy=sidecar", "-ttl=3s", "-field=token"]);
+    let sidecar = launch(&world, &vault, "demo.json", &token_file(&world, &token));
+    sidecar.wait_ready();
+    let issued =
+        |token: &str| -> Value { serde_json::from_str(&vault.run(&["token", "lookup", "-format=json", token])).unwrap() };
+    wait("a renewal", || issued(&token)["data"]["last_renewal_time"].is_number());
+    rotate_and_wait(&world, &sidecar, 2);
+}
+
+/// A token signed by the key in `folder` (RFC 7519, EdDSA), as Kubernetes or another issuer would write it.
+fn jwt(folder: &Path, subject: &str) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let far_future = 4_000_000_000_u64;
+    let claims = json!({ "sub": subject, "aud": "vault", "iat": 1_700_000_000, "nbf": 1_700_000_000, "exp": far_future });
+    let signed = format!("{}.{}", part(json!({ "alg": "EdDSA", "typ": "JWT" })), part(claims));
+    fs::write(folder.join("signed"), &signed).unwrap();
+    openssl(folder, &["pkeyutl", "-sign", "-inkey", "jwt.key", "-rawin", "-in", "signed", "-out", "signature"]);
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(fs::read(folder.join("signature")).unwrap()))
+}
+
+fn openssl(folder: &Path, arguments: &[&str]) {
+    let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_projected_token_that_is_rewritten_logs_in_again() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, world.manifest("demo").to_str().unwrap());
+    let folder = world.path("");
+    openssl(&folder, &["genpkey", "-algorithm", "ed25519", "-out", "jwt.key"]);
+    openssl(&folder, &["pkey", "-in", "jwt.key", "-pubout", "-out", "jwt.pub"]);
+    let public = fs::read_to_string(world.path("jwt.pub")).unwrap();
+    vault.run(&["write", "auth/jwt/config", &format!("jwt_validation_pubkeys={public}"), "jwt_supported_algs=EdDSA"]);
+    vault.policy("sidecar", SIDECAR);
+    let role = ["role_type=jwt", "user_claim=sub", "bound_audiences=vault", "bound_subject=pod", "token_policies=sidecar"];
+    vault.run(&[&["write", "auth/jwt/role/app"], &role[..]].concat());
+    fs::write(world.path("projected"), jwt(&folder, "nobody")).unwrap();
+    let login = "method = \"jwt\"\nrole = \"app\"\ntoken_file = \"projected\"";
+    let sidecar = launch(&world, &vault, "demo.json", login);
+    wait("the refusal", || sidecar.ops("/readyz").1.contains("can't log in at auth/jwt"));
+    fs::write(world.path("projected"), jwt(&folder, "pod")).unwrap();
+    sidecar.wait_ready();
+}
+
+#[tokio::test]
+async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    init(&world, MANIFEST);
+    vault.policy("sidecar", SIDECAR);
+    let sidecar = launch(&world, &vault, MANIFEST, &token_file(&world, &vault.token_with("sidecar")));
+    sidecar.wait_ready();
+    vault.seal();
+    wait("the reason", || {
+        let error = &sidecar.keyring()["last_error"]["message"];
+        error.as_str().is_some_and(|error| error.contains("Vault is sealed"))
+    });
+    assert_eq!(sidecar.ops("/readyz").0, 200);
+    sidecar.client().await.encrypt(b"x").await.ok();
+    drop(sidecar);
+    let fresh = launch(&world, &vault, MANIFEST, &token_file(&world, &vault.token));
+    wait("the reason", || fresh.ops("/readyz").1.contains("Vault is sealed"));
+    vault.unseal();
+    fresh.wait_ready();
+}
+
+#[test]
+fn what_is_wrong_is_said_with_what_to_do() {
+    let vault = Vault::start();
+    let mut world = world_of(&vault);
+    let manifest = world.manifest("demo").display().to_string();
+    init(&world, &manifest);
+    let fails = |world: &World, arguments: &[&str], why: &str| {
+        let output = world.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?} {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(why), "{why}: {said}");
+    };
+    let other = world.path("other.json").display().to_string();
+    let make = |world: &World, kek: &str, why: &str| {
+        fails(world, &["keyring", "init", &other, "--name", "other", "--kek", kek], why);
+    };
+    make(&world, "vault-transit:transit/nope", "vault write -f transit/keys/nope");
+    make(&world, "vault-transit:kek", "write vault-transit:MOUNT/KEY");
+    make(&world, "vault-transit:../sys/seal", "write vault-transit:MOUNT/KEY");
+    vault.run(&["write", "transit/keys/signer", "type=ed25519"]);
+    make(&world, "vault-transit:transit/signer", "a ed25519 key can't take associated data");
+    // Another key under the same name.
+    vault.run(&["write", "transit/keys/kek/config", "deletion_allowed=true"]);
+    vault.run(&["delete", "transit/keys/kek"]);
+    vault.run(&["write", "-f", "transit/keys/kek"]);
+    fails(&world, &["keyring", "verify", &manifest], "this key doesn't open the wrap");
+
+    vault.policy("nothing", &[("secret/data/elsewhere", "read")]);
+    world.env[1].1 = vault.token_with("nothing");
+    fails(&world, &["keyring", "verify", &manifest], "path \"transit/decrypt/kek\" { capabilities = [\"update\"] }");
+    fails(&world, &["keyring", "status", MANIFEST], "path \"secret/data/sidekey/demo\" { capabilities = [\"read\"] }");
+    world.env[1].1 = "hvs.nonsense".into();
+    fails(&world, &["keyring", "verify", &manifest], "Vault doesn't know the token");
+    world.env[0].1 = "http://192.0.2.1:8200".into();
+    fails(&world, &["keyring", "verify", &manifest], "list it in `backends.plain_http`");
+    world.env[0].1 = "http://127.0.0.1:9".into();
+    fails(&world, &["keyring", "verify", &manifest], "onnection refused");
+}
+
+#[test]
+fn tls_is_verified_on_both_sides() {
+    let mut world = World::new();
+    let folder = world.path("");
+    let authority = ["req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test"];
+    openssl(&folder, &authority);
+    for (name, extra) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")] {
+        let file = |suffix: &str| format!("{name}.{suffix}");
+        fs::write(world.path("extensions"), extra).unwrap();
+        let subject = format!("/CN={name}");
+        let (key, request, certificate) = (file("key"), file("csr"), file("pem"));
+        openssl(&folder, &["req", "-newkey", "ed25519", "-nodes", "-keyout", &key, "-out", &request, "-subj", &subject]);
+        let sign =
+            ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", &certificate];
+        openssl(&folder, &[&sign[..], &["-extfile", "extensions"]].concat());
+    }
+    let vault = Vault::start_with_tls(&folder);
+    let at = |name: &str| world.path(name).display().to_string();
+    let all = [
+        ("VAULT_ADDR", vault.address.clone()),
+        ("VAULT_TOKEN", vault.token.clone()),
+        ("VAULT_CACERT", at("ca.pem")),
+        ("VAULT_CLIENT_CERT", at("client.pem")),
+        ("VAULT_CLIENT_KEY", at("client.key")),
+    ];
+    let manifest = world.manifest("demo").display().to_string();
+    let arguments = ["keyring", "init", &manifest, "--name", "demo", "--kek", KEK];
+    for (trusted, why) in [(2, "UnknownIssuer"), (3, "ertificate")] {
+        world.env = all[..trusted].to_vec();
+        let refused = world.run(&arguments);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(why), "{refused:?}");
+    }
+    world.env = all.to_vec();
+    world.succeed(&arguments);
+    let tls = "ca_file = \"ca.pem\"\nclient_certificate = \"client.pem\"\nclient_key = \"client.key\"\n";
+    let address = format!("address = {:?}\n", vault.address);
+    let config = format!(
+        "[listen]\nsocket = {:?}\n[vault]\n{address}{tls}[vault.login]\n{}\n\
+         [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [{KEK:?}]\n",
+        world.path("one.sock"),
+        token_file(&world, &vault.token)
+    );
+    world.env.clear();
+    world.launch("one", &config, &[]).wait_ready();
+}

@@ -1,0 +1,85 @@
+//! `https://…`: a manifest on a web server, to be read alone. Unchanged ones cost no more than their `ETag`.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use hyper::{
+    Request, StatusCode, Uri,
+    header::{ETAG, HeaderValue, IF_NONE_MATCH},
+};
+
+use super::{
+    ManifestStore, Pending, StoreError,
+    web::{Identity, Web, WebError},
+};
+use crate::config::{self, Location};
+
+/// Web servers as the settings say how to reach them.
+pub(super) struct Room {
+    identity: Identity,
+    plain_http: Vec<String>,
+    web: OnceLock<Result<Arc<Web>, String>>,
+}
+
+impl Room {
+    pub(super) fn new(settings: &config::Backends) -> Self {
+        let config::Web { ca_file, client_certificate, client_key } = settings.web.clone();
+        let identity = Identity { ca_file, client: client_certificate.zip(client_key) };
+        Self { identity, plain_http: settings.plain_http.clone(), web: OnceLock::new() }
+    }
+
+    pub(super) fn store(&self, location: &Location, url: &str) -> Result<Arc<dyn ManifestStore>, StoreError> {
+        let failed = |reason: String| StoreError::Failed { location: location.clone(), reason };
+        let web = self.web.get_or_init(|| Web::new(&self.identity, &self.plain_http).map(Arc::new)).clone().map_err(failed)?;
+        let url: Uri = url.parse().map_err(|error| failed(format!("this is not a URL: {error}")))?;
+        web.allows(&url).map_err(|error| failed(error.to_string()))?;
+        Ok(Arc::new(WebStore { web, url, location: location.clone(), last: Mutex::default() }))
+    }
+}
+
+struct WebStore {
+    web: Arc<Web>,
+    url: Uri,
+    location: Location,
+    /// What was read last, with its tag.
+    last: Mutex<Option<(HeaderValue, Vec<u8>)>>,
+}
+
+impl WebStore {
+    async fn get(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
+        let failed = |reason: String| StoreError::Failed { location: self.location.clone(), reason };
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut request = Request::get(self.url.clone());
+        if let Some((tag, _)) = &last {
+            request = request.header(IF_NONE_MATCH, tag);
+        }
+        let request = request.body(Bytes::new()).map_err(|error| failed(error.to_string()))?;
+        let answer = self.web.send(request, limit).await.map_err(|error| match error {
+            WebError::TooLong(limit) => StoreError::TooLarge { location: self.location.clone(), limit },
+            other => failed(other.to_string()),
+        })?;
+        match (answer.status, last) {
+            (StatusCode::OK, _) => {
+                let bytes = answer.body.to_vec();
+                let tag = answer.headers.get(ETAG).cloned();
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = tag.map(|tag| (tag, bytes.clone()));
+                Ok(bytes)
+            }
+            (StatusCode::NOT_MODIFIED, Some((_, bytes))) => Ok(bytes),
+            (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Err(StoreError::Missing(self.location.clone())),
+            (status, _) => Err(failed(format!("the server answered {status}"))),
+        }
+    }
+}
+
+impl ManifestStore for WebStore {
+    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+        Box::pin(self.get(limit))
+    }
+
+    fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+        let reason = "a web location can only be read; change the keyring where it is made, and publish it there".into();
+        let error = StoreError::Failed { location: self.location.clone(), reason };
+        Box::pin(async { Err(error) })
+    }
+}

@@ -1,0 +1,220 @@
+//! Logging in to Vault, keeping the token alive, and logging in anew when it has ended.
+
+use std::{
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode, header::HeaderValue};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{ANSWER, Answer, Fault, Vault};
+use crate::{
+    backend::{KekFault, aside},
+    config::VaultLogin,
+};
+
+/// How long a renewal may take.
+const RENEWAL_TIME: Duration = Duration::from_secs(10);
+/// No token is renewed more often, however short it lives.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How we log in, and the token that we have. The lock is held while one caller logs in, so that many cause one login.
+pub(super) struct Session {
+    login: VaultLogin,
+    current: Mutex<Option<Arc<Token>>>,
+}
+
+/// A token; zeroized on drop, without `Debug`.
+pub(super) struct Token(Zeroizing<String>);
+
+impl Token {
+    pub(super) fn header(&self) -> Result<HeaderValue, Fault> {
+        let mut value = HeaderValue::from_str(&self.0)
+            .map_err(|_| Fault::new(KekFault::Denied, "the token has characters that no token has"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// How long a token lives.
+struct Lease {
+    duration: Duration,
+    is_renewable: bool,
+}
+
+#[derive(Deserialize)]
+struct LoginAnswer {
+    auth: Auth,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    client_token: String,
+    lease_duration: u64,
+    renewable: bool,
+}
+
+#[derive(Deserialize)]
+struct LookupAnswer {
+    data: Lookup,
+}
+
+#[derive(Deserialize)]
+struct Lookup {
+    ttl: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+impl Session {
+    pub(super) fn new(login: VaultLogin) -> Self {
+        Self { login, current: Mutex::default() }
+    }
+}
+
+impl Vault {
+    /// The token, after a login if there is none.
+    pub(super) async fn token(self: &Arc<Self>) -> Result<Arc<Token>, Fault> {
+        let mut current = self.session.current.lock().await;
+        if let Some(token) = &*current {
+            return Ok(Arc::clone(token));
+        }
+        let (token, lease) = self.log_in().await?;
+        let token = Arc::new(token);
+        info!(address = %self.address, "logged in to Vault");
+        if lease.is_renewable && !lease.duration.is_zero() {
+            tokio::spawn(keep_alive(Arc::downgrade(self), Arc::downgrade(&token), lease.duration));
+        }
+        *current = Some(Arc::clone(&token));
+        Ok(token)
+    }
+
+    /// Gives a token up, unless another has taken its place already.
+    pub(super) async fn forget(&self, token: &Arc<Token>) {
+        let mut current = self.session.current.lock().await;
+        if current.as_ref().is_some_and(|held| Arc::ptr_eq(held, token)) {
+            *current = None;
+        }
+    }
+
+    /// Whether Vault still knows a token.
+    pub(super) async fn is_alive(&self, token: &Token) -> Result<bool, Fault> {
+        let answer = self.send(Method::GET, "auth/token/lookup-self", None, Some(token), ANSWER).await?;
+        Ok(answer.status != StatusCode::FORBIDDEN)
+    }
+
+    async fn log_in(&self) -> Result<(Token, Lease), Fault> {
+        match &self.session.login {
+            VaultLogin::Environment => {
+                let token = match std::env::var("VAULT_TOKEN") {
+                    Ok(token) if !token.is_empty() => Zeroizing::new(token),
+                    _ => {
+                        let home = std::env::home_dir().ok_or_else(|| no_token("there is no home folder either"))?;
+                        let read = read(&home.join(".vault-token")).await;
+                        read.map_err(|fault| no_token(&fault.reason))?
+                    }
+                };
+                self.look_up(Token(token)).await
+            }
+            VaultLogin::TokenFile(file) => self.look_up(Token(read(file).await?)).await,
+            VaultLogin::AppRole { mount, role_id, secret_id_file } => {
+                let secret_id = read(secret_id_file).await?;
+                self.authenticate(mount, &[("role_id", role_id), ("secret_id", &secret_id)]).await
+            }
+            VaultLogin::Jwt { mount, role, token_file } => {
+                let jwt = read(token_file).await?;
+                self.authenticate(mount, &[("role", role), ("jwt", &jwt)]).await
+            }
+        }
+    }
+
+    async fn authenticate(&self, mount: &str, members: &[(&str, &str)]) -> Result<(Token, Lease), Fault> {
+        let mut body = Zeroizing::new(Vec::with_capacity(8192));
+        let members: std::collections::BTreeMap<_, _> = members.iter().copied().collect();
+        serde_json::to_writer(&mut *body, &members).map_err(|error| Fault::new(KekFault::Misconfigured, error.to_string()))?;
+        let answer = self.send(Method::POST, &format!("auth/{mount}/login"), Some(body), None, ANSWER).await?;
+        let answer: LoginAnswer = answer.ok().map_err(|fault| not_let_in(mount, fault))?.parse()?;
+        let Auth { client_token, lease_duration, renewable } = answer.auth;
+        Ok((
+            Token(Zeroizing::new(client_token)),
+            Lease { duration: Duration::from_secs(lease_duration), is_renewable: renewable },
+        ))
+    }
+
+    async fn look_up(&self, token: Token) -> Result<(Token, Lease), Fault> {
+        let answer = self.send(Method::GET, "auth/token/lookup-self", None, Some(&token), ANSWER).await?;
+        let lease = match answer.status {
+            StatusCode::OK => {
+                let LookupAnswer { data } = answer.parse()?;
+                Lease { duration: Duration::from_secs(data.ttl), is_renewable: data.renewable }
+            }
+            StatusCode::FORBIDDEN => {
+                let reason = "Vault doesn't know the token: it ended, was revoked, or is another server's";
+                return Err(Fault::new(KekFault::Denied, reason));
+            }
+            _ => return Err(answer.fault()),
+        };
+        Ok((token, lease))
+    }
+
+    async fn renew(&self, token: &Token) -> Result<Lease, Fault> {
+        let body = Zeroizing::new(json!({}).to_string().into_bytes());
+        let answer: Answer = self.send(Method::POST, "auth/token/renew-self", Some(body), Some(token), ANSWER).await?.ok()?;
+        let LoginAnswer { mut auth } = answer.parse()?;
+        auth.client_token.zeroize();
+        Ok(Lease { duration: Duration::from_secs(auth.lease_duration), is_renewable: auth.renewable })
+    }
+}
+
+fn not_let_in(mount: &str, fault: Fault) -> Fault {
+    let kind = if matches!(fault.kind, KekFault::Refused | KekFault::Missing) { KekFault::Denied } else { fault.kind };
+    Fault::new(kind, format!("can't log in at auth/{mount}: {}", fault.reason))
+}
+
+fn no_token(why: &str) -> Fault {
+    Fault::new(KekFault::Denied, format!("set VAULT_TOKEN or configure [vault.login]; {why}"))
+}
+
+/// A secret in a file, without white space around it.
+async fn read(file: &Path) -> Result<Zeroizing<String>, Fault> {
+    let path = file.to_owned();
+    let text = aside(move || std::fs::read_to_string(path)).await;
+    let text =
+        Zeroizing::new(text.map_err(|error| Fault::new(KekFault::Denied, format!("can't read {}: {error}", file.display())))?);
+    match text.trim() {
+        "" => Err(Fault::new(KekFault::Denied, format!("{} is empty", file.display()))),
+        secret => Ok(Zeroizing::new(secret.to_owned())),
+    }
+}
+
+/// Renews a token at two thirds of its life for as long as it is in use and Vault does so.
+async fn keep_alive(vault: Weak<Vault>, token: Weak<Token>, mut life: Duration) {
+    loop {
+        sleep((life * 2 / 3).max(LEAST_PAUSE)).await;
+        let (Some(vault), Some(token)) = (vault.upgrade(), token.upgrade()) else { return };
+        match timeout(RENEWAL_TIME, vault.renew(&token)).await {
+            // At its greatest age a token gets no more time, and another login is due before it ends.
+            Ok(Ok(lease)) if lease.is_renewable && lease.duration > life / 3 => life = lease.duration,
+            Ok(Err(fault)) if fault.kind == KekFault::Unavailable => life /= 3,
+            Err(_) => life /= 3,
+            ended => {
+                debug!(is_renewed = ended.is_ok_and(|renewed| renewed.is_ok()), "the Vault token is given up");
+                vault.forget(&token).await;
+                return;
+            }
+        }
+        if life < LEAST_PAUSE {
+            vault.forget(&token).await;
+            return;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A thin HTTP client, for rooms whose systems have no client library that is thinner.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, StatusCode, Uri,
+    header::{HeaderMap, LOCATION},
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use zeroize::Zeroizing;
+
+/// How often a server may send a request elsewhere.
+const REDIRECTS: usize = 3;
+
+/// Whom to trust, and who we are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Identity {
+    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Our certificate chain and its key (PEM).
+    pub(super) client: Option<(PathBuf, PathBuf)>,
+}
+
+/// A client with a pool of connections. Whoever calls sets the time limit.
+pub(super) struct Web {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    plain_http: Vec<String>,
+}
+
+/// An answer, in a buffer that is zeroized: it may hold a key.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WebError {
+    /// The URL, or where it leads, is not to be talked to.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// Nobody answers.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The answer is longer than allowed.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
+}
+
+impl Web {
+    /// A client. Files are read now.
+    ///
+    /// # Errors
+    /// What is wrong with a file, named.
+    pub(super) fn new(identity: &Identity, plain_http: &[String]) -> Result<Self, String> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("TLS: {error}"))?
+            .with_root_certificates(roots(identity)?);
+        let config = match &identity.client {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate)?;
+                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
+                let pair = || format!("{} and {}", certificate.display(), key.display());
+                builder.with_client_auth_cert(chain, private).map_err(|error| format!("{}: {error}", pair()))?
+            }
+        };
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        // Idle connections end before the servers' usual limits do.
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self { client, plain_http: plain_http.to_vec() })
+    }
+
+    /// Whether a URL may be talked to: over TLS, or in the clear with this machine and with hosts that are allowed by name.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub(super) fn allows(&self, url: &Uri) -> Result<(), WebError> {
+        let host = url.host().unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        match url.scheme_str() {
+            Some("https") => Ok(()),
+            Some("http") if is_here || self.plain_http.iter().any(|name| name == host) => Ok(()),
+            Some("http") => Err(WebError::NotAllowed(format!(
+                "{url} is not https; to talk to {host} in the clear all the same, list it in `backends.plain_http`"
+            ))),
+            _ => Err(WebError::NotAllowed(format!("{url} is not an http or https URL"))),
+        }
+    }
+
+    /// Sends a request, again where the server says that it belongs, and reads an answer of at most `limit` bytes.
+    pub(super) async fn send(&self, mut request: Request<Bytes>, limit: usize) -> Result<Answer, WebError> {
+        for _ in 0..=REDIRECTS {
+            self.allows(request.uri())?;
+            let shown = request.uri().to_string();
+            let response = self.client.request(request.clone().map(Full::new)).await;
+            let response = response.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
+            let (head, mut body) = response.into_parts();
+            // These two keep method and body (RFC 9110 §15.4).
+            if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
+                *request.uri_mut() = target(&shown, &head.headers)?;
+                continue;
+            }
+            let mut bytes = Zeroizing::new(Vec::new());
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
+                let Ok(data) = frame.into_data() else { continue };
+                if bytes.len() + data.len() > limit {
+                    return Err(WebError::TooLong(limit));
+                }
+                bytes.extend_from_slice(&data);
+            }
+            return Ok(Answer { status: head.status, headers: head.headers, body: bytes });
+        }
+        Err(WebError::Unreachable(format!("{} sends requests round in a circle", request.uri())))
+    }
+}
+
+fn target(shown: &str, headers: &HeaderMap) -> Result<Uri, WebError> {
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<Uri>().ok());
+    location
+        .filter(|uri| uri.scheme().is_some())
+        .ok_or_else(|| WebError::Unreachable(format!("{shown} sends the request elsewhere and doesn't say where")))
+}
+
+/// hyper's own words say only that something failed, not what.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn roots(identity: &Identity) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    match &identity.ca_file {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;
+            }
+        }
+        None => {
+            // A machine without any still talks to loopback in the clear; TLS then fails with an unknown issuer.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
