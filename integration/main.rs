@@ -2,9 +2,11 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod aws;
 mod bad_input;
 mod commands;
 mod durability;
+mod fault_proxy;
 mod formats;
 mod harness;
 mod https;

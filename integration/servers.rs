@@ -150,3 +150,36 @@ impl Drop for Vault {
         let _ = self.child.wait();
     }
 }
+
+/// moto, which stands in for AWS; it is killed when this is dropped.
+pub struct Moto {
+    child: Child,
+    pub address: String,
+}
+
+impl Moto {
+    pub fn start() -> Self {
+        let port = free_port();
+        let child = Command::new(installed("moto/bin/moto_server"))
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let moto = Self { child, address: format!("127.0.0.1:{port}") };
+        wait("moto", || TcpStream::connect(&moto.address).is_ok());
+        moto
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

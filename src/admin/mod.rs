@@ -24,8 +24,8 @@ pub use rewrap::KekChange;
 
 /// How often a change is tried again when somebody else's came in between.
 const ATTEMPTS: u32 = 32;
-/// How long one wrap or unwrap may take.
-const KEK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one wrap or unwrap may take: long enough for a client that slows down because it is throttled.
+const KEK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest manifest that is read, in bytes.
 const MANIFEST_LIMIT: usize = 256 << 20;
 

@@ -1,5 +1,9 @@
 //! The outside systems that hold KEKs and manifests: one room for each, behind the traits that it serves.
 
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(any(feature = "aws", feature = "vault"))]
+mod fault;
 mod file;
 #[cfg(feature = "https")]
 mod https;
@@ -9,6 +13,8 @@ mod lane;
 pub mod local;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
+#[cfg(any(feature = "aws", feature = "https-client"))]
+mod plain_http;
 mod store;
 #[cfg(feature = "vault")]
 mod vault;
@@ -30,6 +36,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The outside systems as this process reaches them, each logged in to once.
 pub struct Backends {
+    #[cfg(feature = "aws")]
+    aws: Arc<aws::Room>,
     #[cfg(feature = "pkcs11")]
     pkcs11: Arc<pkcs11::Library>,
     #[cfg(feature = "vault")]
@@ -43,6 +51,8 @@ impl Backends {
     #[allow(unused_variables, reason = "a build may have no outside system")]
     pub fn new(settings: &config::Backends) -> Arc<Self> {
         Arc::new(Self {
+            #[cfg(feature = "aws")]
+            aws: aws::Room::new(settings),
             #[cfg(feature = "pkcs11")]
             pkcs11: pkcs11::Library::new(&settings.pkcs11),
             #[cfg(feature = "vault")]
@@ -58,6 +68,8 @@ impl Backends {
     /// This build has no such backend, or the URI's rest is wrong. Whether the KEK answers shows in use.
     pub fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
         match uri.scheme() {
+            #[cfg(feature = "aws")]
+            "aws-kms" => self.aws.kek(uri),
             #[cfg(feature = "local")]
             "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
             #[cfg(feature = "pkcs11")]
@@ -66,6 +78,7 @@ impl Backends {
             "vault-transit" => self.vault.kek(uri),
             scheme => {
                 let known = [
+                    ("aws-kms", cfg!(feature = "aws")),
                     ("local", cfg!(feature = "local")),
                     ("pkcs11", cfg!(feature = "pkcs11")),
                     ("vault-transit", cfg!(feature = "vault")),
@@ -84,10 +97,15 @@ impl Backends {
     pub fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
         match location {
             Location::File(path) => Ok(Arc::new(FileStore::new(path))),
+            #[cfg(feature = "aws")]
+            Location::AwsSm(name) => Ok(self.aws.secret(location, name)),
+            #[cfg(feature = "aws")]
+            Location::S3 { bucket, key } => Ok(self.aws.object(location, bucket, key)),
             #[cfg(feature = "vault")]
             Location::VaultKv { mount, path } => self.vault.store(location, mount, path),
             #[cfg(feature = "https")]
             Location::Web(url) => self.https.store(location, url),
+            #[allow(unreachable_patterns, reason = "unless a backend is left out")]
             elsewhere => Err(StoreError::Failed {
                 location: elsewhere.clone(),
                 reason: "this build has no backend for such a location".into(),

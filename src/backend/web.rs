@@ -17,6 +17,8 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
+use super::plain_http;
+
 /// How often a server may send a request elsewhere.
 const REDIRECTS: usize = 3;
 
@@ -88,17 +90,7 @@ impl Web {
     /// # Errors
     /// A sentence that says why not.
     pub(super) fn allows(&self, url: &Uri) -> Result<(), WebError> {
-        let host = url.host().unwrap_or_default();
-        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-        let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-        match url.scheme_str() {
-            Some("https") => Ok(()),
-            Some("http") if is_here || self.plain_http.iter().any(|name| name == host) => Ok(()),
-            Some("http") => Err(WebError::NotAllowed(format!(
-                "{url} is not https; to talk to {host} in the clear all the same, list it in `backends.plain_http`"
-            ))),
-            _ => Err(WebError::NotAllowed(format!("{url} is not an http or https URL"))),
-        }
+        plain_http::allows(url, &self.plain_http).map_err(WebError::NotAllowed)
     }
 
     /// Sends a request, again where the server says that it belongs, and reads an answer of at most `limit` bytes.

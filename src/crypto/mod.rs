@@ -32,6 +32,13 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], RandomnessUnavailable>
     Ok(bytes)
 }
 
+/// The SHA-256 (FIPS 180-4) of bytes that aren't secret.
+pub fn fingerprint(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    hash
+}
+
 /// Whether two byte strings are equal, in a time that tells nothing but their lengths.
 pub fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     constant_time::verify_slices_are_equal(a, b).is_ok()

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use self::login::{Session, Token};
 use super::{
     Kek, KekError, KekFault, ManifestStore, StoreError,
+    fault::Fault,
     web::{Identity, Web, WebError},
 };
 use crate::config::{self, KekUri, Location};
@@ -44,27 +45,6 @@ impl Room {
 
     fn vault(&self) -> Result<Arc<Vault>, Fault> {
         self.vault.get_or_init(|| Vault::new(&self.settings, &self.plain_http).map(Arc::new)).clone()
-    }
-}
-
-/// What is wrong, before it is known with what.
-#[derive(Debug, Clone)]
-struct Fault {
-    kind: KekFault,
-    reason: String,
-}
-
-impl Fault {
-    fn new(kind: KekFault, reason: impl Into<String>) -> Self {
-        Self { kind, reason: reason.into() }
-    }
-
-    fn of_kek(self, uri: &KekUri) -> KekError {
-        KekError::new(self.kind, format!("{uri}: {}", self.reason))
-    }
-
-    fn of_location(self, location: &Location) -> StoreError {
-        StoreError::Failed { location: location.clone(), reason: self.reason }
     }
 }
 

@@ -1,0 +1,305 @@
+//! KEKs in AWS KMS and manifests in Secrets Manager and S3, against moto; what moto can't do wrong is injected before it.
+
+use std::{path::Path, time::Duration};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_kms::{Client as Kms, config::Credentials};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use sidekey::{
+    admin::{Admin, Signing, Takeover},
+    backend::Backends,
+    clock::Clock,
+    config,
+};
+
+use crate::{
+    fault_proxy::{Fault, FaultProxy},
+    harness::{Sidecar, World, wait},
+    servers::Moto,
+};
+
+const REGION: &str = "eu-west-1";
+
+async fn sdk(url: &str, region: &'static str) -> SdkConfig {
+    let credentials = Credentials::new("test", "test", None, None, "test");
+    let loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region)).endpoint_url(url);
+    loader.credentials_provider(credentials).load().await
+}
+
+async fn kms(url: &str) -> Kms {
+    Kms::new(&sdk(url, REGION).await)
+}
+
+/// A new key's ARN.
+async fn make_key(kms: &Kms) -> String {
+    kms.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap()
+}
+
+/// A world whose processes take `url` for AWS.
+fn world_of(url: &str) -> World {
+    let mut world = World::new();
+    world.env = [
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", REGION),
+        ("AWS_ENDPOINT_URL", url),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .to_vec();
+    world
+}
+
+fn launch(world: &World, location: &str, keks: &[&str]) -> Sidecar {
+    let socket = world.path("one.sock");
+    let config = format!(
+        "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nkek_timeout = \"1d\"\n\
+         [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = {keks:?}\n"
+    );
+    world.launch("one", &config, &[])
+}
+
+fn init(world: &World, location: &str, keks: &[&str]) {
+    let keks = keks.iter().flat_map(|kek| ["--kek", kek]);
+    world.succeed(&["keyring", "init", location, "--name", "demo"].into_iter().chain(keks).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_lives_in_aws() {
+    let moto = Moto::start();
+    let (world, kms) = (world_of(&moto.url()), kms(&moto.url()).await);
+    let s3 = aws_sdk_s3::Client::from_conf(
+        aws_sdk_s3::config::Builder::from(&sdk(&moto.url(), REGION).await).force_path_style(true).build(),
+    );
+    let region = aws_sdk_s3::types::BucketLocationConstraint::EuWest1;
+    let place = aws_sdk_s3::types::CreateBucketConfiguration::builder().location_constraint(region).build();
+    s3.create_bucket().bucket("keys").create_bucket_configuration(place).send().await.unwrap();
+    let file = world.manifest("demo").display().to_string();
+    for location in [file.as_str(), "aws-sm:sidekey/demo", "s3://keys/sidekey/demo.json"] {
+        let arn = make_key(&kms).await;
+        let kek = format!("aws-kms:{arn}");
+        init(&world, location, &[&kek]);
+        let again = world.run(&["keyring", "init", location, "--name", "demo", "--kek", &kek]);
+        assert!(String::from_utf8_lossy(&again.stderr).contains("there is a keyring already"), "{again:?}");
+        let sidecar = launch(&world, location, &["aws-kms:arn:aws:kms:eu-west-1:123456789012:key/*"]);
+        sidecar.wait_ready();
+        let mut client = sidecar.client().await;
+        let first = client.encrypt(b"Ada").await.ok();
+        world.succeed(&["keyring", "rotate", location, "--activate", "now"]);
+        sidecar.wait_generation(3);
+        // The KMS key's own rotation changes nothing for what it wrapped before.
+        kms.rotate_key_on_demand().key_id(&arn).send().await.unwrap();
+        // Changes at once all end up in history.
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| world.succeed(&["keyring", "rotate", location]));
+            }
+        });
+        sidecar.wait_generation(6);
+        drop(sidecar);
+        let sidecar = launch(&world, location, &[&kek]);
+        sidecar.wait_ready();
+        assert_eq!(sidecar.client().await.decrypt(&first.body).await.ok().body, "Ada");
+        world.succeed(&["keyring", "rewrap-kek", location, "--refresh"]);
+        world.succeed(&["keyring", "verify", location]);
+        let status = world.succeed(&["keyring", "status", location, "--output", "json"]);
+        assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["versions"].as_array().unwrap().len(), 5);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_named_by_alias_id_or_arn_and_replicated() {
+    let moto = Moto::start();
+    let (world, kms) = (world_of(&moto.url()), kms(&moto.url()).await);
+    let arn = make_key(&kms).await;
+    kms.create_alias().alias_name("alias/orders").target_key_id(&arn).send().await.unwrap();
+    let id = arn.rsplit_once('/').unwrap().1;
+    for (index, name) in [id, "alias/orders", "arn:aws:kms:eu-west-1:123456789012:alias/orders"].iter().enumerate() {
+        let location = world.manifest(&format!("ring-{index}")).display().to_string();
+        init(&world, &location, &[&format!("aws-kms:{name}")]);
+        world.succeed(&["keyring", "verify", &location]);
+    }
+    // An alias that is pointed to another key still opens what it wrapped before.
+    let next = make_key(&kms).await;
+    kms.update_alias().alias_name("alias/orders").target_key_id(&next).send().await.unwrap();
+    let location = world.manifest("ring-1").display().to_string();
+    world.succeed(&["keyring", "rotate", &location]);
+    world.succeed(&["keyring", "verify", &location]);
+
+    // Keys of two regions: either is enough. (moto can't decrypt under a multi-region key, whose ids are longer than it expects.)
+    let there = make_key(&Kms::new(&sdk(&moto.url(), "us-east-1").await)).await;
+    let location = world.manifest("regions").display().to_string();
+    init(&world, &location, &[&format!("aws-kms:{arn}"), &format!("aws-kms:{there}")]);
+    world.succeed(&["keyring", "verify", &location]);
+    let far = "aws-kms:arn:aws:kms:us-east-1:123456789012:key/*";
+    world.succeed(&["keyring", "rotate", &location, "--allow-kek", far]);
+}
+
+fn problem(code: &str, message: &str) -> Fault {
+    Fault::Answer(400, json!({ "__type": code, "message": message }).to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_with_what_to_do() {
+    let moto = Moto::start();
+    let proxy = FaultProxy::before(&moto.address).await;
+    let (mut world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
+    let arn = make_key(&kms).await;
+    let location = world.manifest("demo").display().to_string();
+    init(&world, &location, &[&format!("aws-kms:{arn}")]);
+    let fails = |world: &World, arguments: &[&str], why: &[&str]| {
+        let output = world.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?} {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(why.iter().all(|why| said.contains(why)), "{why:?}: {said}");
+    };
+    let verify = ["keyring", "verify", &location];
+    let allow = format!("\"Action\": \"kms:Decrypt\", \"Resource\": \"{arn}\"");
+    for (code, message, why) in [
+        ("DisabledException", "", ["disabled", arn.as_str()]),
+        ("KMSInvalidStateException", "is pending deletion", ["pending deletion", "cancel-key-deletion"]),
+        ("AccessDeniedException", "not authorized", [allow.as_str(), "not authorized"]),
+        ("ThrottlingException", "Rate exceeded", ["ThrottlingException", arn.as_str()]),
+        ("ExpiredTokenException", "The security token is expired", ["ExpiredToken", "expired"]),
+    ] {
+        proxy.set(problem(code, message));
+        fails(&world, &verify, &why);
+    }
+    proxy.set(Fault::None);
+    let other = world.path("other.json").display().to_string();
+    let make = |world: &World, kek: &str, why: &str| {
+        fails(world, &["keyring", "init", &other, "--name", "other", "--kek", kek], &[why]);
+    };
+    make(&world, "aws-kms:arn:aws:s3:::bucket", "write aws-kms: and a key id");
+    make(&world, "aws-kms:alias/nope", "NotFoundException");
+    make(&world, &format!("aws-kms:{}", arn.replace(REGION, "us-west-2")), "is this the key's region");
+    proxy.set(problem("InvalidKeyUsageException", "key usage is SIGN_VERIFY"));
+    make(&world, &format!("aws-kms:{arn}"), "symmetric key");
+    proxy.set(Fault::None);
+
+    // A wrap of another key in this one's place.
+    let foreign = make_key(&kms).await;
+    let made = kms.encrypt().key_id(&foreign).plaintext(aws_sdk_kms::primitives::Blob::new([7; 32])).send().await.unwrap();
+    let text = std::fs::read_to_string(&location).unwrap();
+    let mut manifest: Value = serde_json::from_str(&text).unwrap();
+    let wrap = [arn.as_bytes(), &[0], made.ciphertext_blob.unwrap().as_ref()].concat();
+    manifest["versions"][0]["wraps"][0]["ciphertext"] = json!(STANDARD.encode(wrap));
+    std::fs::write(&location, manifest.to_string()).unwrap();
+    fails(&world, &verify, &["the wrap is another key's, or was changed"]);
+
+    std::fs::write(&location, text).unwrap();
+    world.env.retain(|(name, _)| !name.contains("KEY"));
+    world.env.push(("AWS_CONFIG_FILE", "/nowhere".into()));
+    fails(&world, &verify, &["no credentials were found"]);
+    let plain = [("AWS_ENDPOINT_URL", "http://192.0.2.1".to_owned())];
+    world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
+    world.env.extend(plain);
+    fails(&world, &verify, &["list it in `backends.plain_http`"]);
+}
+
+/// The answer with another key, as long as the right one, in the place of the plaintext.
+fn another_key(answer: &str) -> String {
+    let mut answer: Value = serde_json::from_str(answer).unwrap();
+    answer["Plaintext"] = json!(STANDARD.encode([7; 32]));
+    answer.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_one_kms_does_another_kek_opens_the_keyring() {
+    let moto = Moto::start();
+    let proxy = FaultProxy::before(&moto.address).await;
+    let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
+    let kek = format!("aws-kms:{}", make_key(&kms).await);
+    let local = format!("local:{}", world.path("kek").display());
+    let location = world.manifest("demo").display().to_string();
+    init(&world, &location, &[&kek, &local]);
+    let faults = [
+        ("denied", problem("AccessDeniedException", "no")),
+        ("refused", Fault::Forged(another_key)),
+        // Not failures that are waited for: the SDK tries again, and the other KEK is asked as well, and is faster.
+        ("", Fault::Answer(500, "{}".into())),
+        ("", Fault::Slow(Duration::from_secs(3600))),
+        ("", Fault::Hang),
+    ];
+    let mut generation = 1;
+    for (result, fault) in faults {
+        proxy.set(fault);
+        // A start, within a time-out that no test waits for.
+        let sidecar = launch(&world, &location, &[&kek, &local]);
+        sidecar.wait_ready();
+        sidecar.client().await.encrypt(b"x").await.ok();
+        if !result.is_empty() {
+            let line = format!("sidekey_kek_requests_total{{kek=\"{kek}\",operation=\"unwrap\",result=\"{result}\"}}");
+            assert!(sidecar.ops("/metrics").1.contains(&line), "{result}: {}", sidecar.ops("/metrics").1);
+            let keks = sidecar.status()["keks"].clone();
+            let failed = keks.as_array().unwrap().iter().find(|found| found["uri"] == kek.as_str()).unwrap();
+            assert_eq!(failed["last_error"]["code"], result, "{keks}");
+        }
+        // And a refresh.
+        proxy.set(Fault::None);
+        world.succeed(&["keyring", "rotate", &location, "--activate", "now"]);
+        generation += 2;
+        sidecar.wait_generation(generation);
+    }
+    proxy.kill();
+    let sidecar = launch(&world, &location, &[&kek, &local]);
+    sidecar.wait_ready();
+    wait("every version", || sidecar.keyring()["last_error"].is_null());
+    assert!(sidecar.ops("/metrics").1.contains(&format!("operation=\"unwrap\",result=\"ok\"}} {}", generation.div_ceil(2))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_start_asks_kms_once_for_every_version() {
+    const KEYRINGS: usize = 100;
+    const VERSIONS: usize = 5;
+    let moto = Moto::start();
+    let proxy = FaultProxy::before(&moto.address).await;
+    let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
+    let arn = make_key(&kms).await;
+    let kek: config::KekUri = format!("aws-kms:{arn}").parse().unwrap();
+    // Made under a local KEK, which is quick, and moved to KMS afterwards.
+    let local: config::KekUri = format!("local:{}", world.path("kek").display()).parse().unwrap();
+    let names: Vec<String> = (0..KEYRINGS).map(|index| format!("ring-{index}")).collect();
+    for name in &names {
+        let location = config::Location::File(world.manifest(name));
+        let admin = Admin::new(location, Signing::Unless, &Backends::new(&Default::default()), Clock::system()).unwrap();
+        admin.init(name.parse().unwrap(), std::slice::from_ref(&local), Default::default()).await.unwrap();
+        for _ in 1..VERSIONS {
+            admin.rotate(&[], Takeover::Now).await.unwrap();
+        }
+    }
+    let moves = names.iter().map(|name| {
+        let (world, kek, local) = (&world, kek.as_str(), local.as_str());
+        let location = world.manifest(name).display().to_string();
+        move || drop(world.succeed(&["keyring", "rewrap-kek", &location, "--add", kek, "--remove", local]))
+    });
+    let moves: Vec<_> = moves.collect();
+    std::thread::scope(|scope| {
+        for chunk in moves.chunks(KEYRINGS / 4) {
+            scope.spawn(move || chunk.iter().for_each(|step| step()));
+        }
+    });
+    let before = proxy.count("Decrypt");
+    let keyrings: String = names
+        .iter()
+        .map(|name| format!("[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\nkeks = [\"aws-kms:{arn}\"]\n"))
+        .collect();
+    let socket = world.path("one.sock");
+    // No hedging nor polling in between: what is counted is the start.
+    let config = format!("[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"1d\"\nkek_timeout = \"1m\"\n{keyrings}");
+    let sidecar = world.start_with("one", &config, &[]);
+    wait("every version", || {
+        let status = sidecar.status();
+        status["keyrings"].as_array().unwrap().iter().all(|keyring| {
+            let versions = keyring["in_force"]["versions"].as_array();
+            versions.is_some_and(|versions| {
+                versions.len() == VERSIONS && versions.iter().all(|version| version["unopened"].is_null())
+            })
+        })
+    });
+    let asked = proxy.count("Decrypt") - before;
+    println!("a cold start with {KEYRINGS} keyrings of {VERSIONS} versions asked KMS {asked} times");
+    assert!(asked <= KEYRINGS * VERSIONS, "{asked}");
+    assert!(Path::new(&socket).exists());
+}

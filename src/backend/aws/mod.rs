@@ -1,0 +1,121 @@
+//! Amazon Web Services: KMS wraps, Secrets Manager and S3 keep manifests. The SDK's own chain finds credentials for all of them.
+
+mod kms;
+mod s3;
+mod secrets_manager;
+
+use std::sync::Arc;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
+use aws_sdk_kms::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use hyper::Uri;
+use tokio::sync::OnceCell;
+
+use super::{Kek, KekError, KekFault, ManifestStore, fault::Fault, plain_http};
+use crate::config::{self, KekUri, Location};
+
+/// AWS as the settings and the environment say; credentials are looked for when they are first needed.
+pub(super) struct Room {
+    settings: config::Aws,
+    plain_http: Vec<String>,
+    sdk: OnceCell<SdkConfig>,
+}
+
+impl Room {
+    pub(super) fn new(settings: &config::Backends) -> Arc<Self> {
+        Arc::new(Self { settings: settings.aws.clone(), plain_http: settings.plain_http.clone(), sdk: OnceCell::new() })
+    }
+
+    pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+        Ok(Arc::new(kms::KmsKek::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?))
+    }
+
+    pub(super) fn secret(self: &Arc<Self>, location: &Location, name: &str) -> Arc<dyn ManifestStore> {
+        Arc::new(secrets_manager::SecretStore::new(Arc::clone(self), name, location.clone()))
+    }
+
+    pub(super) fn object(self: &Arc<Self>, location: &Location, bucket: &str, key: &str) -> Arc<dyn ManifestStore> {
+        Arc::new(s3::ObjectStore::new(Arc::clone(self), bucket, key, location.clone()))
+    }
+
+    async fn sdk(&self) -> Result<&SdkConfig, Fault> {
+        let load = async || {
+            // Adaptive: a client that is throttled slows down by itself.
+            let mut loader = aws_config::defaults(BehaviorVersion::latest()).retry_config(RetryConfig::adaptive());
+            if let Some(region) = &self.settings.region {
+                loader = loader.region(Region::new(region.clone()));
+            }
+            if let Some(profile) = &self.settings.profile {
+                loader = loader.profile_name(profile);
+            }
+            if let Some(endpoint) = &self.settings.endpoint {
+                loader = loader.endpoint_url(endpoint);
+            }
+            if self.settings.fips {
+                loader = loader.use_fips(true);
+            }
+            let sdk = loader.load().await;
+            if let Some(endpoint) = sdk.endpoint_url() {
+                let misconfigured = |reason| Fault::new(KekFault::Misconfigured, reason);
+                let url =
+                    endpoint.parse::<Uri>().map_err(|_| misconfigured(format!("{endpoint} is not a URL (`aws.endpoint`)")))?;
+                plain_http::allows(&url, &self.plain_http).map_err(misconfigured)?;
+            }
+            Ok(sdk)
+        };
+        self.sdk.get_or_try_init(load).await
+    }
+}
+
+/// What an error of any service means.
+fn fault<E>(error: &SdkError<E>) -> Fault
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let SdkError::ServiceError(_) = error else {
+        let text = DisplayErrorContext(error).to_string();
+        return if text.contains("MissingRegion") || text.contains("region must be set") {
+            Fault::new(KekFault::Misconfigured, "no region is known; set `aws.region`, AWS_REGION, or use a key's ARN")
+        } else if text.contains("redentials") {
+            Fault::new(KekFault::Denied, format!("no credentials were found, or they can't be got: {}", shortened(&text)))
+        } else {
+            Fault::new(KekFault::Unavailable, shortened(&text))
+        };
+    };
+    let (code, message) = (error.code().unwrap_or("an error without a code"), error.message().unwrap_or_default());
+    let said = if message.is_empty() { format!("AWS answered {code}") } else { format!("AWS answered {code}: {message}") };
+    let kind = match code {
+        "DisabledException" | "KMSInvalidStateException" => KekFault::Disabled,
+        "AccessDeniedException" | "AccessDenied" | "Forbidden" => KekFault::Denied,
+        "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "InvalidAccessKeyId"
+        | "ExpiredTokenException"
+        | "ExpiredToken"
+        | "MissingAuthenticationToken" => KekFault::Denied,
+        "NotFoundException" | "ResourceNotFoundException" | "NoSuchKey" | "NoSuchBucket" => KekFault::Missing,
+        "IncorrectKeyException" | "InvalidCiphertextException" => KekFault::Refused,
+        "InvalidKeyUsageException" | "ValidationException" | "UnsupportedOperationException" | "InvalidArnException" => {
+            KekFault::Misconfigured
+        }
+        "ThrottlingException"
+        | "Throttling"
+        | "LimitExceededException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "SlowDown" => KekFault::Throttled,
+        _ => KekFault::Unavailable,
+    };
+    Fault::new(kind, shortened(&said))
+}
+
+/// The SDK's words, on one line of bounded length.
+fn shortened(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(400) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}

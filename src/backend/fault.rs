@@ -1,0 +1,23 @@
+use super::{KekError, KekFault, StoreError};
+use crate::config::{KekUri, Location};
+
+/// What is wrong with an outside system, before it is known what was wanted there.
+#[derive(Debug, Clone)]
+pub(super) struct Fault {
+    pub(super) kind: KekFault,
+    pub(super) reason: String,
+}
+
+impl Fault {
+    pub(super) fn new(kind: KekFault, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into() }
+    }
+
+    pub(super) fn of_kek(self, uri: &KekUri) -> KekError {
+        KekError::new(self.kind, format!("{uri}: {}", self.reason))
+    }
+
+    pub(super) fn of_location(self, location: &Location) -> StoreError {
+        StoreError::Failed { location: location.clone(), reason: self.reason }
+    }
+}
