@@ -3,7 +3,10 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
 mod aws;
+mod azure;
+mod azure_fake;
 mod bad_input;
+mod certificates;
 mod commands;
 mod durability;
 mod fault_proxy;

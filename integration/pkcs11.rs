@@ -99,11 +99,11 @@ async fn a_token_that_went_away_is_found_again() {
 fn a_wrong_pin_is_tried_once_and_a_right_one_is_picked_up() {
     let world = world_with_token();
     init(&world, &kek(&world, "aes"));
-    fs::write(world.path("pin"), "9999\n").unwrap();
+    fs::write(world.path("pin"), "wrong-pin\n").unwrap();
     let sidecar = launch(&world, "pkcs11:*");
     wait("the refusal", || sidecar.ops("/readyz").1.contains("it is not tried again until the file changes"));
     let shown = format!("{}{}{}", sidecar.log(), sidecar.ops("/status").1, sidecar.ops("/readyz").1);
-    assert!(shown.contains("the PIN is wrong") && !shown.contains("9999"), "{shown}");
+    assert!(shown.contains("the PIN is wrong") && !shown.contains("wrong-pin"), "{shown}");
     fs::write(world.path("pin"), "1234\n").unwrap();
     sidecar.wait_ready();
 }

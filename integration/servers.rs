@@ -10,7 +10,7 @@ use std::{
 use crate::harness::wait;
 
 /// Where integration/backends puts them.
-fn installed(path: &str) -> PathBuf {
+pub fn installed(path: &str) -> PathBuf {
     let folder = std::env::var("SIDEKEY_TEST_BACKENDS").unwrap_or_else(|_| "target/backends".into());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(path);
     assert!(path.exists(), "{} is not there; integration/backends installs it", path.display());

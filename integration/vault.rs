@@ -1,11 +1,12 @@
 //! KEKs in Vault's Transit engine and manifests in its key-value engine, against a real Vault.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use crate::{
+    certificates::{issue, openssl},
     harness::{Sidecar, World, wait},
     servers::Vault,
 };
@@ -172,11 +173,6 @@ fn jwt(folder: &Path, subject: &str) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(fs::read(folder.join("signature")).unwrap()))
 }
 
-fn openssl(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn a_projected_token_that_is_rewritten_logs_in_again() {
     let vault = Vault::start();
@@ -263,18 +259,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
 fn tls_is_verified_on_both_sides() {
     let mut world = World::new();
     let folder = world.path("");
-    let authority = ["req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test"];
-    openssl(&folder, &authority);
-    for (name, extra) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")] {
-        let file = |suffix: &str| format!("{name}.{suffix}");
-        fs::write(world.path("extensions"), extra).unwrap();
-        let subject = format!("/CN={name}");
-        let (key, request, certificate) = (file("key"), file("csr"), file("pem"));
-        openssl(&folder, &["req", "-newkey", "ed25519", "-nodes", "-keyout", &key, "-out", &request, "-subj", &subject]);
-        let sign =
-            ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", &certificate];
-        openssl(&folder, &[&sign[..], &["-extfile", "extensions"]].concat());
-    }
+    issue(&folder, &[("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")]);
     let vault = Vault::start_with_tls(&folder);
     let at = |name: &str| world.path(name).display().to_string();
     let all = [

@@ -2,7 +2,9 @@
 
 #[cfg(feature = "aws")]
 mod aws;
-#[cfg(any(feature = "aws", feature = "vault"))]
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod fault;
 mod file;
 #[cfg(feature = "https")]
@@ -38,6 +40,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Backends {
     #[cfg(feature = "aws")]
     aws: Arc<aws::Room>,
+    #[cfg(feature = "azure")]
+    azure: Arc<azure::Room>,
     #[cfg(feature = "pkcs11")]
     pkcs11: Arc<pkcs11::Library>,
     #[cfg(feature = "vault")]
@@ -53,6 +57,8 @@ impl Backends {
         Arc::new(Self {
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
+            #[cfg(feature = "azure")]
+            azure: azure::Room::new(settings),
             #[cfg(feature = "pkcs11")]
             pkcs11: pkcs11::Library::new(&settings.pkcs11),
             #[cfg(feature = "vault")]
@@ -72,6 +78,8 @@ impl Backends {
             "aws-kms" => self.aws.kek(uri),
             #[cfg(feature = "local")]
             "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
+            #[cfg(feature = "azure")]
+            "azure-kv" => self.azure.kek(uri),
             #[cfg(feature = "pkcs11")]
             "pkcs11" => self.pkcs11.kek(uri),
             #[cfg(feature = "vault")]
@@ -79,6 +87,7 @@ impl Backends {
             scheme => {
                 let known = [
                     ("aws-kms", cfg!(feature = "aws")),
+                    ("azure-kv", cfg!(feature = "azure")),
                     ("local", cfg!(feature = "local")),
                     ("pkcs11", cfg!(feature = "pkcs11")),
                     ("vault-transit", cfg!(feature = "vault")),

@@ -40,7 +40,7 @@ pub(super) struct Web {
 /// An answer, in a buffer that is zeroized: it may hold a key.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    #[cfg_attr(not(feature = "https"), expect(dead_code, reason = "only web locations look into it"))]
+    #[cfg_attr(not(any(feature = "azure", feature = "https")), expect(dead_code, reason = "only web locations look into it"))]
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }

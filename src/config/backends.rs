@@ -1,4 +1,4 @@
-//! How the outside systems are reached and logged in to: the sections `[vault]`, `[aws]` and `[pkcs11]`.
+//! How the outside systems are reached and logged in to: one section for each system.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,8 @@ pub struct Backends {
     pub vault: Vault,
     /// Amazon Web Services.
     pub aws: Aws,
+    /// Azure Key Vault.
+    pub azure: Azure,
     /// Hardware security modules.
     pub pkcs11: Pkcs11,
     /// Web servers that manifests are read from.
@@ -77,6 +79,55 @@ pub struct Aws {
     pub fips: bool,
 }
 
+/// Azure Key Vault and Managed HSM.
+#[derive(Debug, Clone)]
+pub struct Azure {
+    /// How to log in; as the environment suggests if none.
+    pub login: Option<AzureLogin>,
+    /// The tenant; `AZURE_TENANT_ID` if none.
+    pub tenant_id: Option<String>,
+    /// The application, or the user-assigned identity; `AZURE_CLIENT_ID` if none.
+    pub client_id: Option<String>,
+    /// The file that holds the application's secret, read once; `AZURE_CLIENT_SECRET` if none.
+    pub client_secret_file: Option<PathBuf>,
+    /// The file that holds a workload's token; `AZURE_FEDERATED_TOKEN_FILE` if none.
+    pub token_file: Option<PathBuf>,
+    /// The URL of the login service, for sovereign clouds; `AZURE_AUTHORITY_HOST` if none.
+    pub authority: Option<String>,
+    /// Certificates (PEM) of the authorities that are trusted instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether a vault may only ask for tokens for the domain that it is in.
+    pub verify_challenge: bool,
+}
+
+impl Default for Azure {
+    fn default() -> Self {
+        Self {
+            login: None,
+            tenant_id: None,
+            client_id: None,
+            client_secret_file: None,
+            token_file: None,
+            authority: None,
+            ca_file: None,
+            verify_challenge: true,
+        }
+    }
+}
+
+/// How to log in to Azure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AzureLogin {
+    /// As a Kubernetes workload, by a projected token.
+    WorkloadIdentity,
+    /// As the machine or platform that this runs on.
+    ManagedIdentity,
+    /// As an application, by its secret.
+    ClientSecret,
+    /// As whoever is logged in to the command `az`.
+    Cli,
+}
+
 /// Web servers that manifests are read from.
 #[derive(Debug, Clone, Default)]
 pub struct Web {
@@ -100,6 +151,7 @@ const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccou
 pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     let vault = root.section("vault", |section| vault(section, folder));
     let aws = root.section("aws", aws);
+    let azure = root.section("azure", |section| azure(section, folder));
     let pkcs11 =
         root.section("pkcs11", |section| section.maybe("module", |value| path(value, folder)).map(|module| Pkcs11 { module }));
     let web = root.section("web", |section| {
@@ -109,7 +161,7 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     let plain_http = root.section("backends", |section| {
         section.or("plain_http", Vec::new(), |value| value.list(|item| item.some_text().map(str::to_owned)))
     });
-    Ok(Backends { vault: vault?, aws: aws?, pkcs11: pkcs11?, web: web?, plain_http: plain_http? })
+    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, web: web?, plain_http: plain_http? })
 }
 
 fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
@@ -181,6 +233,33 @@ fn aws(section: &Section<'_>) -> Read<Aws> {
     let endpoint = section.maybe("endpoint", text);
     let fips = section.or("fips", false, Value::boolean);
     Ok(Aws { region: region?, profile: profile?, endpoint: endpoint?, fips: fips? })
+}
+
+fn azure(section: &Section<'_>, folder: &Path) -> Read<Azure> {
+    let logins = [
+        ("workload-identity", AzureLogin::WorkloadIdentity),
+        ("managed-identity", AzureLogin::ManagedIdentity),
+        ("client-secret", AzureLogin::ClientSecret),
+        ("cli", AzureLogin::Cli),
+    ];
+    let login = section.maybe("login", |value| value.choice(&logins));
+    let tenant_id = section.maybe("tenant_id", text);
+    let client_id = section.maybe("client_id", text);
+    let client_secret_file = section.maybe("client_secret_file", |value| path(value, folder));
+    let token_file = section.maybe("token_file", |value| path(value, folder));
+    let authority = section.maybe("authority", text);
+    let ca_file = section.maybe("ca_file", |value| path(value, folder));
+    let verify_challenge = section.or("verify_challenge", true, Value::boolean);
+    Ok(Azure {
+        login: login?,
+        tenant_id: tenant_id?,
+        client_id: client_id?,
+        client_secret_file: client_secret_file?,
+        token_file: token_file?,
+        authority: authority?,
+        ca_file: ca_file?,
+        verify_challenge: verify_challenge?,
+    })
 }
 
 fn text(value: &Value<'_>) -> Read<String> {

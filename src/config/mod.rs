@@ -7,7 +7,7 @@ mod reader;
 mod settings;
 mod uris;
 
-pub use backends::{Aws, Backends, Pkcs11, Vault, VaultLogin, Web};
+pub use backends::{Aws, Azure, AzureLogin, Backends, Pkcs11, Vault, VaultLogin, Web};
 pub use names::{KeyringName, Malformed, SignerKey, Span, Wave};
 pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{

@@ -1,0 +1,136 @@
+//! KEKs in Azure Key Vault, against a fake that Microsoft's own client agrees with.
+
+use std::{fs, process::Command};
+
+use crate::{
+    azure_fake::{ASSERTION, AzureFake, CLIENT, SECRET, TENANT},
+    certificates::issue,
+    harness::{Sidecar, World, wait},
+    servers::installed,
+};
+
+async fn fake() -> (World, AzureFake) {
+    let mut world = World::new();
+    issue(&world.path(""), &[("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")]);
+    let fake = AzureFake::start(&world.path("")).await;
+    fs::write(world.path("secret"), format!("{SECRET}\n")).unwrap();
+    fs::write(world.path("projected"), ASSERTION).unwrap();
+    fs::write(world.path("azure.toml"), config(&world, &fake, "client-secret", &[])).unwrap();
+    // Nothing of the machine that the tests run on.
+    world.env = vec![("AZURE_CLIENT_SECRET", String::new())];
+    (world, fake)
+}
+
+/// A config that reaches the fake, for a sidecar or a command.
+fn config(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> String {
+    let keks = if keks.is_empty() { &["azure-kv:*"] } else { keks };
+    format!(
+        "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
+         [azure]\nlogin = {login:?}\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\nclient_secret_file = \"secret\"\n\
+         token_file = \"projected\"\nauthority = {:?}\nca_file = \"ca.pem\"\nverify_challenge = false\n\
+         [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = {keks:?}\n",
+        world.path("one.sock"),
+        fake.url
+    )
+}
+
+fn keyring(world: &World, command: &str, extra: &[&str]) -> std::process::Output {
+    let (manifest, config) = (world.manifest("demo").display().to_string(), world.path("azure.toml").display().to_string());
+    world.run(&[&["keyring", command, &manifest, "--config", &config], extra].concat())
+}
+
+fn succeed(world: &World, command: &str, extra: &[&str]) {
+    let output = keyring(world, command, extra);
+    assert!(output.status.success(), "{command} {extra:?}: {output:?}");
+}
+
+fn start(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> Sidecar {
+    let sidecar = world.launch("one", &config(world, fake, login, keks), &[]);
+    sidecar.wait_ready();
+    sidecar
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn microsofts_own_client_agrees_with_the_fake() {
+    let (world, fake) = fake().await;
+    let script = format!(
+        "from azure.identity import ClientSecretCredential\n\
+         from azure.keyvault.keys import KeyClient\n\
+         from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm as A\n\
+         tls = dict(connection_verify={:?})\n\
+         login = ClientSecretCredential({TENANT:?}, {CLIENT:?}, {SECRET:?}, authority={url:?}, disable_instance_discovery=True, **tls)\n\
+         keys = KeyClient({url:?}, login, verify_challenge_resource=False, **tls)\n\
+         key = keys.create_rsa_key('kek', size=2048)\n\
+         assert keys.get_key('kek').id == key.id\n\
+         # By id alone, so that nothing is done locally.\n\
+         far = CryptographyClient(key.id, login, verify_challenge_resource=False, **tls)\n\
+         near = CryptographyClient(key, login, verify_challenge_resource=False, **tls)\n\
+         for client in (far, near):\n\
+         \x20   wrapped = client.wrap_key(A.rsa_oaep_256, b'k' * 64)\n\
+         \x20   assert far.unwrap_key(A.rsa_oaep_256, wrapped.encrypted_key).key == b'k' * 64\n",
+        world.path("ca.pem"),
+        url = fake.url,
+    );
+    let output = Command::new(installed("moto/bin/python")).args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_lives_under_an_rsa_key_and_moves_to_a_managed_hsms() {
+    let (world, fake) = fake().await;
+    fake.make_rsa("kek");
+    fake.shorten_tokens();
+    let kek = format!("azure-kv:{}/keys/kek", fake.url);
+    succeed(&world, "init", &["--name", "demo", "--kek", &kek]);
+    let sidecar = start(&world, &fake, "client-secret", &[]);
+    let first = sidecar.client().await.encrypt(b"Ada").await.ok();
+    // A rotation in Azure changes nothing for what the key wrapped before.
+    fake.make_rsa("kek");
+    succeed(&world, "rotate", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    succeed(&world, "verify", &[]);
+    // Tokens that end are replaced.
+    fake.end_tokens();
+    succeed(&world, "rotate", &["--activate", "now"]);
+    sidecar.wait_generation(5);
+    wait("the third version", || sidecar.keyring()["in_force"]["encrypting"] == 3);
+    drop(sidecar);
+
+    fake.make_oct("hsm");
+    let hsm = format!("azure-kv:{}/keys/hsm", fake.url);
+    succeed(&world, "rewrap-kek", &["--add", &hsm, "--remove", &kek]);
+    let sidecar = start(&world, &fake, "workload-identity", &[&hsm]);
+    assert_eq!(sidecar.client().await.decrypt(&first.body).await.ok().body, "Ada");
+    let shown = format!("{}{}{}", sidecar.log(), sidecar.ops("/status").1, sidecar.ops("/metrics").1);
+    assert!(!shown.contains(SECRET) && !shown.contains(ASSERTION) && !shown.contains("token-"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_with_what_to_do() {
+    let (world, fake) = fake().await;
+    fake.make_rsa("kek");
+    let kek = format!("azure-kv:{}/keys/kek", fake.url);
+    succeed(&world, "init", &["--name", "demo", "--kek", &kek]);
+    let fails = |command: &str, extra: &[&str], why: &str| {
+        let output = keyring(&world, command, extra);
+        assert_eq!(output.status.code(), Some(1), "{command} {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(why) && !said.contains(SECRET), "{why}: {said}");
+    };
+    fake.disable("kek", true);
+    fails("verify", &[], "the key or its version is disabled");
+    fake.disable("kek", false);
+    fake.deny(true);
+    fails("verify", &[], "the key permission unwrapKey");
+    fake.deny(false);
+    fails("rotate", &["--kek", &format!("azure-kv:{}/keys/nope", fake.url)], "is this the vault's and the key's name?");
+    fails("rotate", &["--kek", "azure-kv:https://vault/secrets/a"], "write azure-kv:https://VAULT/keys/NAME");
+    fails("rotate", &["--kek", "azure-kv:http://vault.example/keys/a"], "backends.plain_http");
+    fs::write(world.path("secret"), "wrong").unwrap();
+    fails("verify", &[], "can't log in");
+    fs::write(world.path("secret"), SECRET).unwrap();
+    // The system's authorities don't know the fake's certificate.
+    let text = fs::read_to_string(world.path("azure.toml")).unwrap();
+    fs::write(world.path("azure.toml"), text.replace("ca_file = \"ca.pem\"\n", "")).unwrap();
+    fails("verify", &[], "UnknownIssuer");
+}
