@@ -1,5 +1,9 @@
-use super::{KekError, KekFault, StoreError};
-use crate::config::{KekUri, Location};
+#[cfg(any(feature = "aws", feature = "vault"))]
+use super::StoreError;
+use super::{KekError, KekFault};
+use crate::config::KekUri;
+#[cfg(any(feature = "aws", feature = "vault"))]
+use crate::config::Location;
 
 /// What is wrong with an outside system, before it is known what was wanted there.
 #[derive(Debug, Clone)]
@@ -17,6 +21,7 @@ impl Fault {
         KekError::new(self.kind, format!("{uri}: {}", self.reason))
     }
 
+    #[cfg(any(feature = "aws", feature = "vault"))]
     pub(super) fn of_location(self, location: &Location) -> StoreError {
         StoreError::Failed { location: location.clone(), reason: self.reason }
     }
