@@ -243,6 +243,20 @@ fn what_is_wrong_is_said_with_what_to_do() {
     vault.run(&["write", "-f", "transit/keys/kek"]);
     fails(&world, &["keyring", "verify", &manifest], "this key doesn't open the wrap");
 
+    // What a sidecar will lack is said before it starts.
+    vault.policy("reader", &[("secret/data/sidekey/*", "read")]);
+    init(&world, MANIFEST);
+    let login = token_file(&world, &vault.token_with("reader"));
+    drop(launch(&world, &vault, MANIFEST, &login));
+    let config = world.path("one.toml").display().to_string();
+    let checked = world.run(&["check", "--config", &config, "--online"]);
+    let shown = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{checked:?}");
+    assert!(shown.lines().any(|line| line.contains(MANIFEST) && line.ends_with("ok")), "{shown}");
+    assert!(shown.contains("path \"transit/decrypt/kek\" { capabilities = [\"update\"] }"), "{shown}");
+    token_file(&world, &vault.token);
+    world.succeed(&["check", "--config", &config, "--online"]);
+
     vault.policy("nothing", &[("secret/data/elsewhere", "read")]);
     world.env[1].1 = vault.token_with("nothing");
     fails(&world, &["keyring", "verify", &manifest], "path \"transit/decrypt/kek\" { capabilities = [\"update\"] }");

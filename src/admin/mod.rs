@@ -3,6 +3,7 @@
 //! Plain data keys pass through here between making or unwrapping and derivation.
 
 mod evidence;
+mod probe;
 mod rewrap;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use evidence::ask_sidecars;
+pub use probe::{Probe, probe};
 pub use rewrap::KekChange;
 
 /// How often a change is tried again when somebody else's came in between.

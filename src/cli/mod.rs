@@ -33,7 +33,7 @@ enum Command {
     /// Start a sidecar.
     Serve(sidecar::Config),
     /// Check a config file and report everything that is wrong with it.
-    Check(sidecar::Config),
+    Check(sidecar::Check),
     /// Make, change and inspect keyrings.
     #[command(subcommand)]
     Keyring(keyring::Command),
@@ -54,7 +54,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         #[cfg(feature = "local")]
         Command::Dev(arguments) => arguments.run(),
         Command::Serve(arguments) => arguments.serve(),
-        Command::Check(arguments) => arguments.check(output),
+        Command::Check(arguments) => arguments.run(output),
         Command::Keyring(command) => on_one_thread(command.run(output)),
         Command::Encrypt(arguments) => on_one_thread(arguments.encrypt(output)),
         Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),

@@ -1,17 +1,19 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 use super::{
     on_one_thread,
-    output::{Failure, Format, print},
+    output::{Failure, Format, columns, print},
     shown,
 };
 use crate::{
+    admin::probe,
     app,
     clock::Clock,
-    config::{self, LoadError, Settings},
+    config::{self, KeyringName, LoadError, Settings},
     lifecycle::Signals,
     telemetry,
 };
@@ -36,10 +38,33 @@ impl Config {
     pub(super) fn serve(self) -> Result<(), Failure> {
         serve(&config::load(&self.config)?, async |_| Ok(()))
     }
+}
 
-    pub(super) fn check(self, format: Format) -> Result<(), Failure> {
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// The config file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Also read every manifest, and open a version through every KEK, with the rights that a sidecar here would have.
+    #[arg(long)]
+    online: bool,
+}
+
+#[derive(Serialize)]
+struct Tried {
+    keyring: KeyringName,
+    /// A location or a KEK.
+    subject: String,
+    took_ms: f64,
+    /// None if it worked.
+    error: Option<String>,
+}
+
+impl Check {
+    pub(super) fn run(self, format: Format) -> Result<(), Failure> {
         let file = shown(&self.config);
         match (config::load(&self.config), format) {
+            (Ok(settings), _) if self.online => online(&file, &settings, format),
             (Ok(settings), _) => {
                 let keyrings = settings.keyrings.len();
                 print(format, &json!({ "file": file, "valid": true, "keyrings": keyrings }), || {
@@ -57,6 +82,32 @@ impl Config {
             }
             (Err(error), _) => Err(error.into()),
         }
+    }
+}
+
+fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure> {
+    let probes = on_one_thread(async { Ok(probe(settings, Clock::system()).await) })?;
+    let tried: Vec<Tried> = probes
+        .into_iter()
+        .map(|probe| Tried {
+            keyring: probe.keyring,
+            subject: probe.subject,
+            took_ms: probe.took.as_secs_f64() * 1000.0,
+            error: probe.result.err(),
+        })
+        .collect();
+    let text = || {
+        let heading = ["KEYRING", "LOCATION OR KEK", "TOOK", "RESULT"].map(String::from).to_vec();
+        let row = |tried: &Tried| {
+            let result = tried.error.clone().unwrap_or_else(|| "ok".into());
+            vec![tried.keyring.to_string(), tried.subject.clone(), format!("{:.0} ms", tried.took_ms), result]
+        };
+        columns(&std::iter::once(heading).chain(tried.iter().map(row)).collect::<Vec<_>>())
+    };
+    print(format, &json!({ "file": file, "valid": true, "tried": tried }), text)?;
+    match tried.iter().filter(|tried| tried.error.is_some()).count() {
+        0 => Ok(()),
+        failed => Err(Failure::failed(format!("{failed} of {} tries failed", tried.len()))),
     }
 }
 
