@@ -1,6 +1,7 @@
 use proptest::{collection, prelude::*, sample};
 
 use super::*;
+use crate::config::{AzureLogin, Backends, VaultLogin};
 
 const FILE: &str = "/etc/sidekey/sidekey.toml";
 
@@ -407,4 +408,59 @@ proptest! {
         let value = value.replace(|c: char| c.is_control() || c == '\'', "");
         check_answer(&format!("{key} = '{value}'"));
     }
+}
+
+#[test]
+fn outside_systems_are_reached_as_their_sections_say() {
+    let text = format!(
+        "{}\n{}",
+        MINIMAL.trim(),
+        r#"
+[vault]
+address = "https://vault:8200"
+namespace = "payments"
+ca_file = "ca.pem"
+client_certificate = "tls.pem"
+client_key = "tls.key"
+[vault.login]
+method = "kubernetes"
+role = "orders"
+[aws]
+region = "eu-west-1"
+fips = true
+[azure]
+login = "managed-identity"
+authority = "https://login.microsoftonline.us"
+[pkcs11]
+module = "/lib/hsm.so"
+[web]
+ca_file = "/etc/ca.pem"
+[backends]
+plain_http = ["vault.internal"]
+"#
+    );
+    let Backends { vault, aws, azure, pkcs11, web, plain_http } = parsed(&text).backends;
+    assert_eq!(vault.ca_file.as_deref(), Some(Path::new("/etc/sidekey/ca.pem")));
+    let token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token".into();
+    assert_eq!(vault.login, VaultLogin::Jwt { mount: "kubernetes".into(), role: "orders".into(), token_file });
+    assert_eq!((aws.region.as_deref(), aws.fips), (Some("eu-west-1"), true));
+    assert_eq!((azure.login, azure.verify_challenge), (Some(AzureLogin::ManagedIdentity), true));
+    assert_eq!(pkcs11.module.as_deref(), Some(Path::new("/lib/hsm.so")));
+    assert_eq!(web.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
+    assert_eq!(plain_http, ["vault.internal"]);
+}
+
+#[test]
+fn a_login_is_told_what_its_method_needs() {
+    assert_eq!(problems_with("[vault.login]"), "c.toml:3: vault.login.method: is required");
+    let login = |more: &str| problems_with(&format!("[vault.login]\nmethod = {more}"));
+    assert_eq!(
+        login("'approle'"),
+        "c.toml:3: vault.login.role_id: is required\nc.toml:3: vault.login.secret_id_file: is required"
+    );
+    assert_eq!(login("'jwt'\ntoken_file = 't'"), "c.toml:3: vault.login.role: is required");
+    assert!(login("'token-file'\ntoken_file = 't'\nrole = 'r'").contains("unknown key"));
+    assert!(login("'userpass'").contains("expected \"token-file\" or \"approle\""));
+    let pair = "c.toml:3: vault: client_certificate and client_key go together";
+    assert_eq!(problems_with("[vault]\nclient_key = 'k'"), pair);
 }
