@@ -106,10 +106,16 @@ impl World {
             .iter()
             .map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"))
             .collect();
-        let text = format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
+        // First, where no table has begun. Local KEKs are what most tests use.
+        let text = format!("backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();
         Sidecar::spawn(&file, socket, &self.env)
+    }
+
+    /// Starts a sidecar by the config file `config`, whose socket is that of `name`.
+    pub fn launch_config(&self, config: &str, name: &str) -> Sidecar {
+        Sidecar::spawn(&self.path(&format!("{config}.toml")), self.path(&format!("{name}.sock")), &self.env)
     }
 }
 

@@ -130,6 +130,18 @@ async fn a_kek_that_hangs_or_gives_another_key_delays_a_start_no_longer_than_the
 }
 
 #[test]
+fn a_kek_in_a_file_is_warned_of_unless_it_is_meant() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    assert!(!sidecar.log().contains("for development"), "{}", sidecar.log());
+    drop(sidecar);
+    let config = std::fs::read_to_string(world.path("one.toml")).unwrap().replace("backends.local_keks = true", "");
+    std::fs::write(world.path("two.toml"), config).unwrap();
+    let sidecar = world.launch_config("two", "one");
+    wait("the warning", || sidecar.log().contains("a KEK in a file is for development"));
+}
+
+#[test]
 fn a_new_sidecar_waits_for_any_kek_and_gets_ready_by_itself() {
     let (world, _, second) = two_keks();
     world.init("demo", &["--kek", &second]);

@@ -38,6 +38,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The outside systems as this process reaches them, each logged in to once.
 pub struct Backends {
+    #[cfg(feature = "local")]
+    are_local_keks_meant: bool,
     #[cfg(feature = "aws")]
     aws: Arc<aws::Room>,
     #[cfg(feature = "azure")]
@@ -55,6 +57,8 @@ impl Backends {
     #[allow(unused_variables, reason = "a build may have no outside system")]
     pub fn new(settings: &config::Backends) -> Arc<Self> {
         Arc::new(Self {
+            #[cfg(feature = "local")]
+            are_local_keks_meant: settings.local_keks,
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
             #[cfg(feature = "azure")]
@@ -77,7 +81,12 @@ impl Backends {
             #[cfg(feature = "aws")]
             "aws-kms" => self.aws.kek(uri),
             #[cfg(feature = "local")]
-            "local" => Ok(Arc::new(local::LocalKek::new(uri.rest()))),
+            "local" => {
+                if !self.are_local_keks_meant {
+                    tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
+                }
+                Ok(Arc::new(local::LocalKek::new(uri.rest())))
+            }
             #[cfg(feature = "azure")]
             "azure-kv" => self.azure.kek(uri),
             #[cfg(feature = "pkcs11")]

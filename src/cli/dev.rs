@@ -85,6 +85,9 @@ listen = "127.0.0.1:9464"
 [log]
 level = "info"
 
+[backends]
+local_keks = true
+
 [[keyring]]
 name = "demo"
 location = "file:keyrings/demo.json"

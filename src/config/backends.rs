@@ -19,6 +19,8 @@ pub struct Backends {
     pub web: Web,
     /// Hosts that may be talked to without TLS; loopback always may.
     pub plain_http: Vec<String>,
+    /// Whether KEKs in local files are meant, and no warning is wanted.
+    pub local_keks: bool,
 }
 
 /// Vault or OpenBao.
@@ -158,10 +160,13 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
         let (ca_file, client_certificate, client_key) = tls(section, folder)?;
         Ok(Web { ca_file, client_certificate, client_key })
     });
-    let plain_http = root.section("backends", |section| {
-        section.or("plain_http", Vec::new(), |value| value.list(|item| item.some_text().map(str::to_owned)))
+    let both = root.section("backends", |section| {
+        let plain_http = section.or("plain_http", Vec::new(), |value| value.list(|item| text(&item)));
+        let local_keks = section.or("local_keks", false, Value::boolean);
+        Ok((plain_http?, local_keks?))
     });
-    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, web: web?, plain_http: plain_http? })
+    let (plain_http, local_keks) = both?;
+    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, web: web?, plain_http, local_keks })
 }
 
 fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {

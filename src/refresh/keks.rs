@@ -133,8 +133,8 @@ impl Keks {
     pub async fn wrap(&self, keks: &[KekUri], dek: &Dek, context: WrapContext) -> Result<Vec<Wrap>, KekError> {
         let wraps = keks.iter().map(async |kek| {
             let entry = self.entry(kek);
-            let client = entry.client.clone()?;
-            let ciphertext = self.timed(&entry, "wrap", client.wrap(dek, context)).await?;
+            let wrap = async { entry.client.clone()?.wrap(dek, context).await };
+            let ciphertext = self.timed(&entry, "wrap", wrap).await?;
             Ok(Wrap { kek: kek.clone(), ciphertext: Base64(ciphertext), wrapped_at: self.clock.now() })
         });
         futures_util::future::try_join_all(wraps).await
@@ -198,12 +198,11 @@ impl Keks {
     }
 
     async fn attempt(&self, entry: &Entry, keyring: KeyringId, version: &Version, wrap: &Wrap) -> Result<Dek, KekError> {
-        let client = entry.client.clone()?;
         let context = WrapContext { keyring, version: version.version };
         // Nobody closes it, so there is always a permit.
         let _permit = entry.permits.acquire().await;
         let unwrap = async {
-            let dek = client.unwrap(&wrap.ciphertext.0, context).await?;
+            let dek = entry.client.clone()?.unwrap(&wrap.ciphertext.0, context).await?;
             if dek.matches_check(&keyring, version.version, &version.check.0) {
                 return Ok(dek);
             }

@@ -437,9 +437,10 @@ module = "/lib/hsm.so"
 ca_file = "/etc/ca.pem"
 [backends]
 plain_http = ["vault.internal"]
+local_keks = true
 "#
     );
-    let Backends { vault, aws, azure, pkcs11, web, plain_http } = parsed(&text).backends;
+    let Backends { vault, aws, azure, pkcs11, web, plain_http, local_keks } = parsed(&text).backends;
     assert_eq!(vault.ca_file.as_deref(), Some(Path::new("/etc/sidekey/ca.pem")));
     let token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token".into();
     assert_eq!(vault.login, VaultLogin::Jwt { mount: "kubernetes".into(), role: "orders".into(), token_file });
@@ -447,7 +448,7 @@ plain_http = ["vault.internal"]
     assert_eq!((azure.login, azure.verify_challenge), (Some(AzureLogin::ManagedIdentity), true));
     assert_eq!(pkcs11.module.as_deref(), Some(Path::new("/lib/hsm.so")));
     assert_eq!(web.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
-    assert_eq!(plain_http, ["vault.internal"]);
+    assert_eq!((plain_http, local_keks), (vec!["vault.internal".to_owned()], true));
 }
 
 #[test]
