@@ -94,11 +94,12 @@ impl ObjectStore {
                 return Err(StoreError::Failed { location: self.location.clone(), reason });
             }
         };
-        match request.body(new.into()).send().await {
+        match request.body(new.clone().into()).send().await {
             Ok(_) => Ok(()),
-            // Somebody was faster, or is at it just now.
+            // Somebody was faster, or is at it just now; or we were, and the SDK asked again because the answer was lost.
             Err(error) if error.raw_response().is_some_and(|answer| matches!(answer.status().as_u16(), 409 | 412)) => {
-                Err(conflict())
+                let now = self.get(LONGEST).await?;
+                if now.is_some_and(|object| object.bytes == new) { Ok(()) } else { Err(conflict()) }
             }
             Err(error) => Err(self.explain(fault(&error), "s3:PutObject")),
         }

@@ -33,12 +33,12 @@ impl SecretStore {
         self.client.get_or_try_init(make).await.map_err(|fault: Fault| fault.of_location(&self.location))
     }
 
-    async fn get(&self) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn get(&self) -> Result<Option<Secret>, StoreError> {
         match self.client().await?.get_secret_value().secret_id(&self.name).send().await {
             Ok(answer) => {
                 let reason = "the secret holds bytes, not text: it is no keyring".into();
                 let text = answer.secret_string.ok_or(StoreError::Failed { location: self.location.clone(), reason })?;
-                Ok(Some(text.into_bytes()))
+                Ok(Some(Secret { bytes: text.into_bytes(), version: answer.version_id.unwrap_or_default() }))
             }
             Err(error) => match fault(&error) {
                 Fault { kind: KekFault::Missing, .. } => Ok(None),
@@ -47,9 +47,9 @@ impl SecretStore {
         }
     }
 
-    /// Secrets Manager has no compare-and-swap, but it keeps a version's id for ever and refuses another content under it. The id is
-    /// made of what the change follows: of two changes that follow the same manifest, the second is refused, whatever came between
-    /// (a generation never comes back, so neither does an id).
+    /// Secrets Manager has no compare-and-swap, but it refuses another content under a version's id that it knows. The id is made of
+    /// the version that the change follows: of two changes that follow the same one, the second is refused. Older content that an
+    /// operator puts back is a version of its own, with other successors.
     async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
         let failed = |reason: String| StoreError::Failed { location: self.location.clone(), reason };
         if new.len() > LONGEST {
@@ -63,11 +63,10 @@ impl SecretStore {
                 (made.map(drop).map_err(|error| (error.code().unwrap_or_default().to_owned(), fault(&error))), "CreateSecret")
             }
             Some(expected) => {
-                if self.get().await?.as_ref() != Some(&expected) {
-                    return Err(StoreError::Conflict(self.location.clone()));
-                }
+                let found = self.get().await?.filter(|found| found.bytes == expected);
+                let found = found.ok_or_else(|| StoreError::Conflict(self.location.clone()))?;
                 let request = client.put_secret_value().secret_id(&self.name).secret_string(text);
-                let put = request.client_request_token(version_id(&expected)).send().await;
+                let put = request.client_request_token(successor_id(&found)).send().await;
                 (put.map(drop).map_err(|error| (error.code().unwrap_or_default().to_owned(), fault(&error))), "PutSecretValue")
             }
         };
@@ -85,15 +84,24 @@ impl SecretStore {
     }
 }
 
-/// 32 to 64 characters, as Secrets Manager wants them.
-fn version_id(predecessor: &[u8]) -> String {
-    fingerprint(predecessor).iter().map(|byte| format!("{byte:02x}")).collect()
+/// What stands in a secret now, and the id of that version.
+struct Secret {
+    bytes: Vec<u8>,
+    version: String,
+}
+
+/// The id of the one version that may follow: 32 to 64 characters, as Secrets Manager wants them.
+fn successor_id(predecessor: &Secret) -> String {
+    fingerprint(&[predecessor.version.as_bytes(), &[0], &predecessor.bytes].concat())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl ManifestStore for SecretStore {
     fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
-            let bytes = self.get().await?.ok_or_else(|| StoreError::Missing(self.location.clone()))?;
+            let Secret { bytes, .. } = self.get().await?.ok_or_else(|| StoreError::Missing(self.location.clone()))?;
             if bytes.len() > limit {
                 return Err(StoreError::TooLarge { location: self.location.clone(), limit });
             }
