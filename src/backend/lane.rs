@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 pub(super) struct Lane(Arc<Semaphore>);
 
 /// How many jobs whose callers still wait run at once: few, so that a start with many keyrings makes no crowd.
-static CROWD: Semaphore = Semaphore::const_new(16);
+static CROWD: Semaphore = Semaphore::const_new(4);
 
 impl Lane {
     /// A lane for `width` jobs at a time.
