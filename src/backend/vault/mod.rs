@@ -180,11 +180,3 @@ impl Vault {
         Ok(Answer { status: answer.status, body: answer.body })
     }
 }
-
-/// One segment of a mount, key or secret name as it may stand in a path.
-fn is_segment(segment: &str) -> bool {
-    !segment.is_empty()
-        && segment != "."
-        && segment != ".."
-        && segment.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-}

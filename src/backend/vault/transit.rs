@@ -7,10 +7,10 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Fault, Vault, is_segment};
+use super::{ANSWER, Fault, Vault};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
-    config::KekUri,
+    config::{KekUri, is_path_segment},
     crypto::{Dek, WrapContext},
 };
 
@@ -156,7 +156,7 @@ impl Kek for TransitKek {
 
 fn parse(rest: &str) -> Option<(&str, &str)> {
     let (mount, key) = rest.rsplit_once('/')?;
-    (mount.split('/').all(is_segment) && is_segment(key)).then_some((mount, key))
+    rest.split('/').all(is_path_segment).then_some((mount, key))
 }
 
 fn body(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Fault> {
