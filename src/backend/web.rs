@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, StatusCode, Uri,
     header::{HeaderMap, LOCATION},
+    http::uri::Scheme,
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -103,7 +104,12 @@ impl Web {
             let (head, mut body) = response.into_parts();
             // These two keep method and body (RFC 9110 §15.4).
             if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
-                *request.uri_mut() = target(&shown, &head.headers)?;
+                let target = target(&shown, &head.headers)?;
+                // Requests carry secrets; a server that was reached over TLS can't send them out in the clear.
+                if request.uri().scheme() == Some(&Scheme::HTTPS) && target.scheme() != Some(&Scheme::HTTPS) {
+                    return Err(WebError::NotAllowed(format!("{shown} sends the request on to {target}, which is not https")));
+                }
+                *request.uri_mut() = target;
                 continue;
             }
             let mut bytes = Zeroizing::new(Vec::new());
