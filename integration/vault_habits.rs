@@ -2,12 +2,14 @@
 
 use std::{fs, net::TcpListener};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use sidekey::{
     admin::{Admin, Signing},
     backend::Backends,
     clock::Clock,
     config::{self, VaultLogin},
+    crypto::{KeyringId, WrapContext},
 };
 
 use crate::{
@@ -124,6 +126,39 @@ fn a_sidecar_that_is_throttled_gets_there_in_the_end() {
     vault.run(&["delete", "sys/quotas/rate-limit/few"]);
     sidecar.wait_ready();
     wait_all_open(&sidecar, 5);
+}
+
+#[test]
+fn tokens_secret_ids_and_keys_appear_in_no_log_status_or_error() {
+    let vault = Vault::start();
+    let world = with_versions(&vault, 2);
+    let role = approle(&vault);
+    let secret_id = secret_id(&vault);
+    fs::write(world.path("secret-id"), &secret_id).unwrap();
+    // The log's section ends the login's.
+    let sidecar = launch(&world, &vault, "demo.json", &format!("{}\n[log]\nlevel = \"trace\"", login(&role)));
+    sidecar.wait_ready();
+    wait_all_open(&sidecar, 2);
+    vault.run(&["lease", "revoke", "-force", "-prefix", "auth/approle/login"]);
+    vault.run(&["write", "auth/approle/role/app/secret-id/destroy", &format!("secret_id={secret_id}")]);
+    world.keyring("rotate", "demo", &[]);
+    wait("the failure", || !sidecar.keyring()["last_error"].is_null());
+    let all = [sidecar.log(), sidecar.ops("/status").1, sidecar.ops("/metrics").1, sidecar.ops("/readyz").1].concat();
+    assert!(all.contains("TRACE") && all.contains("can't log in at auth/approle"), "there was something to search");
+
+    let manifest = world.read_manifest("demo");
+    let id = (0..16).map(|at| u8::from_str_radix(&manifest["id"].as_str().unwrap()[2 * at..2 * at + 2], 16).unwrap());
+    let keyring = KeyringId(id.collect::<Vec<_>>().try_into().unwrap());
+    for version in [1_u32, 2] {
+        let wrap = manifest["versions"][version as usize - 1]["wraps"][0]["ciphertext"].as_str().unwrap();
+        let ciphertext = format!("ciphertext={}", String::from_utf8(STANDARD.decode(wrap).unwrap()).unwrap());
+        let associated = format!("associated_data={}", STANDARD.encode(WrapContext { keyring, version }.to_bytes()));
+        let key = vault.run(&["write", "-field=plaintext", "transit/decrypt/kek", &ciphertext, &associated]);
+        assert_eq!(key.len(), 44);
+        assert!(!all.contains(&key[..20]), "version {version}");
+    }
+    // Every token of Vault begins so.
+    assert!(!all.contains("hvs.") && !all.contains(&secret_id));
 }
 
 /// How often something was asked of a path, by Vault's own audit log.

@@ -105,8 +105,7 @@ impl Web {
             // These two keep method and body (RFC 9110 §15.4).
             if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
                 let target = target(&shown, &head.headers)?;
-                // Requests carry secrets; a server that was reached over TLS can't send them out in the clear.
-                if request.uri().scheme() == Some(&Scheme::HTTPS) && target.scheme() != Some(&Scheme::HTTPS) {
+                if leaves_tls(request.uri(), &target) {
                     return Err(WebError::NotAllowed(format!("{shown} sends the request on to {target}, which is not https")));
                 }
                 *request.uri_mut() = target;
@@ -132,6 +131,11 @@ fn target(shown: &str, headers: &HeaderMap) -> Result<Uri, WebError> {
     location
         .filter(|uri| uri.scheme().is_some())
         .ok_or_else(|| WebError::Unreachable(format!("{shown} sends the request elsewhere and doesn't say where")))
+}
+
+/// Requests carry secrets; a server that was reached over TLS can't send them out in the clear, not even to an allowed host.
+fn leaves_tls(from: &Uri, to: &Uri) -> bool {
+    from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS)
 }
 
 /// hyper's own words say only that something failed, not what.
@@ -166,5 +170,18 @@ fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
         Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_over_tls_stays_there() {
+        let leaves = |from: &str, to: &str| leaves_tls(&from.parse().expect("URL"), &to.parse().expect("URL"));
+        assert!(leaves("https://vault:8200/v1/a", "http://127.0.0.1:8200/v1/a"));
+        assert!(!leaves("https://vault:8200/v1/a", "https://other:8200/v1/a"));
+        assert!(!leaves("http://127.0.0.1:8200/v1/a", "http://localhost:8200/v1/a"));
     }
 }

@@ -109,6 +109,10 @@ impl Session {
     }
 }
 
+fn next_pause(pause: Duration) -> Duration {
+    (pause * 4).min(LONGEST_REFUSAL)
+}
+
 impl State {
     /// Notes that a secret id wasn't taken.
     fn refuse(&mut self, secret_id: Zeroizing<String>, file: &Path, fault: Fault, pause: Duration) -> Fault {
@@ -191,7 +195,7 @@ impl Vault {
                 if let Some(refused) = same.filter(|refused| Instant::now() < refused.until) {
                     return Err(refused.fault.clone());
                 }
-                let pause = same.map_or(FIRST_REFUSAL, |refused| (refused.pause * 4).min(LONGEST_REFUSAL));
+                let pause = same.map_or(FIRST_REFUSAL, |refused| next_pause(refused.pause));
                 match self.authenticate(mount, &[("role_id", role_id), ("secret_id", &secret_id)]).await {
                     Err(fault) if fault.kind == KekFault::Denied => Err(state.refuse(secret_id, secret_id_file, fault, pause)),
                     result => result,
@@ -282,5 +286,28 @@ async fn keep_alive(vault: Weak<Vault>, token: Weak<Token>, mut life: Duration) 
             vault.forget(&token).await;
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_life_is_too_long_to_be_counted_with() {
+        let Lease { duration, .. } = Lease::new(u64::MAX, true);
+        assert!(Instant::now().checked_add(duration * 2).is_some());
+    }
+
+    #[test]
+    fn a_refused_secret_id_alone_never_locks_its_role() {
+        // Vault's defaults: five failures lock, and a quarter of an hour without one is forgiven.
+        let (mut failures, mut pause) = (1, FIRST_REFUSAL);
+        while pause <= Duration::from_secs(15 * 60) {
+            failures += 1;
+            pause = next_pause(pause);
+        }
+        assert!(failures < 5, "{failures}");
+        assert_eq!(next_pause(LONGEST_REFUSAL), LONGEST_REFUSAL);
     }
 }

@@ -2,6 +2,8 @@
 
 mod kv;
 mod login;
+#[cfg(test)]
+mod tests;
 mod transit;
 
 use std::sync::{Arc, OnceLock};
