@@ -22,3 +22,4 @@ mod rotation;
 mod secrecy;
 mod servers;
 mod vault;
+mod vault_habits;

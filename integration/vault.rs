@@ -11,23 +11,23 @@ use crate::{
     servers::Vault,
 };
 
-const KEK: &str = "vault-transit:transit/kek";
-const MANIFEST: &str = "vault-kv:secret/sidekey/demo";
+pub const KEK: &str = "vault-transit:transit/kek";
+pub const MANIFEST: &str = "vault-kv:secret/sidekey/demo";
 /// What a sidecar needs.
-const SIDECAR: &[(&str, &str)] = &[("transit/decrypt/kek", "update"), ("secret/data/sidekey/*", "read")];
+pub const SIDECAR: &[(&str, &str)] = &[("transit/decrypt/kek", "update"), ("secret/data/sidekey/*", "read")];
 
 /// A world whose commands talk to `vault` as root.
-fn world_of(vault: &Vault) -> World {
+pub fn world_of(vault: &Vault) -> World {
     let mut world = World::new();
     world.env = vec![("VAULT_ADDR", vault.address.clone()), ("VAULT_TOKEN", vault.token.clone())];
     world
 }
 
-fn init(world: &World, location: &str) {
+pub fn init(world: &World, location: &str) {
     world.succeed(&["keyring", "init", location, "--name", "demo", "--kek", KEK]);
 }
 
-fn launch(world: &World, vault: &Vault, location: &str, login: &str) -> Sidecar {
+pub fn launch(world: &World, vault: &Vault, location: &str, login: &str) -> Sidecar {
     let socket = world.path("one.sock");
     let config = format!(
         "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
@@ -38,7 +38,7 @@ fn launch(world: &World, vault: &Vault, location: &str, login: &str) -> Sidecar 
     world.launch("one", &config, &[])
 }
 
-fn token_file(world: &World, token: &str) -> String {
+pub fn token_file(world: &World, token: &str) -> String {
     fs::write(world.path("token"), token).unwrap();
     "method = \"token-file\"\ntoken_file = \"token\"".into()
 }
@@ -98,7 +98,7 @@ fn changes_at_once_all_end_up_in_history() {
 }
 
 /// Adds a version, which the sidecar can open only if it is logged in.
-fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
+pub fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     wait("the new version", || sidecar.keyring()["in_force"]["encrypting"] == version);
 }
@@ -184,14 +184,23 @@ fn a_projected_token_that_is_rewritten_logs_in_again() {
     let public = fs::read_to_string(world.path("jwt.pub")).unwrap();
     vault.run(&["write", "auth/jwt/config", &format!("jwt_validation_pubkeys={public}"), "jwt_supported_algs=EdDSA"]);
     vault.policy("sidecar", SIDECAR);
-    let role = ["role_type=jwt", "user_claim=sub", "bound_audiences=vault", "bound_subject=pod", "token_policies=sidecar"];
-    vault.run(&[&["write", "auth/jwt/role/app"], &role[..]].concat());
+    let bind = |subject: &str| {
+        let role = ["role_type=jwt", "user_claim=sub", "bound_audiences=vault", "token_policies=sidecar"];
+        let subject = format!("bound_subject={subject}");
+        vault.run(&[&["write", "auth/jwt/role/app", &subject], &role[..]].concat());
+    };
+    bind("pod");
     fs::write(world.path("projected"), jwt(&folder, "nobody")).unwrap();
     let login = "method = \"jwt\"\nrole = \"app\"\ntoken_file = \"projected\"";
     let sidecar = launch(&world, &vault, "demo.json", login);
     wait("the refusal", || sidecar.ops("/readyz").1.contains("can't log in at auth/jwt"));
     fs::write(world.path("projected"), jwt(&folder, "pod")).unwrap();
     sidecar.wait_ready();
+    // The kubelet writes another one, the first isn't taken any more, and what it gave is revoked.
+    fs::write(world.path("projected"), jwt(&folder, "moved")).unwrap();
+    bind("moved");
+    vault.run(&["lease", "revoke", "-force", "-prefix", "auth/jwt/login"]);
+    rotate_and_wait(&world, &sidecar, 2);
 }
 
 #[tokio::test]
@@ -208,7 +217,14 @@ async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not() 
         error.as_str().is_some_and(|error| error.contains("Vault is sealed"))
     });
     assert_eq!(sidecar.ops("/readyz").0, 200);
-    sidecar.client().await.encrypt(b"x").await.ok();
+    let message = sidecar.client().await.encrypt(b"x").await.ok().body;
+    vault.unseal();
+    wait("recovery", || sidecar.keyring()["last_error"].is_null());
+    world.succeed(&["keyring", "rotate", MANIFEST, "--activate", "now"]);
+    sidecar.wait_generation(3);
+    sidecar.client().await.decrypt(&message).await.ok();
+
+    vault.seal();
     drop(sidecar);
     let fresh = launch(&world, &vault, MANIFEST, &token_file(&world, &vault.token));
     wait("the reason", || fresh.ops("/readyz").1.contains("Vault is sealed"));
@@ -234,6 +250,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
     };
     make(&world, "vault-transit:transit/nope", "vault write -f transit/keys/nope");
     make(&world, "vault-transit:kek", "write vault-transit:MOUNT/KEY");
+    make(&world, "vault-transit:nowhere/kek", "nothing is mounted at nowhere");
     make(&world, "vault-transit:../sys/seal", "write vault-transit:MOUNT/KEY");
     vault.run(&["write", "transit/keys/signer", "type=ed25519"]);
     make(&world, "vault-transit:transit/signer", "a ed25519 key can't take associated data");
@@ -242,6 +259,12 @@ fn what_is_wrong_is_said_with_what_to_do() {
     vault.run(&["delete", "transit/keys/kek"]);
     vault.run(&["write", "-f", "transit/keys/kek"]);
     fails(&world, &["keyring", "verify", &manifest], "this key doesn't open the wrap");
+
+    // Version 1 takes writes that look right, and protects none of them.
+    vault.run(&["secrets", "enable", "-path=old", "-version=1", "kv"]);
+    let old = ["keyring", "init", "vault-kv:old/demo", "--name", "demo", "--kek", KEK];
+    fails(&world, &old, "old/ is not a key-value engine of version 2");
+    fails(&world, &["keyring", "status", "vault-kv:old/demo"], "there is no manifest");
 
     // What a sidecar will lack is said before it starts.
     vault.policy("reader", &[("secret/data/sidekey/*", "read")]);
@@ -285,7 +308,7 @@ fn tls_is_verified_on_both_sides() {
     ];
     let manifest = world.manifest("demo").display().to_string();
     let arguments = ["keyring", "init", &manifest, "--name", "demo", "--kek", KEK];
-    for (trusted, why) in [(2, "UnknownIssuer"), (3, "ertificate")] {
+    for (trusted, why) in [(2, "UnknownIssuer"), (3, "ertificate"), (4, "go together")] {
         world.env = all[..trusted].to_vec();
         let refused = world.run(&arguments);
         assert_eq!(refused.status.code(), Some(1));

@@ -9,7 +9,7 @@ mod rewrap;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     backend::{Backends, KekError, ManifestStore, StoreError},
@@ -28,6 +28,8 @@ pub use rewrap::KekChange;
 const ATTEMPTS: u32 = 32;
 /// How long one wrap or unwrap may take: long enough for a client that slows down because it is throttled.
 const KEK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long reading or writing a manifest may take.
+const STORE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest manifest that is read, in bytes.
 const MANIFEST_LIMIT: usize = 256 << 20;
 
@@ -159,7 +161,7 @@ impl Admin {
         let (new, keys) = self.new_version(id, 1, keks).await?;
         let manifest = keyring::init(name, id, policy, new, now);
         let document = self.authenticate(manifest, &BTreeMap::from([(1, keys)]))?;
-        self.store.replace(None, document.bytes().to_vec()).await?;
+        self.replace(None, &document).await?;
         Ok(document)
     }
 
@@ -168,7 +170,9 @@ impl Admin {
     /// # Errors
     /// [`AdminError`]
     pub async fn read(&self) -> Result<Document, AdminError> {
-        let bytes = self.store.read(MANIFEST_LIMIT).await?;
+        let bytes = timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT)).await.unwrap_or_else(|_| {
+            Err(StoreError::Failed { location: self.location.clone(), reason: format!("no answer within {STORE_TIMEOUT:?}") })
+        })?;
         Document::parse(&bytes).map_err(|error| AdminError::Manifest { location: self.location.clone(), error })
     }
 
@@ -307,8 +311,16 @@ impl Admin {
             return Err(AdminError::WouldDropSignature(self.location.clone()));
         }
         let document = self.authenticate(next, keys)?;
-        self.store.replace(Some(current.bytes().to_vec()), document.bytes().to_vec()).await?;
+        self.replace(Some(current), &document).await?;
         Ok(document)
+    }
+
+    async fn replace(&self, current: Option<&Document>, document: &Document) -> Result<(), StoreError> {
+        let (expected, new) = (current.map(|current| current.bytes().to_vec()), document.bytes().to_vec());
+        timeout(STORE_TIMEOUT, self.store.replace(expected, new)).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {STORE_TIMEOUT:?}; `keyring status` shows whether the change was made");
+            Err(StoreError::Failed { location: self.location.clone(), reason })
+        })
     }
 
     fn authenticate(&self, manifest: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, StatusCode, Uri,
     header::{HeaderMap, LOCATION},
+    http::uri::Scheme,
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -103,7 +104,11 @@ impl Web {
             let (head, mut body) = response.into_parts();
             // These two keep method and body (RFC 9110 §15.4).
             if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
-                *request.uri_mut() = target(&shown, &head.headers)?;
+                let target = target(&shown, &head.headers)?;
+                if leaves_tls(request.uri(), &target) {
+                    return Err(WebError::NotAllowed(format!("{shown} sends the request on to {target}, which is not https")));
+                }
+                *request.uri_mut() = target;
                 continue;
             }
             let mut bytes = Zeroizing::new(Vec::new());
@@ -126,6 +131,11 @@ fn target(shown: &str, headers: &HeaderMap) -> Result<Uri, WebError> {
     location
         .filter(|uri| uri.scheme().is_some())
         .ok_or_else(|| WebError::Unreachable(format!("{shown} sends the request elsewhere and doesn't say where")))
+}
+
+/// Requests carry secrets; a server that was reached over TLS can't send them out in the clear, not even to an allowed host.
+fn leaves_tls(from: &Uri, to: &Uri) -> bool {
+    from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS)
 }
 
 /// hyper's own words say only that something failed, not what.
@@ -160,5 +170,18 @@ fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
         Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_over_tls_stays_there() {
+        let leaves = |from: &str, to: &str| leaves_tls(&from.parse().expect("URL"), &to.parse().expect("URL"));
+        assert!(leaves("https://vault:8200/v1/a", "http://127.0.0.1:8200/v1/a"));
+        assert!(!leaves("https://vault:8200/v1/a", "https://other:8200/v1/a"));
+        assert!(!leaves("http://127.0.0.1:8200/v1/a", "http://localhost:8200/v1/a"));
     }
 }

@@ -13,4 +13,6 @@ pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{
     Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings, Tcp, Timeouts,
 };
+#[cfg(feature = "vault")]
+pub(crate) use uris::is_path_segment;
 pub use uris::{KekPattern, KekScope, KekUri, Location};

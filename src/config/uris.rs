@@ -108,6 +108,12 @@ impl fmt::Display for KekPattern {
     }
 }
 
+/// Whether a name may stand between the slashes of a path of Vault's: it can't lead elsewhere and needs no escaping.
+pub(crate) fn is_path_segment(segment: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !matches!(segment, "" | "." | "..") && segment.chars().all(is_plain)
+}
+
 /// Where a manifest is kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Location {
@@ -148,7 +154,12 @@ impl FromStr for Location {
             _ if text.is_empty() => Err(Malformed::new("the path is empty")),
             Some(("file", "")) => Err(Malformed::new("the path is empty")),
             Some(("file", path)) => Ok(Self::File(path.into())),
-            Some(("vault-kv", rest)) => pair("vault-kv:MOUNT/PATH", rest).map(|(mount, path)| Self::VaultKv { mount, path }),
+            Some(("vault-kv", rest)) => match rest.split_once('/') {
+                Some((mount, path)) if rest.split('/').all(is_path_segment) => {
+                    Ok(Self::VaultKv { mount: mount.to_owned(), path: path.to_owned() })
+                }
+                _ => Err(Malformed::new("write vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`")),
+            },
             Some(("aws-sm", name)) if !name.is_empty() => Ok(Self::AwsSm(name.to_owned())),
             Some(("s3", rest)) => match rest.strip_prefix("//") {
                 Some(rest) => pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key }),
@@ -213,6 +224,12 @@ mod tests {
             ["", "file:", "vault-kv:secret", "vault-kv:/a", "aws-sm:", "s3:bucket/key", "s3://bucket/", "s4://a/b", "https:a"]
         {
             malformed.parse::<Location>().expect_err(malformed);
+        }
+        // Each would ask Vault for something else than it says.
+        for elsewhere in
+            ["secret/../sys/seal", "secret/a//b", "secret/a/", "secret/./a", "secret/a?version=1", "secret/a b", "../a"]
+        {
+            format!("vault-kv:{elsewhere}").parse::<Location>().expect_err(elsewhere);
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{
     sync::Mutex,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info};
 use zeroize::{Zeroize, Zeroizing};
@@ -26,11 +26,33 @@ use crate::{
 const RENEWAL_TIME: Duration = Duration::from_secs(10);
 /// No token is renewed more often, however short it lives.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// Longer than any token lives: whatever a server says, times can be counted with it.
+const LONGEST_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a secret id that was refused isn't tried again: at first, and at most. Vault locks a role for everybody after five
+/// failures with less than 15 minutes from one to the next.
+const FIRST_REFUSAL: Duration = Duration::from_secs(60);
+const LONGEST_REFUSAL: Duration = Duration::from_secs(16 * 60);
 
-/// How we log in, and the token that we have. The lock is held while one caller logs in, so that many cause one login.
+/// How we log in, and what came of it. The lock is held while one caller logs in, so that many cause one login.
 pub(super) struct Session {
     login: VaultLogin,
-    current: Mutex<Option<Arc<Token>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    token: Option<Arc<Token>>,
+    /// The last failure, for those who waited for that login.
+    failure: Option<(Instant, Fault)>,
+    refused: Option<Refused>,
+}
+
+/// A secret id that Vault doesn't take.
+struct Refused {
+    secret_id: Zeroizing<String>,
+    fault: Fault,
+    pause: Duration,
+    until: Instant,
 }
 
 /// A token; zeroized on drop, without `Debug`.
@@ -49,6 +71,12 @@ impl Token {
 struct Lease {
     duration: Duration,
     is_renewable: bool,
+}
+
+impl Lease {
+    fn new(seconds: u64, is_renewable: bool) -> Self {
+        Self { duration: Duration::from_secs(seconds).min(LONGEST_LIFE), is_renewable }
+    }
 }
 
 #[derive(Deserialize)]
@@ -77,42 +105,77 @@ struct Lookup {
 
 impl Session {
     pub(super) fn new(login: VaultLogin) -> Self {
-        Self { login, current: Mutex::default() }
+        Self { login, state: Mutex::default() }
+    }
+}
+
+fn next_pause(pause: Duration) -> Duration {
+    (pause * 4).min(LONGEST_REFUSAL)
+}
+
+impl State {
+    /// Notes that a secret id wasn't taken.
+    fn refuse(&mut self, secret_id: Zeroizing<String>, file: &Path, fault: Fault, pause: Duration) -> Fault {
+        // The same words each time, so that they are logged once.
+        let how = "is tried again rarely, because five failures lock the role; another one in its place is tried at once";
+        let fault = Fault::new(fault.kind, format!("{}; the secret id in {} {how}", fault.reason, file.display()));
+        self.refused = Some(Refused { secret_id, fault: fault.clone(), pause, until: Instant::now() + pause });
+        fault
     }
 }
 
 impl Vault {
     /// The token, after a login if there is none.
     pub(super) async fn token(self: &Arc<Self>) -> Result<Arc<Token>, Fault> {
-        let mut current = self.session.current.lock().await;
-        if let Some(token) = &*current {
+        let asked = Instant::now();
+        let mut state = self.session.state.lock().await;
+        if let Some(token) = &state.token {
             return Ok(Arc::clone(token));
         }
-        let (token, lease) = self.log_in().await?;
+        if let Some((at, fault)) = &state.failure
+            && *at >= asked
+        {
+            return Err(fault.clone());
+        }
+        let (token, lease) = match self.log_in(&mut state).await {
+            Ok(let_in) => let_in,
+            Err(fault) => {
+                state.failure = Some((Instant::now(), fault.clone()));
+                return Err(fault);
+            }
+        };
         let token = Arc::new(token);
         info!(address = %self.address, "logged in to Vault");
         if lease.is_renewable && !lease.duration.is_zero() {
             tokio::spawn(keep_alive(Arc::downgrade(self), Arc::downgrade(&token), lease.duration));
         }
-        *current = Some(Arc::clone(&token));
+        *state = State { token: Some(Arc::clone(&token)), ..State::default() };
         Ok(token)
     }
 
     /// Gives a token up, unless another has taken its place already.
     pub(super) async fn forget(&self, token: &Arc<Token>) {
-        let mut current = self.session.current.lock().await;
-        if current.as_ref().is_some_and(|held| Arc::ptr_eq(held, token)) {
-            *current = None;
+        let mut state = self.session.state.lock().await;
+        if state.token.as_ref().is_some_and(|held| Arc::ptr_eq(held, token)) {
+            state.token = None;
         }
     }
 
-    /// Whether Vault still knows a token.
-    pub(super) async fn is_alive(&self, token: &Token) -> Result<bool, Fault> {
+    /// Whether Vault still knows a token with which it `denied` something.
+    pub(super) async fn is_alive(&self, token: &Token, denied: &Answer) -> Result<bool, Fault> {
+        if denied.is_of_unknown_token() {
+            return Ok(false);
+        }
         let answer = self.send(Method::GET, "auth/token/lookup-self", None, Some(token), ANSWER).await?;
-        Ok(answer.status != StatusCode::FORBIDDEN)
+        match answer.status {
+            // Not every server says why; another login does no harm.
+            StatusCode::FORBIDDEN => Ok(false),
+            status if status.is_success() => Ok(true),
+            _ => Err(answer.fault()),
+        }
     }
 
-    async fn log_in(&self) -> Result<(Token, Lease), Fault> {
+    async fn log_in(&self, state: &mut State) -> Result<(Token, Lease), Fault> {
         match &self.session.login {
             VaultLogin::Environment => {
                 let token = match std::env::var("VAULT_TOKEN") {
@@ -128,7 +191,15 @@ impl Vault {
             VaultLogin::TokenFile(file) => self.look_up(Token(read(file).await?)).await,
             VaultLogin::AppRole { mount, role_id, secret_id_file } => {
                 let secret_id = read(secret_id_file).await?;
-                self.authenticate(mount, &[("role_id", role_id), ("secret_id", &secret_id)]).await
+                let same = state.refused.as_ref().filter(|refused| *refused.secret_id == *secret_id);
+                if let Some(refused) = same.filter(|refused| Instant::now() < refused.until) {
+                    return Err(refused.fault.clone());
+                }
+                let pause = same.map_or(FIRST_REFUSAL, |refused| next_pause(refused.pause));
+                match self.authenticate(mount, &[("role_id", role_id), ("secret_id", &secret_id)]).await {
+                    Err(fault) if fault.kind == KekFault::Denied => Err(state.refuse(secret_id, secret_id_file, fault, pause)),
+                    result => result,
+                }
             }
             VaultLogin::Jwt { mount, role, token_file } => {
                 let jwt = read(token_file).await?;
@@ -144,10 +215,7 @@ impl Vault {
         let answer = self.send(Method::POST, &format!("auth/{mount}/login"), Some(body), None, ANSWER).await?;
         let answer: LoginAnswer = answer.ok().map_err(|fault| not_let_in(mount, fault))?.parse()?;
         let Auth { client_token, lease_duration, renewable } = answer.auth;
-        Ok((
-            Token(Zeroizing::new(client_token)),
-            Lease { duration: Duration::from_secs(lease_duration), is_renewable: renewable },
-        ))
+        Ok((Token(Zeroizing::new(client_token)), Lease::new(lease_duration, renewable)))
     }
 
     async fn look_up(&self, token: Token) -> Result<(Token, Lease), Fault> {
@@ -155,8 +223,10 @@ impl Vault {
         let lease = match answer.status {
             StatusCode::OK => {
                 let LookupAnswer { data } = answer.parse()?;
-                Lease { duration: Duration::from_secs(data.ttl), is_renewable: data.renewable }
+                Lease::new(data.ttl, data.renewable)
             }
+            // It may do other things, though not look itself up: it was made without the policy `default`.
+            StatusCode::FORBIDDEN if !answer.is_of_unknown_token() => Lease::new(0, false),
             StatusCode::FORBIDDEN => {
                 let reason = "Vault doesn't know the token: it ended, was revoked, or is another server's";
                 return Err(Fault::new(KekFault::Denied, reason));
@@ -171,7 +241,7 @@ impl Vault {
         let answer: Answer = self.send(Method::POST, "auth/token/renew-self", Some(body), Some(token), ANSWER).await?.ok()?;
         let LoginAnswer { mut auth } = answer.parse()?;
         auth.client_token.zeroize();
-        Ok(Lease { duration: Duration::from_secs(auth.lease_duration), is_renewable: auth.renewable })
+        Ok(Lease::new(auth.lease_duration, auth.renewable))
     }
 }
 
@@ -204,7 +274,7 @@ async fn keep_alive(vault: Weak<Vault>, token: Weak<Token>, mut life: Duration) 
         match timeout(RENEWAL_TIME, vault.renew(&token)).await {
             // At its greatest age a token gets no more time, and another login is due before it ends.
             Ok(Ok(lease)) if lease.is_renewable && lease.duration > life / 3 => life = lease.duration,
-            Ok(Err(fault)) if fault.kind == KekFault::Unavailable => life /= 3,
+            Ok(Err(fault)) if matches!(fault.kind, KekFault::Unavailable | KekFault::Throttled) => life /= 3,
             Err(_) => life /= 3,
             ended => {
                 debug!(is_renewed = ended.is_ok_and(|renewed| renewed.is_ok()), "the Vault token is given up");
@@ -216,5 +286,28 @@ async fn keep_alive(vault: Weak<Vault>, token: Weak<Token>, mut life: Duration) 
             vault.forget(&token).await;
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_life_is_too_long_to_be_counted_with() {
+        let Lease { duration, .. } = Lease::new(u64::MAX, true);
+        assert!(Instant::now().checked_add(duration * 2).is_some());
+    }
+
+    #[test]
+    fn a_refused_secret_id_alone_never_locks_its_role() {
+        // Vault's defaults: five failures lock, and a quarter of an hour without one is forgiven.
+        let (mut failures, mut pause) = (1, FIRST_REFUSAL);
+        while pause <= Duration::from_secs(15 * 60) {
+            failures += 1;
+            pause = next_pause(pause);
+        }
+        assert!(failures < 5, "{failures}");
+        assert_eq!(next_pause(LONGEST_REFUSAL), LONGEST_REFUSAL);
     }
 }

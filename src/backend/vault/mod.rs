@@ -2,6 +2,8 @@
 
 mod kv;
 mod login;
+#[cfg(test)]
+mod tests;
 mod transit;
 
 use std::sync::{Arc, OnceLock};
@@ -99,6 +101,8 @@ impl Answer {
             if errors.is_empty() { format!("Vault answered {status}") } else { format!("Vault answered {status}: {errors}") };
         let kind = match status.as_u16() {
             403 => KekFault::Denied,
+            // A standby that hasn't heard yet of what another server did.
+            412 => KekFault::Unavailable,
             404 => KekFault::Missing,
             429 => KekFault::Throttled,
             400..500 => KekFault::Refused,
@@ -108,6 +112,11 @@ impl Answer {
             503 if errors.contains("sealed") => Fault::new(kind, "Vault is sealed; unseal it"),
             _ => Fault::new(kind, said),
         }
+    }
+
+    /// Whether the token, and not its policy, is why this was denied. Older servers don't say.
+    fn is_of_unknown_token(&self) -> bool {
+        self.errors().contains("invalid token")
     }
 
     fn ok(self) -> Result<Self, Fault> {
@@ -126,10 +135,11 @@ impl Vault {
         let url: Uri = address.parse().map_err(|_| misconfigured(format!("{address} is not a URL (`vault.address`)")))?;
         let file = |setting: &Option<std::path::PathBuf>, name| setting.clone().or_else(|| variable(name).map(Into::into));
         let certificate = file(&settings.client_certificate, "VAULT_CLIENT_CERT");
-        let identity = Identity {
-            ca_file: file(&settings.ca_file, "VAULT_CACERT"),
-            client: certificate.zip(file(&settings.client_key, "VAULT_CLIENT_KEY")),
-        };
+        let key = file(&settings.client_key, "VAULT_CLIENT_KEY");
+        if certificate.is_some() != key.is_some() {
+            return Err(misconfigured("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together".into()));
+        }
+        let identity = Identity { ca_file: file(&settings.ca_file, "VAULT_CACERT"), client: certificate.zip(key) };
         let web = Web::new(&identity, plain_http).map_err(misconfigured)?;
         web.allows(&url)?;
         let namespace = settings.namespace.clone().or_else(|| variable("VAULT_NAMESPACE"));
@@ -149,7 +159,7 @@ impl Vault {
         let token = self.token().await?;
         let answer = self.send(method.clone(), path, body.clone(), Some(&token), limit).await?;
         // A token that ended and a right that is missing look the same; the token itself can tell.
-        if answer.status == StatusCode::FORBIDDEN && !self.is_alive(&token).await? {
+        if answer.status == StatusCode::FORBIDDEN && !self.is_alive(&token, &answer).await? {
             self.forget(&token).await;
             let fresh = self.token().await?;
             return self.send(method, path, body, Some(&fresh), limit).await;
@@ -179,12 +189,4 @@ impl Vault {
         let answer = self.web.send(request, limit).await?;
         Ok(Answer { status: answer.status, body: answer.body })
     }
-}
-
-/// One segment of a mount, key or secret name as it may stand in a path.
-fn is_segment(segment: &str) -> bool {
-    !segment.is_empty()
-        && segment != "."
-        && segment != ".."
-        && segment.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

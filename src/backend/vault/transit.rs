@@ -7,10 +7,10 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Fault, Vault, is_segment};
+use super::{ANSWER, Fault, Vault};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
-    config::KekUri,
+    config::{KekUri, is_path_segment},
     crypto::{Dek, WrapContext},
 };
 
@@ -97,12 +97,14 @@ impl TransitKek {
     async fn demand_key(&self) -> Result<(), Fault> {
         let answer = self.vault.call(Method::GET, &self.path("keys"), None, ANSWER).await?;
         match answer.status {
-            StatusCode::NOT_FOUND => Err(self.missing()),
+            StatusCode::NOT_FOUND => Err(self.missing(&answer.fault())),
             // Whoever may only encrypt is told by that.
             StatusCode::FORBIDDEN => Ok(()),
             _ => {
                 let Data { data: Key { kind, derived } } = answer.ok()?.parse()?;
-                if matches!(kind.as_str(), "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305") && !derived {
+                if matches!(kind.as_str(), "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305")
+                    && !derived
+                {
                     return Ok(());
                 }
                 let kind = if derived { format!("derived {kind}") } else { kind };
@@ -116,7 +118,12 @@ impl TransitKek {
         format!("{}/{operation}/{}", self.mount, self.key)
     }
 
-    fn missing(&self) -> Fault {
+    fn missing(&self, fault: &Fault) -> Fault {
+        if fault.reason.contains("no handler for route") {
+            let mount = &self.mount;
+            let reason = format!("nothing is mounted at {mount}; mount the engine: vault secrets enable -path={mount} transit");
+            return Fault::new(KekFault::Missing, reason);
+        }
         let reason = format!("there is no such key; make it: vault write -f {}", self.path("keys"));
         Fault::new(KekFault::Missing, reason)
     }
@@ -130,8 +137,8 @@ impl TransitKek {
                 let stanza = format!("path \"{path}\" {{ capabilities = [\"update\"] }}");
                 Fault::new(KekFault::Denied, format!("the token's policy doesn't allow it; it needs: {stanza}"))
             }
-            KekFault::Missing => self.missing(),
-            KekFault::Refused if said.contains("encryption key not found") => self.missing(),
+            KekFault::Missing => self.missing(&fault),
+            KekFault::Refused if said.contains("encryption key not found") => self.missing(&fault),
             KekFault::Refused if said.contains("disallowed by policy") => Fault::new(
                 KekFault::Refused,
                 "the wrap is older than the key's min_decryption_version allows; lower it, then: keyring rewrap-kek --refresh",
@@ -156,7 +163,7 @@ impl Kek for TransitKek {
 
 fn parse(rest: &str) -> Option<(&str, &str)> {
     let (mount, key) = rest.rsplit_once('/')?;
-    (mount.split('/').all(is_segment) && is_segment(key)).then_some((mount, key))
+    rest.split('/').all(is_path_segment).then_some((mount, key))
 }
 
 fn body(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Fault> {
