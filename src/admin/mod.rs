@@ -337,12 +337,17 @@ impl Admin {
     async fn retry(&self, attempt: impl AsyncFn() -> Result<Document, AdminError>) -> Result<Document, AdminError> {
         for _ in 1..ATTEMPTS {
             match attempt().await {
-                Err(AdminError::Store(StoreError::Conflict(_))) => sleep(Duration::from_millis(fastrand::u64(1..50))).await,
+                Err(AdminError::Store(StoreError::Conflict(_))) => step_back().await,
                 result => return result,
             }
         }
         attempt().await
     }
+}
+
+/// Waits so long that operators who collided once don't go on doing so.
+async fn step_back() {
+    sleep(Duration::from_millis(fastrand::u64(1..50))).await;
 }
 
 fn newest(manifest: &Manifest) -> u32 {

@@ -57,12 +57,7 @@ async fn read(backends: &Backends, keyring: &config::Keyring, times: &config::Re
     let late = || format!("{}: no answer within {:?} (`refresh.read_timeout`)", keyring.location, times.read_timeout);
     let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes)).await.map_err(|_| late())?;
     let document = Document::parse(&bytes.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
-    let expectations = Expectations {
-        name: keyring.name.clone(),
-        min_generation: keyring.min_generation,
-        trusted_signers: keyring.trusted_signers.clone(),
-    };
-    KeyTable::examine(None, &document, &expectations).map_err(|rejection| rejection.to_string())?;
+    KeyTable::examine(None, &document, &Expectations::from(keyring)).map_err(|rejection| rejection.to_string())?;
     Ok(document)
 }
 

@@ -1,12 +1,11 @@
 //! Other wraps for the same keys: after a KEK was added, given up or rotated.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
-use tokio::time::sleep;
 
-use super::{Admin, AdminError};
+use super::{Admin, AdminError, step_back};
 use crate::{
     backend::StoreError,
     config::{KekScope, KekUri},
@@ -70,7 +69,7 @@ impl Admin {
             match self.write(&current, next, &keys).await {
                 Ok(_) => done += chunk.len(),
                 // Somebody else's change came in between; what it left to do is found anew.
-                Err(AdminError::Store(StoreError::Conflict(_))) => sleep(Duration::from_millis(fastrand::u64(1..50))).await,
+                Err(AdminError::Store(StoreError::Conflict(_))) => step_back().await,
                 Err(error) => return Err(error),
             }
         }

@@ -1,5 +1,3 @@
-use std::fmt;
-
 use super::Pending;
 use crate::crypto::{Dek, WrapContext};
 
@@ -59,11 +57,5 @@ impl KekFault {
             Self::Refused => "refused",
             Self::Misconfigured => "misconfigured",
         }
-    }
-}
-
-impl fmt::Display for KekFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }

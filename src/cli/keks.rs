@@ -37,9 +37,7 @@ pub(super) struct RewrapKek {
 
 impl RewrapKek {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
-        let anchored = |keks: &[KekUri]| keks.iter().map(backend::anchored).collect::<Result<Vec<_>, _>>();
-        let failed = |error: backend::KekError| Failure::failed(error.to_string());
-        let (add, remove) = (anchored(&self.add).map_err(failed)?, anchored(&self.remove).map_err(failed)?);
+        let (add, remove) = (anchored(&self.add)?, anchored(&self.remove)?);
         let admin = self.target.admin()?;
         let refresh_before = if self.refresh { Some(admin.now()) } else { self.refresh_before };
         // Hidden unless standard error is a terminal.
@@ -59,6 +57,11 @@ impl RewrapKek {
         })?;
         changed(format, &admin, &document, None, &format!("{done} versions have other wraps now"))
     }
+}
+
+/// The same KEKs, named so that the names mean them from every folder.
+pub(super) fn anchored(keks: &[KekUri]) -> Result<Vec<KekUri>, Failure> {
+    keks.iter().map(|kek| backend::anchored(kek).map_err(|error| Failure::failed(error.to_string()))).collect()
 }
 
 fn style() -> ProgressStyle {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    keks::{RewrapKek, Verify},
+    keks::{RewrapKek, Verify, anchored},
     output::{Failure, Format, columns, print},
     shown,
 };
@@ -265,12 +265,7 @@ impl Command {
 
 impl Init {
     async fn run(self, format: Format) -> Result<(), Failure> {
-        let keks = self
-            .kek
-            .iter()
-            .map(backend::anchored)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Failure::failed(error.to_string()))?;
+        let keks = anchored(&self.kek)?;
         let policy = Policy {
             rotate_every: self.rotate_every,
             quiet_period: self.quiet_period,
@@ -290,12 +285,7 @@ impl Init {
 
 impl Rotate {
     async fn run(self, format: Format) -> Result<(), Failure> {
-        let keks = self
-            .kek
-            .iter()
-            .map(backend::anchored)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Failure::failed(error.to_string()))?;
+        let keks = anchored(&self.kek)?;
         let admin = self.target.admin()?;
         let takeover = self.activate.unwrap_or(Takeover::Later);
         let (document, version) = admin.rotate(&keks, takeover).await?;

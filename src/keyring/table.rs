@@ -10,7 +10,7 @@ use super::{
     primary_at,
 };
 use crate::{
-    config::{KeyringName, SignerKey, Wave},
+    config::{self, KeyringName, SignerKey, Wave},
     crypto::{KeyringId, VersionKeys},
 };
 
@@ -154,6 +154,16 @@ pub struct Expectations {
     pub min_generation: u64,
     /// Whose signature is demanded; empty for none.
     pub trusted_signers: Vec<SignerKey>,
+}
+
+impl From<&config::Keyring> for Expectations {
+    fn from(settings: &config::Keyring) -> Self {
+        Self {
+            name: settings.name.clone(),
+            min_generation: settings.min_generation,
+            trusted_signers: settings.trusted_signers.clone(),
+        }
+    }
 }
 
 /// How a manifest stands to the one in force.

@@ -1,15 +1,16 @@
 //! The copy of a manifest on disk: what a sidecar starts from while the location is down, and below which it never goes back.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Trigger, task::Refresher};
-use crate::{
-    backend::LocalCopy,
-    config,
-    keyring::{Document, KeyTable},
+use super::{
+    Trigger,
+    task::{Refresher, parse},
 };
+use crate::{backend::LocalCopy, config, keyring::KeyTable};
 
 /// How far the copy's stamp may lag behind the last confirmation.
 const STAMP_EVERY: SignedDuration = SignedDuration::from_secs(60);
@@ -37,21 +38,22 @@ impl Refresher {
         let limit = self.shared.settings.read_timeout;
         let loaded = match timeout(limit, copy.file.load(self.shared.settings.manifest_bytes)).await {
             Ok(Ok(None)) => return,
-            Ok(Ok(Some(loaded))) => Ok(loaded),
+            Ok(Ok(Some((bytes, confirmed)))) => {
+                parse(bytes).await.map(|document| (document, confirmed)).map_err(|failure| failure.to_string())
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("{}: reading it took longer than {limit:?}", copy.file.path().display())),
         };
-        let examined = loaded.and_then(|(bytes, confirmed)| {
-            let document = Document::parse(&bytes).map_err(|error| error.to_string())?;
+        let examined = loaded.and_then(|(document, confirmed)| {
             KeyTable::examine(None, &document, &self.expectations).map_err(|error| error.to_string())?;
             // A clock that was ahead must not lengthen the lease.
-            Ok((bytes, document.manifest().generation, confirmed.min(self.shared.clock.now())))
+            Ok((document, confirmed.min(self.shared.clock.now())))
         });
         match examined {
-            Ok((bytes, generation, confirmed)) => {
-                copy.held = Some((bytes.clone(), confirmed));
-                self.expectations.min_generation = self.expectations.min_generation.max(generation);
-                let result = self.take_up(bytes, confirmed, Trigger::Copy).await;
+            Ok((document, confirmed)) => {
+                copy.held = Some((document.bytes().to_vec(), confirmed));
+                self.expectations.min_generation = self.expectations.min_generation.max(document.manifest().generation);
+                let result = self.take_up(Arc::new(document), confirmed, Trigger::Copy).await;
                 self.conclude(Trigger::Copy, result);
             }
             Err(reason) => {

@@ -102,16 +102,11 @@ impl Refresher {
         shared: Shared,
         requests: mpsc::Receiver<Request>,
     ) -> Self {
-        let expectations = Expectations {
-            name: settings.name.clone(),
-            min_generation: settings.min_generation,
-            trusted_signers: settings.trusted_signers.clone(),
-        };
         let now = Instant::now();
         Self {
             keyring,
             store,
-            expectations,
+            expectations: Expectations::from(settings),
             scope: Arc::new(settings.keks.clone()),
             copy: Copy::new(settings, &shared.settings),
             shared,
@@ -241,17 +236,23 @@ impl Refresher {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit)),
         };
-        self.take_up(bytes, read_at, trigger).await
+        let current = self.keyring.snapshot().clone();
+        let document = match current.as_deref().map(|snapshot| snapshot.table.document()) {
+            Some(document) if document.bytes() == bytes => Arc::clone(document),
+            _ => Arc::new(parse(bytes).await?),
+        };
+        self.take_up(document, read_at, trigger).await
     }
 
     /// Examines a manifest that was read, opens what is new in it, and puts it in force.
-    pub(super) async fn take_up(&mut self, bytes: Vec<u8>, read_at: Timestamp, trigger: Trigger) -> Result<Outcome, Failure> {
+    pub(super) async fn take_up(
+        &mut self,
+        document: Arc<Document>,
+        read_at: Timestamp,
+        trigger: Trigger,
+    ) -> Result<Outcome, Failure> {
         let current = self.keyring.snapshot().clone();
         let in_force = current.as_deref().map(|snapshot| &snapshot.table);
-        let document = match in_force {
-            Some(table) if table.document().bytes() == bytes => Arc::clone(table.document()),
-            _ => Arc::new(parse(bytes).await?),
-        };
         let succession = KeyTable::examine(in_force, &document, &self.expectations)?;
         if let (Succession::Unchanged, Some(table)) = (succession, in_force)
             && table.unopened().next().is_none()
@@ -373,7 +374,7 @@ impl Refresher {
     }
 }
 
-async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
+pub(super) async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
     let parsed = if bytes.len() > LONG { backend::aside(move || Document::parse(&bytes)).await } else { Document::parse(&bytes) };
     Ok(parsed?)
 }
