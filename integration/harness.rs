@@ -11,8 +11,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::{HeaderMap, Method, Request, StatusCode, client::conn, header::HOST};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    client::conn,
+    header::HOST,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
@@ -242,8 +247,29 @@ pub const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// One connection to a sidecar.
 pub enum Client {
-    Http1(conn::http1::SendRequest<Full<Bytes>>),
-    Http2(conn::http2::SendRequest<Full<Bytes>>),
+    Http1(conn::http1::SendRequest<RequestBody>),
+    Http2(conn::http2::SendRequest<RequestBody>),
+}
+
+pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A body that is all there, and whose length the request announces.
+pub fn whole(bytes: impl Into<Bytes>) -> RequestBody {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that comes from a channel, of a length that nobody announces. An error breaks the request off.
+pub fn channel() -> (tokio::sync::mpsc::Sender<std::io::Result<Bytes>>, RequestBody) {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    let pieces = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+    let frames = futures_util::StreamExt::map(pieces, |piece: std::io::Result<Bytes>| piece.map(Frame::data));
+    (sender, StreamBody::new(frames).boxed_unsync())
+}
+
+/// The same for a body that is all there.
+pub fn unannounced(bytes: impl Into<Bytes>) -> RequestBody {
+    let frame = Ok(Frame::data(bytes.into()));
+    StreamBody::new(futures_util::stream::once(std::future::ready(frame))).boxed_unsync()
 }
 
 pub struct Answer {
@@ -310,6 +336,19 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer, hyper::Error> {
+        let (head, body) = self.open(method, path, headers, whole(body)).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+
+    /// Sends a request with any body, and gives the answer when its head has come.
+    pub async fn open(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, hyper::Error> {
         let uri = if matches!(self, Self::Http2(_)) { format!("http://sidekey{path}") } else { path.to_owned() };
         let mut request = Request::builder().method(method).uri(uri);
         if matches!(self, Self::Http1(_)) {
@@ -318,17 +357,14 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body.into())).unwrap();
-        let response = match self {
+        let request = request.body(body).unwrap();
+        match self {
             Self::Http1(sender) => {
                 sender.ready().await?;
-                sender.send_request(request).await?
+                sender.send_request(request).await
             }
-            Self::Http2(sender) => sender.send_request(request).await?,
-        };
-        let (head, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status, headers: head.headers, body })
+            Self::Http2(sender) => sender.send_request(request).await,
+        }
     }
 
     pub async fn post(&mut self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {

@@ -1,12 +1,9 @@
-use std::{
-    io::{self, Read, Write},
-    path::PathBuf,
-};
+use std::{error::Error, io, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -19,10 +16,15 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::{
+    lines::{self, Line, Lines},
     output::{Failure, Format, columns, print},
     shown,
+    transfer::{Input, Output, progress},
 };
 use crate::crypto::{TEXT_PREFIX, from_text, to_text};
+
+/// Longer inputs are sent while they are read, and become streams.
+const WHOLE: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Connection {
@@ -42,8 +44,17 @@ pub(super) struct Transform {
     #[arg(long, value_name = "TEXT", default_value = "")]
     aad: String,
     /// Write ciphertext in the text form, `sk1.…`. Both forms are read.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "lines")]
     text: bool,
+    /// Take every line for itself, ciphertext in the text form.
+    #[arg(long)]
+    lines: bool,
+    /// Write to this file, which is made only when all went well.
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// What to read instead of standard input.
+    #[arg(value_name = "FILE")]
+    input: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -53,14 +64,40 @@ struct Problem {
     detail: String,
 }
 
+pub(super) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A body that is all there.
+pub(super) fn whole(bytes: Bytes) -> RequestBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// What the sidecar says when it doesn't do what it was asked for.
+pub(super) async fn refusal(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    match read(response).await {
+        Ok(body) => match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Failure::problem(&problem.code, format!("{}: {} ({})", problem.title, problem.detail, problem.code)),
+            Err(_) => Failure::failed(format!("the sidecar answered {status}")),
+        },
+        Err(failure) => failure,
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, Failure> {
+    Ok(response.into_body().collect().await.map_err(|error| broken_off(&error))?.to_bytes())
+}
+
+fn broken_off(error: &hyper::Error) -> Failure {
+    Failure::failed(format!("the answer broke off, so nothing of it can be relied on: {error}"))
+}
+
 impl Connection {
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: Method,
         path: &str,
-        content_type: Option<&str>,
-        aad: &str,
-        body: Vec<u8>,
+        headers: &[(&str, &str)],
+        body: RequestBody,
     ) -> Result<Response<Incoming>, Failure> {
         let failed = |error: String| {
             Failure::failed(format!(
@@ -72,44 +109,26 @@ impl Connection {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.to_string()))?;
         tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(path).header(HOST, "sidekey");
-        if let Some(content_type) = content_type {
-            request = request.header(CONTENT_TYPE, content_type);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
-        if !aad.is_empty() {
-            request = request.header("Sidekey-Aad", STANDARD.encode(aad));
-        }
-        let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
-        sender.send_request(request).await.map_err(|error| failed(error.to_string()))
-    }
-
-    async fn fetch(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: Option<&str>,
-        aad: &str,
-        body: Vec<u8>,
-    ) -> Result<Bytes, Failure> {
-        let response = self.send(method, path, content_type, aad, body).await?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| Failure::failed(format!("the answer broke off: {error}")))?
-            .to_bytes();
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        Err(match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Failure::problem(&problem.code, format!("{}: {} ({})", problem.title, problem.detail, problem.code)),
-            Err(_) => Failure::failed(format!("the sidecar answered {status}")),
+        let request = request.body(body).map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
+        sender.send_request(request).await.map_err(|error| {
+            match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
+                // Of a body that is read while it is sent.
+                Some(cause) if error.is_user() => Failure::failed(cause.to_string()),
+                _ => failed(error.to_string()),
+            }
         })
     }
 
+    async fn fetch(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, Failure> {
+        let response = self.send(method, path, headers, whole(body)).await?;
+        if response.status() == StatusCode::OK { read(response).await } else { Err(refusal(response).await) }
+    }
+
     pub(super) async fn status(self, format: Format) -> Result<(), Failure> {
-        let body = self.fetch(Method::GET, "/v1/keyrings", None, "", Vec::new()).await?;
+        let body = self.fetch(Method::GET, "/v1/keyrings", &[], Bytes::new()).await?;
         let status: Value =
             serde_json::from_slice(&body).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
         print(format, &status, || describe(&status))
@@ -131,36 +150,46 @@ fn describe(status: &Value) -> String {
 
 impl Transform {
     pub(super) async fn encrypt(self, format: Format) -> Result<(), Failure> {
-        let input = standard_input()?;
-        match format {
-            Format::Json => {
-                self.as_json("encrypt", json!({ "plaintext": STANDARD.encode(input), "aad": STANDARD.encode(&self.aad) })).await
-            }
-            Format::Text => self.as_bytes("encrypt", input).await,
+        let mut input = Input::open(self.input.as_deref())?;
+        if self.lines {
+            return self.as_lines("encrypt", input, Line::Plaintext, Line::Ciphertext).await;
         }
+        if format == Format::Json {
+            let plaintext = STANDARD.encode(input.take(usize::MAX)?);
+            return self.as_json("encrypt", json!({ "plaintext": plaintext, "aad": STANDARD.encode(&self.aad) })).await;
+        }
+        let head = input.take(WHOLE + 1)?;
+        self.as_bytes("encrypt", head, input).await
     }
 
     pub(super) async fn decrypt(self, format: Format) -> Result<(), Failure> {
-        self.of_ciphertext("decrypt", format).await
+        self.of_ciphertext("decrypt", Line::Plaintext, format).await
     }
 
     pub(super) async fn rewrap(self, format: Format) -> Result<(), Failure> {
-        self.of_ciphertext("rewrap", format).await
+        self.of_ciphertext("rewrap", Line::Ciphertext, format).await
     }
 
-    async fn of_ciphertext(self, operation: &str, format: Format) -> Result<(), Failure> {
-        let input = standard_input()?;
-        let message = match str::from_utf8(&input) {
-            Ok(text) if text.starts_with(TEXT_PREFIX) => {
-                from_text(text.trim_end()).map_err(|error| Failure::failed(error.to_string()))?
-            }
-            _ => input,
-        };
+    async fn of_ciphertext(self, operation: &str, result: Line, format: Format) -> Result<(), Failure> {
+        let mut input = Input::open(self.input.as_deref())?;
+        if self.lines {
+            return self.as_lines(operation, input, Line::Ciphertext, result).await;
+        }
+        let mut head = input.take(WHOLE + 1)?;
+        let is_text = head.starts_with(TEXT_PREFIX.as_bytes());
+        if is_text || format == Format::Json {
+            head.append(&mut input.take(usize::MAX)?);
+        }
+        if is_text {
+            // What is not UTF-8 is not base64url either.
+            let text = String::from_utf8_lossy(&head);
+            head = from_text(text.trim_end()).map_err(|error| Failure::failed(error.to_string()))?;
+        }
         match format {
             Format::Json => {
-                self.as_json(operation, json!({ "ciphertext": to_text(&message), "aad": STANDARD.encode(&self.aad) })).await
+                self.as_json(operation, json!({ "ciphertext": to_text(&head), "aad": STANDARD.encode(&self.aad) })).await
             }
-            Format::Text => self.as_bytes(operation, message).await,
+            Format::Text => self.as_bytes(operation, head, input).await,
         }
     }
 
@@ -169,31 +198,61 @@ impl Transform {
     }
 
     async fn as_json(&self, operation: &str, body: Value) -> Result<(), Failure> {
-        let answer = self
-            .connection
-            .fetch(Method::POST, &self.path(operation), Some("application/json"), "", body.to_string().into_bytes())
-            .await?;
+        let headers = [(CONTENT_TYPE.as_str(), "application/json")];
+        let answer = self.connection.fetch(Method::POST, &self.path(operation), &headers, body.to_string().into()).await?;
         let answer: Value =
             serde_json::from_slice(&answer).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
         print(Format::Json, &answer, String::new)
     }
 
-    async fn as_bytes(&self, operation: &str, body: Vec<u8>) -> Result<(), Failure> {
-        let path = self.path(operation);
-        let answer = self.connection.fetch(Method::POST, &path, Some("application/octet-stream"), &self.aad, body).await?;
-        let mut out = io::stdout().lock();
-        if self.text && operation != "decrypt" {
-            writeln!(out, "{}", to_text(&answer))?;
-        } else {
-            out.write_all(&answer)?;
+    /// Sends what was read already and, if that isn't all, the rest while it is read.
+    async fn as_bytes(&self, operation: &str, head: Vec<u8>, input: Input) -> Result<(), Failure> {
+        let bar = progress(input.length.filter(|_| head.len() > WHOLE));
+        let body = if head.len() <= WHOLE { whole(head.into()) } else { input.into_body(head, &bar).boxed_unsync() };
+        let mut answer = self.post(operation, "application/octet-stream", body).await?;
+        let mut output = Output::open(self.out.as_deref())?;
+        let mut text = (self.text && operation != "decrypt").then(Vec::new);
+        while let Some(piece) = next(&mut answer).await? {
+            match &mut text {
+                // One text form can only be made of the whole.
+                Some(text) => text.extend_from_slice(&piece),
+                None => output.write(&piece)?,
+            }
         }
-        out.flush()?;
-        Ok(())
+        if let Some(message) = text {
+            output.write(format!("{}\n", to_text(&message)).as_bytes())?;
+        }
+        bar.finish_and_clear();
+        output.finish()
+    }
+
+    async fn as_lines(&self, operation: &str, input: Input, line: Line, result: Line) -> Result<(), Failure> {
+        let body = lines::upload(input, line).boxed_unsync();
+        let mut answer = self.post(operation, lines::CONTENT_TYPE, body).await?;
+        let mut output = Output::open(self.out.as_deref())?;
+        let mut lines = Lines::new(result);
+        while let Some(piece) = next(&mut answer).await? {
+            lines.write(&piece, &mut output)?;
+        }
+        output.finish()?;
+        lines.finish()
+    }
+
+    async fn post(&self, operation: &str, content_type: &str, body: RequestBody) -> Result<Incoming, Failure> {
+        let aad = STANDARD.encode(&self.aad);
+        let mut headers = vec![(CONTENT_TYPE.as_str(), content_type)];
+        if !aad.is_empty() {
+            headers.push(("sidekey-aad", &aad));
+        }
+        let response = self.connection.send(Method::POST, &self.path(operation), &headers, body).await?;
+        if response.status() == StatusCode::OK { Ok(response.into_body()) } else { Err(refusal(response).await) }
     }
 }
 
-fn standard_input() -> Result<Vec<u8>, Failure> {
-    let mut input = Vec::new();
-    io::stdin().lock().read_to_end(&mut input).map_err(|error| Failure::failed(format!("can't read standard input: {error}")))?;
-    Ok(input)
+async fn next(answer: &mut Incoming) -> Result<Option<Bytes>, Failure> {
+    match answer.frame().await {
+        None => Ok(None),
+        Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+        Some(Err(error)) => Err(broken_off(&error)),
+    }
 }

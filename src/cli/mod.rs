@@ -5,8 +5,11 @@ mod client;
 mod dev;
 mod keks;
 mod keyring;
+mod lines;
 mod output;
 mod sidecar;
+mod transfer;
+mod watch;
 
 use std::{path::Path, process::ExitCode};
 
@@ -37,14 +40,16 @@ enum Command {
     /// Make, change and inspect keyrings.
     #[command(subcommand)]
     Keyring(keyring::Command),
-    /// Encrypt standard input to standard output.
+    /// Encrypt a file or standard input.
     Encrypt(client::Transform),
-    /// Decrypt standard input to standard output.
+    /// Decrypt a file or standard input.
     Decrypt(client::Transform),
-    /// Encrypt a ciphertext anew under the primary, standard input to standard output.
+    /// Encrypt a ciphertext anew under the primary.
     Rewrap(client::Transform),
     /// Show the keyrings that you may use.
     Status(client::Connection),
+    /// Tell of changes of keyrings as they happen.
+    Watch(watch::Watch),
 }
 
 /// Does what the arguments say. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by an invariant.
@@ -60,6 +65,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
         Command::Rewrap(arguments) => on_one_thread(arguments.rewrap(output)),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
+        Command::Watch(arguments) => on_one_thread(arguments.run(output)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

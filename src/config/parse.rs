@@ -233,7 +233,8 @@ fn limits(section: &Section<'_>) -> Read<Limits> {
     let body = section.or("body", default.body, |value| value.size(1..=16 * MIB));
     let json_body = section.or("json_body", default.json_body, |value| value.size(KIB..=64 * MIB));
     // A faulty body bounds nothing, so that one mistake isn't reported twice.
-    let longest_body = body.unwrap_or(1).max(Limits::JSON_COST * json_body.unwrap_or(1));
+    let item = Limits::ITEM_COST * (body.unwrap_or(1) + KIB) + Limits::FLOW_COST;
+    let longest_body = item.max(Limits::JSON_COST * json_body.unwrap_or(1));
     let body_memory = section.or("body_memory", default.body_memory, |value| body_memory(value, longest_body));
     let batch_items = section.or("batch_items", default.batch_items, |value| value.integer(1..=100_000));
     let connections = section.or("connections", default.connections, |value| value.integer(1..=100_000));
@@ -253,7 +254,10 @@ fn limits(section: &Section<'_>) -> Read<Limits> {
 fn body_memory(value: &Value<'_>, longest_body: usize) -> Read<usize> {
     match value.size(1..=1024 * MIB)? {
         bytes if bytes >= longest_body => Ok(bytes),
-        _ => Err(value.problem("must hold the longest body: at least limits.body and three times limits.json_body")),
+        _ => {
+            Err(value
+                .problem("must hold the longest body: at least twice limits.body and 194 KiB, and three times limits.json_body"))
+        }
     }
 }
 
@@ -400,7 +404,8 @@ fn rule(section: &Section<'_>, named: &[Named<'_>], has_tcp: bool) -> Read<Rule>
     {
         return Err(section.problem("names nobody: give uids, gids or token = true"));
     }
-    let operations = operations?.unwrap_or_else(|| Operation::ALL.to_vec());
+    let implied = || Operation::ALL.into_iter().filter(|operation| operation.is_implied()).collect();
+    let operations = operations?.unwrap_or_else(implied);
     Ok(Rule { keyrings: keyrings?, operations, uids: uids?, gids: gids?, token: token? })
 }
 

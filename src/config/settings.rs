@@ -65,7 +65,7 @@ pub struct Ops {
 /// What one caller may cost. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The longest octet-stream body.
+    /// The longest octet-stream body that becomes a message; longer ones are streams.
     pub body: usize,
     /// The longest JSON body.
     pub json_body: usize,
@@ -84,6 +84,10 @@ pub struct Limits {
 impl Limits {
     /// How many times a JSON body's length its text, its items and its answer take together.
     pub const JSON_COST: usize = 3;
+    /// What working on a body while it comes holds at once: a chunk that comes, one that goes, and what the connection read ahead.
+    pub const FLOW_COST: usize = 192 << 10;
+    /// How many times its length a long item of a binary batch and its answer take together, besides that.
+    pub const ITEM_COST: usize = 2;
 }
 
 impl Default for Limits {
@@ -246,13 +250,20 @@ pub enum Operation {
     Decrypt,
     /// Ciphertext to ciphertext under the primary.
     Rewrap,
+    /// A fresh key for the caller's own encryption, plain and encrypted.
+    DataKey,
     /// Seeing that the keyring is there, its versions and roles.
     Inspect,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 4] = [Self::Encrypt, Self::Decrypt, Self::Rewrap, Self::Inspect];
+    pub const ALL: [Self; 5] = [Self::Encrypt, Self::Decrypt, Self::Rewrap, Self::DataKey, Self::Inspect];
+
+    /// Whether a rule for all operations, or no rule at all, allows it. One that hands out a key has to be named.
+    pub fn is_implied(self) -> bool {
+        self != Self::DataKey
+    }
 
     /// Its name in config, metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -260,6 +271,7 @@ impl Operation {
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",
             Self::Rewrap => "rewrap",
+            Self::DataKey => "data-key",
             Self::Inspect => "inspect",
         }
     }

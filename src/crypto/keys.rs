@@ -14,6 +14,7 @@ use super::{KeyringId, RandomnessUnavailable, equal_in_constant_time, memory::Lo
 pub const KEY_LEN: usize = 32;
 
 const MESSAGE_LABEL: &[u8] = b"sidekey message v1";
+const STREAM_LABEL: &[u8] = b"sidekey stream v1";
 const MANIFEST_LABEL: &[u8] = b"sidekey manifest v1";
 const CHECK_LABEL: &[u8] = b"sidekey check v1";
 
@@ -96,17 +97,22 @@ impl VersionKeys {
     /// The kernel gave no memory.
     pub fn derive(dek: &Dek) -> io::Result<Self> {
         let block = LockedBlock::new(Self::LEN, |bytes| {
-            let (message, manifest) = bytes.split_at_mut(KEY_LEN);
-            dek.expand(&[MESSAGE_LABEL], message);
-            dek.expand(&[MANIFEST_LABEL], manifest);
+            let labels = [MESSAGE_LABEL, MANIFEST_LABEL, STREAM_LABEL];
+            for (label, subkey) in labels.into_iter().zip(bytes.chunks_exact_mut(KEY_LEN)) {
+                dek.expand(&[label], subkey);
+            }
         })?;
         Ok(Self { block: Arc::new(block) })
     }
 
-    const LEN: usize = 2 * KEY_LEN;
+    const LEN: usize = 3 * KEY_LEN;
 
     pub(super) fn message_key(&self) -> &[u8] {
         self.block.bytes(0..KEY_LEN)
+    }
+
+    pub(super) fn stream_key(&self) -> &[u8] {
+        self.block.bytes(2 * KEY_LEN..Self::LEN)
     }
 
     /// HMAC-SHA-256 (RFC 2104) over a manifest's canonical form.
@@ -122,6 +128,6 @@ impl VersionKeys {
     }
 
     fn manifest_key(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.block.bytes(KEY_LEN..Self::LEN))
+        hmac::Key::new(hmac::HMAC_SHA256, self.block.bytes(KEY_LEN..2 * KEY_LEN))
     }
 }

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     KeyringId, RandomnessUnavailable, VersionKeys, random,
+    stream::{SUITE_STREAM, StreamOpener},
     xaes::{DerivedKey, NONCE_LEN, TAG_LEN},
 };
 
@@ -18,7 +19,7 @@ pub const OVERHEAD: usize = PREFIX_LEN + TAG_LEN;
 /// What the text form begins with.
 pub const TEXT_PREFIX: &str = "sk1.";
 
-const HEADER_LEN: usize = 9;
+pub(super) const HEADER_LEN: usize = 9;
 
 /// Why a message was not opened. Says nothing about the plaintext or a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,34 +38,40 @@ pub enum MessageError {
 /// The nine bytes before the nonce: suite, keyring tag, key version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// The key version that opens the message.
+    /// [`SUITE_MESSAGE`] or [`SUITE_STREAM`].
+    pub suite: u8,
+    /// The key version that opens the ciphertext.
     pub version: u32,
     tag: [u8; 4],
 }
 
 impl Header {
-    /// Reads the header of a whole message.
+    pub(super) fn new(suite: u8, version: u32, keyring: &KeyringId) -> Self {
+        Self { suite, version, tag: keyring.tag() }
+    }
+
+    /// Reads the header of a whole ciphertext, or of a part of it that is at least as long as the shortest ([`OVERHEAD`]).
     ///
     /// # Errors
     /// [`MessageError::Malformed`] for what no version could open, [`MessageError::WrongKeyring`] for another keyring's tag.
-    pub fn parse(message: &[u8], keyring: &KeyringId) -> Result<Self, MessageError> {
-        let Some(([suite, header @ ..], _)) = message.split_first_chunk::<HEADER_LEN>() else {
+    pub fn parse(ciphertext: &[u8], keyring: &KeyringId) -> Result<Self, MessageError> {
+        let Some(([suite, header @ ..], _)) = ciphertext.split_first_chunk::<HEADER_LEN>() else {
             return Err(MessageError::Malformed("shorter than any ciphertext"));
         };
-        if *suite != SUITE_MESSAGE {
+        if ![SUITE_MESSAGE, SUITE_STREAM].contains(suite) {
             return Err(MessageError::Malformed("the first byte is not that of a ciphertext"));
         }
-        if message.len() < OVERHEAD {
+        if ciphertext.len() < OVERHEAD {
             return Err(MessageError::Malformed("shorter than any ciphertext"));
         }
         let [t0, t1, t2, t3, v0, v1, v2, v3] = *header;
-        let header = Self { version: u32::from_be_bytes([v0, v1, v2, v3]), tag: [t0, t1, t2, t3] };
+        let header = Self { suite: *suite, version: u32::from_be_bytes([v0, v1, v2, v3]), tag: [t0, t1, t2, t3] };
         if header.tag == keyring.tag() { Ok(header) } else { Err(MessageError::WrongKeyring) }
     }
 
-    fn bytes(&self) -> [u8; HEADER_LEN] {
+    pub(super) fn bytes(&self) -> [u8; HEADER_LEN] {
         let ([t0, t1, t2, t3], [v0, v1, v2, v3]) = (self.tag, self.version.to_be_bytes());
-        [SUITE_MESSAGE, t0, t1, t2, t3, v0, v1, v2, v3]
+        [self.suite, t0, t1, t2, t3, v0, v1, v2, v3]
     }
 
     fn aad(&self, keyring: &KeyringId, caller: &[u8]) -> SmallVec<[u8; 256]> {
@@ -94,16 +101,16 @@ impl Sealer {
     }
 
     fn with_nonce(keys: &VersionKeys, keyring: KeyringId, version: u32, nonce: [u8; NONCE_LEN]) -> Self {
-        let header = Header { version, tag: keyring.tag() };
+        let header = Header::new(SUITE_MESSAGE, version, &keyring);
         Self { keyring, header, key: derive(keys, &nonce), nonce }
     }
 
-    /// Turns `buffer`, which holds [`PREFIX_LEN`] bytes of room and then the plaintext, into a message in place.
+    /// Turns what `buffer` holds from `from` on, [`PREFIX_LEN`] bytes of room and then the plaintext, into a message in place.
     ///
     /// # Panics
     /// If the room is missing, or the plaintext is longer than AES-GCM allows (64 GiB).
-    pub fn seal(&mut self, aad: &[u8], buffer: &mut Vec<u8>) {
-        let (prefix, plaintext) = buffer.split_at_mut(PREFIX_LEN);
+    pub fn seal(&mut self, aad: &[u8], buffer: &mut Vec<u8>, from: usize) {
+        let (prefix, plaintext) = buffer[from..].split_at_mut(PREFIX_LEN);
         prefix[..HEADER_LEN].copy_from_slice(&self.header.bytes());
         prefix[HEADER_LEN..].copy_from_slice(&self.nonce);
         let sealed = self.key.seal(&self.nonce, &self.header.aad(&self.keyring, aad), plaintext);
@@ -117,7 +124,7 @@ impl Sealer {
         let mut buffer = Vec::with_capacity(plaintext.len() + OVERHEAD);
         buffer.resize(PREFIX_LEN, 0);
         buffer.extend_from_slice(plaintext);
-        self.seal(aad, &mut buffer);
+        self.seal(aad, &mut buffer, 0);
         buffer
     }
 
@@ -139,8 +146,8 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Decrypts `message` in place and gives the plaintext's part of it. `header` is the one that [`Header::parse`] read from it,
-    /// and `keys` are those of its version.
+    /// Decrypts a whole message or stream in place and gives its plaintext, which stands behind the prefix. `header` is the one that
+    /// [`Header::parse`] read from it, and `keys` are those of its version.
     ///
     /// # Errors
     /// [`MessageError::DecryptionFailed`]; `message` is then no longer of any use.
@@ -152,6 +159,9 @@ impl Opener {
         aad: &[u8],
         message: &'m mut [u8],
     ) -> Result<&'m mut [u8], MessageError> {
+        if header.suite == SUITE_STREAM {
+            return StreamOpener::open_all(keys, keyring, aad, message);
+        }
         let (prefix, sealed) = message.split_at_mut_checked(PREFIX_LEN).ok_or(MessageError::DecryptionFailed)?;
         let mut nonce = [0; NONCE_LEN];
         nonce.copy_from_slice(&prefix[HEADER_LEN..]);

@@ -8,6 +8,7 @@ mod keys;
 mod memory;
 mod message;
 mod signature;
+mod stream;
 mod wrap;
 mod xaes;
 
@@ -16,6 +17,7 @@ pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use memory::{LockReport, harden_process, lock_report};
 pub use message::{Header, MessageError, OVERHEAD, Opener, PREFIX_LEN, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, to_text};
 pub use signature::{SigningKey, verify_signature};
+pub use stream::{CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len};
 pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};
 
 use aws_lc_rs::constant_time;

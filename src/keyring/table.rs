@@ -321,6 +321,11 @@ impl KeyTable {
         self.schedule.iter().rev().find(|activation| activation.at <= now).map(|activation| activation.at)
     }
 
+    /// When the next activation of this wave is due after `now`.
+    pub fn next_takeover(&self, now: Timestamp) -> Option<Timestamp> {
+        self.schedule.iter().map(|activation| activation.at).filter(|at| *at > now).min()
+    }
+
     /// Whether the primary's key is open.
     pub fn has_open_primary(&self, now: Timestamp) -> bool {
         self.primary(now).is_some_and(|primary| matches!(self.slot(primary), Some(Slot::Open(_))))

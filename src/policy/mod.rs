@@ -20,7 +20,8 @@ pub enum Caller {
     TokenHolder,
 }
 
-/// The rules, ready to be asked. Without any, whoever reaches the listener may do everything; with one, what no rule allows is denied.
+/// The rules, ready to be asked. Without any, whoever reaches the listener may do everything but get a
+/// data key; with one, what no rule allows is denied.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     rules: Vec<Compiled>,
@@ -71,7 +72,7 @@ impl Policy {
     /// What `caller` may do with `keyring`.
     pub fn permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
         if self.rules.is_empty() {
-            return Permissions(Operation::ALL.into_iter().map(bit).sum());
+            return Permissions(Operation::ALL.into_iter().filter(|operation| operation.is_implied()).map(bit).sum());
         }
         let speaks = |rule: &&Compiled| {
             let names_caller = match caller {
@@ -111,7 +112,10 @@ mod tests {
     #[test]
     fn without_rules_the_sockets_mode_decides_alone() {
         let permissions = Policy::new(&[]).permissions(&process(1, 1), &name("a"));
-        assert!(Operation::ALL.into_iter().all(|operation| permissions.allow(operation)));
+        for operation in Operation::ALL {
+            // A key is handed out only where a rule says so.
+            assert_eq!(permissions.allow(operation), operation != Operation::DataKey);
+        }
     }
 
     #[test]

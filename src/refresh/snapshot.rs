@@ -72,12 +72,17 @@ impl VersionMeter {
     /// Notes that `count` messages were encrypted under the version.
     pub fn encrypted(&self, count: u64, now: Timestamp) {
         self.encrypted.increment(count);
-        self.last_used.fetch_max(now.as_millisecond(), Ordering::Relaxed);
+        self.used(now);
     }
 
     /// Notes that `count` messages were decrypted under the version.
     pub fn decrypted(&self, count: u64, now: Timestamp) {
         self.decrypted.increment(count);
+        self.used(now);
+    }
+
+    /// Notes that something that was counted already still goes on.
+    pub fn used(&self, now: Timestamp) {
         self.last_used.fetch_max(now.as_millisecond(), Ordering::Relaxed);
     }
 

@@ -32,18 +32,53 @@ pub(super) struct Activity {
     is_http2: AtomicBool,
     /// A request was let in by token and policy.
     is_welcome: AtomicBool,
+    /// Requests in flight whose answers are made while they are taken.
+    flowing: AtomicU32,
+    /// Counts what moves while there are any: pieces of such answers, and of their requests.
+    moves: AtomicU64,
     /// Answers that the peer has not taken yet, by the epoch in which they were made.
     untaken: [AtomicU32; 2],
+    /// The same for pieces of answers.
+    untaken_pieces: [AtomicU32; 2],
     epoch: AtomicUsize,
     evicted: Notify,
 }
 
 /// A request in flight; ends with its answer or with the connection.
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy {
+    activity: Arc<Activity>,
+    is_flow: bool,
+}
+
+impl Busy {
+    /// From here on, its answer is made while it is taken, which may take as long as it likes, if only it goes on.
+    pub(super) fn flows(&mut self) {
+        self.is_flow = true;
+        self.activity.flowing.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes of an answer that tell when the peer has taken them.
+    pub(super) fn hand_over(&self, bytes: Bytes) -> Bytes {
+        let activity = &self.activity;
+        if self.is_flow {
+            activity.moves.fetch_add(1, Ordering::Relaxed);
+        }
+        if bytes.len() <= UNCOUNTED {
+            return bytes;
+        }
+        let epoch = activity.epoch.load(Ordering::Relaxed);
+        let untaken = Untaken { bytes, activity: Arc::clone(activity), is_piece: self.is_flow, epoch };
+        untaken.count().fetch_add(1, Ordering::Relaxed);
+        Bytes::from_owner(untaken)
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_flow {
+            self.activity.flowing.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -51,7 +86,15 @@ impl Drop for Busy {
 struct Untaken {
     bytes: Bytes,
     activity: Arc<Activity>,
+    is_piece: bool,
     epoch: usize,
+}
+
+impl Untaken {
+    fn count(&self) -> &AtomicU32 {
+        let counts = if self.is_piece { &self.activity.untaken_pieces } else { &self.activity.untaken };
+        &counts[self.epoch]
+    }
 }
 
 impl AsRef<[u8]> for Untaken {
@@ -62,7 +105,7 @@ impl AsRef<[u8]> for Untaken {
 
 impl Drop for Untaken {
     fn drop(&mut self) {
-        self.activity.untaken[self.epoch].fetch_sub(1, Ordering::Relaxed);
+        self.count().fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -72,20 +115,14 @@ impl Activity {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.is_reading.store(false, Ordering::Relaxed);
         self.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy { activity: Arc::clone(self), is_flow: false }
     }
 
-    /// Notes what a request was told; the bytes to send then tell when the peer has taken them.
-    pub(super) fn answered(self: &Arc<Self>, status: StatusCode, bytes: Bytes) -> Bytes {
+    /// Notes what a request was told.
+    pub(super) fn answered(&self, status: StatusCode) {
         if !is_for_strangers(status) {
             self.is_welcome.store(true, Ordering::Relaxed);
         }
-        if bytes.len() <= UNCOUNTED {
-            return bytes;
-        }
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        self.untaken[epoch].fetch_add(1, Ordering::Relaxed);
-        Bytes::from_owner(Untaken { bytes, activity: Arc::clone(self), epoch })
     }
 
     /// Whether the connection may go when all are taken: nobody on it was let in, and nobody is being asked.
@@ -102,11 +139,12 @@ impl Activity {
     }
 
     /// Resolves when the connection must go: it was evicted, or the peer was silent, slow with a head, or slow to take an answer
-    /// for longer than it may.
-    pub(super) async fn outlived(&self, limits: &Timeouts) {
+    /// for longer than it may. Who takes an answer piece by piece may be slow as long as `is_pressed` says that nobody else waits
+    /// for what it holds.
+    pub(super) async fn outlived(&self, limits: &Timeouts, is_pressed: impl Fn() -> bool) {
         tokio::select! {
             () = self.is_idle(limits) => {}
-            () = self.is_untaken(limits.body) => {}
+            () = self.is_untaken(limits.body, is_pressed) => {}
             () = self.evicted() => {}
         }
     }
@@ -114,31 +152,36 @@ impl Activity {
     /// Give or take half of the shorter limit.
     async fn is_idle(&self, limits: &Timeouts) {
         let tick = limits.header.min(limits.idle) / 4;
-        let now = || (self.begun.load(Ordering::Relaxed), self.is_reading.load(Ordering::Relaxed));
+        let now = || {
+            let moves = self.moves.load(Ordering::Relaxed);
+            (self.begun.load(Ordering::Relaxed), self.is_reading.load(Ordering::Relaxed), moves)
+        };
         let (mut last, mut since) = (now(), Instant::now());
         loop {
             sleep(tick).await;
             let state = now();
-            // The body of a request in flight has a time-out of its own.
-            if state != last || self.in_flight.load(Ordering::Relaxed) > 0 {
+            let flowing = self.flowing.load(Ordering::Relaxed);
+            // The body of a request whose answer hasn't begun has a time-out of its own.
+            if state != last || self.in_flight.load(Ordering::Relaxed) > flowing {
                 (last, since) = (state, Instant::now());
                 continue;
             }
             let is_waiting = self.is_welcome.load(Ordering::Relaxed) && !state.1;
-            let limit = if is_waiting { limits.idle } else { limits.header };
+            let limit = if is_waiting || flowing > 0 { limits.idle } else { limits.header };
             if since.elapsed() >= limit {
                 return;
             }
         }
     }
 
-    /// Between one and two times the limit after an answer was made that is still not taken.
-    async fn is_untaken(&self, limit: Duration) {
+    /// Between one and two times the limit after something was handed over that is still not taken.
+    async fn is_untaken(&self, limit: Duration, is_pressed: impl Fn() -> bool) {
         loop {
             sleep(limit).await;
             let next = 1 - self.epoch.load(Ordering::Relaxed);
             // Those of the epoch before the one that ends now.
-            if self.untaken[next].load(Ordering::Relaxed) > 0 {
+            let is_left = |counts: &[AtomicU32; 2]| counts[next].load(Ordering::Relaxed) > 0;
+            if is_left(&self.untaken) || is_left(&self.untaken_pieces) && is_pressed() {
                 return;
             }
             self.epoch.store(next, Ordering::Relaxed);
@@ -146,6 +189,9 @@ impl Activity {
     }
 
     fn received(&self) {
+        if self.flowing.load(Ordering::Relaxed) > 0 {
+            self.moves.fetch_add(1, Ordering::Relaxed);
+        }
         // HTTP/2 has frames of its own between requests; there, only idleness counts.
         if !self.is_http2.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0 {
             self.is_reading.store(true, Ordering::Relaxed);

@@ -1,11 +1,13 @@
 //! Reading request bodies within limits of size, time and memory, and keeping count of that memory until answers are taken.
+//!
+//! Plaintexts pass through here.
 
 use std::{
     borrow::Cow,
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -16,17 +18,21 @@ use futures_util::poll;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::problem::{Code, Problem};
+use crate::config::Limits;
 
 /// Bodies and answers up to this size are not worth the bookkeeping: all connections together hold little of them.
 pub(super) const UNCOUNTED: usize = 1024;
 /// A body that others wait for has to grow by [`LEAST_GROWTH`] bytes in this time, or makes room for them.
 const GROWTH_TIME: Duration = Duration::from_secs(1);
 const LEAST_GROWTH: usize = 64 << 10;
+/// How long the rest of a body is read whose request was answered already.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What bodies may cost.
 pub(super) struct BodyLimits {
@@ -86,18 +92,40 @@ impl BodyLimits {
         Self { time, memory: Arc::new(Semaphore::new(memory)), waiting: AtomicUsize::new(0) }
     }
 
-    /// Reads a body behind what `buffer` makes for its length.
-    pub(super) async fn read(&self, body: Incoming, form: Form, buffer: impl FnOnce(usize) -> Vec<u8>) -> Result<Read, Problem> {
-        let announced = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    /// Reads a body, of which `first` has come already, behind what `buffer` makes for its length.
+    pub(super) async fn read(
+        &self,
+        body: Arriving,
+        first: Bytes,
+        form: Form,
+        buffer: impl FnOnce(usize) -> Vec<u8>,
+    ) -> Result<Read, Problem> {
+        let announced = body.remaining().map(|rest| usize::try_from(rest).unwrap_or(usize::MAX).saturating_add(first.len()));
         if announced.is_some_and(|length| length > form.limit) {
             return Err(too_large(form.limit));
         }
-        let mut whole = pin!(self.read_all(body, form, announced, buffer));
+        let whole = self.read_all(body, first, form, announced, buffer);
+        self.within_time(whole).await
+    }
+
+    /// The first bytes of a body; none if it is empty.
+    pub(super) async fn first(&self, body: &mut Arriving) -> Result<Bytes, Problem> {
+        self.within_time(async { Ok(body.next().await?.unwrap_or_default()) }).await
+    }
+
+    /// A body that is worked on while it comes, of which `first` has come already.
+    pub(super) async fn flow(self: &Arc<Self>, body: Arriving, first: Bytes) -> Result<Inflow, Problem> {
+        let share = self.share(Limits::FLOW_COST).await?;
+        Ok(Inflow { body, first, pace: Pace::default(), limits: Arc::clone(self), received: Arc::default(), _share: share })
+    }
+
+    async fn within_time<T>(&self, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+        let mut work = pin!(work);
         // Most bodies come with their head, and cost no timer then.
-        if let Poll::Ready(result) = poll!(whole.as_mut()) {
+        if let Poll::Ready(result) = poll!(work.as_mut()) {
             return result;
         }
-        match timeout(self.time, whole).await {
+        match timeout(self.time, work).await {
             Ok(result) => result,
             Err(_) => Err(late(format!("the body didn't arrive within {:?}", self.time))),
         }
@@ -105,7 +133,8 @@ impl BodyLimits {
 
     async fn read_all(
         &self,
-        mut body: Incoming,
+        mut body: Arriving,
+        first: Bytes,
         form: Form,
         announced: Option<usize>,
         buffer: impl FnOnce(usize) -> Vec<u8>,
@@ -117,31 +146,22 @@ impl BodyLimits {
         };
         let mut bytes = buffer(announced.unwrap_or(0));
         let room = bytes.len();
-        let (mut checked_at, mut checked_length) = (Instant::now(), 0);
-        loop {
-            // Without a share, nobody waits for it.
-            let frame = match share {
-                None => body.frame().await,
-                Some(_) => match timeout_at(checked_at + GROWTH_TIME, body.frame()).await {
-                    Ok(frame) => frame,
-                    Err(_) => {
-                        if bytes.len() - checked_length < LEAST_GROWTH && self.waiting.load(Ordering::Relaxed) > 0 {
-                            return Err(late("the body came slowly while others waited for memory"));
-                        }
-                        (checked_at, checked_length) = (Instant::now(), bytes.len());
-                        continue;
-                    }
-                },
-            };
-            let Some(frame) = frame else { break };
-            let frame = frame.map_err(|_| Problem::new(Code::InvalidRequest, "the body ended before its announced end"))?;
-            let Ok(data) = frame.into_data() else { continue };
+        let mut pace = Pace::default();
+        let mut came = Some(first);
+        while let Some(data) = came {
             if bytes.len() - room + data.len() > form.limit {
                 return Err(too_large(form.limit));
             }
             bytes.extend_from_slice(&data);
+            // Without a share, nobody waits for it.
+            came = if share.is_some() { pace.next(&mut body, self).await? } else { body.next().await? };
         }
         Ok(Read { length: bytes.len() - room, bytes, share: Share(share) })
+    }
+
+    /// Whether requests wait for memory.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     async fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
@@ -155,6 +175,154 @@ impl BodyLimits {
         match timeout(self.time / 2, memory.acquire_many_owned(permits)).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Problem::new(Code::Overloaded, "other requests hold all of `limits.body_memory`; try again").retry_after(1)),
+        }
+    }
+}
+
+/// A body that is worked on while it comes. It holds its share of the memory for as long as that takes.
+pub(super) struct Inflow {
+    body: Arriving,
+    /// What came and was not taken yet.
+    first: Bytes,
+    pace: Pace,
+    limits: Arc<BodyLimits>,
+    received: Arc<AtomicU64>,
+    _share: OwnedSemaphorePermit,
+}
+
+impl Inflow {
+    /// The bytes that came next; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let data = if self.first.is_empty() {
+            self.pace.next(&mut self.body, &self.limits).await?
+        } else {
+            Some(std::mem::take(&mut self.first))
+        };
+        self.received.fetch_add(data.as_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
+        Ok(data)
+    }
+
+    /// Fills `buffer` up to `length`, or up to the body's end.
+    pub(super) async fn fill(&mut self, buffer: &mut Vec<u8>, length: usize) -> Result<(), Problem> {
+        while buffer.len() < length {
+            let Some(mut data) = self.next().await? else { break };
+            let rest = data.split_off(data.len().min(length - buffer.len()));
+            buffer.extend_from_slice(&data);
+            self.give_back(rest);
+        }
+        Ok(())
+    }
+
+    /// One byte; `None` at the end.
+    pub(super) async fn byte(&mut self) -> Result<Option<u8>, Problem> {
+        let Some(mut data) = self.next().await? else { return Ok(None) };
+        let rest = data.split_off(1);
+        self.give_back(rest);
+        Ok(data.first().copied())
+    }
+
+    /// A share of the memory for something that is larger than what every such body holds.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        self.limits.share(bytes).await
+    }
+
+    /// Whether nothing more will come. Waits until that is known.
+    pub(super) async fn is_over(&mut self) -> Result<bool, Problem> {
+        // A body of known length ends without a word more.
+        if !self.first.is_empty() || self.body.is_over() {
+            return Ok(self.first.is_empty());
+        }
+        let Some(data) = self.next().await? else { return Ok(true) };
+        self.give_back(data);
+        Ok(false)
+    }
+
+    /// How long the body is from here on, if that was announced.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        self.body.remaining().map(|rest| rest + self.first.len() as u64)
+    }
+
+    /// Goes on telling how many bytes were taken.
+    pub(super) fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
+    }
+
+    fn give_back(&mut self, data: Bytes) {
+        self.received.fetch_sub(data.len() as u64, Ordering::Relaxed);
+        self.first = data;
+    }
+}
+
+/// Sees to it that a body that holds memory which others wait for goes on coming.
+#[derive(Default)]
+struct Pace {
+    checked_at: Option<Instant>,
+    came_since: usize,
+}
+
+impl Pace {
+    async fn next(&mut self, body: &mut Arriving, limits: &BodyLimits) -> Result<Option<Bytes>, Problem> {
+        let mut coming = pin!(body.next());
+        let came = match poll!(coming.as_mut()) {
+            Poll::Ready(came) => came?,
+            Poll::Pending => loop {
+                let checked_at = *self.checked_at.get_or_insert_with(Instant::now);
+                if let Ok(came) = timeout_at(checked_at + GROWTH_TIME, coming.as_mut()).await {
+                    break came?;
+                }
+                if self.came_since < LEAST_GROWTH && limits.is_pressed() {
+                    return Err(late("the body came slowly while others waited for memory"));
+                }
+                (self.checked_at, self.came_since) = (Some(Instant::now()), 0);
+            },
+        };
+        self.came_since += came.as_ref().map_or(0, Bytes::len);
+        Ok(came)
+    }
+}
+
+/// A body that arrives. What is left of it when it is dropped is read for a while and thrown away, so that whoever is still sending
+/// it gets to read what became of his request, instead of an error about a closed connection.
+pub(super) struct Arriving(Option<Incoming>);
+
+impl Arriving {
+    pub(super) fn new(body: Incoming) -> Self {
+        Self(Some(body))
+    }
+
+    /// The data that comes next; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let Some(body) = &mut self.0 else { return Ok(None) };
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::new(Code::InvalidRequest, "the body ended before its announced end"))?;
+            match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                // Trailers, or nothing.
+                _ => {}
+            }
+        }
+        self.0 = None;
+        Ok(None)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    /// How much is still to come, if that was announced.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        self.0.as_ref().map_or(Some(0), |body| body.size_hint().exact())
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if !self.is_over()
+            && let (Some(mut body), Ok(runtime)) = (self.0.take(), Handle::try_current())
+        {
+            // Ends early with its connection.
+            let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
+            runtime.spawn(timeout(LINGER, rest));
         }
     }
 }

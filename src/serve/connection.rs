@@ -2,9 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -22,6 +20,7 @@ use super::{
     activity::{Activity, Watched},
     admission::{Admission, Place},
     meters::ConnectionMeters,
+    reply::{Delivery, Reply},
     service::Source,
     token::Token,
 };
@@ -40,7 +39,12 @@ pub(super) trait Handler: Send + Sync + 'static {
     /// Where the requests of one connection come from.
     type Source: Send + Sync + 'static;
 
-    fn answer(&self, source: &Self::Source, request: Request<Incoming>) -> impl Future<Output = Response<Bytes>> + Send;
+    fn answer(&self, source: &Self::Source, request: Request<Incoming>) -> impl Future<Output = Response<Reply>> + Send;
+
+    /// Whether requests wait for the memory that others hold.
+    fn is_pressed(&self) -> bool {
+        false
+    }
 }
 
 /// A listener.
@@ -136,10 +140,9 @@ impl<H: Handler> Acceptor<H> {
             let busy = peer.2.begin(request.version());
             async move {
                 let (handler, source, activity) = &*peer;
-                let (head, bytes) = handler.answer(source, request).await.into_parts();
-                let bytes = activity.answered(head.status, bytes);
-                drop(busy);
-                Ok::<_, Infallible>(Response::from_parts(head, Full::new(bytes)))
+                let response = handler.answer(source, request).await;
+                activity.answered(response.status());
+                Ok::<_, Infallible>(response.map(|reply| Delivery::new(reply, busy)))
             }
         });
         let builder = self.http();
@@ -178,7 +181,7 @@ impl<H: Handler> Acceptor<H> {
         interruptions.push(Box::pin(async {
             tokio::select! {
                 () = self.ending.cancelled() => {}
-                () = activity.outlived(&self.timeouts) => {}
+                () = activity.outlived(&self.timeouts, || self.handler.is_pressed()) => {}
             }
             Interruption::End
         }));

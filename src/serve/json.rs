@@ -8,6 +8,7 @@ use serde::{
     de::{self, DeserializeSeed, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 use super::{
     ANY_PADDING, STANDARD,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Operation,
-    crypto::{from_text, to_text},
+    crypto::{SecretKey, from_text, to_text},
 };
 
 /// An answer's body, the version that made all of it (if one did), and what went wrong with items.
@@ -93,7 +94,7 @@ pub(super) async fn perform(
                     Outcome::Failure { error }
                 }));
             }
-            let version = worker.encryptor.map(|encryptor| encryptor.version);
+            let version = worker.encryptor.map(|encryptor| encryptor.version());
             Ok(Answer { body: to_json(&BatchAnswer { batch: outcomes })?, version, failures })
         }
         None => {
@@ -105,6 +106,32 @@ pub(super) async fn perform(
             Ok(Answer { body: to_json(&outcome)?, version, failures: Vec::new() })
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataKeyRequest<'a> {
+    #[serde(borrow, default)]
+    aad: Cow<'a, str>,
+}
+
+#[derive(Serialize)]
+struct DataKey {
+    plaintext: Zeroizing<String>,
+    ciphertext: String,
+    key_version: u32,
+}
+
+/// A fresh 256-bit key, plain and as a message under the primary.
+pub(super) fn data_key(session: &Session<'_>, body: &[u8]) -> Result<Answer, Problem> {
+    let text = std::str::from_utf8(body).map_err(|_| invalid("the body is not UTF-8"))?;
+    let aad = if text.is_empty() { Vec::new() } else { decode("aad", &parse::<DataKeyRequest<'_>>(text)?.aad)? };
+    let mut encryptor = session.encryptor()?;
+    let key = SecretKey::generate()?;
+    let message = encryptor.encrypt_copy(&aad, key.expose());
+    let (plaintext, key_version) = (Zeroizing::new(STANDARD.encode(key.expose())), encryptor.version());
+    let body = to_json(&DataKey { plaintext, ciphertext: to_text(&message), key_version })?;
+    Ok(Answer { body, version: Some(key_version), failures: Vec::new() })
 }
 
 fn batch_of(whole: &RawValue) -> Result<Option<&RawValue>, Problem> {
@@ -162,7 +189,7 @@ impl<'s, 'k> Worker<'s, 'k> {
     fn new(operation: Operation, session: &'s mut Session<'k>) -> Result<Self, Problem> {
         let encryptor = match operation {
             Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),
-            Operation::Decrypt | Operation::Inspect => None,
+            Operation::Decrypt | Operation::DataKey | Operation::Inspect => None,
         };
         Ok(Self { operation, session, encryptor })
     }
@@ -191,11 +218,15 @@ impl<'s, 'k> Worker<'s, 'k> {
     fn encrypted(&mut self, encrypt: impl FnOnce(&mut Encryptor) -> Vec<u8>) -> Outcome {
         let Some(encryptor) = &mut self.encryptor else { unreachable!("made in `new` for operations that encrypt") };
         let message = encrypt(encryptor);
-        Outcome::Ciphertext { ciphertext: to_text(&message), key_version: encryptor.version }
+        Outcome::Ciphertext { ciphertext: to_text(&message), key_version: encryptor.version() }
     }
 }
 
 fn parse<'a, T: Deserialize<'a>>(item: &'a str) -> Result<T, Problem> {
+    // A list of a struct's values would do for serde.
+    if !item.trim_ascii_start().starts_with('{') {
+        return Err(invalid("an object is expected here"));
+    }
     serde_json::from_str(item).map_err(|error| invalid(reason(&error)))
 }
 

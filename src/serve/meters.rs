@@ -1,6 +1,12 @@
 //! What callers did: metrics by keyring, operation and code.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use metrics::{Counter, Gauge, Histogram};
 
@@ -19,6 +25,9 @@ const DENIED: &str = "sidekey_policy_denials_total";
 const CONNECTIONS: &str = "sidekey_connections";
 const REFUSED: &str = "sidekey_connections_refused_total";
 
+/// In the place of a problem's code: the peer took no more of an answer that was still being made.
+const ABANDONED: &str = "abandoned";
+
 /// Describes the metrics of the applications' listeners.
 pub fn describe_metrics(registry: &Registry) {
     registry.describe_counter(
@@ -26,7 +35,10 @@ pub fn describe_metrics(registry: &Registry) {
         "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",
     );
     registry.describe_counter(ITEM_ERRORS, "Items of batches that failed, by code; the batch itself counts as `ok`.");
-    registry.describe_histogram(DURATION, "Time from a request's head to its answer.");
+    registry.describe_histogram(
+        DURATION,
+        "Time from a request's head to its answer; of a stream or a binary batch, to the answer's end.",
+    );
     registry.describe_counter(RECEIVED, "Bytes of request bodies.");
     registry.describe_counter(SENT, "Bytes of answer bodies.");
     registry.describe_counter(DENIED, "Requests that the policy denied.");
@@ -69,7 +81,7 @@ impl OperationMeters {
     }
 
     pub(super) fn failed(&self, code: Code, took: Duration) {
-        self.error(REQUESTS, code);
+        self.error(REQUESTS, code.as_str());
         self.duration.record(took);
         if code == Code::Forbidden {
             self.denied.increment(1);
@@ -77,12 +89,60 @@ impl OperationMeters {
     }
 
     pub(super) fn item_failed(&self, code: Code) {
-        self.error(ITEM_ERRORS, code);
+        self.error(ITEM_ERRORS, code.as_str());
     }
 
-    fn error(&self, name: &'static str, code: Code) {
-        let labels = [("keyring", self.keyring.as_str()), ("operation", self.operation.as_str()), ("code", code.as_str())];
+    fn error(&self, name: &'static str, code: &str) {
+        let labels = [("keyring", self.keyring.as_str()), ("operation", self.operation.as_str()), ("code", code)];
         self.registry.counter(name, &labels).increment(1);
+    }
+}
+
+/// An answer that goes on after its head. It is counted once: when it ends, breaks off, or is given up by its peer.
+pub(super) struct Account {
+    meters: Arc<OperationMeters>,
+    start: Instant,
+    received: Arc<AtomicU64>,
+    sent: u64,
+    is_settled: bool,
+}
+
+impl Account {
+    /// For a request whose head came at `start` and whose body `received` counts.
+    pub(super) fn new(meters: Arc<OperationMeters>, start: Instant, received: Arc<AtomicU64>) -> Self {
+        Self { meters, start, received, sent: 0, is_settled: false }
+    }
+
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.settle("ok");
+    }
+
+    pub(super) fn failed(&mut self, code: Code) {
+        self.settle(code.as_str());
+    }
+
+    fn settle(&mut self, code: &'static str) {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return;
+        }
+        let meters = &self.meters;
+        match code {
+            "ok" => meters.ok.increment(1),
+            code => meters.error(REQUESTS, code),
+        }
+        meters.received.increment(self.received.load(Ordering::Relaxed));
+        meters.sent.increment(self.sent);
+        meters.duration.record(self.start.elapsed());
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.settle(ABANDONED);
     }
 }
 

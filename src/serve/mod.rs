@@ -2,14 +2,20 @@
 
 mod activity;
 mod admission;
+mod batch;
 mod body;
 mod connection;
+mod description;
+mod events;
+mod flow;
+mod frames;
 mod json;
 mod listener;
 mod meters;
 mod octets;
 mod ops;
 mod problem;
+mod reply;
 mod service;
 mod session;
 mod status;
@@ -31,6 +37,7 @@ use tracing::error;
 
 use self::{
     connection::{Acceptor, TokenSide, UnixSide},
+    events::Events,
     listener::BoundSocket,
     meters::ConnectionMeters,
     service::Service,
@@ -38,6 +45,7 @@ use self::{
 use crate::{clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
 
 pub use self::{
+    frames::{Frame, Frames},
     listener::ListenError,
     meters::describe_metrics,
     ops::OpsServer,
@@ -97,8 +105,10 @@ impl Listeners {
     /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
     /// The handle resolves when the last connection is over.
     pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
-        let Parts { settings, keyrings, registry, clock } = parts;
-        let service = Arc::new(Service::new(settings, keyrings, &registry, clock));
+        let (settings, registry) = (parts.settings, Arc::clone(&parts.registry));
+        let events = Events::new(parts.keyrings.clone(), parts.clock.clone());
+        events.watch(&ending);
+        let service = Arc::new(Service::new(parts, events, draining.clone()));
         let acceptor = |listener| {
             let meters = ConnectionMeters::new(&registry, listener);
             let service = Arc::clone(&service);

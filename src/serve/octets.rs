@@ -1,25 +1,29 @@
 //! The octet-stream form: bytes in, bytes out, AAD in a header.
 
+use std::sync::{Arc, atomic::AtomicU64};
+
 use base64::Engine;
 use bytes::Bytes;
+use futures_util::Stream;
 use hyper::{HeaderMap, header::HeaderName};
 
 use super::{
     ANY_PADDING,
-    body::Read,
+    body::{Arriving, Form, Read},
+    flow::{Streamed, Streaming},
+    meters::Account,
     problem::{Code, Problem},
-    session::Session,
+    reply::Flow,
+    service::Job,
+    session::{Session, message_buffer},
 };
 use crate::{
     config::Operation,
-    crypto::{OVERHEAD, PREFIX_LEN},
+    crypto::{OVERHEAD, PREFIX_LEN, SUITE_STREAM},
 };
 
 /// Carries the AAD in base64.
 pub(super) const AAD_HEADER: HeaderName = HeaderName::from_static("sidekey-aad");
-
-/// An answer: its body and the version that made it.
-pub(super) type Answer = (Bytes, u32);
 
 pub(super) fn aad(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
     let mut values = headers.get_all(AAD_HEADER).iter();
@@ -31,27 +35,75 @@ pub(super) fn aad(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
     ANY_PADDING.decode(value).map_err(|_| invalid("the header Sidekey-Aad is not base64"))
 }
 
-/// Does an operation on a body; a plaintext stands behind the room that [`super::session::message_buffer`] leaves.
-pub(super) async fn perform(operation: Operation, session: &mut Session<'_>, aad: &[u8], body: Read) -> Result<Answer, Problem> {
-    let Read { mut bytes, share, .. } = body;
-    match operation {
-        Operation::Encrypt => {
-            let mut encryptor = session.encryptor()?;
-            encryptor.encrypt(aad, &mut bytes);
-            Ok((share.keep_for(bytes), encryptor.version))
+/// What a body is answered with.
+pub(super) enum Answer {
+    /// The whole answer, made of so many bytes.
+    Whole { received: usize, bytes: Bytes, version: u32 },
+    /// An answer that goes on while the body comes.
+    Flow(Flow, u32),
+}
+
+/// Does an operation on a body. One that is longer than a message may be, or whose length nobody announced, is a stream.
+pub(super) async fn perform(job: &Job<'_>, aad: Vec<u8>, mut body: Arriving) -> Result<Answer, Problem> {
+    let announced = body.remaining();
+    let is_at_most = |limit: usize| announced.is_some_and(|length| length <= limit as u64);
+    if job.operation == Operation::Encrypt {
+        let form = Form { limit: job.limits.body, cost: 1 };
+        if !is_at_most(form.limit) {
+            let streaming = stream(job, aad, body, Bytes::new()).await?;
+            return flow(job, &streaming.inflow.received(), streaming.encrypt()?).await;
         }
-        Operation::Rewrap => {
-            session.decrypt(aad, &mut bytes).await?;
-            let mut encryptor = session.encryptor()?;
-            // The plaintext already stands where the new message needs it.
-            bytes.truncate(bytes.len() - (OVERHEAD - PREFIX_LEN));
-            encryptor.encrypt(aad, &mut bytes);
-            Ok((share.keep_for(bytes), encryptor.version))
-        }
-        Operation::Decrypt | Operation::Inspect => {
-            let (plaintext, version) = session.decrypt(aad, &mut bytes).await?;
-            let length = plaintext.len();
-            Ok((share.keep_for(bytes).slice(PREFIX_LEN..PREFIX_LEN + length), version))
+        let body = job.bodies.read(body, Bytes::new(), form, message_buffer).await?;
+        return whole(job, &aad, body).await;
+    }
+    // A ciphertext may be as long as the longest plaintext makes it.
+    let form = Form { limit: job.limits.body + OVERHEAD, cost: 1 };
+    let mut first = Bytes::new();
+    if !is_at_most(form.limit) {
+        first = job.bodies.first(&mut body).await?;
+        if first.first() == Some(&SUITE_STREAM) {
+            let streaming = stream(job, aad, body, first).await?;
+            let received = streaming.inflow.received();
+            return match job.operation {
+                Operation::Rewrap => flow(job, &received, streaming.rewrap().await?).await,
+                _ => flow(job, &received, streaming.decrypt().await?).await,
+            };
         }
     }
+    let body = job.bodies.read(body, first, form, |length| Vec::with_capacity(length)).await?;
+    whole(job, &aad, body).await
+}
+
+async fn stream(job: &Job<'_>, aad: Vec<u8>, body: Arriving, first: Bytes) -> Result<Streaming, Problem> {
+    let inflow = job.bodies.flow(body, first).await?;
+    Ok(Streaming { keyring: Arc::clone(job.keyring), clock: job.clock.clone(), aad, inflow })
+}
+
+/// Waits for the first piece, so that what is wrong at once is answered with a problem.
+async fn flow(
+    job: &Job<'_>,
+    received: &Arc<AtomicU64>,
+    streamed: Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send + 'static>,
+) -> Result<Answer, Problem> {
+    let account = Account::new(Arc::clone(job.meters), job.start, Arc::clone(received));
+    Ok(Answer::Flow(Flow::begin(streamed.pieces, streamed.length, account).await?, streamed.version))
+}
+
+/// Does the work on a body that is all there; a plaintext stands behind the room that [`message_buffer`] leaves.
+async fn whole(job: &Job<'_>, aad: &[u8], body: Read) -> Result<Answer, Problem> {
+    let Read { mut bytes, length: received, share } = body;
+    let mut session = Session::new(job.keyring, job.clock.now())?;
+    if job.operation != Operation::Encrypt {
+        let (plaintext, version) = session.decrypt(aad, &mut bytes).await?;
+        let end = PREFIX_LEN + plaintext.len();
+        if job.operation != Operation::Rewrap {
+            return Ok(Answer::Whole { received, bytes: share.keep_for(bytes).slice(PREFIX_LEN..end), version });
+        }
+        // The plaintext already stands where the new message needs it.
+        bytes.truncate(end);
+    }
+    let mut encryptor = session.encryptor()?;
+    encryptor.encrypt(aad, &mut bytes);
+    let (bytes, version) = (share.keep_for(bytes), encryptor.version());
+    Ok(Answer::Whole { received, bytes, version })
 }

@@ -17,6 +17,7 @@ use super::{
     connection::{Acceptor, Handler, OpsSide},
     meters::ConnectionMeters,
     problem::{Code, Problem},
+    reply::Reply,
     status::{KekStatus, KeyMemory, KeyringStatus, Status},
 };
 use crate::{
@@ -182,8 +183,8 @@ impl OpsServer {
 impl Handler for OpsServer {
     type Source = SocketAddr;
 
-    async fn answer(&self, _: &SocketAddr, request: Request<Incoming>) -> Answer {
-        self.route(&request).unwrap_or_else(Problem::into_response)
+    async fn answer(&self, _: &SocketAddr, request: Request<Incoming>) -> Response<Reply> {
+        self.route(&request).unwrap_or_else(Problem::into_response).map(Reply::from)
     }
 }
 

@@ -95,13 +95,17 @@ impl Problem {
         Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, format!("allowed here: {allow}")) }
     }
 
+    /// The problem details.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        match serde_json::to_vec(self) {
+            Ok(json) => json,
+            Err(error) => unreachable!("four plain members serialize: {error}"),
+        }
+    }
+
     /// The HTTP answer.
     pub fn into_response(self) -> Response<Bytes> {
-        let body = match serde_json::to_vec(&self) {
-            Ok(body) => body,
-            Err(error) => unreachable!("four plain members serialize: {error}"),
-        };
-        let mut response = Response::new(Bytes::from(body));
+        let mut response = Response::new(Bytes::from(self.to_json()));
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -4,28 +4,33 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response,
+    HeaderMap, Method, Request, Response,
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
 };
-use jiff::Timestamp;
 use matchit::Router;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    body::{BodyLimits, Form},
+    Parts,
+    batch::{self, Batch},
+    body::{Arriving, BodyLimits, Form},
     connection::Handler,
+    description::Description,
+    events::{self, Events, Listener},
     json,
-    meters::{OperationMeters, unrouted},
+    meters::{Account, OperationMeters, unrouted},
     octets,
     problem::{Code, Problem},
-    session::{Session, message_buffer},
+    reply::{Flow, Reply},
+    session::Session,
     token::Token,
 };
 use crate::{
     clock::Clock,
-    config::{Limits, Operation, Settings},
+    config::{Limits, Operation},
     policy::{Caller, Policy},
     refresh::Keyring,
     telemetry::Registry,
@@ -34,14 +39,18 @@ use crate::{
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
 const OCTETS: &str = "application/octet-stream";
 const JSON: &str = "application/json";
+const UNSUPPORTED: &str = "send Content-Type: application/octet-stream, application/json or application/vnd.sidekey.batch";
 
 /// Answers requests.
 pub(super) struct Service {
     router: Router<Route>,
     keyrings: BTreeMap<String, Served>,
-    policy: Policy,
+    policy: Arc<Policy>,
+    events: Arc<Events>,
+    /// Ends what would never end by itself.
+    draining: CancellationToken,
     limits: Limits,
-    bodies: BodyLimits,
+    bodies: Arc<BodyLimits>,
     registry: Arc<Registry>,
     clock: Clock,
 }
@@ -56,44 +65,51 @@ pub(super) struct Source {
 enum Route {
     Keyrings,
     Keyring,
+    Events,
     Work(Operation),
 }
 
 struct Served {
     keyring: Arc<Keyring>,
-    encrypt: OperationMeters,
-    decrypt: OperationMeters,
-    rewrap: OperationMeters,
-    inspect: OperationMeters,
+    meters: [Arc<OperationMeters>; Operation::ALL.len()],
 }
 
 impl Served {
-    fn meters(&self, operation: Operation) -> &OperationMeters {
-        match operation {
-            Operation::Encrypt => &self.encrypt,
-            Operation::Decrypt => &self.decrypt,
-            Operation::Rewrap => &self.rewrap,
-            Operation::Inspect => &self.inspect,
-        }
+    fn meters(&self, operation: Operation) -> &Arc<OperationMeters> {
+        &self.meters[operation as usize]
     }
 }
 
-type Answer = Response<Bytes>;
+/// What one request wants of one keyring, and what its answer is made with.
+pub(super) struct Job<'s> {
+    pub(super) operation: Operation,
+    pub(super) keyring: &'s Arc<Keyring>,
+    pub(super) meters: &'s Arc<OperationMeters>,
+    pub(super) limits: &'s Limits,
+    pub(super) bodies: &'s Arc<BodyLimits>,
+    pub(super) clock: &'s Clock,
+    /// When its head came.
+    pub(super) start: Instant,
+}
+
+type Answer = Response<Reply>;
 
 impl Service {
-    pub(super) fn new(settings: &Settings, keyrings: Vec<Arc<Keyring>>, registry: &Arc<Registry>, clock: Clock) -> Self {
+    pub(super) fn new(parts: Parts<'_>, events: Arc<Events>, draining: CancellationToken) -> Self {
+        let Parts { settings, keyrings, registry, clock } = parts;
         let serve = |keyring: Arc<Keyring>| {
-            let meters = |operation| OperationMeters::new(registry, keyring.name(), operation);
-            let [encrypt, decrypt, rewrap, inspect] = Operation::ALL.map(meters);
-            (keyring.name().to_string(), Served { keyring, encrypt, decrypt, rewrap, inspect })
+            let meters = Operation::ALL.map(|operation| Arc::new(OperationMeters::new(&registry, keyring.name(), operation)));
+            (keyring.name().to_string(), Served { keyring, meters })
         };
         Self {
             router: router(),
             keyrings: keyrings.into_iter().map(serve).collect(),
-            policy: Policy::new(&settings.policy),
+            policy: Arc::new(Policy::new(&settings.policy)),
+            events,
+            draining,
             limits: settings.limits.clone(),
-            bodies: BodyLimits::new(settings.timeouts.body, settings.limits.body_memory),
-            registry: Arc::clone(registry),
+            bodies: Arc::new(BodyLimits::new(settings.timeouts.body, settings.limits.body_memory)),
+            registry,
             clock,
         }
     }
@@ -106,7 +122,7 @@ impl Service {
         let found =
             self.router.at(request.uri().path()).map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the paths"))?;
         let allowed = match found.value {
-            Route::Keyrings | Route::Keyring => Method::GET,
+            Route::Keyrings | Route::Keyring | Route::Events => Method::GET,
             Route::Work(_) => Method::POST,
         };
         if request.method() != allowed {
@@ -115,23 +131,33 @@ impl Service {
         let (route, name) = (*found.value, found.params.get("keyring").unwrap_or_default());
         let (operation, served) = match route {
             Route::Keyrings => return self.list(source),
+            Route::Events => return Ok(self.listen(source, request.headers())),
             Route::Keyring => (Operation::Inspect, self.served(name)?),
             Route::Work(operation) => (operation, self.served(name)?),
         };
         let meters = served.meters(operation);
-        let result = self.work(source, operation, served, request).await;
-        let took = start.elapsed();
-        Ok(match result {
+        let job = Job {
+            operation,
+            keyring: &served.keyring,
+            meters,
+            limits: &self.limits,
+            bodies: &self.bodies,
+            clock: &self.clock,
+            start,
+        };
+        Ok(match self.work(source, &job, request).await {
             Ok(done) => {
-                meters.succeeded(done.received, done.sent, took);
+                if let Some((received, sent)) = done.moved {
+                    meters.succeeded(received, sent, start.elapsed());
+                }
                 done.answer
             }
             Err(problem) => {
-                meters.failed(problem.code, took);
+                meters.failed(problem.code, start.elapsed());
                 if problem.code == Code::Forbidden {
                     warn!(caller = ?source.caller, keyring = %served.keyring.name(), operation = operation.as_str(), "denied by the policy");
                 }
-                problem.into_response()
+                problem.into_response().map(Reply::from)
             }
         })
     }
@@ -153,93 +179,100 @@ impl Service {
             .ok_or_else(|| Problem::new(Code::KeyringNotFound, "GET /v1/keyrings lists those that you may use"))
     }
 
-    async fn work(
-        &self,
-        source: &Source,
-        operation: Operation,
-        served: &Served,
-        request: Request<Incoming>,
-    ) -> Result<Done, Problem> {
-        let keyring = &served.keyring;
+    async fn work(&self, source: &Source, job: &Job<'_>, request: Request<Incoming>) -> Result<Done, Problem> {
+        let (operation, keyring) = (job.operation, job.keyring);
         if !self.policy.permissions(&source.caller, keyring.name()).allow(operation) {
-            let detail = format!("no rule lets this caller {} with keyring {}", operation.as_str(), keyring.name());
+            let mut detail = format!("no rule lets this caller {} with keyring {}", operation.as_str(), keyring.name());
+            if !operation.is_implied() {
+                detail.push_str("; a rule must name this operation, \"*\" doesn't include it");
+            }
             return Err(Problem::new(Code::Forbidden, detail));
         }
         if operation == Operation::Inspect {
-            let body = to_json(&self.describe(keyring)?)?;
-            return Ok(Done::new(0, Bytes::from(body), JSON, None));
+            let body = to_json(&Description::of(keyring, self.clock.now())?)?;
+            return Ok(Done::whole(0, Bytes::from(body), JSON, None));
         }
         let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        if essence.eq_ignore_ascii_case(OCTETS.as_bytes()) {
+        let is = |form: &str| essence.eq_ignore_ascii_case(form.as_bytes());
+        if operation == Operation::DataKey {
+            return self.data_key(job, is(JSON), Arriving::new(request.into_body())).await;
+        }
+        if is(OCTETS) {
             let aad = octets::aad(request.headers())?;
-            let (limit, buffer): (_, fn(usize) -> Vec<u8>) = match operation {
-                Operation::Encrypt => (self.limits.body, message_buffer),
-                // A ciphertext may be as long as the longest plaintext makes it.
-                _ => (self.limits.body + crate::crypto::OVERHEAD, |length| Vec::with_capacity(length)),
+            Ok(match octets::perform(job, aad, Arriving::new(request.into_body())).await? {
+                octets::Answer::Whole { received, bytes, version } => Done::whole(received, bytes, OCTETS, Some(version)),
+                octets::Answer::Flow(flow, version) => Done::flow(flow, OCTETS, Some(version)),
+            })
+        } else if is(batch::CONTENT_TYPE) {
+            let aad = octets::aad(request.headers())?;
+            let inflow = self.bodies.flow(Arriving::new(request.into_body()), Bytes::new()).await?;
+            let account = Account::new(Arc::clone(job.meters), job.start, inflow.received());
+            let batch = Batch {
+                operation,
+                keyring: Arc::clone(keyring),
+                meters: Arc::clone(job.meters),
+                clock: self.clock.clone(),
+                aad,
+                inflow,
+                item_limit: batch::item_limit(self.limits.body),
             };
-            let body = self.bodies.read(request.into_body(), Form { limit, cost: 1 }, buffer).await?;
-            let received = body.length;
-            let mut session = Session::new(keyring, self.clock.now())?;
-            let (bytes, version) = octets::perform(operation, &mut session, &aad, body).await?;
-            Ok(Done::new(received, bytes, OCTETS, Some(version)))
-        } else if essence.eq_ignore_ascii_case(JSON.as_bytes()) {
+            let (pieces, version) = batch.perform()?;
+            Ok(Done::flow(Flow::begin(pieces, None, account).await?, batch::CONTENT_TYPE, version))
+        } else if is(JSON) {
             let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
-            let body = self.bodies.read(request.into_body(), form, Vec::with_capacity).await?;
+            let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
             let mut session = Session::new(keyring, self.clock.now())?;
             let answer = json::perform(operation, &mut session, &body.bytes, self.limits.batch_items).await?;
             for code in answer.failures {
-                served.meters(operation).item_failed(code);
+                job.meters.item_failed(code);
             }
-            Ok(Done::new(body.length, body.share.keep_for(answer.body), JSON, answer.version))
+            Ok(Done::whole(body.length, body.share.keep_for(answer.body), JSON, answer.version))
         } else {
-            Err(Problem::new(Code::UnsupportedMediaType, "send Content-Type: application/octet-stream or application/json"))
+            Err(Problem::new(Code::UnsupportedMediaType, UNSUPPORTED))
         }
     }
 
+    async fn data_key(&self, job: &Job<'_>, is_json: bool, body: Arriving) -> Result<Done, Problem> {
+        let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
+        let body = self.bodies.read(body, Bytes::new(), form, Vec::with_capacity).await?;
+        // Who binds the key to nothing has nothing to send.
+        if !is_json && body.length > 0 {
+            return Err(Problem::new(Code::UnsupportedMediaType, "send Content-Type: application/json, or no body"));
+        }
+        let answer = json::data_key(&Session::new(job.keyring, self.clock.now())?, &body.bytes)?;
+        Ok(Done::whole(body.length, answer.body.into(), JSON, answer.version))
+    }
+
     fn list(&self, source: &Source) -> Result<Answer, Problem> {
+        let now = self.clock.now();
         let visible = self
             .keyrings
             .values()
             .map(|served| &served.keyring)
             .filter(|keyring| self.policy.permissions(&source.caller, keyring.name()).allow(Operation::Inspect))
             // One that isn't loaded can't be used yet.
-            .filter_map(|keyring| self.describe(keyring).ok());
+            .filter_map(|keyring| Description::of(keyring, now).ok());
         let keyrings = Keyrings { keyrings: visible.collect() };
         unrouted(&self.registry, "ok");
-        Ok(Done::new(0, Bytes::from(to_json(&keyrings)?), JSON, None).answer)
+        Ok(answer(Reply::from(to_json(&keyrings)?), JSON, None))
     }
 
-    fn describe(&self, keyring: &Keyring) -> Result<Description, Problem> {
-        let now = self.clock.now();
-        let snapshot = keyring.snapshot();
-        let Some(snapshot) = snapshot.as_ref() else {
-            return Err(Problem::new(Code::ProviderUnavailable, "the keyring has not been loaded yet").retry_after(1));
-        };
-        let table = &snapshot.table;
-        let versions = table.manifest().versions.iter().filter_map(|version| {
-            let role = table.role(version.version, now)?.as_str();
-            Some(VersionDescription {
-                version: version.version,
-                role,
-                compromised: version.compromised,
-                created_at: version.created_at,
-            })
-        });
-        Ok(Description {
-            name: keyring.name().to_string(),
-            id: table.id().to_string(),
-            generation: table.generation(),
-            wave: table.wave().to_string(),
-            primary: table.primary(now),
-            encrypt_until: keyring.lease_end(table),
-            versions: versions.collect(),
-        })
+    fn listen(&self, source: &Source, headers: &HeaderMap) -> Answer {
+        let listener = Listener { caller: source.caller, policy: Arc::clone(&self.policy) };
+        let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+        unrouted(&self.registry, "ok");
+        let pieces = self.events.listen(listener, last_id, self.draining.clone());
+        answer(Reply::Flow(Flow::endless(pieces)), events::CONTENT_TYPE, None)
     }
 }
 
 impl Handler for Service {
     type Source = Source;
+
+    fn is_pressed(&self) -> bool {
+        self.bodies.is_pressed()
+    }
 
     /// Answers one request; whatever is wrong with it is an answer, too.
     async fn answer(&self, source: &Source, request: Request<Incoming>) -> Answer {
@@ -248,7 +281,7 @@ impl Handler for Service {
             Ok(answer) => answer,
             Err(problem) => {
                 unrouted(&self.registry, problem.code.as_str());
-                problem.into_response()
+                problem.into_response().map(Reply::from)
             }
         }
     }
@@ -259,6 +292,8 @@ fn router() -> Router<Route> {
     let routes = [
         ("/v1/keyrings", Route::Keyrings),
         ("/v1/keyrings/{keyring}", Route::Keyring),
+        ("/v1/events", Route::Events),
+        ("/v1/keyrings/{keyring}/data-key", Route::Work(Operation::DataKey)),
         ("/v1/keyrings/{keyring}/encrypt", Route::Work(Operation::Encrypt)),
         ("/v1/keyrings/{keyring}/decrypt", Route::Work(Operation::Decrypt)),
         ("/v1/keyrings/{keyring}/rewrap", Route::Work(Operation::Rewrap)),
@@ -272,47 +307,35 @@ fn router() -> Router<Route> {
 }
 
 struct Done {
-    received: usize,
-    sent: usize,
+    /// The bytes received and sent; none of a flow, which counts for itself.
+    moved: Option<(usize, usize)>,
     answer: Answer,
 }
 
 impl Done {
-    fn new(received: usize, body: Bytes, content_type: &'static str, version: Option<u32>) -> Self {
-        let sent = body.len();
-        let mut answer = Response::new(body);
-        let headers = answer.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(version) = version {
-            headers.insert(KEY_VERSION, version.into());
-        }
-        Self { received, sent, answer }
+    fn whole(received: usize, body: Bytes, content_type: &'static str, version: Option<u32>) -> Self {
+        Self { moved: Some((received, body.len())), answer: answer(body.into(), content_type, version) }
     }
+
+    fn flow(flow: Flow, content_type: &'static str, version: Option<u32>) -> Self {
+        Self { moved: None, answer: answer(Reply::Flow(flow), content_type, version) }
+    }
+}
+
+fn answer(reply: Reply, content_type: &'static str, version: Option<u32>) -> Answer {
+    let mut answer = Response::new(reply);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(version) = version {
+        headers.insert(KEY_VERSION, version.into());
+    }
+    answer
 }
 
 #[derive(Serialize)]
 struct Keyrings {
     keyrings: Vec<Description>,
-}
-
-#[derive(Serialize)]
-struct Description {
-    name: String,
-    id: String,
-    generation: u64,
-    wave: String,
-    primary: Option<u32>,
-    encrypt_until: Timestamp,
-    versions: Vec<VersionDescription>,
-}
-
-#[derive(Serialize)]
-struct VersionDescription {
-    version: u32,
-    role: &'static str,
-    compromised: bool,
-    created_at: Timestamp,
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>, Problem> {

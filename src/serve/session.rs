@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::problem::{Code, Problem};
 use crate::{
-    crypto::{Header, OVERHEAD, Opener, PREFIX_LEN, Sealer, VersionKeys},
+    crypto::{Header, OVERHEAD, Opener, PREFIX_LEN, Sealer, StreamOpener, StreamSealer, VersionKeys},
     keyring::Slot,
     refresh::{Keyring, Snapshot},
 };
@@ -29,9 +29,7 @@ pub(super) struct Session<'k> {
 /// Encrypts the items of one request.
 pub(super) struct Encryptor {
     sealer: Sealer,
-    snapshot: Arc<Snapshot>,
-    /// The version that encrypts.
-    pub(super) version: u32,
+    usage: Usage,
     now: Timestamp,
 }
 
@@ -45,32 +43,85 @@ impl<'k> Session<'k> {
             )
             .retry_after(RETRY_SECONDS));
         };
-        Ok(Self { keyring, snapshot: Arc::clone(snapshot), now, opener: Opener::default(), has_learned: false })
+        Ok(Self::resume(keyring, Arc::clone(snapshot), now))
+    }
+
+    /// The session of a request that goes on, with the generation that it saw from its beginning.
+    pub(super) fn resume(keyring: &'k Keyring, snapshot: Arc<Snapshot>, now: Timestamp) -> Self {
+        Self { keyring, snapshot, now, opener: Opener::default(), has_learned: false }
+    }
+
+    pub(super) fn into_snapshot(self) -> Arc<Snapshot> {
+        self.snapshot
+    }
+
+    /// Time has passed: uses count for the new time, and versions that nobody knew may be known.
+    pub(super) fn go_on(&mut self, now: Timestamp) {
+        self.now = now;
+        self.has_learned = false;
+    }
+
+    /// Whether `encryptor` may go on at `now` (I11).
+    pub(super) fn check_lease(&self, encryptor: &mut Encryptor, now: Timestamp) -> Result<(), Problem> {
+        encryptor.now = now;
+        check_lease(self.keyring, &encryptor.usage.snapshot, now)
     }
 
     /// The encryptor of the version that encrypts now, if this sidecar may encrypt at all.
     pub(super) fn encryptor(&self) -> Result<Encryptor, Problem> {
+        let (version, keys) = self.encrypting()?;
+        let sealer = Sealer::new(keys, self.snapshot.table.id(), version)?;
+        Ok(Encryptor { sealer, usage: Usage::new(&self.snapshot, version), now: self.now })
+    }
+
+    fn encrypting(&self) -> Result<(u32, &VersionKeys), Problem> {
         let table = &self.snapshot.table;
         let primary = table
             .primary(self.now)
             .ok_or_else(|| Problem::new(Code::NoPrimary, format!("no version is activated for wave {} yet", table.wave())))?;
-        let Some((version, keys)) = table.encrypting(self.now).filter(|_| self.now < self.keyring.lease_end(table)) else {
-            return Err(keys(&self.snapshot, primary).err().unwrap_or_else(|| self.lease_expired()));
+        let Some(found) = table.encrypting(self.now) else {
+            return Err(keys(&self.snapshot, primary)
+                .err()
+                .unwrap_or_else(|| Problem::new(Code::NoPrimary, "no version encrypts")));
         };
-        let sealer = Sealer::new(keys, table.id(), version)?;
-        Ok(Encryptor { sealer, snapshot: Arc::clone(&self.snapshot), version, now: self.now })
+        check_lease(self.keyring, &self.snapshot, self.now)?;
+        Ok(found)
     }
 
-    fn lease_expired(&self) -> Problem {
-        let end = self.keyring.lease_end(&self.snapshot.table);
-        let detail = format!("the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on");
-        Problem::new(Code::LeaseExpired, detail).retry_after(60)
-    }
-
-    /// Decrypts a message in place; gives the plaintext's part of it and the version.
+    /// Decrypts a whole message or stream in place; gives its plaintext, which stands behind the prefix, and the version.
     pub(super) async fn decrypt<'m>(&mut self, aad: &[u8], message: &'m mut [u8]) -> Result<(&'m mut [u8], u32), Problem> {
-        let id = self.snapshot.table.id();
-        let header = Header::parse(message, &id)?;
+        let header = self.find(message).await?;
+        let keys = keys(&self.snapshot, header.version)?;
+        let plaintext = self.opener.open(keys, &self.snapshot.table.id(), &header, aad, message)?;
+        if let Some(meter) = self.snapshot.meter(header.version) {
+            meter.decrypted(1, self.now);
+        }
+        Ok((plaintext, header.version))
+    }
+
+    /// The opener of a stream that begins so.
+    pub(super) async fn stream_decryptor(&mut self, aad: &[u8], prefix: &[u8; PREFIX_LEN]) -> Result<StreamDecryptor, Problem> {
+        // The first chunk, which must follow, is checked as such.
+        let header = self.find(&[&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat()).await?;
+        let keys = keys(&self.snapshot, header.version)?;
+        let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
+        let usage = Usage::new(&self.snapshot, header.version);
+        usage.decrypted(self.now);
+        Ok(StreamDecryptor { opener, usage })
+    }
+
+    /// The encryptor of a stream, and what the stream begins with.
+    pub(super) fn stream_encryptor(&self, aad: &[u8]) -> Result<(StreamEncryptor, [u8; PREFIX_LEN]), Problem> {
+        let (version, keys) = self.encrypting()?;
+        let (sealer, prefix) = StreamSealer::new(keys, &self.snapshot.table.id(), version, aad)?;
+        let usage = Usage::new(&self.snapshot, version);
+        usage.encrypted(self.now);
+        Ok((StreamEncryptor { sealer, usage }, prefix))
+    }
+
+    /// Reads a ciphertext's header, and sees to it that a version that was never heard of is looked for.
+    async fn find(&mut self, ciphertext: &[u8]) -> Result<Header, Problem> {
+        let header = Header::parse(ciphertext, &self.snapshot.table.id())?;
         let version = header.version;
         if self.snapshot.table.slot(version).is_none()
             && !self.has_learned
@@ -79,34 +130,121 @@ impl<'k> Session<'k> {
             self.has_learned = true;
             self.snapshot = newest;
         }
-        let keys = keys(&self.snapshot, version)?;
-        let plaintext = self.opener.open(keys, &id, &header, aad, message)?;
-        if let Some(meter) = self.snapshot.meter(version) {
-            meter.decrypted(1, self.now);
-        }
-        Ok((plaintext, version))
+        Ok(header)
     }
 }
 
 impl Encryptor {
+    /// The version that encrypts.
+    pub(super) fn version(&self) -> u32 {
+        self.usage.version
+    }
+
     /// Turns a buffer with [`PREFIX_LEN`] bytes of room before the plaintext into a message.
     pub(super) fn encrypt(&mut self, aad: &[u8], buffer: &mut Vec<u8>) {
-        self.sealer.seal(aad, buffer);
-        self.meter();
+        self.encrypt_at(aad, buffer, 0);
+    }
+
+    /// The same for a room and a plaintext that begin at `from`.
+    pub(super) fn encrypt_at(&mut self, aad: &[u8], buffer: &mut Vec<u8>, from: usize) {
+        self.sealer.seal(aad, buffer, from);
+        self.usage.encrypted(self.now);
     }
 
     /// A message from a plaintext that stands elsewhere.
     pub(super) fn encrypt_copy(&mut self, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let message = self.sealer.seal_copy(aad, plaintext);
-        self.meter();
+        self.usage.encrypted(self.now);
         message
     }
+}
 
-    fn meter(&self) {
+/// Encrypts a stream that may take long.
+pub(super) struct StreamEncryptor {
+    sealer: StreamSealer,
+    usage: Usage,
+}
+
+impl StreamEncryptor {
+    /// The version that encrypts.
+    pub(super) fn version(&self) -> u32 {
+        self.usage.version
+    }
+
+    /// Encrypts the plaintext in `buffer` from `from` on as the next chunk, unless the lease has ended meanwhile (I11).
+    pub(super) fn encrypt(
+        &mut self,
+        keyring: &Keyring,
+        now: Timestamp,
+        is_last: bool,
+        buffer: &mut Vec<u8>,
+        from: usize,
+    ) -> Result<(), Problem> {
+        check_lease(keyring, &self.usage.snapshot, now)?;
+        self.sealer.seal(is_last, buffer, from);
+        self.usage.goes_on(now);
+        Ok(())
+    }
+}
+
+/// Decrypts a stream that may take long.
+pub(super) struct StreamDecryptor {
+    opener: StreamOpener,
+    usage: Usage,
+}
+
+impl StreamDecryptor {
+    /// The version that decrypts.
+    pub(super) fn version(&self) -> u32 {
+        self.usage.version
+    }
+
+    /// Decrypts the next chunk in place and gives its plaintext's length.
+    pub(super) fn decrypt(&mut self, now: Timestamp, is_last: bool, chunk: &mut [u8]) -> Result<usize, Problem> {
+        let length = self.opener.open(is_last, chunk)?.len();
+        self.usage.goes_on(now);
+        Ok(length)
+    }
+}
+
+/// One version of the generation that a request sees, for as long as the request takes.
+struct Usage {
+    snapshot: Arc<Snapshot>,
+    version: u32,
+}
+
+impl Usage {
+    fn new(snapshot: &Arc<Snapshot>, version: u32) -> Self {
+        Self { snapshot: Arc::clone(snapshot), version }
+    }
+
+    fn encrypted(&self, now: Timestamp) {
         if let Some(meter) = self.snapshot.meter(self.version) {
-            meter.encrypted(1, self.now);
+            meter.encrypted(1, now);
         }
     }
+
+    fn decrypted(&self, now: Timestamp) {
+        if let Some(meter) = self.snapshot.meter(self.version) {
+            meter.decrypted(1, now);
+        }
+    }
+
+    /// What takes hours is used until its end.
+    fn goes_on(&self, now: Timestamp) {
+        if let Some(meter) = self.snapshot.meter(self.version) {
+            meter.used(now);
+        }
+    }
+}
+
+fn check_lease(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Result<(), Problem> {
+    let end = keyring.lease_end(&snapshot.table);
+    if now < end {
+        return Ok(());
+    }
+    let detail = format!("the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on");
+    Err(Problem::new(Code::LeaseExpired, detail).retry_after(60))
 }
 
 /// A buffer for a body of `len` bytes that becomes a message in place.

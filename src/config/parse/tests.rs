@@ -142,7 +142,9 @@ fn a_full_file_gives_its_keyrings_and_policy() {
     assert_eq!(named.keyrings.as_deref(), Some(&[orders.name.clone()][..]));
     assert_eq!(named.operations, [Operation::Encrypt, Operation::Inspect]);
     assert_eq!((&named.uids[..], &named.gids[..], named.token), (&[1000, 0][..], &[0, 7][..], false));
-    assert_eq!((every.keyrings.as_deref(), &every.operations[..], every.token), (None, &Operation::ALL[..], true));
+    // What hands out a key has to be named.
+    let implied = [Operation::Encrypt, Operation::Decrypt, Operation::Rewrap, Operation::Inspect];
+    assert_eq!((every.keyrings.as_deref(), &every.operations[..], every.token), (None, &implied[..], true));
 }
 
 #[test]
@@ -171,7 +173,7 @@ tcp = "192.0.2.1:8200"
 [limits]
 body = "17MiB"
 json_body = true
-body_memory = "1KiB"
+body_memory = "1MiB"
 [timeouts]
 idle = "2d"
 [log]
@@ -219,7 +221,7 @@ c.toml:26: policy[0].operations: expected an array or "*", found a string
 c.toml:29: policy[0].uids[1]: this machine has no user "no such user"
 c.toml:30: policy[0].uids[2]: must be from 0 to 4294967294
 c.toml:32: policy[1]: names nobody: give uids, gids or token = true
-c.toml:34: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" or "inspect", found "seal"
+c.toml:34: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" or "data-key" or "inspect", found "seal"
 "#;
     assert_eq!(problems(text), expected.trim());
 }
@@ -304,8 +306,8 @@ fn a_token_needs_a_tcp_listener_and_a_tcp_listener_needs_a_token() {
 
 #[test]
 fn body_memory_holds_at_least_the_longest_body() {
-    let message = "must hold the longest body: at least limits.body and three times limits.json_body";
-    for limits in ["body_memory = '11MiB'", "body_memory = '5MiB'\njson_body = '2MiB'"] {
+    let message = "must hold the longest body: at least twice limits.body and 194 KiB, and three times limits.json_body";
+    for limits in ["body_memory = '11MiB'", "body_memory = '5MiB'\njson_body = '2MiB'", "body_memory = '12MiB'\nbody = '6MiB'"] {
         assert_eq!(problems_with(&format!("[limits]\n{limits}")), format!("c.toml:4: limits.body_memory: {message}"));
     }
     let s = parsed(&format!("{}\nlimits.body_memory = '12MiB'", MINIMAL.trim()));

@@ -1,0 +1,179 @@
+//! Server-sent events and the command that follows them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use http_body_util::BodyExt;
+use hyper::{Method, body::Incoming};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, Sidecar, World, binary, wait, whole};
+
+/// One listener.
+struct Listener {
+    body: Incoming,
+    buffer: String,
+}
+
+impl Listener {
+    async fn open(sidecar: &Sidecar, last_id: Option<&str>) -> Self {
+        let headers: Vec<_> = last_id.map(|id| ("last-event-id", id)).into_iter().collect();
+        let response = sidecar.client().await.open(Method::GET, "/v1/events", &headers, whole("")).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        Self { body: response.into_body(), buffer: String::new() }
+    }
+
+    /// The next event: its id and data. `None` when there will be no more.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some((event, rest)) = self.buffer.split_once("\n\n") {
+                let event = event.to_owned();
+                self.buffer = rest.to_owned();
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                if let Some(data) = field("data: ") {
+                    assert_eq!(field("event: ").unwrap(), "keyring");
+                    return Some((field("id: ").unwrap(), serde_json::from_str(&data).unwrap()));
+                }
+                continue;
+            }
+            let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event")?.unwrap();
+            self.buffer.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+        }
+    }
+
+    async fn expect(&mut self, keyring: &str, generation: u64) -> String {
+        let (id, data) = self.next().await.unwrap();
+        assert_eq!((&data["keyring"], &data["generation"]), (&keyring.into(), &generation.into()));
+        id
+    }
+}
+
+#[tokio::test]
+async fn a_listener_hears_how_things_stand_and_then_every_change() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut listener = Listener::open(&sidecar, None).await;
+    let (_, first) = listener.next().await.unwrap();
+    assert_eq!(first["primary"], 1);
+    assert_eq!(first["versions"], serde_json::json!([{ "version": 1, "role": "primary" }]));
+    world.keyring("rotate", "demo", &[]);
+    let (_, added) = listener.next().await.unwrap();
+    assert_eq!((&added["generation"], &added["primary"]), (&2.into(), &1.into()));
+    assert_eq!(added["versions"][1]["role"], "pending");
+    world.keyring("activate", "demo", &["--version", "2"]);
+    let (_, activated) = listener.next().await.unwrap();
+    assert_eq!((&activated["primary"], &activated["versions"][0]["role"]), (&2.into(), &"decrypt-only".into()));
+}
+
+#[tokio::test]
+async fn a_takeover_is_told_when_it_is_due() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut listener = Listener::open(&sidecar, None).await;
+    listener.expect("demo", 1).await;
+    world.keyring("rotate", "demo", &[]);
+    listener.expect("demo", 2).await;
+    let soon = jiff::Timestamp::now() + Duration::from_secs(2);
+    world.keyring("activate", "demo", &["--version", "2", "--at", &soon.to_string()]);
+    let (_, scheduled) = listener.next().await.unwrap();
+    assert_eq!((&scheduled["generation"], &scheduled["primary"]), (&3.into(), &1.into()));
+    let (_, due) = listener.next().await.unwrap();
+    assert_eq!((&due["generation"], &due["primary"]), (&3.into(), &2.into()));
+}
+
+#[tokio::test]
+async fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut listener = Listener::open(&sidecar, None).await;
+    let seen = listener.expect("demo", 1).await;
+    drop(listener);
+    world.keyring("rotate", "demo", &[]);
+    sidecar.wait_generation(2);
+    world.keyring("rotate", "demo", &[]);
+    sidecar.wait_generation(3);
+    let mut listener = Listener::open(&sidecar, Some(&seen)).await;
+    let second = listener.expect("demo", 2).await;
+    listener.expect("demo", 3).await;
+    let mut listener = Listener::open(&sidecar, Some(&second)).await;
+    listener.expect("demo", 3).await;
+    // What can't be continued begins anew.
+    for strange in ["", "7", "1-1", "x-y"] {
+        Listener::open(&sidecar, Some(strange)).await.expect("demo", 3).await;
+    }
+}
+
+#[tokio::test]
+async fn only_what_one_may_inspect_is_told() {
+    let world = World::with_demo();
+    world.init("hidden", &[]);
+    let uid = rustix::process::geteuid().as_raw();
+    let config = format!("[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"inspect\"]\nuids = [{uid}]\n");
+    let sidecar = world.start_with("one", &config, &["demo", "hidden"]);
+    let mut listener = Listener::open(&sidecar, None).await;
+    listener.expect("demo", 1).await;
+    world.keyring("rotate", "hidden", &[]);
+    wait("the hidden keyring", || sidecar.status()["keyrings"][1]["in_force"]["generation"] == 2);
+    world.keyring("rotate", "demo", &[]);
+    listener.expect("demo", 2).await;
+}
+
+#[tokio::test]
+async fn listeners_do_not_hold_up_the_end() {
+    let world = World::with_demo();
+    let mut sidecar = world.start();
+    let mut listener = Listener::open(&sidecar, None).await;
+    listener.expect("demo", 1).await;
+    sidecar.signal("TERM");
+    assert!(listener.next().await.is_none(), "a clean end");
+    assert!(sidecar.ended().success());
+    assert!(sidecar.log().contains("drained"));
+}
+
+struct Watch(Child, BufReader<std::process::ChildStdout>);
+
+impl Watch {
+    fn start(sidecar: &Sidecar, more: &[&str]) -> Self {
+        let socket = sidecar.socket.to_str().unwrap();
+        let arguments = [&["watch", "--socket", socket], more].concat();
+        let mut child = Command::new(binary()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self(child, lines)
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.1.read_line(&mut line).unwrap() > 0, "the command ended");
+        line
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_command_goes_on_when_the_sidecar_comes_back() {
+    let world = World::with_demo();
+    let mut sidecar = world.start();
+    let mut text = Watch::start(&sidecar, &[]);
+    let mut json = Watch::start(&sidecar, &["--output", "json", "--keyring", "demo"]);
+    let first = text.line();
+    assert!(first.contains("demo  generation 1  version 1 encrypts  (1 primary)"), "{first}");
+    assert_eq!(serde_json::from_str::<Value>(&json.line()).unwrap()["primary"], 1);
+    sidecar.signal("TERM");
+    sidecar.ended();
+    drop(sidecar);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    let _sidecar = world.start();
+    assert!(text.line().contains("version 2 encrypts"));
+    assert_eq!(serde_json::from_str::<Value>(&json.line()).unwrap()["generation"], 3);
+}

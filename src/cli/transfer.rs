@@ -1,0 +1,215 @@
+//! Files and standard input through the sidecar, as they come: memory doesn't grow with them, and no half of a result is left behind.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IsTerminal, Read, Seek, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    thread,
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::{OFlags, fcntl_getfl};
+use tokio::sync::mpsc;
+
+use super::{output::Failure, shown};
+
+/// How much is read at once.
+const BLOCK: usize = 256 << 10;
+/// How many blocks wait to be sent.
+const AHEAD: usize = 2;
+
+/// Where bytes come from.
+pub(super) struct Input {
+    source: Box<dyn Read + Send>,
+    /// How many there are, if that is known.
+    pub(super) length: Option<u64>,
+    name: String,
+}
+
+impl Input {
+    /// A file, or standard input.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, Failure> {
+        let name = path.map_or_else(|| "standard input".into(), shown);
+        let failed = |error| unreadable(&name, &error);
+        let mut file = match path {
+            Some(path) => File::open(path).map_err(failed)?,
+            None => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?),
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        let length =
+            if metadata.is_file() { Some(metadata.len().saturating_sub(file.stream_position().map_err(failed)?)) } else { None };
+        Ok(Self { source: Box::new(file), length, name })
+    }
+
+    /// Up to `length` bytes; fewer only at the end.
+    pub(super) fn take(&mut self, length: usize) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        let read = (&mut self.source).take(length as u64).read_to_end(&mut bytes);
+        read.map_err(|error| unreadable(&self.name, &error))?;
+        Ok(bytes)
+    }
+
+    pub(super) fn into_source(self) -> Box<dyn Read + Send> {
+        self.source
+    }
+
+    /// A request's body: `head`, which was taken already, and the rest while it is read.
+    pub(super) fn into_body(self, head: Vec<u8>, progress: &ProgressBar) -> Upload {
+        let (sender, blocks) = mpsc::channel(AHEAD);
+        let Self { mut source, length, name } = self;
+        let remaining = length;
+        // Reading may block for as long as it likes; it ends when nobody takes the blocks any more.
+        let reader = move || {
+            let mut next = Ok(head);
+            loop {
+                let block = next.map_err(|error: io::Error| io::Error::new(error.kind(), format!("can't read {name}: {error}")));
+                let is_end = block.as_ref().map_or(true, Vec::is_empty);
+                if is_end && block.is_ok() || sender.blocking_send(block).is_err() || is_end {
+                    return;
+                }
+                let mut block = Vec::with_capacity(BLOCK);
+                next = (&mut source).take(BLOCK as u64).read_to_end(&mut block).map(|_| block);
+            }
+        };
+        thread::spawn(reader);
+        Upload { blocks, remaining, progress: progress.clone() }
+    }
+}
+
+fn unreadable(name: &str, error: &io::Error) -> Failure {
+    Failure::failed(format!("can't read {name}: {error}"))
+}
+
+/// A request's body that is read while it is sent.
+pub(super) struct Upload {
+    blocks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    remaining: Option<u64>,
+    progress: ProgressBar,
+}
+
+impl Upload {
+    /// One whose blocks somebody else makes.
+    pub(super) fn from_blocks(blocks: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
+        Self { blocks, remaining: None, progress: ProgressBar::hidden() }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let block = ready!(self.blocks.poll_recv(cx));
+        if let Some(Ok(block)) = &block {
+            let length = block.len() as u64;
+            self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(length));
+            self.progress.inc(length);
+        }
+        Poll::Ready(block.map(|block| block.map(|block| Frame::data(block.into()))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Where a result goes. Unless it is [finished](Self::finish), a file is not made, and what went to a file behind standard output is
+/// taken back: half a plaintext that looks like a whole one would be worse than none.
+pub(super) struct Output {
+    file: File,
+    name: String,
+    kind: Kind,
+    is_finished: bool,
+}
+
+enum Kind {
+    /// A file of our own, renamed when it is whole.
+    Temporary { temporary: PathBuf, target: PathBuf },
+    /// A file that somebody opened for us, and how long it was.
+    Redirected { length: u64 },
+    /// What can't be taken back.
+    Pipe,
+}
+
+impl Output {
+    /// A file, or standard output.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, Failure> {
+        match path {
+            Some(path) => Self::file(path),
+            None => Self::stdout().map_err(|error| Failure::failed(format!("can't write to standard output: {error}"))),
+        }
+    }
+
+    fn file(target: &Path) -> Result<Self, Failure> {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{:016x}.part", fastrand::u64(..)));
+        let temporary = target.with_file_name(name);
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = file.map_err(|error| Failure::failed(format!("can't write {}: {error}", shown(&temporary))))?;
+        let kind = Kind::Temporary { temporary, target: target.to_owned() };
+        Ok(Self { file, name: shown(target), kind, is_finished: false })
+    }
+
+    fn stdout() -> io::Result<Self> {
+        let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let metadata = file.metadata()?;
+        let kind = if !metadata.is_file() {
+            Kind::Pipe
+        } else if fcntl_getfl(&file)?.contains(OFlags::APPEND) {
+            Kind::Redirected { length: metadata.len() }
+        } else {
+            Kind::Redirected { length: file.stream_position()? }
+        };
+        Ok(Self { file, name: "standard output".into(), kind, is_finished: false })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.file.write_all(bytes).map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
+    }
+
+    /// Keeps what was written.
+    pub(super) fn finish(mut self) -> Result<(), Failure> {
+        if let Kind::Temporary { temporary, target } = &self.kind {
+            let kept = self.file.sync_all().and_then(|()| fs::rename(temporary, target));
+            kept.map_err(|error| Failure::failed(format!("can't write {}: {error}", self.name)))?;
+        }
+        self.is_finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        let undone = match &self.kind {
+            Kind::Temporary { temporary, .. } => fs::remove_file(temporary),
+            Kind::Redirected { length } => {
+                self.file.set_len(*length).and_then(|()| self.file.seek(io::SeekFrom::Start(*length)).map(drop))
+            }
+            Kind::Pipe => Ok(()),
+        };
+        if let Err(error) = undone {
+            eprintln!("sidekey: part of a result is left in {}: {error}", self.name);
+        }
+    }
+}
+
+/// A bar on a terminal, nothing elsewhere.
+pub(super) fn progress(length: Option<u64>) -> ProgressBar {
+    if !io::stderr().is_terminal() || io::stdout().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match length {
+        Some(length) => (ProgressBar::new(length), "{bar:40} {bytes} of {total_bytes} {binary_bytes_per_sec} {eta}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {binary_bytes_per_sec}"),
+    };
+    // The templates above are valid.
+    ProgressStyle::with_template(template).map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+}

@@ -1,0 +1,197 @@
+//! The binary batch: frames in, frames out, in order, while the request still comes. One bad item fails alone.
+//!
+//! Plaintexts pass through here in pieces of the request.
+
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    body::Inflow,
+    frames::{Frame, Frames},
+    meters::OperationMeters,
+    problem::{Code, Problem},
+    session::{Encryptor, Session},
+};
+use crate::{
+    clock::Clock,
+    config::{Limits, Operation},
+    crypto::{CHUNK_LEN, OVERHEAD, PREFIX_LEN},
+    refresh::Keyring,
+};
+
+/// The content type of both ways.
+pub(super) const CONTENT_TYPE: &str = "application/vnd.sidekey.batch";
+
+/// In the first byte of a request: every item's frame begins with the item's own AAD.
+const ITEMS_HAVE_AAD: u8 = 1;
+/// An answer's frame begins with how its item went.
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const LENGTH: usize = 4;
+/// Items up to this length fit into what every batch holds anyway.
+const UNCOUNTED_ITEM: usize = CHUNK_LEN;
+
+/// A batch that is worked on.
+pub(super) struct Batch {
+    pub(super) operation: Operation,
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) meters: Arc<OperationMeters>,
+    pub(super) clock: Clock,
+    /// For every item, unless each brings its own.
+    pub(super) aad: Vec<u8>,
+    pub(super) inflow: Inflow,
+    /// The most bytes of an item, with its AAD.
+    pub(super) item_limit: usize,
+}
+
+impl Batch {
+    /// The answer's pieces, and the version that encrypts if one does.
+    pub(super) fn perform(self) -> Result<(impl Stream<Item = Result<Bytes, Problem>> + Send, Option<u32>), Problem> {
+        let session = Session::new(&self.keyring, self.clock.now())?;
+        let encryptor = match self.operation {
+            Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),
+            _ => None,
+        };
+        let version = encryptor.as_ref().map(Encryptor::version);
+        let snapshot = session.into_snapshot();
+        let Self { operation, keyring, meters, clock, aad, mut inflow, item_limit } = self;
+        let pieces = try_stream! {
+            let has_own_aad = match inflow.byte().await? {
+                Some(flags) if flags & !ITEMS_HAVE_AAD == 0 => flags == ITEMS_HAVE_AAD,
+                _ => Err(invalid("a batch begins with a byte of flags: 0, or 1 if every item brings its own AAD"))?,
+            };
+            if has_own_aad && !aad.is_empty() {
+                Err(invalid("the AAD stands either in the header Sidekey-Aad or with every item"))?;
+            }
+            let aad = (!has_own_aad).then_some(aad);
+            let session = Session::resume(&keyring, snapshot, clock.now());
+            let mut worker = Worker { operation, session, encryptor, aad, out: Vec::new() };
+            let mut frames = Frames::new(item_limit);
+            while let Some(piece) = inflow.next().await? {
+                worker.go_on(&clock)?;
+                let mut data = &piece[..];
+                while let Some(frame) = frames.next(&mut data) {
+                    let (item, _permit) = match frame {
+                        Frame::Whole(item) => (Ok(item), reserve(&inflow, item.len()).await?),
+                        Frame::TooLong => (Err(too_long(item_limit)), None),
+                    };
+                    if let Err(code) = worker.answer(item).await? {
+                        meters.item_failed(code);
+                    }
+                    if worker.out.len() >= CHUNK_LEN {
+                        yield worker.take();
+                    }
+                }
+                if !worker.out.is_empty() {
+                    yield worker.take();
+                }
+            }
+            if !frames.is_between_frames() {
+                Err(invalid("the body ends within a frame"))?;
+            }
+        };
+        Ok((pieces, version))
+    }
+}
+
+/// Room for a long item and its answer, while it is worked on.
+async fn reserve(inflow: &Inflow, item: usize) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    if item <= UNCOUNTED_ITEM { Ok(None) } else { inflow.reserve(Limits::ITEM_COST * item).await.map(Some) }
+}
+
+struct Worker<'k> {
+    operation: Operation,
+    session: Session<'k>,
+    encryptor: Option<Encryptor>,
+    /// None if every item brings its own.
+    aad: Option<Vec<u8>>,
+    out: Vec<u8>,
+}
+
+impl Worker<'_> {
+    /// A batch may take long; what is true of one moment needn't be true later.
+    fn go_on(&mut self, clock: &Clock) -> Result<(), Problem> {
+        let now = clock.now();
+        self.session.go_on(now);
+        match &mut self.encryptor {
+            Some(encryptor) => self.session.check_lease(encryptor, now),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        let room = self.out.len();
+        Bytes::from(std::mem::replace(&mut self.out, Vec::with_capacity(room)))
+    }
+
+    /// Appends the answer to an item. What fails is the item alone; its code is given for the count.
+    async fn answer(&mut self, item: Result<&[u8], Problem>) -> Result<Result<(), Code>, Problem> {
+        let start = self.out.len();
+        self.out.extend_from_slice(&[0; LENGTH]);
+        self.out.push(DONE);
+        let result = match item {
+            Ok(item) => self.append(item).await,
+            Err(problem) => Err(problem),
+        };
+        let outcome = result.map_err(|problem| {
+            self.out.truncate(start + LENGTH);
+            self.out.push(FAILED);
+            self.out.extend_from_slice(&problem.to_json());
+            problem.code
+        });
+        let length = u32::try_from(self.out.len() - start - LENGTH)
+            .map_err(|_| Problem::new(Code::Internal, "an answer's frame is longer than 4 GiB"))?;
+        self.out[start..start + LENGTH].copy_from_slice(&length.to_be_bytes());
+        Ok(outcome)
+    }
+
+    async fn append(&mut self, item: &[u8]) -> Result<(), Problem> {
+        let (aad, item) = match &self.aad {
+            Some(aad) => (&aad[..], item),
+            None => split_aad(item)?,
+        };
+        let from = self.out.len();
+        if self.operation == Operation::Encrypt {
+            self.out.extend_from_slice(&[0; PREFIX_LEN]);
+            self.out.extend_from_slice(item);
+        } else {
+            self.out.extend_from_slice(item);
+            let (plaintext, _) = self.session.decrypt(aad, &mut self.out[from..]).await?;
+            let length = plaintext.len();
+            self.out.truncate(from + PREFIX_LEN + length);
+        }
+        match &mut self.encryptor {
+            Some(encryptor) => encryptor.encrypt_at(aad, &mut self.out, from),
+            None => {
+                self.out.copy_within(from + PREFIX_LEN.., from);
+                self.out.truncate(self.out.len() - PREFIX_LEN);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An item's own AAD, and the item.
+fn split_aad(frame: &[u8]) -> Result<(&[u8], &[u8]), Problem> {
+    let parts = frame.split_first_chunk::<LENGTH>();
+    parts
+        .and_then(|(length, rest)| rest.split_at_checked(u32::from_be_bytes(*length) as usize))
+        .ok_or_else(|| invalid("the item's frame is shorter than its AAD"))
+}
+
+/// The most bytes of an item's frame, where messages may have `body` bytes of plaintext.
+pub(super) fn item_limit(body: usize) -> usize {
+    LENGTH + body + OVERHEAD
+}
+
+fn too_long(limit: usize) -> Problem {
+    Problem::new(Code::BodyTooLarge, format!("an item of a batch has at most {limit} bytes, AAD and all"))
+}
+
+fn invalid(detail: &'static str) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}

@@ -1,0 +1,185 @@
+//! Server-sent events (WHATWG HTML, §9.2): what changes, told to who listens. Events carry no keys and no secrets.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_stream::stream;
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{description::Change, problem::Problem};
+use crate::{
+    clock::Clock,
+    config::{KeyringName, Operation},
+    policy::{Caller, Policy},
+    refresh::Keyring,
+};
+
+pub(super) const CONTENT_TYPE: &str = "text/event-stream";
+/// How often a listener hears something, so that both sides notice when the other is gone.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How many events are kept for listeners that come back.
+const KEPT: usize = 256;
+/// The machine's clock may be set while a takeover is waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What happened, as it is sent.
+struct Event {
+    number: u64,
+    keyring: KeyringName,
+    text: Bytes,
+}
+
+/// Tells listeners what changes.
+pub(super) struct Events {
+    /// Tells the numbers of one process from those of another.
+    epoch: i64,
+    keyrings: Vec<Arc<Keyring>>,
+    recent: Mutex<VecDeque<Arc<Event>>>,
+    sender: broadcast::Sender<Arc<Event>>,
+    clock: Clock,
+}
+
+impl Events {
+    pub(super) fn new(keyrings: Vec<Arc<Keyring>>, clock: Clock) -> Arc<Self> {
+        let epoch = clock.now().as_millisecond();
+        Arc::new(Self { epoch, keyrings, recent: Mutex::default(), sender: broadcast::Sender::new(KEPT), clock })
+    }
+
+    /// Tells of changes until `ending` is cancelled.
+    pub(super) fn watch(self: &Arc<Self>, ending: &CancellationToken) {
+        for keyring in &self.keyrings {
+            let (events, keyring) = (Arc::clone(self), Arc::clone(keyring));
+            tokio::spawn(ending.clone().run_until_cancelled_owned(async move { events.follow(&keyring).await }));
+        }
+    }
+
+    async fn follow(&self, keyring: &Keyring) {
+        let mut generations = keyring.generations();
+        let mut last = String::new();
+        loop {
+            generations.borrow_and_update();
+            let now = self.clock.now();
+            if let Some(state) = self.state(keyring)
+                && state != last
+            {
+                self.publish(keyring.name(), &state);
+                last = state;
+            }
+            let takeover = keyring.snapshot().as_ref().and_then(|snapshot| snapshot.table.next_takeover(now));
+            let takeover = takeover.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+            match takeover {
+                // An error means that the keyring is gone.
+                None => match generations.changed().await {
+                    Ok(()) => {}
+                    Err(_) => return,
+                },
+                Some(wait) => {
+                    if let Ok(Err(_)) = timeout(wait.min(LONGEST_WAIT), generations.changed()).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn state(&self, keyring: &Keyring) -> Option<String> {
+        // Plain members serialize.
+        serde_json::to_string(&Change::of(keyring, self.clock.now())?).ok()
+    }
+
+    fn publish(&self, keyring: &KeyringName, data: &str) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = recent.back().map_or(1, |event| event.number + 1);
+        let event = Arc::new(Event { number, keyring: keyring.clone(), text: self.text(number, data).into() });
+        if recent.len() == KEPT {
+            recent.pop_front();
+        }
+        recent.push_back(Arc::clone(&event));
+        // Nobody may be listening.
+        let _ = self.sender.send(event);
+    }
+
+    fn text(&self, number: u64, data: &str) -> String {
+        format!("id: {}-{number}\nevent: keyring\ndata: {data}\n\n", self.epoch)
+    }
+
+    /// What one listener is told, until `draining` is cancelled. `last_id` is the last event that it saw before.
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        listener: Listener,
+        last_id: Option<&str>,
+        draining: CancellationToken,
+    ) -> impl Stream<Item = Result<Bytes, Problem>> + Send + 'static {
+        let events = Arc::clone(self);
+        let (mut missed, mut receiver) = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            (self.missed(&recent, last_id), self.sender.subscribe())
+        };
+        stream! {
+            yield Ok(Bytes::from_static(b": sidekey\n\n"));
+            loop {
+                for event in missed.take().unwrap_or_else(|| events.everything()) {
+                    if listener.may_see(&event.keyring) {
+                        yield Ok(event.text.clone());
+                    }
+                }
+                loop {
+                    tokio::select! {
+                        event = receiver.recv() => match event {
+                            Ok(event) if listener.may_see(&event.keyring) => yield Ok(event.text.clone()),
+                            Ok(_) => {}
+                            // Too slow to hear all: it is told how things stand now.
+                            Err(RecvError::Lagged(_)) => break,
+                            Err(RecvError::Closed) => return,
+                        },
+                        () = sleep(HEARTBEAT) => yield Ok(Bytes::from_static(b":\n\n")),
+                        () = draining.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// What came after the event with `last_id`; `None` if that can't be told.
+    fn missed(&self, recent: &VecDeque<Arc<Event>>, last_id: Option<&str>) -> Option<Vec<Arc<Event>>> {
+        let (epoch, number) = last_id?.split_once('-')?;
+        let number: u64 = number.parse().ok()?;
+        let newest = recent.back().map_or(0, |event| event.number);
+        let oldest = recent.front().map_or(1, |event| event.number);
+        if epoch != self.epoch.to_string() || number > newest || number + 1 < oldest {
+            return None;
+        }
+        Some(recent.iter().filter(|event| event.number > number).cloned().collect())
+    }
+
+    /// How every keyring stands now, as events that carry the newest number: who has seen them has missed nothing.
+    fn everything(&self) -> Vec<Arc<Event>> {
+        let number = self.recent.lock().unwrap_or_else(PoisonError::into_inner).back().map_or(0, |event| event.number);
+        let event = |keyring: &Arc<Keyring>| {
+            let text = self.text(number, &self.state(keyring)?).into();
+            Some(Arc::new(Event { number, keyring: keyring.name().clone(), text }))
+        };
+        self.keyrings.iter().filter_map(event).collect()
+    }
+}
+
+/// Who listens: only what he may inspect is told to him.
+pub(super) struct Listener {
+    pub(super) caller: Caller,
+    pub(super) policy: Arc<Policy>,
+}
+
+impl Listener {
+    fn may_see(&self, keyring: &KeyringName) -> bool {
+        self.policy.permissions(&self.caller, keyring).allow(Operation::Inspect)
+    }
+}
