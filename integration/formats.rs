@@ -52,6 +52,8 @@ fn every_message_decrypts() {
         ("message-1-aad.bin", golden("message-1-aad.bin"), b"row 7", 3, b"bound to its row"),
         ("message-1-empty.bin", golden("message-1-empty.bin"), b"", 4, b""),
         ("message-1.txt", from_text(text.trim_end()).unwrap(), b"", 4, b"as text"),
+        ("stream-1.bin", golden("stream-1.bin"), b"dump.sql", 3, &[b's'; (64 << 10) + 7]),
+        ("stream-1-empty.bin", golden("stream-1-empty.bin"), b"", 4, b""),
     ];
     for (name, mut message, aad, version, plaintext) in messages {
         let header = Header::parse(&message, &id).unwrap();
