@@ -20,6 +20,7 @@ mod layers;
 mod listeners;
 mod operations;
 mod pkcs11;
+mod recipes;
 mod rotation;
 mod secrecy;
 mod servers;
