@@ -131,6 +131,8 @@ async fn every_wrong_request_gets_its_code() {
     assert_eq!(client.post(encrypt, &[OCTETS, ("sidekey-aad", "!!!")], "x").await.problem(), "invalid_request");
     let twice = [OCTETS, ("sidekey-aad", "QQ=="), ("sidekey-aad", "QQ==")];
     assert_eq!(client.post(encrypt, &twice, "x").await.problem(), "invalid_request");
+    let unbound = [JSON, ("sidekey-aad", "QQ==")];
+    assert_eq!(client.post(encrypt, &unbound, "{\"plaintext\": \"QQ==\"}").await.problem(), "invalid_request");
     let four = json!({ "batch": [{}, {}, {}, {}] });
     assert_eq!(client.json("encrypt", four).await.problem(), "batch_too_large");
     // As long as the longest plaintext makes it, a ciphertext is accepted.

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::harness::{Client, Sidecar, World, binary, channel, unannounced};
+use crate::harness::{Client, Sidecar, World, binary, channel, uid, unannounced, whole};
 
 const BATCH: (&str, &str) = ("content-type", "application/vnd.sidekey.batch");
 
@@ -143,9 +143,12 @@ async fn a_batch_that_is_none_is_refused() {
     // Once the answer has begun, it can only break off.
     let mut client = sidecar.client().await;
     let cut = [request(&[b"whole"]), vec![0, 0, 0, 9, b'c']].concat();
-    let answer = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], unannounced(cut)).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    assert!(answer.into_body().collect().await.is_err());
+    for body in [whole(cut.clone()), unannounced(cut)] {
+        let answer = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.into_body().collect().await.is_err());
+        client = sidecar.client().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -235,7 +238,7 @@ async fn a_data_key_is_handed_out_only_where_a_rule_names_it() {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let world = World::with_demo();
     let path = "/v1/keyrings/demo/data-key";
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = uid();
     let rule = |operations: &str| format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nuids = [{uid}]\n");
     for config in [String::new(), rule("\"*\"")] {
         let sidecar = world.start_with("closed", &config, &["demo"]);
@@ -264,6 +267,7 @@ async fn a_data_key_is_handed_out_only_where_a_rule_names_it() {
         assert_eq!(client.post(path, headers, body).await.problem(), "invalid_request");
     }
     assert_eq!(client.post(path, &[], "x").await.problem(), "unsupported_media_type");
+    assert_eq!(client.post(path, &[("sidekey-aad", "cm93IDc=")], "").await.problem(), "invalid_request");
     let get = client.send(Method::GET, path, &[], "").await;
     assert_eq!((get.status, get.problem().as_str()), (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"));
 }

@@ -11,7 +11,7 @@ use hyper::{Method, body::Incoming};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, Sidecar, World, binary, wait, whole};
+use crate::harness::{PATIENCE, Sidecar, World, binary, uid, wait, whole};
 
 /// One listener.
 struct Listener {
@@ -112,7 +112,7 @@ async fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
 async fn only_what_one_may_inspect_is_told() {
     let world = World::with_demo();
     world.init("hidden", &[]);
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = uid();
     let config = format!("[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"inspect\"]\nuids = [{uid}]\n");
     let sidecar = world.start_with("one", &config, &["demo", "hidden"]);
     let mut listener = Listener::open(&sidecar, None).await;

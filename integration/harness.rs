@@ -124,6 +124,11 @@ impl World {
     }
 }
 
+/// Who runs the tests, for policies.
+pub fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).output().unwrap()
 }

@@ -18,6 +18,7 @@ mod https;
 mod keks;
 mod layers;
 mod listeners;
+mod openapi;
 mod operations;
 mod pkcs11;
 mod recipes;

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::{
-    harness::{Sidecar, World},
+    harness::{Sidecar, World, uid},
     servers::installed,
 };
 
@@ -18,7 +18,7 @@ fn programs(language: &str) -> Vec<&'static str> {
 /// A sidecar that hands out data keys, and a file longer than a message may be.
 fn world() -> (World, Sidecar) {
     let world = World::with_demo();
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = uid();
     let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
     let rule = format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nuids = [{uid}]\n");
     let sidecar = world.start_with("one", &rule, &["demo"]);

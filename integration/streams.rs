@@ -307,6 +307,7 @@ async fn a_stream_that_stands_still_ends_and_gives_its_memory_back() {
     let answer = post(&mut client, "encrypt", body).await;
     feed.await.unwrap();
     broken(answer).await;
+    wait("a hint for who has to find the cause", || sidecar.log().matches("read the answer while it sends?").count() == 2);
     let metrics = || sidecar.ops("/metrics").1;
     for (code, count) in [("abandoned", 2), ("ok", 1)] {
         let line = format!(r#"sidekey_requests_total{{keyring="demo",operation="encrypt",code="{code}"}} {count}"#);

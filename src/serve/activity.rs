@@ -130,6 +130,11 @@ impl Activity {
         !self.is_welcome.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether an answer is being made while it is taken.
+    pub(super) fn is_flowing(&self) -> bool {
+        self.flowing.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn evict(&self) {
         self.evicted.notify_one();
     }

@@ -180,8 +180,14 @@ impl<H: Handler> Acceptor<H> {
         }));
         interruptions.push(Box::pin(async {
             tokio::select! {
-                () = self.ending.cancelled() => {}
+                () = self.ending.cancelled() => return Interruption::End,
                 () = activity.outlived(&self.timeouts, || self.handler.is_pressed()) => {}
+            }
+            if activity.is_flowing() {
+                warn!(
+                    "closed a connection in the middle of an answer: it didn't move, or was slow while others waited for memory. \
+                     Does the client read the answer while it sends?"
+                );
             }
             Interruption::End
         }));

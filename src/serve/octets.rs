@@ -35,6 +35,14 @@ pub(super) fn aad(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
     ANY_PADDING.decode(value).map_err(|_| invalid("the header Sidekey-Aad is not base64"))
 }
 
+/// Refuses the header where it would not bind anything.
+pub(super) fn no_aad(headers: &HeaderMap) -> Result<(), Problem> {
+    if !headers.contains_key(AAD_HEADER) {
+        return Ok(());
+    }
+    Err(Problem::new(Code::InvalidRequest, "the header Sidekey-Aad binds nothing here: in JSON, every item has a member `aad`"))
+}
+
 /// What a body is answered with.
 pub(super) enum Answer {
     /// The whole answer, made of so many bytes.

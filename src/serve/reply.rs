@@ -33,6 +33,8 @@ pub(super) struct Flow {
     remaining: Option<u64>,
     /// None where the answer was counted when it began.
     account: Option<Account>,
+    /// What breaks the answer off next.
+    failure: Option<Problem>,
 }
 
 impl Flow {
@@ -51,16 +53,27 @@ impl Flow {
         {
             return Err(problem);
         }
-        Ok(Self { pieces, remaining: length, account: Some(account) })
+        Ok(Self { pieces, remaining: length, account: Some(account), failure: None })
     }
 
     /// Pieces that go on for as long as the peer listens.
     pub(super) fn endless(pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static) -> Self {
-        Self { pieces: Box::pin(pieces), remaining: None, account: None }
+        Self { pieces: Box::pin(pieces), remaining: None, account: None, failure: None }
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Problem>>> {
-        let piece = ready!(self.pieces.as_mut().poll_next(cx));
+        let piece = match self.failure.take() {
+            Some(problem) => Some(Err(problem)),
+            None => match ready!(self.pieces.as_mut().poll_next(cx)) {
+                Some(Err(problem)) => {
+                    // First the connection sends what it has, so that the peer sees an answer that breaks off and not none at all.
+                    self.failure = Some(problem);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                piece => piece,
+            },
+        };
         if let Some(Ok(bytes)) = &piece {
             self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(bytes.len() as u64));
         }

@@ -37,6 +37,8 @@ use crate::{
 };
 
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
+/// The API as a document (OpenAPI 3.1).
+const OPENAPI: &str = include_str!("../../docs/openapi.json");
 const OCTETS: &str = "application/octet-stream";
 const JSON: &str = "application/json";
 const UNSUPPORTED: &str = "send Content-Type: application/octet-stream, application/json or application/vnd.sidekey.batch";
@@ -66,6 +68,7 @@ enum Route {
     Keyrings,
     Keyring,
     Events,
+    OpenApi,
     Work(Operation),
 }
 
@@ -122,7 +125,7 @@ impl Service {
         let found =
             self.router.at(request.uri().path()).map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the paths"))?;
         let allowed = match found.value {
-            Route::Keyrings | Route::Keyring | Route::Events => Method::GET,
+            Route::Keyrings | Route::Keyring | Route::Events | Route::OpenApi => Method::GET,
             Route::Work(_) => Method::POST,
         };
         if request.method() != allowed {
@@ -132,6 +135,10 @@ impl Service {
         let (operation, served) = match route {
             Route::Keyrings => return self.list(source),
             Route::Events => return Ok(self.listen(source, request.headers())),
+            Route::OpenApi => {
+                unrouted(&self.registry, "ok");
+                return Ok(answer(Reply::from(OPENAPI), JSON, None));
+            }
             Route::Keyring => (Operation::Inspect, self.served(name)?),
             Route::Work(operation) => (operation, self.served(name)?),
         };
@@ -196,6 +203,7 @@ impl Service {
         let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
         let is = |form: &str| essence.eq_ignore_ascii_case(form.as_bytes());
         if operation == Operation::DataKey {
+            octets::no_aad(request.headers())?;
             return self.data_key(job, is(JSON), Arriving::new(request.into_body())).await;
         }
         if is(OCTETS) {
@@ -220,6 +228,7 @@ impl Service {
             let (pieces, version) = batch.perform()?;
             Ok(Done::flow(Flow::begin(pieces, None, account).await?, batch::CONTENT_TYPE, version))
         } else if is(JSON) {
+            octets::no_aad(request.headers())?;
             let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
             let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
             let mut session = Session::new(keyring, self.clock.now())?;
@@ -293,6 +302,7 @@ fn router() -> Router<Route> {
         ("/v1/keyrings", Route::Keyrings),
         ("/v1/keyrings/{keyring}", Route::Keyring),
         ("/v1/events", Route::Events),
+        ("/v1/openapi.json", Route::OpenApi),
         ("/v1/keyrings/{keyring}/data-key", Route::Work(Operation::DataKey)),
         ("/v1/keyrings/{keyring}/encrypt", Route::Work(Operation::Encrypt)),
         ("/v1/keyrings/{keyring}/decrypt", Route::Work(Operation::Decrypt)),

@@ -1,0 +1,78 @@
+//! The OpenAPI document: what it says is what the sidecar does, by schemathesis, which makes up requests from it.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use serde_json::{Value, json};
+use sidekey::serve::Code;
+
+use crate::{
+    harness::{World, uid},
+    servers::installed,
+};
+
+const DOCUMENT: &str = include_str!("../docs/openapi.json");
+const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/openapi_hooks.py");
+
+fn document() -> Value {
+    serde_json::from_str(DOCUMENT).unwrap()
+}
+
+#[tokio::test]
+async fn the_sidecar_serves_the_document() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let answer = sidecar.client().await.send(hyper::Method::GET, "/v1/openapi.json", &[], "").await.ok();
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.body, DOCUMENT);
+}
+
+#[test]
+fn the_document_knows_every_code_by_its_status() {
+    let mut documented = BTreeSet::new();
+    for response in document()["components"]["responses"].as_object().unwrap().values() {
+        let schema = &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+        for code in schema["code"]["enum"].as_array().unwrap() {
+            documented.insert((code.as_str().unwrap().to_owned(), schema["status"]["const"].as_u64().unwrap()));
+        }
+    }
+    let codes: BTreeSet<_> = Code::ALL.iter().map(|code| (code.as_str().to_owned(), u64::from(code.status().as_u16()))).collect();
+    assert_eq!(documented, codes);
+}
+
+#[test]
+fn made_up_requests_get_what_the_document_says() {
+    let world = World::with_demo();
+    let token = "0123456789abcdef0123456789abcdef";
+    fs::write(world.path("token"), token).unwrap();
+    fs::set_permissions(world.path("token"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let listen = format!("[listen]\nsocket = {:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n", world.path("one.sock"));
+    let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
+    let rule = format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\ntoken = true\nuids = [{}]\n", uid());
+    let sidecar = world.start_with("one", &format!("{listen}{rule}"), &["demo"]);
+    // A name made up from the pattern alone would hardly ever be that of a keyring.
+    let mut document = document();
+    document["components"]["parameters"]["Keyring"]["schema"] = json!({ "enum": ["demo", "other"] });
+    fs::write(world.path("openapi.json"), document.to_string()).unwrap();
+    let output = Command::new(installed("moto/bin/schemathesis"))
+        .args(["run", "openapi.json", "--url", &format!("http://{}", sidecar.tcp.unwrap())])
+        .args(["--header", &format!("Authorization: Bearer {token}")])
+        // Never ends by itself.
+        .args(["--exclude-path", "/v1/events"])
+        // No made-up ciphertext decrypts.
+        .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
+        .args(["--max-examples", "40", "--seed", "1", "--no-color", "--generation-database", "none"])
+        .env("SCHEMATHESIS_HOOKS", HOOKS)
+        .env("SIDEKEY_SOCKET", &sidecar.socket)
+        .current_dir(world.path(""))
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    // Every operation, and not only in vain.
+    let metrics = sidecar.ops("/metrics").1;
+    for operation in ["encrypt", "decrypt", "rewrap", "data-key", "inspect"] {
+        let line = format!(r#"sidekey_requests_total{{keyring="demo",operation="{operation}",code="ok"}}"#);
+        let count = metrics.lines().find_map(|found| found.strip_prefix(&line)?.trim().parse::<u64>().ok());
+        assert!(count > Some(0), "{operation}: {count:?}\n{said}");
+    }
+}
