@@ -7,18 +7,18 @@ use sidekey::{
     keyring::{self, Document, State},
 };
 
-fn golden(name: &str) -> Vec<u8> {
+pub fn golden(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden").join(name);
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-struct Opened {
-    document: Document,
-    keys: BTreeMap<u32, VersionKeys>,
+pub struct Opened {
+    pub document: Document,
+    pub keys: BTreeMap<u32, VersionKeys>,
 }
 
 /// The first manifest: a rotation by waves, a disabled version, a destroyed one, a compromised one, a signature.
-fn open() -> Opened {
+pub fn open() -> Opened {
     let document = Document::parse(&golden("keyring-1.json")).unwrap();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();
     let manifest = document.manifest();

@@ -13,6 +13,7 @@ mod durability;
 mod events;
 mod fault_proxy;
 mod formats;
+mod fuzz;
 mod harness;
 mod https;
 mod keks;

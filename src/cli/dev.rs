@@ -96,7 +96,7 @@ keks = ["local:kek"]
 # Whoever may use what. With no rule at all, the socket's mode decides alone.
 [[policy]]
 keyrings = "*"
-operations = "*"
+operations = ["encrypt", "decrypt", "rewrap", "inspect", "data-key"]
 uids = [{uid}]
 "#
     )
