@@ -3,11 +3,11 @@
 //! Both servers are processes of their own with as many worker threads. The client writes requests that were made beforehand.
 
 mod common;
+#[path = "common/servers.rs"]
+mod servers;
 
 use std::{
-    convert::Infallible,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,28 +17,20 @@ use std::{
 
 use common::{Goal, Spread, is_test, report};
 use hdrhistogram::Histogram;
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use servers::{Setup, is_echo};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::{Backends, local::LocalKek},
+    backend::Backends,
     clock::Clock,
     config::Location,
-    keyring::Policy,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
 };
 
-const WORKERS: usize = 2;
-
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("--echo") {
-        let socket = arguments.next().expect("a socket");
-        echo(Path::new(&socket));
+    if is_echo() {
         return;
     }
     let (rounds, slice) = if is_test() { (1, Duration::from_millis(100)) } else { (11, Duration::from_millis(600)) };
@@ -107,84 +99,11 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
     println!("  {rotations} rotations");
 }
 
-struct Setup {
-    echo: PathBuf,
-    sidekey: PathBuf,
-    manifest: PathBuf,
-    children: Vec<Child>,
-}
-
-impl Setup {
-    fn new(folder: &Path) -> Self {
-        let at = |name: &str| folder.join(name);
-        LocalKek::create(&at("kek")).expect("KEK");
-        let manifest = at("demo.json");
-        let admin =
-            Admin::new(Location::File(manifest.clone()), Signing::Unless, &Backends::new(&Default::default()), Clock::system())
-                .expect("admin");
-        let kek = format!("local:{}", at("kek").display()).parse().expect("URI");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(admin.init("demo".parse().expect("name"), &[kek], Policy::default())).expect("init");
-        let (echo, sidekey) = (at("echo.sock"), at("sidekey.sock"));
-        let config = format!(
-            "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
-             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:kek\"]\n"
-        );
-        std::fs::write(at("sidekey.toml"), config).expect("config");
-        let this = std::env::current_exe().expect("this benchmark");
-        let start = |command: &mut Command| command.stdin(Stdio::null()).spawn().expect("server");
-        let children = vec![
-            start(Command::new(this).arg("--echo").arg(&echo)),
-            start(Command::new(env!("CARGO_BIN_EXE_sidekey")).args(["serve", "--config"]).arg(at("sidekey.toml"))),
-        ];
-        let setup = Self { echo, sidekey, manifest, children };
-        let request = request(1);
-        runtime.block_on(async {
-            while one(&setup.echo, &request).await.is_none() || one(&setup.sidekey, &request).await != Some(true) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        setup
-    }
-}
-
-impl Drop for Setup {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn echo(socket: &Path) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().expect("runtime");
-    runtime.block_on(async {
-        let listener = UnixListener::bind(socket).expect("bind");
-        loop {
-            let (stream, _) = listener.accept().await.expect("accept");
-            tokio::spawn(async move {
-                let service = service_fn(|request: Request<Incoming>| async {
-                    let body = request.into_body().collect().await.expect("body").to_bytes();
-                    Ok::<_, Infallible>(Response::new(Full::new(body)))
-                });
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
-            });
-        }
-    });
-}
-
 fn request(size: usize) -> Vec<u8> {
     let head = format!(
         "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: sidekey\r\nContent-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
     );
     [head.as_bytes(), &vec![b'x'; size]].concat()
-}
-
-async fn one(socket: &Path, request: &[u8]) -> Option<bool> {
-    let mut stream = UnixStream::connect(socket).await.ok()?;
-    let mut buffer = Vec::new();
-    exchange(&mut stream, request, &mut buffer).await.ok()
 }
 
 struct Load {
