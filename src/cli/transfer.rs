@@ -65,11 +65,15 @@ impl Input {
         let remaining = length;
         // Reading may block for as long as it likes; it ends when nobody takes the blocks any more.
         let reader = move || {
-            let mut next = Ok(head);
+            let mut next: io::Result<Vec<u8>> = Ok(head);
             loop {
-                let block = next.map_err(|error: io::Error| io::Error::new(error.kind(), format!("can't read {name}: {error}")));
-                let is_end = block.as_ref().map_or(true, Vec::is_empty);
-                if is_end && block.is_ok() || sender.blocking_send(block).is_err() || is_end {
+                let block = match next {
+                    Ok(block) if block.is_empty() => return,
+                    Ok(block) => Ok(block),
+                    Err(error) => Err(io::Error::new(error.kind(), format!("can't read {name}: {error}"))),
+                };
+                let is_failure = block.is_err();
+                if sender.blocking_send(block).is_err() || is_failure {
                     return;
                 }
                 let mut block = Vec::with_capacity(BLOCK);

@@ -93,7 +93,7 @@ impl StreamOpener {
     pub fn open<'c>(&mut self, is_last: bool, chunk: &'c mut [u8]) -> Result<&'c mut [u8], MessageError> {
         let is_whole = chunk.len() == SEALED_CHUNK_LEN;
         let is_shorter = chunk.len() < SEALED_CHUNK_LEN && (chunk.len() > TAG_LEN || self.0.next == 0);
-        if !is_whole && !(is_last && is_shorter) {
+        if !(is_whole || is_last && is_shorter) {
             return Err(MessageError::DecryptionFailed);
         }
         let nonce = self.0.nonce(is_last);

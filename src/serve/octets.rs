@@ -78,7 +78,7 @@ pub(super) async fn perform(job: &Job<'_>, aad: Vec<u8>, mut body: Arriving) -> 
             };
         }
     }
-    let body = job.bodies.read(body, first, form, |length| Vec::with_capacity(length)).await?;
+    let body = job.bodies.read(body, first, form, Vec::with_capacity).await?;
     whole(job, &aad, body).await
 }
 
