@@ -15,7 +15,7 @@ use crate::harness::{Client, JSON, World, binary};
 /// Text forms of some plaintexts.
 pub async fn texts(client: &mut Client, keyring: &str, plaintexts: &[String], aad: &str) -> Vec<String> {
     let mut texts = Vec::new();
-    for part in plaintexts.chunks(1000) {
+    for part in plaintexts.chunks(100) {
         let item = |plaintext: &String| json!({ "plaintext": STANDARD.encode(plaintext), "aad": STANDARD.encode(aad) });
         let batch = json!({ "batch": part.iter().map(item).collect::<Vec<_>>() });
         let path = format!("/v1/keyrings/{keyring}/encrypt");
