@@ -17,7 +17,7 @@ use sidekey::{
 
 use crate::{
     harness::{Client, OCTETS, Sidecar, World, binary, wait},
-    scan::{run_in_bounded_memory, texts, write_long_line},
+    scan::{run_in_bounded_memory, texts, without, write_long_line},
 };
 
 struct Setting {
@@ -223,6 +223,8 @@ async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
     fs::hard_link(&linked, s.tree.join("twin.txt")).unwrap();
     s.write("database.db", format!("SQLite format 3\0{old}"));
     s.write("short.txt", &old[..30]);
+    let both = s.write("both.txt", format!("{} {old} {old}", &old[..30]));
+    fs::hard_link(&both, s.tree.join("both too.txt")).unwrap();
     let outside = s.world.path("outside.txt");
     fs::write(&outside, &old).unwrap();
     symlink(&outside, s.tree.join("link.txt")).unwrap();
@@ -232,8 +234,8 @@ async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
     let failures = report["failures"].as_array().unwrap();
     let mut codes: Vec<_> = failures.iter().map(|failure| failure["code"].as_str().unwrap()).collect();
     codes.sort_unstable();
-    assert_eq!(codes, ["binary_file", "cut_off", "hard_links", "hard_links"]);
-    assert_eq!(report["ciphertexts"]["failed"], 4);
+    assert_eq!(codes, ["binary_file", "cut_off", "cut_off", "cut_off", "hard_links", "hard_links", "hard_links", "hard_links"]);
+    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 0, "current": 0, "other_keyrings": 0, "failed": 10 }));
     assert_eq!(report["skipped"], json!([{ "path": s.tree.join("link.txt"), "what": "symbolic link" }]));
     assert_eq!(fs::read_to_string(&outside).unwrap(), old);
     assert_eq!(temporary_files(&s.tree), 0);
@@ -242,6 +244,31 @@ async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
     assert!(s.world.run(&s.arguments(&[&link], &[])).status.success());
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(s.opened(&outside, "").await, "<2:a>");
+}
+
+#[tokio::test]
+async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
+    let mut s = Setting::new().await;
+    let old = s.texts(&["a"], "").await.remove(0);
+    let (theirs, ours) = (s.write("theirs.txt", &old), s.write("ours.txt", &old));
+    s.rotate();
+    // Only root can give a file away, so only root can try to take one over.
+    let is_root = rustix::process::getuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(&theirs, Some(4321), Some(4321)).unwrap();
+    }
+    let output = without("-chown").args(s.arguments(&[&s.tree], &[])).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(s.opened(&ours, "").await, "<2:a>");
+    if is_root {
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!((&report["failures"][0]["code"], &report["ciphertexts"]["failed"]), (&json!("attributes"), &json!(1)));
+        assert_eq!((fs::read_to_string(&theirs).unwrap(), fs::metadata(&theirs).unwrap().uid()), (old, 4321));
+        // With the right, the owner stays.
+        s.rewrap_all();
+        assert_eq!((s.opened(&theirs, "").await.as_str(), fs::metadata(&theirs).unwrap().uid()), ("<2:a>", 4321));
+    }
+    assert_eq!(temporary_files(&s.tree), 0);
 }
 
 #[tokio::test]

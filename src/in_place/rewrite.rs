@@ -51,6 +51,8 @@ struct Survey {
     is_binary: bool,
     /// What has to be rewrapped.
     stale: u64,
+    /// What is too short to be.
+    cut_off: u64,
 }
 
 enum Kind {
@@ -70,8 +72,7 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         let mut done = Items::default();
         let left = self.file(sidecar, &mut survey, &mut done).await.err();
         if left.is_some() {
-            done.failed += survey.stale - done.failed.min(survey.stale);
-            done.rewrapped = 0;
+            (done.rewrapped, done.failed) = (0, survey.stale + survey.cut_off);
         }
         items.rewrapped += done.rewrapped;
         items.current += done.current;
@@ -153,6 +154,7 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     Kind::Current => items.current += 1,
                     Kind::Foreign => items.foreign += 1,
                     Kind::CutOff => {
+                        survey.cut_off += 1;
                         items.failed += 1;
                         self.fault(Some(line), "cut_off", format!("shorter than any ciphertext of version {}", header.version));
                     }
