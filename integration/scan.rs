@@ -175,7 +175,7 @@ fn what_may_not_be_read_is_a_failure_and_the_rest_is_searched() {
         fs::write(at(name), text).unwrap();
     }
     for name in ["closed", "secret.txt"] {
-        fs::set_permissions(at(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let mut command = without("-dac_override,-dac_read_search");
     let output = command.args(["scan", tree.to_str().unwrap(), "--output", "json"]).output().unwrap();

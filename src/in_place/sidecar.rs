@@ -340,3 +340,106 @@ async fn problem(response: Response<Incoming>) -> Result<Problem, SidecarError> 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SidecarError> {
     serde_json::from_slice(body).map_err(|error| SidecarError::Unexpected(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    const IN_FORCE: InForce = InForce { tag: [7; 4], primary: 2 };
+    const ITEM: &str = "HTTP/1.1 200 OK\r\nContent-Length: 37\r\n\r\n{\"batch\":[{\"ciphertext\":\"sk1.new\"}]} ";
+
+    /// A fake, for what a real sidecar does only when something goes wrong: each connection gets one answer and is closed.
+    async fn fake(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, Sidecar) {
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("fake.sock");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("accept");
+                let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
+                while !is_whole(&request) {
+                    let read = stream.read(&mut buffer).await.expect("read");
+                    request.extend_from_slice(&buffer[..read]);
+                }
+                stream.write_all(&answer).await.expect("write");
+            }
+        });
+        (folder, Sidecar::new(socket, "demo".into(), ""))
+    }
+
+    fn is_whole(request: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(request);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        body.len() >= length.unwrap_or(0)
+    }
+
+    fn problem(status: &str, retry_after: u32, code: &str) -> Vec<u8> {
+        let body = format!("{{\"code\":\"{code}\",\"title\":\"Title\",\"detail\":\"detail\"}}");
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\nRetry-After: {retry_after}\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+    }
+
+    fn source() -> Source {
+        let mut file = tempfile::tempfile().expect("file");
+        io::Write::write_all(&mut file, &[1; 60]).expect("write");
+        Source { file: Arc::new(file), from: 0, to: 60, is_text: false }
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_followed_by_another() {
+        let (_folder, mut sidecar) = fake(vec![ITEM.into(), ITEM.into(), ITEM.into()]).await;
+        for _ in 0..3 {
+            assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+        }
+    }
+
+    #[tokio::test]
+    async fn asks_again_where_there_was_no_room_and_not_where_waiting_would_be_long() {
+        let busy = problem("503 Service Unavailable", 0, "overloaded");
+        let (_folder, mut sidecar) = fake(vec![busy.clone(), busy, ITEM.into()]).await;
+        assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+        let (_folder, mut sidecar) = fake(vec![problem("503 Service Unavailable", 60, "lease_expired")]).await;
+        let refused = sidecar.items(&["sk1.old"]).await.expect_err("no lease");
+        assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_the_ciphertexts_fault() {
+        let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n".to_vec();
+        answer.extend([1, 7, 7, 7, 7, 0, 0, 0, 2]);
+        answer.extend(b"\r\n");
+        let (_folder, mut sidecar) = fake(vec![answer.clone(), [&answer[..], b"0\r\n\r\n"].concat()]).await;
+        let mut out = Vec::new();
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::Item(ItemError { code, .. })) if code == "answer_broke_off"));
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(result.is_ok(), "the same with an end");
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_has_to_be_a_ciphertext_of_the_keyring() {
+        let strange = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x01\x08\x08\x08\x08\0\0\0\x02".to_vec();
+        let few = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"batch\":[]}".to_vec();
+        let (_folder, mut sidecar) = fake(vec![strange, few]).await;
+        let mut out = Vec::new();
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::Sidecar(SidecarError::Unexpected(_)))));
+        assert!(matches!(sidecar.items(&["sk1.old"]).await, Err(SidecarError::Unexpected(_))));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_is_not_the_sidecars_fault() {
+        let (_folder, mut sidecar) = fake(vec![Vec::new()]).await;
+        let source = Source { to: 90, ..source() };
+        let result = sidecar.whole(&source, IN_FORCE, &mut Sink::new(Vec::new(), false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::File(_))));
+    }
+}
