@@ -60,9 +60,9 @@ impl Setting {
     }
 
     fn arguments<'a>(&'a self, paths: &[&'a Path], more: &[&'a str]) -> Vec<&'a str> {
-        let fixed = ["rewrap", "--in-place", "--keyring", "demo", "--socket", self.sidecar.socket.to_str().unwrap()];
+        let fixed = ["rewrap", "--keyring", "demo", "--socket", self.sidecar.socket.to_str().unwrap(), "--output", "json"];
         let paths = paths.iter().map(|path| path.to_str().unwrap());
-        fixed.into_iter().chain(["--output", "json"]).chain(more.iter().copied()).chain(paths).collect()
+        fixed.into_iter().chain(more.iter().copied()).chain(["--in-place"]).chain(paths).collect()
     }
 
     fn rewrap(&self, more: &[&str]) -> (Output, Value) {
@@ -273,16 +273,17 @@ async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
 
 #[tokio::test]
 async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
-    let config = "[limits]\nbody = \"8MiB\"\nbatch_items = 100\n";
+    let config = "[limits]\nbatch_items = 100\n";
     let mut s = Setting::with_config(config).await;
     let long: Vec<u8> = (0..3_000_000u32).map(|n| b'a' + (n % 26) as u8).collect();
     let long_message = s.client.encrypt(&long).await.ok().body;
+    assert!(peek(&long_message).unwrap().is_stream);
     let long_text = sidekey::crypto::to_text(&long_message);
     let plaintexts: Vec<String> = (0..350).map(|n| format!("{n}")).collect();
     let short = texts(&mut s.client, "demo", &plaintexts, "").await;
     let whole = s.write("whole.bin", &long_message);
     let path = s.write("rows.txt", format!("before\n{} {long_text};\n{}", short[..10].join(","), short[10..].join("\n")));
-    // As long, and damaged at its end: found out when the answer has begun, or at once, it must stay.
+    // As long, and damaged at its end: found out when the answer has begun. It must stay.
     let mut damaged = long_message.to_vec();
     *damaged.last_mut().unwrap() ^= 1;
     let damaged = s.write("damaged.txt", format!("{} {}", sidekey::crypto::to_text(&damaged), short[0]));
@@ -291,7 +292,9 @@ async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
     let (output, report) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(report["ciphertexts"], json!({ "rewrapped": 353, "current": 0, "other_keyrings": 0, "failed": 1 }));
-    assert_eq!((&report["failures"][0]["path"], &report["failures"][0]["line"]), (&json!(damaged), &json!(1)));
+    let failure = &report["failures"][0];
+    assert_eq!((&failure["path"], &failure["line"]), (&json!(damaged), &json!(1)));
+    assert_eq!(failure["code"], "answer_broke_off", "its last chunk alone is damaged");
     let left = fs::read_to_string(&damaged).unwrap();
     let split = damaged_text.find(' ').unwrap();
     assert_eq!(&left[..=split], &damaged_text[..=split]);
@@ -416,7 +419,7 @@ async fn who_may_not_rewrap_is_told_and_changes_nothing() {
     let path = s.write("a.txt", &old);
     s.rotate();
     let strict = s.world.start_with("strict", &policy, &["demo"]);
-    let arguments = ["rewrap", "--in-place", "--keyring", "demo", "--socket", strict.socket.to_str().unwrap()];
+    let arguments = ["rewrap", "--keyring", "demo", "--socket", strict.socket.to_str().unwrap(), "--in-place"];
     let output = s.world.run(&[&arguments[..], &[s.tree.to_str().unwrap()]].concat());
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("forbidden"), "{output:?}");
@@ -439,4 +442,26 @@ async fn a_line_of_200_mib_is_rewrapped_in_bounded_memory() {
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&value["found"][0]["version"], &value["found"][0]["ciphertexts"]), (&json!(2), &json!(200)));
     assert_eq!(value["found"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_of_200_mib_is_rewrapped_in_bounded_memory() {
+    let s = Setting::new().await;
+    let (plain, path) = (s.world.path("plain"), s.tree.join("stream.sk"));
+    write_long_line(&plain, &["a line".into()]);
+    let socket = s.sidecar.socket.to_str().unwrap();
+    let encrypt = ["encrypt", "--keyring", "demo", "--socket", socket, "--out"];
+    s.world.succeed(&[&encrypt[..], &[path.to_str().unwrap(), plain.to_str().unwrap()]].concat());
+    s.rotate();
+    let before = fs::metadata(&path).unwrap().len();
+    let output = run_in_bounded_memory(&s.arguments(&[&path], &[]));
+    assert!(output.status.success(), "{output:?}");
+    let mut start = [0; 9];
+    std::io::Read::read_exact(&mut fs::File::open(&path).unwrap(), &mut start).unwrap();
+    let header = peek(&start).unwrap();
+    assert_eq!((header.version, header.is_stream, fs::metadata(&path).unwrap().len()), (2, true, before));
+    let opened = s.world.path("opened");
+    let decrypt = ["decrypt", "--keyring", "demo", "--socket", socket, "--out"];
+    s.world.succeed(&[&decrypt[..], &[opened.to_str().unwrap(), path.to_str().unwrap()]].concat());
+    assert!(Command::new("cmp").args([&plain, &opened]).status().unwrap().success(), "the same plaintext");
 }

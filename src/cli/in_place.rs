@@ -21,14 +21,11 @@ pub(super) struct Rewrap {
     #[command(flatten)]
     transform: Transform,
     /// Rewrap the ciphertexts of these files, and of everything beneath these folders, where they are.
-    #[arg(long, requires = "paths", conflicts_with = "text")]
-    in_place: bool,
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["text", "lines", "out", "input"])]
+    in_place: Vec<PathBuf>,
     /// Say what would be changed, and change nothing.
     #[arg(long, requires = "in_place")]
     dry_run: bool,
-    /// Files and folders.
-    #[arg(value_name = "PATH", requires = "in_place")]
-    paths: Vec<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -91,14 +88,14 @@ impl From<SidecarError> for Failure {
 
 impl Rewrap {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
-        if !self.in_place {
+        if self.in_place.is_empty() {
             return self.transform.rewrap(format).await;
         }
         let (socket, keyring, aad) = self.transform.into_parts();
         let mut sidecar = Sidecar::new(socket, keyring.clone(), &aad);
         // Hidden unless standard error is a terminal.
         let bar = ProgressBar::new(0).with_style(style());
-        let result = rewrap(&self.paths, &mut sidecar, self.dry_run, |progress| match progress {
+        let result = rewrap(&self.in_place, &mut sidecar, self.dry_run, |progress| match progress {
             Progress::Found(bytes) => bar.inc_length(bytes),
             Progress::Searched(bytes) => bar.inc(bytes),
         })

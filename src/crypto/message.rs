@@ -101,8 +101,8 @@ pub const PEEK_LEN: usize = HEADER_LEN;
 pub fn peek(bytes: &[u8]) -> Option<Peek> {
     let ([suite, t0, t1, t2, t3, v0, v1, v2, v3], _) = bytes.split_first_chunk::<PEEK_LEN>()?;
     let is_stream = match suite {
-        0x01 => false,
-        0x02 => true,
+        &SUITE_MESSAGE => false,
+        &SUITE_STREAM => true,
         _ => return None,
     };
     let version = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
