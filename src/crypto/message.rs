@@ -100,9 +100,9 @@ pub const PEEK_LEN: usize = HEADER_LEN;
 /// Reads suite, keyring tag and key version from the beginning of what may be a ciphertext of any suite. None if it is none.
 pub fn peek(bytes: &[u8]) -> Option<Peek> {
     let ([suite, t0, t1, t2, t3, v0, v1, v2, v3], _) = bytes.split_first_chunk::<PEEK_LEN>()?;
-    let is_stream = match suite {
-        &SUITE_MESSAGE => false,
-        &SUITE_STREAM => true,
+    let is_stream = match *suite {
+        SUITE_MESSAGE => false,
+        SUITE_STREAM => true,
         _ => return None,
     };
     let version = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
