@@ -127,10 +127,18 @@ impl Connection {
         if response.status() == StatusCode::OK { read(response).await } else { Err(refusal(response).await) }
     }
 
-    pub(super) async fn status(self, format: Format) -> Result<(), Failure> {
+    pub(super) fn to(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// What `GET /v1/keyrings` answers.
+    pub(super) async fn keyrings(&self) -> Result<Value, Failure> {
         let body = self.fetch(Method::GET, "/v1/keyrings", &[], Bytes::new()).await?;
-        let status: Value =
-            serde_json::from_slice(&body).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
+        serde_json::from_slice(&body).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))
+    }
+
+    pub(super) async fn status(self, format: Format) -> Result<(), Failure> {
+        let status = self.keyrings().await?;
         print(format, &status, || describe(&status))
     }
 }
@@ -164,6 +172,11 @@ impl Transform {
 
     pub(super) async fn decrypt(self, format: Format) -> Result<(), Failure> {
         self.of_ciphertext("decrypt", Line::Plaintext, format).await
+    }
+
+    /// Socket, keyring and AAD.
+    pub(super) fn into_parts(self) -> (PathBuf, String, String) {
+        (self.connection.socket, self.keyring, self.aad)
     }
 
     pub(super) async fn rewrap(self, format: Format) -> Result<(), Failure> {

@@ -3,10 +3,12 @@
 mod client;
 #[cfg(feature = "local")]
 mod dev;
+mod in_place;
 mod keks;
 mod keyring;
 mod lines;
 mod output;
+mod scan;
 mod sidecar;
 mod transfer;
 mod watch;
@@ -44,8 +46,10 @@ enum Command {
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
     Decrypt(client::Transform),
-    /// Encrypt a ciphertext anew under the primary.
-    Rewrap(client::Transform),
+    /// Encrypt a ciphertext anew under the primary, or those of files in place.
+    Rewrap(in_place::Rewrap),
+    /// Find ciphertexts in files and count them by keyring and version.
+    Scan(scan::Scan),
     /// Show the keyrings that you may use.
     Status(client::Connection),
     /// Tell of changes of keyrings as they happen.
@@ -63,7 +67,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Keyring(command) => on_one_thread(command.run(output)),
         Command::Encrypt(arguments) => on_one_thread(arguments.encrypt(output)),
         Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
-        Command::Rewrap(arguments) => on_one_thread(arguments.rewrap(output)),
+        Command::Rewrap(arguments) => on_one_thread(arguments.run(output)),
+        Command::Scan(arguments) => arguments.run(output),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
         Command::Watch(arguments) => on_one_thread(arguments.run(output)),
     };

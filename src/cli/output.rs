@@ -35,6 +35,11 @@ impl Failure {
         Self { exit: 2, code: "usage".into(), message: message.into() }
     }
 
+    /// What was asked for is not so.
+    pub(super) fn refused(message: impl Into<String>) -> Self {
+        Self { exit: 3, code: "refused".into(), message: message.into() }
+    }
+
     /// A problem that the sidecar answered with.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
         Self { exit: 1, code: code.into(), message: message.into() }

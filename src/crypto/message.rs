@@ -83,6 +83,33 @@ impl Header {
     }
 }
 
+/// What the nine bytes before the nonce say to whoever looks for ciphertexts without knowing their keyring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peek {
+    /// The first 4 bytes of the keyring's id.
+    pub tag: [u8; 4],
+    /// The key version, from 1.
+    pub version: u32,
+    /// Whether this is a stream (suite 0x02) and not a message (suite 0x01).
+    pub is_stream: bool,
+}
+
+/// How many bytes [`peek`] reads.
+pub const PEEK_LEN: usize = HEADER_LEN;
+
+/// Reads suite, keyring tag and key version from the beginning of what may be a ciphertext of any suite. None if it is none.
+pub fn peek(bytes: &[u8]) -> Option<Peek> {
+    let ([suite, t0, t1, t2, t3, v0, v1, v2, v3], _) = bytes.split_first_chunk::<PEEK_LEN>()?;
+    let is_stream = match *suite {
+        SUITE_MESSAGE => false,
+        SUITE_STREAM => true,
+        _ => return None,
+    };
+    let version = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
+    // Versions count from 1.
+    (version > 0).then_some(Peek { tag: [*t0, *t1, *t2, *t3], version, is_stream })
+}
+
 /// Encrypts the messages of one request: one nonce is drawn and one key derived, and item *i* adds *i* to the nonce's second half.
 pub struct Sealer {
     keyring: KeyringId,
@@ -270,6 +297,19 @@ mod tests {
         let opened =
             Opener::default().open(&keys, &twin, &header, b"aad", &mut message.clone()).map(|plaintext| plaintext.to_vec());
         assert_eq!(opened, Err(MessageError::DecryptionFailed));
+    }
+
+    #[test]
+    fn peeks_at_what_the_sealer_wrote() {
+        let message = Sealer::new(&keys(1), ID, 7).expect("random").seal_copy(b"", b"");
+        let peeked = Peek { tag: ID.tag(), version: 7, is_stream: false };
+        assert_eq!(peek(&message), Some(peeked));
+        assert_eq!(peek(&message[..PEEK_LEN]), Some(peeked));
+        assert_eq!(peek(&message[..PEEK_LEN - 1]), None);
+        assert_eq!(peek(&[2, 0, 0, 0, 0, 0, 0, 1, 0]), Some(Peek { tag: [0; 4], version: 256, is_stream: true }));
+        for other in [[1, 9, 9, 9, 9, 0, 0, 0, 0], [0, 9, 9, 9, 9, 0, 0, 0, 1], [3, 9, 9, 9, 9, 0, 0, 0, 1]] {
+            assert_eq!(peek(&other), None);
+        }
     }
 
     #[test]

@@ -15,7 +15,10 @@ mod xaes;
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use memory::{LockReport, harden_process, lock_report};
-pub use message::{Header, MessageError, OVERHEAD, Opener, PREFIX_LEN, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, to_text};
+pub use message::{
+    Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, peek,
+    to_text,
+};
 pub use signature::{SigningKey, verify_signature};
 pub use stream::{CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len};
 pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};

@@ -1,0 +1,375 @@
+//! A file and the one that takes its place: whole or not at all.
+
+use std::{
+    ffi::CStr,
+    fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
+    io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{OFlags, XattrFlags, fgetxattr, fgetxattr_query, flistxattr, flistxattr_query, fsetxattr},
+    io::Errno,
+};
+
+use crate::crypto::fingerprint;
+
+/// What the names of temporary files begin with; 16 hexadecimal digits follow.
+const PREFIX: &str = ".sidekey-rewrap-";
+
+/// Why a file was left as it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("has {0} hard links, and the others would keep the old ciphertexts; make it a file of its own first")]
+    HardLinks(u64),
+    #[error("{0} ciphertexts stand in a file that is no text, such as a database's; let its own program exchange them")]
+    Binary(u64),
+    #[error("another rewrap works on it now")]
+    Busy,
+    #[error("was changed by somebody else meanwhile")]
+    Changed,
+    #[error("its owner, group or attributes can't be kept: {0}")]
+    Attributes(io::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Refusal {
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::HardLinks(_) => "hard_links",
+            Self::Binary(_) => "binary_file",
+            Self::Busy => "busy",
+            Self::Changed => "changed",
+            Self::Attributes(_) => "attributes",
+            Self::Io(_) => "io",
+        }
+    }
+}
+
+/// A file as it was found.
+pub(super) struct Original {
+    pub(super) file: Arc<File>,
+    path: PathBuf,
+    metadata: Metadata,
+}
+
+impl Original {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        // The target of a link that was named is exchanged, and the link stays.
+        let path = if fs::symlink_metadata(path)?.is_symlink() { fs::canonicalize(path)? } else { path.to_owned() };
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("is no regular file any more"));
+        }
+        Ok(Self { file: Arc::new(file), path, metadata })
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.metadata.len()
+    }
+
+    /// Whether the path still is this file, with the same contents and attributes.
+    fn is_unchanged(&self) -> io::Result<bool> {
+        let identity = |of: &Metadata| (of.dev(), of.ino(), of.size(), of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+        match fs::symlink_metadata(&self.path) {
+            Ok(now) => Ok(identity(&now) == identity(&self.metadata)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The file that is going to take an original's place. Dropped before that, it leaves nothing behind.
+pub(super) struct Replacement {
+    out: BufWriter<File>,
+    path: PathBuf,
+    is_committed: bool,
+}
+
+impl Replacement {
+    /// An empty file beside the original, with its owner, mode and attributes. Its name follows from the original's, and it is locked: so
+    /// two runs never work on one file, and what a run that was killed left behind is known and free.
+    pub(super) fn of(original: &Original) -> Result<Self, Refusal> {
+        if original.metadata.nlink() > 1 {
+            return Err(Refusal::HardLinks(original.metadata.nlink()));
+        }
+        let path = temporary_beside(&original.path);
+        let file = loop {
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) if is_locked(&file, &path)? => break file,
+                // Somebody took it for a leftover.
+                Ok(_) => continue,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+            match remove_leftover(&path)? {
+                Leftover::Removed => {}
+                Leftover::InUse => return Err(Refusal::Busy),
+            }
+        };
+        let replacement = Self { out: BufWriter::with_capacity(256 << 10, file), path, is_committed: false };
+        keep_attributes(original, replacement.out.get_ref()).map_err(Refusal::Attributes)?;
+        Ok(replacement)
+    }
+
+    /// Where the next byte goes, in bytes from the beginning.
+    pub(super) fn position(&mut self) -> io::Result<u64> {
+        self.out.stream_position()
+    }
+
+    /// Takes back everything behind a position.
+    pub(super) fn rewind(&mut self, position: u64) -> io::Result<()> {
+        self.out.seek(SeekFrom::Start(position))?;
+        self.out.get_ref().set_len(position)
+    }
+
+    /// Puts it in the original's place, durably, unless that was changed meanwhile.
+    pub(super) fn commit(mut self, original: &Original) -> Result<(), Refusal> {
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        if !original.is_unchanged()? {
+            return Err(Refusal::Changed);
+        }
+        fs::rename(&self.path, &original.path)?;
+        self.is_committed = true;
+        File::open(folder_of(&original.path))?.sync_all()?;
+        Ok(())
+    }
+}
+
+impl Write for Replacement {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // If this fails, the next run finds it by its name.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// What became of a temporary file.
+pub(super) enum Leftover {
+    Removed,
+    InUse,
+}
+
+/// Whether a path is that of a temporary file.
+pub(super) fn is_temporary(path: &Path) -> bool {
+    let digits = path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// Removes a temporary file, unless the run that made it still lives.
+pub(super) fn remove_leftover(path: &Path) -> io::Result<Leftover> {
+    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Leftover::Removed),
+        Err(error) => return Err(error),
+    };
+    // Only who holds the lock of the file that the path names may rename or remove that path, so it can't be another's by then.
+    if !is_locked(&file, path)? {
+        return Ok(Leftover::InUse);
+    }
+    fs::remove_file(path)?;
+    Ok(Leftover::Removed)
+}
+
+/// Whether we have the lock of a file now, and the path still names it.
+fn is_locked(file: &File, path: &Path) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn keep_attributes(original: &Original, new: &File) -> io::Result<()> {
+    let (old, fresh) = (&original.metadata, new.metadata()?);
+    if (old.uid(), old.gid()) != (fresh.uid(), fresh.gid()) {
+        fchown(new, Some(old.uid()), Some(old.gid()))?;
+    }
+    // After the owner, whose change clears some bits.
+    new.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+    let names = match read_sized(|| flistxattr_query(&original.file), |buffer| flistxattr(&original.file, buffer)) {
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        names => names?,
+    };
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let value = read_sized(|| fgetxattr_query(&original.file, name), |buffer| fgetxattr(&original.file, name, buffer));
+        let kept = value.and_then(|value| fsetxattr(new, name, &value, XattrFlags::empty()));
+        // Labels of the system's own security modules are set by policy, mostly to the same; access lists and users' own attributes stay.
+        let is_optional = name.to_bytes().starts_with(b"security.") || name.to_bytes().starts_with(b"trusted.");
+        match kept {
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) if is_optional => {}
+            kept => kept?,
+        }
+    }
+    Ok(())
+}
+
+fn read_sized(
+    size: impl Fn() -> Result<usize, Errno>,
+    read: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; size()?];
+    if buffer.is_empty() {
+        return Ok(buffer);
+    }
+    let len = read(&mut buffer)?;
+    buffer.truncate(len);
+    Ok(buffer)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn temporary_beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let hash = fingerprint(name.as_encoded_bytes());
+    let digits: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    path.with_file_name(format!("{PREFIX}{digits}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("data.csv");
+        fs::write(&path, "old").expect("write");
+        (folder, path)
+    }
+
+    fn names(folder: &tempfile::TempDir) -> Vec<String> {
+        let names = fs::read_dir(folder.path()).expect("folder").map(|entry| entry.expect("entry").file_name());
+        let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn replace(path: &Path, meanwhile: impl FnOnce()) -> Result<(), Refusal> {
+        let original = Original::open(path)?;
+        let mut replacement = Replacement::of(&original)?;
+        replacement.write_all(b"new")?;
+        meanwhile();
+        replacement.commit(&original)
+    }
+
+    #[test]
+    fn keeps_mode_attributes_and_links() {
+        let (folder, path) = folder();
+        fs::set_permissions(&path, Permissions::from_mode(0o4640)).expect("chmod");
+        // Not every file system has attributes.
+        let attribute = rustix::fs::setxattr(&path, "user.note", b"kept", XattrFlags::empty());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("data.csv", &link).expect("link");
+        replace(&link, || ()).expect("replace");
+        assert_eq!(fs::read(&path).expect("read"), b"new");
+        assert!(fs::symlink_metadata(&link).expect("link").is_symlink());
+        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o7777, 0o4640);
+        if attribute.is_ok() {
+            let mut value = [0; 9];
+            let len = rustix::fs::getxattr(&path, "user.note", &mut value[..]).expect("attribute");
+            assert_eq!(&value[..len], b"kept");
+        }
+        assert_eq!(names(&folder), ["data.csv", "link"]);
+    }
+
+    #[test]
+    fn leaves_what_somebody_else_changed_replaced_or_removed() {
+        type Change = fn(&Path);
+        let changes: [(Change, Option<&str>); 4] = [
+            (|path| fs::write(path, "mine").expect("write"), Some("mine")),
+            (|path| fs::set_permissions(path, Permissions::from_mode(0o600)).expect("chmod"), Some("old")),
+            (
+                |path| {
+                    fs::write(path.with_extension("tmp"), "old").expect("write");
+                    fs::rename(path.with_extension("tmp"), path).expect("rename");
+                },
+                Some("old"),
+            ),
+            (|path| fs::remove_file(path).expect("remove"), None),
+        ];
+        for (change, left) in changes {
+            let (folder, path) = folder();
+            assert!(matches!(replace(&path, || change(&path)), Err(Refusal::Changed)));
+            assert_eq!(fs::read_to_string(&path).ok().as_deref(), left);
+            assert!(!names(&folder).iter().any(|name| name.starts_with(PREFIX)));
+        }
+    }
+
+    #[test]
+    fn refuses_hard_links() {
+        let (folder, path) = folder();
+        fs::hard_link(&path, folder.path().join("twin")).expect("link");
+        assert!(matches!(replace(&path, || ()), Err(Refusal::HardLinks(2))));
+        assert_eq!(names(&folder), ["data.csv", "twin"]);
+    }
+
+    #[test]
+    fn only_one_works_on_a_file_and_leftovers_are_taken_over() {
+        let (folder, path) = folder();
+        let original = Original::open(&path).expect("open");
+        let first = Replacement::of(&original).expect("first");
+        assert!(matches!(Replacement::of(&original), Err(Refusal::Busy)));
+        assert!(is_temporary(&first.path));
+        assert!(matches!(remove_leftover(&first.path), Ok(Leftover::InUse)));
+        drop(first);
+        assert_eq!(names(&folder), ["data.csv"]);
+        // As after a kill: the file is there, and nobody holds it.
+        fs::write(temporary_beside(&path), "half").expect("write");
+        replace(&path, || ()).expect("replace");
+        assert_eq!((fs::read(&path).expect("read"), names(&folder)), (b"new".to_vec(), vec!["data.csv".to_owned()]));
+        fs::write(temporary_beside(&path), "half").expect("write");
+        assert!(matches!(remove_leftover(&temporary_beside(&path)), Ok(Leftover::Removed)));
+        assert_eq!(names(&folder), ["data.csv"]);
+    }
+
+    #[test]
+    fn takes_back_what_was_written_in_part() {
+        let (_folder, path) = folder();
+        let original = Original::open(&path).expect("open");
+        let mut replacement = Replacement::of(&original).expect("new");
+        replacement.write_all(b"kept ").expect("write");
+        let position = replacement.position().expect("position");
+        replacement.write_all(&[b'x'; 600_000]).expect("write");
+        replacement.rewind(position).expect("rewind");
+        replacement.write_all(b"end").expect("write");
+        replacement.commit(&original).expect("commit");
+        assert_eq!(fs::read(&path).expect("read"), b"kept end");
+    }
+
+    #[test]
+    fn knows_its_own_temporary_files_alone() {
+        assert!(is_temporary(&temporary_beside(Path::new("/x/y"))));
+        assert!(is_temporary(&temporary_beside(Path::new("y"))));
+        for other in
+            [".sidekey-rewrap-", ".sidekey-rewrap-0123", "sidekey-rewrap-0123456789abcdef", ".sidekey-rewrap-0123456789ABCDEF"]
+        {
+            assert!(!is_temporary(Path::new(other)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! The sidecar that rewraps, through its socket.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header::{CONTENT_TYPE, HOST, RETRY_AFTER},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::{net::UnixStream, time::sleep};
+
+use super::source::{Sink, Source};
+use crate::crypto::{KeyringId, PEEK_LEN, Peek, peek};
+
+/// How often a request is tried again that the sidecar can't take for the moment.
+const ATTEMPTS: u32 = 5;
+/// How long it is waited for that; a sidecar that asks for more has another trouble than too many requests.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const OCTETS: &str = "application/octet-stream";
+/// The longest JSON answer that is read, in bytes.
+const LONGEST_ANSWER: usize = 64 << 20;
+/// The most items of a batch; a sidecar that takes fewer says so, and gets fewer.
+const MOST_ITEMS: usize = 1000;
+/// The most characters of a batch's ciphertexts, for the same reason.
+const MOST_CHARACTERS: usize = 2 << 20;
+
+/// Why nothing more can be rewrapped now.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// It can't be reached.
+    #[error("{}: {error}; is the sidecar running, and is this its socket (--socket, SIDEKEY_SOCKET)?", socket.display())]
+    Unreachable {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why.
+        error: String,
+    },
+    /// It answers with something else than an API of Sidekey would.
+    #[error("the sidecar's answer is not as expected: {0}")]
+    Unexpected(String),
+    /// A file that is sent to it can't be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// It refuses to do this at all.
+    #[error("{message} ({code})")]
+    Refused {
+        /// The problem's code.
+        code: String,
+        /// What it says.
+        message: String,
+    },
+}
+
+/// Why one ciphertext was not rewrapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ItemError {
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+/// What went wrong with a whole ciphertext.
+pub(super) enum WholeError {
+    Item(ItemError),
+    Sidecar(SidecarError),
+    File(io::Error),
+}
+
+/// What is in force for the sidecar's wave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InForce {
+    pub(super) tag: [u8; 4],
+    pub(super) primary: u32,
+}
+
+type Payload = Either<Full<Bytes>, Source>;
+
+/// A sidecar, one of its keyrings, and the AAD of everything that is rewrapped.
+pub struct Sidecar {
+    socket: PathBuf,
+    keyring: String,
+    aad: String,
+    connection: Option<SendRequest<Payload>>,
+    batch_items: usize,
+    batch_characters: usize,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    id: KeyringId,
+    primary: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    title: String,
+    detail: String,
+}
+
+#[derive(Serialize)]
+struct BatchRequest<'a> {
+    batch: Vec<RequestItem<'a>>,
+}
+
+#[derive(Serialize)]
+struct RequestItem<'a> {
+    ciphertext: &'a str,
+    aad: &'a str,
+}
+
+#[derive(Deserialize)]
+struct BatchAnswer {
+    batch: Vec<AnswerItem>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnswerItem {
+    Rewrapped { ciphertext: String },
+    Failed { error: Problem },
+}
+
+impl From<Problem> for ItemError {
+    fn from(problem: Problem) -> Self {
+        Self { code: problem.code, message: format!("{}: {}", problem.title, problem.detail) }
+    }
+}
+
+impl From<Problem> for SidecarError {
+    fn from(problem: Problem) -> Self {
+        let ItemError { code, message } = problem.into();
+        Self::Refused { code, message }
+    }
+}
+
+impl Sidecar {
+    /// The sidecar at `socket`. Nothing is sent yet.
+    pub fn new(socket: PathBuf, keyring: String, aad: &str) -> Self {
+        let aad = STANDARD.encode(aad);
+        Self { socket, keyring, aad, connection: None, batch_items: MOST_ITEMS, batch_characters: MOST_CHARACTERS }
+    }
+
+    /// Which version is the primary.
+    pub(super) async fn in_force(&mut self) -> Result<InForce, SidecarError> {
+        let path = format!("/v1/keyrings/{}", self.keyring);
+        let response = self.send(Method::GET, &path, None, || Either::Left(Full::default())).await?;
+        if response.status() != StatusCode::OK {
+            return Err(problem(response).await?.into());
+        }
+        let status: Status = parse(&body(response).await?)?;
+        let no_primary = || SidecarError::Refused {
+            code: "no_primary".into(),
+            message: format!("no version of {} encrypts for this sidecar's wave", self.keyring),
+        };
+        Ok(InForce { tag: status.id.tag(), primary: status.primary.ok_or_else(no_primary)? })
+    }
+
+    /// Rewraps text forms, each on its own, in order.
+    pub(super) async fn items(&mut self, texts: &[&str]) -> Result<Vec<Result<String, ItemError>>, SidecarError> {
+        let mut results = Vec::with_capacity(texts.len());
+        while results.len() < texts.len() {
+            let rest = &texts[results.len()..];
+            let mut characters = 0;
+            let fitting = rest.iter().take(self.batch_items).take_while(|text| {
+                characters += text.len() + self.aad.len();
+                characters <= self.batch_characters
+            });
+            let batch = &rest[..fitting.count().max(1)];
+            match self.batch(batch).await? {
+                Ok(answers) => results.extend(answers),
+                // Its limits are lower than usual.
+                Err(_) if batch.len() > 1 => {
+                    self.batch_items = batch.len() / 2;
+                    self.batch_characters = (batch.iter().map(|text| text.len() + self.aad.len()).sum::<usize>() / 2).max(1);
+                }
+                Err(error) => results.push(Err(error)),
+            }
+        }
+        Ok(results)
+    }
+
+    /// The one place that knows how a batch is written. The inner error is that it is too large.
+    async fn batch(&mut self, texts: &[&str]) -> Result<Result<Vec<Result<String, ItemError>>, ItemError>, SidecarError> {
+        let items = texts.iter().map(|text| RequestItem { ciphertext: text, aad: &self.aad });
+        let request = serde_json::to_vec(&BatchRequest { batch: items.collect() });
+        let request = Bytes::from(request.map_err(|error| SidecarError::Unexpected(error.to_string()))?);
+        let path = format!("/v1/keyrings/{}/rewrap", self.keyring);
+        let payload = || Either::Left(Full::new(request.clone()));
+        let response = self.send(Method::POST, &path, Some("application/json"), payload).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::PAYLOAD_TOO_LARGE => return Ok(Err(problem(response).await?.into())),
+            _ => return Err(problem(response).await?.into()),
+        }
+        let answer: BatchAnswer = parse(&body(response).await?)?;
+        if answer.batch.len() != texts.len() {
+            return Err(SidecarError::Unexpected(format!("{} results for {} items", answer.batch.len(), texts.len())));
+        }
+        let results = answer.batch.into_iter().map(|item| match item {
+            AnswerItem::Rewrapped { ciphertext } => Ok(ciphertext),
+            AnswerItem::Failed { error } => Err(error.into()),
+        });
+        Ok(Ok(results.collect()))
+    }
+
+    /// Rewraps one ciphertext of any length, as bytes in and bytes out, into `sink`. If this fails, the sink may hold a part.
+    pub(super) async fn whole<W: io::Write>(
+        &mut self,
+        source: &Source,
+        in_force: InForce,
+        sink: &mut Sink<W>,
+        progress: impl Fn(u64),
+    ) -> Result<(), WholeError> {
+        let path = format!("/v1/keyrings/{}/rewrap", self.keyring);
+        let payload = || Either::Right(source.clone());
+        let response = self.send(Method::POST, &path, Some(OCTETS), payload).await;
+        let response = response.map_err(|error| match error {
+            SidecarError::Unreadable(reason) => WholeError::File(io::Error::other(reason)),
+            error => WholeError::Sidecar(error),
+        })?;
+        if response.status() != StatusCode::OK {
+            let problem = problem(response).await.map_err(WholeError::Sidecar)?;
+            return Err(match problem.code.as_str() {
+                "decryption_failed"
+                | "malformed_ciphertext"
+                | "wrong_keyring"
+                | "body_too_large"
+                | "invalid_request"
+                | "key_version_unavailable"
+                | "key_version_disabled"
+                | "key_version_destroyed"
+                | "request_timeout" => WholeError::Item(problem.into()),
+                _ => WholeError::Sidecar(problem.into()),
+            });
+        }
+        let mut body = response.into_body();
+        let mut first = Vec::new();
+        while let Some(frame) = body.frame().await {
+            // A stream's chunks are verified as they come, so a damaged one ends an answer that had begun well.
+            let broke_off = |error: hyper::Error| {
+                WholeError::Item(ItemError {
+                    code: "answer_broke_off".into(),
+                    message: format!("the answer broke off, as it does at a chunk that is damaged: {error}"),
+                })
+            };
+            if let Ok(data) = frame.map_err(broke_off)?.into_data() {
+                first.extend_from_slice(&data[..data.len().min(PEEK_LEN.saturating_sub(first.len()))]);
+                sink.write(&data).map_err(WholeError::File)?;
+                progress(data.len() as u64);
+            }
+        }
+        match peek(&first) {
+            Some(Peek { tag, .. }) if tag == in_force.tag => Ok(()),
+            _ => Err(WholeError::Sidecar(SidecarError::Unexpected("no ciphertext of this keyring came back".into()))),
+        }
+    }
+
+    /// Sends a request, anew over another connection if the one before was closed meanwhile, and later if the sidecar has no room.
+    /// Rewrapping changes nothing at the sidecar, so trying again is safe.
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        content_type: Option<&'static str>,
+        payload: impl Fn() -> Payload,
+    ) -> Result<Response<Incoming>, SidecarError> {
+        for attempt in 1.. {
+            let (mut sender, is_reused) = self.connect().await?;
+            let mut request = Request::builder().method(method.clone()).uri(path).header(HOST, "sidekey");
+            if let Some(content_type) = content_type {
+                request = request.header(CONTENT_TYPE, content_type);
+                if content_type == OCTETS && !self.aad.is_empty() {
+                    request = request.header("Sidekey-Aad", &self.aad);
+                }
+            }
+            let request = request.body(payload()).map_err(|error| SidecarError::Unexpected(error.to_string()))?;
+            match sender.send_request(request).await {
+                Ok(response) => {
+                    self.connection = Some(sender);
+                    let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                    match wait.map(Duration::from_secs) {
+                        Some(wait)
+                            if response.status() == StatusCode::SERVICE_UNAVAILABLE
+                                && attempt < ATTEMPTS
+                                && wait <= LONGEST_WAIT =>
+                        {
+                            sleep(wait).await;
+                        }
+                        _ => return Ok(response),
+                    }
+                }
+                // The only bodies that fail are files.
+                Err(error) if error.is_user() => {
+                    let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                    return Err(SidecarError::Unreadable(cause));
+                }
+                Err(_) if is_reused => {}
+                Err(error) => return Err(self.unreachable(&error)),
+            }
+        }
+        unreachable!("attempts end by returning")
+    }
+
+    /// A connection that takes a request now, and whether it took one before.
+    async fn connect(&mut self) -> Result<(SendRequest<Payload>, bool), SidecarError> {
+        if let Some(mut sender) = self.connection.take()
+            && sender.ready().await.is_ok()
+        {
+            return Ok((sender, true));
+        }
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.unreachable(&error))?;
+        // Its end shows at the sender.
+        tokio::spawn(connection);
+        Ok((sender, false))
+    }
+
+    fn unreachable(&self, error: &dyn std::error::Error) -> SidecarError {
+        SidecarError::Unreachable { socket: self.socket.clone(), error: error.to_string() }
+    }
+}
+
+async fn body(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    Ok(body.map_err(|error| SidecarError::Unexpected(format!("it broke off: {error}")))?.to_bytes())
+}
+
+async fn problem(response: Response<Incoming>) -> Result<Problem, SidecarError> {
+    let status = response.status();
+    let body = body(response).await?;
+    serde_json::from_slice(&body).map_err(|_| SidecarError::Unexpected(format!("status {status}")))
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SidecarError> {
+    serde_json::from_slice(body).map_err(|error| SidecarError::Unexpected(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    const IN_FORCE: InForce = InForce { tag: [7; 4], primary: 2 };
+    const ITEM: &str = "HTTP/1.1 200 OK\r\nContent-Length: 37\r\n\r\n{\"batch\":[{\"ciphertext\":\"sk1.new\"}]} ";
+
+    /// A fake, for what a real sidecar does only when something goes wrong: each connection gets one answer and is closed.
+    async fn fake(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, Sidecar) {
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("fake.sock");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("accept");
+                let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
+                while !is_whole(&request) {
+                    let read = stream.read(&mut buffer).await.expect("read");
+                    request.extend_from_slice(&buffer[..read]);
+                }
+                stream.write_all(&answer).await.expect("write");
+            }
+        });
+        (folder, Sidecar::new(socket, "demo".into(), ""))
+    }
+
+    fn is_whole(request: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(request);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        body.len() >= length.unwrap_or(0)
+    }
+
+    fn problem(status: &str, retry_after: u32, code: &str) -> Vec<u8> {
+        let body = format!("{{\"code\":\"{code}\",\"title\":\"Title\",\"detail\":\"detail\"}}");
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\nRetry-After: {retry_after}\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+    }
+
+    fn source() -> Source {
+        let mut file = tempfile::tempfile().expect("file");
+        io::Write::write_all(&mut file, &[1; 60]).expect("write");
+        Source { file: Arc::new(file), from: 0, to: 60, is_text: false }
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_followed_by_another() {
+        let (_folder, mut sidecar) = fake(vec![ITEM.into(), ITEM.into(), ITEM.into()]).await;
+        for _ in 0..3 {
+            assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+        }
+    }
+
+    #[tokio::test]
+    async fn asks_again_where_there_was_no_room_and_not_where_waiting_would_be_long() {
+        let busy = problem("503 Service Unavailable", 0, "overloaded");
+        let (_folder, mut sidecar) = fake(vec![busy.clone(), busy, ITEM.into()]).await;
+        assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+        let (_folder, mut sidecar) = fake(vec![problem("503 Service Unavailable", 60, "lease_expired")]).await;
+        let refused = sidecar.items(&["sk1.old"]).await.expect_err("no lease");
+        assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_the_ciphertexts_fault() {
+        let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n".to_vec();
+        answer.extend([1, 7, 7, 7, 7, 0, 0, 0, 2]);
+        answer.extend(b"\r\n");
+        let (_folder, mut sidecar) = fake(vec![answer.clone(), [&answer[..], b"0\r\n\r\n"].concat()]).await;
+        let mut out = Vec::new();
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::Item(ItemError { code, .. })) if code == "answer_broke_off"));
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(result.is_ok(), "the same with an end");
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_has_to_be_a_ciphertext_of_the_keyring() {
+        let strange = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x01\x08\x08\x08\x08\0\0\0\x02".to_vec();
+        let few = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"batch\":[]}".to_vec();
+        let (_folder, mut sidecar) = fake(vec![strange, few]).await;
+        let mut out = Vec::new();
+        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::Sidecar(SidecarError::Unexpected(_)))));
+        assert!(matches!(sidecar.items(&["sk1.old"]).await, Err(SidecarError::Unexpected(_))));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_is_not_the_sidecars_fault() {
+        let (_folder, mut sidecar) = fake(vec![Vec::new()]).await;
+        let source = Source { to: 90, ..source() };
+        let result = sidecar.whole(&source, IN_FORCE, &mut Sink::new(Vec::new(), false), |_| ()).await;
+        assert!(matches!(result, Err(WholeError::File(_))));
+    }
+}

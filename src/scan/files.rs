@@ -1,0 +1,467 @@
+//! Reading: files in parallel, and one large file in segments, through windows of a fixed size.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    num::NonZeroUsize,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use rustix::fs::{Advice, OFlags, fadvise};
+
+use super::{Counts, LOOK_AHEAD, LOOK_BEHIND, Search, Tally, Visit, opaque::opaque, walk};
+use crate::crypto::OVERHEAD;
+
+/// What one worker reads of a file before another may take the next part, in bytes.
+const SEGMENT: u64 = 64 << 20;
+/// A window, in bytes: small enough to stay in a core's cache between reading and searching.
+const WINDOW: usize = 256 << 10;
+/// How many files may wait for a worker.
+const QUEUE: usize = 1024;
+
+/// Where to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// A file, or a folder with everything beneath it.
+    Path(PathBuf),
+    /// Standard input.
+    Stdin,
+}
+
+/// How to search.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whether symbolic links beneath a folder are followed.
+    pub follow_links: bool,
+    /// How many threads read and search.
+    pub threads: NonZeroUsize,
+    /// Whether the report lists every file with ciphertexts, and all that was skipped.
+    pub lists_files: bool,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many bytes more are to be searched.
+    Found(u64),
+    /// So many bytes more were.
+    Searched(u64),
+}
+
+/// What was found, and what could not be seen.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many ciphertexts there are.
+    pub tally: Tally,
+    /// In how many files.
+    pub files_by_key: std::collections::BTreeMap<([u8; 4], u32), u64>,
+    /// Every file that has some, by path, if the options ask for it.
+    pub files: Vec<FileReport>,
+    /// How many files were read to their end.
+    pub searched_files: u64,
+    /// How many bytes were searched in them.
+    pub searched_bytes: u64,
+    /// How many files are compressed, or encrypted by something else.
+    pub opaque: u64,
+    /// How many links, pipes, sockets and devices were left out.
+    pub skipped: u64,
+    /// Opaque files and what was skipped, with what they are, if the options ask for it.
+    pub unseen: Vec<(PathBuf, &'static str)>,
+    /// What could not be read, and why.
+    pub failures: Vec<(PathBuf, String)>,
+}
+
+/// The ciphertexts of one file.
+#[derive(Debug)]
+pub struct FileReport {
+    /// The file; `-` is standard input.
+    pub path: PathBuf,
+    /// What was counted in it.
+    pub tally: Tally,
+}
+
+/// Searches everything beneath `roots`. It never fails as a whole: the report says what could not be read.
+pub fn scan(roots: &[Root], search: &Search, options: Options, progress: &(impl Fn(Progress) + Sync)) -> Report {
+    let report = Mutex::new(Report::default());
+    let scan = Scan { search, options, progress, report: &report };
+    let (sender, receiver) = sync_channel(QUEUE);
+    let receiver = Mutex::new(receiver);
+    thread::scope(|scope| {
+        for _ in 0..options.threads.get() {
+            scope.spawn(|| scan.work(&receiver));
+        }
+        for root in roots {
+            match root {
+                Root::Path(path) => walk(path, options.follow_links).for_each(|visit| scan.enqueue(visit, &sender)),
+                Root::Stdin => scan.read_stdin(),
+            }
+        }
+        drop(sender);
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.files.sort_by(|a, b| a.path.cmp(&b.path));
+    report.unseen.sort();
+    report.failures.sort();
+    report
+}
+
+/// A part of a file, from a position to another or to the end.
+struct Part {
+    file: Arc<Opened>,
+    from: u64,
+    to: Option<u64>,
+}
+
+enum Job {
+    Small(PathBuf),
+    Part(Part),
+}
+
+/// A file that is being read, maybe by several workers.
+struct Opened {
+    path: PathBuf,
+    file: File,
+    /// Its length when it was opened.
+    len: u64,
+    open_parts: AtomicUsize,
+    outcome: Mutex<Outcome>,
+}
+
+#[derive(Default)]
+struct Outcome {
+    tally: Tally,
+    bytes: u64,
+    opaque: Option<&'static str>,
+    failure: Option<String>,
+}
+
+struct Scan<'s, P> {
+    search: &'s Search,
+    options: Options,
+    progress: &'s P,
+    report: &'s Mutex<Report>,
+}
+
+impl<P: Fn(Progress) + Sync> Scan<'_, P> {
+    fn enqueue(&self, visit: Visit, queue: &SyncSender<Job>) {
+        // Workers end only after the sender is gone, so each send arrives.
+        let send = |job| drop(queue.send(job));
+        match visit {
+            Visit::File(path, len) => {
+                (self.progress)(Progress::Found(len));
+                if len <= SEGMENT {
+                    return send(Job::Small(path));
+                }
+                match open(&path, len.div_ceil(SEGMENT)) {
+                    Ok(file) => {
+                        let file = Arc::new(file);
+                        for from in (0..len).step_by(SEGMENT as usize) {
+                            // The last part goes on to wherever the end is by then.
+                            let to = Some(from + SEGMENT).filter(|to| *to < len);
+                            send(Job::Part(Part { file: Arc::clone(&file), from, to }));
+                        }
+                    }
+                    Err(error) => self.failed(path, error.to_string()),
+                }
+            }
+            Visit::Skipped(path, what) => {
+                let mut report = self.report();
+                report.skipped += 1;
+                if self.options.lists_files {
+                    report.unseen.push((path, what));
+                }
+            }
+            Visit::Failed(path, reason) => self.failed(path, reason),
+        }
+    }
+
+    fn work(&self, queue: &Mutex<Receiver<Job>>) {
+        let mut buffer = vec![0; WINDOW];
+        loop {
+            let job = locked(queue).recv();
+            match job {
+                Ok(Job::Small(path)) => match open(&path, 1) {
+                    Ok(file) => self.read_part(&Part { file: Arc::new(file), from: 0, to: None }, &mut buffer),
+                    Err(error) => self.failed(path, error.to_string()),
+                },
+                Ok(Job::Part(part)) => self.read_part(&part, &mut buffer),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn read_part(&self, part: &Part, buffer: &mut [u8]) {
+        let file = &*part.file;
+        let mut outcome = Outcome::default();
+        let end = self.read(part.from, part.to, buffer, &mut outcome, |buffer, at| file.file.read_at(buffer, at));
+        match end {
+            Ok(end) => {
+                outcome.bytes = part.to.map_or(end, |to| end.min(to)).saturating_sub(part.from);
+                if end < part.to.unwrap_or(file.len) {
+                    outcome.failure = Some("became shorter while it was read".into());
+                }
+            }
+            Err(error) => outcome.failure = Some(error.to_string()),
+        }
+        let mut whole = locked(&file.outcome);
+        whole.tally.add(&outcome.tally);
+        whole.bytes += outcome.bytes;
+        whole.opaque = whole.opaque.or(outcome.opaque);
+        whole.failure = whole.failure.take().or(outcome.failure);
+        if file.open_parts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done(&file.path, std::mem::take(&mut whole));
+        }
+    }
+
+    fn read_stdin(&self) {
+        let mut outcome = Outcome::default();
+        let mut stdin = io::stdin().lock();
+        let end = self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| stdin.read(buffer));
+        match end {
+            Ok(end) => outcome.bytes = end,
+            Err(error) => outcome.failure = Some(error.to_string()),
+        }
+        self.done(Path::new("-"), outcome);
+    }
+
+    /// Searches what begins in `from..to`, reading as far beyond as that needs. Returns how far there was something to read.
+    fn read(
+        &self,
+        from: u64,
+        to: Option<u64>,
+        buffer: &mut [u8],
+        outcome: &mut Outcome,
+        mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+    ) -> io::Result<u64> {
+        let mut base = from.saturating_sub(LOOK_BEHIND as u64);
+        // Decided already, and filled, both counted from `base`.
+        let (mut decided, mut filled) = ((from - base) as usize, 0);
+        let mut is_first = from == 0;
+        let limit = to.map(|to| to + LOOK_AHEAD as u64);
+        loop {
+            let room = buffer.len() - filled;
+            let wanted = limit.map_or(room, |limit| (limit.saturating_sub(base + filled as u64) as usize).min(room));
+            let read = match read_at(&mut buffer[filled..filled + wanted], base + filled as u64) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            };
+            filled += read;
+            (self.progress)(Progress::Searched(read as u64));
+            let is_last = read == 0;
+            // The first window has to be long enough to tell what the whole is.
+            if is_first && (filled >= OVERHEAD || is_last) {
+                is_first = false;
+                let first = &buffer[..filled];
+                outcome.opaque = opaque(first);
+                if let Some(finding) = self.search.stranger(first) {
+                    outcome.tally.count(finding);
+                }
+            }
+            let window = &buffer[..filled];
+            decided = self.search.look(window, decided.min(filled), is_last, |at, finding| {
+                if to.is_none_or(|to| base + (at as u64) < to) {
+                    outcome.tally.count(finding);
+                }
+            });
+            let is_past = to.is_some_and(|to| base + decided as u64 >= to);
+            if is_last || is_past {
+                return Ok(base + filled as u64);
+            }
+            let keep = decided.saturating_sub(LOOK_BEHIND);
+            buffer.copy_within(keep..filled, 0);
+            base += keep as u64;
+            filled -= keep;
+            decided -= keep;
+        }
+    }
+
+    fn done(&self, path: &Path, outcome: Outcome) {
+        let mut report = self.report();
+        report.searched_bytes += outcome.bytes;
+        report.tally.add(&outcome.tally);
+        for key in outcome.tally.0.keys() {
+            *report.files_by_key.entry(*key).or_default() += 1;
+        }
+        if let Some(kind) = outcome.opaque {
+            report.opaque += 1;
+            if self.options.lists_files {
+                report.unseen.push((path.into(), kind));
+            }
+        }
+        match outcome.failure {
+            Some(reason) => report.failures.push((path.into(), reason)),
+            None => report.searched_files += 1,
+        }
+        if self.options.lists_files && outcome.tally != Tally::default() {
+            report.files.push(FileReport { path: path.into(), tally: outcome.tally });
+        }
+    }
+
+    fn failed(&self, path: PathBuf, reason: String) {
+        self.report().failures.push((path, reason));
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        locked(self.report)
+    }
+}
+
+/// A panic elsewhere ends the whole scan when its scope does.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open(path: &Path, parts: u64) -> io::Result<Opened> {
+    // What was a file a moment ago may be a pipe now, and opening that would wait.
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("is no regular file any more"));
+    }
+    // Advice alone: some file systems take none.
+    let _ = fadvise(&file, 0, None, Advice::Sequential);
+    let open_parts = AtomicUsize::new(parts as usize);
+    Ok(Opened { path: path.into(), file, len: metadata.len(), open_parts, outcome: Mutex::default() })
+}
+
+impl Report {
+    /// The counts of one keyring and version.
+    pub fn counts(&self, tag: [u8; 4], version: u32) -> Counts {
+        self.tally.0.get(&(tag, version)).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::{
+        crypto::{Peek, to_text},
+        scan::{Finding, Form},
+    };
+    use proptest::prelude::*;
+
+    const KNOWN: [u8; 4] = [7, 7, 7, 7];
+
+    fn message(version: u32, len: usize) -> Vec<u8> {
+        let mut message = [&[1][..], &KNOWN, &version.to_be_bytes()].concat();
+        message.resize(len, 0xEE);
+        message
+    }
+
+    fn options(threads: usize) -> Options {
+        Options { follow_links: false, threads: NonZeroUsize::new(threads).expect("one"), lists_files: true }
+    }
+
+    proptest! {
+        /// Segments, buffers and short reads of any size count what one look at the whole counts.
+        #[test]
+        fn counts_the_same_whatever_the_segments_and_windows(
+            gaps in prop::collection::vec(0..400usize, 0..8),
+            segment in 1..500u64,
+            window in LOOK_AHEAD + LOOK_BEHIND + 1..1000,
+            most in 1..300usize,
+        ) {
+            let mut data = Vec::new();
+            for (at, gap) in gaps.iter().enumerate() {
+                data.resize(data.len() + gap, b' ');
+                let message = message(at as u32 + 1, 49 + at);
+                match at % 3 {
+                    0 => data.extend(to_text(&message).into_bytes()),
+                    1 => data.extend(message),
+                    _ => data.extend(to_text(&message).into_bytes().into_iter().take(20)),
+                }
+            }
+            let search = Search::new([KNOWN]).expect("search");
+            let mut expected = Tally::default();
+            search.look(&data, 0, true, |_, finding| expected.count(finding));
+            let (report, done) = (Mutex::default(), Cell::new(0));
+            let progress = |_| ();
+            let scan = Scan { search: &search, options: options(1), progress: &progress, report: &report };
+            let mut sum = Tally::default();
+            let len = data.len() as u64;
+            for from in (0..len.max(1)).step_by(segment as usize) {
+                let to = Some(from + segment).filter(|to| *to < len);
+                let mut outcome = Outcome::default();
+                scan.read(from, to, &mut vec![0; window], &mut outcome, |buffer, at| {
+                    done.set(done.get() + 1);
+                    let rest = &data[(at as usize).min(data.len())..];
+                    let read = rest.len().min(buffer.len()).min(most);
+                    buffer[..read].copy_from_slice(&rest[..read]);
+                    Ok(read)
+                }).expect("no error");
+                sum.add(&outcome.tally);
+            }
+            prop_assert_eq!(sum, expected);
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_searched_in_parts_and_counted_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("large");
+        let file = File::create(&path).expect("create");
+        // Sparse: it costs no disk. One ciphertext across the border of two segments, one at the very end.
+        file.set_len(2 * SEGMENT).expect("length");
+        let text = to_text(&message(3, 60));
+        file.write_all_at(text.as_bytes(), SEGMENT - 30).expect("write");
+        file.write_all_at(text.as_bytes(), 2 * SEGMENT).expect("write");
+        let search = Search::new([]).expect("search");
+        let report = scan(&[Root::Path(folder.path().into())], &search, options(3), &|_| ());
+        assert_eq!(report.failures, []);
+        assert_eq!((report.counts(KNOWN, 3).text, report.counts(KNOWN, 3).cut_off), (2, 0));
+        assert_eq!((report.searched_files, report.files_by_key[&(KNOWN, 3)]), (1, 1));
+        assert_eq!(report.searched_bytes, 2 * SEGMENT + text.len() as u64);
+    }
+
+    #[test]
+    fn nothing_is_skipped_silently() {
+        use std::os::unix::{fs::symlink, net::UnixListener};
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("a"), to_text(&message(1, 60))).expect("write");
+        std::fs::write(at("dump.gz"), b"\x1f\x8b......").expect("write");
+        symlink(at("a"), at("link")).expect("link");
+        let _socket = UnixListener::bind(at("socket")).expect("bind");
+        let roots = [Root::Path(folder.path().into()), Root::Path(at("none"))];
+        let search = Search::new([]).expect("search");
+        let report = scan(&roots, &search, options(2), &|_| ());
+        let unseen = vec![(at("dump.gz"), "gzip"), (at("link"), "symbolic link"), (at("socket"), "socket")];
+        assert_eq!((report.unseen, report.opaque, report.skipped), (unseen, 1, 2));
+        assert_eq!(report.failures, [(at("none"), "No such file or directory (os error 2)".to_owned())]);
+        assert_eq!((report.searched_files, report.tally.0.len()), (2, 1));
+        let followed = scan(&roots[..1], &search, Options { follow_links: true, ..options(2) }, &|_| ());
+        assert_eq!(followed.counts(KNOWN, 1).text, 2);
+    }
+
+    #[test]
+    fn a_loop_of_links_is_a_failure_and_no_endless_walk() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).expect("link");
+        let search = Search::new([]).expect("search");
+        let roots = [Root::Path(folder.path().into())];
+        let report = scan(&roots, &search, Options { follow_links: true, ..options(1) }, &|_| ());
+        assert_eq!(report.failures.len(), 1);
+        assert!(report.failures[0].1.starts_with("a link back to"), "{:?}", report.failures);
+    }
+
+    #[test]
+    fn a_whole_file_of_a_keyring_that_nobody_named_counts() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join("whole"), message(5, 49)).expect("write");
+        let search = Search::new([]).expect("search");
+        let report = scan(&[Root::Path(folder.path().into())], &search, options(1), &|_| ());
+        let header = Peek { tag: KNOWN, version: 5, is_stream: false };
+        let mut expected = Tally::default();
+        expected.count(Finding { header, form: Form::Binary, is_cut_off: false });
+        assert_eq!(report.tally, expected);
+    }
+}

@@ -1,0 +1,356 @@
+//! The search itself: from windows of bytes to findings. No I/O.
+
+use std::collections::BTreeSet;
+
+use aho_corasick::{AhoCorasick, Input, MatchKind};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+
+use super::{SHORTEST_TEXT, TEXT_NEEDLE, text_run};
+use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, peek};
+
+/// The text form in UTF-16: what both byte orders have in common.
+const UTF16_NEEDLE: &[u8] = b"s\0k\x001\0.";
+/// The characters of base64 that hold the bytes of [`peek`], exactly.
+const PEEK_TEXT: usize = PEEK_LEN / 3 * 4;
+/// The characters of base64 that suite and tag determine on their own: 36 of their 40 bits.
+const NEEDLE_TEXT: usize = 6;
+/// A manifest has at most as many versions, so a binary header with a greater one is none.
+const MOST_VERSIONS: u32 = 10_000;
+
+/// How many bytes behind a position decide whether a ciphertext begins there.
+pub const LOOK_AHEAD: usize = 160;
+/// How many bytes before it.
+pub const LOOK_BEHIND: usize = TEXT_NEEDLE.len();
+
+const _: () = assert!(LOOK_AHEAD > UTF16_NEEDLE.len() + 2 * SHORTEST_TEXT);
+const _: () = assert!(LOOK_AHEAD > 2 * OVERHEAD);
+
+/// How a ciphertext stands in what surrounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// `sk1.…`, in ASCII or anything that contains it.
+    Text,
+    /// `sk1.…` in UTF-16.
+    Utf16,
+    /// Bytes as they are.
+    Binary,
+    /// Two hexadecimal digits for each byte.
+    Hex,
+    /// Base64 that begins where the ciphertext does, in either alphabet.
+    Base64,
+}
+
+/// A ciphertext that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finding {
+    /// What its header says.
+    pub header: Peek,
+    /// How it stands there.
+    pub form: Form,
+    /// Whether it is shorter than any ciphertext: cut off, or broken by something in between.
+    pub is_cut_off: bool,
+}
+
+/// Looks for ciphertexts: text forms of every keyring, and other forms of known ones.
+pub struct Search {
+    tags: BTreeSet<[u8; 4]>,
+    needles: AhoCorasick,
+    forms: Vec<Form>,
+}
+
+impl Search {
+    /// A search that knows the tags of these keyrings.
+    ///
+    /// # Errors
+    /// There are far too many.
+    pub fn new(tags: impl IntoIterator<Item = [u8; 4]>) -> Result<Self, aho_corasick::BuildError> {
+        let tags: BTreeSet<_> = tags.into_iter().collect();
+        let mut needles = BTreeSet::from([(TEXT_NEEDLE.to_vec(), Form::Text), (UTF16_NEEDLE.to_vec(), Form::Utf16)]);
+        for [a, b, c, d] in &tags {
+            for suite in [0x01, 0x02] {
+                let start = [suite, *a, *b, *c, *d];
+                let hex: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
+                needles.insert((hex.to_ascii_uppercase().into_bytes(), Form::Hex));
+                needles.insert((hex.into_bytes(), Form::Hex));
+                for mut text in [STANDARD_NO_PAD.encode(start), URL_SAFE_NO_PAD.encode(start)] {
+                    text.truncate(NEEDLE_TEXT);
+                    needles.insert((text.into_bytes(), Form::Base64));
+                }
+                needles.insert((start.to_vec(), Form::Binary));
+            }
+        }
+        let (needles, forms): (Vec<_>, Vec<_>) = needles.into_iter().unzip();
+        let needles = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(needles)?;
+        Ok(Self { tags, needles, forms })
+    }
+
+    /// Whether the keyring of a tag is known.
+    pub fn knows(&self, tag: [u8; 4]) -> bool {
+        self.tags.contains(&tag)
+    }
+
+    /// Reports every ciphertext that begins in `window[from..]`, as far as the window decides it, and returns how far that is:
+    /// everything, if nothing comes behind the window (`is_last`), else [`LOOK_AHEAD`] bytes less. The next window has to have the
+    /// [`LOOK_BEHIND`] bytes before that position, too, and `from` to point behind them.
+    pub fn look(&self, window: &[u8], from: usize, is_last: bool, mut found: impl FnMut(usize, Finding)) -> usize {
+        let decided = if is_last { window.len() } else { window.len().saturating_sub(LOOK_AHEAD) }.max(from);
+        let mut at = from;
+        while let Some(candidate) = self.needles.find(Input::new(window).range(at..)) {
+            let start = candidate.start();
+            if start >= decided {
+                break;
+            }
+            if let Some(finding) = self.examine(window, start, self.forms[candidate.pattern().as_usize()]) {
+                found(start, finding);
+            }
+            // Each position is judged on its own, so that windows make no difference.
+            at = start + 1;
+        }
+        decided
+    }
+
+    /// What the first bytes of a whole file are, if they look like a ciphertext of a keyring that is not known; [`Search::look`]
+    /// finds those of known ones.
+    pub fn stranger(&self, first: &[u8]) -> Option<Finding> {
+        let header = peek(first).filter(|header| header.version <= MOST_VERSIONS && !self.knows(header.tag))?;
+        (first.len() >= OVERHEAD).then_some(Finding { header, form: Form::Binary, is_cut_off: false })
+    }
+
+    fn examine(&self, window: &[u8], start: usize, form: Form) -> Option<Finding> {
+        let here = &window[start..];
+        let (header, is_cut_off) = match form {
+            Form::Text => {
+                let text = &here[TEXT_NEEDLE.len()..];
+                (peek_text(&URL_SAFE_NO_PAD, text)?, text_run(text, SHORTEST_TEXT) < SHORTEST_TEXT)
+            }
+            Form::Utf16 => {
+                let pairs = here[UTF16_NEEDLE.len()..].chunks_exact(2);
+                let text: Vec<u8> = pairs.take(SHORTEST_TEXT).map_while(|pair| (pair[0] == 0).then_some(pair[1])).collect();
+                (peek_text(&URL_SAFE_NO_PAD, &text)?, text_run(&text, SHORTEST_TEXT) < SHORTEST_TEXT)
+            }
+            Form::Binary => (peek(here)?, here.len() < OVERHEAD),
+            Form::Hex => {
+                let digits = here.iter().take(2 * OVERHEAD).take_while(|byte| byte.is_ascii_hexdigit()).count();
+                (peek_hex(here)?, digits < 2 * OVERHEAD)
+            }
+            Form::Base64 => {
+                // The text form's own characters.
+                if window[..start].ends_with(TEXT_NEEDLE) {
+                    return None;
+                }
+                let header = peek_text(&STANDARD_NO_PAD, here).or_else(|| peek_text(&URL_SAFE_NO_PAD, here))?;
+                let is_digit = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+' | b'/');
+                let digits = here.iter().take(SHORTEST_TEXT).take_while(is_digit).count();
+                // Base64 may go on in the next line, whose end may be written as an escape.
+                let goes_on = matches!(here.get(digits), Some(b'\r' | b'\n' | b'\\'));
+                (header, digits < SHORTEST_TEXT && !goes_on)
+            }
+        };
+        let is_plausible = match form {
+            Form::Text | Form::Utf16 => true,
+            Form::Binary | Form::Hex | Form::Base64 => self.knows(header.tag) && header.version <= MOST_VERSIONS,
+        };
+        is_plausible.then_some(Finding { header, form, is_cut_off })
+    }
+}
+
+fn peek_text(engine: &impl Engine, text: &[u8]) -> Option<Peek> {
+    let mut bytes = [0; PEEK_LEN];
+    engine.decode_slice(text.get(..PEEK_TEXT)?, &mut bytes).ok()?;
+    peek(&bytes)
+}
+
+fn peek_hex(digits: &[u8]) -> Option<Peek> {
+    let mut bytes = [0; PEEK_LEN];
+    for (byte, pair) in bytes.iter_mut().zip(digits.get(..2 * PEEK_LEN)?.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    peek(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::to_text;
+    use proptest::prelude::*;
+
+    const KNOWN: [u8; 4] = [0x6A, 0xFB, 0xF0, 0x46];
+
+    fn search() -> Search {
+        Search::new([KNOWN]).expect("one keyring")
+    }
+
+    fn message(suite: u8, tag: [u8; 4], version: u32, len: usize) -> Vec<u8> {
+        let mut message = vec![suite];
+        message.extend(tag);
+        message.extend(version.to_be_bytes());
+        message.resize(len, 0xEE);
+        message
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn utf16(text: &str, is_big: bool) -> Vec<u8> {
+        text.encode_utf16().flat_map(|unit| if is_big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect()
+    }
+
+    fn whole(search: &Search, data: &[u8]) -> Vec<(usize, Finding)> {
+        let mut findings = Vec::new();
+        assert_eq!(search.look(data, 0, true, |at, finding| findings.push((at, finding))), data.len());
+        findings
+    }
+
+    /// As a reader does it: `chunks` are appended to what is undecided.
+    fn in_chunks(search: &Search, data: &[u8], chunks: &[usize]) -> Vec<(usize, Finding)> {
+        let (mut findings, mut window, mut base, mut from, mut read) = (Vec::new(), Vec::new(), 0, 0, 0);
+        let mut sizes = chunks.iter().copied().cycle();
+        loop {
+            let size = sizes.next().unwrap_or(1).min(data.len() - read);
+            window.extend_from_slice(&data[read..read + size]);
+            read += size;
+            let is_last = read == data.len();
+            let decided = search.look(&window, from, is_last, |at, finding| findings.push((base + at, finding)));
+            if is_last {
+                return findings;
+            }
+            let keep = decided.saturating_sub(LOOK_BEHIND);
+            window.drain(..keep);
+            base += keep;
+            from = decided - keep;
+        }
+    }
+
+    /// Position by position, without needles or windows.
+    fn naive(data: &[u8]) -> Vec<(usize, Peek, Form)> {
+        let text_at = |at: usize, step: usize| -> Option<Peek> {
+            let text: Vec<u8> = data[at..].iter().step_by(step).take(PEEK_TEXT).copied().collect();
+            let zeros = data[at..].iter().skip(1).step_by(step).take(if step == 2 { PEEK_TEXT - 1 } else { 0 });
+            if step == 2 && !zeros.clone().all(|byte| *byte == 0) {
+                return None;
+            }
+            peek(&URL_SAFE_NO_PAD.decode(text).ok()?)
+        };
+        let known = |header: &Peek| header.tag == KNOWN && header.version <= MOST_VERSIONS;
+        let mut findings = Vec::new();
+        for at in 0..data.len() {
+            let here = &data[at..];
+            if here.starts_with(b"sk1.") {
+                findings.extend(text_at(at + 4, 1).map(|header| (at, header, Form::Text)));
+            }
+            if here.starts_with(b"s\0k\x001\0.\0") {
+                findings.extend(text_at(at + 8, 2).map(|header| (at, header, Form::Utf16)));
+            }
+            findings.extend(peek(here).filter(known).map(|header| (at, header, Form::Binary)));
+            let digits: String = here.iter().take(18).map(|byte| char::from(*byte)).collect();
+            if !digits.starts_with('+') && [digits.to_lowercase(), digits.to_uppercase()].contains(&digits) && digits.len() == 18
+            {
+                let bytes: Option<Vec<u8>> =
+                    (0..9).map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+                let header = bytes.and_then(|bytes| peek(&bytes)).filter(known);
+                findings.extend(header.map(|header| (at, header, Form::Hex)));
+            }
+            if !data[..at].ends_with(b"sk1.") && here.len() >= 12 {
+                let standard: Vec<u8> = here[..12]
+                    .iter()
+                    .map(|byte| match byte {
+                        b'-' => b'+',
+                        b'_' => b'/',
+                        other => *other,
+                    })
+                    .collect();
+                let header = STANDARD_NO_PAD.decode(standard).ok().and_then(|bytes| peek(&bytes)).filter(known);
+                findings.extend(header.map(|header| (at, header, Form::Base64)));
+            }
+        }
+        findings
+    }
+
+    /// Pieces of what stands in files: ciphertexts in every form, whole and cut off, and what resembles them.
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        let message = (1..=3u8, prop_oneof![Just(KNOWN), any::<[u8; 4]>()], prop_oneof![0..4u32, any::<u32>()], 9..120usize)
+            .prop_map(|(suite, tag, version, len)| message(suite, tag, version, len));
+        let form = (message, 0..8u8).prop_map(|(message, form)| match form {
+            0 => to_text(&message).into_bytes(),
+            1 => utf16(&to_text(&message), false),
+            2 => utf16(&to_text(&message), true),
+            3 => hex(&message).into_bytes(),
+            4 => hex(&message).to_ascii_uppercase().into_bytes(),
+            5 => STANDARD_NO_PAD.encode(&message).into_bytes(),
+            6 => URL_SAFE_NO_PAD.encode(&message).into_bytes(),
+            _ => message,
+        });
+        let cut = (form.clone(), any::<prop::sample::Index>()).prop_map(|(form, at)| form[..at.index(form.len())].to_vec());
+        let noise = prop::collection::vec(any::<u8>(), 0..200);
+        let nearly =
+            prop::sample::select(vec![&b"sk1"[..], b"sk1.", b"sk1.AW", b"s\0k\x001\0", b"\x01\x6A", b"\n", b",\"", b"\\x"]);
+        prop_oneof![4 => form, 2 => cut, 2 => noise, 2 => nearly.prop_map(<[u8]>::to_vec)]
+    }
+
+    proptest! {
+        #[test]
+        fn finds_in_chunks_what_a_naive_search_finds(
+            pieces in prop::collection::vec(piece(), 0..12),
+            chunks in prop::collection::vec(1..300usize, 1..8),
+        ) {
+            let (data, search) = (pieces.concat(), search());
+            let at_once = whole(&search, &data);
+            let plain: Vec<_> = at_once.iter().map(|(at, finding)| (*at, finding.header, finding.form)).collect();
+            prop_assert_eq!(plain, naive(&data));
+            prop_assert_eq!(in_chunks(&search, &data, &chunks), at_once);
+        }
+    }
+
+    #[test]
+    fn finds_every_form() {
+        let (ours, search) = (message(1, KNOWN, 3, 60), search());
+        let header = Peek { tag: KNOWN, version: 3, is_stream: false };
+        let text = to_text(&ours);
+        let cases: [(Form, Vec<u8>); 8] = [
+            (Form::Text, format!("id,name\n7,{text}\n").into_bytes()),
+            (Form::Text, format!("{{\"name\":\"{text}\"}}").into_bytes()),
+            (Form::Utf16, utf16(&format!("x {text} y"), false)),
+            (Form::Utf16, utf16(&format!("x {text} y"), true)),
+            (Form::Binary, [b"row \0\0".to_vec(), ours.clone()].concat()),
+            (Form::Hex, format!("7\t\\\\x{}\n", hex(&ours)).into_bytes()),
+            (Form::Hex, format!("(7, 0x{})", hex(&ours).to_ascii_uppercase()).into_bytes()),
+            (Form::Base64, format!("\"{}\"", STANDARD_NO_PAD.encode(&ours)).into_bytes()),
+        ];
+        for (form, data) in cases {
+            let findings: Vec<_> = whole(&search, &data).into_iter().map(|(_, finding)| finding).collect();
+            assert_eq!(findings, [Finding { header, form, is_cut_off: false }], "{form:?}");
+        }
+    }
+
+    #[test]
+    fn tells_what_is_cut_off_from_what_is_short() {
+        let search = search();
+        let cut_off = |data: &[u8]| whole(&search, data).iter().map(|(_, finding)| finding.is_cut_off).collect::<Vec<_>>();
+        for (len, expected) in [(48, true), (49, false)] {
+            let ours = message(1, KNOWN, 1, len);
+            assert_eq!(cut_off(to_text(&ours).as_bytes()), [expected]);
+            assert_eq!(cut_off(&ours), [expected]);
+            assert_eq!(cut_off(hex(&ours).as_bytes()), [expected]);
+            assert_eq!(cut_off(STANDARD_NO_PAD.encode(&ours).as_bytes()), [expected]);
+        }
+        // Base64 in lines of 64 characters.
+        let wrapped = STANDARD_NO_PAD.encode(message(1, KNOWN, 1, 90));
+        assert_eq!(cut_off(format!("{}\n{}", &wrapped[..64], &wrapped[64..]).as_bytes()), [false]);
+    }
+
+    #[test]
+    fn takes_strangers_for_ciphertexts_by_their_text_form_or_as_whole_files_alone() {
+        let (theirs, search) = (message(2, [9; 4], 1, 60), search());
+        assert_eq!(whole(&search, &theirs), []);
+        let stranger = search.stranger(&theirs).expect("looks like a stream");
+        assert_eq!(stranger.header, Peek { tag: [9; 4], version: 1, is_stream: true });
+        assert_eq!(whole(&search, to_text(&theirs).as_bytes()).len(), 1);
+        assert_eq!(search.stranger(&message(1, [9; 4], MOST_VERSIONS + 1, 60)), None);
+        assert_eq!(search.stranger(&message(1, [9; 4], 1, 48)), None);
+        assert_eq!(search.stranger(&message(1, KNOWN, 1, 60)), None);
+    }
+}
