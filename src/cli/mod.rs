@@ -1,5 +1,7 @@
 //! The command line: arguments in, text and exit codes out.
 
+mod audit;
+mod backup;
 mod client;
 #[cfg(feature = "local")]
 mod dev;
@@ -46,6 +48,9 @@ enum Command {
     Decrypt(client::Transform),
     /// Encrypt a ciphertext anew under the primary.
     Rewrap(client::Transform),
+    /// Verify audit logs.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Show the keyrings that you may use.
     Status(client::Connection),
     /// Tell of changes of keyrings as they happen.
@@ -64,6 +69,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Encrypt(arguments) => on_one_thread(arguments.encrypt(output)),
         Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
         Command::Rewrap(arguments) => on_one_thread(arguments.rewrap(output)),
+        Command::Audit(command) => command.run(output),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
         Command::Watch(arguments) => on_one_thread(arguments.run(output)),
     };
