@@ -182,7 +182,8 @@ async fn refusals_are_recorded_with_the_caller_and_a_flood_of_them_as_a_count() 
         of_code.map(|record| record["details"]["count"].as_u64().unwrap()).sum()
     };
     assert_eq!(count("forbidden"), 500, "none went uncounted");
-    assert!(refused.len() <= 3, "{} records", refused.len());
+    // The first of each kind, and a count once a minute.
+    assert!(refused.len() <= 10, "{} records", refused.len());
     let disabled = refused.iter().find(|record| record["details"]["code"] == "key_version_disabled").unwrap();
     assert_eq!(disabled["details"]["version"], 1);
     assert_eq!(records.last().unwrap()["event"], "sidecar.stopped");
@@ -207,7 +208,8 @@ async fn what_comes_in_force_and_what_is_refused_is_recorded() {
     let in_force = named(&records, "keyring.in_force");
     assert_eq!(in_force.first().unwrap()["details"]["generation"], 1);
     assert_eq!(in_force.last().unwrap()["details"]["generation"], 4);
-    let primaries: Vec<_> = named(&records, "primary.changed").iter().map(|record| record["details"]["primary"].clone()).collect();
+    let primaries: Vec<_> =
+        named(&records, "primary.changed").iter().map(|record| record["details"]["primary"].clone()).collect();
     assert_eq!(primaries, [1, 2]);
     let of = |event| named(&records, event).iter().map(|record| record["details"]["version"].clone()).collect::<Vec<_>>();
     assert_eq!((of("version.opened"), of("version.disabled")), (vec![1.into(), 2.into()], vec![1.into()]));

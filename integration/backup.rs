@@ -135,9 +135,9 @@ fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
     let arguments = ["--to", &text(&other), "--recipient", &holder.recipient, "--identity", &text(&stranger.file)];
     failed(&world.try_keyring("backup", "demo", &arguments), 1, "could not be read back");
     assert!(!other.exists());
-    let left = fs::read_dir(world.path("")).unwrap().filter(|entry| {
-        entry.as_ref().unwrap().file_name().to_string_lossy().contains("other.age")
-    });
+    let left = fs::read_dir(world.path(""))
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("other.age"));
     assert_eq!(left.count(), 0);
 }
 
@@ -203,7 +203,11 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
     let sidecar = world.start();
     sidecar.wait_generation(2);
     fs::remove_file(world.manifest("demo")).unwrap();
-    failed(&world.try_keyring("restore", "demo", &[&from[..], &["--sidecar", &url(&sidecar)]].concat()), 3, "restoring would go back");
+    failed(
+        &world.try_keyring("restore", "demo", &[&from[..], &["--sidecar", &url(&sidecar)]].concat()),
+        3,
+        "restoring would go back",
+    );
     failed(
         &world.try_keyring("restore", "demo", &[&from[..], &["--sidecar", "http://127.0.0.1:1"]].concat()),
         3,
@@ -238,8 +242,7 @@ async fn a_lost_kek_is_replaced_from_the_backup_though_the_manifest_is_newer() {
     let lost = ["--version", "1", "--lost"];
     failed(&world.try_keyring("destroy", "demo", &lost), 3, "wave's primary");
     let second = second_kek(&world);
-    let restore =
-        ["--from", &text(&file), "--identity", &text(&identity.file), "--onto-newer", "--kek", &second];
+    let restore = ["--from", &text(&file), "--identity", &text(&identity.file), "--onto-newer", "--kek", &second];
     world.keyring("restore", "demo", &restore);
     assert_eq!(world.read_manifest("demo")["generation"], 4);
     assert_eq!(world.read_manifest("demo")["versions"][0]["wraps"][0]["kek"], second.as_str());
@@ -332,7 +335,8 @@ fn keys_are_in_no_backup_message_or_log_in_the_clear() {
     let kek = SecretKey::from_slice(&fs::read(world.path("kek")).unwrap()).unwrap();
     let document = Document::parse(&fs::read(world.manifest("demo")).unwrap()).unwrap();
     let keyring: KeyringId = document.manifest().id;
-    let dek = unwrap_dek(&kek, &document.manifest().versions[0].wraps[0].ciphertext.0, WrapContext { keyring, version: 1 }).unwrap();
+    let dek =
+        unwrap_dek(&kek, &document.manifest().versions[0].wraps[0].ciphertext.0, WrapContext { keyring, version: 1 }).unwrap();
     let bytes = fs::read(&file).unwrap();
     assert!(!bytes.windows(16).any(|window| window == &dek.expose()[..16]));
 }

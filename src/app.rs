@@ -28,6 +28,8 @@ use crate::{
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
 
+/// The last record of a process.
+const STOPPED: &str = "sidecar.stopped";
 /// How long the end waits for the audit log to take what is left.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
 
@@ -213,8 +215,7 @@ impl Bound {
             },
             () = hurry => warn!("stopping at once"),
         }
-        self.audit.record("sidecar.stopped", |event| event);
-        self.audit.close(LAST_RECORDS);
+        self.audit.close(STOPPED, LAST_RECORDS);
     }
 
     /// Serves until SIGTERM or SIGINT, then stops; a second one ends at once. SIGHUP refreshes.
@@ -233,7 +234,7 @@ impl Drop for Bound {
     fn drop(&mut self) {
         self.stopping.draining.cancel();
         self.stopping.ending.cancel();
-        self.audit.close(Duration::ZERO);
+        self.audit.close(STOPPED, Duration::ZERO);
         if let Some(workers) = self.workers.take() {
             // Waiting for them would block the control thread, on which this may run.
             workers.shutdown_background();

@@ -130,10 +130,15 @@ impl Recorder {
         shared.changed.notify_all();
     }
 
-    /// Writes what waits and ends, within `patience`. What the log can't take is said in the process's log.
-    pub fn close(&self, patience: Duration) {
+    /// Writes what waits and, last of all, an event called `name`, and ends, within `patience`. What the log can't take is said in the
+    /// process's log.
+    pub fn close(&self, name: &'static str, patience: Duration) {
         let Some(shared) = &self.0 else { return };
         let mut state = shared.state();
+        if !state.closing {
+            // One event more than there is room for does no harm.
+            state.events.push_back(Event::new(name, shared.clock.now()));
+        }
         state.closing = true;
         shared.changed.notify_all();
         let deadline = Instant::now() + patience;
@@ -172,8 +177,8 @@ impl State {
 
     /// What is to be written now.
     fn take(&mut self, now: Timestamp) -> Vec<Event> {
-        let mut events: Vec<Event> = self.events.drain(..).collect();
-        events.extend(self.tallies.take(Instant::now(), self.closing));
+        let mut events = self.tallies.take(Instant::now(), self.closing);
+        events.extend(self.events.drain(..));
         if self.overflow > 0 {
             events.push(gap(std::mem::take(&mut self.overflow), now));
         }
@@ -341,7 +346,7 @@ mod tests {
         fs::remove_file(&log).expect("repair");
         recorder.reopen();
         wait(&recorder, |standing| standing.failure.is_none() && standing.waiting == 0);
-        recorder.close(Duration::from_secs(60));
+        recorder.close("end", Duration::from_secs(60));
         let records = records(&log);
         let gaps: Vec<_> = records.iter().filter(|record| record["event"] == "log.gap").collect();
         assert_eq!(gaps.len(), 1);
@@ -360,11 +365,12 @@ mod tests {
         for _ in 0..100 {
             recorder.record("event", |event| event);
         }
-        recorder.close(Duration::from_secs(60));
-        assert_eq!(records(&log).len(), 100);
+        recorder.close("end", Duration::from_secs(60));
+        let records = records(&log);
+        assert_eq!((records.len(), &records[100]["event"]), (101, &"end".into()));
         let elsewhere = start(Path::new("/nowhere/audit.log"));
         elsewhere.record("event", |event| event);
-        elsewhere.close(Duration::from_secs(60));
+        elsewhere.close("end", Duration::from_secs(60));
         assert!(elsewhere.standing().expect("started").failure.is_some());
     }
 
