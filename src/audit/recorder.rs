@@ -216,8 +216,7 @@ impl Shared {
 
     fn write_all(&self, mut sink: Sink) {
         let origin = Origin::here();
-        loop {
-            let Some((events, reopen)) = self.next_batch() else { break };
+        while let Some((events, reopen)) = self.next_batch() {
             if reopen {
                 sink.reopen();
             }
