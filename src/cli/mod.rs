@@ -41,7 +41,7 @@ enum Command {
     Check(sidecar::Check),
     /// Make, change and inspect keyrings.
     #[command(subcommand)]
-    Keyring(keyring::Command),
+    Keyring(Box<keyring::Command>),
     /// Encrypt a file or standard input.
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
