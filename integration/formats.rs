@@ -43,6 +43,44 @@ fn the_manifest_is_authentic() {
 }
 
 #[test]
+fn a_manifest_that_records_a_backup_is_authentic() {
+    let document = Document::parse(&golden("keyring-1-backup.json")).unwrap();
+    let manifest = document.manifest();
+    let kek = SecretKey::from_slice(&golden("kek")).unwrap();
+    let context = WrapContext { keyring: manifest.id, version: 1 };
+    let dek = unwrap_dek(&kek, &manifest.versions[0].wraps[0].ciphertext.0, context).expect("the wrap opens");
+    keyring::verify(&document, &BTreeMap::from([(1, VersionKeys::derive(&dek).unwrap())]), &[]).unwrap();
+    assert_eq!(document.canonical(), golden("keyring-1-backup.canonical.json"));
+    let backup = manifest.last_backup.as_ref().unwrap();
+    assert_eq!((backup.generation, backup.newest_version), (1, 1));
+    assert_eq!(backup.sha256.0, sidekey::crypto::fingerprint(&golden("backup-1.age")));
+}
+
+#[test]
+fn a_backup_restores() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    sidekey::backend::local::LocalKek::create(path("kek").as_ref()).unwrap();
+    let golden_path = |name: &str| format!("{}/integration/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let arguments = ["keyring", "restore", &path("restored.json"), "--from", &golden_path("backup-1.age")];
+    let kek = format!("local:{}", path("kek"));
+    let restored = crate::harness::run(&[&arguments[..], &["--identity", &golden_path("backup-1.key"), "--kek", &kek]].concat());
+    assert!(restored.status.success(), "{restored:?}");
+    let document = Document::parse(&fs::read(path("restored.json")).unwrap()).unwrap();
+    let recorded = Document::parse(&golden("keyring-1-backup.json")).unwrap();
+    assert_eq!(document.manifest().versions[0].check, recorded.manifest().versions[0].check);
+    assert_eq!(document.manifest().generation, 2);
+}
+
+#[test]
+fn an_audit_log_is_whole() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-1.log");
+    let key = sidekey::crypto::MacKey::from_slice(&golden("kek")).unwrap();
+    let report = sidekey::audit::verify(&[path], Some(&key), &[], false).unwrap();
+    assert_eq!((report.records, report.torn_lines), (4, 0));
+}
+
+#[test]
 fn every_message_decrypts() {
     let Opened { document, keys } = open();
     let id: KeyringId = document.manifest().id;

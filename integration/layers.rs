@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 9] = [
     &["admin", "in_place"],
     &["serve", "scan"],
     &["refresh"],
-    &["policy", "backend"],
+    &["policy", "audit", "backend"],
     &["keyring"],
     &["crypto"],
 ];

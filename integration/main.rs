@@ -2,9 +2,11 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod audit;
 mod aws;
 mod azure;
 mod azure_fake;
+mod backup;
 mod bad_input;
 mod batches;
 mod certificates;

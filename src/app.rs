@@ -17,6 +17,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    audit::{self, AuditError, Recorder},
     backend::{Backends, StoreError},
     clock::Clock,
     config::Settings,
@@ -26,6 +27,11 @@ use crate::{
     serve::{self, BindError, Listeners, OpsServer, Parts},
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
+
+/// The last record of a process.
+const STOPPED: &str = "sidecar.stopped";
+/// How long the end waits for the audit log to take what is left.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
 
 /// Why a sidecar did not start.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,9 @@ pub enum StartError {
     /// A manifest's location.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The audit log's key. A log that can't be written stops no sidecar.
+    #[error("{0} (`audit.key_file`)")]
+    Audit(#[from] AuditError),
     /// The signal handlers.
     #[error("can't listen to signals: {0}")]
     Signals(io::Error),
@@ -59,6 +68,7 @@ pub struct Bound {
     ops: SocketAddr,
     keyrings: Vec<Arc<Keyring>>,
     readiness: Arc<Readiness>,
+    audit: Recorder,
     stopping: Stopping,
     serving: JoinHandle<()>,
     workers: Option<runtime::Runtime>,
@@ -81,6 +91,12 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let registry = Arc::new(Registry::default());
     refresh::describe_metrics(&registry);
     serve::describe_metrics(&registry);
+    audit::describe_metrics(&registry);
+    let audit = match &settings.audit {
+        Some(settings) => Recorder::start(audit::open(settings)?, clock.clone(), &registry).map_err(StartError::Threads)?,
+        None => Recorder::default(),
+    };
+    audit.record("sidecar.started", |event| event.with("version", env!("CARGO_PKG_VERSION")).with("ops", ops.to_string()));
     let stopping = Stopping::default();
     let backends = Backends::new(&settings.backends);
     let keks = Arc::new(Keks::new(Arc::clone(&backends), &settings.refresh, clock.clone(), Arc::clone(&registry)));
@@ -90,6 +106,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         clock: clock.clone(),
         registry: Arc::clone(&registry),
         keks: Arc::clone(&keks),
+        audit: audit.clone(),
         backends,
         shutdown: stopping.ending.clone(),
     };
@@ -99,7 +116,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
     };
-    let ops_server = OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), clock.clone(), pending);
+    let ops_server = OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), audit.clone(), clock.clone(), pending);
     tokio::spawn(ops_server.run(ops_listener, stopping.ending.clone()));
     tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
 
@@ -108,10 +125,21 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         workers.worker_threads(count);
     }
     let workers = workers.thread_name("sidekey-data").enable_all().build().map_err(StartError::Threads)?;
-    let parts = Parts { settings, keyrings: keyrings.clone(), registry, clock };
+    let parts = Parts { settings, keyrings: keyrings.clone(), registry, audit: audit.clone(), clock };
     let serving = listeners.serve(parts, stopping.draining.clone(), stopping.ending.clone(), workers.handle());
     tokio::spawn(announce(Arc::clone(&readiness), stopping.clone()));
-    Ok(Bound { socket, tcp, ops, keyrings, readiness, stopping, serving, workers: Some(workers), drain: settings.timeouts.drain })
+    Ok(Bound {
+        socket,
+        tcp,
+        ops,
+        keyrings,
+        readiness,
+        audit,
+        stopping,
+        serving,
+        workers: Some(workers),
+        drain: settings.timeouts.drain,
+    })
 }
 
 async fn keep_up(registry: Arc<Registry>, stopping: Stopping) {
@@ -169,8 +197,9 @@ impl Bound {
         self.readiness.reached().await;
     }
 
-    /// Refreshes every keyring.
+    /// Refreshes every keyring, and opens the audit log anew.
     pub fn refresh(&self) {
+        self.audit.reopen();
         for keyring in &self.keyrings {
             keyring.request(Trigger::Signal);
         }
@@ -186,6 +215,7 @@ impl Bound {
             },
             () = hurry => warn!("stopping at once"),
         }
+        self.audit.close(STOPPED, LAST_RECORDS);
     }
 
     /// Serves until SIGTERM or SIGINT, then stops; a second one ends at once. SIGHUP refreshes.
@@ -204,6 +234,7 @@ impl Drop for Bound {
     fn drop(&mut self) {
         self.stopping.draining.cancel();
         self.stopping.ending.cancel();
+        self.audit.close(STOPPED, Duration::ZERO);
         if let Some(workers) = self.workers.take() {
             // Waiting for them would block the control thread, on which this may run.
             workers.shutdown_background();

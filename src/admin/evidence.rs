@@ -15,7 +15,7 @@ use crate::{
     serve::Status,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_STATUS: usize = 64 << 20;
 
 /// Asks sidecars, each by the URL of its ops listener, for their use of a version. One that doesn't answer is a report, too.
@@ -33,6 +33,12 @@ pub async fn ask_sidecars(urls: &[Uri], keyring: &KeyringName, id: KeyringId, ve
 }
 
 async fn status(url: &Uri) -> Result<Status, String> {
+    let body = get(url, "/status", LONGEST_STATUS).await?;
+    serde_json::from_slice(&body).map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
+}
+
+/// What an ops listener answers, of which there may be `longest` bytes.
+pub(super) async fn get(url: &Uri, path: &str, longest: usize) -> Result<Bytes, String> {
     let authority = url.authority().ok_or("the URL has no host; write http://HOST:PORT")?;
     if url.scheme_str() != Some("http") {
         return Err("the URL is not http://HOST:PORT".into());
@@ -41,17 +47,15 @@ async fn status(url: &Uri) -> Result<Status, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
-    let request = Request::get("/status")
-        .header(HOST, authority.as_str())
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
+    let request =
+        Request::get(path).header(HOST, authority.as_str()).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     if response.status() != StatusCode::OK {
-        return Err(format!("/status answered {}", response.status()));
+        return Err(format!("{path} answered {}", response.status()));
     }
-    let body = Limited::new(response.into_body(), LONGEST_STATUS).collect().await.map_err(|error| error.to_string())?;
+    let body = Limited::new(response.into_body(), longest).collect().await.map_err(|error| error.to_string())?;
     driver.abort();
-    serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
+    Ok(body.to_bytes())
 }
 
 fn usage(status: &Status, keyring: &KeyringName, id: KeyringId, version: u32) -> Result<VersionUse, String> {

@@ -2,11 +2,16 @@
 //!
 //! Plain data keys pass through here between making or unwrapping and derivation.
 
+mod backup;
+mod envelope;
 mod evidence;
+mod payload;
 mod probe;
+mod recover;
+mod restore;
 mod rewrap;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
@@ -20,8 +25,12 @@ use crate::{
     refresh::Keks,
 };
 
+pub use backup::{Backup, Proof};
+pub use envelope::{EnvelopeError, Lock, Opener, Passphrase, recipient, recipients_in};
 pub use evidence::ask_sidecars;
 pub use probe::{Probe, probe};
+pub use recover::Recovered;
+pub use restore::{Restored, Restoring};
 pub use rewrap::KekChange;
 
 /// How often a change is tried again when somebody else's came in between.
@@ -66,6 +75,12 @@ pub enum AdminError {
         "who changes a keyring must open all its versions to authenticate it, and {}\nIf the KEKs of one are gone for good: keyring destroy --lost", list(.0)
     )]
     Unopened(Vec<(u32, String)>),
+    /// The same when a backup is made, which holds every version or is none.
+    #[error("a backup holds every version that is left, and {}\nThrough which KEKs each opens: keyring verify", list(.0))]
+    UnopenedForBackup(Vec<(u32, String)>),
+    /// A restored manifest whose wraps don't open.
+    #[error("the KEKs that the manifest names don't open all of it, so name others with --kek URI: {}", list(.0))]
+    NeedsKeks(Vec<(u32, String)>),
     /// Wraps that should stay and don't open.
     #[error("version {version} was left as it is, because what would open it from now on doesn't: {reasons}")]
     Unproven {
@@ -77,6 +92,17 @@ pub enum AdminError {
     /// A signed manifest and no key to sign with.
     #[error("{0}: the manifest is signed and the change would not be; give --sign-key FILE, or --unsigned to drop the signature")]
     WouldDropSignature(Location),
+    /// A backup's file.
+    #[error("{}: {reason}", .file.display())]
+    Backup {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What a backup is encrypted for, or opened with.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
     /// No randomness or no memory.
     #[error("{0}")]
     System(String),
@@ -306,13 +332,19 @@ impl Admin {
     }
 
     async fn write(&self, current: &Document, next: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {
+        self.demand_signing(current)?;
+        let document = self.authenticate(next, keys)?;
+        self.replace(Some(current), &document).await?;
+        Ok(document)
+    }
+
+    /// Refuses to let a signed manifest be followed by one that isn't, unless that is meant.
+    fn demand_signing(&self, current: &Document) -> Result<(), AdminError> {
         let was_signed = !current.manifest().authentication.signatures.is_empty();
         if was_signed && matches!(self.signing, Signing::Unless) {
             return Err(AdminError::WouldDropSignature(self.location.clone()));
         }
-        let document = self.authenticate(next, keys)?;
-        self.replace(Some(current), &document).await?;
-        Ok(document)
+        Ok(())
     }
 
     async fn replace(&self, current: Option<&Document>, document: &Document) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    keyring::{Reach, Target, changed},
+    keyring::{Done, Reach, Target, changed},
     output::{Failure, Format, columns, print},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct RewrapKek {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     /// Wrap every version under this KEK, too.
     #[arg(long, value_name = "URI", value_parser = KekUri::from_str, required_unless_present_any = ["remove", "refresh", "refresh_before"])]
     add: Vec<KekUri>,
@@ -36,7 +36,7 @@ pub(super) struct RewrapKek {
 }
 
 impl RewrapKek {
-    pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn run(self, format: Format) -> Result<Done, Failure> {
         let (add, remove) = (anchored(&self.add)?, anchored(&self.remove)?);
         let admin = self.target.admin()?;
         let refresh_before = if self.refresh { Some(admin.now()) } else { self.refresh_before };

@@ -4,8 +4,11 @@ use clap::{ArgGroup, Args, Subcommand};
 use hyper::Uri;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::{
+    audit::Flags,
+    backup::{BackUp, Recover, Restore},
     keks::{RewrapKek, Verify, anchored},
     output::{Failure, Format, columns, print},
     shown,
@@ -17,7 +20,8 @@ use crate::{
     config::{self, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
     crypto::{KeyringId, SigningKey},
     keyring::{
-        self, Activation, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign, scheduled,
+        self, Activation, BackupRecord, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign,
+        scheduled,
     },
 };
 
@@ -46,6 +50,12 @@ pub(super) enum Command {
     Verify(Verify),
     /// Add, drop or refresh the KEKs that wrap every version; no ciphertext changes.
     RewrapKek(RewrapKek),
+    /// Write the manifest and every key that is left to an encrypted file, and show that it opens.
+    Backup(BackUp),
+    /// Bring a keyring back from a backup, as a new generation.
+    Restore(Restore),
+    /// Put the newest manifest that any sidecar has in force back where it was lost or rolled back.
+    Recover(Recover),
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +71,8 @@ pub(super) struct Target {
     unsigned: bool,
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    audit: Flags,
 }
 
 /// Which outside systems a command may use.
@@ -219,8 +231,64 @@ impl Read {
     }
 }
 
+/// What a command came to, for the audit log.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) keyring: Option<String>,
+    pub(super) generation: Option<u64>,
+    pub(super) version: Option<u32>,
+    pub(super) details: Map<String, Value>,
+}
+
+impl Done {
+    pub(super) fn details(&self) -> Map<String, Value> {
+        let mut details = self.details.clone();
+        details.extend(self.keyring.clone().map(|keyring| ("keyring".to_owned(), keyring.into())));
+        details.extend(self.generation.map(|generation| ("generation".to_owned(), generation.into())));
+        details.extend(self.version.map(|version| ("version".to_owned(), version.into())));
+        details
+    }
+}
+
 impl Command {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
+        let Some((name, target, details)) = self.act() else { return self.perform(format).await.map(drop) };
+        let (flags, config) = (target.audit.clone(), target.reach.config.clone());
+        flags.around(config.as_ref(), name, details, self.perform(format)).await
+    }
+
+    /// What the audit log is told of it before it is done; nothing of what changes nothing.
+    fn act(&self) -> Option<(&'static str, &Target, Map<String, Value>)> {
+        let (name, target, version) = match self {
+            Self::Init(init) => ("keyring.init", &init.target, None),
+            Self::Rotate(rotate) => ("keyring.rotate", &rotate.target, None),
+            Self::Activate(activate) => ("keyring.activate", &activate.target, Some(activate.version)),
+            Self::Disable(disable) => ("keyring.disable", &disable.change.target, Some(disable.change.version)),
+            Self::Enable(change) => ("keyring.enable", &change.target, Some(change.version)),
+            Self::Destroy(destroy) => ("keyring.destroy", &destroy.change.target, Some(destroy.change.version)),
+            Self::Compromise(change) => ("keyring.compromise", &change.target, Some(change.version)),
+            Self::Touch(target) => ("keyring.touch", target, None),
+            Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target, None),
+            Self::Backup(backup) => ("keyring.backup", &backup.target, None),
+            Self::Restore(restore) => ("keyring.restore", &restore.target, None),
+            Self::Recover(recover) => ("keyring.recover", &recover.target, None),
+            Self::Status(_) | Self::Verify(_) => return None,
+        };
+        let mut details = Map::from_iter([("location".to_owned(), target.location.to_string().into())]);
+        details.extend(version.map(|version| ("version".to_owned(), version.into())));
+        match self {
+            Self::Disable(Disable { override_reason: Some(reason), .. }) => {
+                details.insert("override".into(), reason.as_str().into());
+            }
+            Self::Destroy(Destroy { confirm: Some(words), .. }) => {
+                details.insert("confirmed".into(), words.as_str().into());
+            }
+            _ => {}
+        }
+        Some((name, target, details))
+    }
+
+    async fn perform(self, format: Format) -> Result<Done, Failure> {
         match self {
             Self::Init(arguments) => arguments.run(format).await,
             Self::Rotate(arguments) => arguments.run(format).await,
@@ -255,16 +323,20 @@ impl Command {
             Self::Status(read) => {
                 let admin = read.admin()?;
                 let document = admin.read().await?;
-                status(format, &document, admin.now())
+                status(format, &document, admin.now())?;
+                Ok(Done::default())
             }
-            Self::Verify(arguments) => arguments.run(format).await,
+            Self::Verify(arguments) => arguments.run(format).await.map(|()| Done::default()),
             Self::RewrapKek(arguments) => arguments.run(format).await,
+            Self::Backup(arguments) => arguments.run(format).await,
+            Self::Restore(arguments) => arguments.run(format).await,
+            Self::Recover(arguments) => arguments.run(format).await,
         }
     }
 }
 
 impl Init {
-    async fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<Done, Failure> {
         let keks = anchored(&self.kek)?;
         let policy = Policy {
             rotate_every: self.rotate_every,
@@ -284,7 +356,7 @@ impl Init {
 }
 
 impl Rotate {
-    async fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<Done, Failure> {
         let keks = anchored(&self.kek)?;
         let admin = self.target.admin()?;
         let takeover = self.activate.unwrap_or(Takeover::Later);
@@ -301,7 +373,7 @@ impl Rotate {
 }
 
 impl Activate {
-    async fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<Done, Failure> {
         let admin = self.target.admin()?;
         let document = admin.activate(self.version, self.wave.clone(), self.at).await?;
         let from = self.at.map_or_else(|| "now".into(), |at| at.to_string());
@@ -320,7 +392,7 @@ impl Activate {
 }
 
 impl Disable {
-    async fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<Done, Failure> {
         let version = self.change.version;
         let admin = self.change.target.admin()?;
         let document = match self.override_reason {
@@ -342,7 +414,7 @@ impl Disable {
 }
 
 impl Destroy {
-    async fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<Done, Failure> {
         let version = self.change.version;
         let admin = self.change.target.admin()?;
         let confirm = self.confirm.as_deref();
@@ -372,7 +444,7 @@ pub(super) fn changed(
     document: &Document,
     version: Option<u32>,
     message: &str,
-) -> Result<(), Failure> {
+) -> Result<Done, Failure> {
     let manifest = document.manifest();
     let report = Changed {
         location: admin.location().to_string(),
@@ -382,7 +454,9 @@ pub(super) fn changed(
         version,
         message,
     };
-    print(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))
+    print(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))?;
+    let keyring = Some(manifest.name.to_string());
+    Ok(Done { keyring, generation: Some(manifest.generation), version, details: Map::new() })
 }
 
 #[derive(Serialize)]
@@ -392,6 +466,8 @@ struct KeyringStatus<'a> {
     generation: u64,
     updated_at: Timestamp,
     policy: &'a Policy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_backup: Option<&'a BackupRecord>,
     primaries: BTreeMap<String, Option<u32>>,
     versions: Vec<VersionStatus<'a>>,
     activations: &'a [Activation],
@@ -430,6 +506,7 @@ fn status(format: Format, document: &Document, now: Timestamp) -> Result<(), Fai
         generation: manifest.generation,
         updated_at: manifest.updated_at,
         policy: &manifest.policy,
+        last_backup: manifest.last_backup.as_ref(),
         primaries: primaries.clone(),
         versions: versions.collect(),
         activations: &manifest.activations,
@@ -450,6 +527,10 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
         rows.push(vec![version.version.to_string(), state, waves, format!("{:.3}", version.created_at), keks]);
     }
     text.push_str(&columns(&rows));
+    if let Some(backup) = status.last_backup {
+        let (newest, verified, sha256) = (backup.newest_version, backup.verified_at, backup.sha256_hex());
+        text.push_str(&format!("\nlast backup: versions up to {newest}, shown to open {verified:.3}, SHA-256 {sha256}\n"));
+    }
     for activation in scheduled(status.activations, now) {
         text.push_str(&format!("\nfrom {} on, version {} encrypts for {}\n", activation.at, activation.version, activation.wave));
     }

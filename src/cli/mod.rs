@@ -1,5 +1,7 @@
 //! The command line: arguments in, text and exit codes out.
 
+mod audit;
+mod backup;
 mod client;
 #[cfg(feature = "local")]
 mod dev;
@@ -41,7 +43,7 @@ enum Command {
     Check(sidecar::Check),
     /// Make, change and inspect keyrings.
     #[command(subcommand)]
-    Keyring(keyring::Command),
+    Keyring(Box<keyring::Command>),
     /// Encrypt a file or standard input.
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
@@ -50,6 +52,9 @@ enum Command {
     Rewrap(in_place::Rewrap),
     /// Find ciphertexts in files and count them by keyring and version.
     Scan(scan::Scan),
+    /// Verify audit logs.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Show the keyrings that you may use.
     Status(client::Connection),
     /// Tell of changes of keyrings as they happen.
@@ -69,6 +74,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
         Command::Rewrap(arguments) => on_one_thread(arguments.run(output)),
         Command::Scan(arguments) => arguments.run(output),
+        Command::Audit(command) => command.run(output),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
         Command::Watch(arguments) => on_one_thread(arguments.run(output)),
     };

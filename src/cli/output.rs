@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{admin::AdminError, app::StartError, keyring::Refusal};
+use crate::{admin::AdminError, app::StartError, audit::Outcome, keyring::Refusal};
 
 /// The form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,6 +43,20 @@ impl Failure {
     /// A problem that the sidecar answered with.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
         Self { exit: 1, code: code.into(), message: message.into() }
+    }
+
+    /// An audit log that was tampered with.
+    pub(super) fn broken(message: impl Into<String>) -> Self {
+        Self { exit: 3, code: "broken".into(), message: message.into() }
+    }
+
+    /// What the audit log calls it.
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.exit == 3 { Outcome::Refused } else { Outcome::Failed }
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The same with a line more of what to do.

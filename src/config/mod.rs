@@ -1,5 +1,6 @@
 //! Settings: one TOML file, validated whole.
 
+mod audit;
 mod backends;
 mod names;
 mod parse;
@@ -7,6 +8,7 @@ mod reader;
 mod settings;
 mod uris;
 
+pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Pkcs11, Vault, VaultLogin, Web};
 pub use names::{KeyringName, Malformed, SignerKey, Span, Wave};
 pub use parse::{LoadError, Problem, Problems, load, parse};

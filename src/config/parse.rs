@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, Operation, Ops, Refresh, Rule,
     Runtime, Settings, Span, Tcp, Timeouts, Wave,
+    audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
 };
@@ -117,6 +118,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let log = root.section("log", log);
     let refresh = root.section("refresh", |section| refresh(section, folder));
     let runtime = root.section("runtime", runtime);
+    let audit = root.section("audit", |section| audit(section, folder));
     let backends = backends(root, folder);
     let mut named = Vec::new();
     let keyrings = keyrings(root, folder, &mut named);
@@ -130,6 +132,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
         log: log?,
         refresh: refresh?,
         runtime: runtime?,
+        audit: audit?,
         backends: backends?,
         keyrings: keyrings?,
         policy: policy?,

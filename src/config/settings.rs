@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Backends, KekScope, KeyringName, Location, SignerKey, Wave};
+use super::{Audit, Backends, KekScope, KeyringName, Location, SignerKey, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub refresh: Refresh,
     /// Threads.
     pub runtime: Runtime,
+    /// Where the audit log goes; nowhere if none.
+    pub audit: Option<Audit>,
     /// How the outside systems are reached.
     pub backends: Backends,
     /// The keyrings that are served.

@@ -5,6 +5,7 @@
 
 mod id;
 mod keys;
+mod mac;
 mod memory;
 mod message;
 mod signature;
@@ -14,6 +15,7 @@ mod xaes;
 
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
+pub use mac::{MacKey, MacKeyError};
 pub use memory::{LockReport, harden_process, lock_report};
 pub use message::{
     Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, peek,

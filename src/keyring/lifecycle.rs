@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Activation, Manifest, Policy, Reign, State, Version, WaveSelector, Wrap, manifest::Base64, reign};
+use super::{Activation, Manifest, Policy, Reign, Rejection, State, Version, WaveSelector, Wrap, manifest::Base64, reign};
 use crate::{
     config::{KeyringName, Span},
     crypto::KeyringId,
@@ -85,6 +85,41 @@ pub enum Refusal {
         /// The words to say.
         phrase: String,
     },
+    /// A version that is called lost is in a backup.
+    #[error(
+        "version {version} is in the backup that was verified at {verified_at} (SHA-256 {sha256}): `keyring restore` brings it back. To destroy it all the same, add: --confirm '{phrase}'"
+    )]
+    NotLostWithBackup {
+        /// The version.
+        version: u32,
+        /// When the backup was shown to open.
+        verified_at: Timestamp,
+        /// Which file it is.
+        sha256: String,
+        /// The words to say.
+        phrase: String,
+    },
+    /// Two manifests of one keyring that don't follow from each other.
+    #[error("{0}")]
+    Diverged(Rejection),
+    /// Something newer than a backup is in its place.
+    #[error(
+        "{place} has generation {present}, and the backup generation {backup}: restoring would go back. If nothing is wrong there, nothing needs restoring. To keep the newer one and give its versions the backup's keys: --onto-newer"
+    )]
+    NewerPresent {
+        /// Where the newer one is.
+        place: String,
+        /// Its generation.
+        present: u64,
+        /// That of the backup.
+        backup: u64,
+    },
+    /// A backup that wouldn't have been one.
+    #[error("{0}")]
+    NoBackup(String),
+    /// What sidecars hold is not enough to recover from.
+    #[error("{0}")]
+    NotRecoverable(String),
 }
 
 fn list(items: &[String]) -> String {
@@ -280,7 +315,7 @@ pub fn touch(current: &Manifest, now: Timestamp) -> Manifest {
 pub enum Destruction<'a> {
     /// By the rule: disabled, waiting times over.
     Orderly {
-        /// What the operator said in place of a verified backup.
+        /// What the operator said in place of a verified backup; not asked for if there is one.
         confirm: Option<&'a str>,
     },
     /// Every KEK that wraps it is gone for good, so nobody can open it ever again and no waiting time helps.
@@ -305,7 +340,8 @@ pub fn lost_phrase(keyring: &KeyringName, version: u32) -> String {
 /// Destroys a version: its wraps go, a tombstone stays, what was encrypted under it is lost.
 ///
 /// # Errors
-/// [`Refusal`] unless it is disabled, both waiting times are over (I5, I11), and the operator confirmed in words.
+/// [`Refusal`] unless it is disabled, both waiting times are over (I5, I11), and a verified backup holds it or the operator said in
+/// words that none does.
 pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     let now = next.updated_at;
@@ -352,8 +388,18 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
             (confirm, lost_phrase(&current.name, version))
         }
     };
-    if confirm != Some(phrase.as_str()) {
-        return Err(Refusal::NotConfirmed { version, phrase });
+    let backup = current.last_backup.as_ref().filter(|backup| version <= backup.newest_version);
+    match (how, backup) {
+        // It can be brought back from the backup, should that be wanted.
+        (Destruction::Orderly { .. }, Some(_)) => {}
+        _ if confirm == Some(phrase.as_str()) => {}
+        (Destruction::Orderly { .. }, None) | (Destruction::Lost { .. }, None) => {
+            return Err(Refusal::NotConfirmed { version, phrase });
+        }
+        (Destruction::Lost { .. }, Some(backup)) => {
+            let (verified_at, sha256) = (backup.verified_at, backup.sha256_hex());
+            return Err(Refusal::NotLostWithBackup { version, verified_at, sha256, phrase });
+        }
     }
     target.state = State::Destroyed;
     target.state_changed_at = now;
@@ -361,7 +407,7 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
     Ok(next)
 }
 
-fn successor(current: &Manifest, now: Timestamp) -> Manifest {
+pub(super) fn successor(current: &Manifest, now: Timestamp) -> Manifest {
     let mut next = current.clone();
     next.generation += 1;
     // An operator's clock that is behind the last one's must not send time backwards.

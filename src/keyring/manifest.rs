@@ -40,6 +40,9 @@ pub struct Manifest {
     pub activations: Vec<Activation>,
     /// The keyring's rules.
     pub policy: Policy,
+    /// The last backup that was shown to open; none if there never was one.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub last_backup: Option<BackupRecord>,
     /// What proves that holders of the keys wrote this.
     pub authentication: Authentication,
 }
@@ -121,6 +124,25 @@ impl Default for Policy {
             destroy_after: Span::from_days(30),
         }
     }
+}
+
+/// A backup that was shown to open and to hold the keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupRecord {
+    /// When it was shown.
+    pub verified_at: Timestamp,
+    /// The SHA-256 of the file, 32 bytes.
+    pub sha256: Base64,
+    /// The generation that it holds.
+    pub generation: u64,
+    /// The newest version in it. Of all up to this one it holds those that weren't destroyed then.
+    pub newest_version: u32,
+}
+
+/// A member that is there is not null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BackupRecord>, D::Error> {
+    BackupRecord::deserialize(deserializer).map(Some)
 }
 
 /// What proves who wrote a manifest. Covers the RFC 8785 form of everything else in it.
@@ -275,6 +297,7 @@ impl Manifest {
             versions: Vec::new(),
             activations: Vec::new(),
             policy,
+            last_backup: None,
             authentication: Authentication::default(),
         }
     }
@@ -327,8 +350,17 @@ impl Manifest {
                 problems.push(format!("version {} is {} but is or becomes a wave's primary", version.version, version.state));
             }
         }
+        problems.extend(self.backup_problem());
         problems.extend(self.authentication_problems());
         problems
+    }
+
+    fn backup_problem(&self) -> Option<String> {
+        let backup = self.last_backup.as_ref()?;
+        let is_right = backup.sha256.0.len() == 32
+            && (1..self.generation).contains(&backup.generation)
+            && self.version(backup.newest_version).is_some();
+        (!is_right).then(|| "last_backup names no SHA-256, no earlier generation or no version of this keyring".into())
     }
 
     fn authentication_problems(&self) -> impl Iterator<Item = String> {

@@ -4,17 +4,23 @@
 
 mod activation;
 mod authentication;
+mod backup;
 mod lifecycle;
 mod manifest;
 #[cfg(test)]
 mod properties;
+mod succession;
 mod table;
 
 pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, reign, scheduled};
 pub use authentication::{authenticate, verify};
+pub use backup::{record_backup, restore};
 pub use lifecycle::{
     Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,
     enable, init, lost_phrase, rewrap, rotate, touch,
 };
-pub use manifest::{Authentication, Base64, Document, Mac, Manifest, ManifestError, Policy, Signature, State, Version, Wrap};
+pub use manifest::{
+    Authentication, BackupRecord, Base64, Document, Mac, Manifest, ManifestError, Policy, Signature, State, Version, Wrap,
+};
+pub use succession::succeeds;
 pub use table::{Expectations, KeyTable, Opened, Rejection, Role, Slot, Succession};

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{
     Activation, Document, Manifest, State, Version, WaveSelector,
     authentication::{verify_macs, verify_signatures},
-    primary_at,
+    primary_at, succeeds,
 };
 use crate::{
     config::{self, KeyringName, SignerKey, Wave},
@@ -210,19 +210,9 @@ impl KeyTable {
         }
         verify_signatures(candidate, &expect.trusted_signers)?;
         let Some(current) = current else { return Ok(Succession::Newer) };
+        succeeds(&current.document, candidate)?;
         if found.generation == current.generation() {
-            let same = candidate.canonical() == current.document.canonical();
-            return if same { Ok(Succession::Unchanged) } else { Err(Rejection::Forked(found.generation)) };
-        }
-        for before in &current.manifest().versions {
-            let number = before.version;
-            let after = found.version(number).ok_or(Rejection::Vanished(number))?;
-            if before.check != after.check {
-                return Err(Rejection::Exchanged(number));
-            }
-            if before.state == State::Destroyed && after.state != State::Destroyed {
-                return Err(Rejection::Resurrected(number));
-            }
+            return Ok(Succession::Unchanged);
         }
         Ok(Succession::Newer)
     }

@@ -13,12 +13,14 @@ mod snapshot;
 mod task;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::Recorder,
     backend::{Backends, StoreError},
     clock::Clock,
     config::{self, Wave},
@@ -81,6 +83,8 @@ pub struct Shared {
     pub backends: Arc<Backends>,
     /// The KEKs' clients.
     pub keks: Arc<Keks>,
+    /// Takes note of what comes in force.
+    pub audit: Recorder,
     /// Ends the tasks.
     pub shutdown: CancellationToken,
 }

@@ -14,6 +14,7 @@ use super::{
     keyring::{Request, Waiter},
     opening::Opening,
     recall::Copy,
+    witness::Witness,
 };
 use crate::{
     backend::{self, Changed, ManifestStore, WatchGuard},
@@ -45,6 +46,7 @@ pub(super) struct Refresher {
     unknown_allowed: Instant,
     warned_of_lease: bool,
     warned_of_watch: bool,
+    witness: Witness,
 }
 
 /// A manifest that passed examination and whose versions are being opened.
@@ -109,6 +111,7 @@ impl Refresher {
             expectations: Expectations::from(settings),
             scope: Arc::new(settings.keks.clone()),
             copy: Copy::new(settings, &shared.settings),
+            witness: Witness::new(shared.audit.clone()),
             shared,
             requests,
             watch: None,
@@ -200,6 +203,7 @@ impl Refresher {
         };
         self.keyring.meters.refreshed(&self.shared.registry, trigger, label);
         self.report(trigger, &result);
+        self.witness.observe(&self.keyring, self.shared.clock.now());
         self.warn_of_lease();
         let now = Instant::now();
         self.scheduled = match result {
@@ -345,6 +349,7 @@ impl Refresher {
         let is_news = before != failure;
         if let Some(failure) = &failure {
             if is_news {
+                self.witness.refused(&self.keyring, failure);
                 let serving = snapshot.as_deref().map(|snapshot| snapshot.table.generation());
                 warn!(keyring = %name, trigger = trigger.as_str(), code = failure.code, generation_served = serving, "refresh: {failure}");
             }

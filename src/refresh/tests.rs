@@ -36,6 +36,7 @@ impl World {
             registry: Arc::clone(&registry),
             keks: Arc::new(Keks::new(Arc::clone(&backends), &settings, clock.clone(), Arc::clone(&registry))),
             backends,
+            audit: Default::default(),
             shutdown: CancellationToken::new(),
         };
         Self { folder, clock, hands, shared }

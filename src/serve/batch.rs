@@ -14,12 +14,15 @@ use super::{
     frames::{Frame, Frames},
     meters::OperationMeters,
     problem::{Code, Problem},
+    refusal,
     session::{Encryptor, Session},
 };
 use crate::{
+    audit::Recorder,
     clock::Clock,
     config::{Limits, Operation},
     crypto::{CHUNK_LEN, OVERHEAD, PREFIX_LEN},
+    policy::Caller,
     refresh::Keyring,
 };
 
@@ -41,6 +44,9 @@ pub(super) struct Batch {
     pub(super) keyring: Arc<Keyring>,
     pub(super) meters: Arc<OperationMeters>,
     pub(super) clock: Clock,
+    /// Takes note of items that were refused.
+    pub(super) audit: Recorder,
+    pub(super) caller: Caller,
     /// For every item, unless each brings its own.
     pub(super) aad: Vec<u8>,
     pub(super) inflow: Inflow,
@@ -58,7 +64,7 @@ impl Batch {
         };
         let version = encryptor.as_ref().map(Encryptor::version);
         let snapshot = session.into_snapshot();
-        let Self { operation, keyring, meters, clock, aad, mut inflow, item_limit } = self;
+        let Self { operation, keyring, meters, clock, audit, caller, aad, mut inflow, item_limit } = self;
         let pieces = try_stream! {
             let has_own_aad = match inflow.byte().await? {
                 Some(flags) if flags & !ITEMS_HAVE_AAD == 0 => flags == ITEMS_HAVE_AAD,
@@ -79,8 +85,9 @@ impl Batch {
                         Frame::Whole(item) => (Ok(item), reserve(&inflow, item.len()).await?),
                         Frame::TooLong => (Err(too_long(item_limit)), None),
                     };
-                    if let Err(code) = worker.answer(item).await? {
+                    if let Err((code, version)) = worker.answer(item).await? {
                         meters.item_failed(code);
+                        refusal::note(&audit, &caller, Some((keyring.name(), operation)), code, version);
                     }
                     if worker.out.len() >= CHUNK_LEN {
                         yield worker.take();
@@ -102,6 +109,9 @@ impl Batch {
 async fn reserve(inflow: &Inflow, item: usize) -> Result<Option<OwnedSemaphorePermit>, Problem> {
     if item <= UNCOUNTED_ITEM { Ok(None) } else { inflow.reserve(Limits::ITEM_COST * item).await.map(Some) }
 }
+
+/// What went wrong with an item, and the version that was refused, if that is why.
+type Failed = (Code, Option<u32>);
 
 struct Worker<'k> {
     operation: Operation,
@@ -128,8 +138,8 @@ impl Worker<'_> {
         Bytes::from(std::mem::replace(&mut self.out, Vec::with_capacity(room)))
     }
 
-    /// Appends the answer to an item. What fails is the item alone; its code is given for the count.
-    async fn answer(&mut self, item: Result<&[u8], Problem>) -> Result<Result<(), Code>, Problem> {
+    /// Appends the answer to an item. What fails is the item alone; its code is given for the count, and for the audit log.
+    async fn answer(&mut self, item: Result<&[u8], Problem>) -> Result<Result<(), Failed>, Problem> {
         let start = self.out.len();
         self.out.extend_from_slice(&[0; LENGTH]);
         self.out.push(DONE);
@@ -141,7 +151,7 @@ impl Worker<'_> {
             self.out.truncate(start + LENGTH);
             self.out.push(FAILED);
             self.out.extend_from_slice(&problem.to_json());
-            problem.code
+            (problem.code, problem.version)
         });
         let length = u32::try_from(self.out.len() - start - LENGTH)
             .map_err(|_| Problem::new(Code::Internal, "an answer's frame is longer than 4 GiB"))?;

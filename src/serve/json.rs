@@ -20,11 +20,11 @@ use crate::{
     crypto::{SecretKey, from_text, to_text},
 };
 
-/// An answer's body, the version that made all of it (if one did), and what went wrong with items.
+/// An answer's body, the version that made all of it (if one did), and what went wrong with items, with the versions that were refused.
 pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     pub(super) version: Option<u32>,
-    pub(super) failures: Vec<Code>,
+    pub(super) failures: Vec<(Code, Option<u32>)>,
 }
 
 /// Tells a batch from an item.
@@ -90,7 +90,7 @@ pub(super) async fn perform(
             let mut failures = Vec::new();
             for item in items {
                 outcomes.push(worker.perform(item.get()).await.unwrap_or_else(|error| {
-                    failures.push(error.code);
+                    failures.push((error.code, error.version));
                     Outcome::Failure { error }
                 }));
             }

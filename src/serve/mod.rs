@@ -15,6 +15,7 @@ mod meters;
 mod octets;
 mod ops;
 mod problem;
+mod refusal;
 mod reply;
 mod service;
 mod session;
@@ -42,7 +43,7 @@ use self::{
     meters::ConnectionMeters,
     service::Service,
 };
-use crate::{clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
+use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
 
 pub use self::{
     frames::{Frame, Frames},
@@ -150,6 +151,8 @@ pub struct Parts<'s> {
     pub keyrings: Vec<Arc<Keyring>>,
     /// The metrics.
     pub registry: Arc<Registry>,
+    /// Takes note of refusals.
+    pub audit: Recorder,
     /// The time.
     pub clock: Clock,
 }

@@ -18,9 +18,10 @@ use super::{
     meters::ConnectionMeters,
     problem::{Code, Problem},
     reply::Reply,
-    status::{KekStatus, KeyMemory, KeyringStatus, Status},
+    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, Status},
 };
 use crate::{
+    audit::Recorder,
     clock::Clock,
     config::{Limits, Timeouts},
     crypto::lock_report,
@@ -48,6 +49,7 @@ pub struct OpsServer {
     keyrings: Vec<Arc<Keyring>>,
     keks: Arc<Keks>,
     registry: Arc<Registry>,
+    audit: Recorder,
     clock: Clock,
     started_at: Timestamp,
     pending: Pending,
@@ -70,6 +72,7 @@ impl OpsServer {
         keyrings: Vec<Arc<Keyring>>,
         keks: Arc<Keks>,
         registry: Arc<Registry>,
+        audit: Recorder,
         clock: Clock,
         pending: Pending,
     ) -> Arc<Self> {
@@ -93,7 +96,7 @@ impl OpsServer {
         let started_at = clock.now();
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
-        Arc::new(Self { router, keyrings, keks, registry, clock, started_at, pending })
+        Arc::new(Self { router, keyrings, keks, registry, audit, clock, started_at, pending })
     }
 
     /// Binds the listener.
@@ -164,6 +167,7 @@ impl OpsServer {
             ready: pending.is_empty(),
             pending,
             key_memory: KeyMemory::now(),
+            audit: self.audit.standing().map(AuditStatus::from),
             keks: self.keks.health().into_iter().map(KekStatus::from).collect(),
             keyrings: self.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
         }

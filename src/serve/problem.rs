@@ -76,17 +76,25 @@ pub struct Problem {
     /// Seconds after which trying again may help.
     retry_after: Option<u32>,
     allow: Option<&'static str>,
+    /// The key version that was refused, for the audit log.
+    pub(super) version: Option<u32>,
 }
 
 impl Problem {
     /// A problem with what this caller can do about it.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), retry_after: None, allow: None }
+        Self { code, detail: detail.into(), retry_after: None, allow: None, version: None }
     }
 
     /// Says that trying again in so many seconds may help.
     pub(super) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Says which key version was refused.
+    pub(super) fn of_version(mut self, version: u32) -> Self {
+        self.version = Some(version);
         self
     }
 

@@ -24,11 +24,13 @@ use super::{
     meters::{Account, OperationMeters, unrouted},
     octets,
     problem::{Code, Problem},
+    refusal,
     reply::{Flow, Reply},
     session::Session,
     token::Token,
 };
 use crate::{
+    audit::Recorder,
     clock::Clock,
     config::{Limits, Operation},
     policy::{Caller, Policy},
@@ -54,6 +56,7 @@ pub(super) struct Service {
     limits: Limits,
     bodies: Arc<BodyLimits>,
     registry: Arc<Registry>,
+    audit: Recorder,
     clock: Clock,
 }
 
@@ -99,7 +102,7 @@ type Answer = Response<Reply>;
 
 impl Service {
     pub(super) fn new(parts: Parts<'_>, events: Arc<Events>, draining: CancellationToken) -> Self {
-        let Parts { settings, keyrings, registry, clock } = parts;
+        let Parts { settings, keyrings, registry, audit, clock } = parts;
         let serve = |keyring: Arc<Keyring>| {
             let meters = Operation::ALL.map(|operation| Arc::new(OperationMeters::new(&registry, keyring.name(), operation)));
             (keyring.name().to_string(), Served { keyring, meters })
@@ -113,6 +116,7 @@ impl Service {
             limits: settings.limits.clone(),
             bodies: Arc::new(BodyLimits::new(settings.timeouts.body, settings.limits.body_memory)),
             registry,
+            audit,
             clock,
         }
     }
@@ -161,6 +165,8 @@ impl Service {
             }
             Err(problem) => {
                 meters.failed(problem.code, start.elapsed());
+                let of = Some((served.keyring.name(), operation));
+                refusal::note(&self.audit, &source.caller, of, problem.code, problem.version);
                 if problem.code == Code::Forbidden {
                     warn!(caller = ?source.caller, keyring = %served.keyring.name(), operation = operation.as_str(), "denied by the policy");
                 }
@@ -221,6 +227,8 @@ impl Service {
                 keyring: Arc::clone(keyring),
                 meters: Arc::clone(job.meters),
                 clock: self.clock.clone(),
+                audit: self.audit.clone(),
+                caller: source.caller,
                 aad,
                 inflow,
                 item_limit: batch::item_limit(self.limits.body),
@@ -233,8 +241,9 @@ impl Service {
             let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
             let mut session = Session::new(keyring, self.clock.now())?;
             let answer = json::perform(operation, &mut session, &body.bytes, self.limits.batch_items).await?;
-            for code in answer.failures {
+            for (code, version) in answer.failures {
                 job.meters.item_failed(code);
+                refusal::note(&self.audit, &source.caller, Some((keyring.name(), operation)), code, version);
             }
             Ok(Done::whole(body.length, body.share.keep_for(answer.body), JSON, answer.version))
         } else {
@@ -290,6 +299,7 @@ impl Handler for Service {
             Ok(answer) => answer,
             Err(problem) => {
                 unrouted(&self.registry, problem.code.as_str());
+                refusal::note(&self.audit, &source.caller, None, problem.code, None);
                 problem.into_response().map(Reply::from)
             }
         }

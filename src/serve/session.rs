@@ -264,9 +264,11 @@ fn keys(snapshot: &Snapshot, version: u32) -> Result<&VersionKeys, Problem> {
         Some(Slot::Disabled) => Err(Problem::new(
             Code::KeyVersionDisabled,
             format!("key version {version} is disabled; `sidekey keyring enable` lets it decrypt again"),
-        )),
+        )
+        .of_version(version)),
         Some(Slot::Destroyed) => {
-            Err(Problem::new(Code::KeyVersionDestroyed, format!("key version {version} was destroyed for good")))
+            Err(Problem::new(Code::KeyVersionDestroyed, format!("key version {version} was destroyed for good"))
+                .of_version(version))
         }
         None => Err(unavailable("is not in the newest manifest that could be read")),
     }

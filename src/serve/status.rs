@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::Standing,
     config::{KekUri, KeyringName, Wave},
     crypto::{KeyringId, lock_report},
     keyring::{Slot, State},
@@ -23,10 +24,44 @@ pub struct Status {
     pub pending: Vec<String>,
     /// How much key memory is locked against swapping.
     pub key_memory: KeyMemory,
+    /// The audit log, if there is one.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
     /// The KEKs that it has asked.
     pub keks: Vec<KekStatus>,
     /// Its keyrings.
     pub keyrings: Vec<KeyringStatus>,
+}
+
+/// How the audit log is doing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// The file, or standard output.
+    pub sink: String,
+    /// Whether a key vouches for the records.
+    pub keyed: bool,
+    /// The last record that this process wrote, as `sidekey audit verify --anchor` takes it.
+    pub last: Option<String>,
+    /// Events that wait to be written.
+    pub waiting: usize,
+    /// Events that were lost since the start; the log says so, too.
+    pub lost: u64,
+    /// Why it can't be written.
+    pub last_error: Option<RefreshError>,
+}
+
+impl From<Standing> for AuditStatus {
+    fn from(standing: Standing) -> Self {
+        let error = |(at, message)| RefreshError { at, code: "audit_unavailable".into(), message };
+        Self {
+            sink: standing.sink,
+            keyed: standing.has_key,
+            last: standing.last.map(|last| last.to_string()),
+            waiting: standing.waiting,
+            lost: standing.lost,
+            last_error: standing.failure.map(error),
+        }
+    }
 }
 
 /// Bytes of key memory.

@@ -126,6 +126,20 @@ fn a_full_file_gives_every_value() {
 }
 
 #[test]
+fn an_audit_log_goes_to_one_place() {
+    use crate::config::AuditSink;
+    let audit = |more: &str| parsed(&format!("{}\n[audit]\n{more}", MINIMAL.trim())).audit;
+    assert!(audit("").is_none());
+    let file = audit("file = \"/log\"\nkey_file = \"/key\"").expect("a log");
+    assert_eq!((file.sink, file.key_file.as_deref()), (AuditSink::File("/log".into()), Some(Path::new("/key"))));
+    assert_eq!(audit("stdout = true").expect("a log").sink, AuditSink::Stdout);
+    let both = problems_with("[audit]\nfile = \"/log\"\nstdout = true");
+    assert!(both.contains("audit: goes to one place"), "{both}");
+    let neither = problems_with("[audit]\nkey_file = \"/key\"");
+    assert!(neither.contains("audit.file: is required with key_file"), "{neither}");
+}
+
+#[test]
 fn a_full_file_gives_its_keyrings_and_policy() {
     let s = parsed(FULL);
     let [orders, users] = &s.keyrings[..] else { panic!("{:?}", s.keyrings) };

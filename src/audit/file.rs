@@ -1,0 +1,307 @@
+//! The log in a file: appended under a lock, synced, continued wherever somebody left it.
+//!
+//! Beside the log lies its head, `FILE.head`: number and hash of the last record. It is the lock of all writers, because a log's own
+//! inode changes when it is rotated; it carries the chain over to the next file; and it shows a log whose tail was cut.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+use super::{
+    AuditError, Event, Origin,
+    chain::{LONGEST_LINE, Link, Torn, Verifier, place, seal},
+};
+use crate::crypto::MacKey;
+
+/// Enough for an unfinished line and the whole one before it.
+const TAIL: u64 = 2 * (LONGEST_LINE as u64 + 1);
+
+/// An audit log in a file.
+pub struct AuditFile {
+    path: PathBuf,
+    head_path: PathBuf,
+    key: Option<MacKey>,
+    open: Option<Open>,
+}
+
+struct Open {
+    file: File,
+    /// Its device and inode.
+    identity: (u64, u64),
+    /// Where our last write ended and what it was; somebody else wrote if the file has another length.
+    last: Option<(u64, Link)>,
+}
+
+/// What stands at a log's end.
+struct Tail {
+    last: Option<Link>,
+    /// A whole record that lacks its newline alone.
+    lacks_newline: bool,
+    torn: Option<Torn>,
+}
+
+/// The path of a log's head.
+pub(super) fn head_path(log: &Path) -> PathBuf {
+    let mut name = OsString::from(log);
+    name.push(".head");
+    name.into()
+}
+
+/// What a log's head says; `None` if there is no head, or nothing in it yet.
+pub(super) fn read_head(path: &Path) -> io::Result<Option<Link>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(parse_head(&text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_head(text: &str) -> Option<Link> {
+    text.trim().trim_start_matches('0').parse().ok()
+}
+
+impl AuditFile {
+    /// The log at `path`, whose records `key` vouches for if there is one. It is made, for its owner alone, when it is first needed.
+    pub fn new(path: &Path, key: Option<MacKey>) -> Self {
+        Self { path: path.to_owned(), head_path: head_path(path), key, open: None }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a key vouches for its records.
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Closes the file, so that the next record opens what stands at the path then.
+    pub fn reopen(&mut self) {
+        self.open = None;
+    }
+
+    /// Writes a record for every event and returns once all of them are on disk.
+    ///
+    /// # Errors
+    /// [`AuditError::Sink`]. Then none of them is in the log, unless the disk says one thing and does another.
+    pub fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, AuditError> {
+        let result = self.append_locked(origin, events);
+        if result.is_err() {
+            // Whatever is true of the file now, we don't know it.
+            self.open = None;
+        }
+        result.map_err(|(what, error)| AuditError::Sink { path: self.path.clone(), reason: format!("{what}: {error}") })
+    }
+
+    fn append_locked(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, (&'static str, io::Error)> {
+        let on = |what: &'static str| move |error| (what, error);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut head_file = options.open(&self.head_path).map_err(on("can't open its head (FILE.head)"))?;
+        head_file.lock().map_err(on("can't lock its head (FILE.head)"))?;
+        let mut text = String::new();
+        head_file.read_to_string(&mut text).map_err(on("can't read its head (FILE.head)"))?;
+        let head = parse_head(&text);
+
+        let key = self.key.as_ref();
+        let open = opened(&mut self.open, &self.path).map_err(on("can't open it"))?;
+        let length = open.file.metadata().map_err(on("can't inspect it"))?.len();
+        let tail = match open.last {
+            Some((end, link)) if end == length => Tail { last: Some(link), lacks_newline: false, torn: None },
+            _ => read_tail(&mut open.file, length, key).map_err(on("can't continue it"))?,
+        };
+        // If the head is ahead, the file is new, or its end was cut: then the break shows to whoever verifies.
+        let mut link = match (tail.last, head) {
+            (Some(last), Some(head)) if head.seq >= last.seq => head,
+            (Some(last), _) => last,
+            (None, head) => head.unwrap_or(Link::START),
+        };
+        let mut bytes = Vec::new();
+        if tail.lacks_newline || tail.torn.is_some() {
+            bytes.push(b'\n');
+        }
+        let torn = tail.torn.map(|torn| torn.event(Timestamp::now()));
+        for event in torn.iter().chain(events) {
+            let (line, next) = seal(&link, origin, event, key);
+            bytes.extend_from_slice(&line);
+            bytes.push(b'\n');
+            link = next;
+        }
+        let written = open.file.write_all(&bytes).and_then(|()| open.file.sync_data());
+        if let Err(error) = written {
+            // Nobody else writes meanwhile. If this fails, too, what is there is an unfinished line, and the next record says so.
+            let _ = open.file.set_len(length);
+            return Err(("can't write a record", error));
+        }
+        open.last = Some((length + bytes.len() as u64, link));
+        // In place, so that the lock stays what it is. Not synced: a head that is behind its log costs nothing.
+        head_file
+            .write_all_at(format!("{:020}:{}\n", link.seq, link.hex()).as_bytes(), 0)
+            .map_err(on("can't write its head (FILE.head)"))?;
+        Ok(link)
+    }
+}
+
+/// The file at the path, opened anew if it is another one than before: then it was rotated.
+fn opened<'o>(open: &'o mut Option<Open>, path: &Path) -> io::Result<&'o mut Open> {
+    let identity = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+    let is_same = match (open.as_ref(), fs::metadata(path)) {
+        (Some(open), Ok(metadata)) => open.identity == identity(&metadata),
+        _ => false,
+    };
+    if is_same && let Some(same) = open.take() {
+        return Ok(open.insert(same));
+    }
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.len() == 0 {
+        // So that a new file's name is on disk before its first record is.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(open.insert(Open { file, identity: identity(&metadata), last: None }))
+}
+
+fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<Tail> {
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(length.min(TAIL)).read_to_end(&mut bytes)?;
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let (whole, rest) = bytes.split_at(end);
+    let last_line = whole.strip_suffix(b"\n").map(|whole| whole.rsplit(|byte| *byte == b'\n').next().unwrap_or(whole));
+    let last = match last_line {
+        None => None,
+        Some(line) => Some(place(line).ok_or_else(|| {
+            io::Error::new(
+                ErrorKind::InvalidData,
+                "its last line is not an audit record; name another file, or move this one away",
+            )
+        })?),
+    };
+    if rest.is_empty() {
+        return Ok(Tail { last, lacks_newline: false, torn: None });
+    }
+    // A crash may have cost the newline alone.
+    let follows = Verifier::after(last.unwrap_or(Link::START), key).line(rest).is_ok();
+    match place(rest).filter(|_| follows) {
+        Some(link) => Ok(Tail { last: Some(link), lacks_newline: true, torn: None }),
+        None => Ok(Tail { last, lacks_newline: false, torn: Some(Torn::of(rest)) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::audit::verify::{VerifyError, verify};
+
+    struct Log {
+        folder: tempfile::TempDir,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().expect("folder") }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("audit.log")
+        }
+
+        fn open(&self) -> AuditFile {
+            AuditFile::new(&self.path(), None)
+        }
+
+        fn verify(&self, files: &[PathBuf]) -> Result<u64, String> {
+            verify(files, None, &[], false).map(|report| report.records).map_err(|error| error.to_string())
+        }
+    }
+
+    fn append(file: &mut AuditFile, count: usize) -> Link {
+        let event = Event::new("test", Timestamp::UNIX_EPOCH);
+        let mut last = Link::START;
+        for _ in 0..count {
+            last = file.append(&Origin::here(), std::slice::from_ref(&event)).expect("append");
+        }
+        last
+    }
+
+    #[test]
+    fn writers_that_take_turns_make_one_chain() {
+        let log = Log::new();
+        let (mut one, mut two) = (log.open(), log.open());
+        append(&mut one, 2);
+        append(&mut two, 2);
+        assert_eq!(append(&mut one, 1).seq, 5);
+        assert_eq!(log.verify(&[log.path()]), Ok(5));
+        assert_eq!(fs::metadata(log.path()).expect("log").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_chain_goes_on_in_the_file_after_a_rotation_whoever_writes_first() {
+        let log = Log::new();
+        let mut long_lived = log.open();
+        append(&mut long_lived, 2);
+        let old = log.folder.path().join("audit.log.1");
+        fs::rename(log.path(), &old).expect("rename");
+        append(&mut log.open(), 1);
+        append(&mut long_lived, 1);
+        assert_eq!(log.verify(&[old.clone(), log.path()]), Ok(4));
+        assert!(log.verify(&[log.path(), old]).is_err(), "in the wrong order");
+        // Also after a copy and a truncation in place.
+        fs::write(log.path(), "").expect("truncate");
+        assert_eq!(append(&mut long_lived, 1).seq, 5);
+    }
+
+    #[test]
+    fn a_line_that_a_crash_left_unfinished_is_told_of_and_the_chain_goes_on() {
+        for lost in [1, 2, 30, 100] {
+            let log = Log::new();
+            append(&mut log.open(), 3);
+            let bytes = fs::read(log.path()).expect("log");
+            // The head was not written yet either.
+            let before = place(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
+            fs::write(head_path(&log.path()), before.to_string()).expect("head");
+            fs::write(log.path(), &bytes[..bytes.len() - lost]).expect("tear");
+            let torn = verify(&[log.path()], None, &[], false).expect("a crash is no crime");
+            assert_eq!((torn.records, torn.ends_torn), if lost == 1 { (3, false) } else { (2, true) });
+            append(&mut log.open(), 1);
+            let report = verify(&[log.path()], None, &[], false).expect("goes on");
+            assert_eq!((report.records, report.torn_lines), if lost == 1 { (4, 0) } else { (4, 1) }, "{lost} bytes lost");
+        }
+    }
+
+    #[test]
+    fn a_cut_tail_shows_by_the_head_and_at_the_next_record() {
+        let log = Log::new();
+        append(&mut log.open(), 3);
+        let bytes = fs::read(log.path()).expect("log");
+        let two_lines = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).expect("two").0 + 1;
+        fs::write(log.path(), &bytes[..two_lines]).expect("cut");
+        assert!(matches!(verify(&[log.path()], None, &[], false), Err(VerifyError::TailCut { .. })));
+        append(&mut log.open(), 1);
+        let error = log.verify(&[log.path()]).expect_err("a gap");
+        assert!(error.contains("audit.log:3: record 4 stands where record 3 belongs"), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_or_a_foreign_file_is_an_error_and_harms_nothing() {
+        let log = Log::new();
+        symlink("/dev/full", log.path()).expect("link");
+        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("full");
+        assert!(error.to_string().contains("No space left on device"), "{error}");
+        fs::remove_file(log.path()).expect("remove");
+        fs::write(log.path(), "somebody else's\n").expect("write");
+        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("foreign");
+        assert!(error.to_string().contains("not an audit record"), "{error}");
+        assert_eq!(fs::read(log.path()).expect("log"), b"somebody else's\n");
+    }
+}

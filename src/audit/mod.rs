@@ -1,0 +1,142 @@
+//! What was done: a durable record, not a log line. JSON lines that are chained by hash and vouched for by a key (docs/audit.md).
+//!
+//! Commands write through [`Act`], which fails closed: no record, no act. A sidecar writes through [`Recorder`], which fails open and
+//! says so: no request and no refresh ever waits for a disk.
+
+mod act;
+mod chain;
+mod file;
+mod origin;
+mod recorder;
+mod refusals;
+mod verify;
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::{
+    config::{self, AuditSink},
+    crypto::{MacKey, MacKeyError},
+};
+
+pub use act::{Act, Outcome};
+pub use chain::{Fault, Link, Verifier};
+pub use file::AuditFile;
+pub use origin::Origin;
+pub use recorder::{Recorder, Standing, describe_metrics};
+pub use refusals::{Refusal, Who};
+pub use verify::{Report, VerifyError, verify};
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Its name in the record.
+    pub(super) name: &'static str,
+    at: Timestamp,
+    details: Map<String, Value>,
+}
+
+impl Event {
+    /// An event without details.
+    pub fn new(name: &'static str, at: Timestamp) -> Self {
+        Self { name, at, details: Map::new() }
+    }
+
+    /// The same with one detail more.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn with_all(mut self, details: Map<String, Value>) -> Self {
+        self.details.extend(details);
+        self
+    }
+}
+
+/// Why no record was written.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file can't be read or written.
+    #[error("the audit log {}: {reason}", .path.display())]
+    Sink {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key can't be read.
+    #[error(transparent)]
+    Key(#[from] MacKeyError),
+}
+
+/// The sink that a config names, and its key.
+///
+/// # Errors
+/// The key can't be read. Whether the sink can be written shows in use.
+pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
+    let key = settings.key_file.as_deref().map(MacKey::from_file).transpose()?;
+    Ok(match &settings.sink {
+        AuditSink::File(path) => Sink::File(AuditFile::new(path, key)),
+        AuditSink::Stdout => Sink::Stdout { key, link: Link::START },
+    })
+}
+
+/// Where a sidecar's records go.
+pub enum Sink {
+    /// A file, shared with commands.
+    File(AuditFile),
+    /// Standard output; each process begins a chain of its own.
+    Stdout {
+        /// What vouches for the records.
+        key: Option<MacKey>,
+        /// The last record.
+        link: Link,
+    },
+}
+
+impl Sink {
+    fn name(&self) -> String {
+        match self {
+            Self::File(file) => file.path().display().to_string(),
+            Self::Stdout { .. } => "standard output".into(),
+        }
+    }
+
+    fn has_key(&self) -> bool {
+        match self {
+            Self::File(file) => file.has_key(),
+            Self::Stdout { key, .. } => key.is_some(),
+        }
+    }
+
+    fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, String> {
+        match self {
+            Self::File(file) => file.append(origin, events).map_err(|error| error.to_string()),
+            Self::Stdout { key, link } => {
+                use std::io::Write;
+                let mut lines = Vec::new();
+                let mut last = *link;
+                for event in events {
+                    let (line, next) = chain::seal(&last, origin, event, key.as_ref());
+                    lines.extend_from_slice(&line);
+                    lines.push(b'\n');
+                    last = next;
+                }
+                let mut out = std::io::stdout().lock();
+                out.write_all(&lines).and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))?;
+                *link = last;
+                Ok(last)
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        if let Self::File(file) = self {
+            file.reopen();
+        }
+    }
+}
