@@ -19,6 +19,7 @@ mod keks;
 mod layers;
 mod listeners;
 mod operations;
+mod packages;
 mod pkcs11;
 mod recipes;
 mod rotation;

@@ -21,7 +21,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     crypto::lock_report,
-    lifecycle::{Readiness, Signal, Signals, Stopping},
+    lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     refresh::{self, Keks, Keyring, Trigger},
     serve::{self, BindError, Listeners, OpsServer, Parts},
     telemetry::{Registry, UPKEEP_INTERVAL},
@@ -195,6 +195,7 @@ impl Bound {
             self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");
+        tell_stopping();
         let second = async { while signals.next().await != Signal::Stop {} };
         self.stop(second).await;
     }
