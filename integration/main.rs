@@ -26,5 +26,6 @@ mod rotation;
 mod secrecy;
 mod servers;
 mod streams;
+mod tls;
 mod vault;
 mod vault_habits;

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
+use super::ops_client::{OpsClient, OpsTls};
 use crate::{
     config::KeyringName,
     crypto::KeyringId,
@@ -19,33 +20,41 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_STATUS: usize = 64 << 20;
 
 /// Asks sidecars, each by the URL of its ops listener, for their use of a version. One that doesn't answer is a report, too.
-pub async fn ask_sidecars(urls: &[Uri], keyring: &KeyringName, id: KeyringId, version: u32) -> Vec<SidecarReport> {
+///
+/// # Errors
+/// What is wrong with a file of `tls`, named.
+pub async fn ask_sidecars(
+    urls: &[Uri],
+    tls: &OpsTls,
+    keyring: &KeyringName,
+    id: KeyringId,
+    version: u32,
+) -> Result<Vec<SidecarReport>, String> {
+    let client = OpsClient::new(urls, tls)?;
     let mut reports = Vec::new();
     for url in urls {
-        let answer = match timeout(PATIENCE, status(url)).await {
+        let answer = match timeout(PATIENCE, status(&client, url)).await {
             Ok(Ok(status)) => usage(&status, keyring, id, version),
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         };
         reports.push(SidecarReport { sidecar: url.to_string(), answer });
     }
-    reports
+    Ok(reports)
 }
 
-async fn status(url: &Uri) -> Result<Status, String> {
-    let authority = url.authority().ok_or("the URL has no host; write http://HOST:PORT")?;
-    if url.scheme_str() != Some("http") {
-        return Err("the URL is not http://HOST:PORT".into());
-    }
-    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(9464));
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {
+    let stream = client.connect(url).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let request = Request::get("/status")
-        .header(HOST, authority.as_str())
+        .header(HOST, url.authority().map_or("", |authority| authority.as_str()))
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    if response.status() == StatusCode::FORBIDDEN {
+        return Err("it wants a client certificate with a name that it knows: see --sidecar-cert and --sidecar-key".into());
+    }
     if response.status() != StatusCode::OK {
         return Err(format!("/status answered {}", response.status()));
     }

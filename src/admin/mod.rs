@@ -3,6 +3,7 @@
 //! Plain data keys pass through here between making or unwrapping and derivation.
 
 mod evidence;
+mod ops_client;
 mod probe;
 mod rewrap;
 
@@ -21,6 +22,7 @@ use crate::{
 };
 
 pub use evidence::ask_sidecars;
+pub use ops_client::OpsTls;
 pub use probe::{Probe, probe};
 pub use rewrap::KekChange;
 

@@ -5,6 +5,7 @@ mod names;
 mod parse;
 mod reader;
 mod settings;
+mod tls;
 mod uris;
 
 pub use backends::{Aws, Azure, AzureLogin, Backends, Pkcs11, Vault, VaultLogin, Web};
@@ -13,6 +14,7 @@ pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{
     Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings, Tcp, Timeouts,
 };
+pub use tls::{CertificateName, Tls, TlsClients, TlsVersion};
 #[cfg(feature = "vault")]
 pub(crate) use uris::is_path_segment;
 pub use uris::{KekPattern, KekScope, KekUri, Location};

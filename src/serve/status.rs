@@ -23,6 +23,9 @@ pub struct Status {
     pub pending: Vec<String>,
     /// How much key memory is locked against swapping.
     pub key_memory: KeyMemory,
+    /// The certificates of its listeners that have TLS.
+    #[serde(default)]
+    pub tls: Vec<TlsStatus>,
     /// The KEKs that it has asked.
     pub keks: Vec<KekStatus>,
     /// Its keyrings.
@@ -38,6 +41,21 @@ pub struct KeyMemory {
     pub unlocked_bytes: usize,
     /// The process's limit; none is unlimited.
     pub limit_bytes: Option<u64>,
+}
+
+/// A listener's TLS.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// `tcp` or `ops`, as in metrics.
+    pub listener: String,
+    /// The certificate's file.
+    pub certificate: String,
+    /// When the certificate in force expires.
+    pub expires_at: Timestamp,
+    /// When it came into force here.
+    pub loaded_at: Timestamp,
+    /// Why what is in the files now isn't in force.
+    pub last_error: Option<RefreshError>,
 }
 
 /// How a KEK has been answering a sidecar.
