@@ -423,7 +423,7 @@ fn a_handshake_has_the_time_of_a_requests_head() {
     ends(silent);
     slow_writer.join().unwrap();
     let unfinished = "sidekey_tls_handshake_failures_total{listener=\"tcp\",reason=\"unfinished\"}";
-    wait("the count", || metric(&sidecar.ops("/metrics").1, unfinished) >= 1.0);
+    wait("the count", || metric(&sidecar.ops("/metrics").1, unfinished) >= 2.0);
 }
 
 #[test]

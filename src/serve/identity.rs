@@ -4,6 +4,7 @@ use super::problem::{Code, Problem};
 
 /// What is known of whoever opened a connection, from its handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS nobody is asked"))]
 pub(super) enum Identity {
     /// Nobody was asked for a certificate.
     NotAsked,
