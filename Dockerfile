@@ -2,11 +2,16 @@
 FROM rust:1.95-bookworm AS builder
 WORKDIR /build
 COPY . .
-RUN cargo build --release --locked --bin sidekey
+# Linked statically (docs/operations.md, A static binary), so without PKCS#11, whose modules are shared libraries.
+RUN RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin sidekey \
+      --target "$(rustc -vV | sed -n 's/^host: //p')" \
+      --no-default-features --features aws,azure,https,local,tls,vault \
+ && install -D target/*-unknown-linux-gnu/release/sidekey /image/usr/local/bin/sidekey \
+ && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt
 
-# The same Debian, so the same glibc. No shell, no package manager.
-FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=builder /build/target/release/sidekey /usr/local/bin/sidekey
-USER nonroot
+# Nothing but the binary and the public authorities: no shell, no libraries, no package manager.
+FROM scratch
+COPY --from=builder /image /
+USER 65532:65532
 # No HEALTHCHECK: there is no shell. Ask /livez and /readyz on the ops listener.
 ENTRYPOINT ["/usr/local/bin/sidekey"]

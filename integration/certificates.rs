@@ -1,6 +1,10 @@
 //! Certificates of an authority of our own, made by openssl.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 pub fn openssl(folder: &Path, arguments: &[&str]) {
     let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
@@ -19,5 +23,53 @@ pub fn issue(folder: &Path, certificates: &[(&str, &str)]) {
         let sign =
             ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", &certificate];
         openssl(folder, &[&sign[..], &["-extfile", "extensions"]].concat());
+    }
+}
+
+/// An authority with keys that are made fast, whose certificates may be of any time.
+pub struct Authority {
+    folder: PathBuf,
+}
+
+impl Authority {
+    pub fn new(folder: PathBuf) -> Self {
+        fs::create_dir_all(&folder).unwrap();
+        let settings = "[ca]\ndefault_ca = d\n[d]\nnew_certs_dir = .\ndatabase = index\nserial = serial\ndefault_md = sha256\n\
+                        policy = p\nunique_subject = no\n[p]\ncommonName = supplied\n";
+        for (name, text) in [("ca.cnf", settings), ("index", ""), ("serial", "01\n")] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        let authority = Self { folder };
+        let make =
+            ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test authority"];
+        authority.openssl(&[&make[..], &["-keyout", "ca.key", "-out", "ca.pem"]].concat());
+        authority
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        openssl(&self.folder, arguments);
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// Makes a certificate and its key that is valid now, with a `subjectAltName` or none.
+    pub fn issue(&self, name: &str, san: Option<&str>) -> (PathBuf, PathBuf) {
+        self.issue_for(name, san, "20200101000000Z", "20490101000000Z")
+    }
+
+    /// Makes one for a time.
+    pub fn issue_for(&self, name: &str, san: Option<&str>, from: &str, until: &str) -> (PathBuf, PathBuf) {
+        let [key, request, certificate] = ["key", "csr", "pem"].map(|suffix| format!("{name}.{suffix}"));
+        let san = san.map_or_else(String::new, |san| format!("subjectAltName={san}\n"));
+        fs::write(self.folder.join("extensions"), format!("basicConstraints=CA:FALSE\n{san}")).unwrap();
+        let subject = format!("/CN={name}");
+        let make = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", &key, "-out", &request];
+        self.openssl(&[&make[..], &["-subj", &subject]].concat());
+        let sign = ["ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", &request];
+        let dates = ["-startdate", from, "-enddate", until, "-extfile", "extensions", "-out", &certificate];
+        self.openssl(&[&sign[..], &dates].concat());
+        (self.folder.join(certificate), self.folder.join(key))
     }
 }

@@ -22,9 +22,9 @@ use crate::{
     clock::Clock,
     config::Settings,
     crypto::lock_report,
-    lifecycle::{Readiness, Signal, Signals, Stopping},
+    lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     refresh::{self, Keks, Keyring, Trigger},
-    serve::{self, BindError, Listeners, OpsServer, Parts},
+    serve::{self, BindError, Listeners, OpsServer, Parts, Tls, TlsError},
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
 
@@ -47,6 +47,9 @@ pub enum StartError {
         /// The system's answer.
         error: io::Error,
     },
+    /// The files of a listener's TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The worker threads.
     #[error("can't start the worker threads: {0}")]
     Threads(io::Error),
@@ -67,6 +70,7 @@ pub struct Bound {
     tcp: Option<SocketAddr>,
     ops: SocketAddr,
     keyrings: Vec<Arc<Keyring>>,
+    tls: Vec<Arc<Tls>>,
     readiness: Arc<Readiness>,
     audit: Recorder,
     stopping: Stopping,
@@ -80,6 +84,17 @@ pub struct Bound {
 /// # Errors
 /// [`StartError`]. A keyring that can't be loaded yet is none: it is tried again, and readiness waits for it.
 pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartError> {
+    let registry = Arc::new(Registry::default());
+    refresh::describe_metrics(&registry);
+    serve::describe_metrics(&registry);
+    let ops_tls = match &settings.ops.tls {
+        Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
+        None => None,
+    };
+    let tcp_tls = match settings.listen.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()) {
+        Some(tls) => Some(Tls::of_applications(tls, &registry, &clock).await?),
+        None => None,
+    };
     let address = settings.ops.listen;
     let ops_failed = |error| StartError::Ops { address, error };
     let ops_listener = OpsServer::bind(address).await.map_err(ops_failed)?;
@@ -88,9 +103,6 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let (socket, tcp) = (listeners.socket().to_owned(), listeners.tcp());
     info!(socket = %socket.display(), tcp = tcp.map(tracing::field::display), %ops, version = env!("CARGO_PKG_VERSION"), "listening");
 
-    let registry = Arc::new(Registry::default());
-    refresh::describe_metrics(&registry);
-    serve::describe_metrics(&registry);
     audit::describe_metrics(&registry);
     let audit = match &settings.audit {
         Some(settings) => Recorder::start(audit::open(settings)?, clock.clone(), &registry).map_err(StartError::Threads)?,
@@ -116,8 +128,13 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
     };
-    let ops_server = OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), audit.clone(), clock.clone(), pending);
-    tokio::spawn(ops_server.run(ops_listener, stopping.ending.clone()));
+    let tls: Vec<_> = [&tcp_tls, &ops_tls].into_iter().flatten().cloned().collect();
+    for tls in &tls {
+        tokio::spawn(Arc::clone(tls).follow(stopping.ending.clone()));
+    }
+    let ops_server =
+        OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), audit.clone(), clock.clone(), pending, tls.clone());
+    tokio::spawn(ops_server.run(ops_listener, ops_tls, stopping.ending.clone()));
     tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
 
     let mut workers = runtime::Builder::new_multi_thread();
@@ -125,7 +142,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         workers.worker_threads(count);
     }
     let workers = workers.thread_name("sidekey-data").enable_all().build().map_err(StartError::Threads)?;
-    let parts = Parts { settings, keyrings: keyrings.clone(), registry, audit: audit.clone(), clock };
+    let parts = Parts { settings, keyrings: keyrings.clone(), registry, audit: audit.clone(), clock, tls: tcp_tls };
     let serving = listeners.serve(parts, stopping.draining.clone(), stopping.ending.clone(), workers.handle());
     tokio::spawn(announce(Arc::clone(&readiness), stopping.clone()));
     Ok(Bound {
@@ -133,6 +150,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         tcp,
         ops,
         keyrings,
+        tls,
         readiness,
         audit,
         stopping,
@@ -197,11 +215,14 @@ impl Bound {
         self.readiness.reached().await;
     }
 
-    /// Refreshes every keyring, and opens the audit log anew.
+    /// Refreshes every keyring, looks at the files of TLS, and opens the audit log anew.
     pub fn refresh(&self) {
         self.audit.reopen();
         for keyring in &self.keyrings {
             keyring.request(Trigger::Signal);
+        }
+        for tls in &self.tls {
+            tls.request_reload();
         }
     }
 
@@ -225,6 +246,7 @@ impl Bound {
             self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");
+        tell_stopping();
         let second = async { while signals.next().await != Signal::Stop {} };
         self.stop(second).await;
     }

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
+use super::ops_client::{Fleet, OpsClient};
 use crate::{
     config::KeyringName,
     crypto::KeyringId,
@@ -18,38 +19,47 @@ use crate::{
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_STATUS: usize = 64 << 20;
 
-/// Asks sidecars, each by the URL of its ops listener, for their use of a version. One that doesn't answer is a report, too.
-pub async fn ask_sidecars(urls: &[Uri], keyring: &KeyringName, id: KeyringId, version: u32) -> Vec<SidecarReport> {
+/// Asks sidecars for their use of a version. One that doesn't answer is a report, too.
+///
+/// # Errors
+/// What is wrong with a file that TLS needs, named.
+pub async fn ask_sidecars(
+    fleet: &Fleet,
+    keyring: &KeyringName,
+    id: KeyringId,
+    version: u32,
+) -> Result<Vec<SidecarReport>, String> {
+    let client = OpsClient::new(fleet)?;
     let mut reports = Vec::new();
-    for url in urls {
-        let answer = match timeout(PATIENCE, status(url)).await {
+    for url in &fleet.urls {
+        let answer = match timeout(PATIENCE, status(&client, url)).await {
             Ok(Ok(status)) => usage(&status, keyring, id, version),
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         };
         reports.push(SidecarReport { sidecar: url.to_string(), answer });
     }
-    reports
+    Ok(reports)
 }
 
-async fn status(url: &Uri) -> Result<Status, String> {
-    let body = get(url, "/status", LONGEST_STATUS).await?;
+async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {
+    let body = get(client, url, "/status", LONGEST_STATUS).await?;
     serde_json::from_slice(&body).map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
 }
 
 /// What an ops listener answers, of which there may be `longest` bytes.
-pub(super) async fn get(url: &Uri, path: &str, longest: usize) -> Result<Bytes, String> {
-    let authority = url.authority().ok_or("the URL has no host; write http://HOST:PORT")?;
-    if url.scheme_str() != Some("http") {
-        return Err("the URL is not http://HOST:PORT".into());
-    }
-    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(9464));
-    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+pub(super) async fn get(client: &OpsClient, url: &Uri, path: &str, longest: usize) -> Result<Bytes, String> {
+    let stream = client.connect(url).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
-    let request =
-        Request::get(path).header(HOST, authority.as_str()).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let request = Request::get(path)
+        .header(HOST, url.authority().map_or("", |authority| authority.as_str()))
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    if response.status() == StatusCode::FORBIDDEN {
+        return Err("it wants a client certificate with a name that it knows: see --sidecar-cert and --sidecar-key".into());
+    }
     if response.status() != StatusCode::OK {
         return Err(format!("{path} answered {}", response.status()));
     }

@@ -5,6 +5,7 @@
 mod backup;
 mod envelope;
 mod evidence;
+mod ops_client;
 mod payload;
 mod probe;
 mod recover;
@@ -28,6 +29,7 @@ use crate::{
 pub use backup::{Backup, Proof};
 pub use envelope::{EnvelopeError, Lock, Opener, Passphrase, recipient, recipients_in};
 pub use evidence::ask_sidecars;
+pub use ops_client::{Fleet, OpsTls};
 pub use probe::{Probe, probe};
 pub use recover::Recovered;
 pub use restore::{Restored, Restoring};

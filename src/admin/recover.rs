@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use hyper::Uri;
 use tokio::time::timeout;
 
 use super::{
     Admin, AdminError, MANIFEST_LIMIT,
     backup::CONCURRENT,
     evidence::{PATIENCE, get},
+    ops_client::{Fleet, OpsClient},
 };
 use crate::{
     backend::StoreError,
@@ -34,14 +34,15 @@ pub struct Recovered {
     pub passed_over: Vec<String>,
 }
 
-/// What every one of `sidecars` has in force.
+/// What every one of `fleet` has in force.
 ///
 /// # Errors
-/// [`Refusal::NotRecoverable`] names those that gave none: each of them may be the one with the newest.
-pub(super) async fn ask_manifests(sidecars: &[Uri], keyring: &KeyringName) -> Result<Vec<Held>, AdminError> {
+/// A file that TLS needs can't be used. [`Refusal::NotRecoverable`] names those that gave none: each of them may be the one with the newest.
+pub(super) async fn ask_manifests(fleet: &Fleet, keyring: &KeyringName) -> Result<Vec<Held>, AdminError> {
+    let client = OpsClient::new(fleet).map_err(AdminError::System)?;
     let path = format!("/manifests/{keyring}");
-    let asked = stream::iter(sidecars).map(async |url| {
-        let answer: Result<Bytes, String> = match timeout(PATIENCE, get(url, &path, MANIFEST_LIMIT)).await {
+    let asked = stream::iter(&fleet.urls).map(async |url| {
+        let answer: Result<Bytes, String> = match timeout(PATIENCE, get(&client, url, &path, MANIFEST_LIMIT)).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         };
@@ -69,14 +70,14 @@ pub(super) async fn ask_manifests(sidecars: &[Uri], keyring: &KeyringName) -> Re
 }
 
 impl Admin {
-    /// Puts the newest authentic manifest that any of `sidecars` has in force into the location, unless that has it, or a newer one.
+    /// Puts the newest authentic manifest that any of `fleet` has in force into the location, unless that has it, or a newer one.
     ///
     /// # Errors
     /// [`AdminError`]: [`Refusal`] for manifests that can't have come of each other, and if none is authentic.
     pub async fn recover(
         &self,
         name: Option<&KeyringName>,
-        sidecars: &[Uri],
+        fleet: &Fleet,
         trusted: &[SignerKey],
     ) -> Result<Recovered, AdminError> {
         let present = match self.read().await {
@@ -88,7 +89,7 @@ impl Admin {
         let name = name.ok_or_else(|| {
             Refusal::NotRecoverable("there is no manifest that tells the keyring's name; give --name NAME".into())
         })?;
-        let mut held = ask_manifests(sidecars, name).await?;
+        let mut held = ask_manifests(fleet, name).await?;
         let location = self.location().to_string();
         held.extend(present.clone().map(|document| Held { place: location.clone(), document }));
         held.sort_by_key(|held| std::cmp::Reverse(held.document.manifest().generation));

@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use hyper::Uri;
-
 use super::{
     Admin, AdminError,
     backup::{for_each, open_content, read_file},
     envelope::Opener,
+    ops_client::Fleet,
     payload::{self, Content},
     recover::{Held, ask_manifests},
 };
@@ -26,8 +25,8 @@ pub struct Restoring<'a> {
     pub opener: &'a Opener,
     /// These wrap every version from now on. None: those that the manifest names, as far as they open.
     pub keks: &'a [KekUri],
-    /// The ops listeners of sidecars that may hold something newer.
-    pub sidecars: &'a [Uri],
+    /// Sidecars that may hold something newer.
+    pub sidecars: &'a Fleet,
     /// Keep a newer manifest, and give its versions the backup's keys.
     pub onto_newer: bool,
 }

@@ -4,6 +4,8 @@
 mod aws;
 #[cfg(feature = "azure")]
 mod azure;
+#[cfg(any(feature = "https-client", feature = "tls"))]
+mod client_tls;
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod fault;
 mod file;
@@ -27,6 +29,8 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use crate::config::{self, KekUri, Location, Malformed};
 
+#[cfg(feature = "tls")]
+pub use client_tls::{Identity, client_config, trusted_roots};
 pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
 pub use store::{Changed, ManifestStore, StoreError, WatchGuard};

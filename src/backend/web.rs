@@ -1,7 +1,5 @@
 //! A thin HTTP client, for rooms whose systems have no client library that is thinner.
 
-use std::{fs, path::PathBuf, sync::Arc};
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -14,23 +12,14 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
-use super::plain_http;
+use super::{client_tls::client_config, plain_http};
+
+pub(super) use super::client_tls::Identity;
 
 /// How often a server may send a request elsewhere.
 const REDIRECTS: usize = 3;
-
-/// Whom to trust, and who we are.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Identity {
-    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
-    pub(super) ca_file: Option<PathBuf>,
-    /// Our certificate chain and its key (PEM).
-    pub(super) client: Option<(PathBuf, PathBuf)>,
-}
 
 /// A client with a pool of connections. Whoever calls sets the time limit.
 pub(super) struct Web {
@@ -66,21 +55,8 @@ impl Web {
     /// # Errors
     /// What is wrong with a file, named.
     pub(super) fn new(identity: &Identity, plain_http: &[String]) -> Result<Self, String> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS: {error}"))?
-            .with_root_certificates(roots(identity)?);
-        let config = match &identity.client {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = certificates(certificate)?;
-                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
-                let pair = || format!("{} and {}", certificate.display(), key.display());
-                builder.with_client_auth_cert(chain, private).map_err(|error| format!("{}: {error}", pair()))?
-            }
-        };
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(client_config(identity)?).https_or_http().enable_http1().build();
         // Idle connections end before the servers' usual limits do.
         let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         Ok(Self { client, plain_http: plain_http.to_vec() })
@@ -145,32 +121,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-fn roots(identity: &Identity) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    match &identity.ca_file {
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;
-            }
-        }
-        None => {
-            // A machine without any still talks to loopback in the clear; TLS then fails with an unknown issuer.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    Ok(roots)
-}
-
-fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
-        Err(error) => Err(format!("{}: {error}", file.display())),
-    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 use std::{io::IsTerminal, path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Args};
-use hyper::Uri;
 use serde::Serialize;
 
 use super::{
     keks::anchored,
-    keyring::{Done, Target, changed},
+    keyring::{Done, Sidecars, Target, changed},
     output::{Failure, Format, print},
     shown,
 };
@@ -66,9 +65,8 @@ pub(super) struct Restore {
     /// must still open.
     #[arg(long, value_name = "URI", value_parser = KekUri::from_str)]
     kek: Vec<KekUri>,
-    /// The ops listener of a sidecar that may hold something newer, such as http://10.1.2.3:9464.
-    #[arg(long, value_name = "URL")]
-    sidecar: Vec<Uri>,
+    #[command(flatten)]
+    sidecars: Box<Sidecars>,
     /// If there is a newer manifest than the backup's, keep it, and give its versions the backup's keys.
     #[arg(long)]
     onto_newer: bool,
@@ -78,9 +76,8 @@ pub(super) struct Restore {
 pub(super) struct Recover {
     #[command(flatten)]
     pub(super) target: Target,
-    /// The ops listener of a live sidecar, such as http://10.1.2.3:9464; name every one.
-    #[arg(long, value_name = "URL", required = true)]
-    sidecar: Vec<Uri>,
+    #[command(flatten)]
+    sidecars: Box<Sidecars>,
     /// The keyring's name, if its manifest is gone.
     #[arg(long, value_parser = KeyringName::from_str)]
     name: Option<KeyringName>,
@@ -244,7 +241,7 @@ impl Restore {
                 file: &self.from,
                 opener: &opener,
                 keks: &keks,
-                sidecars: &self.sidecar,
+                sidecars: &(*self.sidecars).into(),
                 onto_newer: self.onto_newer,
             })
             .await?;
@@ -260,7 +257,8 @@ impl Restore {
 impl Recover {
     pub(super) async fn run(self, format: Format) -> Result<Done, Failure> {
         let admin = self.target.admin()?;
-        let recovered = admin.recover(self.name.as_ref(), &self.sidecar, &self.trusted_signer).await?;
+        let fleet = (*self.sidecars).into();
+        let recovered = admin.recover(self.name.as_ref(), &fleet, &self.trusted_signer).await?;
         for passed in &recovered.passed_over {
             eprintln!("sidekey: passed over, because it is not authentic: {passed}");
         }

@@ -14,10 +14,10 @@ use super::{
     shown,
 };
 use crate::{
-    admin::{Admin, Signing, Takeover, ask_sidecars},
+    admin::{Admin, Fleet, OpsTls, Signing, Takeover, ask_sidecars},
     backend::{self, Backends},
     clock::Clock,
-    config::{self, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
+    config::{self, CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
     crypto::{KeyringId, SigningKey},
     keyring::{
         self, Activation, BackupRecord, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign,
@@ -181,12 +181,39 @@ pub(super) struct Change {
 pub(super) struct Disable {
     #[command(flatten)]
     change: Change,
-    /// The ops listener of a live sidecar, such as http://10.1.2.3:9464; name every one.
-    #[arg(long, value_name = "URL")]
-    sidecar: Vec<Uri>,
+    #[command(flatten)]
+    sidecars: Box<Sidecars>,
     /// Decide without evidence.
     #[arg(long = "override", value_name = "REASON")]
     override_reason: Option<String>,
+}
+
+/// Sidecars, and how they are reached.
+#[derive(Debug, Args)]
+pub(super) struct Sidecars {
+    /// The ops listener of a live sidecar, such as http://10.1.2.3:9464 or https://10.1.2.3:9464; name every one.
+    #[arg(long, value_name = "URL")]
+    sidecar: Vec<Uri>,
+    /// Certificates (PEM) of the authorities that sidecars' certificates come from, instead of the system's.
+    #[arg(long, value_name = "FILE", requires = "sidecar")]
+    sidecar_ca: Option<PathBuf>,
+    /// Our certificate chain (PEM), for sidecars that ask for one.
+    #[arg(long, value_name = "FILE", requires_all = ["sidecar", "sidecar_key"])]
+    sidecar_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "sidecar_cert")]
+    sidecar_key: Option<PathBuf>,
+    /// The name that every sidecar's certificate has, instead of the URL's host: a DNS name, a URI such as a SPIFFE id, or the
+    /// beginning of URIs with `/*` behind it.
+    #[arg(long, value_name = "NAME", requires = "sidecar", value_parser = CertificateName::from_str)]
+    sidecar_name: Option<CertificateName>,
+}
+
+impl From<Sidecars> for Fleet {
+    fn from(arguments: Sidecars) -> Self {
+        let Sidecars { sidecar, sidecar_ca, sidecar_cert, sidecar_key, sidecar_name } = arguments;
+        Self { urls: sidecar, tls: OpsTls { ca_file: sidecar_ca, client: sidecar_cert.zip(sidecar_key), name: sidecar_name } }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -403,7 +430,8 @@ impl Disable {
             None => {
                 let current = admin.read().await?;
                 let manifest = current.manifest();
-                let reports = ask_sidecars(&self.sidecar, &manifest.name, manifest.id, version).await;
+                let reports = ask_sidecars(&(*self.sidecars).into(), &manifest.name, manifest.id, version).await;
+                let reports = reports.map_err(Failure::failed)?;
                 // A change in between shows as sidecars that serve another generation.
                 let evidence = Evidence::Fleet(reports);
                 admin.change(None, |current, now| keyring::disable(current, version, &evidence, now)).await?

@@ -10,6 +10,7 @@ mod keks;
 mod keyring;
 mod lines;
 mod output;
+mod pages;
 mod scan;
 mod sidecar;
 mod transfer;
@@ -59,6 +60,12 @@ enum Command {
     Status(client::Connection),
     /// Tell of changes of keyrings as they happen.
     Watch(watch::Watch),
+    /// Print a shell's completion script.
+    #[command(hide = true)]
+    Completions(pages::Completions),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(pages::Man),
 }
 
 /// Does what the arguments say. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by an invariant.
@@ -77,6 +84,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Audit(command) => command.run(output),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
         Command::Watch(arguments) => on_one_thread(arguments.run(output)),
+        Command::Completions(arguments) => arguments.run(),
+        Command::Man(arguments) => arguments.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

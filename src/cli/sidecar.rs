@@ -14,7 +14,7 @@ use crate::{
     app,
     clock::Clock,
     config::{self, KeyringName, LoadError, Settings},
-    lifecycle::Signals,
+    lifecycle::{Signals, tell_started},
     telemetry,
 };
 
@@ -117,6 +117,7 @@ pub(super) fn serve(settings: &Settings, started: impl AsyncFnOnce(&app::Bound) 
         // Before anything else, so that no signal ends the process the hard way.
         let signals = Signals::listen().map_err(|error| Failure::failed(format!("can't listen to signals: {error}")))?;
         let bound = app::build(settings, Clock::system()).await?;
+        tell_started();
         started(&bound).await?;
         bound.run(signals).await;
         Ok(())

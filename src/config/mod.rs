@@ -6,6 +6,7 @@ mod names;
 mod parse;
 mod reader;
 mod settings;
+mod tls;
 mod uris;
 
 pub use audit::{Audit, AuditSink};
@@ -15,6 +16,7 @@ pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{
     Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings, Tcp, Timeouts,
 };
+pub use tls::{CertificateName, Tls, TlsClients, TlsVersion};
 #[cfg(feature = "vault")]
 pub(crate) use uris::is_path_segment;
 pub use uris::{KekPattern, KekScope, KekUri, Location};

@@ -17,6 +17,7 @@ use super::{
     audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
+    tls::tls,
 };
 
 /// Why there are no settings.
@@ -112,7 +113,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
         has_tcp = section.has("tcp");
         listen(section, folder)
     });
-    let ops = root.section("ops", ops);
+    let ops = root.section("ops", |section| ops(section, folder));
     let limits = root.section("limits", limits);
     let timeouts = root.section("timeouts", timeouts);
     let log = root.section("log", log);
@@ -199,14 +200,18 @@ fn name<'t>(value: &Value<'t>) -> Read<&'t str> {
 }
 
 fn tcp(section: &Section<'_>, folder: &Path) -> Read<Option<Tcp>> {
+    let tls = tls(section, folder);
     match (section.optional("tcp"), section.optional("token_file")) {
-        (None, None) => Ok(None),
+        (None, None) => match tls? {
+            None => Ok(None),
+            Some(_) => Err(section.absence("tcp", "is required with listen.tls, which is for TCP alone")),
+        },
         (None, Some(token_file)) => Err(token_file.absence("has no use without listen.tcp")),
         (Some(address), token_file) => {
             let address = loopback(&address);
             let missing = || section.absence("token_file", "is required with listen.tcp");
             let token_file = token_file.ok_or_else(missing).and_then(|value| path(&value, folder));
-            Ok(Some(Tcp { address: address?, token_file: token_file? }))
+            Ok(Some(Tcp { address: address?, token_file: token_file?, tls: tls? }))
         }
     }
 }
@@ -223,9 +228,10 @@ fn address(value: &Value<'_>) -> Read<SocketAddr> {
     text.parse().map_err(|_| value.problem("write an IP address and a port such as \"127.0.0.1:8200\""))
 }
 
-fn ops(section: &Section<'_>) -> Read<Ops> {
+fn ops(section: &Section<'_>, folder: &Path) -> Read<Ops> {
     let listen = section.or("listen", SocketAddr::from(([127, 0, 0, 1], 9464)), address);
-    Ok(Ops { listen: listen? })
+    let tls = tls(section, folder);
+    Ok(Ops { listen: listen?, tls: tls? })
 }
 
 const KIB: usize = 1 << 10;

@@ -315,7 +315,8 @@ impl<'t> Value<'t> {
         all(self.items(array).map(read))
     }
 
-    fn section<T>(&self, read: impl FnOnce(&Section<'t>) -> Read<T>) -> Read<T> {
+    /// Reads a table as [`Section::section`] does.
+    pub(super) fn section<T>(&self, read: impl FnOnce(&Section<'t>) -> Read<T>) -> Read<T> {
         let table = self.value.as_table().ok_or_else(|| self.unexpected("a table"))?;
         Section::new(self.notes, Some(table), self.path.clone(), self.at).read(read)
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Audit, Backends, KekScope, KeyringName, Location, SignerKey, Wave};
+use super::{Audit, Backends, KekScope, KeyringName, Location, SignerKey, Tls, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -55,6 +55,8 @@ pub struct Tcp {
     pub address: SocketAddr,
     /// The file that holds the bearer token (RFC 6750).
     pub token_file: PathBuf,
+    /// Its certificate; in the clear if none.
+    pub tls: Option<Tls>,
 }
 
 /// Where operators connect.
@@ -62,6 +64,8 @@ pub struct Tcp {
 pub struct Ops {
     /// The address of `/livez`, `/readyz`, `/metrics`, `/status` and `/manifests/{keyring}`.
     pub listen: SocketAddr,
+    /// Its certificate; in the clear if none.
+    pub tls: Option<Tls>,
 }
 
 /// What one caller may cost. Sizes in bytes.

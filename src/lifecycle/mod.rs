@@ -2,11 +2,13 @@
 
 mod readiness;
 mod signals;
+mod supervisor;
 
 use tokio_util::sync::CancellationToken;
 
 pub use readiness::Readiness;
 pub use signals::{Signal, Signals};
+pub use supervisor::{tell_started, tell_stopping};
 
 /// The two stages of stopping.
 #[derive(Debug, Clone, Default)]

@@ -28,7 +28,7 @@ use tokio::{
 
 use super::{
     activity::Activity,
-    connection::Stream,
+    connection::Arrival,
     problem::{Code, Problem},
 };
 
@@ -107,7 +107,7 @@ impl Admission {
     }
 
     /// Answers the first request of a connection that is one too many.
-    pub(super) async fn refuse(&self, stream: impl Stream) {
+    pub(super) async fn refuse(&self, arrival: impl Arrival) {
         let Ok(_permit) = self.refusals.try_acquire() else { return };
         let answer = service_fn(|_: Request<Incoming>| async {
             let problem = Problem::new(
@@ -118,8 +118,11 @@ impl Admission {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             Ok::<_, Infallible>(response)
         });
-        let connection = http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer);
-        // However it ends, it was refused.
+        let connection = async {
+            let Some((stream, _)) = arrival.establish().await else { return };
+            // However it ends, it was refused.
+            let _ = http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer).await;
+        };
         let _ = timeout(REFUSAL_TIME, connection).await;
     }
 }

@@ -1,6 +1,6 @@
 //! Connections: accepting them, and serving each within its limits.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,10 +19,13 @@ use tracing::{debug, warn};
 use super::{
     activity::{Activity, Watched},
     admission::{Admission, Place},
+    identity::Identity,
     meters::ConnectionMeters,
     reply::{Delivery, Reply},
     service::Source,
+    tls::Tls,
     token::Token,
+    transport::{self, Accepted, Transport},
 };
 use crate::{
     config::{Limits, Timeouts},
@@ -49,16 +52,24 @@ pub(super) trait Handler: Send + Sync + 'static {
 
 /// A listener.
 pub(super) trait Side: Sync {
-    type Stream: Stream;
-    type Source;
+    type Arrival: Arrival;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, Self::Source)>;
+    async fn accept(&self) -> io::Result<Self::Arrival>;
+}
+
+/// A connection as it was accepted, before its first request.
+pub(super) trait Arrival: Send + 'static {
+    type Stream: Stream;
+    type Source: Send;
+
+    /// Does what comes before a request, such as a TLS handshake; none if that came to nothing. The peer sets the pace, so this
+    /// runs in the connection's own task, and whoever waits for it limits its time.
+    fn establish(self) -> impl Future<Output = Option<(Self::Stream, Self::Source)>> + Send;
 }
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl Stream for UnixStream {}
-impl Stream for TcpStream {}
 
 /// Accepts the connections of one listener and serves them.
 pub(super) struct Acceptor<H> {
@@ -94,14 +105,14 @@ impl<H: Handler> Acceptor<H> {
     }
 
     /// Accepts until draining begins.
-    pub(super) async fn accept_all(self: &Arc<Self>, side: &impl Side<Source = H::Source>) {
+    pub(super) async fn accept_all<A: Arrival<Source = H::Source>>(self: &Arc<Self>, side: &impl Side<Arrival = A>) {
         loop {
             let accepted = tokio::select! {
                 accepted = side.accept() => accepted,
                 () = self.draining.cancelled() => return,
             };
             match accepted {
-                Ok((stream, source)) => self.admit(stream, source),
+                Ok(arrival) => self.admit(arrival),
                 Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection was over before it was accepted"),
                 Err(error) => {
                     warn!(%error, "can't accept connections; trying again");
@@ -117,22 +128,36 @@ impl<H: Handler> Acceptor<H> {
         self.tasks.wait().await;
     }
 
-    fn admit(self: &Arc<Self>, stream: impl Stream, source: H::Source) {
+    fn admit(self: &Arc<Self>, arrival: impl Arrival<Source = H::Source>) {
         let place = self.admission.place();
         if place.as_ref().is_none_or(Place::is_taken_over) {
             self.meters.refused.increment(1);
         }
         let acceptor = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some(place) = place else { return acceptor.admission.refuse(stream).await };
+            let Some(place) = place else { return acceptor.admission.refuse(arrival).await };
             if let Some(place) = place.vacated().await {
-                acceptor.serve(stream, source, place).await;
+                acceptor.meters.open.increment(1);
+                if let Some((stream, source)) = acceptor.establish(arrival, &place.activity).await {
+                    acceptor.serve(stream, source, place).await;
+                }
+                acceptor.meters.open.decrement(1);
             }
         });
     }
 
+    /// Nobody was let in yet, so the connection has as long as for a request's head, and goes when its place is needed.
+    async fn establish<A: Arrival>(&self, arrival: A, activity: &Activity) -> Option<(A::Stream, A::Source)> {
+        tokio::select! {
+            biased;
+            established = arrival.establish() => established,
+            // There is no answer yet that anybody could be slow to take.
+            () = activity.outlived(&self.timeouts, || false) => None,
+            () = self.draining.cancelled() => None,
+        }
+    }
+
     async fn serve(&self, stream: impl Stream, source: H::Source, place: Place) {
-        self.meters.open.increment(1);
         let activity = &place.activity;
         let peer = Arc::new((Arc::clone(&self.handler), source, Arc::clone(activity)));
         let service = service_fn(move |request: Request<Incoming>| {
@@ -165,7 +190,6 @@ impl<H: Handler> Acceptor<H> {
                 },
             }
         }
-        self.meters.open.decrement(1);
     }
 
     /// What ends a connection from our side. The collection polls only what was woken, so a request pays for none of it.
@@ -226,44 +250,70 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 pub(super) struct UnixSide(pub(super) UnixListener);
 
 impl Side for UnixSide {
-    type Stream = UnixStream;
-    type Source = Source;
+    type Arrival = (UnixStream, Source);
 
-    async fn accept(&self) -> io::Result<(UnixStream, Source)> {
+    async fn accept(&self) -> io::Result<Self::Arrival> {
         let (stream, _) = self.0.accept().await?;
         let peer = stream.peer_cred()?;
         let caller = Caller::Process { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
-        Ok((stream, Source { caller, token: None }))
+        Ok((stream, Source { caller, token: None, identity: Identity::NotAsked }))
+    }
+}
+
+impl Arrival for (UnixStream, Source) {
+    type Stream = UnixStream;
+    type Source = Source;
+
+    async fn establish(self) -> Option<Self> {
+        Some(self)
     }
 }
 
 /// The applications' loopback TCP listener: every request shows the token.
 pub(super) struct TokenSide {
     pub(super) listener: TcpListener,
+    pub(super) tls: Option<Arc<Tls>>,
     pub(super) token: Arc<Token>,
 }
 
 impl Side for TokenSide {
-    type Stream = TcpStream;
+    type Arrival = (Accepted, Arc<Token>);
+
+    async fn accept(&self) -> io::Result<Self::Arrival> {
+        Ok((transport::accept(&self.listener, self.tls.as_ref()).await?, Arc::clone(&self.token)))
+    }
+}
+
+impl Arrival for (Accepted, Arc<Token>) {
+    type Stream = Transport;
     type Source = Source;
 
-    async fn accept(&self) -> io::Result<(TcpStream, Source)> {
-        let (stream, _) = self.listener.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok((stream, Source { caller: Caller::TokenHolder, token: Some(Arc::clone(&self.token)) }))
+    async fn establish(self) -> Option<(Transport, Source)> {
+        let (accepted, token) = self;
+        let (stream, identity) = accepted.shake_hands().await?;
+        Some((stream, Source { caller: Caller::TokenHolder, token: Some(token), identity }))
     }
 }
 
 /// The operators' listener.
-pub(super) struct OpsSide(pub(super) TcpListener);
+pub(super) struct OpsSide {
+    pub(super) listener: TcpListener,
+    pub(super) tls: Option<Arc<Tls>>,
+}
 
 impl Side for OpsSide {
-    type Stream = TcpStream;
-    type Source = SocketAddr;
+    type Arrival = Accepted;
 
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, address) = self.0.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok((stream, address))
+    async fn accept(&self) -> io::Result<Accepted> {
+        transport::accept(&self.listener, self.tls.as_ref()).await
+    }
+}
+
+impl Arrival for Accepted {
+    type Stream = Transport;
+    type Source = Identity;
+
+    async fn establish(self) -> Option<(Transport, Identity)> {
+        self.shake_hands().await
     }
 }

@@ -29,7 +29,7 @@ const REFUSED: &str = "sidekey_connections_refused_total";
 const ABANDONED: &str = "abandoned";
 
 /// Describes the metrics of the applications' listeners.
-pub fn describe_metrics(registry: &Registry) {
+pub(super) fn describe_metrics(registry: &Registry) {
     registry.describe_counter(
         REQUESTS,
         "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",

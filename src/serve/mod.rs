@@ -9,6 +9,7 @@ mod description;
 mod events;
 mod flow;
 mod frames;
+mod identity;
 mod json;
 mod listener;
 mod meters;
@@ -20,7 +21,13 @@ mod reply;
 mod service;
 mod session;
 mod status;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod token;
+mod transport;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -45,15 +52,23 @@ use self::{
 };
 use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
 
+#[cfg(feature = "tls")]
+pub use self::tls::CertificateNames;
 pub use self::{
     frames::{Frame, Frames},
     listener::ListenError,
-    meters::describe_metrics,
     ops::OpsServer,
     problem::{Code, Problem},
-    status::{KeyringStatus, Status, VersionStatus},
+    status::{KeyringStatus, Status, TlsStatus, VersionStatus},
+    tls::{Tls, TlsError},
     token::TokenError,
 };
+
+/// Describes the metrics of all listeners.
+pub fn describe_metrics(registry: &Registry) {
+    meters::describe_metrics(registry);
+    tls::describe_metrics(registry);
+}
 
 /// Standard base64 as it is written: with padding (RFC 4648 §4).
 const STANDARD: GeneralPurpose = base64::engine::general_purpose::STANDARD;
@@ -106,7 +121,7 @@ impl Listeners {
     /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
     /// The handle resolves when the last connection is over.
     pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
-        let (settings, registry) = (parts.settings, Arc::clone(&parts.registry));
+        let (settings, registry, tls) = (parts.settings, Arc::clone(&parts.registry), parts.tls.clone());
         let events = Events::new(parts.keyrings.clone(), parts.clock.clone());
         events.watch(&ending);
         let service = Arc::new(Service::new(parts, events, draining.clone()));
@@ -127,7 +142,7 @@ impl Listeners {
             let on_tcp = async {
                 let (acceptor, (listener, token)) = tcp?;
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => acceptor.accept_all(&TokenSide { listener, token: Arc::new(token) }).await,
+                    Ok(listener) => acceptor.accept_all(&TokenSide { listener, tls, token: Arc::new(token) }).await,
                     Err(error) => error!(%error, "the TCP listener can't be served"),
                 }
                 Some(acceptor)
@@ -155,4 +170,6 @@ pub struct Parts<'s> {
     pub audit: Recorder,
     /// The time.
     pub clock: Clock,
+    /// TLS of the TCP listener.
+    pub tls: Option<Arc<Tls>>,
 }

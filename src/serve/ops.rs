@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connection::{Acceptor, Handler, OpsSide},
+    identity::Identity,
     meters::ConnectionMeters,
     problem::{Code, Problem},
     reply::Reply,
     status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, Status},
+    tls::Tls,
 };
 use crate::{
     audit::Recorder,
@@ -53,6 +55,7 @@ pub struct OpsServer {
     clock: Clock,
     started_at: Timestamp,
     pending: Pending,
+    tls: Vec<Arc<Tls>>,
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +70,7 @@ enum Route {
 type Answer = Response<Bytes>;
 
 impl OpsServer {
-    /// A server that isn't listening yet.
+    /// A server that isn't listening yet. `tls` is that of every listener of this process, for `/status`.
     pub fn new(
         keyrings: Vec<Arc<Keyring>>,
         keks: Arc<Keks>,
@@ -75,6 +78,7 @@ impl OpsServer {
         audit: Recorder,
         clock: Clock,
         pending: Pending,
+        tls: Vec<Arc<Tls>>,
     ) -> Arc<Self> {
         let mut router = Router::new();
         let routes = [
@@ -96,7 +100,7 @@ impl OpsServer {
         let started_at = clock.now();
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
-        Arc::new(Self { router, keyrings, keks, registry, audit, clock, started_at, pending })
+        Arc::new(Self { router, keyrings, keks, registry, audit, clock, started_at, pending, tls })
     }
 
     /// Binds the listener.
@@ -107,22 +111,26 @@ impl OpsServer {
         TcpListener::bind(address).await
     }
 
-    /// Answers until `ending` is cancelled.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, ending: CancellationToken) {
+    /// Answers until `ending` is cancelled, over TLS if the listener has it.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, tls: Option<Arc<Tls>>, ending: CancellationToken) {
         let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
         let timeouts = Timeouts { header: HEADER_TIMEOUT, ..Timeouts::default() };
         let meters = ConnectionMeters::new(&self.registry, "ops");
         let acceptor = Acceptor::new(self, &limits, &timeouts, meters, ending.clone(), ending);
-        acceptor.accept_all(&OpsSide(listener)).await;
+        acceptor.accept_all(&OpsSide { listener, tls }).await;
     }
 
-    fn route(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    fn route(&self, identity: Identity, request: &Request<Incoming>) -> Result<Answer, Problem> {
         let found = self
             .router
             .at(request.uri().path())
             .map_err(|_| Problem::new(Code::NotFound, "here are /livez, /readyz, /metrics, /status and /manifests/{keyring}"))?;
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return Err(Problem::method_not_allowed("GET, HEAD"));
+        }
+        // A kubelet that probes has no certificate to show.
+        if !matches!(found.value, Route::Live | Route::Ready) {
+            identity.demand()?;
         }
         match found.value {
             Route::Live => Ok(answer(StatusCode::OK, TEXT, "ok\n")),
@@ -167,6 +175,7 @@ impl OpsServer {
             ready: pending.is_empty(),
             pending,
             key_memory: KeyMemory::now(),
+            tls: self.tls.iter().map(|tls| tls.status()).collect(),
             audit: self.audit.standing().map(AuditStatus::from),
             keks: self.keks.health().into_iter().map(KekStatus::from).collect(),
             keyrings: self.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
@@ -185,10 +194,10 @@ impl OpsServer {
 }
 
 impl Handler for OpsServer {
-    type Source = SocketAddr;
+    type Source = Identity;
 
-    async fn answer(&self, _: &SocketAddr, request: Request<Incoming>) -> Response<Reply> {
-        self.route(&request).unwrap_or_else(Problem::into_response).map(Reply::from)
+    async fn answer(&self, identity: &Identity, request: Request<Incoming>) -> Response<Reply> {
+        self.route(*identity, &request).unwrap_or_else(Problem::into_response).map(Reply::from)
     }
 }
 

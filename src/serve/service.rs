@@ -20,6 +20,7 @@ use super::{
     connection::Handler,
     description::Description,
     events::{self, Events, Listener},
+    identity::Identity,
     json,
     meters::{Account, OperationMeters, unrouted},
     octets,
@@ -64,6 +65,7 @@ pub(super) struct Service {
 pub(super) struct Source {
     pub(super) caller: Caller,
     pub(super) token: Option<Arc<Token>>,
+    pub(super) identity: Identity,
 }
 
 #[derive(Clone, Copy)]
@@ -102,7 +104,7 @@ type Answer = Response<Reply>;
 
 impl Service {
     pub(super) fn new(parts: Parts<'_>, events: Arc<Events>, draining: CancellationToken) -> Self {
-        let Parts { settings, keyrings, registry, audit, clock } = parts;
+        let Parts { settings, keyrings, registry, audit, clock, tls: _ } = parts;
         let serve = |keyring: Arc<Keyring>| {
             let meters = Operation::ALL.map(|operation| Arc::new(OperationMeters::new(&registry, keyring.name(), operation)));
             (keyring.name().to_string(), Served { keyring, meters })
@@ -123,6 +125,7 @@ impl Service {
 
     async fn route(&self, source: &Source, request: Request<Incoming>, start: Instant) -> Result<Answer, Problem> {
         self.check_head(&request)?;
+        source.identity.demand()?;
         if let Some(token) = &source.token {
             token.verify(request.headers())?;
         }

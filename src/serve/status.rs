@@ -27,6 +27,9 @@ pub struct Status {
     /// The audit log, if there is one.
     #[serde(default)]
     pub audit: Option<AuditStatus>,
+    /// The certificates of its listeners that have TLS.
+    #[serde(default)]
+    pub tls: Vec<TlsStatus>,
     /// The KEKs that it has asked.
     pub keks: Vec<KekStatus>,
     /// Its keyrings.
@@ -73,6 +76,21 @@ pub struct KeyMemory {
     pub unlocked_bytes: usize,
     /// The process's limit; none is unlimited.
     pub limit_bytes: Option<u64>,
+}
+
+/// A listener's TLS.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// `tcp` or `ops`, as in metrics.
+    pub listener: String,
+    /// The certificate's file.
+    pub certificate: String,
+    /// When the certificate in force expires.
+    pub expires_at: Timestamp,
+    /// When it came into force here.
+    pub loaded_at: Timestamp,
+    /// Why what is in the files now isn't in force.
+    pub last_error: Option<RefreshError>,
 }
 
 /// How a KEK has been answering a sidecar.

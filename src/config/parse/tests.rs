@@ -1,6 +1,8 @@
 use proptest::{collection, prelude::*, sample};
 
 use super::*;
+#[cfg(feature = "tls")]
+use crate::config::TlsVersion;
 use crate::config::{AzureLogin, Backends, VaultLogin};
 
 const FILE: &str = "/etc/sidekey/sidekey.toml";
@@ -249,7 +251,7 @@ fn an_empty_file_is_told_what_it_needs() {
 #[test]
 fn an_unknown_key_is_answered_with_the_nearest_or_with_the_known_ones() {
     assert_eq!(problems_with("[refersh]"), "c.toml:3: refersh: unknown key; did you mean `refresh`?");
-    assert_eq!(problems_with("[ops]\n'a\tb' = 1"), "c.toml:4: ops.\"a\\tb\": unknown key; known here: listen");
+    assert_eq!(problems_with("[ops]\n'a\tb' = 1"), "c.toml:4: ops.\"a\\tb\": unknown key; known here: listen, tls");
 }
 
 #[test]
@@ -480,4 +482,66 @@ fn a_login_is_told_what_its_method_needs() {
     assert!(login("'userpass'").contains("expected \"token-file\" or \"approle\""));
     let pair = "c.toml:3: vault: client_certificate and client_key go together";
     assert_eq!(problems_with("[vault]\nclient_key = 'k'"), pair);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_has_a_certificate_and_a_key_and_may_ask_for_names() {
+    let s = parsed(&format!(
+        "{MINIMAL}
+        listen.tcp = \"127.0.0.1:0\"
+        listen.token_file = \"token\"
+        listen.tls = {{ certificate = \"tls/tls.crt\", key = \"/run/tls.key\" }}
+        [ops.tls]
+        certificate = \"tls.crt\"
+        key = \"tls.key\"
+        client_ca = \"ca.crt\"
+        client_names = [\"Ops.example.com\", \"spiffe://example.org/ns/*\"]
+        min_version = \"1.2\""
+    ));
+    let tcp = s.listen.tcp.and_then(|tcp| tcp.tls).expect("tls");
+    assert_eq!(
+        (tcp.certificate.as_path(), tcp.key.as_path()),
+        (Path::new("/etc/sidekey/tls/tls.crt"), Path::new("/run/tls.key"))
+    );
+    assert!(tcp.clients.is_none() && tcp.min_version == TlsVersion::V1_3);
+    let ops = s.ops.tls.expect("tls");
+    let clients = ops.clients.expect("clients");
+    assert_eq!(clients.ca, Path::new("/etc/sidekey/ca.crt"));
+    let names: Vec<_> = clients.names.iter().map(ToString::to_string).collect();
+    assert_eq!((names, ops.min_version), (vec!["ops.example.com".into(), "spiffe://example.org/ns/*".into()], TlsVersion::V1_2));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn all_that_is_wrong_with_tls_is_said_at_once() {
+    let found = problems_with(
+        "listen.tls = { certificate = 1, key = \"\" }
+        [ops.tls]
+        certificat = \"tls.crt\"
+        client_names = [\"*\"]
+        min_version = \"1.1\"",
+    );
+    for expected in [
+        "listen.tls.certificate: expected a string, found an integer",
+        "listen.tls.key: must not be empty",
+        "ops.tls.certificate: is required",
+        "ops.tls.key: is required",
+        "ops.tls.certificat: unknown key; did you mean `certificate`?",
+        "ops.tls.client_names[0]: write a DNS name",
+        "ops.tls.min_version: expected \"1.2\" or \"1.3\", found \"1.1\"",
+    ] {
+        assert!(found.contains(expected), "{expected} is not in\n{found}");
+    }
+    let found = problems_with("listen.tls = { certificate = \"c\", key = \"k\", client_names = [\"a\"] }");
+    assert!(found.contains("listen.tls.client_names: has no use without client_ca"), "{found}");
+    let found = problems_with("listen.tls = { certificate = \"c\", key = \"k\" }");
+    assert!(found.contains("listen.tcp: is required with listen.tls"), "{found}");
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_so() {
+    let found = problems_with("ops.tls = { certificate = \"c\", key = \"k\" }");
+    assert!(found.contains("ops.tls: this build has no TLS"), "{found}");
 }

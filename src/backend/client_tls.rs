@@ -1,0 +1,70 @@
+//! TLS towards servers: whom to trust, and who we are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+/// Whom to trust, and who we are.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate chain and its key (PEM).
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// TLS as a client. Files are read now.
+///
+/// # Errors
+/// What is wrong with a file, named.
+pub fn client_config(identity: &Identity) -> Result<ClientConfig, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS: {error}"))?
+        .with_root_certificates(trusted_roots(identity)?);
+    match &identity.client {
+        None => Ok(builder.with_no_client_auth()),
+        Some((certificate, key)) => {
+            let chain = certificates(certificate)?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
+            let pair = || format!("{} and {}", certificate.display(), key.display());
+            builder.with_client_auth_cert(chain, private).map_err(|error| format!("{}: {error}", pair()))
+        }
+    }
+}
+
+/// The authorities to trust. The file is read now.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn trusted_roots(identity: &Identity) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    match &identity.ca_file {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;
+            }
+        }
+        None => {
+            // A machine without any still talks to loopback in the clear; TLS then fails with an unknown issuer.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+    }
+}
