@@ -64,6 +64,13 @@ impl WebStore {
                 let tag = answer.headers.get(ETAG).cloned();
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) = tag.map(|tag| (tag, bytes.clone()));
                 Ok(bytes)
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                let reason = format!(
+                    "the server answered {}; it must let this client read it, by its certificate (`web.client_certificate`) or address",
+                    answer.status
+                );
+                Err(StoreError::Denied { location: self.location.clone(), reason })
+            }
             }
             (StatusCode::NOT_MODIFIED, Some((_, bytes))) => Ok(bytes),
             (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Err(StoreError::Missing(self.location.clone())),

@@ -47,6 +47,14 @@ pub enum StoreError {
     /// The system beneath failed.
     #[error("{location}: {reason}")]
     Failed {
+    /// We may not: no login, or no right.
+    #[error("{location}: {reason}")]
+    Denied {
+        /// Where.
+        location: Location,
+        /// What is missing.
+        reason: String,
+    },
         /// Where.
         location: Location,
         /// What it said.
@@ -63,4 +71,5 @@ impl StoreError {
             Self::Conflict(_) | Self::Failed { .. } => "source_unavailable",
         }
     }
+            Self::Denied { .. } => "source_denied",
 }

@@ -36,6 +36,10 @@ impl FileStore {
     fn failed(&self, what: &str, error: &io::Error) -> StoreError {
         match error.kind() {
             ErrorKind::NotFound => StoreError::Missing(self.location()),
+            ErrorKind::PermissionDenied => {
+                let reason = format!("{what}: {error}; let this user in, by owner, group or mode of the file and its folders");
+                StoreError::Denied { location: self.location(), reason }
+            }
             _ => StoreError::Failed { location: self.location(), reason: format!("{what}: {error}") },
         }
     }
