@@ -7,6 +7,7 @@ mod azure;
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod fault;
 mod file;
+mod heard;
 #[cfg(feature = "https")]
 mod https;
 mod kek;
@@ -31,6 +32,7 @@ pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
 pub use store::{Changed, ManifestStore, StoreError, WatchGuard};
 
+pub(crate) use heard::{Late, within};
 pub(crate) use lane::aside;
 
 /// A future that a backend gives.

@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
-    backend::{Backends, Kek, KekError, KekFault},
+    backend::{self, Backends, Kek, KekError, KekFault, Late},
     clock::Clock,
     config::{self, KekScope, KekUri},
     crypto::{Dek, KeyringId, WrapContext},
@@ -218,11 +218,7 @@ impl Keks {
         answer: impl Future<Output = Result<T, KekError>>,
     ) -> Result<T, KekError> {
         let begun = Instant::now();
-        let late = || {
-            let message = format!("{}: no answer within {:?} (`refresh.kek_timeout`)", entry.uri, self.time_limit);
-            KekError::new(KekFault::Unavailable, message)
-        };
-        let result = timeout(self.time_limit, answer).await.unwrap_or_else(|_| Err(late()));
+        let result = backend::within(self.time_limit, answer).await.unwrap_or_else(|late| Err(self.gave_up(entry, late)));
         let took = begun.elapsed();
         entry.duration.record(took);
         match (&result, operation) {
@@ -250,6 +246,16 @@ impl Keks {
             last_success: self.registry.gauge(LAST_SUCCESS, &labels),
             circuit_open: self.registry.gauge(CIRCUIT_OPEN, &labels),
         });
+    fn gave_up(&self, entry: &Entry, late: Late) -> KekError {
+        let (uri, limit) = (&entry.uri, self.time_limit);
+        match late.heard {
+            None => KekError::new(KekFault::Unavailable, format!("{uri}: no answer within {limit:?} (`refresh.kek_timeout`)")),
+            Some((fault, said)) => {
+                KekError::new(fault, format!("{uri}: {said}; tried until {limit:?} were over (`refresh.kek_timeout`)"))
+            }
+        }
+    }
+
         entries.insert(uri.clone(), Arc::clone(&entry));
         entry
     }
