@@ -1,40 +1,31 @@
 //! A thin HTTP client, for rooms whose systems have no client library that is thinner.
 
-use std::{fs, path::PathBuf, sync::Arc};
+mod identity;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
+use http_body_util::Full;
 use hyper::{
     Request, StatusCode, Uri,
     header::{HeaderMap, LOCATION},
     http::uri::Scheme,
 };
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use zeroize::Zeroizing;
 
+pub(super) use self::identity::Identity;
+use self::identity::Standing;
 use super::plain_http;
 
 /// How often a server may send a request elsewhere.
 const REDIRECTS: usize = 3;
 
-/// Whom to trust, and who we are.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Identity {
-    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
-    pub(super) ca_file: Option<PathBuf>,
-    /// Our certificate chain and its key (PEM).
-    pub(super) client: Option<(PathBuf, PathBuf)>,
-}
+type Pool = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A client with a pool of connections. Whoever calls sets the time limit.
 pub(super) struct Web {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    standing: Standing,
     plain_http: Vec<String>,
 }
 
@@ -52,6 +43,9 @@ pub(super) enum WebError {
     /// The URL, or where it leads, is not to be talked to.
     #[error("{0}")]
     NotAllowed(String),
+    /// A file that says whom to trust or who we are is missing or wrong.
+    #[error("{0}")]
+    Identity(String),
     /// Nobody answers.
     #[error("{0}")]
     Unreachable(String),
@@ -61,29 +55,9 @@ pub(super) enum WebError {
 }
 
 impl Web {
-    /// A client. Files are read now.
-    ///
-    /// # Errors
-    /// What is wrong with a file, named.
-    pub(super) fn new(identity: &Identity, plain_http: &[String]) -> Result<Self, String> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS: {error}"))?
-            .with_root_certificates(roots(identity)?);
-        let config = match &identity.client {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = certificates(certificate)?;
-                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
-                let pair = || format!("{} and {}", certificate.display(), key.display());
-                builder.with_client_auth_cert(chain, private).map_err(|error| format!("{}: {error}", pair()))?
-            }
-        };
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
-        // Idle connections end before the servers' usual limits do.
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { client, plain_http: plain_http.to_vec() })
+    /// A client. Files are read when it is first used, and again when they have changed.
+    pub(super) fn new(identity: Identity, plain_http: &[String]) -> Self {
+        Self { standing: Standing::new(identity), plain_http: plain_http.to_vec() }
     }
 
     /// Whether a URL may be talked to: over TLS, or in the clear with this machine and with hosts that are allowed by name.
@@ -96,10 +70,12 @@ impl Web {
 
     /// Sends a request, again where the server says that it belongs, and reads an answer of at most `limit` bytes.
     pub(super) async fn send(&self, mut request: Request<Bytes>, limit: usize) -> Result<Answer, WebError> {
+        self.allows(request.uri())?;
+        let pool = self.standing.pool().await.map_err(WebError::Identity)?;
         for _ in 0..=REDIRECTS {
             self.allows(request.uri())?;
             let shown = request.uri().to_string();
-            let response = self.client.request(request.clone().map(Full::new)).await;
+            let response = pool.request(request.clone().map(Full::new)).await;
             let response = response.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
             let (head, mut body) = response.into_parts();
             // These two keep method and body (RFC 9110 §15.4).
@@ -145,32 +121,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-fn roots(identity: &Identity) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    match &identity.ca_file {
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;
-            }
-        }
-        None => {
-            // A machine without any still talks to loopback in the clear; TLS then fails with an unknown issuer.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    Ok(roots)
-}
-
-fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
-        Err(error) => Err(format!("{}: {error}", file.display())),
-    }
 }
 
 #[cfg(test)]
