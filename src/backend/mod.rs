@@ -30,7 +30,7 @@ use crate::config::{self, KekUri, Location, Malformed};
 
 pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
-pub use store::{Changed, ManifestStore, StoreError, WatchGuard};
+pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};
 
 pub(crate) use heard::{Late, within};
 pub(crate) use lane::aside;

@@ -17,7 +17,7 @@ use super::{
     witness::Witness,
 };
 use crate::{
-    backend::{self, Changed, ManifestStore, WatchGuard},
+    backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
     config::{self, KekScope},
     keyring::{Document, Expectations, KeyTable, Opened, Succession},
 };
@@ -310,15 +310,18 @@ impl Refresher {
         }
     }
 
-    async fn watch(&mut self) {
+    fn changed(&self) -> Changed {
         // Weak, or the watch would keep the keyring alive that owns it.
         let keyring = Arc::downgrade(&self.keyring);
-        let changed: Changed = Arc::new(move || {
+        Arc::new(move || {
             if let Some(keyring) = keyring.upgrade() {
                 keyring.request(Trigger::File);
             }
-        });
-        match self.store.watch(self.watch.take(), changed).await {
+        })
+    }
+
+    fn keep_watch(&mut self, watch: Result<WatchGuard, StoreError>) {
+        match watch {
             Ok(guard) => {
                 self.watch = Some(guard);
                 self.warned_of_watch = false;

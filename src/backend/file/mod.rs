@@ -13,7 +13,7 @@ use std::{
 
 pub use copy::LocalCopy;
 
-use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, lane::Lane};
+use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
 use crate::config::Location;
 
 /// A manifest in a file.
@@ -149,13 +149,15 @@ impl ManifestStore for FileStore {
         Box::pin(self.lane.run(move || store.replace_now(expected.as_deref(), &new)))
     }
 
-    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+    fn read_watched(&self, limit: usize, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Watched> {
         let store = self.clone();
+        // One job for both: at a start with many keyrings, the jobs are what takes time.
         Box::pin(self.lane.run(move || {
+            // Before reading, so that no change falls between the two.
             let guard = store.watch_now(&changed);
-            // Only now, so that no change falls between the two.
+            // Only now, for the same reason.
             drop(former);
-            guard
+            (store.read_now(limit), guard)
         }))
     }
 }
