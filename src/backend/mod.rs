@@ -42,6 +42,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Backends {
     #[cfg(feature = "local")]
     are_local_keks_meant: bool,
+    #[cfg(feature = "local")]
+    local: config::Local,
     #[cfg(feature = "aws")]
     aws: Arc<aws::Room>,
     #[cfg(feature = "azure")]
@@ -61,6 +63,8 @@ impl Backends {
         Arc::new(Self {
             #[cfg(feature = "local")]
             are_local_keks_meant: settings.local_keks,
+            #[cfg(feature = "local")]
+            local: settings.local.clone(),
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
             #[cfg(feature = "azure")]
@@ -87,7 +91,7 @@ impl Backends {
                 if !self.are_local_keks_meant {
                     tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
                 }
-                Ok(Arc::new(local::LocalKek::new(uri.rest())))
+                Ok(Arc::new(local::LocalKek::new(uri.rest()).with_passphrase_in(self.local.passphrase_file.clone())))
             }
             #[cfg(feature = "azure")]
             "azure-kv" => self.azure.kek(uri),

@@ -9,7 +9,7 @@ mod settings;
 mod uris;
 
 pub use audit::{Audit, AuditSink};
-pub use backends::{Aws, Azure, AzureLogin, Backends, Pkcs11, Vault, VaultLogin, Web};
+pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
 pub use names::{KeyringName, Malformed, SignerKey, Span, Wave};
 pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{
