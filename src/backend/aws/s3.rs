@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aws_sdk_s3::Client;
+use aws_sdk_s3::{
+    Client,
+    operation::{get_object::GetObjectError, put_object::PutObjectError},
+};
 use tokio::sync::OnceCell;
 
 use super::{Fault, Listener, Room, endpoint, fault};
