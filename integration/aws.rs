@@ -19,25 +19,34 @@ use crate::{
     servers::Moto,
 };
 
-const REGION: &str = "eu-west-1";
+pub const REGION: &str = "eu-west-1";
 
-async fn sdk(url: &str, region: &'static str) -> SdkConfig {
+pub async fn sdk(url: &str, region: &'static str) -> SdkConfig {
     let credentials = Credentials::new("test", "test", None, None, "test");
     let loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region)).endpoint_url(url);
     loader.credentials_provider(credentials).load().await
 }
 
-async fn kms(url: &str) -> Kms {
+pub async fn kms(url: &str) -> Kms {
     Kms::new(&sdk(url, REGION).await)
 }
 
 /// A new key's ARN.
-async fn make_key(kms: &Kms) -> String {
+pub async fn make_key(kms: &Kms) -> String {
     kms.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap()
 }
 
+/// A bucket, `keys`.
+async fn make_bucket(url: &str) {
+    let s3 =
+        aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(&sdk(url, REGION).await).force_path_style(true).build());
+    let region = aws_sdk_s3::types::BucketLocationConstraint::EuWest1;
+    let place = aws_sdk_s3::types::CreateBucketConfiguration::builder().location_constraint(region).build();
+    s3.create_bucket().bucket("keys").create_bucket_configuration(place).send().await.unwrap();
+}
+
 /// A world whose processes take `url` for AWS.
-fn world_of(url: &str) -> World {
+pub fn world_of(url: &str) -> World {
     let mut world = World::new();
     world.env = [
         ("AWS_ACCESS_KEY_ID", "test"),
@@ -51,7 +60,7 @@ fn world_of(url: &str) -> World {
     world
 }
 
-fn launch(world: &World, location: &str, keks: &[&str]) -> Sidecar {
+pub fn launch(world: &World, location: &str, keks: &[&str]) -> Sidecar {
     let socket = world.path("one.sock");
     let config = format!(
         "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nkek_timeout = \"1d\"\n\
@@ -60,7 +69,7 @@ fn launch(world: &World, location: &str, keks: &[&str]) -> Sidecar {
     world.launch("one", &config, &[])
 }
 
-fn init(world: &World, location: &str, keks: &[&str]) {
+pub fn init(world: &World, location: &str, keks: &[&str]) {
     let keks = keks.iter().flat_map(|kek| ["--kek", kek]);
     world.succeed(&["keyring", "init", location, "--name", "demo"].into_iter().chain(keks).collect::<Vec<_>>());
 }
@@ -69,12 +78,7 @@ fn init(world: &World, location: &str, keks: &[&str]) {
 async fn a_keyring_lives_in_aws() {
     let moto = Moto::start();
     let (world, kms) = (world_of(&moto.url()), kms(&moto.url()).await);
-    let s3 = aws_sdk_s3::Client::from_conf(
-        aws_sdk_s3::config::Builder::from(&sdk(&moto.url(), REGION).await).force_path_style(true).build(),
-    );
-    let region = aws_sdk_s3::types::BucketLocationConstraint::EuWest1;
-    let place = aws_sdk_s3::types::CreateBucketConfiguration::builder().location_constraint(region).build();
-    s3.create_bucket().bucket("keys").create_bucket_configuration(place).send().await.unwrap();
+    make_bucket(&moto.url()).await;
     let file = world.manifest("demo").display().to_string();
     for location in [file.as_str(), "aws-sm:sidekey/demo", "s3://keys/sidekey/demo.json"] {
         let arn = make_key(&kms).await;
@@ -88,7 +92,8 @@ async fn a_keyring_lives_in_aws() {
         let first = client.encrypt(b"Ada").await.ok();
         world.succeed(&["keyring", "rotate", location, "--activate", "now"]);
         sidecar.wait_generation(3);
-        // The KMS key's own rotation changes nothing for what it wrapped before.
+        // The KMS key's own rotation, automatic or on demand, changes nothing for what it wrapped before.
+        kms.enable_key_rotation().key_id(&arn).rotation_period_in_days(90).send().await.unwrap();
         kms.rotate_key_on_demand().key_id(&arn).send().await.unwrap();
         // Changes at once all end up in history.
         std::thread::scope(|scope| {
@@ -136,7 +141,7 @@ async fn a_key_is_named_by_alias_id_or_arn_and_replicated() {
     world.succeed(&["keyring", "rotate", &location, "--allow-kek", far]);
 }
 
-fn problem(code: &str, message: &str) -> Fault {
+pub fn problem(code: &str, message: &str) -> Fault {
     Fault::Answer(400, json!({ "__type": code, "message": message }).to_string())
 }
 
@@ -196,10 +201,125 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
     world.env.extend(plain);
     fails(&world, &verify, &["list it in `backends.plain_http`"]);
+    // A service's own variable and a profile lead elsewhere just as well.
+    world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL" && *name != "AWS_CONFIG_FILE");
+    let (profile, credentials) = (world.path("profile"), [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]);
+    world.env.extend(credentials.map(|(name, value)| (name, value.to_owned())));
+    std::fs::write(&profile, "[default]\nservices = far\n[services far]\nkms =\n  endpoint_url = http://192.0.2.2\n").unwrap();
+    world.env.push(("AWS_CONFIG_FILE", profile.display().to_string()));
+    fails(&world, &verify, &["http://192.0.2.2", "`backends.plain_http`", "AWS_ENDPOINT_URL_KMS"]);
+    world.env.push(("AWS_ENDPOINT_URL_KMS", "http://192.0.2.3".into()));
+    fails(&world, &verify, &["http://192.0.2.3", "`backends.plain_http`", "AWS_ENDPOINT_URL_KMS"]);
+    world.env.push(("AWS_ENDPOINT_URL_KMS", moto.url()));
+    world.succeed(&verify);
+    // The web identity's token would go there.
+    world.env.push(("AWS_ENDPOINT_URL_STS", "http://192.0.2.4".into()));
+    fails(&world, &verify, &["http://192.0.2.4", "AWS_ENDPOINT_URL_STS"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wait() {
+    let moto = Moto::start();
+    let proxy = FaultProxy::before(&moto.address).await;
+    let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
+    let kek = format!("aws-kms:{}", make_key(&kms).await);
+    init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
+    proxy.set(problem("ThrottlingException", "Rate exceeded"));
+    let config = format!(
+        "[listen]\nsocket = {:?}\n[refresh]\nmax_backoff = \"100ms\"\nkek_timeout = \"200ms\"\n\
+         [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
+        world.path("one.sock")
+    );
+    let sidecar = world.launch("one", &config, &[]);
+    wait("a try that takes too long", || {
+        let keks = sidecar.status()["keks"].clone();
+        keks[0]["last_error"]["message"].as_str().is_some_and(|said| said.contains("tried until 200ms were over"))
+    });
+    let keks = sidecar.status()["keks"].clone();
+    assert_eq!(keks[0]["last_error"]["code"], "throttled", "{keks}");
+    assert!(sidecar.ops("/readyz").1.contains("Rate exceeded"));
+    proxy.set(Fault::None);
+    sidecar.wait_ready();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_is_made_by_name_or_filled_where_it_stands_empty() {
+    let moto = Moto::start();
+    let (world, sdk) = (world_of(&moto.url()), sdk(&moto.url(), REGION).await);
+    let secrets = aws_sdk_secretsmanager::Client::new(&sdk);
+    let kek = format!("aws-kms:{}", make_key(&Kms::new(&sdk)).await);
+    // As Terraform makes one, with its policy and nothing in it.
+    let empty = secrets.create_secret().name("sidekey/empty").send().await.unwrap().arn.unwrap();
+    let location = format!("aws-sm:{empty}");
+    let missing = world.run(&["keyring", "status", &location]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("there is no manifest"), "{missing:?}");
+    // Of two at once, one is told of the other.
+    let firsts: Vec<_> = std::thread::scope(|scope| {
+        let init = || world.run(&["keyring", "init", &location, "--name", "demo", "--kek", &kek]).status.success();
+        [scope.spawn(init), scope.spawn(init)].into_iter().map(|first| first.join().unwrap()).collect()
+    });
+    assert_eq!(firsts.iter().filter(|made| **made).count(), 1, "{firsts:?}");
+    // Its ARN names its region; the name, in that region, the same secret.
+    let mut elsewhere = world_of(&moto.url());
+    elsewhere.env.push(("AWS_REGION", "us-east-1".into()));
+    elsewhere.succeed(&["keyring", "rotate", &location, "--activate", "now"]);
+    let by_name = world.succeed(&["keyring", "status", "aws-sm:sidekey/empty", "--output", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&by_name).unwrap()["generation"], 3);
+    let sidecar = launch(&world, &location, &["aws-kms:*"]);
+    sidecar.wait_ready();
+
+    // More than a secret holds.
+    for _ in 0..200 {
+        let added = world.run(&["keyring", "rotate", &location]);
+        if !added.status.success() {
+            let said = String::from_utf8_lossy(&added.stderr).into_owned();
+            assert!(said.contains("longer than the 65536 bytes that a secret holds; use S3"), "{said}");
+            return;
+        }
+    }
+    panic!("a secret holds everything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn manifests_that_are_too_long_or_denied_are_told_from_those_that_are_away() {
+    let moto = Moto::start();
+    let proxy = FaultProxy::before(&moto.address).await;
+    let world = world_of(&proxy.url());
+    let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
+    make_bucket(&moto.url()).await;
+    for (location, right) in
+        [("s3://keys/demo.json", "s3:GetObject on arn:aws:s3:::keys/demo.json"), ("aws-sm:demo", "secretsmanager:GetSecretValue")]
+    {
+        init(&world, location, &[&kek]);
+        let config = format!(
+            "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nmanifest_bytes = \"LIMIT\"\n\
+             [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = [\"aws-kms:*\"]\n",
+            world.path("one.sock")
+        );
+        let sidecar = world.launch("one", &config.replace("LIMIT", "1KiB"), &[]);
+        wait("the limit", || sidecar.ops("/readyz").1.contains("longer than 1024 bytes"));
+        assert_eq!(sidecar.keyring()["last_error"]["code"], "malformed");
+        drop(sidecar);
+        let sidecar = world.launch("one", &config.replace("LIMIT", "1MiB"), &[]);
+        sidecar.wait_ready();
+        // S3 speaks XML, and moto's answer to a wrong right would be one.
+        let denied = if location.starts_with("s3:") {
+            Fault::Answer(403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>".into())
+        } else {
+            problem("AccessDeniedException", "not authorized")
+        };
+        proxy.set(denied);
+        wait("the code", || sidecar.keyring()["last_error"]["code"] == "source_denied");
+        let error = sidecar.keyring()["last_error"].clone();
+        assert!(error["message"].as_str().unwrap().contains(right), "{error}");
+        assert!(sidecar.ops("/metrics").1.contains("result=\"source_denied\""));
+        proxy.set(Fault::None);
+        wait("recovery", || sidecar.keyring()["last_error"].is_null());
+    }
 }
 
 /// The answer with another key, as long as the right one, in the place of the plaintext.
-fn another_key(answer: &str) -> String {
+pub fn another_key(answer: &str) -> String {
     let mut answer: Value = serde_json::from_str(answer).unwrap();
     answer["Plaintext"] = json!(STANDARD.encode([7; 32]));
     answer.to_string()

@@ -1,12 +1,13 @@
 //! KEKs in Azure Key Vault, against a fake that Microsoft's own client agrees with.
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use crate::{
     azure_fake::{ASSERTION, AzureFake, CLIENT, SECRET, TENANT},
     certificates::issue,
     harness::{Sidecar, World, wait},
     servers::installed,
+    small_server::{self, Reply, header},
 };
 
 async fn fake() -> (World, AzureFake) {
@@ -133,4 +134,56 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     let text = fs::read_to_string(world.path("azure.toml")).unwrap();
     fs::write(world.path("azure.toml"), text.replace("ca_file = \"ca.pem\"\n", "")).unwrap();
     fails("verify", &[], "UnknownIssuer");
+}
+
+/// A keyring under a key of the fake, which its own login made; then a sidecar that has another one alone.
+async fn logs_in_by(login: &str, env: impl FnOnce(&World, &AzureFake) -> Vec<(&'static str, String)>) {
+    let (mut world, fake) = fake().await;
+    fake.make_rsa("kek");
+    succeed(&world, "init", &["--name", "demo", "--kek", &format!("azure-kv:{}/keys/kek", fake.url)]);
+    fake.end_tokens();
+    let env = env(&world, &fake);
+    world.env.extend(env);
+    let text = config(&world, &fake, login, &[]);
+    // The client of the tests' application is none of a managed identity's.
+    let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("client_")).collect();
+    fs::write(world.path("other.toml"), text.join("\n")).unwrap();
+    let sidecar = world.launch_config("other", "one");
+    sidecar.wait_ready();
+    assert!(!sidecar.log().contains("a-granted-token"), "{}", sidecar.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_managed_identity_logs_in_at_a_fake_of_its_platform() {
+    let platform = |_: &World, fake: &AzureFake| {
+        fake.grant("a-granted-token");
+        let url = small_server::serve(|head| {
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let is_for_us = path.contains("resource=https%3A%2F%2Fvault.azure.net") && path.contains("api-version=2019-08-01");
+            if !is_for_us || header(head, "x-identity-header") != Some("a-header-of-the-platform") {
+                return Reply::new("400 Bad Request", "", "{}");
+            }
+            let token = serde_json::json!({
+                "access_token": "a-granted-token", "expires_on": "4000000000", "token_type": "Bearer", "resource": "https://vault.azure.net",
+            });
+            Reply::new("200 OK", "Content-Type: application/json\r\n", token.to_string())
+        });
+        vec![("IDENTITY_ENDPOINT", format!("{url}/msi/token")), ("IDENTITY_HEADER", "a-header-of-the-platform".into())]
+    };
+    logs_in_by("managed-identity", platform).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_logged_in_to_a_fake_of_az_is_believed() {
+    let az = |world: &World, fake: &AzureFake| {
+        fake.grant("a-granted-token");
+        let script = "#!/bin/sh\ncase \"$*\" in\n*'account get-access-token'*vault.azure.net*) ;;\n*) exit 1 ;;\nesac\n\
+                      echo '{\"accessToken\": \"a-granted-token\", \"expiresOn\": \"2096-10-02 07:06:40.000000\", \
+                      \"expires_on\": 4000000000, \"subscription\": \"s\", \"tenant\": \"t\", \"tokenType\": \"Bearer\"}'\n";
+        fs::create_dir(world.path("bin")).unwrap();
+        fs::write(world.path("bin/az"), script).unwrap();
+        fs::set_permissions(world.path("bin/az"), fs::Permissions::from_mode(0o755)).unwrap();
+        vec![("PATH", format!("{}:{}", world.path("bin").display(), std::env::var("PATH").unwrap()))]
+    };
+    logs_in_by("cli", az).await;
 }

@@ -118,6 +118,11 @@ impl AzureFake {
         self.state().are_tokens_short = true;
     }
 
+    /// A token that another service gives.
+    pub fn grant(&self, token: &str) {
+        self.state().tokens.insert(token.to_owned());
+    }
+
     /// Every token that was given ends now.
     pub fn end_tokens(&self) {
         self.state().tokens.clear();

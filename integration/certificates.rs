@@ -20,9 +20,7 @@ pub fn issue(folder: &Path, certificates: &[(&str, &str)]) {
         fs::write(folder.join("extensions"), extension).unwrap();
         let (subject, key, request, certificate) = (format!("/CN={name}"), file("key"), file("csr"), file("pem"));
         openssl(folder, &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &request, "-subj", &subject]);
-        let sign =
-            ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", &certificate];
-        openssl(folder, &[&sign[..], &["-extfile", "extensions"]].concat());
+        sign(folder, &request, &certificate, &[]);
     }
 }
 
@@ -72,4 +70,15 @@ impl Authority {
         self.openssl(&[&sign[..], &dates].concat());
         (self.folder.join(certificate), self.folder.join(key))
     }
+}
+
+/// Makes `NAME.pem` anew, which ended yesterday.
+pub fn expired(folder: &Path, name: &str, extension: &str) {
+    fs::write(folder.join("extensions"), extension).unwrap();
+    sign(folder, &format!("{name}.csr"), &format!("{name}.pem"), &["-days", "-1"]);
+}
+
+fn sign(folder: &Path, request: &str, certificate: &str, extra: &[&str]) {
+    let sign = ["x509", "-req", "-in", request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", certificate];
+    openssl(folder, &[&sign[..], &["-extfile", "extensions"], extra].concat());
 }

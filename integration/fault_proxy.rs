@@ -32,6 +32,8 @@ pub enum Fault {
     Answer(u16, String),
     /// No answer, ever.
     Hang,
+    /// So many answers of the real server, then none.
+    HangAfter(usize),
     /// The real server's answer, so much later.
     Slow(Duration),
     /// The real server's answer with one text in the place of another, which must be as long.
@@ -95,7 +97,7 @@ impl FaultProxy {
         self.alive.send_replace(false);
     }
 
-    /// How many requests there were for an operation, by its name in X-Amz-Target.
+    /// How many requests there were for an operation of AWS, by its name in X-Amz-Target; others have the empty name.
     pub fn count(&self, operation: &str) -> usize {
         self.shared.counts.lock().unwrap().get(operation).copied().unwrap_or(0)
     }
@@ -103,11 +105,23 @@ impl FaultProxy {
 
 type Answer = Response<Full<Bytes>>;
 
+/// What happens to this request.
+fn next(fault: &mut Fault) -> Fault {
+    match fault {
+        Fault::HangAfter(0) => Fault::Hang,
+        Fault::HangAfter(left) => {
+            *left -= 1;
+            Fault::None
+        }
+        fault => fault.clone(),
+    }
+}
+
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let target = request.headers().get("x-amz-target").map(|target| target.to_str().unwrap().to_owned()).unwrap_or_default();
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
     *shared.counts.lock().unwrap().entry(operation).or_default() += 1;
-    let fault = shared.fault.lock().unwrap().clone();
+    let fault = next(&mut shared.fault.lock().unwrap());
     Ok(match fault {
         Fault::None => forward(&shared.upstream, request).await,
         Fault::Answer(status, body) => {
@@ -116,7 +130,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
             answer.headers_mut().insert(CONTENT_TYPE, "application/x-amz-json-1.1".parse().unwrap());
             answer
         }
-        Fault::Hang => std::future::pending().await,
+        Fault::Hang | Fault::HangAfter(_) => std::future::pending().await,
         Fault::Slow(time) => {
             tokio::time::sleep(time).await;
             forward(&shared.upstream, request).await

@@ -1,11 +1,17 @@
 //! Several KEKs for one keyring: any one is enough, and they come and go without a change of ciphertexts.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
-use crate::harness::{World, run, wait};
+use crate::harness::{World, binary, run, wait};
 
 /// A world with a second KEK, and the URIs of both.
 fn two_keks() -> (World, String, String) {
@@ -155,4 +161,44 @@ fn a_new_sidecar_waits_for_any_kek_and_gets_ready_by_itself() {
     wait("an open circuit", || sidecar.status()["keks"][0]["circuit_open"] == true);
     fs::rename(world.path("second-away"), world.path("second")).unwrap();
     sidecar.wait_ready();
+}
+
+#[tokio::test]
+async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
+    let world = World::new();
+    // What `age -p` writes, but with little work.
+    let mut recipient = age::scrypt::Recipient::new("correct horse".to_owned().into());
+    recipient.set_work_factor(4);
+    let raw = fs::read(world.path("kek")).unwrap();
+    fs::write(world.path("kek"), age::encrypt(&recipient, &raw).unwrap()).unwrap();
+    let (manifest, kek) = (world.manifest("demo").display().to_string(), format!("local:{}", world.path("kek").display()));
+    let init = ["keyring", "init", &manifest, "--name", "demo", "--kek", &kek];
+    let without = world.run(&init);
+    assert_eq!(without.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&without.stderr).contains("--kek-passphrase-file"), "{without:?}");
+    fs::write(world.path("wrong"), "battery staple\n").unwrap();
+    fs::set_permissions(world.path("wrong"), fs::Permissions::from_mode(0o600)).unwrap();
+    let wrong = world.run(&[&init[..], &["--kek-passphrase-file", world.path("wrong").to_str().unwrap()]].concat());
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("doesn't open this KEK"), "{wrong:?}");
+    // From a pipe, which can be read once.
+    let piped = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(arguments).args(["--kek-passphrase-file", "/dev/stdin"]).stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"correct horse\n").unwrap();
+        assert!(child.wait().unwrap().success(), "{arguments:?}");
+    };
+    piped(&init);
+    piped(&["keyring", "rotate", &manifest, "--activate", "now"]);
+
+    let config = "[local]\npassphrase_file = \"passphrase\"\n[refresh]\nmax_backoff = \"100ms\"\n";
+    let sidecar = world.launch("one", config, &["demo"]);
+    wait("the missing passphrase", || sidecar.ops("/readyz").1.contains("passphrase_file"));
+    fs::write(world.path("next"), "correct horse\n").unwrap();
+    fs::set_permissions(world.path("next"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(world.path("next"), world.path("passphrase")).unwrap();
+    sidecar.wait_ready();
+    assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
+    let shown = format!("{}{}{}", sidecar.log(), sidecar.ops("/status").1, sidecar.ops("/metrics").1);
+    assert!(!shown.contains("correct horse"), "{shown}");
 }

@@ -2,8 +2,10 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod alerts;
 mod audit;
 mod aws;
+mod aws_logins;
 mod azure;
 mod azure_fake;
 mod backup;
@@ -13,6 +15,7 @@ mod certificates;
 mod commands;
 mod durability;
 mod events;
+mod failover;
 mod fault_proxy;
 mod formats;
 mod fuzz;
@@ -31,7 +34,9 @@ mod rotation;
 mod scan;
 mod secrecy;
 mod servers;
+mod small_server;
 mod streams;
 mod tls;
 mod vault;
 mod vault_habits;
+mod vault_kubernetes;

@@ -18,12 +18,29 @@ pub fn installed(path: &str) -> PathBuf {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A Vault server; it is killed when this is dropped.
+/// Who made a server that speaks Vault's language.
+#[derive(Clone, Copy)]
+pub enum Brand {
+    Vault,
+    OpenBao,
+}
+
+impl Brand {
+    fn program(self) -> PathBuf {
+        installed(match self {
+            Self::Vault => "bin/vault",
+            Self::OpenBao => "bin/bao",
+        })
+    }
+}
+
+/// A Vault or OpenBao server; it is killed when this is dropped.
 pub struct Vault {
+    program: PathBuf,
     child: Child,
     pub address: String,
     pub token: String,
@@ -34,9 +51,15 @@ pub struct Vault {
 impl Vault {
     /// An unsealed server in the clear, with Transit, key-value version 2 (`secret`), AppRole and JWT.
     pub fn start() -> Self {
+        Self::start_of(Brand::Vault)
+    }
+
+    /// The same, of either brand.
+    pub fn start_of(brand: Brand) -> Self {
         let port = free_port();
         let log = tempfile::NamedTempFile::new().unwrap();
-        let child = Command::new(installed("bin/vault"))
+        let program = brand.program();
+        let child = Command::new(&program)
             .args(["server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token"])
             .arg(format!("-dev-listen-address=127.0.0.1:{port}"))
             .stdin(Stdio::null())
@@ -45,6 +68,7 @@ impl Vault {
             .spawn()
             .unwrap();
         let mut vault = Self {
+            program,
             child,
             address: format!("http://127.0.0.1:{port}"),
             token: "root".into(),
@@ -77,7 +101,8 @@ impl Vault {
             at("ca.pem")
         );
         std::fs::write(folder.join("vault.hcl"), config).unwrap();
-        let child = Command::new(installed("bin/vault"))
+        let program = Brand::Vault.program();
+        let child = Command::new(&program)
             .args(["server", "-config", &at("vault.hcl")])
             .stdin(Stdio::null())
             .stdout(File::create(folder.join("vault.log")).unwrap())
@@ -85,6 +110,7 @@ impl Vault {
             .spawn()
             .unwrap();
         let mut vault = Self {
+            program,
             child,
             address: format!("https://127.0.0.1:{port}"),
             token: String::new(),
@@ -103,7 +129,7 @@ impl Vault {
     }
 
     fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(installed("bin/vault"));
+        let mut command = Command::new(&self.program);
         command.args(arguments).env("VAULT_ADDR", &self.address).env("VAULT_TOKEN", &self.token);
         if let Some(folder) = &self.ca {
             command
@@ -114,7 +140,7 @@ impl Vault {
         command.output().unwrap()
     }
 
-    /// Runs the command `vault` as root; it must succeed.
+    /// Runs the command `vault`, or `bao`, as root; it must succeed.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments);
         assert!(output.status.success(), "vault {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

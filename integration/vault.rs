@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     certificates::{issue, openssl},
     harness::{Sidecar, World, wait},
-    servers::Vault,
+    servers::{Brand, Vault},
 };
 
 pub const KEK: &str = "vault-transit:transit/kek";
@@ -43,9 +43,8 @@ pub fn token_file(world: &World, token: &str) -> String {
     "method = \"token-file\"\ntoken_file = \"token\"".into()
 }
 
-#[tokio::test]
-async fn a_keyring_lives_in_vault() {
-    let vault = Vault::start();
+async fn a_keyring_lives_in_vault(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, MANIFEST);
     vault.policy("sidecar", SIDECAR);
@@ -76,9 +75,8 @@ async fn a_keyring_lives_in_vault() {
     assert!(String::from_utf8_lossy(&old.stderr).contains("min_decryption_version"), "{old:?}");
 }
 
-#[test]
-fn changes_at_once_all_end_up_in_history() {
-    let vault = Vault::start();
+async fn changes_at_once_all_end_up_in_history(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, MANIFEST);
     let again = world.run(&["keyring", "init", MANIFEST, "--name", "demo", "--kek", KEK]);
@@ -103,9 +101,8 @@ pub fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
     wait("the new version", || sidecar.keyring()["in_force"]["encrypting"] == version);
 }
 
-#[test]
-fn an_approle_logs_in_again_by_itself() {
-    let vault = Vault::start();
+async fn an_approle_logs_in_again_by_itself(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
     vault.policy("sidecar", SIDECAR);
@@ -124,13 +121,12 @@ fn an_approle_logs_in_again_by_itself() {
     rotate_and_wait(&world, &sidecar, 2);
     wait("the second login's line", || sidecar.log().matches("logged in to Vault").count() >= 2);
     let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
-    // Every token of Vault begins so.
-    assert!(!shown.contains(&first) && !shown.contains("hvs."), "{shown}");
+    // Every token of Vault's begins so, and every one of OpenBao's.
+    assert!(!shown.contains(&first) && !shown.contains("hvs.") && !shown.contains("\"s."), "{shown}");
 }
 
-#[test]
-fn a_token_that_is_revoked_is_replaced_by_the_files_next_one() {
-    let vault = Vault::start();
+async fn a_token_that_is_revoked_is_replaced_by_the_files_next_one(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
     vault.policy("sidecar", SIDECAR);
@@ -147,9 +143,8 @@ fn a_token_that_is_revoked_is_replaced_by_the_files_next_one() {
     wait("the new version", || sidecar.keyring()["in_force"]["encrypting"] == 2);
 }
 
-#[test]
-fn a_short_lived_token_is_renewed() {
-    let vault = Vault::start();
+async fn a_short_lived_token_is_renewed(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
     vault.policy("sidecar", SIDECAR);
@@ -173,9 +168,8 @@ fn jwt(folder: &Path, subject: &str) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(fs::read(folder.join("signature")).unwrap()))
 }
 
-#[test]
-fn a_projected_token_that_is_rewritten_logs_in_again() {
-    let vault = Vault::start();
+async fn a_projected_token_that_is_rewritten_logs_in_again(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
     let folder = world.path("");
@@ -203,9 +197,8 @@ fn a_projected_token_that_is_rewritten_logs_in_again() {
     rotate_and_wait(&world, &sidecar, 2);
 }
 
-#[tokio::test]
-async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not() {
-    let vault = Vault::start();
+async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, MANIFEST);
     vault.policy("sidecar", SIDECAR);
@@ -232,9 +225,8 @@ async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not() 
     fresh.wait_ready();
 }
 
-#[test]
-fn what_is_wrong_is_said_with_what_to_do() {
-    let vault = Vault::start();
+async fn what_is_wrong_is_said_with_what_to_do(brand: Brand) {
+    let vault = Vault::start_of(brand);
     let mut world = world_of(&vault);
     let manifest = world.manifest("demo").display().to_string();
     init(&world, &manifest);
@@ -284,13 +276,39 @@ fn what_is_wrong_is_said_with_what_to_do() {
     world.env[1].1 = vault.token_with("nothing");
     fails(&world, &["keyring", "verify", &manifest], "path \"transit/decrypt/kek\" { capabilities = [\"update\"] }");
     fails(&world, &["keyring", "status", MANIFEST], "path \"secret/data/sidekey/demo\" { capabilities = [\"read\"] }");
-    world.env[1].1 = "hvs.nonsense".into();
+    world.env[1].1 = match brand {
+        Brand::Vault => "hvs.nonsense".into(),
+        Brand::OpenBao => "s.nonsense".into(),
+    };
     fails(&world, &["keyring", "verify", &manifest], "Vault doesn't know the token");
     world.env[0].1 = "http://192.0.2.1:8200".into();
     fails(&world, &["keyring", "verify", &manifest], "list it in `backends.plain_http`");
     world.env[0].1 = "http://127.0.0.1:9".into();
     fails(&world, &["keyring", "verify", &manifest], "onnection refused");
 }
+
+/// Makes tests of functions that take either server.
+macro_rules! with_each_server {
+    ($($test:ident),* $(,)?) => {
+        mod with_vault {
+            $(#[tokio::test] async fn $test() { super::$test(super::Brand::Vault).await })*
+        }
+        mod with_openbao {
+            $(#[tokio::test] async fn $test() { super::$test(super::Brand::OpenBao).await })*
+        }
+    };
+}
+
+with_each_server!(
+    a_keyring_lives_in_vault,
+    changes_at_once_all_end_up_in_history,
+    an_approle_logs_in_again_by_itself,
+    a_token_that_is_revoked_is_replaced_by_the_files_next_one,
+    a_short_lived_token_is_renewed,
+    a_projected_token_that_is_rewritten_logs_in_again,
+    a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not,
+    what_is_wrong_is_said_with_what_to_do,
+);
 
 #[test]
 fn tls_is_verified_on_both_sides() {
@@ -325,5 +343,18 @@ fn tls_is_verified_on_both_sides() {
         token_file(&world, &vault.token)
     );
     world.env.clear();
-    world.launch("one", &config, &[]).wait_ready();
+    // A certificate of an authority that Vault doesn't know, and the right one in its place.
+    let config = config.replace("client.pem", "mine.pem").replace("client.key", "mine.key");
+    fs::create_dir(world.path("other")).unwrap();
+    issue(&world.path("other"), &[("client", "extendedKeyUsage=clientAuth")]);
+    let put = |from: &str| {
+        for suffix in ["key", "pem"] {
+            fs::copy(world.path(&format!("{from}.{suffix}")), world.path(&format!("mine.{suffix}"))).unwrap();
+        }
+    };
+    put("other/client");
+    let sidecar = world.launch("one", &config, &[]);
+    wait("the refusal", || sidecar.ops("/readyz").1.contains("alert"));
+    put("client");
+    sidecar.wait_ready();
 }

@@ -23,6 +23,11 @@ impl Fault {
 
     #[cfg(any(feature = "aws", feature = "vault"))]
     pub(super) fn of_location(self, location: &Location) -> StoreError {
-        StoreError::Failed { location: location.clone(), reason: self.reason }
+        let Self { kind, reason } = self;
+        let location = location.clone();
+        match kind {
+            KekFault::Denied => StoreError::Denied { location, reason },
+            _ => StoreError::Failed { location, reason },
+        }
     }
 }

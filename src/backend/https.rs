@@ -1,6 +1,6 @@
 //! `https://…`: a manifest on a web server, to be read alone. Unchanged ones cost no more than their `ETag`.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use hyper::{
@@ -16,24 +16,21 @@ use crate::config::{self, Location};
 
 /// Web servers as the settings say how to reach them.
 pub(super) struct Room {
-    identity: Identity,
-    plain_http: Vec<String>,
-    web: OnceLock<Result<Arc<Web>, String>>,
+    web: Arc<Web>,
 }
 
 impl Room {
     pub(super) fn new(settings: &config::Backends) -> Self {
         let config::Web { ca_file, client_certificate, client_key } = settings.web.clone();
         let identity = Identity { ca_file, client: client_certificate.zip(client_key) };
-        Self { identity, plain_http: settings.plain_http.clone(), web: OnceLock::new() }
+        Self { web: Arc::new(Web::new(identity, &settings.plain_http)) }
     }
 
     pub(super) fn store(&self, location: &Location, url: &str) -> Result<Arc<dyn ManifestStore>, StoreError> {
         let failed = |reason: String| StoreError::Failed { location: location.clone(), reason };
-        let web = self.web.get_or_init(|| Web::new(&self.identity, &self.plain_http).map(Arc::new)).clone().map_err(failed)?;
         let url: Uri = url.parse().map_err(|error| failed(format!("this is not a URL: {error}")))?;
-        web.allows(&url).map_err(|error| failed(error.to_string()))?;
-        Ok(Arc::new(WebStore { web, url, location: location.clone(), last: Mutex::default() }))
+        self.web.allows(&url).map_err(|error| failed(error.to_string()))?;
+        Ok(Arc::new(WebStore { web: Arc::clone(&self.web), url, location: location.clone(), last: Mutex::default() }))
     }
 }
 
@@ -67,6 +64,13 @@ impl WebStore {
             }
             (StatusCode::NOT_MODIFIED, Some((_, bytes))) => Ok(bytes),
             (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Err(StoreError::Missing(self.location.clone())),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                let reason = format!(
+                    "the server answered {}; it must let this client read it, by its certificate (`web.client_certificate`) or address",
+                    answer.status
+                );
+                Err(StoreError::Denied { location: self.location.clone(), reason })
+            }
             (status, _) => Err(failed(format!("the server answered {status}"))),
         }
     }

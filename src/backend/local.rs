@@ -1,30 +1,84 @@
-//! `local:PATH`: a KEK in a file of this machine, for development and tests. Whoever reads the file opens every wrap.
+//! `local:PATH`: a KEK in a file of this machine, for development and tests. Whoever reads the file opens every wrap, unless it is
+//! encrypted with a passphrase.
+
+mod passphrase;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::future::{FutureExt, Shared, WeakShared};
 use zeroize::Zeroizing;
 
 use super::{Kek, KekError, KekFault, Pending, lane::Lane};
 use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
 
-/// How many reads of the file are under way at once.
-const WIDTH: usize = 4;
+/// No file with a KEK is longer, in bytes.
+const LONGEST: usize = 4096;
 
-/// A KEK in a file. It is read for every use and kept in memory for none.
+/// A KEK in a file. It is read for every use and kept in memory for none, but for one with a passphrase: that is kept as long as
+/// its file stays the same, because opening it takes a second on purpose.
 pub struct LocalKek {
     path: PathBuf,
+    passphrase_file: Option<PathBuf>,
+    opened: Arc<Mutex<Option<Opened>>>,
+    /// The read that is under way. Who asks meanwhile, as every version of every keyring does at a start, gets what it gives.
+    reading: Mutex<Option<WeakShared<Reading>>>,
     lane: Lane,
+}
+
+type Reading = Pending<'static, Result<Arc<SecretKey>, KekError>>;
+
+/// What an encrypted file held.
+struct Opened {
+    file: Stamp,
+    key: Arc<SecretKey>,
+}
+
+/// What changes when a file is written or another one takes its place.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: i64,
+    length: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+        Self { inode: metadata.ino(), seconds, nanoseconds, length: metadata.size() }
+    }
 }
 
 impl LocalKek {
     /// The KEK in the file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), lane: Lane::new(WIDTH) }
+        let (opened, reading) = (Arc::default(), Mutex::default());
+        Self { path: path.into(), passphrase_file: None, opened, reading, lane: Lane::new(1) }
+    }
+
+    /// The same, whose passphrase, if it has one, is in `file`.
+    #[must_use]
+    pub fn with_passphrase_in(self, file: Option<PathBuf>) -> Self {
+        Self { passphrase_file: file, ..self }
+    }
+
+    fn load(&self) -> Shared<Reading> {
+        let mut under_way = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reading) = under_way.as_ref().and_then(WeakShared::upgrade) {
+            return reading;
+        }
+        let (path, passphrase_file, opened) = (self.path.clone(), self.passphrase_file.clone(), Arc::clone(&self.opened));
+        let lane = self.lane.clone();
+        let read = async move { lane.run(move || load(&path, passphrase_file.as_deref(), &opened)).await };
+        let reading = (Box::pin(read) as Reading).shared();
+        *under_way = reading.downgrade();
+        reading
     }
 
     /// Makes a new KEK of 32 random bytes in a file that nobody else can read.
@@ -41,7 +95,7 @@ impl LocalKek {
     }
 }
 
-fn load(path: &Path) -> Result<SecretKey, KekError> {
+fn load(path: &Path, passphrase_file: Option<&Path>, opened: &Mutex<Option<Opened>>) -> Result<Arc<SecretKey>, KekError> {
     let failed = |fault, reason: String| KekError::new(fault, format!("local:{}: {reason}", path.display()));
     let unreadable = |error: io::Error| {
         let fault = match error.kind() {
@@ -51,7 +105,7 @@ fn load(path: &Path) -> Result<SecretKey, KekError> {
         };
         failed(fault, format!("can't read the KEK: {error}"))
     };
-    let mut file = File::open(path).map_err(unreadable)?;
+    let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if metadata.mode() & 0o077 != 0 {
         let mode = metadata.mode() & 0o777;
@@ -60,32 +114,40 @@ fn load(path: &Path) -> Result<SecretKey, KekError> {
             format!("others can open this KEK (mode {mode:04o}); run: chmod 600 {}", path.display()),
         ));
     }
-    let wrong_length = || {
-        let how =
-            format!("a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)");
-        failed(KekFault::Misconfigured, how)
-    };
-    if metadata.len() != KEY_LEN as u64 {
-        return Err(wrong_length());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 1));
+    file.take(LONGEST as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if !passphrase::is_encrypted(&bytes) {
+        let key = SecretKey::from_slice(&bytes).map(Arc::new);
+        return key.ok_or_else(|| {
+            let how = format!(
+                "a local KEK is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE), or, \
+                 with a passphrase: (umask 077; head -c {KEY_LEN} /dev/urandom | age -p > FILE)"
+            );
+            failed(KekFault::Misconfigured, how)
+        });
     }
-    let mut bytes = Zeroizing::new([0; KEY_LEN]);
-    file.read_exact(bytes.as_mut_slice()).map_err(unreadable)?;
-    SecretKey::from_slice(bytes.as_slice()).ok_or_else(wrong_length)
+    let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+    let stamp = Stamp::of(&metadata);
+    if let Some(opened) = opened.as_ref().filter(|opened| opened.file == stamp) {
+        return Ok(Arc::clone(&opened.key));
+    }
+    let key = passphrase::open(&bytes, passphrase_file).map_err(|(fault, reason)| failed(fault, reason))?;
+    let key = Arc::new(key);
+    *opened = Some(Opened { file: stamp, key: Arc::clone(&key) });
+    Ok(key)
 }
 
 impl Kek for LocalKek {
     fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>> {
-        let path = self.path.clone();
         Box::pin(async move {
-            let kek = self.lane.run(move || load(&path)).await?;
+            let kek = self.load().await?;
             wrap_dek(&kek, dek, context).map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))
         })
     }
 
     fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>> {
-        let path = self.path.clone();
         Box::pin(async move {
-            let kek = self.lane.run(move || load(&path)).await?;
+            let kek = self.load().await?;
             let refused = || {
                 let path = self.path.display();
                 let reason = format!("local:{path}: this KEK doesn't open the wrap: it is another key, or the wrap was changed");
@@ -126,5 +188,49 @@ mod tests {
         assert!(message(kek.unwrap(&wrap, CONTEXT).await).contains("another key"));
         std::fs::remove_file(&path).expect("remove");
         assert!(message(kek.unwrap(&wrap, CONTEXT).await).contains("can't read the KEK"));
+    }
+
+    /// What `age -p` writes, but with little work.
+    fn encrypted(passphrase: &str, key: &[u8]) -> Vec<u8> {
+        let mut recipient = age::scrypt::Recipient::new(passphrase.to_owned().into());
+        recipient.set_work_factor(2);
+        age::encrypt(&recipient, key).expect("encrypted")
+    }
+
+    #[tokio::test]
+    async fn a_passphrase_opens_a_kek_once_for_as_long_as_its_file_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (path, passphrase) = (folder.path().join("kek"), folder.path().join("passphrase"));
+        let write = |path: &Path, bytes: &[u8]| {
+            std::fs::write(path, bytes).expect("write");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        };
+        write(&path, &encrypted("correct horse", &[7; 32]));
+        let message = |result: Result<Vec<u8>, KekError>| result.expect_err("refused").to_string();
+        let dek = Dek::generate().expect("random");
+        let without = LocalKek::new(&path);
+        assert!(message(without.wrap(&dek, CONTEXT).await).contains("local.passphrase_file"));
+
+        let kek = LocalKek::new(&path).with_passphrase_in(Some(passphrase.clone()));
+        assert!(message(kek.wrap(&dek, CONTEXT).await).contains("can't read"));
+        write(&passphrase, b"battery staple\n");
+        assert!(message(kek.wrap(&dek, CONTEXT).await).contains("doesn't open"));
+        write(&passphrase, b"correct horse\n");
+        std::fs::set_permissions(&passphrase, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+        assert!(message(kek.wrap(&dek, CONTEXT).await).contains("chmod o="));
+        write(&passphrase, b"correct horse\n");
+        let wrap = kek.wrap(&dek, CONTEXT).await.expect("wrap");
+        // As a pipe would be, read once.
+        std::fs::remove_file(&passphrase).expect("remove");
+        assert_eq!(kek.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(), dek.expose());
+
+        // The key is the 32 bytes within, so that a file may be encrypted later, or no more.
+        write(&folder.path().join("raw"), &[7; 32]);
+        let raw = LocalKek::new(folder.path().join("raw"));
+        assert_eq!(raw.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(), dek.expose());
+
+        write(&passphrase, b"correct horse");
+        write(&path, &encrypted("correct horse", &[8; 31]));
+        assert!(message(kek.wrap(&dek, CONTEXT).await).contains("holds 31"));
     }
 }

@@ -9,6 +9,7 @@ mod client_tls;
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod fault;
 mod file;
+mod heard;
 #[cfg(feature = "https")]
 mod https;
 mod kek;
@@ -33,8 +34,9 @@ use crate::config::{self, KekUri, Location, Malformed};
 pub use client_tls::{Identity, client_config, trusted_roots};
 pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
-pub use store::{Changed, ManifestStore, StoreError, WatchGuard};
+pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};
 
+pub(crate) use heard::{Late, within};
 pub(crate) use lane::aside;
 
 /// A future that a backend gives.
@@ -44,6 +46,8 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Backends {
     #[cfg(feature = "local")]
     are_local_keks_meant: bool,
+    #[cfg(feature = "local")]
+    local: config::Local,
     #[cfg(feature = "aws")]
     aws: Arc<aws::Room>,
     #[cfg(feature = "azure")]
@@ -63,6 +67,8 @@ impl Backends {
         Arc::new(Self {
             #[cfg(feature = "local")]
             are_local_keks_meant: settings.local_keks,
+            #[cfg(feature = "local")]
+            local: settings.local.clone(),
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
             #[cfg(feature = "azure")]
@@ -89,7 +95,7 @@ impl Backends {
                 if !self.are_local_keks_meant {
                     tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
                 }
-                Ok(Arc::new(local::LocalKek::new(uri.rest())))
+                Ok(Arc::new(local::LocalKek::new(uri.rest()).with_passphrase_in(self.local.passphrase_file.clone())))
             }
             #[cfg(feature = "azure")]
             "azure-kv" => self.azure.kek(uri),

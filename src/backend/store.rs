@@ -11,15 +11,18 @@ pub trait ManifestStore: Send + Sync {
     /// Puts `new` in the place of `expected` (`None`: of nothing), durably and whole or not at all.
     fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>>;
 
-    /// Calls `changed` whenever the manifest may have changed, for as long as the guard lives. Calls may be too many, never trusted
-    /// to be complete: whoever watches polls as well, and watches anew before every read, in place of the `former` guard, because
-    /// folders and links may be others than they were.
-    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+    /// The same, and calls `changed` whenever the manifest may have changed since, for as long as the guard lives. Calls may be too
+    /// many, never trusted to be complete: whoever watches polls as well, and watches anew with every read, in place of the `former`
+    /// guard, because folders and links may be others than they were.
+    fn read_watched(&self, limit: usize, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Watched> {
         // A place that tells nobody is polled alone.
         drop((former, changed));
-        Box::pin(async { Ok(WatchGuard(Box::new(()))) })
+        Box::pin(async move { (self.read(limit).await, Ok(WatchGuard(Box::new(())))) })
     }
 }
+
+/// A manifest's bytes, and the watch on it.
+pub type Watched = (Result<Vec<u8>, StoreError>, Result<WatchGuard, StoreError>);
 
 /// What a watch calls.
 pub type Changed = Arc<dyn Fn() + Send + Sync>;
@@ -44,6 +47,14 @@ pub enum StoreError {
         /// The limit.
         limit: usize,
     },
+    /// We may not: no login, or no right.
+    #[error("{location}: {reason}")]
+    Denied {
+        /// Where.
+        location: Location,
+        /// What is missing.
+        reason: String,
+    },
     /// The system beneath failed.
     #[error("{location}: {reason}")]
     Failed {
@@ -60,6 +71,7 @@ impl StoreError {
         match self {
             Self::Missing(_) => "source_missing",
             Self::TooLarge { .. } => "malformed",
+            Self::Denied { .. } => "source_denied",
             Self::Conflict(_) | Self::Failed { .. } => "source_unavailable",
         }
     }

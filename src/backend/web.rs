@@ -1,29 +1,32 @@
 //! A thin HTTP client, for rooms whose systems have no client library that is thinner.
 
+mod standing;
+
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
+use http_body_util::Full;
 use hyper::{
     Request, StatusCode, Uri,
     header::{HeaderMap, LOCATION},
     http::uri::Scheme,
 };
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use zeroize::Zeroizing;
 
-use super::{client_tls::client_config, plain_http};
+use self::standing::Standing;
+use super::plain_http;
 
 pub(super) use super::client_tls::Identity;
 
 /// How often a server may send a request elsewhere.
 const REDIRECTS: usize = 3;
 
+type Pool = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
 /// A client with a pool of connections. Whoever calls sets the time limit.
 pub(super) struct Web {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    standing: Standing,
     plain_http: Vec<String>,
 }
 
@@ -41,6 +44,9 @@ pub(super) enum WebError {
     /// The URL, or where it leads, is not to be talked to.
     #[error("{0}")]
     NotAllowed(String),
+    /// A file that says whom to trust or who we are is missing or wrong.
+    #[error("{0}")]
+    Identity(String),
     /// Nobody answers.
     #[error("{0}")]
     Unreachable(String),
@@ -50,16 +56,9 @@ pub(super) enum WebError {
 }
 
 impl Web {
-    /// A client. Files are read now.
-    ///
-    /// # Errors
-    /// What is wrong with a file, named.
-    pub(super) fn new(identity: &Identity, plain_http: &[String]) -> Result<Self, String> {
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(client_config(identity)?).https_or_http().enable_http1().build();
-        // Idle connections end before the servers' usual limits do.
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { client, plain_http: plain_http.to_vec() })
+    /// A client. Files are read when it is first used, and again when they have changed.
+    pub(super) fn new(identity: Identity, plain_http: &[String]) -> Self {
+        Self { standing: Standing::new(identity), plain_http: plain_http.to_vec() }
     }
 
     /// Whether a URL may be talked to: over TLS, or in the clear with this machine and with hosts that are allowed by name.
@@ -72,10 +71,12 @@ impl Web {
 
     /// Sends a request, again where the server says that it belongs, and reads an answer of at most `limit` bytes.
     pub(super) async fn send(&self, mut request: Request<Bytes>, limit: usize) -> Result<Answer, WebError> {
+        self.allows(request.uri())?;
+        let pool = self.standing.pool().await.map_err(WebError::Identity)?;
         for _ in 0..=REDIRECTS {
             self.allows(request.uri())?;
             let shown = request.uri().to_string();
-            let response = self.client.request(request.clone().map(Full::new)).await;
+            let response = pool.request(request.clone().map(Full::new)).await;
             let response = response.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
             let (head, mut body) = response.into_parts();
             // These two keep method and body (RFC 9110 §15.4).

@@ -84,6 +84,9 @@ pub(super) struct Reach {
     /// Reach Vault, AWS and the like as this config file says, instead of as the environment does.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The passphrase of KEKs in encrypted local files is in this file; /dev/fd/3 reads it from a pipe.
+    #[arg(long, value_name = "FILE")]
+    kek_passphrase_file: Option<PathBuf>,
 }
 
 impl Reach {
@@ -93,10 +96,13 @@ impl Reach {
     }
 
     fn signing(self, location: Location, signing: Signing) -> Result<Admin, Failure> {
-        let settings = match &self.config {
+        let mut settings = match &self.config {
             Some(file) => config::load(file)?.backends,
             None => config::Backends::default(),
         };
+        if self.kek_passphrase_file.is_some() {
+            settings.local.passphrase_file = self.kek_passphrase_file;
+        }
         let admin = Admin::new(location, signing, &Backends::new(&settings), Clock::system())?;
         if self.patterns.is_empty() {
             return Ok(admin);

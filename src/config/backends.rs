@@ -15,6 +15,8 @@ pub struct Backends {
     pub azure: Azure,
     /// Hardware security modules.
     pub pkcs11: Pkcs11,
+    /// KEKs in files of this machine.
+    pub local: Local,
     /// Web servers that manifests are read from.
     pub web: Web,
     /// Hosts that may be talked to without TLS; loopback always may.
@@ -141,6 +143,13 @@ pub struct Web {
     pub client_key: Option<PathBuf>,
 }
 
+/// KEKs in files of this machine.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    /// The file that holds the passphrase of those that are encrypted.
+    pub passphrase_file: Option<PathBuf>,
+}
+
 /// Hardware security modules.
 #[derive(Debug, Clone, Default)]
 pub struct Pkcs11 {
@@ -156,6 +165,9 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     let azure = root.section("azure", |section| azure(section, folder));
     let pkcs11 =
         root.section("pkcs11", |section| section.maybe("module", |value| path(value, folder)).map(|module| Pkcs11 { module }));
+    let local = root.section("local", |section| {
+        section.maybe("passphrase_file", |value| path(value, folder)).map(|passphrase_file| Local { passphrase_file })
+    });
     let web = root.section("web", |section| {
         let (ca_file, client_certificate, client_key) = tls(section, folder)?;
         Ok(Web { ca_file, client_certificate, client_key })
@@ -166,7 +178,7 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
         Ok((plain_http?, local_keks?))
     });
     let (plain_http, local_keks) = both?;
-    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, web: web?, plain_http, local_keks })
+    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, local: local?, web: web?, plain_http, local_keks })
 }
 
 fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {

@@ -10,7 +10,7 @@ mod tls;
 mod uris;
 
 pub use audit::{Audit, AuditSink};
-pub use backends::{Aws, Azure, AzureLogin, Backends, Pkcs11, Vault, VaultLogin, Web};
+pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
 pub use names::{KeyringName, Malformed, SignerKey, Span, Wave};
 pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use settings::{

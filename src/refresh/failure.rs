@@ -1,7 +1,7 @@
 //! Why a refresh changed nothing.
 
 use crate::{
-    backend::StoreError,
+    backend::{Late, StoreError},
     keyring::{ManifestError, Rejection},
 };
 
@@ -35,7 +35,8 @@ impl From<Rejection> for Failure {
 
 impl Failure {
     /// Nothing came in time.
-    pub(super) fn timed_out(what: &str, limit: std::time::Duration) -> Self {
-        Self { code: "source_unavailable", message: format!("{what} took longer than {limit:?}") }
+    pub(super) fn timed_out(what: &str, limit: std::time::Duration, late: Late) -> Self {
+        let heard = late.heard.map_or_else(String::new, |(_, said)| format!("; until then: {said}"));
+        Self { code: "source_unavailable", message: format!("{what} took longer than {limit:?}{heard}") }
     }
 }

@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
-    backend::{Backends, Kek, KekError, KekFault},
+    backend::{self, Backends, Kek, KekError, KekFault, Late},
     clock::Clock,
     config::{self, KekScope, KekUri},
     crypto::{Dek, KeyringId, WrapContext},
@@ -30,6 +30,9 @@ const CONCURRENT_UNWRAPS: usize = 16;
 const FAILURES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The result of a KEK whose answer was no longer awaited, because another one was faster.
+const OVERTAKEN: &str = "overtaken";
 
 const REQUESTS: &str = "sidekey_kek_requests_total";
 const DURATION: &str = "sidekey_kek_request_duration_seconds";
@@ -97,7 +100,10 @@ pub struct Trial {
 
 /// Describes the metrics of every KEK.
 pub(super) fn describe_metrics(registry: &Registry) {
-    registry.describe_counter(REQUESTS, "Wraps and unwraps asked of a KEK, by result: ok or what kind of failure.");
+    registry.describe_counter(
+        REQUESTS,
+        "Wraps and unwraps asked of a KEK, by result: ok, overtaken by another KEK, or what kind of failure.",
+    );
     registry.describe_histogram(DURATION, "Time that a KEK took to answer, well or badly.");
     registry.describe_gauge(LAST_SUCCESS, "When a KEK last wrapped or unwrapped.");
     registry.describe_gauge(CIRCUIT_OPEN, "1 while a KEK is asked last because it failed several times in a row.");
@@ -173,23 +179,33 @@ impl Keks {
         candidates.sort_by_key(|(rank, ..)| *rank);
         let mut candidates = candidates.into_iter().peekable();
         let mut running = FuturesUnordered::new();
-        let mut slowest = None;
+        // By the order in which they were asked; none once they have answered.
+        let mut asked: Vec<Option<Arc<Entry>>> = Vec::new();
         loop {
             if let Some((_, entry, wrap)) = candidates.next() {
-                slowest = Some(Arc::clone(&entry));
-                running.push(async move { self.attempt(&entry, keyring, version, wrap).await });
+                let index = asked.len();
+                asked.push(Some(Arc::clone(&entry)));
+                running.push(async move { (index, self.attempt(&entry, keyring, version, wrap).await) });
             } else if running.is_empty() {
                 return Err(reasons.join("; "));
             }
             // One that is known to fail is asked when the others have failed, not because they are slow.
             let has_next = candidates.peek().is_some_and(|(rank, ..)| !rank.is_paused);
             tokio::select! {
-                Some(result) = running.next() => match result {
-                    Ok(dek) => return Ok(dek),
-                    Err(error) => reasons.push(error.to_string()),
-                },
+                Some((index, result)) = running.next() => {
+                    asked[index] = None;
+                    match result {
+                        Ok(dek) => {
+                            for slower in asked.iter().flatten() {
+                                self.requests(&slower.uri, "unwrap", OVERTAKEN).increment(1);
+                            }
+                            return Ok(dek);
+                        }
+                        Err(error) => reasons.push(error.to_string()),
+                    }
+                }
                 () = sleep(self.hedge), if has_next => {
-                    if let Some(entry) = &slowest {
+                    if let Some(Some(entry)) = asked.last() {
                         entry.is_slow(self.hedge);
                     }
                 }
@@ -218,11 +234,7 @@ impl Keks {
         answer: impl Future<Output = Result<T, KekError>>,
     ) -> Result<T, KekError> {
         let begun = Instant::now();
-        let late = || {
-            let message = format!("{}: no answer within {:?} (`refresh.kek_timeout`)", entry.uri, self.time_limit);
-            KekError::new(KekFault::Unavailable, message)
-        };
-        let result = timeout(self.time_limit, answer).await.unwrap_or_else(|_| Err(late()));
+        let result = backend::within(self.time_limit, answer).await.unwrap_or_else(|late| Err(self.gave_up(entry, late)));
         let took = begun.elapsed();
         entry.duration.record(took);
         match (&result, operation) {
@@ -232,6 +244,16 @@ impl Keks {
         }
         entry.record(result.as_ref().err(), took, self.clock.now());
         result
+    }
+
+    fn gave_up(&self, entry: &Entry, late: Late) -> KekError {
+        let (uri, limit) = (&entry.uri, self.time_limit);
+        match late.heard {
+            None => KekError::new(KekFault::Unavailable, format!("{uri}: no answer within {limit:?} (`refresh.kek_timeout`)")),
+            Some((fault, said)) => {
+                KekError::new(fault, format!("{uri}: {said}; tried until {limit:?} were over (`refresh.kek_timeout`)"))
+            }
+        }
     }
 
     fn entry(&self, uri: &KekUri) -> Arc<Entry> {

@@ -17,7 +17,7 @@ use super::{
     witness::Witness,
 };
 use crate::{
-    backend::{self, Changed, ManifestStore, WatchGuard},
+    backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
     config::{self, KekScope},
     keyring::{Document, Expectations, KeyTable, Opened, Succession},
 };
@@ -230,15 +230,15 @@ impl Refresher {
     async fn refresh(&mut self, trigger: Trigger) -> Result<Outcome, Failure> {
         let read_at = self.shared.clock.now();
         let limit = self.shared.settings.read_timeout;
-        let read = async {
-            // Before reading, so that no change falls between the two.
-            self.watch().await;
-            self.store.read(self.shared.settings.manifest_bytes).await
-        };
-        let bytes = match timeout(limit, read).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) => return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit)),
+        let read = self.store.read_watched(self.shared.settings.manifest_bytes, self.watch.take(), self.changed());
+        let bytes = match backend::within(limit, read).await {
+            Ok((read, watch)) => {
+                self.keep_watch(watch);
+                read?
+            }
+            Err(late) => {
+                return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit, late));
+            }
         };
         let current = self.keyring.snapshot().clone();
         let document = match current.as_deref().map(|snapshot| snapshot.table.document()) {
@@ -310,15 +310,18 @@ impl Refresher {
         }
     }
 
-    async fn watch(&mut self) {
+    fn changed(&self) -> Changed {
         // Weak, or the watch would keep the keyring alive that owns it.
         let keyring = Arc::downgrade(&self.keyring);
-        let changed: Changed = Arc::new(move || {
+        Arc::new(move || {
             if let Some(keyring) = keyring.upgrade() {
                 keyring.request(Trigger::File);
             }
-        });
-        match self.store.watch(self.watch.take(), changed).await {
+        })
+    }
+
+    fn keep_watch(&mut self, watch: Result<WatchGuard, StoreError>) {
+        match watch {
             Ok(guard) => {
                 self.watch = Some(guard);
                 self.warned_of_watch = false;

@@ -90,6 +90,13 @@ impl World {
     }
 }
 
+/// What a restart of the process is, with the clock at another time: the same folder, and nothing of memory.
+fn restarted(world: World, at: Timestamp) -> World {
+    let (clock, hands) = Clock::manual(at);
+    let shared = Shared { clock: clock.clone(), shutdown: CancellationToken::new(), ..world.shared };
+    World { clock, hands, shared, ..world }
+}
+
 fn lease_is_over(keyring: &Keyring, now: Timestamp) -> bool {
     let snapshot = keyring.snapshot();
     now >= keyring.lease_end(&snapshot.as_ref().expect("loaded").table)
@@ -111,6 +118,7 @@ async fn refreshed(world: &World, keyring: &Keyring, trigger: Trigger) {
 
 const LEASE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[tokio::test]
 async fn the_lease_runs_from_the_last_successful_read() {
@@ -123,6 +131,42 @@ async fn the_lease_runs_from_the_last_successful_read() {
     assert!(lease_is_over(&keyring, world.clock.now()), "nothing confirmed the manifest for a whole lease");
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(!lease_is_over(&keyring, world.clock.now()), "a read confirms it");
+}
+
+#[tokio::test]
+async fn a_lease_goes_on_from_the_copy_after_a_restart_and_no_clock_lengthens_it() {
+    let mut world = World::new();
+    world.shared.settings.cache_dir = Some(world.folder.path().join("cache"));
+    world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(20 * DAY);
+    refreshed(&world, &keyring, Trigger::Signal).await;
+    let confirmed = world.clock.now();
+    let copy = world.folder.path().join("cache/demo.json");
+    let stamp = || std::fs::metadata(&copy).and_then(|metadata| metadata.modified());
+    while stamp().ok().and_then(|stamp| Timestamp::try_from(stamp).ok()) != Some(confirmed) {
+        tokio::task::yield_now().await;
+    }
+    world.shared.shutdown.cancel();
+    drop(keyring);
+    std::fs::remove_file(world.folder.path().join("demo.json")).expect("the location is gone");
+
+    // Ten days later, the lease is twenty days long still.
+    let world = restarted(world, confirmed + 10 * DAY);
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(20 * DAY - MINUTE);
+    assert!(!lease_is_over(&keyring, world.clock.now()));
+    world.hands.advance(MINUTE);
+    assert!(lease_is_over(&keyring, world.clock.now()));
+    world.shared.shutdown.cancel();
+
+    // With a clock that was set back, the copy was confirmed in the future; a lease counts from now at the latest.
+    let world = restarted(world, confirmed - 10 * DAY);
+    let keyring = world.serve(Confirm::Read).await;
+    world.hands.advance(LEASE - MINUTE);
+    assert!(!lease_is_over(&keyring, world.clock.now()));
+    world.hands.advance(MINUTE);
+    assert!(lease_is_over(&keyring, world.clock.now()));
 }
 
 #[tokio::test]

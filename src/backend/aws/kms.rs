@@ -3,11 +3,15 @@
 use std::{collections::HashMap, sync::Arc};
 
 use aws_config::Region;
-use aws_sdk_kms::{Client, primitives::Blob};
+use aws_sdk_kms::{
+    Client,
+    operation::{decrypt::DecryptError, encrypt::EncryptError},
+    primitives::Blob,
+};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
-use super::{Fault, Room, fault};
+use super::{Fault, Listener, Room, fault};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
     config::KekUri,
@@ -94,6 +98,7 @@ impl KmsKek {
             if let Some((region, _)) = &self.key.home {
                 config = config.region(Region::new(region.clone()));
             }
+            let config = config.interceptor(Listener::<DecryptError>::new()).interceptor(Listener::<EncryptError>::new());
             Ok(Client::from_conf(config.build()))
         };
         self.client.get_or_try_init(make).await

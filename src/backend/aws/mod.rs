@@ -1,17 +1,20 @@
 //! Amazon Web Services: KMS wraps, Secrets Manager and S3 keep manifests. The SDK's own chain finds credentials for all of them.
 
+mod endpoint;
 mod kms;
 mod s3;
 mod secrets_manager;
 
-use std::sync::Arc;
+use std::{marker::PhantomData, sync::Arc};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
-use aws_sdk_kms::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use hyper::Uri;
+use aws_sdk_kms::{
+    config::{ConfigBag, Intercept, RuntimeComponents, interceptors::FinalizerInterceptorContextRef},
+    error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError},
+};
 use tokio::sync::OnceCell;
 
-use super::{Kek, KekError, KekFault, ManifestStore, fault::Fault, plain_http};
+use super::{Kek, KekError, KekFault, ManifestStore, fault::Fault, heard};
 use crate::config::{self, KekUri, Location};
 
 /// AWS as the settings and the environment say; credentials are looked for when they are first needed.
@@ -55,12 +58,7 @@ impl Room {
                 loader = loader.use_fips(true);
             }
             let sdk = loader.load().await;
-            if let Some(endpoint) = sdk.endpoint_url() {
-                let misconfigured = |reason| Fault::new(KekFault::Misconfigured, reason);
-                let url =
-                    endpoint.parse::<Uri>().map_err(|_| misconfigured(format!("{endpoint} is not a URL (`aws.endpoint`)")))?;
-                plain_http::allows(&url, &self.plain_http).map_err(misconfigured)?;
-            }
+            endpoint::check(&sdk, &self.plain_http).map_err(|reason| Fault::new(KekFault::Misconfigured, reason))?;
             Ok(sdk)
         };
         self.sdk.get_or_try_init(load).await
@@ -72,7 +70,7 @@ fn fault<E>(error: &SdkError<E>) -> Fault
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let SdkError::ServiceError(_) = error else {
+    let SdkError::ServiceError(answer) = error else {
         let text = DisplayErrorContext(error).to_string();
         return if text.contains("MissingRegion") || text.contains("region must be set") {
             Fault::new(KekFault::Misconfigured, "no region is known; set `aws.region`, AWS_REGION, or use a key's ARN")
@@ -82,6 +80,11 @@ where
             Fault::new(KekFault::Unavailable, shortened(&text))
         };
     };
+    explained(answer.err())
+}
+
+/// What AWS' answer means.
+fn explained(error: &impl ProvideErrorMetadata) -> Fault {
     let (code, message) = (error.code().unwrap_or("an error without a code"), error.message().unwrap_or_default());
     let said = if message.is_empty() { format!("AWS answered {code}") } else { format!("AWS answered {code}: {message}") };
     let kind = match code {
@@ -109,6 +112,39 @@ where
         _ => KekFault::Unavailable,
     };
     Fault::new(kind, shortened(&said))
+}
+
+/// Hears what AWS says to every try at an operation that fails with `E`: the SDK makes several, and slows down while it is throttled.
+#[derive(Debug)]
+struct Listener<E>(PhantomData<fn() -> E>);
+
+impl<E> Listener<E> {
+    fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E> Intercept for Listener<E>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        "Listener"
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let error = context.output_or_error().and_then(Result::err).and_then(|error| error.as_operation_error());
+        if let Some(error) = error.and_then(|error| error.downcast_ref::<E>()) {
+            let Fault { kind, reason } = explained(error);
+            heard::note(kind, reason);
+        }
+        Ok(())
+    }
 }
 
 /// The SDK's words, on one line of bounded length.

@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aws_sdk_s3::Client;
+use aws_sdk_s3::{
+    Client,
+    operation::{get_object::GetObjectError, put_object::PutObjectError},
+};
 use tokio::sync::OnceCell;
 
-use super::{Fault, Room, fault};
+use super::{Fault, Listener, Room, endpoint, fault};
 use crate::{
     backend::{KekFault, ManifestStore, Pending, StoreError},
     config::Location,
@@ -39,7 +42,8 @@ impl ObjectStore {
         let make = async || {
             let sdk = self.room.sdk().await?;
             // A server in place of AWS' own rarely has a host name for every bucket.
-            let config = aws_sdk_s3::config::Builder::from(sdk).force_path_style(sdk.endpoint_url().is_some());
+            let config = aws_sdk_s3::config::Builder::from(sdk).force_path_style(endpoint::of(sdk, "S3").is_some());
+            let config = config.interceptor(Listener::<GetObjectError>::new()).interceptor(Listener::<PutObjectError>::new());
             Ok(Client::from_conf(config.build()))
         };
         self.client.get_or_try_init(make).await.map_err(|fault: Fault| fault.of_location(&self.location))

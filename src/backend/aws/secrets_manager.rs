@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
+use aws_config::Region;
+use aws_sdk_secretsmanager::{
+    Client,
+    error::ProvideErrorMetadata,
+    operation::{create_secret::CreateSecretError, get_secret_value::GetSecretValueError, put_secret_value::PutSecretValueError},
+};
 use tokio::sync::OnceCell;
 
-use super::{Fault, Room, fault};
+use super::{Fault, Listener, Room, fault};
 use crate::{
     backend::{KekFault, ManifestStore, Pending, StoreError},
     config::Location,
@@ -29,7 +34,17 @@ impl SecretStore {
     }
 
     async fn client(&self) -> Result<&Client, StoreError> {
-        let make = async || Ok(Client::new(self.room.sdk().await?));
+        let make = async || {
+            let mut config = aws_sdk_secretsmanager::config::Builder::from(self.room.sdk().await?);
+            if let Some(region) = region_of(&self.name) {
+                config = config.region(Region::new(region.to_owned()));
+            }
+            let config = config
+                .interceptor(Listener::<CreateSecretError>::new())
+                .interceptor(Listener::<GetSecretValueError>::new())
+                .interceptor(Listener::<PutSecretValueError>::new());
+            Ok(Client::from_conf(config.build()))
+        };
         self.client.get_or_try_init(make).await.map_err(|fault: Fault| fault.of_location(&self.location))
     }
 
@@ -56,24 +71,40 @@ impl SecretStore {
             return Err(failed(format!("the manifest is longer than the {LONGEST} bytes that a secret holds; use S3")));
         }
         let text = String::from_utf8(new).map_err(|error| failed(error.to_string()))?;
-        let client = self.client().await?;
-        let (result, right) = match expected {
-            None => {
-                let made = client.create_secret().name(&self.name).secret_string(text).send().await;
-                (made.map(drop).map_err(|error| (error.code().unwrap_or_default().to_owned(), fault(&error))), "CreateSecret")
-            }
+        let conflict = || StoreError::Conflict(self.location.clone());
+        match expected {
+            None => self.create(text).await,
             Some(expected) => {
-                let found = self.get().await?.filter(|found| found.bytes == expected);
-                let found = found.ok_or_else(|| StoreError::Conflict(self.location.clone()))?;
-                let request = client.put_secret_value().secret_id(&self.name).secret_string(text);
-                let put = request.client_request_token(successor_id(&found)).send().await;
-                (put.map(drop).map_err(|error| (error.code().unwrap_or_default().to_owned(), fault(&error))), "PutSecretValue")
+                let found = self.get().await?.filter(|found| found.bytes == expected).ok_or_else(conflict)?;
+                self.put(text, successor_id(Some(&found))).await
             }
-        };
-        result.map_err(|(code, fault)| match code.as_str() {
-            "ResourceExistsException" => StoreError::Conflict(self.location.clone()),
-            _ => self.explain(fault, &format!("secretsmanager:{right}")),
-        })
+        }
+    }
+
+    /// The first value of a secret: of a new one, or of one that was made without (by Terraform, say, with its policy).
+    async fn create(&self, text: String) -> Result<(), StoreError> {
+        // A secret that an ARN names is there, or nobody can make it.
+        if region_of(&self.name).is_none() {
+            let made = self.client().await?.create_secret().name(&self.name).secret_string(&text).send().await;
+            match made {
+                Ok(_) => return Ok(()),
+                Err(error) if error.code() == Some("ResourceExistsException") => {}
+                Err(error) => return Err(self.explain(fault(&error), "secretsmanager:CreateSecret")),
+            }
+        }
+        if self.get().await?.is_some() {
+            return Err(StoreError::Conflict(self.location.clone()));
+        }
+        self.put(text, successor_id(None)).await
+    }
+
+    async fn put(&self, text: String, version: String) -> Result<(), StoreError> {
+        let request = self.client().await?.put_secret_value().secret_id(&self.name).secret_string(text);
+        match request.client_request_token(version).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("ResourceExistsException") => Err(StoreError::Conflict(self.location.clone())),
+            Err(error) => Err(self.explain(fault(&error), "secretsmanager:PutSecretValue")),
+        }
     }
 
     fn explain(&self, fault: Fault, right: &str) -> StoreError {
@@ -90,12 +121,18 @@ struct Secret {
     version: String,
 }
 
+/// The region in a secret's ARN; none if it is named otherwise.
+fn region_of(name: &str) -> Option<&str> {
+    let [_partition, "secretsmanager", region, ..] = name.strip_prefix("arn:")?.split(':').collect::<Vec<_>>()[..] else {
+        return None;
+    };
+    Some(region)
+}
+
 /// The id of the one version that may follow: 32 to 64 characters, as Secrets Manager wants them.
-fn successor_id(predecessor: &Secret) -> String {
-    fingerprint(&[predecessor.version.as_bytes(), &[0], &predecessor.bytes].concat())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+fn successor_id(predecessor: Option<&Secret>) -> String {
+    let (version, bytes) = predecessor.map_or(("", &[][..]), |secret| (&secret.version, &secret.bytes));
+    fingerprint(&[version.as_bytes(), &[0], bytes].concat()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ManifestStore for SecretStore {

@@ -17,8 +17,22 @@ use crate::{
     config::{Azure, AzureLogin},
 };
 
-/// How we log in: as the settings say, or as the environment suggests.
-pub(super) fn credential(settings: &Azure, mut options: ClientOptions) -> Result<Arc<dyn TokenCredential>, Fault> {
+/// The instance metadata service of a virtual machine.
+const METADATA: &str = "169.254.169.254";
+
+/// The hosts that give tokens to managed identities here, without TLS: the platform's word, not a manifest's.
+pub(super) fn platform_hosts() -> Vec<String> {
+    let endpoint = std::env::var("IDENTITY_ENDPOINT").ok().and_then(|url| url.parse::<hyper::Uri>().ok());
+    let host = endpoint.and_then(|url| url.host().map(str::to_owned));
+    host.into_iter().chain([METADATA.to_owned()]).collect()
+}
+
+/// How we log in: as the settings say, or as the environment suggests. A managed identity asks the `platform`.
+pub(super) fn credential(
+    settings: &Azure,
+    mut options: ClientOptions,
+    platform: ClientOptions,
+) -> Result<Arc<dyn TokenCredential>, Fault> {
     let denied = |error: azure_core::Error| Fault::new(KekFault::Denied, format!("can't log in to Azure: {error}"));
     let missing = |what: &str, variable: &str| {
         Fault::new(KekFault::Misconfigured, format!("set `azure.{what}` in the config, or the variable {variable}"))
@@ -40,7 +54,7 @@ pub(super) fn credential(settings: &Azure, mut options: ClientOptions) -> Result
         }
         AzureLogin::ManagedIdentity => {
             let user_assigned_id = client_id.map(UserAssignedId::ClientId);
-            let options = ManagedIdentityCredentialOptions { user_assigned_id, client_options: options };
+            let options = ManagedIdentityCredentialOptions { user_assigned_id, client_options: platform };
             ManagedIdentityCredential::new(Some(options)).map_err(denied)?
         }
         AzureLogin::ClientSecret => {
@@ -74,5 +88,18 @@ fn suggested() -> AzureLogin {
         AzureLogin::ManagedIdentity
     } else {
         AzureLogin::Cli
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::plain_http::allows;
+
+    #[test]
+    fn a_machines_own_metadata_service_is_asked_in_the_clear_and_nobody_else() {
+        let is_allowed = |url: &str| allows(&url.parse().expect("URL"), &platform_hosts()).is_ok();
+        assert!(is_allowed("http://169.254.169.254/metadata/identity/oauth2/token"));
+        assert!(!is_allowed("http://169.254.169.253/metadata/identity/oauth2/token"));
     }
 }

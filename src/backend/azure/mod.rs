@@ -5,7 +5,7 @@ mod transport;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use azure_core::{
@@ -39,19 +39,22 @@ const AES_KW_256: u8 = 2;
 /// Azure as the settings and the environment say.
 pub(super) struct Room {
     settings: config::Azure,
-    plain_http: Vec<String>,
-    web: OnceLock<Result<Arc<Web>, Fault>>,
-    credential: OnceLock<Result<Arc<dyn TokenCredential>, Fault>>,
+    web: Arc<Web>,
+    /// For the platform's own service that gives tokens to managed identities. It speaks in the clear, at an address of the machine.
+    platform: Arc<Web>,
+    credential: Mutex<Option<Arc<dyn TokenCredential>>>,
     clients: Mutex<BTreeMap<String, Arc<KeyClient>>>,
 }
 
 impl Room {
     pub(super) fn new(settings: &config::Backends) -> Arc<Self> {
+        let identity = Identity { ca_file: settings.azure.ca_file.clone(), client: None };
+        let platforms = [&settings.plain_http[..], &login::platform_hosts()].concat();
         Arc::new(Self {
             settings: settings.azure.clone(),
-            plain_http: settings.plain_http.clone(),
-            web: OnceLock::new(),
-            credential: OnceLock::new(),
+            web: Arc::new(Web::new(identity, &settings.plain_http)),
+            platform: Arc::new(Web::new(Identity::default(), &platforms)),
+            credential: Mutex::default(),
             clients: Mutex::default(),
         })
     }
@@ -65,19 +68,21 @@ impl Room {
         Ok(Arc::new(VaultKey { uri: uri.clone(), vault, name, room }))
     }
 
-    fn web(&self) -> Result<Arc<Web>, Fault> {
-        let make = || {
-            let identity = Identity { ca_file: self.settings.ca_file.clone(), client: None };
-            Web::new(&identity, &self.plain_http).map(Arc::new).map_err(|reason| Fault::new(KekFault::Misconfigured, reason))
-        };
-        self.web.get_or_init(make).clone()
-    }
-
-    fn options(&self) -> Result<ClientOptions, Fault> {
-        let transport = Transport::new(Arc::new(Courier(self.web()?)));
+    fn options(web: &Arc<Web>) -> ClientOptions {
+        let transport = Transport::new(Arc::new(Courier(Arc::clone(web))));
         // Throttled, or failed within Azure: a few times, well within the time that one unwrap may take.
         let times = ExponentialRetryOptions { max_retries: 3, ..ExponentialRetryOptions::default() };
-        Ok(ClientOptions { transport: Some(transport), retry: RetryOptions::exponential(times), ..ClientOptions::default() })
+        ClientOptions { transport: Some(transport), retry: RetryOptions::exponential(times), ..ClientOptions::default() }
+    }
+
+    /// The login; one that can't be made yet, because a file is missing, is tried again.
+    fn credential(&self) -> Result<Arc<dyn TokenCredential>, Fault> {
+        let mut slot = self.credential.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(credential) = &*slot {
+            return Ok(Arc::clone(credential));
+        }
+        let credential = login::credential(&self.settings, Self::options(&self.web), Self::options(&self.platform))?;
+        Ok(Arc::clone(slot.insert(credential)))
     }
 
     fn client(&self, vault: &str) -> Result<Arc<KeyClient>, Fault> {
@@ -87,10 +92,10 @@ impl Room {
         }
         let misconfigured = |error: String| Fault::new(KekFault::Misconfigured, error);
         let url: Uri = vault.parse().map_err(|_| misconfigured(format!("{vault} is not a URL")))?;
-        self.web()?.allows(&url).map_err(|error| misconfigured(error.to_string()))?;
-        let credential = self.credential.get_or_init(|| login::credential(&self.settings, self.options()?)).clone()?;
+        self.web.allows(&url).map_err(|error| misconfigured(error.to_string()))?;
+        let credential = self.credential()?;
         let options = KeyClientOptions {
-            client_options: self.options()?,
+            client_options: Self::options(&self.web),
             verify_challenge_resource: Some(self.settings.verify_challenge),
             ..KeyClientOptions::default()
         };

@@ -9,7 +9,7 @@ use azure_core::{
     },
 };
 
-use crate::backend::web::Web;
+use crate::backend::{KekFault, heard, web::Web};
 
 /// The longest answer.
 const ANSWER: usize = 4 << 20;
@@ -39,6 +39,12 @@ impl HttpClient for Courier {
             // Of a kind that the SDK doesn't try again: whoever asks for a key does so himself, and has other KEKs to ask meanwhile.
             Error::with_message(ErrorKind::Other, error.to_string())
         })?;
+        // The SDK tries these again, as late as the answer asks for.
+        match answer.status.as_u16() {
+            429 => heard::note(KekFault::Throttled, "Azure answered 429".into()),
+            500.. => heard::note(KekFault::Unavailable, format!("Azure answered {}", answer.status.as_u16())),
+            _ => {}
+        }
         let headers: HashMap<_, _> = answer
             .headers
             .iter()

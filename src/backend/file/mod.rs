@@ -13,7 +13,7 @@ use std::{
 
 pub use copy::LocalCopy;
 
-use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, lane::Lane};
+use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
 use crate::config::Location;
 
 /// A manifest in a file.
@@ -36,6 +36,10 @@ impl FileStore {
     fn failed(&self, what: &str, error: &io::Error) -> StoreError {
         match error.kind() {
             ErrorKind::NotFound => StoreError::Missing(self.location()),
+            ErrorKind::PermissionDenied => {
+                let reason = format!("{what}: {error}; let this user in, by owner, group or mode of the file and its folders");
+                StoreError::Denied { location: self.location(), reason }
+            }
             _ => StoreError::Failed { location: self.location(), reason: format!("{what}: {error}") },
         }
     }
@@ -118,6 +122,20 @@ fn temporary_beside(target: &Path) -> PathBuf {
 }
 
 impl FileStore {
+    /// Watches without reading, in place of the `former` guard, as [`ManifestStore::read_watched`] does; for any file.
+    ///
+    /// # Errors
+    /// The system can't watch the file's folder.
+    pub fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+        let store = self.clone();
+        Box::pin(self.lane.run(move || {
+            let guard = store.watch_now(&changed);
+            // Only now, so that no change falls between the two.
+            drop(former);
+            guard
+        }))
+    }
+
     fn watch_now(&self, changed: &Changed) -> Result<WatchGuard, StoreError> {
         let failed = |error: notify::Error| StoreError::Failed {
             location: self.location(),
@@ -145,13 +163,15 @@ impl ManifestStore for FileStore {
         Box::pin(self.lane.run(move || store.replace_now(expected.as_deref(), &new)))
     }
 
-    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+    fn read_watched(&self, limit: usize, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Watched> {
         let store = self.clone();
+        // One job for both: at a start with many keyrings, the jobs are what takes time.
         Box::pin(self.lane.run(move || {
+            // Before reading, so that no change falls between the two.
             let guard = store.watch_now(&changed);
-            // Only now, so that no change falls between the two.
+            // Only now, for the same reason.
             drop(former);
-            guard
+            (store.read_now(limit), guard)
         }))
     }
 }

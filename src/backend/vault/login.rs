@@ -226,7 +226,7 @@ impl Vault {
                 Lease::new(data.ttl, data.renewable)
             }
             // It may do other things, though not look itself up: it was made without the policy `default`.
-            StatusCode::FORBIDDEN if !answer.is_of_unknown_token() => Lease::new(0, false),
+            StatusCode::FORBIDDEN if !answer.is_of_unknown_token() && self.knows(&token).await? => Lease::new(0, false),
             StatusCode::FORBIDDEN => {
                 let reason = "Vault doesn't know the token: it ended, was revoked, or is another server's";
                 return Err(Fault::new(KekFault::Denied, reason));
@@ -234,6 +234,13 @@ impl Vault {
             _ => return Err(answer.fault()),
         };
         Ok((token, lease))
+    }
+
+    /// Whether the server knows a token that may not look itself up: OpenBao says "permission denied" to strangers as well. Every token
+    /// that lives, whatever its policies, may ask which mounts it can see.
+    async fn knows(&self, token: &Token) -> Result<bool, Fault> {
+        let answer = self.send(Method::GET, "sys/internal/ui/mounts", None, Some(token), ANSWER).await?;
+        Ok(answer.status != StatusCode::FORBIDDEN)
     }
 
     async fn renew(&self, token: &Token) -> Result<Lease, Fault> {

@@ -53,7 +53,7 @@ impl Room {
 impl From<WebError> for Fault {
     fn from(error: WebError) -> Self {
         let kind = match error {
-            WebError::NotAllowed(_) => KekFault::Misconfigured,
+            WebError::NotAllowed(_) | WebError::Identity(_) => KekFault::Misconfigured,
             WebError::Unreachable(_) | WebError::TooLong(_) => KekFault::Unavailable,
         };
         Self::new(kind, error.to_string())
@@ -140,7 +140,7 @@ impl Vault {
             return Err(misconfigured("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together".into()));
         }
         let identity = Identity { ca_file: file(&settings.ca_file, "VAULT_CACERT"), client: certificate.zip(key) };
-        let web = Web::new(&identity, plain_http).map_err(misconfigured)?;
+        let web = Web::new(identity, plain_http);
         web.allows(&url)?;
         let namespace = settings.namespace.clone().or_else(|| variable("VAULT_NAMESPACE"));
         let namespace = namespace.map(|name| HeaderValue::from_str(&name)).transpose();

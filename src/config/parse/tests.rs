@@ -451,6 +451,8 @@ login = "managed-identity"
 authority = "https://login.microsoftonline.us"
 [pkcs11]
 module = "/lib/hsm.so"
+[local]
+passphrase_file = "passphrase"
 [web]
 ca_file = "/etc/ca.pem"
 [backends]
@@ -458,13 +460,14 @@ plain_http = ["vault.internal"]
 local_keks = true
 "#
     );
-    let Backends { vault, aws, azure, pkcs11, web, plain_http, local_keks } = parsed(&text).backends;
+    let Backends { vault, aws, azure, pkcs11, local, web, plain_http, local_keks } = parsed(&text).backends;
     assert_eq!(vault.ca_file.as_deref(), Some(Path::new("/etc/sidekey/ca.pem")));
     let token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token".into();
     assert_eq!(vault.login, VaultLogin::Jwt { mount: "kubernetes".into(), role: "orders".into(), token_file });
     assert_eq!((aws.region.as_deref(), aws.fips), (Some("eu-west-1"), true));
     assert_eq!((azure.login, azure.verify_challenge), (Some(AzureLogin::ManagedIdentity), true));
     assert_eq!(pkcs11.module.as_deref(), Some(Path::new("/lib/hsm.so")));
+    assert_eq!(local.passphrase_file.as_deref(), Some(Path::new("/etc/sidekey/passphrase")));
     assert_eq!(web.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
     assert_eq!((plain_http, local_keks), (vec!["vault.internal".to_owned()], true));
 }

@@ -16,7 +16,7 @@ use super::{
     Tls,
     material::{Files, Material, paths},
 };
-use crate::backend::{Changed, FileStore, ManifestStore, WatchGuard, aside};
+use crate::backend::{Changed, FileStore, WatchGuard, aside};
 
 /// How often the files are read without an event, for file systems that give none.
 const POLL: Duration = Duration::from_secs(60);

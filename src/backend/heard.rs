@@ -1,0 +1,57 @@
+//! What an outside system said while its client library went on trying: a library that backs off from a throttled system can take
+//! longer than anybody waits, and then only what was heard on the way tells why.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::KekFault;
+
+/// A kind of failure, and what was said.
+type Words = (KekFault, String);
+
+tokio::task_local! {
+    static HEARD: Arc<Mutex<Option<Words>>>;
+}
+
+/// There was no answer in time.
+pub(crate) struct Late {
+    /// What the system said to the last try of several, if it said anything.
+    pub(crate) heard: Option<Words>,
+}
+
+/// Waits for an answer, but no longer than `limit`.
+pub(crate) async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Result<T, Late> {
+    let heard = Arc::default();
+    let answer = timeout(limit, HEARD.scope(Arc::clone(&heard), answer)).await;
+    answer.map_err(|_| Late { heard: heard.lock().unwrap_or_else(PoisonError::into_inner).take() })
+}
+
+/// Notes what a system said to one try.
+#[cfg(any(feature = "aws", feature = "azure"))]
+pub(super) fn note(kind: KekFault, said: String) {
+    // Whoever waits without a limit needs no note.
+    let _ = HEARD.try_with(|heard| *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some((kind, said)));
+}
+
+#[cfg(all(test, any(feature = "aws", feature = "azure")))]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_runs_out_of_time_tells_what_he_heard() {
+        let tries = async || {
+            note(KekFault::Unavailable, "busy".into());
+            note(KekFault::Throttled, "slow down".into());
+            std::future::pending::<()>().await;
+        };
+        let (one, other) =
+            tokio::join!(within(Duration::from_secs(1), tries()), within(Duration::from_secs(1), std::future::pending::<()>()));
+        assert_eq!(one.expect_err("late").heard, Some((KekFault::Throttled, "slow down".into())));
+        assert_eq!(other.expect_err("late").heard, None, "each hears its own");
+        assert_eq!(within(Duration::from_secs(1), async { 7 }).await.ok(), Some(7));
+    }
+}

@@ -1,0 +1,80 @@
+//! KEKs encrypted with a passphrase: age files with one scrypt recipient (<https://c2sp.org/age>), as `age -p` and `rage -p` write them.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use age::{Decryptor, secrecy::SecretString};
+use zeroize::Zeroizing;
+
+use crate::{
+    backend::KekFault,
+    crypto::{KEY_LEN, SecretKey},
+};
+
+/// How every age file begins.
+const BEGINNING: &[u8] = b"age-encryption.org/v1";
+/// 2 to this is the most work that a file may ask for: 1 GiB of memory for some seconds. The tools' own choice is 18.
+const GREATEST_WORK: u8 = 20;
+/// No passphrase is longer, in bytes.
+const LONGEST: u64 = 4096;
+
+pub(super) fn is_encrypted(bytes: &[u8]) -> bool {
+    bytes.starts_with(BEGINNING)
+}
+
+/// The key in an encrypted file.
+pub(super) fn open(encrypted: &[u8], passphrase_file: Option<&Path>) -> Result<SecretKey, (KekFault, String)> {
+    let file = passphrase_file.ok_or_else(|| {
+        let how = "name the file that holds it: `local.passphrase_file` in the config, for commands also --kek-passphrase-file";
+        (KekFault::Misconfigured, format!("this KEK is encrypted with a passphrase; {how}"))
+    })?;
+    let broken = |error: &dyn std::fmt::Display| (KekFault::Misconfigured, format!("this is no whole age file: {error}"));
+    let decryptor = Decryptor::new(encrypted).map_err(|error| broken(&error))?;
+    if !decryptor.is_scrypt() {
+        return Err((KekFault::Misconfigured, "this age file is not encrypted with a passphrase; make it with `age -p`".into()));
+    }
+    let mut identity = age::scrypt::Identity::new(read(file)?);
+    identity.set_max_work_factor(GREATEST_WORK);
+    let mut plaintext = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
+        age::DecryptError::ExcessiveWork { required, .. } => {
+            let reason =
+                format!("its work factor is {required}, and the greatest that is taken is {GREATEST_WORK}; encrypt it anew");
+            (KekFault::Misconfigured, reason)
+        }
+        age::DecryptError::DecryptionFailed | age::DecryptError::KeyDecryptionFailed | age::DecryptError::NoMatchingKeys => {
+            (KekFault::Denied, format!("the passphrase in {} doesn't open this KEK", file.display()))
+        }
+        other => broken(&other),
+    })?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LEN + 1));
+    plaintext.by_ref().take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
+    let wrong_length = || {
+        let held = if bytes.len() > KEY_LEN { "more".into() } else { bytes.len().to_string() };
+        (KekFault::Misconfigured, format!("a KEK is {KEY_LEN} bytes long, and the file holds {held}"))
+    };
+    SecretKey::from_slice(&bytes).ok_or_else(wrong_length)
+}
+
+/// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for a KEK is opened once.
+fn read(path: &Path) -> Result<SecretString, (KekFault, String)> {
+    let unreadable =
+        |error: io::Error| (KekFault::Denied, format!("can't read {} (`local.passphrase_file`): {error}", path.display()));
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
+        let reason = format!("everybody can read the passphrase; run: chmod o= {}", path.display());
+        return Err((KekFault::Misconfigured, reason));
+    }
+    // Of its full length at once, so that no shorter buffer is left behind.
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
+    match text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)) {
+        "" => Err((KekFault::Denied, format!("there is no passphrase in {}", path.display()))),
+        _ if text.len() as u64 > LONGEST => Err((KekFault::Misconfigured, format!("{} is too long", path.display()))),
+        passphrase => Ok(SecretString::from(passphrase.to_owned())),
+    }
+}
