@@ -10,6 +10,7 @@ use sidekey::{
         Header, KeyringId, MessageError, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, StreamOpener, VersionKeys, from_text, to_text,
     },
     keyring::Document,
+    scan::{LOOK_BEHIND, Search},
     serve::{Frame, Frames},
 };
 
@@ -229,6 +230,35 @@ fn frames_take_all_bytes_and_hold_no_more_than_one() {
             prop_assert!(data.is_empty());
         }
         prop_assert!(whole <= bytes.len());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_scan_finds_a_ciphertext_in_whatever_stands_around_it() {
+    let golden = golden();
+    let search = Search::new([golden.id.tag()]).unwrap();
+    let message = &golden.ciphertexts[0];
+    let hex: String = message.iter().map(|byte| format!("{byte:02x}")).collect();
+    let forms = vec![to_text(message).into_bytes(), message.clone(), hex.into_bytes()];
+    let around: Vec<Vec<u8>> = [corpus("json"), corpus("config"), forms.clone()].concat();
+    let strategy = (almost(around.clone()), prop::sample::select(forms), almost(around), 400..2000usize);
+    run(2000, strategy, |(before, planted, after, window)| {
+        let bytes = [&before[..], &planted, &after].concat();
+        let mut found = Vec::new();
+        search.look(&bytes, 0, true, |at, finding| found.push((at, finding)));
+        prop_assert!(found.iter().any(|(at, finding)| *at == before.len() && finding.header.version == 2), "{found:?}");
+        // Whatever pieces it is read in.
+        let (mut in_windows, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            let from = at.min(LOOK_BEHIND);
+            let end = bytes.len().min(at + window);
+            let decided = search.look(&bytes[at - from..end], from, end == bytes.len(), |found, finding| {
+                in_windows.push((at - from + found, finding));
+            });
+            at += decided - from;
+        }
+        prop_assert_eq!(in_windows, found);
         Ok(())
     });
 }
