@@ -5,12 +5,14 @@ mod common;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use common::{Goal, Spread, is_test, report};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
     backend::{Backends, local::LocalKek},
@@ -49,8 +51,22 @@ fn main() {
     report("footprint/rss/100-keyrings-x-5-versions", " MiB", Spread::of(memory), &Goal::AtMost(20.0));
     report("footprint/ready/1-keyring", " ms", Spread::of(ready_one), &Goal::AtMost(50.0));
     report("footprint/ready/100-keyrings-x-5-versions", " ms", Spread::of(ready_many), &Goal::AtMost(50.0));
+    let listeners = if is_test() {
+        50
+    } else {
+        raise_open_files();
+        10_000
+    };
+    let memory = listening(&one.0, one.1, listeners);
+    report("footprint/rss/10000-listeners", " MiB", Spread::of(vec![memory]), &Goal::AtMost(100.0));
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_sidekey")).expect("binary").len() as f64 / f64::from(1 << 20);
     report("footprint/binary/stripped", " MiB", Spread { least: size, median: size, most: size }, &Goal::None);
+}
+
+/// As many as the system lets us have, here and in the sidecars.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("more open files");
 }
 
 fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
@@ -59,32 +75,75 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, So
     let entries: String = (0..keyrings)
         .map(|index| format!("[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\nkeks = [\"local:kek\"]\n"))
         .collect();
-    let text = format!("[listen]\nsocket = \"{name}.sock\"\n[ops]\nlisten = \"{ops}\"\n[log]\nlevel = \"error\"\n{entries}");
+    let text = format!(
+        "[listen]\nsocket = \"{name}.sock\"\n[ops]\nlisten = \"{ops}\"\n[log]\nlevel = \"error\"\n\
+         [limits]\nconnections = 11000\n{entries}"
+    );
     let file = folder.join(format!("{name}.toml"));
     std::fs::write(&file, text).expect("config");
     (file, ops)
 }
 
-/// Milliseconds from exec until /readyz says yes, and the resident memory (VmRSS, MiB) then.
+/// Milliseconds from exec until /readyz says yes, and the resident memory in MiB then.
 fn start(config: &Path, ops: SocketAddr) -> (f64, f64) {
     let begun = Instant::now();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sidekey"))
-        .args(["serve", "--config"])
-        .arg(config)
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("sidecar");
-    while !is_ready(ops) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the sidecar gets ready");
-        std::thread::sleep(Duration::from_micros(200));
+    let sidecar = Sidecar::start(config, ops);
+    (begun.elapsed().as_secs_f64() * 1000.0, sidecar.resident())
+}
+
+/// How many MiB so many listeners to events take that hear nothing, each on a connection of its own.
+fn listening(config: &Path, ops: SocketAddr, listeners: usize) -> f64 {
+    let sidecar = Sidecar::start(config, ops);
+    let before = sidecar.resident();
+    let socket = config.with_extension("sock");
+    let connections: Vec<UnixStream> = (0..listeners)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).expect("connect");
+            stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").expect("request");
+            let mut answer = Vec::new();
+            while !answer.windows(6).any(|window| window == b"data: ") {
+                let mut buffer = [0; 4096];
+                let read = stream.read(&mut buffer).expect("how things stand");
+                assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+                answer.extend_from_slice(&buffer[..read]);
+            }
+            stream
+        })
+        .collect();
+    let after = sidecar.resident();
+    drop(connections);
+    after - before
+}
+
+/// One that runs; killed when this is dropped.
+struct Sidecar(Child);
+
+impl Sidecar {
+    fn start(config: &Path, ops: SocketAddr) -> Self {
+        let begun = Instant::now();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidekey"));
+        let sidecar = Self(command.args(["serve", "--config"]).arg(config).stdin(Stdio::null()).spawn().expect("sidecar"));
+        while !is_ready(ops) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the sidecar gets ready");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        sidecar
     }
-    let ready = begun.elapsed().as_secs_f64() * 1000.0;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("status");
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse().expect("a number");
-    child.kill().expect("kill");
-    child.wait().expect("wait");
-    (ready, kib / 1024.0)
+
+    /// VmRSS in MiB.
+    fn resident(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse().expect("a number");
+        kib / 1024.0
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("wait");
+    }
 }
 
 fn is_ready(ops: SocketAddr) -> bool {

@@ -58,8 +58,7 @@ pub(super) async fn perform(job: &Job<'_>, aad: Vec<u8>, mut body: Arriving) -> 
     if job.operation == Operation::Encrypt {
         let form = Form { limit: job.limits.body, cost: 1 };
         if !is_at_most(form.limit) {
-            let streaming = stream(job, aad, body, Bytes::new()).await?;
-            return flow(job, &streaming.inflow.received(), streaming.encrypt()?).await;
+            return Box::pin(stream(job, aad, body, Bytes::new())).await;
         }
         let body = job.bodies.read(body, Bytes::new(), form, message_buffer).await?;
         return whole(job, &aad, body).await;
@@ -70,30 +69,32 @@ pub(super) async fn perform(job: &Job<'_>, aad: Vec<u8>, mut body: Arriving) -> 
     if !is_at_most(form.limit) {
         first = job.bodies.first(&mut body).await?;
         if first.first() == Some(&SUITE_STREAM) {
-            let streaming = stream(job, aad, body, first).await?;
-            let received = streaming.inflow.received();
-            return match job.operation {
-                Operation::Rewrap => flow(job, &received, streaming.rewrap().await?).await,
-                _ => flow(job, &received, streaming.decrypt().await?).await,
-            };
+            return Box::pin(stream(job, aad, body, first)).await;
         }
     }
     let body = job.bodies.read(body, first, form, Vec::with_capacity).await?;
     whole(job, &aad, body).await
 }
 
-async fn stream(job: &Job<'_>, aad: Vec<u8>, body: Arriving, first: Bytes) -> Result<Streaming, Problem> {
+/// Begins an answer that goes on while its body comes. Callers box this: a connection keeps room for all that any request may need.
+async fn stream(job: &Job<'_>, aad: Vec<u8>, body: Arriving, first: Bytes) -> Result<Answer, Problem> {
     let inflow = job.bodies.flow(body, first).await?;
-    Ok(Streaming { keyring: Arc::clone(job.keyring), clock: job.clock.clone(), aad, inflow })
+    let received = inflow.received();
+    let streaming = Streaming { keyring: Arc::clone(job.keyring), clock: job.clock.clone(), aad, inflow };
+    match job.operation {
+        Operation::Encrypt => flow(job, received, streaming.encrypt()?).await,
+        Operation::Rewrap => flow(job, received, streaming.rewrap().await?).await,
+        _ => flow(job, received, streaming.decrypt().await?).await,
+    }
 }
 
 /// Waits for the first piece, so that what is wrong at once is answered with a problem.
 async fn flow(
     job: &Job<'_>,
-    received: &Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
     streamed: Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send + 'static>,
 ) -> Result<Answer, Problem> {
-    let account = Account::new(Arc::clone(job.meters), job.start, Arc::clone(received));
+    let account = Account::new(Arc::clone(job.meters), job.start, received);
     Ok(Answer::Flow(Flow::begin(streamed.pieces, streamed.length, account).await?, streamed.version))
 }
 

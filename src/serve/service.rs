@@ -90,6 +90,7 @@ impl Served {
 
 /// What one request wants of one keyring, and what its answer is made with.
 pub(super) struct Job<'s> {
+    pub(super) caller: Caller,
     pub(super) operation: Operation,
     pub(super) keyring: &'s Arc<Keyring>,
     pub(super) meters: &'s Arc<OperationMeters>,
@@ -151,6 +152,7 @@ impl Service {
         };
         let meters = served.meters(operation);
         let job = Job {
+            caller: source.caller,
             operation,
             keyring: &served.keyring,
             meters,
@@ -213,7 +215,7 @@ impl Service {
         let is = |form: &str| essence.eq_ignore_ascii_case(form.as_bytes());
         if operation == Operation::DataKey {
             octets::no_aad(request.headers())?;
-            return self.data_key(job, is(JSON), Arriving::new(request.into_body())).await;
+            return Box::pin(self.data_key(job, is(JSON), Arriving::new(request.into_body()))).await;
         }
         if is(OCTETS) {
             let aad = octets::aad(request.headers())?;
@@ -222,36 +224,45 @@ impl Service {
                 octets::Answer::Flow(flow, version) => Done::flow(flow, OCTETS, Some(version)),
             })
         } else if is(batch::CONTENT_TYPE) {
-            let aad = octets::aad(request.headers())?;
-            let inflow = self.bodies.flow(Arriving::new(request.into_body()), Bytes::new()).await?;
-            let account = Account::new(Arc::clone(job.meters), job.start, inflow.received());
-            let batch = Batch {
-                operation,
-                keyring: Arc::clone(keyring),
-                meters: Arc::clone(job.meters),
-                clock: self.clock.clone(),
-                audit: self.audit.clone(),
-                caller: source.caller,
-                aad,
-                inflow,
-                item_limit: batch::item_limit(self.limits.body),
-            };
-            let (pieces, version) = batch.perform()?;
-            Ok(Done::flow(Flow::begin(pieces, None, account).await?, batch::CONTENT_TYPE, version))
+            Box::pin(self.batch(job, request)).await
         } else if is(JSON) {
-            octets::no_aad(request.headers())?;
-            let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
-            let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
-            let mut session = Session::new(keyring, self.clock.now())?;
-            let answer = json::perform(operation, &mut session, &body.bytes, self.limits.batch_items).await?;
-            for (code, version) in answer.failures {
-                job.meters.item_failed(code);
-                refusal::note(&self.audit, &source.caller, Some((keyring.name(), operation)), code, version);
-            }
-            Ok(Done::whole(body.length, body.share.keep_for(answer.body), JSON, answer.version))
+            Box::pin(self.json(job, request)).await
         } else {
             Err(Problem::new(Code::UnsupportedMediaType, UNSUPPORTED))
         }
+    }
+
+    /// Boxed by its caller, as is what follows: a connection keeps room for all that any request may need, and most send bytes.
+    async fn json(&self, job: &Job<'_>, request: Request<Incoming>) -> Result<Done, Problem> {
+        octets::no_aad(request.headers())?;
+        let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
+        let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
+        let mut session = Session::new(job.keyring, self.clock.now())?;
+        let answer = json::perform(job.operation, &mut session, &body.bytes, self.limits.batch_items).await?;
+        for (code, version) in answer.failures {
+            job.meters.item_failed(code);
+            refusal::note(&self.audit, &job.caller, Some((job.keyring.name(), job.operation)), code, version);
+        }
+        Ok(Done::whole(body.length, body.share.keep_for(answer.body), JSON, answer.version))
+    }
+
+    async fn batch(&self, job: &Job<'_>, request: Request<Incoming>) -> Result<Done, Problem> {
+        let aad = octets::aad(request.headers())?;
+        let inflow = self.bodies.flow(Arriving::new(request.into_body()), Bytes::new()).await?;
+        let account = Account::new(Arc::clone(job.meters), job.start, inflow.received());
+        let batch = Batch {
+            operation: job.operation,
+            keyring: Arc::clone(job.keyring),
+            meters: Arc::clone(job.meters),
+            clock: self.clock.clone(),
+            audit: self.audit.clone(),
+            caller: job.caller,
+            aad,
+            inflow,
+            item_limit: batch::item_limit(self.limits.body),
+        };
+        let (pieces, version) = batch.perform()?;
+        Ok(Done::flow(Flow::begin(pieces, None, account).await?, batch::CONTENT_TYPE, version))
     }
 
     async fn data_key(&self, job: &Job<'_>, is_json: bool, body: Arriving) -> Result<Done, Problem> {
