@@ -5,13 +5,20 @@ mod common;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use common::{Goal, Spread, is_test, report};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
@@ -20,6 +27,7 @@ use sidekey::{
     config::Location,
     keyring::Policy,
 };
+use tokio::net::UnixStream;
 
 fn main() {
     let (keyrings, versions, starts) = if is_test() { (3, 2, 1) } else { (100, 5, 11) };
@@ -52,13 +60,15 @@ fn main() {
     report("footprint/ready/1-keyring", " ms", Spread::of(ready_one), &Goal::AtMost(50.0));
     report("footprint/ready/100-keyrings-x-5-versions", " ms", Spread::of(ready_many), &Goal::AtMost(50.0));
     let listeners = if is_test() {
-        50
+        100
     } else {
         raise_open_files();
         10_000
     };
-    let memory = listening(&one.0, one.1, listeners);
-    report("footprint/rss/10000-listeners", " MiB", Spread::of(vec![memory]), &Goal::AtMost(100.0));
+    for (name, streams, goal) in [("http2", 64, Goal::AtMost(100.0)), ("http1", 1, Goal::None)] {
+        let memory = listening(&one.0, one.1, listeners, streams);
+        report(&format!("footprint/rss/10000-listeners/{name}"), " MiB", Spread::of(vec![memory]), &goal);
+    }
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_sidekey")).expect("binary").len() as f64 / f64::from(1 << 20);
     report("footprint/binary/stripped", " MiB", Spread { least: size, median: size, most: size }, &Goal::None);
 }
@@ -91,28 +101,45 @@ fn start(config: &Path, ops: SocketAddr) -> (f64, f64) {
     (begun.elapsed().as_secs_f64() * 1000.0, sidecar.resident())
 }
 
-/// How many MiB so many listeners to events take that hear nothing, each on a connection of its own.
-fn listening(config: &Path, ops: SocketAddr, listeners: usize) -> f64 {
+/// How many MiB so many listeners to events take that hear nothing: over HTTP/2 as many on a connection as it allows, over HTTP/1.1 one.
+fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -> f64 {
     let sidecar = Sidecar::start(config, ops);
     let before = sidecar.resident();
     let socket = config.with_extension("sock");
-    let connections: Vec<UnixStream> = (0..listeners)
-        .map(|_| {
-            let mut stream = UnixStream::connect(&socket).expect("connect");
-            stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").expect("request");
-            let mut answer = Vec::new();
-            while !answer.windows(6).any(|window| window == b"data: ") {
-                let mut buffer = [0; 4096];
-                let read = stream.read(&mut buffer).expect("how things stand");
-                assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
-                answer.extend_from_slice(&buffer[..read]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let held = runtime.block_on(async {
+        let mut held = Vec::new();
+        while held.len() < listeners {
+            let io = TokioIo::new(UnixStream::connect(&socket).await.expect("connect"));
+            let request = || Request::get("http://sidekey/v1/events").body(Empty::<Bytes>::new()).expect("request");
+            if streams == 1 {
+                let (mut sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
+                tokio::spawn(connection);
+                held.push(told(sender.send_request(request()).await.expect("answer")).await);
+            } else {
+                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
+                tokio::spawn(connection);
+                for _ in 0..streams {
+                    held.push(told(sender.send_request(request()).await.expect("answer")).await);
+                }
             }
-            stream
-        })
-        .collect();
+        }
+        held
+    });
     let after = sidecar.resident();
-    drop(connections);
+    drop(held);
     after - before
+}
+
+/// A listener who was told how things stand.
+async fn told(answer: Response<Incoming>) -> Incoming {
+    let mut body = answer.into_body();
+    let mut text = Vec::new();
+    while !text.windows(6).any(|window| window == b"data: ") {
+        let frame = body.frame().await.expect("how things stand").expect("frame");
+        text.extend_from_slice(&frame.into_data().expect("data"));
+    }
+    body
 }
 
 /// One that runs; killed when this is dropped.
