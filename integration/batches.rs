@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::harness::{Client, Sidecar, World, binary, channel, uid, unannounced, whole};
+use crate::harness::{Client, OCTETS, Sidecar, World, binary, channel, uid, unannounced, wait, whole};
 
 const BATCH: (&str, &str) = ("content-type", "application/vnd.sidekey.batch");
 
@@ -104,7 +104,7 @@ async fn a_bad_item_fails_alone() {
     changed[40] ^= 1;
     let mut unknown = good.clone();
     unknown[8] = 9;
-    let long = vec![1; (1 << 20) + 100];
+    let long = vec![1; (1 << 20) + 400];
     let results = batch(&mut client, "decrypt", &[], request(&[&good, &changed, b"", b"garbage", &unknown, &long, &good])).await;
     let codes: Vec<_> = results.iter().map(|result| result.as_ref().map(Vec::as_slice).map_err(String::as_str)).collect();
     assert_eq!(
@@ -192,6 +192,48 @@ async fn one_batch_sees_one_primary_and_counts_as_its_use() {
     let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(results(&piece)[0].as_ref().unwrap()[5..9], [0, 0, 0, 1], "the generation that it began with");
     assert!(last_use(&sidecar).unwrap() > before, "evidence against disabling version 1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_goes_on_ends_with_the_version_that_it_began_with() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    // One that encrypts under a version that is then disabled, and one that only decrypts.
+    let (sender, body) = channel();
+    sender.send(Ok(Bytes::from(request(&[b"before"])))).await.unwrap();
+    let mut client = sidecar.client().await;
+    let mut answer = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body).await.unwrap().into_body();
+    let sealed = results(&answer.frame().await.unwrap().unwrap().into_data().unwrap()).remove(0).unwrap();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    world.keyring("disable", "demo", &["--version", "1", "--override", "a test"]);
+    sidecar.wait_generation(4);
+    sender.send(Ok(Bytes::from(frame(&[b"after"])))).await.unwrap();
+    assert!(answer.frame().await.unwrap().is_err(), "nothing is born under a version that is disabled");
+    // The same generation that the batch began with would still have decrypted it; the one in force refuses.
+    assert_eq!(sidecar.client().await.decrypt(&sealed).await.problem(), "key_version_disabled");
+    let line = r#"sidekey_requests_total{keyring="demo",operation="encrypt",code="key_version_disabled"} 1"#;
+    wait("the count", || sidecar.ops("/metrics").1.contains(line));
+}
+
+#[tokio::test]
+async fn what_a_batch_encrypts_is_decrypted_in_every_form() {
+    let world = World::with_demo();
+    let sidecar = world.start_with("one", "[limits]\nbody = 1000\n", &["demo"]);
+    let mut client = sidecar.client().await;
+    let aad = vec![7; 40];
+    let results =
+        batch(&mut client, "encrypt", &[], with_aad(&[(&aad, &[1; 1000]), (&aad, &[1; 1001]), (&[0; 65_537], b"")])).await;
+    assert_eq!((&results[1], &results[2]), (&Err("body_too_large".into()), &Err("body_too_large".into())));
+    let longest = results[0].as_ref().unwrap();
+    assert_eq!(batch(&mut client, "decrypt", &[], with_aad(&[(&aad, longest)])).await, [Ok(vec![1; 1000])]);
+    assert_eq!(batch(&mut client, "rewrap", &[], with_aad(&[(&aad, longest)])).await[0].as_ref().unwrap().len(), longest.len());
+    // As long a plaintext in a stream, which is longer than a message.
+    let response = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[OCTETS], unannounced(vec![1; 1000])).await.unwrap();
+    let stream = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(batch(&mut client, "decrypt", &[], request(&[&stream])).await, [Ok(vec![1; 1000])]);
+    // JSON takes no plaintext whose message would fit nowhere.
+    let plaintext = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [1; 1001]);
+    assert_eq!(client.json("encrypt", serde_json::json!({ "plaintext": plaintext })).await.problem(), "body_too_large");
 }
 
 #[test]

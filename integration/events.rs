@@ -124,6 +124,26 @@ async fn only_what_one_may_inspect_is_told() {
 }
 
 #[tokio::test]
+async fn strangers_hear_nothing_and_listeners_leave_room_for_work() {
+    let world = World::with_demo();
+    let stranger = "[[policy]]\nkeyrings = \"*\"\noperations = \"*\"\nuids = [4294967294]\n";
+    let sidecar = world.start_with("closed", stranger, &["demo"]);
+    for path in ["/v1/events", "/v1/keyrings", "/v1/openapi.json"] {
+        let answer = sidecar.client().await.send(Method::GET, path, &[], "").await;
+        assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (403, "forbidden"), "{path}");
+    }
+    let sidecar = world.start_with("open", "[limits]\nconnections = 6\n", &["demo"]);
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(Listener::open(&sidecar, None).await);
+    }
+    let answer = sidecar.client().await.send(Method::GET, "/v1/events", &[], "").await;
+    assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (503, "too_many_connections"));
+    sidecar.client().await.encrypt(b"work").await.ok();
+    drop(listeners);
+}
+
+#[tokio::test]
 async fn listeners_do_not_hold_up_the_end() {
     let world = World::with_demo();
     let mut sidecar = world.start();

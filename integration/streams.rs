@@ -239,6 +239,93 @@ fn a_command_leaves_nothing_of_a_stream_that_broke_off() {
 }
 
 #[test]
+fn a_command_writes_where_it_is_told_and_takes_all_of_its_input() {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let socket = sidecar.socket.to_str().unwrap();
+    let at = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    let encrypt =
+        |input: &str, out: &str| world.succeed(&["encrypt", "--keyring", "demo", "--socket", socket, "--out", out, input]);
+    fs::write(at("plain"), text(3 * MIB)).unwrap();
+    // Another file's place, with its mode; a link's end.
+    fs::write(at("private"), "").unwrap();
+    fs::set_permissions(at("private"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink(at("private"), at("link")).unwrap();
+    encrypt(&at("plain"), &at("link"));
+    assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+    let private = fs::metadata(at("private")).unwrap();
+    assert_eq!((private.permissions().mode() & 0o777, private.len() > 3 << 20), (0o600, true));
+    // A pipe stays one.
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let mut reader = Command::new("cat").arg(at("pipe")).stdout(File::create(at("came")).unwrap()).spawn().unwrap();
+    encrypt(&at("plain"), &at("pipe"));
+    reader.wait().unwrap();
+    let came = fs::read(at("came")).unwrap();
+    assert!(came[0] == STREAM && fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    // A file that says that it is empty.
+    encrypt("/proc/self/maps", &at("maps.sk"));
+    let opened = world.succeed(&["decrypt", "--keyring", "demo", "--socket", socket, &at("maps.sk")]);
+    assert!(opened.contains("sidekey"), "{opened}");
+}
+
+#[test]
+fn a_command_that_is_ended_takes_back_what_it_wrote() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let socket = sidecar.socket.to_str().unwrap();
+    let out = world.path("out");
+    let before = fs::read_dir(out.parent().unwrap()).unwrap().count();
+    let mut child = Command::new(binary())
+        .args(["encrypt", "--keyring", "demo", "--socket", socket, "--out", out.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Enough that it writes, and no end.
+    let mut stdin = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, &text(3 * MIB)).unwrap();
+    wait("a part", || fs::read_dir(out.parent().unwrap()).unwrap().count() > before);
+    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), before, "no part is left");
+}
+
+#[tokio::test]
+async fn http_1_0_gets_no_answer_whose_end_it_could_not_tell() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let ask = |head: &str| {
+        use std::io::{Read, Write};
+        let mut stream = std::os::unix::net::UnixStream::connect(&sidecar.socket).unwrap();
+        let request =
+            format!("POST /v1/keyrings/demo/encrypt HTTP/1.0\r\nContent-Length: 6\r\nContent-Type: {head}\r\n\r\n\0\0\0\0\u{1}x");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(ask("application/octet-stream").starts_with("HTTP/1.0 200"));
+    let batch = ask("application/vnd.sidekey.batch");
+    assert!(batch.starts_with("HTTP/1.0 400") && batch.contains("HTTP/1.1"), "{batch}");
+    let metrics = sidecar.ops("/metrics").1;
+    assert!(!metrics.contains("abandoned"), "what was answered with a problem is counted once");
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_is_given_up() {
+    let world = World::with_demo();
+    let sidecar = world.start_with("one", "[timeouts]\nidle = \"500ms\"\n", &["demo"]);
+    let mut clients = Vec::new();
+    for content_type in [OCTETS, ("content-type", "application/vnd.sidekey.batch")] {
+        let (sender, body) = channel();
+        let mut client = sidecar.client().await;
+        let answer = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[content_type], body).await.unwrap();
+        assert_eq!(problem(answer).await, "request_timeout");
+        clients.push((client, sender));
+    }
+}
+
+#[test]
 fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     let world = World::with_demo();
     let sidecar = world.start();

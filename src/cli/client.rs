@@ -1,4 +1,9 @@
-use std::{error::Error, io, path::PathBuf};
+use std::{
+    error::Error,
+    io,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -8,7 +13,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING},
 };
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -240,13 +245,15 @@ impl Transform {
     }
 
     async fn as_lines(&self, operation: &str, input: Input, line: Line, result: Line) -> Result<(), Failure> {
-        let body = lines::upload(input, line).boxed_unsync();
+        let sent = Arc::default();
+        let body = lines::upload(input, line, &sent).boxed_unsync();
         let mut answer = self.post(operation, lines::CONTENT_TYPE, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut lines = Lines::new(result);
         while let Some(piece) = next(&mut answer).await? {
             lines.write(&piece, &mut output)?;
         }
+        lines.check_whole(sent.load(Ordering::Relaxed))?;
         output.finish()?;
         lines.finish()
     }
@@ -258,7 +265,16 @@ impl Transform {
             headers.push(("sidekey-aad", &aad));
         }
         let response = self.connection.send(Method::POST, &self.path(operation), &headers, body).await?;
-        if response.status() == StatusCode::OK { Ok(response.into_body()) } else { Err(refusal(response).await) }
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        let headers = response.headers();
+        if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
+            return Err(Failure::failed(
+                "the answer has no end that could be told from its breaking off: something between changed it",
+            ));
+        }
+        Ok(response.into_body())
     }
 }
 

@@ -2,6 +2,10 @@
 
 use std::{
     io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -39,8 +43,9 @@ struct Problem {
     detail: String,
 }
 
-/// A batch of the input's lines, made while it is sent.
-pub(super) fn upload(input: Input, line: Line) -> Upload {
+/// A batch of the input's lines, made while it is sent; `sent` counts them.
+pub(super) fn upload(input: Input, line: Line, sent: &Arc<AtomicU64>) -> Upload {
+    let sent = Arc::clone(sent);
     let (sender, blocks) = mpsc::channel(AHEAD);
     let mut source = input.into_source();
     thread::spawn(move || {
@@ -65,10 +70,12 @@ pub(super) fn upload(input: Input, line: Line) -> Upload {
             let mut rest = &lines[..];
             while let Some(end) = memchr::memchr(b'\n', rest) {
                 append(&mut block, line, &rest[..end]);
+                sent.fetch_add(1, Ordering::Relaxed);
                 rest = &rest[end + 1..];
             }
             if read == 0 && !rest.is_empty() {
                 append(&mut block, line, rest);
+                sent.fetch_add(1, Ordering::Relaxed);
                 rest = &[];
             }
             let consumed = lines.len() - rest.len();
@@ -145,6 +152,14 @@ impl Lines {
         output.write(&self.text)?;
         self.text.clear();
         Ok(())
+    }
+
+    /// Whether every one of `sent` lines was answered. What isn't may look whole and isn't.
+    pub(super) fn check_whole(&self, sent: u64) -> Result<(), Failure> {
+        if self.seen == sent && self.frames.is_between_frames() {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("the answer ended early: {} of {sent} lines were answered", self.seen)))
     }
 
     /// What is to be said at the end.

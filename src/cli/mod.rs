@@ -19,6 +19,7 @@ mod watch;
 use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::output::{Failure, Format};
 
@@ -77,9 +78,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Serve(arguments) => arguments.serve(),
         Command::Check(arguments) => arguments.run(output),
         Command::Keyring(command) => on_one_thread(command.run(output)),
-        Command::Encrypt(arguments) => on_one_thread(arguments.encrypt(output)),
-        Command::Decrypt(arguments) => on_one_thread(arguments.decrypt(output)),
-        Command::Rewrap(arguments) => on_one_thread(arguments.run(output)),
+        Command::Encrypt(arguments) => on_one_thread(unless_signalled(arguments.encrypt(output))),
+        Command::Decrypt(arguments) => on_one_thread(unless_signalled(arguments.decrypt(output))),
+        Command::Rewrap(arguments) => on_one_thread(unless_signalled(arguments.run(output))),
         Command::Scan(arguments) => arguments.run(output),
         Command::Audit(command) => command.run(output),
         Command::Status(arguments) => on_one_thread(arguments.status(output)),
@@ -100,6 +101,17 @@ fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
     // Not waiting for file work that nobody waits for any more: its disk may hang.
     runtime.shutdown_background();
     result
+}
+
+/// Drops the work at the first signal, so that it takes back what it has written so far.
+async fn unless_signalled(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = work => result,
+        _ = interrupt.recv() => Err(Failure::interrupted(SignalKind::interrupt())),
+        _ = terminate.recv() => Err(Failure::interrupted(SignalKind::terminate())),
+    }
 }
 
 /// The file at `path`, for messages.

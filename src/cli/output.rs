@@ -6,6 +6,7 @@ use std::{
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::json;
+use tokio::signal::unix::SignalKind;
 
 use crate::{admin::AdminError, app::StartError, audit::Outcome, keyring::Refusal};
 
@@ -57,6 +58,22 @@ impl Failure {
 
     pub(super) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// A signal ended it.
+    pub(super) fn interrupted(signal: SignalKind) -> Self {
+        let number = signal.as_raw_value();
+        // As shells number it.
+        Self {
+            exit: 128 + u8::try_from(number).unwrap_or(0),
+            code: "interrupted".into(),
+            message: format!("ended by signal {number}"),
+        }
+    }
+
+    /// Whether the sidecar would say the same to whoever asks again.
+    pub(super) fn is_final(&self) -> bool {
+        ["forbidden", "unauthorized", "not_found"].contains(&self.code.as_str())
     }
 
     /// The same with a line more of what to do.

@@ -62,7 +62,8 @@ impl Input {
     pub(super) fn into_body(self, head: Vec<u8>, progress: &ProgressBar) -> Upload {
         let (sender, blocks) = mpsc::channel(AHEAD);
         let Self { mut source, length, name } = self;
-        let remaining = length;
+        // Some files say that they are empty and are not, those of /proc for example.
+        let remaining = length.filter(|length| *length >= head.len() as u64);
         // Reading may block for as long as it likes; it ends when nobody takes the blocks any more.
         let reader = move || {
             let mut next: io::Result<Vec<u8>> = Ok(head);
@@ -111,7 +112,10 @@ impl Body for Upload {
         let block = ready!(self.blocks.poll_recv(cx));
         if let Some(Ok(block)) = &block {
             let length = block.len() as u64;
-            self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(length));
+            if self.remaining.is_some_and(|remaining| remaining < length) {
+                return Poll::Ready(Some(Err(io::Error::other("the input grew while it was read"))));
+            }
+            self.remaining = self.remaining.map(|remaining| remaining - length);
             self.progress.inc(length);
         }
         Poll::Ready(block.map(|block| block.map(|block| Frame::data(block.into()))))
@@ -149,14 +153,30 @@ impl Output {
         }
     }
 
-    fn file(target: &Path) -> Result<Self, Failure> {
+    fn file(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::failed(format!("can't write {}: {error}", shown(path)));
+        // A link stays, and what it points to is exchanged.
+        let target = match fs::canonicalize(path) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+            Err(error) => return Err(failed(error)),
+        };
+        let former = fs::metadata(&target).ok();
+        if former.as_ref().is_some_and(|former| !former.is_file()) {
+            // A device or a pipe is written to; nothing of it can be taken back.
+            let file = OpenOptions::new().write(true).open(&target).map_err(failed)?;
+            return Ok(Self { file, name: shown(path), kind: Kind::Pipe, is_finished: false });
+        }
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{:016x}.part", fastrand::u64(..)));
         let temporary = target.with_file_name(name);
         let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
         let file = file.map_err(|error| Failure::failed(format!("can't write {}: {error}", shown(&temporary))))?;
-        let kind = Kind::Temporary { temporary, target: target.to_owned() };
-        Ok(Self { file, name: shown(target), kind, is_finished: false })
+        let output = Self { file, name: shown(path), kind: Kind::Temporary { temporary, target }, is_finished: false };
+        if let Some(former) = former {
+            output.file.set_permissions(former.permissions()).map_err(failed)?;
+        }
+        Ok(output)
     }
 
     fn stdout() -> io::Result<Self> {

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use hyper::{Method, StatusCode, body::Incoming};
 use jiff::Timestamp;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::{
     client::{Connection, refusal, whole},
@@ -17,6 +18,8 @@ use super::{
 
 /// How long a sidecar that went away is waited for at a time.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A sidecar says something every quarter of this.
+const SILENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub(super) struct Watch {
@@ -59,8 +62,11 @@ impl Watch {
             eprintln!("sidekey: {ended}; trying again");
             events = loop {
                 tokio::time::sleep(PAUSE).await;
-                if let Ok(events) = self.listen(last_id.as_deref()).await {
-                    break events;
+                match self.listen(last_id.as_deref()).await {
+                    Ok(events) => break events,
+                    Err(failure) if failure.is_final() => return Err(failure),
+                    // Not there yet, or no place.
+                    Err(_) => {}
                 }
             };
         }
@@ -79,7 +85,10 @@ impl Watch {
     async fn follow(&self, events: &mut Incoming, last_id: &mut Option<String>, format: Format) -> Result<String, Failure> {
         let (mut buffer, mut event) = (Vec::new(), Event::default());
         loop {
-            let piece = match events.frame().await {
+            let Ok(came) = timeout(SILENCE, events.frame()).await else {
+                return Ok(format!("nothing was heard for {SILENCE:?}"));
+            };
+            let piece = match came {
                 None => return Ok("the sidecar ended".into()),
                 Some(Err(error)) => return Ok(format!("the sidecar is gone: {error}")),
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),

@@ -64,7 +64,10 @@ impl CertificateName {
         match self {
             Self::Dns(_) => false,
             Self::Uri(own) => own == uri,
-            Self::UriPrefix(prefix) => uri.len() > prefix.len() && uri.starts_with(prefix.as_str()),
+            // A segment that leads upwards would lead out of the prefix.
+            Self::UriPrefix(prefix) => uri
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| !rest.is_empty() && !rest.split('/').any(|segment| matches!(segment, "." | ".."))),
         }
     }
 }
@@ -159,6 +162,7 @@ mod tests {
         assert!(exact.is_uri("spiffe://example.org/ns/ops/sa/prometheus"));
         assert!(!exact.is_uri("spiffe://example.org/ns/ops/sa/prometheus2") && !exact.is_dns("example.org"));
         let many = name("spiffe://example.org/ns/ops/*");
+        assert!(!many.is_uri("spiffe://example.org/ns/ops/../shop/sa/a") && !many.is_uri("spiffe://example.org/ns/ops/./a"));
         assert!(many.is_uri("spiffe://example.org/ns/ops/sa/prometheus"));
         for other in ["spiffe://example.org/ns/ops/", "spiffe://example.org/ns/ops", "spiffe://example.org/ns/ops2/sa/x"] {
             assert!(!many.is_uri(other), "{other}");

@@ -36,6 +36,15 @@ struct Compiled {
     token: bool,
 }
 
+impl Compiled {
+    fn speaks_for(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::Process { uid, gid, .. } => self.uids.contains(uid) || self.gids.contains(gid),
+            Caller::TokenHolder => self.token,
+        }
+    }
+}
+
 /// What a caller may do with one keyring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permissions(u8);
@@ -69,18 +78,18 @@ impl Policy {
         Self { rules: rules.iter().map(compile).collect() }
     }
 
+    /// Whether `caller` may do anything at all, with any keyring.
+    pub fn knows(&self, caller: &Caller) -> bool {
+        self.rules.is_empty() || self.rules.iter().any(|rule| rule.speaks_for(caller) && !rule.operations.is_empty())
+    }
+
     /// What `caller` may do with `keyring`.
     pub fn permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
         if self.rules.is_empty() {
             return Permissions(Operation::ALL.into_iter().filter(|operation| operation.is_implied()).map(bit).sum());
         }
-        let speaks = |rule: &&Compiled| {
-            let names_caller = match caller {
-                Caller::Process { uid, gid, .. } => rule.uids.contains(uid) || rule.gids.contains(gid),
-                Caller::TokenHolder => rule.token,
-            };
-            names_caller && rule.keyrings.as_ref().is_none_or(|names| names.contains(keyring))
-        };
+        let speaks =
+            |rule: &&Compiled| rule.speaks_for(caller) && rule.keyrings.as_ref().is_none_or(|names| names.contains(keyring));
         Permissions(
             self.rules.iter().filter(speaks).flat_map(|rule| &rule.operations).fold(0, |all, operation| all | bit(*operation)),
         )

@@ -63,7 +63,8 @@ impl Busy {
         if self.is_flow {
             activity.moves.fetch_add(1, Ordering::Relaxed);
         }
-        if bytes.len() <= UNCOUNTED {
+        // Whoever takes no piece holds what its making holds, however short the piece.
+        if bytes.len() <= UNCOUNTED && !self.is_flow {
             return bytes;
         }
         let epoch = activity.epoch.load(Ordering::Relaxed);
@@ -194,7 +195,8 @@ impl Activity {
     }
 
     fn received(&self) {
-        if self.flowing.load(Ordering::Relaxed) > 0 {
+        // HTTP/2 has frames that move nothing.
+        if self.flowing.load(Ordering::Relaxed) > 0 && !self.is_http2.load(Ordering::Relaxed) {
             self.moves.fetch_add(1, Ordering::Relaxed);
         }
         // HTTP/2 has frames of its own between requests; there, only idleness counts.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use async_stream::try_stream;
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     body::Inflow,
@@ -21,7 +20,7 @@ use crate::{
     audit::Recorder,
     clock::Clock,
     config::{Limits, Operation},
-    crypto::{CHUNK_LEN, OVERHEAD, PREFIX_LEN},
+    crypto::{CHUNK_LEN, PREFIX_LEN, sealed_stream_len},
     policy::Caller,
     refresh::Keyring,
 };
@@ -35,6 +34,8 @@ const ITEMS_HAVE_AAD: u8 = 1;
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const LENGTH: usize = 4;
+/// The most bytes of an item's own AAD.
+const LONGEST_AAD: usize = 64 << 10;
 /// Items up to this length fit into what every batch holds anyway.
 const UNCOUNTED_ITEM: usize = CHUNK_LEN;
 
@@ -50,8 +51,8 @@ pub(super) struct Batch {
     /// For every item, unless each brings its own.
     pub(super) aad: Vec<u8>,
     pub(super) inflow: Inflow,
-    /// The most bytes of an item, with its AAD.
-    pub(super) item_limit: usize,
+    /// The most bytes of a plaintext.
+    pub(super) plaintext_limit: usize,
 }
 
 impl Batch {
@@ -64,7 +65,7 @@ impl Batch {
         };
         let version = encryptor.as_ref().map(Encryptor::version);
         let snapshot = session.into_snapshot();
-        let Self { operation, keyring, meters, clock, audit, caller, aad, mut inflow, item_limit } = self;
+        let Self { operation, keyring, meters, clock, audit, caller, aad, mut inflow, plaintext_limit } = self;
         let pieces = try_stream! {
             let has_own_aad = match inflow.byte().await? {
                 Some(flags) if flags & !ITEMS_HAVE_AAD == 0 => flags == ITEMS_HAVE_AAD,
@@ -75,20 +76,30 @@ impl Batch {
             }
             let aad = (!has_own_aad).then_some(aad);
             let session = Session::resume(&keyring, snapshot, clock.now());
-            let mut worker = Worker { operation, session, encryptor, aad, out: Vec::new() };
-            let mut frames = Frames::new(item_limit);
+            // What is encrypted can be decrypted, too, as a message or as the stream of as long a plaintext.
+            let item_limit = match operation {
+                Operation::Encrypt => plaintext_limit,
+                _ => sealed_stream_len(plaintext_limit as u64).and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX),
+            };
+            let mut worker = Worker { operation, session, encryptor, aad, item_limit, out: Vec::new() };
+            let mut frames = Frames::new(LENGTH + LONGEST_AAD + item_limit);
+            let mut room = None;
+            let note = |outcome: Result<(), Failed>| {
+                if let Err((code, version)) = outcome {
+                    meters.item_failed(code);
+                    refusal::note(&audit, &caller, Some((keyring.name(), operation)), code, version);
+                }
+            };
             while let Some(piece) = inflow.next().await? {
                 worker.go_on(&clock)?;
                 let mut data = &piece[..];
                 while let Some(frame) = frames.next(&mut data) {
-                    let (item, _permit) = match frame {
-                        Frame::Whole(item) => (Ok(item), reserve(&inflow, item.len()).await?),
-                        Frame::TooLong => (Err(too_long(item_limit)), None),
+                    let item = match frame {
+                        Frame::Whole(item) => Ok(item),
+                        Frame::TooLong => Err(too_long(item_limit)),
                     };
-                    if let Err((code, version)) = worker.answer(item).await? {
-                        meters.item_failed(code);
-                        refusal::note(&audit, &caller, Some((keyring.name(), operation)), code, version);
-                    }
+                    note(worker.answer(item).await?);
+                    room = None;
                     if worker.out.len() >= CHUNK_LEN {
                         yield worker.take();
                     }
@@ -96,18 +107,24 @@ impl Batch {
                 if !worker.out.is_empty() {
                     yield worker.take();
                 }
+                // Before more of a long item is kept.
+                if frames.coming() > UNCOUNTED_ITEM && room.is_none() {
+                    match inflow.reserve(Limits::ITEM_COST * frames.coming()).await {
+                        Ok(reserved) => room = Some(reserved),
+                        Err(problem) => {
+                            frames.pass_over();
+                            note(worker.answer(Err(problem)).await?);
+                        }
+                    }
+                }
             }
+            drop(room);
             if !frames.is_between_frames() {
                 Err(invalid("the body ends within a frame"))?;
             }
         };
         Ok((pieces, version))
     }
-}
-
-/// Room for a long item and its answer, while it is worked on.
-async fn reserve(inflow: &Inflow, item: usize) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    if item <= UNCOUNTED_ITEM { Ok(None) } else { inflow.reserve(Limits::ITEM_COST * item).await.map(Some) }
 }
 
 /// What went wrong with an item, and the version that was refused, if that is why.
@@ -119,6 +136,7 @@ struct Worker<'k> {
     encryptor: Option<Encryptor>,
     /// None if every item brings its own.
     aad: Option<Vec<u8>>,
+    item_limit: usize,
     out: Vec<u8>,
 }
 
@@ -128,13 +146,14 @@ impl Worker<'_> {
         let now = clock.now();
         self.session.go_on(now);
         match &mut self.encryptor {
-            Some(encryptor) => self.session.check_lease(encryptor, now),
+            Some(encryptor) => encryptor.go_on(self.session.keyring(), now),
             None => Ok(()),
         }
     }
 
     fn take(&mut self) -> Bytes {
-        let room = self.out.len();
+        // Room as it will be needed, but not for ever that of one long item.
+        let room = self.out.len().min(2 * CHUNK_LEN);
         Bytes::from(std::mem::replace(&mut self.out, Vec::with_capacity(room)))
     }
 
@@ -164,6 +183,12 @@ impl Worker<'_> {
             Some(aad) => (&aad[..], item),
             None => split_aad(item)?,
         };
+        if item.len() > self.item_limit {
+            return Err(too_long(self.item_limit));
+        }
+        if aad.len() > LONGEST_AAD {
+            return Err(Problem::new(Code::BodyTooLarge, format!("an item's AAD has at most {LONGEST_AAD} bytes")));
+        }
         let from = self.out.len();
         if self.operation == Operation::Encrypt {
             self.out.extend_from_slice(&[0; PREFIX_LEN]);
@@ -193,13 +218,8 @@ fn split_aad(frame: &[u8]) -> Result<(&[u8], &[u8]), Problem> {
         .ok_or_else(|| invalid("the item's frame is shorter than its AAD"))
 }
 
-/// The most bytes of an item's frame, where messages may have `body` bytes of plaintext.
-pub(super) fn item_limit(body: usize) -> usize {
-    LENGTH + body + OVERHEAD
-}
-
 fn too_long(limit: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("an item of a batch has at most {limit} bytes, AAD and all"))
+    Problem::new(Code::BodyTooLarge, format!("an item of such a batch has at most {limit} bytes"))
 }
 
 fn invalid(detail: &'static str) -> Problem {

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::problem::{Code, Problem};
-use crate::config::Limits;
+use crate::config::{Limits, Timeouts};
 
 /// Bodies and answers up to this size are not worth the bookkeeping: all connections together hold little of them.
 pub(super) const UNCOUNTED: usize = 1024;
@@ -36,7 +36,10 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// What bodies may cost.
 pub(super) struct BodyLimits {
+    /// For a whole body.
     time: Duration,
+    /// For the next bytes of one that is worked on while it comes.
+    idle: Duration,
     memory: Arc<Semaphore>,
     /// How many bodies wait for their share.
     waiting: AtomicUsize,
@@ -88,8 +91,8 @@ impl AsRef<[u8]> for Counted {
 
 impl BodyLimits {
     /// `memory` in bytes for all bodies together; the config keeps it below 2^30.
-    pub(super) fn new(time: Duration, memory: usize) -> Self {
-        Self { time, memory: Arc::new(Semaphore::new(memory)), waiting: AtomicUsize::new(0) }
+    pub(super) fn new(timeouts: &Timeouts, memory: usize) -> Self {
+        Self { time: timeouts.body, idle: timeouts.idle, memory: Arc::new(Semaphore::new(memory)), waiting: AtomicUsize::new(0) }
     }
 
     /// Reads a body, of which `first` has come already, behind what `buffer` makes for its length.
@@ -265,16 +268,22 @@ impl Pace {
         let mut coming = pin!(body.next());
         let came = match poll!(coming.as_mut()) {
             Poll::Ready(came) => came?,
-            Poll::Pending => loop {
-                let checked_at = *self.checked_at.get_or_insert_with(Instant::now);
-                if let Ok(came) = timeout_at(checked_at + GROWTH_TIME, coming.as_mut()).await {
-                    break came?;
+            Poll::Pending => {
+                let since = Instant::now();
+                loop {
+                    let checked_at = *self.checked_at.get_or_insert_with(Instant::now);
+                    if let Ok(came) = timeout_at(checked_at + GROWTH_TIME, coming.as_mut()).await {
+                        break came?;
+                    }
+                    if self.came_since < LEAST_GROWTH && limits.is_pressed() {
+                        return Err(late("the body came slowly while others waited for memory"));
+                    }
+                    if since.elapsed() >= limits.idle {
+                        return Err(late(format!("the body stopped coming for {:?}", limits.idle)));
+                    }
+                    (self.checked_at, self.came_since) = (Some(Instant::now()), 0);
                 }
-                if self.came_since < LEAST_GROWTH && limits.is_pressed() {
-                    return Err(late("the body came slowly while others waited for memory"));
-                }
-                (self.checked_at, self.came_since) = (Some(Instant::now()), 0);
-            },
+            }
         };
         self.came_since += came.as_ref().map_or(0, Bytes::len);
         Ok(came)

@@ -10,12 +10,18 @@ use async_stream::stream;
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::{
+        Semaphore,
+        broadcast::{self, error::RecvError},
+    },
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{description::Change, problem::Problem};
+use super::{
+    description::Change,
+    problem::{Code, Problem},
+};
 use crate::{
     clock::Clock,
     config::{KeyringName, Operation},
@@ -24,7 +30,7 @@ use crate::{
 };
 
 pub(super) const CONTENT_TYPE: &str = "text/event-stream";
-/// How often a listener hears something, so that both sides notice when the other is gone.
+/// How often a listener hears something at least, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How many events are kept for listeners that come back.
 const KEPT: usize = 256;
@@ -45,13 +51,24 @@ pub(super) struct Events {
     keyrings: Vec<Arc<Keyring>>,
     recent: Mutex<VecDeque<Arc<Event>>>,
     sender: broadcast::Sender<Arc<Event>>,
+    /// Half of the connections; the others are for work.
+    places: Arc<Semaphore>,
+    heartbeat: Duration,
     clock: Clock,
 }
 
 impl Events {
-    pub(super) fn new(keyrings: Vec<Arc<Keyring>>, clock: Clock) -> Arc<Self> {
-        let epoch = clock.now().as_millisecond();
-        Arc::new(Self { epoch, keyrings, recent: Mutex::default(), sender: broadcast::Sender::new(KEPT), clock })
+    /// `connections` is how many there may be at all, and `idle` how long one may be silent.
+    pub(super) fn new(keyrings: Vec<Arc<Keyring>>, connections: usize, idle: Duration, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            epoch: clock.now().as_millisecond(),
+            keyrings,
+            recent: Mutex::default(),
+            sender: broadcast::Sender::new(KEPT),
+            places: Arc::new(Semaphore::new((connections / 2).max(1))),
+            heartbeat: HEARTBEAT.min(idle / 2),
+            clock,
+        })
     }
 
     /// Tells of changes until `ending` is cancelled.
@@ -118,13 +135,17 @@ impl Events {
         listener: Listener,
         last_id: Option<&str>,
         draining: CancellationToken,
-    ) -> impl Stream<Item = Result<Bytes, Problem>> + Send + 'static {
+    ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            Problem::new(Code::TooManyConnections, "half of `limits.connections` listen to events already").retry_after(5)
+        })?;
         let events = Arc::clone(self);
         let (mut missed, mut receiver) = {
             let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             (self.missed(&recent, last_id), self.sender.subscribe())
         };
-        stream! {
+        Ok(stream! {
+            let _place = place;
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
             loop {
                 for event in missed.take().unwrap_or_else(|| events.everything()) {
@@ -141,12 +162,12 @@ impl Events {
                             Err(RecvError::Lagged(_)) => break,
                             Err(RecvError::Closed) => return,
                         },
-                        () = sleep(HEARTBEAT) => yield Ok(Bytes::from_static(b":\n\n")),
+                        () = sleep(events.heartbeat) => yield Ok(Bytes::from_static(b":\n\n")),
                         () = draining.cancelled() => return,
                     }
                 }
             }
-        }
+        })
     }
 
     /// What came after the event with `last_id`; `None` if that can't be told.

@@ -71,6 +71,20 @@ impl Frames {
         Some(Frame::Whole(&self.carried[LENGTH..]))
     }
 
+    /// How many bytes the frame has of which a part has come; 0 if that isn't known yet.
+    pub fn coming(&self) -> usize {
+        match self.carried.first_chunk::<LENGTH>() {
+            Some(length) if !self.is_spent => u32::from_be_bytes(*length) as usize,
+            _ => 0,
+        }
+    }
+
+    /// Gives up the frame of which a part has come, as if it were too long; whoever calls answers for it.
+    pub fn pass_over(&mut self) {
+        self.to_skip = (LENGTH + self.coming()).saturating_sub(self.carried.len());
+        self.carried = Vec::new();
+    }
+
     /// Whether the bytes so far ended with a frame.
     pub fn is_between_frames(&self) -> bool {
         self.to_skip == 0 && (self.carried.is_empty() || self.is_spent)

@@ -16,8 +16,8 @@ use super::{
     session::{Encryptor, Session, message_buffer},
 };
 use crate::{
-    config::Operation,
-    crypto::{SecretKey, from_text, to_text},
+    config::{Limits, Operation},
+    crypto::{PREFIX_LEN, SecretKey, from_text, to_text},
 };
 
 /// An answer's body, the version that made all of it (if one did), and what went wrong with items, with the versions that were refused.
@@ -77,15 +77,15 @@ pub(super) async fn perform(
     operation: Operation,
     session: &mut Session<'_>,
     body: &[u8],
-    most_items: usize,
+    limits: &Limits,
 ) -> Result<Answer, Problem> {
     let text = std::str::from_utf8(body).map_err(|_| invalid("the body is not UTF-8"))?;
     let whole: &RawValue = serde_json::from_str(text).map_err(|error| invalid(place(&error)))?;
     // Only a batch is looked into for a member `batch`; a single item with unknown members says so itself.
     match batch_of(whole)? {
         Some(batch) => {
-            let items = split(batch, most_items)?;
-            let mut worker = Worker::new(operation, session)?;
+            let items = split(batch, limits.batch_items)?;
+            let mut worker = Worker::new(operation, session, limits)?;
             let mut outcomes = Vec::with_capacity(items.len());
             let mut failures = Vec::new();
             for item in items {
@@ -98,7 +98,7 @@ pub(super) async fn perform(
             Ok(Answer { body: to_json(&BatchAnswer { batch: outcomes })?, version, failures })
         }
         None => {
-            let outcome = Worker::new(operation, session)?.perform(whole.get()).await?;
+            let outcome = Worker::new(operation, session, limits)?.perform(whole.get()).await?;
             let version = match &outcome {
                 Outcome::Ciphertext { key_version, .. } | Outcome::Plaintext { key_version, .. } => Some(*key_version),
                 Outcome::Failure { .. } => None,
@@ -183,15 +183,17 @@ struct Worker<'s, 'k> {
     operation: Operation,
     session: &'s mut Session<'k>,
     encryptor: Option<Encryptor>,
+    /// The most bytes of a plaintext.
+    most: usize,
 }
 
 impl<'s, 'k> Worker<'s, 'k> {
-    fn new(operation: Operation, session: &'s mut Session<'k>) -> Result<Self, Problem> {
+    fn new(operation: Operation, session: &'s mut Session<'k>, limits: &Limits) -> Result<Self, Problem> {
         let encryptor = match operation {
             Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),
             Operation::Decrypt | Operation::DataKey | Operation::Inspect => None,
         };
-        Ok(Self { operation, session, encryptor })
+        Ok(Self { operation, session, encryptor, most: limits.body })
     }
 
     async fn perform(&mut self, item: &str) -> Result<Outcome, Problem> {
@@ -200,6 +202,10 @@ impl<'s, 'k> Worker<'s, 'k> {
             let aad = decode("aad", &item.aad)?;
             let mut buffer = message_buffer(item.plaintext.len() / 4 * 3 + 3);
             ANY_PADDING.decode_vec(&*item.plaintext, &mut buffer).map_err(|_| not_base64("plaintext"))?;
+            // A longer one would make a message that no form takes back.
+            if buffer.len() > PREFIX_LEN + self.most {
+                return Err(Problem::new(Code::BodyTooLarge, format!("a plaintext of an item has at most {} bytes", self.most)));
+            }
             return Ok(self.encrypted(|encryptor| {
                 encryptor.encrypt(&aad, &mut buffer);
                 buffer

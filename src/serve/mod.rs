@@ -122,7 +122,8 @@ impl Listeners {
     /// The handle resolves when the last connection is over.
     pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
         let (settings, registry, tls) = (parts.settings, Arc::clone(&parts.registry), parts.tls.clone());
-        let events = Events::new(parts.keyrings.clone(), parts.clock.clone());
+        let events =
+            Events::new(parts.keyrings.clone(), settings.limits.connections, settings.timeouts.idle, parts.clock.clone());
         events.watch(&ending);
         let service = Arc::new(Service::new(parts, events, draining.clone()));
         let acceptor = |listener| {

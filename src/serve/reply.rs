@@ -45,12 +45,14 @@ impl Flow {
     pub(super) async fn begin(
         pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static,
         length: Option<u64>,
-        account: Account,
+        mut account: Account,
     ) -> Result<Self, Problem> {
         let mut pieces = Box::pin(pieces.peekable());
         if let Some(Err(_)) = pieces.as_mut().peek().await
             && let Some(Err(problem)) = pieces.next().await
         {
+            // It is answered, and so counted, like any request that failed.
+            account.cancel();
             return Err(problem);
         }
         Ok(Self { pieces, remaining: length, account: Some(account), failure: None })
@@ -59,6 +61,18 @@ impl Flow {
     /// Pieces that go on for as long as the peer listens.
     pub(super) fn endless(pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static) -> Self {
         Self { pieces: Box::pin(pieces), remaining: None, account: None, failure: None }
+    }
+
+    /// Whether the answer's length is known from its beginning.
+    pub(super) fn has_length(&self) -> bool {
+        self.remaining.is_some()
+    }
+
+    /// Drops the answer, which somebody else counts.
+    pub(super) fn cancel(mut self) {
+        if let Some(account) = &mut self.account {
+            account.cancel();
+        }
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Problem>>> {

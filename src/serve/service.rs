@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method, Request, Response,
+    HeaderMap, Method, Request, Response, Version,
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
 };
@@ -117,7 +117,7 @@ impl Service {
             events,
             draining,
             limits: settings.limits.clone(),
-            bodies: Arc::new(BodyLimits::new(settings.timeouts.body, settings.limits.body_memory)),
+            bodies: Arc::new(BodyLimits::new(&settings.timeouts, settings.limits.body_memory)),
             registry,
             audit,
             clock,
@@ -141,8 +141,12 @@ impl Service {
         }
         let (route, name) = (*found.value, found.params.get("keyring").unwrap_or_default());
         let (operation, served) = match route {
+            // A stranger doesn't get so far that his connection is worth keeping.
+            Route::Keyrings | Route::Events | Route::OpenApi if !self.policy.knows(&source.caller) => {
+                return Err(Problem::new(Code::Forbidden, "no rule lets this caller do anything"));
+            }
             Route::Keyrings => return self.list(source),
-            Route::Events => return Ok(self.listen(source, request.headers())),
+            Route::Events => return self.listen(source, request.headers()),
             Route::OpenApi => {
                 unrouted(&self.registry, "ok");
                 return Ok(answer(Reply::from(OPENAPI), JSON, None));
@@ -219,10 +223,11 @@ impl Service {
         }
         if is(OCTETS) {
             let aad = octets::aad(request.headers())?;
-            Ok(match octets::perform(job, aad, Arriving::new(request.into_body())).await? {
-                octets::Answer::Whole { received, bytes, version } => Done::whole(received, bytes, OCTETS, Some(version)),
-                octets::Answer::Flow(flow, version) => Done::flow(flow, OCTETS, Some(version)),
-            })
+            let http = request.version();
+            match octets::perform(job, aad, Arriving::new(request.into_body())).await? {
+                octets::Answer::Whole { received, bytes, version } => Ok(Done::whole(received, bytes, OCTETS, Some(version))),
+                octets::Answer::Flow(flow, version) => Done::flow(flow, http, OCTETS, Some(version)),
+            }
         } else if is(batch::CONTENT_TYPE) {
             Box::pin(self.batch(job, request)).await
         } else if is(JSON) {
@@ -238,7 +243,7 @@ impl Service {
         let form = Form { limit: self.limits.json_body, cost: Limits::JSON_COST };
         let body = self.bodies.read(Arriving::new(request.into_body()), Bytes::new(), form, Vec::with_capacity).await?;
         let mut session = Session::new(job.keyring, self.clock.now())?;
-        let answer = json::perform(job.operation, &mut session, &body.bytes, self.limits.batch_items).await?;
+        let answer = json::perform(job.operation, &mut session, &body.bytes, &self.limits).await?;
         for (code, version) in answer.failures {
             job.meters.item_failed(code);
             refusal::note(&self.audit, &job.caller, Some((job.keyring.name(), job.operation)), code, version);
@@ -247,9 +252,10 @@ impl Service {
     }
 
     async fn batch(&self, job: &Job<'_>, request: Request<Incoming>) -> Result<Done, Problem> {
+        let http = request.version();
         let aad = octets::aad(request.headers())?;
         let inflow = self.bodies.flow(Arriving::new(request.into_body()), Bytes::new()).await?;
-        let account = Account::new(Arc::clone(job.meters), job.start, inflow.received());
+        let received = inflow.received();
         let batch = Batch {
             operation: job.operation,
             keyring: Arc::clone(job.keyring),
@@ -259,10 +265,11 @@ impl Service {
             caller: job.caller,
             aad,
             inflow,
-            item_limit: batch::item_limit(self.limits.body),
+            plaintext_limit: self.limits.body,
         };
         let (pieces, version) = batch.perform()?;
-        Ok(Done::flow(Flow::begin(pieces, None, account).await?, batch::CONTENT_TYPE, version))
+        let account = Account::new(Arc::clone(job.meters), job.start, received);
+        Done::flow(Flow::begin(pieces, None, account).await?, http, batch::CONTENT_TYPE, version)
     }
 
     async fn data_key(&self, job: &Job<'_>, is_json: bool, body: Arriving) -> Result<Done, Problem> {
@@ -290,12 +297,12 @@ impl Service {
         Ok(answer(Reply::from(to_json(&keyrings)?), JSON, None))
     }
 
-    fn listen(&self, source: &Source, headers: &HeaderMap) -> Answer {
+    fn listen(&self, source: &Source, headers: &HeaderMap) -> Result<Answer, Problem> {
         let listener = Listener { caller: source.caller, policy: Arc::clone(&self.policy) };
         let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+        let pieces = self.events.listen(listener, last_id, self.draining.clone())?;
         unrouted(&self.registry, "ok");
-        let pieces = self.events.listen(listener, last_id, self.draining.clone());
-        answer(Reply::Flow(Flow::endless(pieces)), events::CONTENT_TYPE, None)
+        Ok(answer(Reply::Flow(Flow::endless(pieces)), events::CONTENT_TYPE, None))
     }
 }
 
@@ -351,8 +358,13 @@ impl Done {
         Self { moved: Some((received, body.len())), answer: answer(body.into(), content_type, version) }
     }
 
-    fn flow(flow: Flow, content_type: &'static str, version: Option<u32>) -> Self {
-        Self { moved: None, answer: answer(Reply::Flow(flow), content_type, version) }
+    fn flow(flow: Flow, http: Version, content_type: &'static str, version: Option<u32>) -> Result<Self, Problem> {
+        // There, an answer without a length ends like one that breaks off.
+        if http < Version::HTTP_11 && !flow.has_length() {
+            flow.cancel();
+            return Err(Problem::new(Code::InvalidRequest, "HTTP/1.0 can't tell such an answer's end; use HTTP/1.1 or HTTP/2"));
+        }
+        Ok(Self { moved: None, answer: answer(Reply::Flow(flow), content_type, version) })
     }
 }
 

@@ -51,6 +51,10 @@ impl<'k> Session<'k> {
         Self { keyring, snapshot, now, opener: Opener::default(), has_learned: false }
     }
 
+    pub(super) fn keyring(&self) -> &'k Keyring {
+        self.keyring
+    }
+
     pub(super) fn into_snapshot(self) -> Arc<Snapshot> {
         self.snapshot
     }
@@ -61,17 +65,11 @@ impl<'k> Session<'k> {
         self.has_learned = false;
     }
 
-    /// Whether `encryptor` may go on at `now` (I11).
-    pub(super) fn check_lease(&self, encryptor: &mut Encryptor, now: Timestamp) -> Result<(), Problem> {
-        encryptor.now = now;
-        check_lease(self.keyring, &encryptor.usage.snapshot, now)
-    }
-
     /// The encryptor of the version that encrypts now, if this sidecar may encrypt at all.
     pub(super) fn encryptor(&self) -> Result<Encryptor, Problem> {
         let (version, keys) = self.encrypting()?;
         let sealer = Sealer::new(keys, self.snapshot.table.id(), version)?;
-        Ok(Encryptor { sealer, usage: Usage::new(&self.snapshot, version), now: self.now })
+        Ok(Encryptor { sealer, usage: Usage::new(self.keyring, &self.snapshot, version), now: self.now })
     }
 
     fn encrypting(&self) -> Result<(u32, &VersionKeys), Problem> {
@@ -84,8 +82,8 @@ impl<'k> Session<'k> {
                 .err()
                 .unwrap_or_else(|| Problem::new(Code::NoPrimary, "no version encrypts")));
         };
-        check_lease(self.keyring, &self.snapshot, self.now)?;
-        Ok(found)
+        let end = self.keyring.lease_end(table);
+        if self.now < end { Ok(found) } else { Err(lease_expired(end)) }
     }
 
     /// Decrypts a whole message or stream in place; gives its plaintext, which stands behind the prefix, and the version.
@@ -105,7 +103,7 @@ impl<'k> Session<'k> {
         let header = self.find(&[&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat()).await?;
         let keys = keys(&self.snapshot, header.version)?;
         let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
-        let usage = Usage::new(&self.snapshot, header.version);
+        let usage = Usage::new(self.keyring, &self.snapshot, header.version);
         usage.decrypted(self.now);
         Ok(StreamDecryptor { opener, usage })
     }
@@ -114,7 +112,7 @@ impl<'k> Session<'k> {
     pub(super) fn stream_encryptor(&self, aad: &[u8]) -> Result<(StreamEncryptor, [u8; PREFIX_LEN]), Problem> {
         let (version, keys) = self.encrypting()?;
         let (sealer, prefix) = StreamSealer::new(keys, &self.snapshot.table.id(), version, aad)?;
-        let usage = Usage::new(&self.snapshot, version);
+        let usage = Usage::new(self.keyring, &self.snapshot, version);
         usage.encrypted(self.now);
         Ok((StreamEncryptor { sealer, usage }, prefix))
     }
@@ -123,6 +121,15 @@ impl<'k> Session<'k> {
     async fn find(&mut self, ciphertext: &[u8]) -> Result<Header, Problem> {
         let header = Header::parse(ciphertext, &self.snapshot.table.id())?;
         let version = header.version;
+        let is_missing = |snapshot: &Snapshot| matches!(snapshot.table.slot(version), None | Some(Slot::Unopened(_)));
+        if is_missing(&self.snapshot) {
+            // What is in force by now may have it: a request may take long.
+            if let Some(newest) = self.keyring.snapshot().as_ref()
+                && !is_missing(newest)
+            {
+                self.snapshot = Arc::clone(newest);
+            }
+        }
         if self.snapshot.table.slot(version).is_none()
             && !self.has_learned
             && let Some(newest) = self.keyring.learn(version).await
@@ -143,6 +150,12 @@ impl Encryptor {
     /// Turns a buffer with [`PREFIX_LEN`] bytes of room before the plaintext into a message.
     pub(super) fn encrypt(&mut self, aad: &[u8], buffer: &mut Vec<u8>) {
         self.encrypt_at(aad, buffer, 0);
+    }
+
+    /// Time has passed; says whether it may go on.
+    pub(super) fn go_on(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), Problem> {
+        self.now = now;
+        self.usage.check(keyring, now)
     }
 
     /// The same for a room and a plaintext that begin at `from`.
@@ -180,7 +193,7 @@ impl StreamEncryptor {
         buffer: &mut Vec<u8>,
         from: usize,
     ) -> Result<(), Problem> {
-        check_lease(keyring, &self.usage.snapshot, now)?;
+        self.usage.check(keyring, now)?;
         self.sealer.seal(is_last, buffer, from);
         self.usage.goes_on(now);
         Ok(())
@@ -211,11 +224,26 @@ impl StreamDecryptor {
 struct Usage {
     snapshot: Arc<Snapshot>,
     version: u32,
+    /// Until when it may encrypt.
+    until: Timestamp,
 }
 
 impl Usage {
-    fn new(snapshot: &Arc<Snapshot>, version: u32) -> Self {
-        Self { snapshot: Arc::clone(snapshot), version }
+    fn new(keyring: &Keyring, snapshot: &Arc<Snapshot>, version: u32) -> Self {
+        Self { snapshot: Arc::clone(snapshot), version, until: keyring.lease_end(&snapshot.table) }
+    }
+
+    /// Whether a request that goes on may still encrypt (I11). It keeps the version that it began with, but not longer than a sidecar
+    /// that never heard of a newer one would: once another version encrypts, nothing renews the lease any more, and once the version is
+    /// disabled or destroyed, it ends at once.
+    fn check(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), Problem> {
+        if let Some(newest) = keyring.snapshot().as_ref() {
+            keys(newest, self.version)?;
+            if newest.table.encrypting(now).is_some_and(|(version, _)| version == self.version) {
+                self.until = keyring.lease_end(&newest.table);
+            }
+        }
+        if now < self.until { Ok(()) } else { Err(lease_expired(self.until)) }
     }
 
     fn encrypted(&self, now: Timestamp) {
@@ -238,13 +266,9 @@ impl Usage {
     }
 }
 
-fn check_lease(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Result<(), Problem> {
-    let end = keyring.lease_end(&snapshot.table);
-    if now < end {
-        return Ok(());
-    }
+fn lease_expired(end: Timestamp) -> Problem {
     let detail = format!("the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on");
-    Err(Problem::new(Code::LeaseExpired, detail).retry_after(60))
+    Problem::new(Code::LeaseExpired, detail).retry_after(60)
 }
 
 /// A buffer for a body of `len` bytes that becomes a message in place.
