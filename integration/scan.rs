@@ -207,6 +207,46 @@ async fn what_is_named_is_looked_at_or_the_scan_fails() {
     }
 }
 
+#[tokio::test]
+async fn a_name_of_a_file_writes_no_part_of_a_report() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "").await.remove(0);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    let evil = "a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
+    let shown = r"a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
+    let tree = world.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join(evil), &token).unwrap();
+    fs::write(tree.join(format!("{evil}.gz")), b"\x1f\x8b").unwrap();
+    // A link back, whose reason has the name of the folder that it leads to.
+    fs::create_dir(tree.join(format!("{evil}.d"))).unwrap();
+    std::os::unix::fs::symlink(".", tree.join(format!("{evil}.d/loop"))).unwrap();
+    let tree = tree.to_str().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let is_clean = |output: &Output| {
+        let all = text(&output.stdout) + &text(&output.stderr);
+        assert!(!all.contains(['\u{1b}', '\u{7}', '\r', '\u{202e}']), "{all:?}");
+        assert!(!all.lines().any(|line| line.starts_with("not seen: 0\\r")), "{all}");
+        all
+    };
+    let all = is_clean(&world.run(&["scan", tree, "--files", "--follow"]));
+    assert_eq!(all.matches(shown).count(), 4, "{all}");
+    let (_, value) = scan(&world, &[tree, "--files"]);
+    assert_eq!(value["files"][0]["path"], format!("{tree}/{evil}"), "programs get the name itself");
+
+    let socket = sidecar.socket.to_str().unwrap();
+    let of_files = ["rewrap", "--keyring", "demo", "--socket", socket, "--dry-run", "--in-place", tree];
+    let all = is_clean(&world.run(&of_files));
+    assert!(all.contains(&format!("{tree}/{shown}")), "{all}");
+    let missing = format!("{tree}/missing {evil}");
+    let all = is_clean(&world.run(&["decrypt", "--keyring", "demo", "--socket", socket, &missing]));
+    assert!(all.contains(&format!("missing {shown}")), "{all}");
+    let all = is_clean(&world.run(&["rewrap", "--keyring", "demo", "--socket", socket, "--in-place", &missing]));
+    assert!(all.contains(&format!("missing {shown}")), "{all}");
+}
+
 /// The command without some of root's rights, which otherwise reads and changes everything; others never have them.
 pub fn without(capabilities: &str) -> Command {
     if !rustix::process::getuid().is_root() {

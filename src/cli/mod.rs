@@ -20,7 +20,7 @@ use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use self::output::{Failure, Format};
+use self::output::{Failure, Format, printable};
 
 /// Holds the keys next to your applications, so that keys rotate and production does not notice.
 #[derive(Debug, Parser)]
@@ -102,7 +102,12 @@ fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
     result
 }
 
-/// The file at `path`, for messages.
+/// The file at `path`, for people.
 fn shown(path: &Path) -> String {
+    printable(&exact(path))
+}
+
+/// The file at `path`, for programs.
+fn exact(path: &Path) -> String {
     path.display().to_string()
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{
     client::Connection,
-    on_one_thread,
-    output::{Failure, Format, columns, print},
+    exact, on_one_thread,
+    output::{Failure, Format, columns, print, printable},
     shown,
 };
 use crate::{
@@ -320,15 +320,15 @@ fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), 
 }
 
 fn found(known: Vec<Known>, report: Report, lists_files: bool) -> Found {
-    let files = report.files.iter().map(|file| FileRows { path: shown(&file.path), found: rows(&known, &file.tally, None) });
-    let paths = report.unseen.iter().map(|(path, what)| UnseenPath { path: shown(path), what });
+    let files = report.files.iter().map(|file| FileRows { path: exact(&file.path), found: rows(&known, &file.tally, None) });
+    let paths = report.unseen.iter().map(|(path, what)| UnseenPath { path: exact(path), what });
     Found {
         found: rows(&known, &report.tally, Some(&report.files_by_key)),
         files: lists_files.then(|| files.collect()),
         searched: Searched { files: report.searched_files, bytes: report.searched_bytes, embedded: !known.is_empty() },
         unseen: Unseen { opaque: report.opaque, skipped: report.skipped, paths: lists_files.then(|| paths.collect()) },
-        empty: report.empty.iter().map(|path| shown(path)).collect(),
-        failures: report.failures.iter().map(|(path, reason)| Unread { path: shown(path), reason: reason.clone() }).collect(),
+        empty: report.empty.iter().map(|path| exact(path)).collect(),
+        failures: report.failures.iter().map(|(path, reason)| Unread { path: exact(path), reason: reason.clone() }).collect(),
         keyrings: known,
     }
 }
@@ -357,7 +357,7 @@ fn describe(found: &Found) -> String {
         for file in files {
             for row in &file.found {
                 let (keyring, version, ciphertexts, forms) = cells(row);
-                table.push(vec![file.path.clone(), keyring, version, ciphertexts, forms]);
+                table.push(vec![printable(&file.path), keyring, version, ciphertexts, forms]);
             }
         }
         text.push_str(&format!("\n{}", columns(&table)));
@@ -376,16 +376,16 @@ fn describe(found: &Found) -> String {
         ));
     }
     for UnseenPath { path, what } in paths.iter().flatten() {
-        text.push_str(&format!("  {path}: {what}\n"));
+        text.push_str(&format!("  {}: {what}\n", printable(path)));
     }
     for path in &found.empty {
-        text.push_str(&format!("nothing to search in: {path}\n"));
+        text.push_str(&format!("nothing to search in: {}\n", printable(path)));
     }
     if !found.failures.is_empty() {
         text.push_str("could not be read:\n");
     }
     for Unread { path, reason } in &found.failures {
-        text.push_str(&format!("  {path}: {reason}\n"));
+        text.push_str(&format!("  {}: {}\n", printable(path), printable(reason)));
     }
     text
 }
