@@ -23,7 +23,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Scan {
-    /// Files, folders with everything beneath them, or `-` for standard input.
+    /// Files, folders with everything beneath them, pipes, or `-` for standard input.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Know the keyring that is stored here, by name and in every form; may be repeated.
