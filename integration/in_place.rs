@@ -272,6 +272,38 @@ async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
 }
 
 #[tokio::test]
+async fn ciphertexts_that_no_batch_takes_are_streamed_and_aad_of_any_length_is_sent() {
+    let config = "[limits]\nbody = \"64KiB\"\njson_body = \"256KiB\"\n";
+    let mut s = Setting::with_config(config).await;
+    let plaintexts: Vec<Vec<u8>> = [10, 64 << 10, 100_000, 1 << 20, 3 << 19].map(|length| vec![b'x'; length]).into();
+    let mut contents = String::from("id\n");
+    for plaintext in &plaintexts {
+        let message = s.client.encrypt(plaintext).await.ok().body;
+        contents.push_str(&format!("a,{},z\n", sidekey::crypto::to_text(&message)));
+    }
+    let path = s.write("rows.csv", &contents);
+    // Longer than any header.
+    let aad = "tenant ".repeat(5000);
+    let long = s.world.path("long_aad.txt");
+    fs::write(&long, &s.texts(&["x"], &aad).await[0]).unwrap();
+    s.rotate();
+    let (output, report) = s.rewrap(&[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 5, "current": 0, "other_keyrings": 0, "failed": 0 }));
+    let contents = fs::read_to_string(&path).unwrap();
+    for (line, plaintext) in contents.lines().skip(1).zip(&plaintexts) {
+        let text = line.strip_prefix("a,").and_then(|line| line.strip_suffix(",z")).unwrap();
+        let opened = s.client.decrypt(&from_text(text).unwrap()).await.ok();
+        assert!(opened.version() == 2 && opened.body[..] == plaintext[..], "{}", plaintext.len());
+    }
+
+    let arguments = s.arguments(&[&long], &["--aad", &aad]);
+    let output = s.world.run(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(versions(&fs::read(&long).unwrap()), BTreeMap::from([(2, 1)]));
+}
+
+#[tokio::test]
 async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
     let config = "[limits]\nbatch_items = 100\n";
     let mut s = Setting::with_config(config).await;

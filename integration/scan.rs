@@ -129,13 +129,19 @@ async fn the_exit_code_says_what_was_found_and_what_could_not_be_seen() {
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     assert_eq!(code(&["--fail-if-version", "3"]).0, 0);
-    let (exit, error) = code(&["--fail-if-version", "demo:1", "--fail-if-version", "other:7"]);
+    world.keyring("rotate", "other", &[]);
+    let (exit, error) = code(&["--fail-if-version", "demo:1", "--fail-if-version", "other:2"]);
     assert_eq!(exit, 3);
     assert!(error.contains("version 1 of demo: 8 ciphertexts in 6 files") && !error.contains("other"), "{error}");
     assert_eq!(code(&["--fail-if-version", "other:2"]).0, 0, "version 2 of demo is another's");
     assert_eq!(code(&["--fail-if-version", "2"]).0, 3);
     // What nobody could tell is a mistake, and not "nothing found".
     assert_eq!(code(&["--fail-if-version", "ordres:1"]).0, 2);
+    let (exit, error) = code(&["--fail-if-version", "demo:99"]);
+    assert_eq!(exit, 2);
+    assert!(error.contains("the newest version of demo that is known is 2"), "{error}");
+    let (output, _) = scan(&world, &[tree, "--fail-if-version", "9"]);
+    assert_eq!(output.status.code(), Some(2), "no keyring is known");
     // A path that can't be read; what was found weighs more.
     let missing = format!("{tree}/missing");
     let (exit, error) = code(&[&missing]);
@@ -151,6 +157,94 @@ async fn the_exit_code_says_what_was_found_and_what_could_not_be_seen() {
     let (_, value) = scan(&world, &[tree, "--files"]);
     let unseen = json!([{ "path": format!("{tree}/link"), "what": "symbolic link" }, { "path": format!("{tree}/old.gz"), "what": "gzip" }]);
     assert_eq!(value["unseen"], json!({ "opaque": 1, "skipped": 1, "paths": unseen }));
+}
+
+#[tokio::test]
+async fn what_is_named_is_looked_at_or_the_scan_fails() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "").await.remove(0);
+    let demo = world.manifest("demo");
+    let code = |path: &str, more: &[&str]| {
+        let (output, value) = scan(&world, &[&[path, "--location", demo.to_str().unwrap()], more].concat());
+        (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())
+    };
+    // A pipe is read, as `<(pg_dump shop)` is.
+    let pipe = world.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(&pipe, token).unwrap()
+    });
+    let name = pipe.to_str().unwrap();
+    let (exit, value, error) = code(name, &["--files", "--fail-if-version", "demo:1", "--fail-if-unseen"]);
+    assert_eq!(exit, 3, "{error}");
+    writer.join().unwrap();
+    assert_eq!((&value["files"][0]["path"], &value["searched"]["files"]), (&json!(name), &json!(1)));
+    assert_eq!(value["unseen"]["skipped"], 0);
+    // Nothing else can be.
+    let socket = sidecar.socket.to_str().unwrap();
+    for (special, what) in [("/dev/null", "device"), (socket, "socket")] {
+        let (exit, value, _) = code(special, &[]);
+        let reason = value["failures"][0]["reason"].as_str().unwrap().to_owned();
+        assert!(exit == 1 && reason.contains(what), "{special}: {exit}, {reason}");
+    }
+    // A folder on which nothing is mounted, and a dump that failed.
+    let empty = world.path("empty");
+    fs::create_dir_all(empty.join("only/folders")).unwrap();
+    let empty = empty.to_str().unwrap();
+    assert_eq!((code(empty, &[]).0, &code(empty, &[]).1["empty"]), (0, &json!([empty])));
+    let full = world.path("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("file"), "").unwrap();
+    for more in [&["--fail-if-unseen"][..], &["--fail-if-version", "demo:1"], &["--fail-if-version", "1"]] {
+        for paths in [vec![], vec![full.to_str().unwrap()]] {
+            let (exit, _, error) = code(empty, &[more, &paths].concat());
+            assert!(exit == 1 && error.contains(&format!("nothing to search in {empty}")), "{exit}: {error}");
+        }
+        assert_eq!(code(full.to_str().unwrap(), more).0, 0);
+        assert_eq!(code("-", more).0, 1, "standard input is /dev/null");
+    }
+}
+
+#[tokio::test]
+async fn a_name_of_a_file_writes_no_part_of_a_report() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "").await.remove(0);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    let evil = "a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
+    let shown = r"a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
+    let tree = world.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join(evil), &token).unwrap();
+    fs::write(tree.join(format!("{evil}.gz")), b"\x1f\x8b").unwrap();
+    // A link back, whose reason has the name of the folder that it leads to.
+    fs::create_dir(tree.join(format!("{evil}.d"))).unwrap();
+    std::os::unix::fs::symlink(".", tree.join(format!("{evil}.d/loop"))).unwrap();
+    let tree = tree.to_str().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let is_clean = |output: &Output| {
+        let all = text(&output.stdout) + &text(&output.stderr);
+        assert!(!all.contains(['\u{1b}', '\u{7}', '\r', '\u{202e}']), "{all:?}");
+        assert!(!all.lines().any(|line| line.starts_with("not seen: 0\\r")), "{all}");
+        all
+    };
+    let all = is_clean(&world.run(&["scan", tree, "--files", "--follow"]));
+    assert_eq!(all.matches(shown).count(), 4, "{all}");
+    let (_, value) = scan(&world, &[tree, "--files"]);
+    assert_eq!(value["files"][0]["path"], format!("{tree}/{evil}"), "programs get the name itself");
+
+    let socket = sidecar.socket.to_str().unwrap();
+    let of_files = ["rewrap", "--keyring", "demo", "--socket", socket, "--dry-run", "--in-place", tree];
+    let all = is_clean(&world.run(&of_files));
+    assert!(all.contains(&format!("{tree}/{shown}")), "{all}");
+    let missing = format!("{tree}/missing {evil}");
+    let all = is_clean(&world.run(&["decrypt", "--keyring", "demo", "--socket", socket, &missing]));
+    assert!(all.contains(&format!("missing {shown}")), "{all}");
+    let all = is_clean(&world.run(&["rewrap", "--keyring", "demo", "--socket", socket, "--in-place", &missing]));
+    assert!(all.contains(&format!("missing {shown}")), "{all}");
 }
 
 /// The command without some of root's rights, which otherwise reads and changes everything; others never have them.
@@ -193,7 +287,7 @@ async fn a_scan_reads_standard_input() {
     let sidecar = world.start();
     let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "").await.remove(0);
     let mut child = Command::new(binary())
-        .args(["scan", "-", "--output", "json", "--fail-if-version", "1"])
+        .args(["scan", "-", "--output", "json", "--fail-if-version", "1", "--location", world.manifest("demo").to_str().unwrap()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -326,6 +326,37 @@ async fn a_body_that_never_comes_is_given_up() {
 }
 
 #[test]
+fn text_forms_over_a_mebibyte_are_read_back_from_files_and_pipes() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let (plain, sealed) = (world.path("plain"), world.path("sealed"));
+    let run = |operation: &str, input: &std::path::Path, by: &str, more: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args([operation, "--keyring", "demo", "--socket", sidecar.socket.to_str().unwrap()]).args(more);
+        match by {
+            "argument" => command.arg(input),
+            "redirection" => command.stdin(File::open(input).unwrap()),
+            _ => command.stdin(Command::new("cat").arg(input).stdout(Stdio::piped()).spawn().unwrap().stdout.unwrap()),
+        };
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{operation} by {by}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    // A message whose text is longer than what is sent as a whole, one that is so itself, and a stream.
+    for length in [900 << 10, MIB, MIB + 1] {
+        fs::write(&plain, text(length)).unwrap();
+        fs::write(&sealed, run("encrypt", &plain, "argument", &["--text"])).unwrap();
+        for by in ["argument", "redirection", "pipe"] {
+            assert!(run("decrypt", &sealed, by, &[]) == text(length), "{length} by {by}");
+            let again = world.path("again");
+            fs::write(&again, run("rewrap", &sealed, by, &["--text"])).unwrap();
+            assert!(fs::read(&again).unwrap().starts_with(b"sk1."));
+            assert!(run("decrypt", &again, by, &[]) == text(length), "{length} rewrapped by {by}");
+        }
+    }
+}
+
+#[test]
 fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     let world = World::with_demo();
     let sidecar = world.start();

@@ -172,7 +172,7 @@ impl Transform {
             return self.as_json("encrypt", json!({ "plaintext": plaintext, "aad": STANDARD.encode(&self.aad) })).await;
         }
         let head = input.take(WHOLE + 1)?;
-        self.as_bytes("encrypt", head, input).await
+        self.as_bytes("encrypt", head, Some(input)).await
     }
 
     pub(super) async fn decrypt(self, format: Format) -> Result<(), Failure> {
@@ -207,7 +207,8 @@ impl Transform {
             Format::Json => {
                 self.as_json(operation, json!({ "ciphertext": to_text(&head), "aad": STANDARD.encode(&self.aad) })).await
             }
-            Format::Text => self.as_bytes(operation, head, input).await,
+            // The text is longer than the bytes that it stands for, so its file's length isn't that of the body.
+            Format::Text => self.as_bytes(operation, head, (!is_text).then_some(input)).await,
         }
     }
 
@@ -223,10 +224,14 @@ impl Transform {
         print(Format::Json, &answer, String::new)
     }
 
-    /// Sends what was read already and, if that isn't all, the rest while it is read.
-    async fn as_bytes(&self, operation: &str, head: Vec<u8>, input: Input) -> Result<(), Failure> {
-        let bar = progress(input.length.filter(|_| head.len() > WHOLE));
-        let body = if head.len() <= WHOLE { whole(head.into()) } else { input.into_body(head, &bar).boxed_unsync() };
+    /// Sends what was read already and, if there may be more, the rest of the input while it is read.
+    async fn as_bytes(&self, operation: &str, head: Vec<u8>, rest: Option<Input>) -> Result<(), Failure> {
+        let rest = rest.filter(|_| head.len() > WHOLE);
+        let bar = progress(rest.as_ref().and_then(|rest| rest.length));
+        let body = match rest {
+            Some(rest) => rest.into_body(head, &bar).boxed_unsync(),
+            None => whole(head.into()),
+        };
         let mut answer = self.post(operation, "application/octet-stream", body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut text = (self.text && operation != "decrypt").then(Vec::new);

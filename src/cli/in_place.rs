@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{
     client::Transform,
-    output::{Failure, Format, columns, print},
-    shown,
+    exact,
+    output::{Failure, Format, columns, print, printable},
 };
 use crate::{
     in_place::{Report, Sidecar, SidecarError, rewrap},
@@ -106,7 +106,7 @@ impl Rewrap {
         let summary = summary(keyring, self.dry_run, report);
         print(format, &summary, || describe(&summary))?;
         match &summary.stopped {
-            Some(reason) => Err(Failure::failed(format!("stopped at {reason}\nrun it again to go on"))),
+            Some(reason) => Err(Failure::failed(format!("stopped at {}\nrun it again to go on", printable(reason)))),
             None if failed > 0 => Err(Failure::failed(format!("{failed} failures; what failed is as it was"))),
             None => Ok(()),
         }
@@ -125,12 +125,12 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             other_keyrings: report.items.foreign,
             failed: report.items.failed,
         },
-        changed: report.changed.into_iter().map(|(path, rewrapped)| Changed { path: shown(&path), rewrapped }).collect(),
-        skipped: report.skipped.into_iter().map(|(path, what)| Skipped { path: shown(&path), what }).collect(),
+        changed: report.changed.into_iter().map(|(path, rewrapped)| Changed { path: exact(&path), rewrapped }).collect(),
+        skipped: report.skipped.into_iter().map(|(path, what)| Skipped { path: exact(&path), what }).collect(),
         failures: report
             .faults
             .into_iter()
-            .map(|fault| Failed { path: shown(&fault.path), line: fault.line, code: fault.code, message: fault.message })
+            .map(|fault| Failed { path: exact(&fault.path), line: fault.line, code: fault.code, message: fault.message })
             .collect(),
         stopped: report.stopped,
     }
@@ -141,7 +141,7 @@ fn describe(summary: &Summary) -> String {
     if !summary.changed.is_empty() {
         let heading = if summary.dry_run { "WOULD BE REWRAPPED" } else { "REWRAPPED" };
         let mut table = vec![vec!["FILE".to_owned(), heading.to_owned()]];
-        table.extend(summary.changed.iter().map(|changed| vec![changed.path.clone(), changed.rewrapped.to_string()]));
+        table.extend(summary.changed.iter().map(|changed| vec![printable(&changed.path), changed.rewrapped.to_string()]));
         text.push_str(&format!("{}\n", columns(&table)));
     }
     let Ciphertexts { rewrapped, current, other_keyrings, failed } = summary.ciphertexts;
@@ -163,7 +163,7 @@ fn describe(summary: &Summary) -> String {
     }
     for Failed { path, line, code, message } in &summary.failures {
         let line = line.map(|line| format!(":{line}")).unwrap_or_default();
-        text.push_str(&format!("  {path}{line}: {message} ({code})\n"));
+        text.push_str(&format!("  {}{line}: {} ({code})\n", printable(path), printable(message)));
     }
     text
 }

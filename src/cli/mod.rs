@@ -21,7 +21,7 @@ use std::{path::Path, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::output::{Failure, Format};
+use self::output::{Failure, Format, printable};
 
 /// Holds the keys next to your applications, so that keys rotate and production does not notice.
 #[derive(Debug, Parser)]
@@ -114,7 +114,12 @@ async fn unless_signalled(work: impl Future<Output = Result<(), Failure>>) -> Re
     }
 }
 
-/// The file at `path`, for messages.
+/// The file at `path`, for people.
 fn shown(path: &Path) -> String {
+    printable(&exact(path))
+}
+
+/// The file at `path`, for programs.
+fn exact(path: &Path) -> String {
     path.display().to_string()
 }

@@ -84,7 +84,7 @@ impl Failure {
 
     pub(super) fn report(self, format: Format) -> ExitCode {
         match format {
-            Format::Text => eprintln!("sidekey: {}", self.message),
+            Format::Text => eprintln!("sidekey: {}", printable_lines(&self.message)),
             Format::Json => eprintln!("{}", json!({ "error": { "code": self.code, "message": self.message } })),
         }
         ExitCode::from(self.exit)
@@ -122,7 +122,7 @@ impl From<io::Error> for Failure {
 pub(super) fn print(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match format {
-        Format::Text => out.write_all(text().as_bytes())?,
+        Format::Text => out.write_all(printable_lines(&text()).as_bytes())?,
         Format::Json => {
             serde_json::to_writer_pretty(&mut out, value).map_err(|error| Failure::failed(error.to_string()))?;
             out.write_all(b"\n")?;
@@ -130,6 +130,22 @@ pub(super) fn print(format: Format, value: &impl Serialize, text: impl FnOnce() 
     }
     out.flush()?;
     Ok(())
+}
+
+/// Text of somebody else in a line of ours, such as the name of a file: what would steer a terminal, begin a line or turn the
+/// direction of writing is escaped, so that nobody writes a part of a report by naming a file.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if turns || character.is_control() { shown.extend(character.escape_default()) } else { shown.push(character) }
+    }
+    shown
+}
+
+/// The same of a text whose lines are ours.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Rows in columns as wide as their widest cell; the first row heads them.
@@ -141,4 +157,18 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_the_rest_stays() {
+        assert_eq!(printable("a\u{1b}[2J\n\r\t\u{7}\u{7f}\u{9b}31m"), "a\\u{1b}[2J\\n\\r\\t\\u{7}\\u{7f}\\u{9b}31m");
+        assert_eq!(printable("gpj.\u{202e}txt\u{2066}"), "gpj.\\u{202e}txt\\u{2066}");
+        let name = "Büro 数据 \\ 'x' \"y\" 👩\u{200d}💻";
+        assert_eq!(printable(name), name);
+        assert_eq!(printable_lines("one\ntwo\u{1b}c\n"), "one\ntwo\\u{1b}c\n");
+    }
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{
     client::Connection,
-    on_one_thread,
-    output::{Failure, Format, columns, print},
+    exact, on_one_thread,
+    output::{Failure, Format, columns, print, printable},
     shown,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Scan {
-    /// Files, folders with everything beneath them, or `-` for standard input.
+    /// Files, folders with everything beneath them, pipes, or `-` for standard input.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Know the keyring that is stored here, by name and in every form; may be repeated.
@@ -38,10 +38,11 @@ pub(super) struct Scan {
     /// List every file with ciphertexts, and what was not searched.
     #[arg(long)]
     files: bool,
-    /// Exit with 3 if there is a ciphertext of this version, of any keyring or of one; may be repeated.
+    /// Exit with 3 if there is a ciphertext of this version, of any keyring or of one, and with 1 if nothing was searched; may be
+    /// repeated.
     #[arg(long, value_name = "[KEYRING:]N", value_parser = Unwanted::from_str)]
     fail_if_version: Vec<Unwanted>,
-    /// Exit with 1 also if something was skipped, or is compressed or encrypted so that it can't be searched.
+    /// Exit with 1 also if something was skipped, is compressed or encrypted so that it can't be searched, or isn't there at all.
     #[arg(long)]
     fail_if_unseen: bool,
     /// Follow symbolic links.
@@ -72,6 +73,33 @@ impl FromStr for Unwanted {
     }
 }
 
+impl Unwanted {
+    /// Whether its ciphertexts could be told at all: else finding none would be no evidence.
+    fn check(&self, known: &[Known]) -> Result<(), Failure> {
+        let version = self.version;
+        let Some(name) = &self.keyring else {
+            return if known.is_empty() {
+                Err(Failure::usage(format!(
+                    "--fail-if-version {version}: no keyring is known, so most forms of its ciphertexts could not be told; \
+                     give --location, --config or --socket"
+                )))
+            } else {
+                Ok(())
+            };
+        };
+        match known.iter().filter(|known| known.name == *name).map(Known::newest).max() {
+            None => Err(Failure::usage(format!(
+                "--fail-if-version: the keyring {name} is not known, so none of its ciphertexts could be told; \
+                 give --location, --config or --socket"
+            ))),
+            Some(newest) if version > newest => Err(Failure::usage(format!(
+                "--fail-if-version {name}:{version}: the newest version of {name} that is known is {newest}"
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
 /// A keyring whose tag is known.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Known {
@@ -79,6 +107,13 @@ struct Known {
     id: KeyringId,
     #[serde(skip)]
     versions: Vec<u32>,
+}
+
+impl Known {
+    /// Versions are numbered from 1 and never given twice, so greater ones there never were.
+    fn newest(&self) -> u32 {
+        self.versions.iter().copied().max().unwrap_or_default()
+    }
 }
 
 #[derive(Serialize)]
@@ -137,22 +172,14 @@ struct Found {
     files: Option<Vec<FileRows>>,
     searched: Searched,
     unseen: Unseen,
+    empty: Vec<String>,
     failures: Vec<Unread>,
 }
 
 impl Scan {
     pub(super) fn run(self, format: Format) -> Result<(), Failure> {
         let known = on_one_thread(self.known())?;
-        for Unwanted { keyring, .. } in &self.fail_if_version {
-            if let Some(name) = keyring
-                && !known.iter().any(|known| known.name == *name)
-            {
-                return Err(Failure::usage(format!(
-                    "--fail-if-version: the keyring {name} is not known, so none of its ciphertexts could be told; \
-                     give --location, --config or --socket"
-                )));
-            }
-        }
+        self.fail_if_version.iter().try_for_each(|unwanted| unwanted.check(&known))?;
         let search = Search::new(known.iter().map(|known| known.id.tag())).map_err(|error| Failure::failed(error.to_string()))?;
         let roots: Vec<Root> = self.paths.iter().map(|path| root(path)).collect();
         let options = Options {
@@ -230,6 +257,13 @@ impl Scan {
         if !report.failures.is_empty() {
             return Err(Failure::failed(format!("{} paths could not be read", report.failures.len())));
         }
+        let is_proof = self.fail_if_unseen || !self.fail_if_version.is_empty();
+        if is_proof && !report.empty.is_empty() {
+            let paths = report.empty.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", ");
+            return Err(Failure::failed(format!(
+                "there was nothing to search in {paths}; is it mounted, and did its writer succeed?"
+            )));
+        }
         if self.fail_if_unseen && report.opaque + report.skipped > 0 {
             return Err(Failure::failed(format!("{} paths could not be searched", report.opaque + report.skipped)));
         }
@@ -286,14 +320,15 @@ fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), 
 }
 
 fn found(known: Vec<Known>, report: Report, lists_files: bool) -> Found {
-    let files = report.files.iter().map(|file| FileRows { path: shown(&file.path), found: rows(&known, &file.tally, None) });
-    let paths = report.unseen.iter().map(|(path, what)| UnseenPath { path: shown(path), what });
+    let files = report.files.iter().map(|file| FileRows { path: exact(&file.path), found: rows(&known, &file.tally, None) });
+    let paths = report.unseen.iter().map(|(path, what)| UnseenPath { path: exact(path), what });
     Found {
         found: rows(&known, &report.tally, Some(&report.files_by_key)),
         files: lists_files.then(|| files.collect()),
         searched: Searched { files: report.searched_files, bytes: report.searched_bytes, embedded: !known.is_empty() },
         unseen: Unseen { opaque: report.opaque, skipped: report.skipped, paths: lists_files.then(|| paths.collect()) },
-        failures: report.failures.iter().map(|(path, reason)| Unread { path: shown(path), reason: reason.clone() }).collect(),
+        empty: report.empty.iter().map(|path| exact(path)).collect(),
+        failures: report.failures.iter().map(|(path, reason)| Unread { path: exact(path), reason: reason.clone() }).collect(),
         keyrings: known,
     }
 }
@@ -322,7 +357,7 @@ fn describe(found: &Found) -> String {
         for file in files {
             for row in &file.found {
                 let (keyring, version, ciphertexts, forms) = cells(row);
-                table.push(vec![file.path.clone(), keyring, version, ciphertexts, forms]);
+                table.push(vec![printable(&file.path), keyring, version, ciphertexts, forms]);
             }
         }
         text.push_str(&format!("\n{}", columns(&table)));
@@ -341,13 +376,16 @@ fn describe(found: &Found) -> String {
         ));
     }
     for UnseenPath { path, what } in paths.iter().flatten() {
-        text.push_str(&format!("  {path}: {what}\n"));
+        text.push_str(&format!("  {}: {what}\n", printable(path)));
+    }
+    for path in &found.empty {
+        text.push_str(&format!("nothing to search in: {}\n", printable(path)));
     }
     if !found.failures.is_empty() {
         text.push_str("could not be read:\n");
     }
     for Unread { path, reason } in &found.failures {
-        text.push_str(&format!("  {path}: {reason}\n"));
+        text.push_str(&format!("  {}: {}\n", printable(path), printable(reason)));
     }
     text
 }

@@ -92,6 +92,10 @@ pub async fn rewrap(
                 report.skipped.push((path, what));
                 continue;
             }
+            Visit::Pipe(path) => {
+                report.fault(Fault { path, line: None, code: "unreadable".into(), message: "is a pipe, and no file".into() });
+                continue;
+            }
             // Gone since the folder was read, because its original was rewrapped anew.
             Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => continue,
             Visit::Failed(path, reason) => {

@@ -55,6 +55,11 @@ impl<'f> Pieces<'f> {
         Self { file, window: Vec::new(), filled: 0, consumed: 0, base: 0, line: 1, size }
     }
 
+    /// Where the window begins in the file.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
     /// The window that the ranges of the last step's pieces are of.
     pub(super) fn window(&self) -> &[u8] {
         &self.window[..self.filled]

@@ -175,11 +175,16 @@ pub(super) fn is_temporary(path: &Path) -> bool {
 
 /// Removes a temporary file, unless the run that made it still lives.
 pub(super) fn remove_leftover(path: &Path) -> io::Result<Leftover> {
-    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path) {
+    // The name is predictable, so somebody may have put a pipe there, and opening that would wait.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Leftover::Removed),
         Err(error) => return Err(error),
     };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is in the way, and no regular file", path.display())));
+    }
     // Only who holds the lock of the file that the path names may rename or remove that path, so it can't be another's by then.
     if !is_locked(&file, path)? {
         return Ok(Leftover::InUse);
@@ -346,6 +351,25 @@ mod tests {
         fs::write(temporary_beside(&path), "half").expect("write");
         assert!(matches!(remove_leftover(&temporary_beside(&path)), Ok(Leftover::Removed)));
         assert_eq!(names(&folder), ["data.csv"]);
+    }
+
+    #[test]
+    fn a_pipe_in_the_way_is_refused_and_not_waited_for() {
+        let (folder, path) = folder();
+        let pipe = temporary_beside(&path);
+        let status = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        assert!(status.success());
+        let refused = || {
+            let Err(Refusal::Io(error)) = replace(&path, || ()) else { panic!("not refused") };
+            assert!(error.to_string().ends_with("is in the way, and no regular file"), "{error}");
+            assert!(remove_leftover(&pipe).is_err());
+        };
+        // With somebody at the other end, who makes that opening it doesn't wait, and with nobody.
+        let other_end = OpenOptions::new().read(true).write(true).open(&pipe).expect("open");
+        refused();
+        drop(other_end);
+        refused();
+        assert_eq!((fs::read(&path).expect("read"), names(&folder).len()), (b"old".to_vec(), 2));
     }
 
     #[test]

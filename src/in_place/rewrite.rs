@@ -176,7 +176,7 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         while let Some(step) = pieces.next()? {
             match step {
                 Step::Pieces(list, mut line) => {
-                    let window = pieces.window();
+                    let (window, base) = (pieces.window(), pieces.base());
                     let in_force = self.in_force;
                     let is_stale = |range: &Range<usize>, header: &Peek| {
                         matches!(kind(in_force, *header, range.len() - TEXT_PREFIX.len()), Kind::Stale)
@@ -197,6 +197,11 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                                     items.rewrapped += 1;
                                     replacement.write_all(text.as_bytes())?;
                                 }
+                                // A stream, or a message that has no room beside its AAD.
+                                Some(Err(error)) if error.code == "body_too_large" => {
+                                    let range = base + range.start as u64..base + range.end as u64;
+                                    self.giant(sidecar, original, range, Some(line), replacement, items).await?;
+                                }
                                 other => {
                                     replacement.write_all(&window[range])?;
                                     if let Some(Err(error)) = other {
@@ -210,18 +215,32 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     (self.progress)(Progress::Searched(pieces.step_len()));
                 }
                 Step::Giant(range, header, line) => {
-                    let file = Arc::clone(&original.file);
-                    let from = range.start + TEXT_PREFIX.len() as u64;
-                    let source = Source { file, from, to: range.end, is_text: true };
-                    let before = items.rewrapped;
-                    if matches!(kind(self.in_force, header, SHORTEST_TEXT), Kind::Stale) {
-                        self.whole(sidecar, &source, Some(line), replacement, items).await?;
-                    }
-                    if items.rewrapped == before {
-                        copy(&source, range.start, replacement)?;
-                    }
+                    let is_stale = matches!(kind(self.in_force, header, SHORTEST_TEXT), Kind::Stale);
+                    self.giant(sidecar, original, range, is_stale.then_some(line), replacement, items).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Rewraps the text form at a place in the file on its own, if the line is given that it is in, and else copies it.
+    async fn giant(
+        &mut self,
+        sidecar: &mut Sidecar,
+        original: &Original,
+        range: Range<u64>,
+        stale_line: Option<u64>,
+        replacement: &mut Replacement,
+        items: &mut Items,
+    ) -> Result<(), Left> {
+        let file = Arc::clone(&original.file);
+        let source = Source { file, from: range.start + TEXT_PREFIX.len() as u64, to: range.end, is_text: true };
+        let before = items.rewrapped;
+        if stale_line.is_some() {
+            self.whole(sidecar, &source, stale_line, replacement, items).await?;
+        }
+        if items.rewrapped == before {
+            copy(&source, range.start, replacement)?;
         }
         Ok(())
     }

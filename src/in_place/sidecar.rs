@@ -12,23 +12,27 @@ use hyper::{
     header::{CONTENT_TYPE, HOST, RETRY_AFTER},
 };
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::{net::UnixStream, time::sleep};
 
 use super::source::{Sink, Source};
-use crate::crypto::{KeyringId, PEEK_LEN, Peek, peek};
+use crate::{
+    crypto::{KeyringId, MessageError, PEEK_LEN, Peek, from_text, peek, to_text},
+    serve::{Frame, Frames},
+};
 
 /// How often a request is tried again that the sidecar can't take for the moment.
 const ATTEMPTS: u32 = 5;
 /// How long it is waited for that; a sidecar that asks for more has another trouble than too many requests.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const OCTETS: &str = "application/octet-stream";
-/// The longest JSON answer that is read, in bytes.
+/// Of docs/api.md, as are the two that follow.
+const BATCH: &str = "application/vnd.sidekey.batch";
+/// How a batch begins whose items have AAD of their own, since a header's length is limited, and how the frame of one that went well.
+const ITEMS_HAVE_AAD: u8 = 1;
+const DONE: u8 = 0;
+/// The longest JSON answer that is read, and the longest frame of a batch's, in bytes.
 const LONGEST_ANSWER: usize = 64 << 20;
-/// The most items of a batch; a sidecar that takes fewer says so, and gets fewer.
-const MOST_ITEMS: usize = 1000;
-/// The most characters of a batch's ciphertexts, for the same reason.
-const MOST_CHARACTERS: usize = 2 << 20;
 
 /// Why nothing more can be rewrapped now.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +90,6 @@ pub struct Sidecar {
     keyring: String,
     aad: String,
     connection: Option<SendRequest<Payload>>,
-    batch_items: usize,
-    batch_characters: usize,
 }
 
 #[derive(Deserialize)]
@@ -101,29 +103,6 @@ struct Problem {
     code: String,
     title: String,
     detail: String,
-}
-
-#[derive(Serialize)]
-struct BatchRequest<'a> {
-    batch: Vec<RequestItem<'a>>,
-}
-
-#[derive(Serialize)]
-struct RequestItem<'a> {
-    ciphertext: &'a str,
-    aad: &'a str,
-}
-
-#[derive(Deserialize)]
-struct BatchAnswer {
-    batch: Vec<AnswerItem>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum AnswerItem {
-    Rewrapped { ciphertext: String },
-    Failed { error: Problem },
 }
 
 impl From<Problem> for ItemError {
@@ -142,8 +121,7 @@ impl From<Problem> for SidecarError {
 impl Sidecar {
     /// The sidecar at `socket`. Nothing is sent yet.
     pub fn new(socket: PathBuf, keyring: String, aad: &str) -> Self {
-        let aad = STANDARD.encode(aad);
-        Self { socket, keyring, aad, connection: None, batch_items: MOST_ITEMS, batch_characters: MOST_CHARACTERS }
+        Self { socket, keyring, aad: aad.into(), connection: None }
     }
 
     /// Which version is the primary.
@@ -163,50 +141,49 @@ impl Sidecar {
 
     /// Rewraps text forms, each on its own, in order.
     pub(super) async fn items(&mut self, texts: &[&str]) -> Result<Vec<Result<String, ItemError>>, SidecarError> {
-        let mut results = Vec::with_capacity(texts.len());
-        while results.len() < texts.len() {
-            let rest = &texts[results.len()..];
-            let mut characters = 0;
-            let fitting = rest.iter().take(self.batch_items).take_while(|text| {
-                characters += text.len() + self.aad.len();
-                characters <= self.batch_characters
-            });
-            let batch = &rest[..fitting.count().max(1)];
-            match self.batch(batch).await? {
-                Ok(answers) => results.extend(answers),
-                // Its limits are lower than usual.
-                Err(_) if batch.len() > 1 => {
-                    self.batch_items = batch.len() / 2;
-                    self.batch_characters = (batch.iter().map(|text| text.len() + self.aad.len()).sum::<usize>() / 2).max(1);
-                }
-                Err(error) => results.push(Err(error)),
-            }
+        let malformed = |error: MessageError| ItemError { code: "malformed_ciphertext".into(), message: error.to_string() };
+        let messages: Vec<_> = texts.iter().map(|text| from_text(text).map_err(malformed)).collect();
+        let sent: Vec<&[u8]> = messages.iter().flatten().map(Vec::as_slice).collect();
+        let mut answers = Vec::with_capacity(sent.len());
+        while answers.len() < sent.len() {
+            self.batch(&sent[answers.len()..], &mut answers).await?;
         }
-        Ok(results)
+        let mut answers = answers.into_iter();
+        Ok(messages.into_iter().filter_map(|message| message.map_or_else(|error| Some(Err(error)), |_| answers.next())).collect())
     }
 
-    /// The one place that knows how a batch is written. The inner error is that it is too large.
-    async fn batch(&mut self, texts: &[&str]) -> Result<Result<Vec<Result<String, ItemError>>, ItemError>, SidecarError> {
-        let items = texts.iter().map(|text| RequestItem { ciphertext: text, aad: &self.aad });
-        let request = serde_json::to_vec(&BatchRequest { batch: items.collect() });
-        let request = Bytes::from(request.map_err(|error| SidecarError::Unexpected(error.to_string()))?);
+    /// Appends the answers to some messages, one at least; not to all of them if the sidecar broke off in between, as it does when it
+    /// has no room for the next one. Whoever asks for the rest hears why, since that then stands at the beginning.
+    async fn batch(&mut self, messages: &[&[u8]], answers: &mut Vec<Result<String, ItemError>>) -> Result<(), SidecarError> {
+        let request = batch_of(messages, self.aad.as_bytes())?;
         let path = format!("/v1/keyrings/{}/rewrap", self.keyring);
-        let payload = || Either::Left(Full::new(request.clone()));
-        let response = self.send(Method::POST, &path, Some("application/json"), payload).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::PAYLOAD_TOO_LARGE => return Ok(Err(problem(response).await?.into())),
-            _ => return Err(problem(response).await?.into()),
+        let response = self.send(Method::POST, &path, Some(BATCH), || Either::Left(Full::new(request.clone()))).await?;
+        if response.status() != StatusCode::OK {
+            return Err(problem(response).await?.into());
         }
-        let answer: BatchAnswer = parse(&body(response).await?)?;
-        if answer.batch.len() != texts.len() {
-            return Err(SidecarError::Unexpected(format!("{} results for {} items", answer.batch.len(), texts.len())));
+        let (mut body, mut frames, before) = (response.into_body(), Frames::new(LONGEST_ANSWER), answers.len());
+        while let Some(piece) = body.frame().await {
+            let piece = match piece {
+                Ok(piece) => piece.into_data().unwrap_or_default(),
+                Err(_) if answers.len() > before => {
+                    // What is left of it has no place for another request.
+                    self.connection = None;
+                    return Ok(());
+                }
+                Err(error) => return Err(SidecarError::Unexpected(format!("it broke off: {error}"))),
+            };
+            let mut data = &piece[..];
+            while let Some(frame) = frames.next(&mut data) {
+                if answers.len() - before == messages.len() {
+                    return Err(SidecarError::Unexpected(format!("more than {} results", messages.len())));
+                }
+                answers.push(answer(frame)?);
+            }
         }
-        let results = answer.batch.into_iter().map(|item| match item {
-            AnswerItem::Rewrapped { ciphertext } => Ok(ciphertext),
-            AnswerItem::Failed { error } => Err(error.into()),
-        });
-        Ok(Ok(results.collect()))
+        match answers.len() - before {
+            count if count == messages.len() && frames.is_between_frames() => Ok(()),
+            count => Err(SidecarError::Unexpected(format!("{count} results for {} items", messages.len()))),
+        }
     }
 
     /// Rewraps one ciphertext of any length, as bytes in and bytes out, into `sink`. If this fails, the sink may hold a part.
@@ -231,6 +208,7 @@ impl Sidecar {
                 | "malformed_ciphertext"
                 | "wrong_keyring"
                 | "body_too_large"
+                | "headers_too_large"
                 | "invalid_request"
                 | "key_version_unavailable"
                 | "key_version_disabled"
@@ -276,7 +254,7 @@ impl Sidecar {
             if let Some(content_type) = content_type {
                 request = request.header(CONTENT_TYPE, content_type);
                 if content_type == OCTETS && !self.aad.is_empty() {
-                    request = request.header("Sidekey-Aad", &self.aad);
+                    request = request.header("Sidekey-Aad", STANDARD.encode(&self.aad));
                 }
             }
             let request = request.body(payload()).map_err(|error| SidecarError::Unexpected(error.to_string()))?;
@@ -326,6 +304,34 @@ impl Sidecar {
     }
 }
 
+/// The body that asks for some messages' rewrap.
+fn batch_of(messages: &[&[u8]], aad: &[u8]) -> Result<Bytes, SidecarError> {
+    let length = |length: usize| {
+        let length = u32::try_from(length).map_err(|_| SidecarError::Unreadable("an AAD has less than 4 GiB".into()))?;
+        Ok::<_, SidecarError>(length.to_be_bytes())
+    };
+    let mut body = vec![ITEMS_HAVE_AAD];
+    for message in messages {
+        body.extend(length(size_of::<u32>() + aad.len() + message.len())?);
+        body.extend(length(aad.len())?);
+        body.extend_from_slice(aad);
+        body.extend_from_slice(message);
+    }
+    Ok(body.into())
+}
+
+/// What a frame of a batch's answer says of its item.
+fn answer(frame: Frame<'_>) -> Result<Result<String, ItemError>, SidecarError> {
+    let Frame::Whole(frame) = frame else {
+        return Err(SidecarError::Unexpected("a result is longer than anything that was sent".into()));
+    };
+    match frame.split_first() {
+        Some((&DONE, message)) => Ok(Ok(to_text(message))),
+        Some((_, problem)) => Ok(Err(parse::<Problem>(problem)?.into())),
+        None => Err(SidecarError::Unexpected("a result is empty".into())),
+    }
+}
+
 async fn body(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
     let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
     Ok(body.map_err(|error| SidecarError::Unexpected(format!("it broke off: {error}")))?.to_bytes())
@@ -353,7 +359,22 @@ mod tests {
     use super::*;
 
     const IN_FORCE: InForce = InForce { tag: [7; 4], primary: 2 };
-    const ITEM: &str = "HTTP/1.1 200 OK\r\nContent-Length: 37\r\n\r\n{\"batch\":[{\"ciphertext\":\"sk1.new\"}]} ";
+    /// What a fake answers to one item, and its text form.
+    const NEW: [u8; 9] = [1, 7, 7, 7, 7, 0, 0, 0, 2];
+    const END: &str = "0\r\n\r\n";
+    const NEW_TEXT: &str = "sk1.AQcHBwcAAAAC";
+
+    /// An answer of chunks; `end` is that of the last, or nothing if it breaks off.
+    fn batch(results: usize, end: &str) -> Vec<u8> {
+        let frame = [&10u32.to_be_bytes()[..], &[DONE], &NEW].concat();
+        let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for _ in 0..results {
+            answer.extend(format!("{:x}\r\n", frame.len()).into_bytes());
+            answer.extend([&frame[..], b"\r\n"].concat());
+        }
+        answer.extend(end.bytes());
+        answer
+    }
 
     /// A fake, for what a real sidecar does only when something goes wrong: each connection gets one answer and is closed.
     async fn fake(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, Sidecar) {
@@ -395,20 +416,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_connection_is_followed_by_another() {
-        let (_folder, mut sidecar) = fake(vec![ITEM.into(), ITEM.into(), ITEM.into()]).await;
+        let (_folder, mut sidecar) = fake(vec![batch(1, END); 3]).await;
         for _ in 0..3 {
-            assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+            assert_eq!(sidecar.items(&["sk1.olds"]).await.expect("an answer"), [Ok(NEW_TEXT.to_owned())]);
         }
     }
 
     #[tokio::test]
     async fn asks_again_where_there_was_no_room_and_not_where_waiting_would_be_long() {
         let busy = problem("503 Service Unavailable", 0, "overloaded");
-        let (_folder, mut sidecar) = fake(vec![busy.clone(), busy, ITEM.into()]).await;
-        assert_eq!(sidecar.items(&["sk1.old"]).await.expect("an answer"), [Ok("sk1.new".to_owned())]);
+        let (_folder, mut sidecar) = fake(vec![busy.clone(), busy, batch(1, END)]).await;
+        assert_eq!(sidecar.items(&["sk1.olds"]).await.expect("an answer"), [Ok(NEW_TEXT.to_owned())]);
         let (_folder, mut sidecar) = fake(vec![problem("503 Service Unavailable", 60, "lease_expired")]).await;
-        let refused = sidecar.items(&["sk1.old"]).await.expect_err("no lease");
+        let refused = sidecar.items(&["sk1.olds"]).await.expect_err("no lease");
         assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_breaks_off_goes_on_where_it_did_and_says_why_it_cannot() {
+        let (_folder, mut sidecar) = fake(vec![batch(2, ""), batch(1, ""), batch(1, END)]).await;
+        // The second one never gets to the sidecar.
+        let answers = sidecar.items(&["sk1.olds", "sk1.x", "sk1.olds", "sk1.olds", "sk1.olds"]).await.expect("answers");
+        let good: Vec<_> = answers.iter().map(|answer| answer.as_deref().ok()).collect();
+        assert_eq!(good, [Some(NEW_TEXT), None, Some(NEW_TEXT), Some(NEW_TEXT), Some(NEW_TEXT)]);
+        assert_eq!(answers[1].as_ref().expect_err("no base64url").code, "malformed_ciphertext");
+        let (_folder, mut sidecar) = fake(vec![batch(1, ""), problem("503 Service Unavailable", 60, "lease_expired")]).await;
+        let refused = sidecar.items(&["sk1.olds"; 2]).await.expect_err("no lease");
+        assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
+        let (_folder, mut sidecar) = fake(vec![batch(0, "")]).await;
+        assert!(matches!(sidecar.items(&["sk1.olds"]).await, Err(SidecarError::Unexpected(_))));
     }
 
     #[tokio::test]
@@ -427,12 +463,13 @@ mod tests {
     #[tokio::test]
     async fn what_comes_back_has_to_be_a_ciphertext_of_the_keyring() {
         let strange = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x01\x08\x08\x08\x08\0\0\0\x02".to_vec();
-        let few = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"batch\":[]}".to_vec();
-        let (_folder, mut sidecar) = fake(vec![strange, few]).await;
+        let (_folder, mut sidecar) = fake(vec![strange, batch(0, END), batch(2, END), batch(1, "2\r\n\0\0\r\n0\r\n\r\n")]).await;
         let mut out = Vec::new();
         let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
         assert!(matches!(result, Err(WholeError::Sidecar(SidecarError::Unexpected(_)))));
-        assert!(matches!(sidecar.items(&["sk1.old"]).await, Err(SidecarError::Unexpected(_))));
+        for what in ["too few", "too many", "with a piece behind it"] {
+            assert!(matches!(sidecar.items(&["sk1.olds"]).await, Err(SidecarError::Unexpected(_))), "{what}");
+        }
     }
 
     #[tokio::test]

@@ -9,10 +9,8 @@ use base64::{
 };
 
 use super::{SHORTEST_TEXT, TEXT_NEEDLE, text_run};
-use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, peek};
+use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, TEXT_PREFIX, peek};
 
-/// The text form in UTF-16: what both byte orders have in common.
-const UTF16_NEEDLE: &[u8] = b"s\0k\x001\0.";
 /// The characters of base64 that hold the bytes of [`peek`], exactly.
 const PEEK_TEXT: usize = PEEK_LEN / 3 * 4;
 /// The characters of base64 that suite and tag determine on their own: 36 of their 40 bits.
@@ -20,20 +18,23 @@ const NEEDLE_TEXT: usize = 6;
 /// A manifest has at most as many versions, so a binary header with a greater one is none.
 const MOST_VERSIONS: u32 = 10_000;
 
-/// How many bytes behind a position decide whether a ciphertext begins there.
-pub const LOOK_AHEAD: usize = 160;
-/// How many bytes before it.
-pub const LOOK_BEHIND: usize = TEXT_NEEDLE.len();
+/// The most characters that decide about a finding: those of the shortest ciphertext, in hexadecimal digits.
+const MOST_CHARACTERS: usize = 2 * OVERHEAD;
 
-const _: () = assert!(LOOK_AHEAD > UTF16_NEEDLE.len() + 2 * SHORTEST_TEXT);
-const _: () = assert!(LOOK_AHEAD > 2 * OVERHEAD);
+/// How many bytes behind a position decide whether a ciphertext begins there.
+pub const LOOK_AHEAD: usize = 200;
+/// How many bytes before it: the text form's first characters, in UTF-16.
+pub const LOOK_BEHIND: usize = 2 * TEXT_NEEDLE.len();
+
+const _: () = assert!(MOST_CHARACTERS > TEXT_NEEDLE.len() + SHORTEST_TEXT);
+const _: () = assert!(LOOK_AHEAD > 2 * MOST_CHARACTERS);
 
 /// How a ciphertext stands in what surrounds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
     /// `sk1.…`, in ASCII or anything that contains it.
     Text,
-    /// `sk1.…` in UTF-16.
+    /// `sk1.…`, hexadecimal digits or base64 in UTF-16.
     Utf16,
     /// Bytes as they are.
     Binary,
@@ -58,7 +59,15 @@ pub struct Finding {
 pub struct Search {
     tags: BTreeSet<[u8; 4]>,
     needles: AhoCorasick,
-    forms: Vec<Form>,
+    patterns: Vec<Pattern>,
+}
+
+/// What a needle stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pattern {
+    form: Form,
+    /// Whether its characters have two bytes each.
+    is_wide: bool,
 }
 
 impl Search {
@@ -68,23 +77,25 @@ impl Search {
     /// There are far too many.
     pub fn new(tags: impl IntoIterator<Item = [u8; 4]>) -> Result<Self, aho_corasick::BuildError> {
         let tags: BTreeSet<_> = tags.into_iter().collect();
-        let mut needles = BTreeSet::from([(TEXT_NEEDLE.to_vec(), Form::Text), (UTF16_NEEDLE.to_vec(), Form::Utf16)]);
-        for [a, b, c, d] in &tags {
-            for suite in [0x01, 0x02] {
-                let start = [suite, *a, *b, *c, *d];
-                let hex: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
-                needles.insert((hex.to_ascii_uppercase().into_bytes(), Form::Hex));
-                needles.insert((hex.into_bytes(), Form::Hex));
-                for mut text in [STANDARD_NO_PAD.encode(start), URL_SAFE_NO_PAD.encode(start)] {
-                    text.truncate(NEEDLE_TEXT);
-                    needles.insert((text.into_bytes(), Form::Base64));
-                }
-                needles.insert((start.to_vec(), Form::Binary));
+        let mut needles = BTreeSet::new();
+        let mut add_characters = |text: &str, form| {
+            needles.insert((text.as_bytes().to_vec(), Pattern { form, is_wide: false }));
+            needles.insert((widened(text.as_bytes()), Pattern { form, is_wide: true }));
+        };
+        add_characters(TEXT_PREFIX, Form::Text);
+        let starts = tags.iter().flat_map(|[a, b, c, d]| [0x01, 0x02].map(|suite| [suite, *a, *b, *c, *d]));
+        for start in starts.clone() {
+            let hex: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
+            add_characters(&hex.to_ascii_uppercase(), Form::Hex);
+            add_characters(&hex, Form::Hex);
+            for text in [STANDARD_NO_PAD.encode(start), URL_SAFE_NO_PAD.encode(start)] {
+                add_characters(&text[..NEEDLE_TEXT], Form::Base64);
             }
         }
-        let (needles, forms): (Vec<_>, Vec<_>) = needles.into_iter().unzip();
+        needles.extend(starts.map(|start| (start.to_vec(), Pattern { form: Form::Binary, is_wide: false })));
+        let (needles, patterns): (Vec<_>, Vec<_>) = needles.into_iter().unzip();
         let needles = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(needles)?;
-        Ok(Self { tags, needles, forms })
+        Ok(Self { tags, needles, patterns })
     }
 
     /// Whether the keyring of a tag is known.
@@ -103,7 +114,7 @@ impl Search {
             if start >= decided {
                 break;
             }
-            if let Some(finding) = self.examine(window, start, self.forms[candidate.pattern().as_usize()]) {
+            if let Some(finding) = self.examine(window, start, self.patterns[candidate.pattern().as_usize()]) {
                 found(start, finding);
             }
             // Each position is judged on its own, so that windows make no difference.
@@ -119,28 +130,31 @@ impl Search {
         (first.len() >= OVERHEAD).then_some(Finding { header, form: Form::Binary, is_cut_off: false })
     }
 
-    fn examine(&self, window: &[u8], start: usize, form: Form) -> Option<Finding> {
-        let here = &window[start..];
+    fn examine(&self, window: &[u8], start: usize, Pattern { form, is_wide }: Pattern) -> Option<Finding> {
+        let (before, here) = window.split_at(start);
+        if !is_wide {
+            return self.judge(form, here, before.ends_with(TEXT_NEEDLE));
+        }
+        // In either byte order the prefix's last zero stands before the next character's other byte.
+        let is_text_form = before.strip_suffix(&[0]).is_some_and(|before| before.ends_with(&widened(TEXT_NEEDLE)));
+        let finding = self.judge(form, &narrowed(here), is_text_form)?;
+        Some(Finding { form: Form::Utf16, ..finding })
+    }
+
+    /// Whether what begins `here` with a needle of a form is a ciphertext. Behind the text form's prefix it is that form's own.
+    fn judge(&self, form: Form, here: &[u8], is_behind_prefix: bool) -> Option<Finding> {
         let (header, is_cut_off) = match form {
-            Form::Text => {
+            Form::Text | Form::Utf16 => {
                 let text = &here[TEXT_NEEDLE.len()..];
                 (peek_text(&URL_SAFE_NO_PAD, text)?, text_run(text, SHORTEST_TEXT) < SHORTEST_TEXT)
-            }
-            Form::Utf16 => {
-                let pairs = here[UTF16_NEEDLE.len()..].chunks_exact(2);
-                let text: Vec<u8> = pairs.take(SHORTEST_TEXT).map_while(|pair| (pair[0] == 0).then_some(pair[1])).collect();
-                (peek_text(&URL_SAFE_NO_PAD, &text)?, text_run(&text, SHORTEST_TEXT) < SHORTEST_TEXT)
             }
             Form::Binary => (peek(here)?, here.len() < OVERHEAD),
             Form::Hex => {
                 let digits = here.iter().take(2 * OVERHEAD).take_while(|byte| byte.is_ascii_hexdigit()).count();
                 (peek_hex(here)?, digits < 2 * OVERHEAD)
             }
+            Form::Base64 if is_behind_prefix => return None,
             Form::Base64 => {
-                // The text form's own characters.
-                if window[..start].ends_with(TEXT_NEEDLE) {
-                    return None;
-                }
                 let header = peek_text(&STANDARD_NO_PAD, here).or_else(|| peek_text(&URL_SAFE_NO_PAD, here))?;
                 let is_digit = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+' | b'/');
                 let digits = here.iter().take(SHORTEST_TEXT).take_while(is_digit).count();
@@ -155,6 +169,20 @@ impl Search {
         };
         is_plausible.then_some(Finding { header, form, is_cut_off })
     }
+}
+
+/// ASCII in UTF-16, from the first character's own byte to the last one's: what both byte orders have in common.
+fn widened(text: &[u8]) -> Vec<u8> {
+    let mut wide: Vec<u8> = text.iter().flat_map(|byte| [*byte, 0]).collect();
+    wide.pop();
+    wide
+}
+
+/// The ASCII characters that UTF-16 begins with, as many as decide.
+fn narrowed(wide: &[u8]) -> Vec<u8> {
+    let (first, rest) = wide.split_at(wide.len().min(1));
+    let more = rest.chunks_exact(2).map_while(|pair| (pair[0] == 0).then_some(pair[1]));
+    first.iter().copied().chain(more).take(MOST_CHARACTERS).collect()
 }
 
 fn peek_text(engine: &impl Engine, text: &[u8]) -> Option<Peek> {
@@ -246,35 +274,43 @@ mod tests {
                 findings.extend(text_at(at + 8, 2).map(|header| (at, header, Form::Utf16)));
             }
             findings.extend(peek(here).filter(known).map(|header| (at, header, Form::Binary)));
-            let digits: String = here.iter().take(18).map(|byte| char::from(*byte)).collect();
-            if !digits.starts_with('+') && [digits.to_lowercase(), digits.to_uppercase()].contains(&digits) && digits.len() == 18
-            {
-                let bytes: Option<Vec<u8>> =
-                    (0..9).map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()).collect();
-                let header = bytes.and_then(|bytes| peek(&bytes)).filter(known);
-                findings.extend(header.map(|header| (at, header, Form::Hex)));
-            }
-            if !data[..at].ends_with(b"sk1.") && here.len() >= 12 {
-                let standard: Vec<u8> = here[..12]
-                    .iter()
-                    .map(|byte| match byte {
-                        b'-' => b'+',
-                        b'_' => b'/',
-                        other => *other,
-                    })
-                    .collect();
-                let header = STANDARD_NO_PAD.decode(standard).ok().and_then(|bytes| peek(&bytes)).filter(known);
-                findings.extend(header.map(|header| (at, header, Form::Base64)));
-            }
+            findings.extend(encoded(here, data[..at].ends_with(b"sk1.")).map(|(header, form)| (at, header, form)));
+            // Each character but the first has a zero before it.
+            let zeros = here[1..].iter().step_by(2).take_while(|byte| **byte == 0).count();
+            let characters: Vec<u8> = here.iter().step_by(2).take(zeros + 1).copied().collect();
+            let is_behind_prefix = data[..at].ends_with(b"s\0k\x001\0.\0");
+            findings.extend(encoded(&characters, is_behind_prefix).map(|(header, _)| (at, header, Form::Utf16)));
         }
         findings
+    }
+
+    /// Hexadecimal digits or base64 of a known keyring.
+    fn encoded(here: &[u8], is_behind_prefix: bool) -> Option<(Peek, Form)> {
+        let known = |header: &Peek| header.tag == KNOWN && header.version <= MOST_VERSIONS;
+        let digits: String = here.iter().take(18).map(|byte| char::from(*byte)).collect();
+        if digits.len() == 18 && !digits.starts_with('+') && [digits.to_lowercase(), digits.to_uppercase()].contains(&digits) {
+            let bytes: Option<Vec<u8>> = (0..9).map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+            if let Some(header) = bytes.and_then(|bytes| peek(&bytes)).filter(known) {
+                return Some((header, Form::Hex));
+            }
+        }
+        if is_behind_prefix || here.len() < 12 {
+            return None;
+        }
+        let standard = here[..12].iter().map(|byte| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => *other,
+        });
+        let bytes = STANDARD_NO_PAD.decode(standard.collect::<Vec<u8>>()).ok()?;
+        peek(&bytes).filter(known).map(|header| (header, Form::Base64))
     }
 
     /// Pieces of what stands in files: ciphertexts in every form, whole and cut off, and what resembles them.
     fn piece() -> impl Strategy<Value = Vec<u8>> {
         let message = (1..=3u8, prop_oneof![Just(KNOWN), any::<[u8; 4]>()], prop_oneof![0..4u32, any::<u32>()], 9..120usize)
             .prop_map(|(suite, tag, version, len)| message(suite, tag, version, len));
-        let form = (message, 0..8u8).prop_map(|(message, form)| match form {
+        let form = (message, 0..12u8).prop_map(|(message, form)| match form {
             0 => to_text(&message).into_bytes(),
             1 => utf16(&to_text(&message), false),
             2 => utf16(&to_text(&message), true),
@@ -282,6 +318,10 @@ mod tests {
             4 => hex(&message).to_ascii_uppercase().into_bytes(),
             5 => STANDARD_NO_PAD.encode(&message).into_bytes(),
             6 => URL_SAFE_NO_PAD.encode(&message).into_bytes(),
+            7 => utf16(&hex(&message), false),
+            8 => utf16(&hex(&message).to_ascii_uppercase(), true),
+            9 => utf16(&STANDARD_NO_PAD.encode(&message), true),
+            10 => utf16(&URL_SAFE_NO_PAD.encode(&message), false),
             _ => message,
         });
         let cut = (form.clone(), any::<prop::sample::Index>()).prop_map(|(form, at)| form[..at.index(form.len())].to_vec());
@@ -310,7 +350,7 @@ mod tests {
         let (ours, search) = (message(1, KNOWN, 3, 60), search());
         let header = Peek { tag: KNOWN, version: 3, is_stream: false };
         let text = to_text(&ours);
-        let cases: [(Form, Vec<u8>); 8] = [
+        let cases: [(Form, Vec<u8>); 12] = [
             (Form::Text, format!("id,name\n7,{text}\n").into_bytes()),
             (Form::Text, format!("{{\"name\":\"{text}\"}}").into_bytes()),
             (Form::Utf16, utf16(&format!("x {text} y"), false)),
@@ -319,6 +359,10 @@ mod tests {
             (Form::Hex, format!("7\t\\\\x{}\n", hex(&ours)).into_bytes()),
             (Form::Hex, format!("(7, 0x{})", hex(&ours).to_ascii_uppercase()).into_bytes()),
             (Form::Base64, format!("\"{}\"", STANDARD_NO_PAD.encode(&ours)).into_bytes()),
+            (Form::Utf16, utf16(&format!("7\t0x{}\r\n", hex(&ours).to_ascii_uppercase()), false)),
+            (Form::Utf16, utf16(&format!("\u{3b1}{}\u{3b1}", hex(&ours)), true)),
+            (Form::Utf16, utf16(&format!("7\t{}\r\n", STANDARD_NO_PAD.encode(&ours)), false)),
+            (Form::Utf16, utf16(&URL_SAFE_NO_PAD.encode(&ours), true)),
         ];
         for (form, data) in cases {
             let findings: Vec<_> = whole(&search, &data).into_iter().map(|(_, finding)| finding).collect();
@@ -336,6 +380,10 @@ mod tests {
             assert_eq!(cut_off(&ours), [expected]);
             assert_eq!(cut_off(hex(&ours).as_bytes()), [expected]);
             assert_eq!(cut_off(STANDARD_NO_PAD.encode(&ours).as_bytes()), [expected]);
+            for is_big in [false, true] {
+                assert_eq!(cut_off(&utf16(&hex(&ours), is_big)), [expected]);
+                assert_eq!(cut_off(&utf16(&STANDARD_NO_PAD.encode(&ours), is_big)), [expected]);
+            }
         }
         // Base64 in lines of 64 characters.
         let wrapped = STANDARD_NO_PAD.encode(message(1, KNOWN, 1, 90));

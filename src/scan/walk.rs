@@ -6,12 +6,14 @@ use std::{
 
 use walkdir::WalkDir;
 
-/// What stands in a folder.
+/// What stands in a folder, or was named itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Visit {
     /// A regular file, and how many bytes it has.
     File(PathBuf, u64),
-    /// Something that is left out, and what it is.
+    /// A pipe that is the root itself, so somebody wants it read. Opening it waits for its writer.
+    Pipe(PathBuf),
+    /// Something beneath a folder that is left out, and what it is.
     Skipped(PathBuf, &'static str),
     /// Something that can't be read, and why.
     Failed(PathBuf, String),
@@ -21,7 +23,7 @@ pub enum Visit {
 pub fn walk(root: &Path, follow_links: bool) -> Box<dyn Iterator<Item = Visit>> {
     match fs::metadata(root) {
         Err(error) => Box::new(iter::once(Visit::Failed(root.into(), error.to_string()))),
-        Ok(metadata) if !metadata.is_dir() => Box::new(iter::once(visit(root.into(), &metadata))),
+        Ok(metadata) if !metadata.is_dir() => Box::new(iter::once(named(root.into(), &metadata))),
         Ok(_) => {
             let root = root.to_owned();
             let entries = WalkDir::new(&root).follow_links(follow_links).into_iter();
@@ -34,6 +36,15 @@ pub fn walk(root: &Path, follow_links: bool) -> Box<dyn Iterator<Item = Visit>> 
                 Err(error) => Some(failed(&root, &error)),
             }))
         }
+    }
+}
+
+/// What is named is never left out silently.
+fn named(root: PathBuf, metadata: &fs::Metadata) -> Visit {
+    match visit(root, metadata) {
+        Visit::Skipped(path, _) if metadata.file_type().is_fifo() => Visit::Pipe(path),
+        Visit::Skipped(path, what) => Visit::Failed(path, format!("is a {what}, and neither a file, a folder nor a pipe")),
+        visit => visit,
     }
 }
 
