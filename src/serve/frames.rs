@@ -150,4 +150,20 @@ mod tests {
             prop_assert_eq!(frames, expected);
         }
     }
+
+    #[test]
+    fn a_frame_that_is_given_up_is_passed_over_to_its_end() {
+        let bytes = [&[0, 0, 0, 100][..], &[7; 100], &[0, 0, 0, 1, b'x']].concat();
+        for first in 4..104 {
+            let mut frames = Frames::new(200);
+            let mut data = &bytes[..first];
+            assert!(frames.next(&mut data).is_none());
+            assert_eq!(frames.coming(), 100);
+            frames.pass_over();
+            assert_eq!(frames.coming(), 0);
+            let mut data = &bytes[first..];
+            assert_eq!(frames.next(&mut data), Some(Frame::Whole(b"x")), "{first}");
+            assert!(frames.next(&mut data).is_none() && frames.is_between_frames());
+        }
+    }
 }
