@@ -134,16 +134,44 @@ fn the_first_line_that_was_touched_is_named() {
     assert!(verify(&world, &[&text(&log), "--key", &key, "--anchor", &anchor]).status.success());
     fs::write(&log, lines[..4].join("\n") + "\n").unwrap();
     fs::remove_file(world.path("audit.log.head")).unwrap();
-    assert!(verify(&world, &[&text(&log), "--key", &key]).status.success(), "a cut end shows by the head or an anchor alone");
+    let output = verify(&world, &[&text(&log), "--key", &key]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("a cut end would not show") && !stdout.contains("whole"), "{stdout}");
     failed(&verify(&world, &[&text(&log), "--key", &key, "--anchor", &anchor]), 3, "record 6 is not the one that was noted");
     // What can't be read is neither whole nor broken.
     failed(&verify(&world, &[&text(&world.path("nowhere"))]), 1, "can't read it");
     // A line that a crash left is no tampering.
     fs::write(&log, [&whole[..], &lines[0][..50]].concat()).unwrap();
     let output = verify(&world, &[&text(&log), "--key", &key]);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("crashes, not tampering"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("unfinished, as a crash leaves them"), "{output:?}");
     world.keyring("touch", "demo", &["--audit", &text(&log), "--audit-key", &key]);
     assert!(verify(&world, &[&text(&log), "--key", &key]).status.success());
+}
+
+#[test]
+fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to_it() {
+    let world = World::with_demo();
+    let (log, key) = (world.path("audit.log"), key(&world));
+    let touch = |audit: &[&str]| world.keyring("touch", "demo", &[&["--audit", &text(&log)], audit].concat());
+    // Made without the key from the first line to the last, its head as well.
+    touch(&[]);
+    touch(&["--audit-key", &key]);
+    failed(&verify(&world, &[&text(&log), "--key", &key]), 3, "audit.log:1: record 1 carries no MAC");
+    let records = records(&log);
+    assert_eq!((&records[2]["event"], &records[2]["seq"]), (&"log.unvouched".into(), &3.into()));
+    let output = verify(&world, &[&text(&log), "--key", &key, "--keyed-from", "3"]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("vouches for record 3 and what follows"), "{output:?}");
+    // Several chains: the last one's MACs say nothing of the others.
+    let both = world.path("both.log");
+    let (forged, whole) = (fs::read_to_string(&log).unwrap(), world.path("whole.log"));
+    world.keyring("touch", "demo", &["--audit", &text(&whole), "--audit-key", &key]);
+    let forged: String = forged.split_inclusive('\n').take(2).collect();
+    fs::write(&both, forged + &fs::read_to_string(&whole).unwrap()).unwrap();
+    failed(&verify(&world, &[&text(&both), "--key", &key, "--several-chains"]), 3, "both.log:1: record 1 carries no MAC");
+    // Emptied, with its head left.
+    fs::write(&whole, "").unwrap();
+    failed(&verify(&world, &[&text(&whole), "--key", &key]), 3, "holds no record, but");
 }
 
 #[tokio::test]

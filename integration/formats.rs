@@ -76,7 +76,8 @@ fn a_backup_restores() {
 fn an_audit_log_is_whole() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-1.log");
     let key = sidekey::crypto::MacKey::from_slice(&golden("kek")).unwrap();
-    let report = sidekey::audit::verify(&[path], Some(&key), &[], false).unwrap();
+    let demands = sidekey::audit::Demands { key: Some(&key), ..Default::default() };
+    let report = sidekey::audit::verify(&[path], &demands).unwrap();
     assert_eq!((report.records, report.torn_lines), (4, 0));
 }
 

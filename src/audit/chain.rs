@@ -17,6 +17,8 @@ const LONGEST_TEXT: usize = 4 << 10;
 
 /// The record that ends a line which a crash left unfinished.
 pub(super) const TORN: &str = "log.torn";
+/// The record with which a key begins behind a line that it doesn't vouch for.
+const UNVOUCHED: &str = "log.unvouched";
 
 const MAC_BEGIN: &[u8] = br#","mac":""#;
 const MAC_END: &[u8] = br#""}"#;
@@ -128,6 +130,11 @@ fn clip(value: &Value) -> Value {
     }
 }
 
+/// The record that follows a last one that the writer's key doesn't vouch for: from here on it does.
+pub(super) fn unvouched(last: &Link, at: Timestamp) -> Event {
+    Event::new(UNVOUCHED, at).with("seq", last.seq).with("sha256", last.hex())
+}
+
 /// A line that a crash left unfinished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Torn {
@@ -175,11 +182,18 @@ pub enum Fault {
     /// A MAC that isn't right.
     #[error("the MAC of record {0} is wrong: the line was changed, or was written with another key")]
     WrongMac(u64),
+    /// No MAC, where every record needs one.
+    #[error(
+        "record {0} carries no MAC: it was written without the key, or by somebody who hasn't got it. If the key came into use later, \
+         name the first record that has a MAC: --keyed-from SEQ"
+    )]
+    NoMac(u64),
 }
 
 /// Verifies lines one after the other.
 pub struct Verifier<'k> {
     key: Option<&'k MacKey>,
+    keyed_from: u64,
     several_chains: bool,
     head: Option<Link>,
     torn: Option<Torn>,
@@ -189,19 +203,24 @@ pub struct Verifier<'k> {
     pub records: u64,
     /// How many unfinished lines were seen.
     pub torn_lines: u64,
-    /// The last record whose MAC was right: it vouches for all before it.
-    pub vouched: Option<u64>,
 }
 
 impl<'k> Verifier<'k> {
-    /// Verifies from wherever the first line stands. With `several_chains`, a record 1 may begin a new chain anywhere.
+    /// Verifies from wherever the first line stands. With a `key`, every record needs a right MAC. With `several_chains`, a record 1
+    /// may begin a new chain anywhere.
     pub fn new(key: Option<&'k MacKey>, several_chains: bool) -> Self {
-        Self { key, several_chains, head: None, torn: None, first: None, records: 0, torn_lines: 0, vouched: None }
+        Self { key, keyed_from: 0, several_chains, head: None, torn: None, first: None, records: 0, torn_lines: 0 }
     }
 
-    /// Verifies from `after` on.
-    pub(super) fn after(after: Link, key: Option<&'k MacKey>) -> Self {
-        Self { head: Some(after), ..Self::new(key, false) }
+    /// The same, but the key vouches for record `seq` and those after it alone.
+    #[must_use]
+    pub fn keyed_from(self, seq: u64) -> Self {
+        Self { keyed_from: seq, ..self }
+    }
+
+    /// Verifies from `after` on, without a key.
+    pub(super) fn after(after: Link) -> Self {
+        Self { head: Some(after), ..Self::new(None, false) }
     }
 
     /// The last record.
@@ -262,22 +281,31 @@ impl<'k> Verifier<'k> {
         Ok(())
     }
 
-    fn check_mac(&mut self, line: &[u8], head: &Head) -> Result<(), Fault> {
-        let Some(mac) = &head.mac else { return Ok(()) };
-        let Some(key) = self.key else { return Ok(()) };
-        let wrong = Fault::WrongMac(head.seq);
-        let record = line.len().checked_sub(MAC_BEGIN.len() + HEX_LEN + MAC_END.len()).map(|end| line.split_at(end));
-        let Some((record, tail)) = record else { return Err(wrong) };
-        let stands_last =
-            tail.starts_with(MAC_BEGIN) && tail.ends_with(MAC_END) && tail[MAC_BEGIN.len()..].starts_with(mac.as_bytes());
-        match from_hex(mac) {
-            Some(bytes) if stands_last && key.verifies_record(&[record, b"}"].concat(), &bytes) => {
-                self.vouched = Some(head.seq);
-                Ok(())
-            }
-            _ => Err(wrong),
+    fn check_mac(&self, line: &[u8], head: &Head) -> Result<(), Fault> {
+        match self.key {
+            Some(key) if head.seq >= self.keyed_from => check_mac(key, line, head),
+            // Not even one that is there: whoever could change the record could drop it.
+            _ => Ok(()),
         }
     }
+}
+
+fn check_mac(key: &MacKey, line: &[u8], head: &Head) -> Result<(), Fault> {
+    let mac = head.mac.as_ref().ok_or(Fault::NoMac(head.seq))?;
+    let wrong = Fault::WrongMac(head.seq);
+    let record = line.len().checked_sub(MAC_BEGIN.len() + HEX_LEN + MAC_END.len()).map(|end| line.split_at(end));
+    let Some((record, tail)) = record else { return Err(wrong) };
+    let stands_last =
+        tail.starts_with(MAC_BEGIN) && tail.ends_with(MAC_END) && tail[MAC_BEGIN.len()..].starts_with(mac.as_bytes());
+    match from_hex(mac) {
+        Some(bytes) if stands_last && key.verifies_record(&[record, b"}"].concat(), &bytes) => Ok(()),
+        _ => Err(wrong),
+    }
+}
+
+/// Whether a record's line carries the MAC that `key` makes.
+pub(super) fn is_vouched(key: &MacKey, line: &[u8]) -> bool {
+    serde_json::from_slice::<Head>(line).is_ok_and(|head| check_mac(key, line, &head).is_ok())
 }
 
 /// The place of a record's line in its chain, if it is a record.
@@ -424,6 +452,30 @@ mod tests {
     }
 
     #[test]
+    fn with_a_key_each_record_needs_its_own_mac_in_every_chain() {
+        let key = key();
+        let (keyed, keyless) = (log(3, Some(&key)), log(3, None));
+        let mut verifier = Verifier::new(Some(&key), true);
+        for line in &keyed {
+            verifier.line(line).expect("vouched for");
+        }
+        // The last chain being vouched for says nothing of those before it.
+        assert_eq!(verifier.line(&keyless[0]), Err(Fault::NoMac(1)));
+
+        // A record that the key's holder wrote behind those of somebody else doesn't vouch for them.
+        let last = place(&keyless[2]).expect("a record");
+        let keyed = seal(&last, &Origin::here(), &Event::new("test", Timestamp::UNIX_EPOCH), Some(&key)).0;
+        let lines = [&keyless[..], &[keyed]].concat();
+        assert_eq!(verify(&lines, Some(&key)), Err(Fault::NoMac(1)));
+        let from = |seq| {
+            let mut verifier = Verifier::new(Some(&key), false).keyed_from(seq);
+            lines.iter().try_for_each(|line| verifier.line(line))
+        };
+        assert_eq!(from(4), Ok(()));
+        assert_eq!(from(3), Err(Fault::NoMac(3)));
+    }
+
+    #[test]
     fn an_unfinished_line_is_no_tampering_if_the_next_record_tells_of_it() {
         let key = key();
         let lines = log(3, Some(&key));
@@ -434,7 +486,7 @@ mod tests {
         for line in [&lines[0], &lines[1], &torn.to_vec(), &told] {
             verifier.line(line).expect("a crash is no crime");
         }
-        assert_eq!((verifier.torn_lines, verifier.vouched), (1, Some(3)));
+        assert_eq!((verifier.torn_lines, verifier.head().map(|head| head.seq)), (1, Some(3)));
         // Another line in its place is.
         let mut verifier = Verifier::new(Some(&key), false);
         verifier.line(&lines[0]).expect("whole");

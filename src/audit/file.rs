@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::{
     AuditError, Event, Origin,
-    chain::{LONGEST_LINE, Link, Torn, Verifier, place, seal},
+    chain::{LONGEST_LINE, Link, Torn, Verifier, is_vouched, place, seal, unvouched},
 };
 use crate::crypto::MacKey;
 
@@ -41,6 +41,8 @@ struct Open {
 /// What stands at a log's end.
 struct Tail {
     last: Option<Link>,
+    /// Whether our key, if there is one, vouches for the last record.
+    is_vouched: bool,
     /// A whole record that lacks its newline alone.
     lacks_newline: bool,
     torn: Option<Torn>,
@@ -114,7 +116,7 @@ impl AuditFile {
         let open = opened(&mut self.open, &self.path).map_err(on("can't open it"))?;
         let length = open.file.metadata().map_err(on("can't inspect it"))?.len();
         let tail = match open.last {
-            Some((end, link)) if end == length => Tail { last: Some(link), lacks_newline: false, torn: None },
+            Some((end, link)) if end == length => Tail { last: Some(link), is_vouched: true, lacks_newline: false, torn: None },
             _ => read_tail(&mut open.file, length, key).map_err(on("can't continue it"))?,
         };
         // If the head is ahead, the file is new, or its end was cut: then the break shows to whoever verifies.
@@ -127,8 +129,12 @@ impl AuditFile {
         if tail.lacks_newline || tail.torn.is_some() {
             bytes.push(b'\n');
         }
-        let torn = tail.torn.map(|torn| torn.event(Timestamp::now()));
-        for event in torn.iter().chain(events) {
+        let now = Timestamp::now();
+        // Whoever verifies demands a MAC of every record, so continuing hides nothing. Refusing would stop every command at a key's
+        // first day, and at one line that anybody added.
+        let unvouched = tail.last.filter(|_| !tail.is_vouched).map(|last| unvouched(&last, now));
+        let torn = tail.torn.map(|torn| torn.event(now));
+        for event in torn.iter().chain(&unvouched).chain(events) {
             let (line, next) = seal(&link, origin, event, key);
             bytes.extend_from_slice(&line);
             bytes.push(b'\n');
@@ -185,14 +191,16 @@ fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<T
             )
         })?),
     };
+    let vouches = |line: &[u8]| key.is_none_or(|key| is_vouched(key, line));
+    let is_vouched = last_line.is_none_or(vouches);
     if rest.is_empty() {
-        return Ok(Tail { last, lacks_newline: false, torn: None });
+        return Ok(Tail { last, is_vouched, lacks_newline: false, torn: None });
     }
     // A crash may have cost the newline alone.
-    let follows = Verifier::after(last.unwrap_or(Link::START), key).line(rest).is_ok();
+    let follows = Verifier::after(last.unwrap_or(Link::START)).line(rest).is_ok();
     match place(rest).filter(|_| follows) {
-        Some(link) => Ok(Tail { last: Some(link), lacks_newline: true, torn: None }),
-        None => Ok(Tail { last, lacks_newline: false, torn: Some(Torn::of(rest)) }),
+        Some(link) => Ok(Tail { last: Some(link), is_vouched: vouches(rest), lacks_newline: true, torn: None }),
+        None => Ok(Tail { last, is_vouched, lacks_newline: false, torn: Some(Torn::of(rest)) }),
     }
 }
 
@@ -201,7 +209,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::audit::verify::{VerifyError, verify};
+    use crate::audit::verify::{Demands, VerifyError, verify};
 
     struct Log {
         folder: tempfile::TempDir,
@@ -221,7 +229,7 @@ mod tests {
         }
 
         fn verify(&self, files: &[PathBuf]) -> Result<u64, String> {
-            verify(files, None, &[], false).map(|report| report.records).map_err(|error| error.to_string())
+            verify(files, &Demands::default()).map(|report| report.records).map_err(|error| error.to_string())
         }
     }
 
@@ -271,10 +279,10 @@ mod tests {
             let before = place(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
             fs::write(head_path(&log.path()), before.to_string()).expect("head");
             fs::write(log.path(), &bytes[..bytes.len() - lost]).expect("tear");
-            let torn = verify(&[log.path()], None, &[], false).expect("a crash is no crime");
+            let torn = verify(&[log.path()], &Demands::default()).expect("a crash is no crime");
             assert_eq!((torn.records, torn.ends_torn), if lost == 1 { (3, false) } else { (2, true) });
             append(&mut log.open(), 1);
-            let report = verify(&[log.path()], None, &[], false).expect("goes on");
+            let report = verify(&[log.path()], &Demands::default()).expect("goes on");
             assert_eq!((report.records, report.torn_lines), if lost == 1 { (4, 0) } else { (4, 1) }, "{lost} bytes lost");
         }
     }
@@ -286,10 +294,43 @@ mod tests {
         let bytes = fs::read(log.path()).expect("log");
         let two_lines = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).expect("two").0 + 1;
         fs::write(log.path(), &bytes[..two_lines]).expect("cut");
-        assert!(matches!(verify(&[log.path()], None, &[], false), Err(VerifyError::TailCut { .. })));
+        assert!(matches!(verify(&[log.path()], &Demands::default()), Err(VerifyError::TailCut { .. })));
         append(&mut log.open(), 1);
         let error = log.verify(&[log.path()]).expect_err("a gap");
         assert!(error.contains("audit.log:3: record 4 stands where record 3 belongs"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_comes_later_says_where_it_begins() {
+        let log = Log::new();
+        append(&mut log.open(), 2);
+        let key = || MacKey::from_slice(&[7; 32]).expect("32 bytes");
+        let last =
+            place(fs::read(log.path()).expect("log").split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
+        let mut keyed = AuditFile::new(&log.path(), Some(key()));
+        assert_eq!(append(&mut keyed, 2).seq, 5, "one record more: the break");
+        assert_eq!(append(&mut AuditFile::new(&log.path(), Some(key())), 1).seq, 6, "no second one");
+        let text = fs::read_to_string(log.path()).expect("log");
+        let told: serde_json::Value = serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
+        assert_eq!((&told["event"], &told["details"]["seq"]), (&"log.unvouched".into(), &2.into()));
+        assert_eq!(told["details"]["sha256"], last.hex());
+        let key = key();
+        let demands = |keyed_from| Demands { key: Some(&key), keyed_from, ..Demands::default() };
+        let error = verify(&[log.path()], &demands(0)).expect_err("two have no MAC");
+        assert!(error.to_string().contains("audit.log:1: record 1 carries no MAC"), "{error}");
+        assert_eq!(verify(&[log.path()], &demands(3)).expect("vouched for").records, 6);
+    }
+
+    #[test]
+    fn an_emptied_log_is_cut_and_one_without_its_head_shows_no_cut() {
+        let log = Log::new();
+        append(&mut log.open(), 3);
+        assert!(verify(&[log.path()], &Demands::default()).expect("whole").has_head);
+        fs::write(log.path(), "").expect("empty");
+        let error = verify(&[log.path()], &Demands::default()).expect_err("cut");
+        assert!(matches!(error, VerifyError::TailCut { last: None, head: 3, .. }), "{error}");
+        fs::remove_file(head_path(&log.path())).expect("remove");
+        assert!(!verify(&[log.path()], &Demands::default()).expect("nobody knows").has_head);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use file::AuditFile;
 pub use origin::Origin;
 pub use recorder::{Recorder, Standing, describe_metrics};
 pub use refusals::{Refusal, Who};
-pub use verify::{Report, VerifyError, verify};
+pub use verify::{Demands, Report, VerifyError, verify};
 
 /// Something that happened.
 #[derive(Debug, Clone)]

@@ -304,7 +304,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::audit::{AuditFile, verify};
+    use crate::audit::{AuditFile, Demands, verify};
 
     fn start(log: &Path) -> Recorder {
         let registry = Registry::default();
@@ -353,7 +353,7 @@ mod tests {
         let many = records.iter().filter(|record| record["event"] == "many").count() as u64;
         assert_eq!(many + lost, 2 * QUEUE as u64, "every event is there or counted");
         assert_eq!(records[0]["event"], "first");
-        verify(&[log], None, &[], false).expect("whole");
+        verify(&[log], &Demands::default()).expect("whole");
     }
 
     #[test]

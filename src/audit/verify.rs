@@ -25,6 +25,21 @@ pub struct Report {
     pub torn_lines: u64,
     /// Whether the last line is one of them, and nothing was written since.
     pub ends_torn: bool,
+    /// Whether a head beside the last file says where the log ends. Without it, a cut end shows by an anchor alone.
+    pub has_head: bool,
+}
+
+/// What a log must meet.
+#[derive(Default)]
+pub struct Demands<'d> {
+    /// Every record needs a right MAC by this key.
+    pub key: Option<&'d MacKey>,
+    /// Records before this one need none, because the key came into use with it.
+    pub keyed_from: u64,
+    /// Records that were noted elsewhere and must be there.
+    pub anchors: &'d [Link],
+    /// A chain may begin anywhere, as on a standard output.
+    pub several_chains: bool,
 }
 
 /// Why a log was not found whole.
@@ -49,12 +64,12 @@ pub enum VerifyError {
         fault: Fault,
     },
     /// The log ends before what its head says.
-    #[error("{}: the log ends with record {last}, but {}.head knows record {head}: the end was cut", .path.display(), .path.display())]
+    #[error("{}: the log {}, but {}.head knows record {head}: the end was cut", .path.display(), ends(*.last), .path.display())]
     TailCut {
         /// The file.
         path: PathBuf,
-        /// The last record in it.
-        last: u64,
+        /// The last record in the files, if there is any.
+        last: Option<u64>,
         /// The last one that was written.
         head: u64,
     },
@@ -69,19 +84,19 @@ pub enum VerifyError {
     /// An anchor isn't met.
     #[error("record {0} is not the one that was noted: it was changed, or isn't there any more")]
     Anchor(u64),
-    /// Nothing vouches for the end.
-    #[error("no MAC vouches for the records after {0}: they were written without the key, or by somebody who hasn't got it")]
-    Unvouched(u64),
 }
 
-/// Verifies the log in `files`, oldest first, by their chain, by `key` if there is one, by the head beside the last file, and by
-/// `anchors`: records that were noted elsewhere. With `several_chains`, a chain may begin anywhere, as on a standard output.
+fn ends(last: Option<u64>) -> String {
+    last.map_or_else(|| "holds no record".into(), |last| format!("ends with record {last}"))
+}
+
+/// Verifies the log in `files`, oldest first, by their chain, by the head beside the last file, and by `demands`.
 ///
 /// # Errors
 /// [`VerifyError`], with the first line that is wrong.
-pub fn verify(files: &[PathBuf], key: Option<&MacKey>, anchors: &[Link], several_chains: bool) -> Result<Report, VerifyError> {
-    let mut verifier = Verifier::new(key, several_chains);
-    let mut missing: Vec<Link> = anchors.to_vec();
+pub fn verify(files: &[PathBuf], demands: &Demands<'_>) -> Result<Report, VerifyError> {
+    let mut verifier = Verifier::new(demands.key, demands.several_chains).keyed_from(demands.keyed_from);
+    let mut missing: Vec<Link> = demands.anchors.to_vec();
     let mut before: Option<(PathBuf, u64)> = None;
     let mut ends_torn = false;
     for path in files {
@@ -91,18 +106,14 @@ pub fn verify(files: &[PathBuf], key: Option<&MacKey>, anchors: &[Link], several
     if let Some(anchor) = missing.first() {
         return Err(VerifyError::Anchor(anchor.seq));
     }
-    if let Some(path) = files.last() {
-        verify_head(path, &verifier)?;
-    }
-    if key.is_some() && verifier.vouched != verifier.head().map(|head| head.seq) {
-        return Err(VerifyError::Unvouched(verifier.vouched.unwrap_or(0)));
-    }
+    let has_head = files.last().map(|path| verify_head(path, &verifier)).transpose()?.unwrap_or(false);
     Ok(Report {
         records: verifier.records,
         first: verifier.first,
         last: verifier.head(),
         torn_lines: verifier.torn_lines,
         ends_torn,
+        has_head,
     })
 }
 
@@ -161,15 +172,19 @@ fn line_is_whole(path: &Path) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<(), VerifyError> {
+/// Gives whether there is a head.
+fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError> {
     let unreadable = |error| VerifyError::Unreadable { path: head_path(path), error };
-    let (Some(head), Some(last)) = (read_head(&head_path(path)).map_err(unreadable)?, verifier.head()) else { return Ok(()) };
+    let Some(head) = read_head(&head_path(path)).map_err(unreadable)? else { return Ok(false) };
+    let last = verifier.head().unwrap_or(Link::START);
     // A head behind its log is one that a crash left.
     match head.seq.cmp(&last.seq) {
-        std::cmp::Ordering::Greater => Err(VerifyError::TailCut { path: path.to_owned(), last: last.seq, head: head.seq }),
+        std::cmp::Ordering::Greater => {
+            Err(VerifyError::TailCut { path: path.to_owned(), last: verifier.head().map(|last| last.seq), head: head.seq })
+        }
         std::cmp::Ordering::Equal if head.hash != last.hash => {
             Err(VerifyError::EndChanged { path: path.to_owned(), last: last.seq })
         }
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }

@@ -12,7 +12,7 @@ use super::{
     shown,
 };
 use crate::{
-    audit::{self, Act, AuditFile, Link, Outcome, Report, VerifyError},
+    audit::{self, Act, AuditFile, Demands, Link, Outcome, Report, VerifyError},
     clock::Clock,
     config::{self, AuditSink},
     crypto::MacKey,
@@ -98,6 +98,9 @@ pub(super) struct Verify {
     /// The key that vouches for the records: 32 bytes.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// The key came into use with this record: those before it need no MAC, and the chain alone holds them.
+    #[arg(long, value_name = "SEQ", requires = "key", conflicts_with = "several_chains")]
+    keyed_from: Option<u64>,
     /// A record that was noted elsewhere and must be there, such as a sidecar's /status gives it.
     #[arg(long, value_name = "SEQ:HASH", value_parser = Link::from_str)]
     anchor: Vec<Link>,
@@ -112,8 +115,11 @@ struct Verified {
     first: Option<u64>,
     last: Option<u64>,
     hash: Option<String>,
-    /// Whether a key vouches for all of it.
+    /// Whether a key vouches for it: for all of it, unless `keyed_from` says otherwise.
     keyed: bool,
+    keyed_from: Option<u64>,
+    /// Whether the head beside the last file was there, which shows a cut end.
+    has_head: bool,
     torn_lines: u64,
     ends_torn: bool,
 }
@@ -129,14 +135,21 @@ impl Command {
 impl Verify {
     fn run(self, format: Format) -> Result<(), Failure> {
         let key = self.key.as_deref().map(MacKey::from_file).transpose().map_err(failed)?;
-        let report = audit::verify(&self.file, key.as_ref(), &self.anchor, self.several_chains).map_err(|error| match error {
+        let demands = Demands {
+            key: key.as_ref(),
+            keyed_from: self.keyed_from.unwrap_or(0),
+            anchors: &self.anchor,
+            several_chains: self.several_chains,
+        };
+        let report = audit::verify(&self.file, &demands).map_err(|error| match error {
             VerifyError::Unreadable { .. } => failed(error),
             broken => Failure::broken(broken.to_string()),
         })?;
-        let Report { records, first, last, torn_lines, ends_torn } = report;
-        let keyed = key.is_some();
+        let Report { records, first, last, torn_lines, ends_torn, has_head } = report;
+        let (keyed, keyed_from) = (key.is_some(), self.keyed_from);
         let hash = last.map(|last| last.hex());
-        let verified = Verified { records, first, last: last.map(|last| last.seq), hash, keyed, torn_lines, ends_torn };
+        let last = last.map(|last| last.seq);
+        let verified = Verified { records, first, last, hash, keyed, keyed_from, has_head, torn_lines, ends_torn };
         print(format, &verified, || describe(&verified, &self.file))
     }
 }
@@ -144,14 +157,22 @@ impl Verify {
 fn describe(verified: &Verified, files: &[PathBuf]) -> String {
     let files = files.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", ");
     let (Some(first), Some(last), Some(hash)) = (verified.first, verified.last, &verified.hash) else {
-        return format!("{files}: no record\n");
+        let no_head = if verified.has_head { "" } else { ", and no head that tells whether there were any" };
+        return format!("{files}: no record{no_head}\n");
     };
-    let mut text = format!("{files}: records {first} to {last} are whole\nthe last one is {last}:{hash}\n");
+    let verdict = if verified.has_head { "are whole" } else { "follow from each other" };
+    let mut text = format!("{files}: records {first} to {last} {verdict}\nthe last one is {last}:{hash}\n");
+    if !verified.has_head {
+        text.push_str("beside the last file lies no head (FILE.head) that says where the log ends: a cut end would not show\n");
+    }
     if first > 1 {
         text.push_str(&format!("what came before record {first} is not in these files\n"));
     }
     if verified.torn_lines > 0 {
-        text.push_str(&format!("{} lines are unfinished: crashes, not tampering\n", verified.torn_lines));
+        text.push_str(&format!("{} lines are unfinished, as a crash leaves them\n", verified.torn_lines));
+    }
+    if let Some(seq) = verified.keyed_from {
+        text.push_str(&format!("the key vouches for record {seq} and what follows; those before it could have been made anew\n"));
     }
     if !verified.keyed {
         text.push_str("without --key: whoever can write the files could have made all of it anew\n");
