@@ -1,12 +1,14 @@
 //! The chain: each record carries its number and the SHA-256 of the line before it, and a MAC if there is a key. docs/audit.md
 //! describes every member. Pure: lines in, lines or verdicts out.
 
+use std::io;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Event, Origin};
-use crate::crypto::{MacKey, fingerprint};
+use crate::crypto::{MacKey, fingerprint, fingerprint_of};
 
 /// The longest line, in bytes, without its newline.
 pub(super) const LONGEST_LINE: usize = 64 << 10;
@@ -145,6 +147,12 @@ pub(super) struct Torn {
 impl Torn {
     pub(super) fn of(line: &[u8]) -> Self {
         Self { bytes: line.len(), hash: fingerprint(line) }
+    }
+
+    /// The same of a line that need not fit into memory.
+    pub(super) fn read(line: &mut impl io::Read) -> io::Result<Self> {
+        let (hash, bytes) = fingerprint_of(line)?;
+        Ok(Self { bytes, hash })
     }
 
     /// The record that follows it.

@@ -5,10 +5,12 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -22,11 +24,19 @@ use crate::crypto::MacKey;
 /// Enough for an unfinished line and the whole one before it.
 const TAIL: u64 = 2 * (LONGEST_LINE as u64 + 1);
 
+/// How long a command waits for other writers.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it asks whether they are done.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+/// How every record begins.
+const RECORD_BEGIN: &[u8] = br#"{"seq":"#;
+
 /// An audit log in a file.
 pub struct AuditFile {
     path: PathBuf,
     head_path: PathBuf,
     key: Option<MacKey>,
+    patience: Duration,
     open: Option<Open>,
 }
 
@@ -46,6 +56,8 @@ struct Tail {
     /// A whole record that lacks its newline alone.
     lacks_newline: bool,
     torn: Option<Torn>,
+    /// Whether the unfinished line is longer than any record. Nobody would take it for one, so it is cut, and the record tells of it.
+    is_overlong: bool,
 }
 
 /// The path of a log's head.
@@ -71,7 +83,13 @@ fn parse_head(text: &str) -> Option<Link> {
 impl AuditFile {
     /// The log at `path`, whose records `key` vouches for if there is one. It is made, for its owner alone, when it is first needed.
     pub fn new(path: &Path, key: Option<MacKey>) -> Self {
-        Self { path: path.to_owned(), head_path: head_path(path), key, open: None }
+        Self { path: path.to_owned(), head_path: head_path(path), key, patience: PATIENCE, open: None }
+    }
+
+    /// The same, waiting so long for other writers at most.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Where it is.
@@ -92,7 +110,8 @@ impl AuditFile {
     /// Writes a record for every event and returns once all of them are on disk.
     ///
     /// # Errors
-    /// [`AuditError::Sink`]. Then none of them is in the log, unless the disk says one thing and does another.
+    /// [`AuditError::Sink`], also if other writers take too long. Then none of them is in the log, unless the disk refuses to take
+    /// them back, too.
     pub fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, AuditError> {
         let result = self.append_locked(origin, events);
         if result.is_err() {
@@ -107,7 +126,7 @@ impl AuditFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut head_file = options.open(&self.head_path).map_err(on("can't open its head (FILE.head)"))?;
-        head_file.lock().map_err(on("can't lock its head (FILE.head)"))?;
+        lock(&head_file, self.patience).map_err(on("can't lock its head (FILE.head)"))?;
         let mut text = String::new();
         head_file.read_to_string(&mut text).map_err(on("can't read its head (FILE.head)"))?;
         let head = parse_head(&text);
@@ -116,7 +135,7 @@ impl AuditFile {
         let open = opened(&mut self.open, &self.path).map_err(on("can't open it"))?;
         let length = open.file.metadata().map_err(on("can't inspect it"))?.len();
         let tail = match open.last {
-            Some((end, link)) if end == length => Tail { last: Some(link), is_vouched: true, lacks_newline: false, torn: None },
+            Some((end, link)) if end == length => Tail::whole(Some(link), true),
             _ => read_tail(&mut open.file, length, key).map_err(on("can't continue it"))?,
         };
         // If the head is ahead, the file is new, or its end was cut: then the break shows to whoever verifies.
@@ -126,7 +145,13 @@ impl AuditFile {
             (None, head) => head.unwrap_or(Link::START),
         };
         let mut bytes = Vec::new();
-        if tail.lacks_newline || tail.torn.is_some() {
+        let begin = match &tail.torn {
+            Some(torn) if tail.is_overlong => length - torn.bytes as u64,
+            _ => length,
+        };
+        if begin < length {
+            open.file.set_len(begin).map_err(on("can't cut its last line, which is longer than a record"))?;
+        } else if tail.lacks_newline || tail.torn.is_some() {
             bytes.push(b'\n');
         }
         let now = Timestamp::now();
@@ -140,18 +165,38 @@ impl AuditFile {
             bytes.push(b'\n');
             link = next;
         }
-        let written = open.file.write_all(&bytes).and_then(|()| open.file.sync_data());
+        let written = open.file.write_all(&bytes).and_then(|()| open.file.sync_data()).map_err(on("can't write a record"));
+        // In place, so that the lock stays what it is. After the log: a head that is ahead would say that the end was cut.
+        let head_line = format!("{:020}:{}\n", link.seq, link.hex());
+        let written = written.and_then(|()| {
+            let written = head_file.write_all_at(head_line.as_bytes(), 0).and_then(|()| head_file.sync_data());
+            written.map_err(on("can't write its head (FILE.head)"))
+        });
         if let Err(error) = written {
-            // Nobody else writes meanwhile. If this fails, too, what is there is an unfinished line, and the next record says so.
-            let _ = open.file.set_len(length);
-            return Err(("can't write a record", error));
+            // Nobody else writes meanwhile. If this fails, too, what is there is a record or an unfinished line, and the next one
+            // follows it.
+            let _ = open.file.set_len(begin).and_then(|()| open.file.sync_data());
+            let _ = head_file.write_all_at(text.as_bytes(), 0).and_then(|()| head_file.set_len(text.len() as u64));
+            return Err(error);
         }
-        open.last = Some((length + bytes.len() as u64, link));
-        // In place, so that the lock stays what it is. Not synced: a head that is behind its log costs nothing.
-        head_file
-            .write_all_at(format!("{:020}:{}\n", link.seq, link.hex()).as_bytes(), 0)
-            .map_err(on("can't write its head (FILE.head)"))?;
+        open.last = Some((begin + bytes.len() as u64, link));
         Ok(link)
+    }
+}
+
+/// Takes the lock of all writers. A process that holds it and hangs must not silence the others.
+fn lock(head: &File, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match head.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(ASK_EVERY),
+            Err(TryLockError::WouldBlock) => {
+                let reason = format!("another process has held it for {patience:?}; `fuser` on that file names it");
+                return Err(io::Error::new(ErrorKind::TimedOut, reason));
+            }
+        }
     }
 }
 
@@ -180,6 +225,9 @@ fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<T
     let mut bytes = Vec::new();
     file.take(length.min(TAIL)).read_to_end(&mut bytes)?;
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    if bytes.len() - end > LONGEST_LINE {
+        return overlong_tail(file, length, key);
+    }
     let (whole, rest) = bytes.split_at(end);
     let last_line = whole.strip_suffix(b"\n").map(|whole| whole.rsplit(|byte| *byte == b'\n').next().unwrap_or(whole));
     let last = match last_line {
@@ -194,13 +242,50 @@ fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<T
     let vouches = |line: &[u8]| key.is_none_or(|key| is_vouched(key, line));
     let is_vouched = last_line.is_none_or(vouches);
     if rest.is_empty() {
-        return Ok(Tail { last, is_vouched, lacks_newline: false, torn: None });
+        return Ok(Tail::whole(last, is_vouched));
     }
     // A crash may have cost the newline alone.
     let follows = Verifier::after(last.unwrap_or(Link::START)).line(rest).is_ok();
     match place(rest).filter(|_| follows) {
-        Some(link) => Ok(Tail { last: Some(link), is_vouched: vouches(rest), lacks_newline: true, torn: None }),
-        None => Ok(Tail { last, is_vouched, lacks_newline: false, torn: Some(Torn::of(rest)) }),
+        Some(link) => Ok(Tail { lacks_newline: true, ..Tail::whole(Some(link), vouches(rest)) }),
+        None => Ok(Tail { torn: Some(Torn::of(rest)), ..Tail::whole(last, is_vouched) }),
+    }
+}
+
+/// What stands at the end of a log whose last line is unfinished and longer than any record: several that a file system lost the
+/// ends of, or blocks of zeros.
+fn overlong_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<Tail> {
+    let mut block = vec![0; LONGEST_LINE];
+    let mut end = length;
+    let begin = loop {
+        if end == 0 {
+            break 0;
+        }
+        let size = end.min(LONGEST_LINE as u64);
+        end -= size;
+        let block = &mut block[..usize::try_from(size).unwrap_or(LONGEST_LINE)];
+        file.read_exact_at(block, end)?;
+        if let Some(at) = block.iter().rposition(|byte| *byte == b'\n') {
+            break end + at as u64 + 1;
+        }
+    };
+    if begin == 0 {
+        let mut beginning = [0; RECORD_BEGIN.len()];
+        file.read_exact_at(&mut beginning, 0)?;
+        if beginning != *RECORD_BEGIN {
+            return Err(io::Error::new(ErrorKind::InvalidData, "it is no audit log; name another file, or move this one away"));
+        }
+    }
+    // Without what is going to be cut. Nothing is unfinished then.
+    let before = read_tail(file, begin, key)?;
+    file.seek(SeekFrom::Start(begin))?;
+    let torn = Torn::read(&mut (&*file).take(length - begin))?;
+    Ok(Tail { torn: Some(torn), is_overlong: true, ..before })
+}
+
+impl Tail {
+    fn whole(last: Option<Link>, is_vouched: bool) -> Self {
+        Self { last, is_vouched, lacks_newline: false, torn: None, is_overlong: false }
     }
 }
 
@@ -331,6 +416,59 @@ mod tests {
         assert!(matches!(error, VerifyError::TailCut { last: None, head: 3, .. }), "{error}");
         fs::remove_file(head_path(&log.path())).expect("remove");
         assert!(!verify(&[log.path()], &Demands::default()).expect("nobody knows").has_head);
+    }
+
+    #[test]
+    fn an_unfinished_line_that_is_longer_than_any_record_is_cut_and_told_of() {
+        for length in [LONGEST_LINE + 1, 2 * LONGEST_LINE + 1, 5 * LONGEST_LINE] {
+            let log = Log::new();
+            append(&mut log.open(), 2);
+            let junk = vec![0; length];
+            let whole = fs::read(log.path()).expect("log");
+            fs::write(log.path(), [&whole[..], &junk].concat()).expect("tear");
+            append(&mut log.open(), 1);
+            assert_eq!(log.verify(&[log.path()]), Ok(4), "{length}");
+            let text = fs::read_to_string(log.path()).expect("log");
+            assert!(text.as_bytes().starts_with(&whole));
+            let told: serde_json::Value = serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
+            assert_eq!((&told["event"], &told["details"]["bytes"]), (&"log.torn".into(), &length.into()));
+            assert_eq!(told["details"]["sha256"], Link { seq: 0, hash: crate::crypto::fingerprint(&junk) }.hex());
+            // But never what is no log of ours.
+            fs::write(log.path(), &junk).expect("foreign");
+            log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("foreign");
+            assert_eq!(fs::read(log.path()).expect("log"), junk);
+        }
+    }
+
+    #[test]
+    fn a_lock_that_somebody_holds_is_an_error_and_not_a_silence() {
+        let log = Log::new();
+        append(&mut log.open(), 1);
+        let holder = File::open(head_path(&log.path())).expect("head");
+        holder.lock().expect("lock");
+        let mut file = log.open().with_patience(Duration::from_millis(20));
+        let event = Event::new("test", Timestamp::UNIX_EPOCH);
+        let error = file.append(&Origin::here(), std::slice::from_ref(&event)).expect_err("held");
+        assert!(error.to_string().contains("another process has held it"), "{error}");
+        holder.unlock().expect("unlock");
+        assert_eq!(append(&mut file, 1).seq, 2);
+    }
+
+    #[test]
+    fn a_record_whose_head_cant_be_written_is_not_in_the_log() {
+        use std::os::fd::AsRawFd;
+
+        let log = Log::new();
+        append(&mut log.open(), 1);
+        let before = fs::read(log.path()).expect("log");
+        // A head that opens, locks and reads, and takes no writes.
+        let sealed = rustix::fs::memfd_create("head", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("memfd");
+        rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).expect("seal");
+        fs::remove_file(head_path(&log.path())).expect("remove");
+        symlink(format!("/proc/self/fd/{}", sealed.as_raw_fd()), head_path(&log.path())).expect("link");
+        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("sealed");
+        assert!(error.to_string().contains("can't write its head"), "{error}");
+        assert_eq!(fs::read(log.path()).expect("log"), before);
     }
 
     #[test]

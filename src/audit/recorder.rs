@@ -22,6 +22,10 @@ use crate::{clock::Clock, telemetry::Registry};
 const QUEUE: usize = 1024;
 /// How long the writer waits before it tries a sink again that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long the writer waits for other writers of the same file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long one write may take before the sink is said to fail: a disk that hangs gives no error.
+const STALLED: Duration = Duration::from_secs(5);
 
 const RECORDS: &str = "sidekey_audit_records_total";
 const LOST: &str = "sidekey_audit_lost_events_total";
@@ -67,6 +71,8 @@ struct State {
     failure: Option<(Timestamp, String)>,
     /// Taken from the queue and not written yet.
     in_hand: usize,
+    /// Since when the sink has had what is in hand.
+    handed_over: Option<(Instant, Timestamp)>,
 }
 
 /// How the log is doing.
@@ -91,7 +97,7 @@ impl Recorder {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(sink: Sink, clock: Clock, registry: &Registry) -> std::io::Result<Self> {
+    pub fn start(mut sink: Sink, clock: Clock, registry: &Registry) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -103,6 +109,10 @@ impl Recorder {
             failing: registry.gauge(FAILING, &[]),
             last: registry.gauge(LAST, &[]),
         });
+        if let Sink::File(file) = sink {
+            // Serving waits for none of this, but a lock that is held must show soon.
+            sink = Sink::File(file.with_patience(LOCK_PATIENCE));
+        }
         let writer = Arc::clone(&shared);
         thread::Builder::new().name("sidekey-audit".into()).spawn(move || writer.write_all(sink))?;
         Ok(Self(Some(shared)))
@@ -159,13 +169,15 @@ impl Recorder {
     pub fn standing(&self) -> Option<Standing> {
         let shared = self.0.as_ref()?;
         let state = shared.state();
+        let failure = state.failure.clone().or_else(|| state.stall(Instant::now()));
+        shared.failing.set(if failure.is_some() { 1.0 } else { 0.0 });
         Some(Standing {
             sink: shared.sink.clone(),
             has_key: shared.has_key,
             last: state.last,
             waiting: state.waiting(),
             lost: state.lost,
-            failure: state.failure.clone(),
+            failure,
         })
     }
 }
@@ -173,6 +185,14 @@ impl Recorder {
 impl State {
     fn waiting(&self) -> usize {
         self.events.len() + self.in_hand
+    }
+
+    /// What is wrong with a sink that neither takes what it was given nor says why.
+    fn stall(&self, now: Instant) -> Option<(Timestamp, String)> {
+        let (since, at) = self.handed_over?;
+        let waited = now.saturating_duration_since(since);
+        let reason = || format!("the sink has not taken {} events for {} seconds", self.in_hand, waited.as_secs());
+        (waited >= STALLED).then(|| (at, reason()))
     }
 
     /// What is to be written now.
@@ -259,8 +279,10 @@ impl Shared {
             return true;
         }
         loop {
+            self.state().handed_over = Some((Instant::now(), self.clock.now()));
             let result = sink.append(origin, events);
             let mut state = self.state();
+            state.handed_over = None;
             match result {
                 Ok(link) => {
                     state.last = Some(link);
@@ -371,6 +393,30 @@ mod tests {
         elsewhere.record("event", |event| event);
         elsewhere.close("end", Duration::from_secs(60));
         assert!(elsewhere.standing().expect("started").failure.is_some());
+    }
+
+    #[test]
+    fn a_sink_that_takes_nothing_and_says_nothing_fails_as_well() {
+        let begun = Instant::now();
+        let state = State { in_hand: 3, handed_over: Some((begun, Timestamp::UNIX_EPOCH)), ..State::default() };
+        assert_eq!(state.stall(begun + STALLED / 2), None);
+        let (since, reason) = state.stall(begun + STALLED).expect("stalled");
+        assert_eq!((since, reason.as_str()), (Timestamp::UNIX_EPOCH, "the sink has not taken 3 events for 5 seconds"));
+    }
+
+    #[test]
+    fn a_lock_that_another_process_keeps_shows_and_costs_no_event() {
+        let folder = tempfile::tempdir().expect("folder");
+        let log = folder.path().join("audit.log");
+        let holder = fs::File::create(folder.path().join("audit.log.head")).expect("head");
+        holder.lock().expect("lock");
+        let recorder = start(&log);
+        recorder.record("first", |event| event);
+        let failing = wait(&recorder, |standing| standing.failure.is_some());
+        assert!(failing.failure.expect("why").1.contains("another process has held it"));
+        holder.unlock().expect("unlock");
+        wait(&recorder, |standing| standing.failure.is_none() && standing.waiting == 0);
+        assert_eq!(records(&log)[0]["event"], "first");
     }
 
     #[test]

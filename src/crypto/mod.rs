@@ -25,6 +25,8 @@ pub use signature::{SigningKey, verify_signature};
 pub use stream::{CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len};
 pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};
 
+use std::io;
+
 use aws_lc_rs::constant_time;
 
 /// The operating system gave no randomness; nothing may be encrypted.
@@ -44,6 +46,28 @@ pub fn fingerprint(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
     hash
+}
+
+/// The SHA-256 of what a reader gives, which isn't secret, and how many bytes that is.
+///
+/// # Errors
+/// The reader's.
+pub fn fingerprint_of(reader: &mut impl io::Read) -> io::Result<([u8; 32], usize)> {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    let (mut block, mut length) = ([0; 8 << 10], 0);
+    loop {
+        let read = match reader.read(&mut block) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        context.update(&block[..read]);
+        length += read;
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    Ok((hash, length))
 }
 
 /// Whether two byte strings are equal, in a time that tells nothing but their lengths.
