@@ -82,7 +82,7 @@ async fn what_was_encrypted_before_everything_was_lost_decrypts_after_a_restore(
     // The manifest and the KEK are gone; another KEK is there.
     fs::remove_file(world.manifest("demo")).unwrap();
     fs::remove_file(world.path("kek")).unwrap();
-    let from = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    let from = ["--from", &text(&file), "--identity", &text(&identity.file), "--no-sidecar"];
     failed(&world.try_keyring("restore", "demo", &from), 1, "name others with --kek URI");
     assert!(!world.manifest("demo").exists());
     world.keyring("restore", "demo", &[&from[..], &["--kek", &second_kek(&world)]].concat());
@@ -159,7 +159,8 @@ fn a_passphrase_opens_its_backup_and_no_other_does() {
     );
 
     fs::remove_file(world.manifest("demo")).unwrap();
-    let from = |passphrase: &Path| ["--from".into(), text(&file), "--passphrase-file".into(), text(passphrase)];
+    let from =
+        |passphrase: &Path| ["--from".into(), text(&file), "--passphrase-file".into(), text(passphrase), "--no-sidecar".into()];
     let run = |passphrase: &Path| world.try_keyring("restore", "demo", &from(passphrase).each_ref().map(String::as_str));
     failed(&run(&wrong), 1, "doesn't open");
     assert!(!world.manifest("demo").exists());
@@ -174,7 +175,8 @@ fn a_damaged_backup_restores_nothing() {
     let (file, identity) = back_up(&world, "backup.age");
     let bytes = fs::read(&file).unwrap();
     fs::remove_file(world.manifest("demo")).unwrap();
-    let restore = || world.try_keyring("restore", "demo", &["--from", &text(&file), "--identity", &text(&identity.file)]);
+    let restore =
+        || world.try_keyring("restore", "demo", &["--from", &text(&file), "--identity", &text(&identity.file), "--no-sidecar"]);
     for at in [0, 30, 60, bytes.len() / 2, bytes.len() - 20, bytes.len() - 1] {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
@@ -219,13 +221,17 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
 
     world.init("other", &[]);
     failed(&world.try_keyring("restore", "other", &from), 3, "the manifest is that of keyring");
-    // The same generation with other content.
+    // Where nothing shows what is newer, the fleet is asked, or the operator says that there is none to ask.
     fs::remove_file(world.manifest("demo")).unwrap();
-    world.keyring("restore", "demo", &from);
+    failed(&world.try_keyring("restore", "demo", &from), 3, "--no-sidecar");
+    assert!(!world.manifest("demo").exists());
+    let alone = [&from[..], &["--no-sidecar"]].concat();
+    // The same generation with other content.
+    world.keyring("restore", "demo", &alone);
     let (later, key) = back_up(&world, "later.age");
     assert_eq!(world.read_manifest("demo")["generation"], 3);
     fs::remove_file(world.manifest("demo")).unwrap();
-    world.keyring("restore", "demo", &from);
+    world.keyring("restore", "demo", &alone);
     let fork = ["--from", &text(&later), "--identity", &text(&key.file)];
     failed(&world.try_keyring("restore", "demo", &fork), 3, "was seen with other content");
 }
@@ -249,6 +255,31 @@ async fn a_lost_kek_is_replaced_from_the_backup_though_the_manifest_is_newer() {
     sidecar.wait_generation(4);
     let fresh = world.start_with("fresh", "", &["demo"]);
     assert_eq!(fresh.client().await.decrypt(&message).await.ok().body, "kept");
+}
+
+#[test]
+fn no_version_is_called_lost_while_a_kek_opens_it_or_may_do_so_again() {
+    let world = World::with_demo();
+    let second = second_kek(&world);
+    world.keyring("rotate", "demo", &["--kek", &second]);
+    let before = fs::read(world.manifest("demo")).unwrap();
+    let destroy = |words: &str, more: &[&str]| {
+        world.try_keyring("destroy", "demo", &[&["--version", "2", "--lost", "--confirm", words], more].concat())
+    };
+    let lost = "every KEK of version 2 of demo is lost";
+    // What the operator is going to use otherwise has no say in what opens.
+    let first = format!("local:{}", text(&world.path("kek")));
+    failed(&destroy(lost, &["--allow-kek", &first]), 3, "version 2 opens, so it isn't lost");
+    // A KEK that is out of reach: nobody knows that it is gone.
+    let path = Path::new(second.strip_prefix("local:").unwrap());
+    fs::rename(path, world.path("aside")).unwrap();
+    fs::create_dir(path).unwrap();
+    let refused = destroy(lost, &[]);
+    failed(&refused, 3, "version 2 isn't shown to be lost");
+    failed(&refused, 3, "--confirm 'no KEK of version 2 of demo will ever come back'");
+    assert_eq!(fs::read(world.manifest("demo")).unwrap(), before);
+    assert!(destroy("no KEK of version 2 of demo will ever come back", &[]).status.success());
+    assert_eq!(world.read_manifest("demo")["versions"][1]["state"], "destroyed");
 }
 
 #[test]
@@ -302,6 +333,35 @@ async fn a_lost_store_is_rebuilt_from_the_newest_manifest_that_a_sidecar_has_in_
     world.keyring("verify", "demo", &[]);
     let fresh = world.start_with("fresh", "", &["demo"]);
     assert_eq!(fresh.client().await.decrypt(&message).await.ok().body, "kept");
+}
+
+#[test]
+fn a_damaged_manifest_is_replaced_and_one_of_another_format_stays() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let (file, identity) = back_up(&world, "backup.age");
+    sidecar.wait_generation(2);
+    let whole = fs::read(world.manifest("demo")).unwrap();
+    let recover = ["--name", "demo", "--sidecar", &url(&sidecar)];
+    let restore = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    for damaged in [&b""[..], &whole[..whole.len() / 2], &[0; 100]] {
+        fs::write(world.manifest("demo"), damaged).unwrap();
+        failed(&world.try_keyring("recover", "demo", &["--name", "demo"]), 2, "--sidecar <URL>");
+        let said = world.keyring("recover", "demo", &recover);
+        assert!(said.contains("is in place again") && said.contains("what stood there was no manifest"), "{said}");
+        assert_eq!(fs::read(world.manifest("demo")).unwrap(), whole);
+
+        fs::write(world.manifest("demo"), damaged).unwrap();
+        failed(&world.try_keyring("restore", "demo", &restore), 3, "--no-sidecar");
+        let said = world.keyring("restore", "demo", &[&restore[..], &["--no-sidecar"]].concat());
+        assert!(said.contains("what stood there was no manifest"), "{said}");
+        world.keyring("verify", "demo", &[]);
+        fs::write(world.manifest("demo"), &whole).unwrap();
+    }
+    let later = String::from_utf8(whole).unwrap().replacen("sidekey-keyring/1", "sidekey-keyring/2", 1);
+    fs::write(world.manifest("demo"), &later).unwrap();
+    failed(&world.try_keyring("recover", "demo", &recover), 1, "this build reads");
+    assert_eq!(fs::read_to_string(world.manifest("demo")).unwrap(), later);
 }
 
 #[test]

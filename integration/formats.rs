@@ -64,7 +64,9 @@ fn a_backup_restores() {
     let golden_path = |name: &str| format!("{}/integration/golden/{name}", env!("CARGO_MANIFEST_DIR"));
     let arguments = ["keyring", "restore", &path("restored.json"), "--from", &golden_path("backup-1.age")];
     let kek = format!("local:{}", path("kek"));
-    let restored = crate::harness::run(&[&arguments[..], &["--identity", &golden_path("backup-1.key"), "--kek", &kek]].concat());
+    let restored = crate::harness::run(
+        &[&arguments[..], &["--identity", &golden_path("backup-1.key"), "--kek", &kek, "--no-sidecar"]].concat(),
+    );
     assert!(restored.status.success(), "{restored:?}");
     let document = Document::parse(&fs::read(path("restored.json")).unwrap()).unwrap();
     let recorded = Document::parse(&golden("keyring-1-backup.json")).unwrap();

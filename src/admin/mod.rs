@@ -7,6 +7,7 @@ mod envelope;
 mod evidence;
 mod ops_client;
 mod payload;
+mod present;
 mod probe;
 mod recover;
 mod restore;
@@ -18,7 +19,7 @@ use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    backend::{Backends, KekError, ManifestStore, StoreError},
+    backend::{Backends, KekError, KekFault, ManifestStore, StoreError},
     clock::Clock,
     config::{self, KekScope, KekUri, KeyringName, Location, SignerKey},
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
@@ -140,6 +141,15 @@ pub enum Signing {
     Drop,
 }
 
+/// A version that need not open, because the change destroys it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss<'w> {
+    /// The version.
+    pub version: u32,
+    /// What the operator said.
+    pub confirm: Option<&'w str>,
+}
+
 /// How a new version takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takeover {
@@ -198,10 +208,14 @@ impl Admin {
     /// # Errors
     /// [`AdminError`]
     pub async fn read(&self) -> Result<Document, AdminError> {
-        let bytes = timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT)).await.unwrap_or_else(|_| {
-            Err(StoreError::Failed { location: self.location.clone(), reason: format!("no answer within {STORE_TIMEOUT:?}") })
-        })?;
+        let bytes = self.read_bytes().await?;
         Document::parse(&bytes).map_err(|error| AdminError::Manifest { location: self.location.clone(), error })
+    }
+
+    async fn read_bytes(&self) -> Result<Vec<u8>, StoreError> {
+        timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT)).await.unwrap_or_else(|_| {
+            Err(StoreError::Failed { location: self.location.clone(), reason: format!("no answer within {STORE_TIMEOUT:?}") })
+        })
     }
 
     /// Opens every version that is left and verifies MACs, and signatures by `trusted` unless that is empty.
@@ -243,20 +257,20 @@ impl Admin {
         self.change(None, |current, now| keyring::activate(current, version, wave.clone(), at, now)).await
     }
 
-    /// Makes any other change. `lost` is a version that need not open, because the change destroys it.
+    /// Makes any other change. `lost` names a version that need not open, because the change destroys it.
     ///
     /// # Errors
     /// [`AdminError`]
     pub async fn change(
         &self,
-        lost: Option<u32>,
+        lost: Option<Loss<'_>>,
         change: impl Fn(&Manifest, Timestamp) -> Result<Manifest, Refusal>,
     ) -> Result<Document, AdminError> {
         self.retry(async || {
             let current = self.read().await?;
             // Before any KEK is asked, so that a refusal costs nothing and needs no rights.
             let next = change(current.manifest(), self.clock.now())?;
-            let keys = self.open(&current, &[], lost).await?;
+            let keys = self.open(&current, &[], lost.map(|lost| lost.version)).await?;
             if let Some(lost) = lost {
                 self.demand_lost(current.manifest(), lost).await?;
             }
@@ -265,10 +279,24 @@ impl Admin {
         .await
     }
 
-    /// Refuses to call a version lost that a KEK still opens.
-    async fn demand_lost(&self, manifest: &Manifest, version: u32) -> Result<(), AdminError> {
-        let opened = self.keks.open(manifest.id, manifest.version(version), &self.scope).await;
-        if opened.values().any(Result::is_ok) { Err(Refusal::NotLost(version).into()) } else { Ok(()) }
+    /// Refuses to call a version lost that a KEK still opens, or that a KEK might open again.
+    async fn demand_lost(&self, manifest: &Manifest, lost: Loss<'_>) -> Result<(), AdminError> {
+        let Loss { version: number, confirm } = lost;
+        let Some(version) = manifest.version(number) else { return Ok(()) };
+        // Every one of them, whichever the operator allows otherwise: one that isn't ours opens the version, too.
+        let trials = self.keks.try_each(manifest.id, version, &KekScope::Any).await;
+        if trials.iter().any(|trial| trial.result.is_ok()) {
+            return Err(Refusal::NotLost(number).into());
+        }
+        // No such key, or another one in its place. Whatever else is wrong may come right: a network, a right, a setting.
+        let is_gone = |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
+        let errors = trials.into_iter().filter_map(|trial| trial.result.err());
+        let doubts: Vec<String> = errors.filter(|error| !is_gone(error)).map(|error| error.to_string()).collect();
+        let phrase = keyring::doubted_loss_phrase(&manifest.name, number);
+        if doubts.is_empty() || confirm == Some(phrase.as_str()) {
+            return Ok(());
+        }
+        Err(Refusal::NotShownLost { version: number, doubts, phrase }.into())
     }
 
     async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {
@@ -350,7 +378,11 @@ impl Admin {
     }
 
     async fn replace(&self, current: Option<&Document>, document: &Document) -> Result<(), StoreError> {
-        let (expected, new) = (current.map(|current| current.bytes().to_vec()), document.bytes().to_vec());
+        self.replace_bytes(current.map(|current| current.bytes().to_vec()), document).await
+    }
+
+    async fn replace_bytes(&self, expected: Option<Vec<u8>>, document: &Document) -> Result<(), StoreError> {
+        let new = document.bytes().to_vec();
         timeout(STORE_TIMEOUT, self.store.replace(expected, new)).await.unwrap_or_else(|_| {
             let reason = format!("no answer within {STORE_TIMEOUT:?}; `keyring status` shows whether the change was made");
             Err(StoreError::Failed { location: self.location.clone(), reason })

@@ -9,9 +9,9 @@ use super::{
     backup::CONCURRENT,
     evidence::{PATIENCE, get},
     ops_client::{Fleet, OpsClient},
+    present::Present,
 };
 use crate::{
-    backend::StoreError,
     config::{KeyringName, SignerKey},
     keyring::{Document, Refusal, Rejection, succeeds},
 };
@@ -30,6 +30,8 @@ pub struct Recovered {
     pub document: Document,
     /// The sidecar that had it; `None` if it was in the location already.
     pub from: Option<String>,
+    /// Why what stood there before was no manifest, if something did.
+    pub damage: Option<String>,
     /// Manifests that are not authentic, with the reasons.
     pub passed_over: Vec<String>,
 }
@@ -71,6 +73,7 @@ pub(super) async fn ask_manifests(fleet: &Fleet, keyring: &KeyringName) -> Resul
 
 impl Admin {
     /// Puts the newest authentic manifest that any of `fleet` has in force into the location, unless that has it, or a newer one.
+    /// What is no manifest there counts as lost.
     ///
     /// # Errors
     /// [`AdminError`]: [`Refusal`] for manifests that can't have come of each other, and if none is authentic.
@@ -80,18 +83,14 @@ impl Admin {
         fleet: &Fleet,
         trusted: &[SignerKey],
     ) -> Result<Recovered, AdminError> {
-        let present = match self.read().await {
-            Ok(document) => Some(document),
-            Err(AdminError::Store(StoreError::Missing(_))) => None,
-            Err(error) => return Err(error),
-        };
+        let Present { bytes, document: present, damage } = self.present().await?;
         let name = name.or(present.as_ref().map(|document| &document.manifest().name));
         let name = name.ok_or_else(|| {
             Refusal::NotRecoverable("there is no manifest that tells the keyring's name; give --name NAME".into())
         })?;
         let mut held = ask_manifests(fleet, name).await?;
         let location = self.location().to_string();
-        held.extend(present.clone().map(|document| Held { place: location.clone(), document }));
+        held.extend(present.map(|document| Held { place: location.clone(), document }));
         held.sort_by_key(|held| std::cmp::Reverse(held.document.manifest().generation));
 
         let (mut authentic, mut passed_over) = (Vec::new(), Vec::new());
@@ -120,9 +119,9 @@ impl Admin {
         }
         let is_there = |held: &Held| held.place == location && held.document.canonical() == newest.document.canonical();
         if authentic.iter().any(is_there) {
-            return Ok(Recovered { document: newest.document.clone(), from: None, passed_over });
+            return Ok(Recovered { document: newest.document.clone(), from: None, damage, passed_over });
         }
-        self.replace(present.as_ref(), &newest.document).await?;
-        Ok(Recovered { document: newest.document.clone(), from: Some(newest.place.clone()), passed_over })
+        self.replace_bytes(bytes, &newest.document).await?;
+        Ok(Recovered { document: newest.document.clone(), from: Some(newest.place.clone()), damage, passed_over })
     }
 }

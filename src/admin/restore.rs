@@ -8,10 +8,10 @@ use super::{
     envelope::Opener,
     ops_client::Fleet,
     payload::{self, Content},
+    present::Present,
     recover::{Held, ask_manifests},
 };
 use crate::{
-    backend::StoreError,
     config::{KekScope, KekUri},
     crypto::{Dek, WrapContext},
     keyring::{self, Document, Refusal, Version, Wrap, succeeds},
@@ -27,6 +27,8 @@ pub struct Restoring<'a> {
     pub keks: &'a [KekUri],
     /// Sidecars that may hold something newer.
     pub sidecars: &'a Fleet,
+    /// There is no sidecar that could hold something newer, as the operator says.
+    pub no_sidecar: bool,
     /// Keep a newer manifest, and give its versions the backup's keys.
     pub onto_newer: bool,
 }
@@ -38,26 +40,28 @@ pub struct Restored {
     pub document: Document,
     /// Whether a newer manifest than the backup's was kept.
     pub kept_newer: bool,
+    /// Why what stood there before was no manifest, if something did.
+    pub damage: Option<String>,
 }
 
 impl Admin {
     /// Restores a keyring from a backup.
     ///
     /// # Errors
-    /// [`AdminError`]: [`Refusal::NewerPresent`] and [`Refusal::Diverged`] for what stands in the location, or is in force at a sidecar,
+    /// [`AdminError`]: [`Refusal::NobodyAsked`] if nothing shows what is newest; [`Refusal::NewerPresent`] and [`Refusal::Diverged`] for what stands in the location, or is in force at a sidecar,
     /// and can't have come before the backup.
     pub async fn restore(&self, how: &Restoring<'_>) -> Result<Restored, AdminError> {
-        let bytes = read_file(how.file)?;
+        let backup = read_file(how.file)?;
         let content =
-            open_content(&bytes, how.opener).map_err(|reason| AdminError::Backup { file: how.file.to_owned(), reason })?;
-        let record = self.record_of(&content.document, &bytes);
-        let present = match self.read().await {
-            Ok(document) => Some(document),
-            Err(AdminError::Store(StoreError::Missing(_))) => None,
-            Err(error) => return Err(error),
-        };
+            open_content(&backup, how.opener).map_err(|reason| AdminError::Backup { file: how.file.to_owned(), reason })?;
+        let record = self.record_of(&content.document, &backup);
+        let Present { bytes, document: present, damage } = self.present().await?;
+        if present.is_none() && how.sidecars.urls.is_empty() && !how.no_sidecar {
+            let what = if damage.is_some() { "holds no manifest that can be read" } else { "is empty" };
+            return Err(Refusal::NobodyAsked { place: self.location().to_string(), what }.into());
+        }
         let mut others = ask_manifests(how.sidecars, &content.document.manifest().name).await?;
-        others.extend(present.clone().map(|document| Held { place: self.location().to_string(), document }));
+        others.extend(present.map(|document| Held { place: self.location().to_string(), document }));
         let (base, kept_newer) = base(&content.document, &others, how.onto_newer)?;
         self.demand_signing(&base)?;
 
@@ -68,8 +72,8 @@ impl Admin {
             .map_err(|error| AdminError::Unauthentic { location: self.location().clone(), error })?;
         let wraps = self.wraps_of(&base, &deks, how.keks).await?;
         let document = self.authenticate(keyring::restore(base.manifest(), wraps, &record, self.now()), &keys)?;
-        self.replace(present.as_ref(), &document).await?;
-        Ok(Restored { document, kept_newer })
+        self.replace_bytes(bytes, &document).await?;
+        Ok(Restored { document, kept_newer, damage })
     }
 
     /// The keys of all versions that `base` has left: those in the backup, and what came after it through its KEKs.

@@ -67,12 +67,16 @@ pub(super) struct Restore {
     kek: Vec<KekUri>,
     #[command(flatten)]
     sidecars: Box<Sidecars>,
+    /// There is no live sidecar to ask for a newer manifest. An empty location needs this, or --sidecar.
+    #[arg(long, conflicts_with = "sidecar")]
+    no_sidecar: bool,
     /// If there is a newer manifest than the backup's, keep it, and give its versions the backup's keys.
     #[arg(long)]
     onto_newer: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("fleet").args(["sidecar"]).required(true)))]
 pub(super) struct Recover {
     #[command(flatten)]
     pub(super) target: Target,
@@ -242,6 +246,7 @@ impl Restore {
                 opener: &opener,
                 keks: &keks,
                 sidecars: &(*self.sidecars).into(),
+                no_sidecar: self.no_sidecar,
                 onto_newer: self.onto_newer,
             })
             .await?;
@@ -250,7 +255,14 @@ impl Restore {
             (false, true) => "the backup is restored, under the KEKs that it names",
             (false, false) => "the backup is restored, under other KEKs",
         };
-        changed(format, &admin, &restored.document, None, what)
+        changed(format, &admin, &restored.document, None, &with_damage(what, restored.damage.as_deref()))
+    }
+}
+
+fn with_damage(what: &str, damage: Option<&str>) -> String {
+    match damage {
+        Some(damage) => format!("{what}; what stood there was no manifest ({damage})"),
+        None => what.to_owned(),
     }
 }
 
@@ -266,6 +278,6 @@ impl Recover {
             Some(sidecar) => format!("the manifest that {sidecar} has in force is in place again"),
             None => "the newest manifest is in place already".into(),
         };
-        changed(format, &admin, &recovered.document, None, &what)
+        changed(format, &admin, &recovered.document, None, &with_damage(&what, recovered.damage.as_deref()))
     }
 }

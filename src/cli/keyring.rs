@@ -14,7 +14,7 @@ use super::{
     shown,
 };
 use crate::{
-    admin::{Admin, Fleet, OpsTls, Signing, Takeover, ask_sidecars},
+    admin::{Admin, Fleet, Loss, OpsTls, Signing, Takeover, ask_sidecars},
     backend::{self, Backends},
     clock::Clock,
     config::{self, CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
@@ -453,7 +453,7 @@ impl Destroy {
         let admin = self.change.target.admin()?;
         let confirm = self.confirm.as_deref();
         let (lost, how) = if self.lost {
-            (Some(version), Destruction::Lost { confirm, successor: self.successor })
+            (Some(Loss { version, confirm }), Destruction::Lost { confirm, successor: self.successor })
         } else {
             (None, Destruction::Orderly { confirm })
         };

@@ -48,6 +48,18 @@ pub enum Refusal {
     /// A version that is called lost and opens.
     #[error("version {0} opens, so it isn't lost; disable it and destroy it after its waiting times")]
     NotLost(u32),
+    /// A version that is called lost, and a KEK that may only be away.
+    #[error(
+        "version {version} isn't shown to be lost: a KEK that is away, switched off or out of reach comes back.\n{}\nIf every one of these is gone for good as well: --confirm '{phrase}'", list(.doubts)
+    )]
+    NotShownLost {
+        /// The version.
+        version: u32,
+        /// What each KEK said that did not say that it is gone.
+        doubts: Vec<String>,
+        /// The words to say.
+        phrase: String,
+    },
     /// Nothing could open it any more.
     #[error("version {0} would be left without a KEK; add another one first (`keyring rewrap-kek --add URI`)")]
     LastWrap(u32),
@@ -113,6 +125,16 @@ pub enum Refusal {
         present: u64,
         /// That of the backup.
         backup: u64,
+    },
+    /// A restore that nobody was asked about.
+    #[error(
+        "{place} {what}, so nothing there shows whether the fleet has a newer generation than the backup's; name every live sidecar with --sidecar URL or, if there is none, say so with --no-sidecar"
+    )]
+    NobodyAsked {
+        /// Where it is to be restored.
+        place: String,
+        /// What is the matter there.
+        what: &'static str,
     },
     /// A backup that wouldn't have been one.
     #[error("{0}")]
@@ -337,6 +359,11 @@ pub fn lost_phrase(keyring: &KeyringName, version: u32) -> String {
     format!("every KEK of version {version} of {keyring} is lost")
 }
 
+/// The words that declare them lost although one of them didn't say so. They say more than [`lost_phrase`], so they stand in for it.
+pub fn doubted_loss_phrase(keyring: &KeyringName, version: u32) -> String {
+    format!("no KEK of version {version} of {keyring} will ever come back")
+}
+
 /// Destroys a version: its wraps go, a tombstone stays, what was encrypted under it is lost.
 ///
 /// # Errors
@@ -393,6 +420,7 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
         // It can be brought back from the backup, should that be wanted.
         (Destruction::Orderly { .. }, Some(_)) => {}
         _ if confirm == Some(phrase.as_str()) => {}
+        (Destruction::Lost { .. }, _) if confirm == Some(doubted_loss_phrase(&current.name, version).as_str()) => {}
         (Destruction::Orderly { .. }, None) | (Destruction::Lost { .. }, None) => {
             return Err(Refusal::NotConfirmed { version, phrase });
         }

@@ -223,6 +223,12 @@ pub struct Document {
     canonical: Vec<u8>,
 }
 
+/// Whether bytes that don't parse are a manifest of another format, such as a newer Sidekey's, and not a damaged one.
+pub fn is_of_another_format(bytes: &[u8]) -> bool {
+    let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    value.as_ref().and_then(|value| value.get("format")?.as_str()).is_some_and(|format| format != FORMAT)
+}
+
 impl Document {
     /// Parses and validates a manifest; authentication is verified later, when keys are at hand.
     ///

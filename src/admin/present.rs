@@ -1,0 +1,33 @@
+//! What stands in a location that may need repair: a manifest, nothing, or something that is no manifest any more.
+
+use super::{Admin, AdminError};
+use crate::{
+    backend::StoreError,
+    keyring::{Document, is_of_another_format},
+};
+
+/// What a repair finds, and is going to exchange.
+pub(super) struct Present {
+    /// Byte for byte, for the compare-and-swap; `None` if nothing is there.
+    pub(super) bytes: Option<Vec<u8>>,
+    pub(super) document: Option<Document>,
+    /// Why what is there is no manifest.
+    pub(super) damage: Option<String>,
+}
+
+impl Admin {
+    /// # Errors
+    /// The store's; and [`AdminError::Manifest`] for a manifest of another format, which is nothing to repair.
+    pub(super) async fn present(&self) -> Result<Present, AdminError> {
+        let bytes = match self.read_bytes().await {
+            Ok(bytes) => bytes,
+            Err(StoreError::Missing(_)) => return Ok(Present { bytes: None, document: None, damage: None }),
+            Err(error) => return Err(error.into()),
+        };
+        match Document::parse(&bytes) {
+            Ok(document) => Ok(Present { bytes: Some(bytes), document: Some(document), damage: None }),
+            Err(error) if is_of_another_format(&bytes) => Err(AdminError::Manifest { location: self.location().clone(), error }),
+            Err(error) => Ok(Present { bytes: Some(bytes), document: None, damage: Some(error.to_string()) }),
+        }
+    }
+}
