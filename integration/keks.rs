@@ -190,6 +190,12 @@ async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
     };
     piped(&init);
     piped(&["keyring", "rotate", &manifest, "--activate", "now"]);
+    // Also for two KEKs, which want the passphrase at the same time.
+    fs::write(world.path("kek2"), age::encrypt(&recipient, &[9; 32]).unwrap()).unwrap();
+    fs::set_permissions(world.path("kek2"), fs::Permissions::from_mode(0o600)).unwrap();
+    let kek2 = format!("local:{}", world.path("kek2").display());
+    piped(&["keyring", "rewrap-kek", &manifest, "--add", &kek2]);
+    piped(&["keyring", "verify", &manifest]);
 
     let config = "[local]\npassphrase_file = \"passphrase\"\n[refresh]\nmax_backoff = \"100ms\"\n";
     let sidecar = world.launch("one", config, &["demo"]);

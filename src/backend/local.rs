@@ -3,6 +3,8 @@
 
 mod passphrase;
 
+pub use passphrase::PassphraseFile;
+
 use std::{
     fs::{File, Metadata, OpenOptions},
     io::{self, Read, Write},
@@ -24,7 +26,7 @@ const LONGEST: usize = 4096;
 /// its file stays the same, because opening it takes a second on purpose.
 pub struct LocalKek {
     path: PathBuf,
-    passphrase_file: Option<PathBuf>,
+    passphrase: Option<Arc<PassphraseFile>>,
     opened: Arc<Mutex<Option<Opened>>>,
     /// The read that is under way. Who asks meanwhile, as every version of every keyring does at a start, gets what it gives.
     reading: Mutex<Option<WeakShared<Reading>>>,
@@ -59,13 +61,13 @@ impl LocalKek {
     /// The KEK in the file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let (opened, reading) = (Arc::default(), Mutex::default());
-        Self { path: path.into(), passphrase_file: None, opened, reading, lane: Lane::new(1) }
+        Self { path: path.into(), passphrase: None, opened, reading, lane: Lane::new(1) }
     }
 
-    /// The same, whose passphrase, if it has one, is in `file`.
+    /// The same, whose passphrase, if it has one, is that of `file`, which it shares with others.
     #[must_use]
-    pub fn with_passphrase_in(self, file: Option<PathBuf>) -> Self {
-        Self { passphrase_file: file, ..self }
+    pub fn with_passphrase(self, file: Option<Arc<PassphraseFile>>) -> Self {
+        Self { passphrase: file, ..self }
     }
 
     fn load(&self) -> Shared<Reading> {
@@ -73,9 +75,9 @@ impl LocalKek {
         if let Some(reading) = under_way.as_ref().and_then(WeakShared::upgrade) {
             return reading;
         }
-        let (path, passphrase_file, opened) = (self.path.clone(), self.passphrase_file.clone(), Arc::clone(&self.opened));
+        let (path, passphrase, opened) = (self.path.clone(), self.passphrase.clone(), Arc::clone(&self.opened));
         let lane = self.lane.clone();
-        let read = async move { lane.run(move || load(&path, passphrase_file.as_deref(), &opened)).await };
+        let read = async move { lane.run(move || load(&path, passphrase.as_deref(), &opened)).await };
         let reading = (Box::pin(read) as Reading).shared();
         *under_way = reading.downgrade();
         reading
@@ -95,7 +97,7 @@ impl LocalKek {
     }
 }
 
-fn load(path: &Path, passphrase_file: Option<&Path>, opened: &Mutex<Option<Opened>>) -> Result<Arc<SecretKey>, KekError> {
+fn load(path: &Path, passphrase: Option<&PassphraseFile>, opened: &Mutex<Option<Opened>>) -> Result<Arc<SecretKey>, KekError> {
     let failed = |fault, reason: String| KekError::new(fault, format!("local:{}: {reason}", path.display()));
     let unreadable = |error: io::Error| {
         let fault = match error.kind() {
@@ -131,7 +133,7 @@ fn load(path: &Path, passphrase_file: Option<&Path>, opened: &Mutex<Option<Opene
     if let Some(opened) = opened.as_ref().filter(|opened| opened.file == stamp) {
         return Ok(Arc::clone(&opened.key));
     }
-    let key = passphrase::open(&bytes, passphrase_file).map_err(|(fault, reason)| failed(fault, reason))?;
+    let key = passphrase::open(&bytes, passphrase).map_err(|(fault, reason)| failed(fault, reason))?;
     let key = Arc::new(key);
     *opened = Some(Opened { file: stamp, key: Arc::clone(&key) });
     Ok(key)
@@ -211,7 +213,7 @@ mod tests {
         let without = LocalKek::new(&path);
         assert!(message(without.wrap(&dek, CONTEXT).await).contains("local.passphrase_file"));
 
-        let kek = LocalKek::new(&path).with_passphrase_in(Some(passphrase.clone()));
+        let kek = LocalKek::new(&path).with_passphrase(Some(Arc::new(PassphraseFile::new(&passphrase))));
         assert!(message(kek.wrap(&dek, CONTEXT).await).contains("can't read"));
         write(&passphrase, b"battery staple\n");
         assert!(message(kek.wrap(&dek, CONTEXT).await).contains("doesn't open"));

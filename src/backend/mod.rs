@@ -47,7 +47,7 @@ pub struct Backends {
     #[cfg(feature = "local")]
     are_local_keks_meant: bool,
     #[cfg(feature = "local")]
-    local: config::Local,
+    local_passphrase: Option<Arc<local::PassphraseFile>>,
     #[cfg(feature = "aws")]
     aws: Arc<aws::Room>,
     #[cfg(feature = "azure")]
@@ -68,7 +68,7 @@ impl Backends {
             #[cfg(feature = "local")]
             are_local_keks_meant: settings.local_keks,
             #[cfg(feature = "local")]
-            local: settings.local.clone(),
+            local_passphrase: settings.local.passphrase_file.as_ref().map(|file| Arc::new(local::PassphraseFile::new(file))),
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
             #[cfg(feature = "azure")]
@@ -95,7 +95,7 @@ impl Backends {
                 if !self.are_local_keks_meant {
                     tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
                 }
-                Ok(Arc::new(local::LocalKek::new(uri.rest()).with_passphrase_in(self.local.passphrase_file.clone())))
+                Ok(Arc::new(local::LocalKek::new(uri.rest()).with_passphrase(self.local_passphrase.clone())))
             }
             #[cfg(feature = "azure")]
             "azure-kv" => self.azure.kek(uri),

@@ -4,7 +4,8 @@ use std::{
     fs::File,
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use age::{Decryptor, secrecy::SecretString};
@@ -26,18 +27,57 @@ pub(super) fn is_encrypted(bytes: &[u8]) -> bool {
     bytes.starts_with(BEGINNING)
 }
 
+/// The passphrase of all encrypted KEKs of a process, in a file. It is read once and kept, because a pipe gives it once; a file
+/// proper is read again when what is kept doesn't open a KEK.
+pub struct PassphraseFile {
+    path: PathBuf,
+    kept: Mutex<Option<SecretString>>,
+}
+
+impl PassphraseFile {
+    /// The passphrase in the file at `path`. It is read when the first KEK needs it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), kept: Mutex::default() }
+    }
+
+    /// The key in an encrypted file.
+    fn open(&self, encrypted: &[u8]) -> Result<SecretKey, (KekFault, String)> {
+        // Whoever comes meanwhile waits: the first reader of a pipe gets all of it.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (passphrase, is_fresh) = match kept.as_ref() {
+            Some(passphrase) => (passphrase.clone(), false),
+            None => (kept.insert(read(&self.path)?).clone(), true),
+        };
+        drop(kept);
+        let result = decrypt(encrypted, passphrase, &self.path);
+        let may_have_changed = !is_fresh && self.path.metadata().is_ok_and(|metadata| metadata.is_file());
+        match result {
+            Err((KekFault::Denied, _)) if may_have_changed => {
+                let passphrase = read(&self.path)?;
+                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(passphrase.clone());
+                decrypt(encrypted, passphrase, &self.path)
+            }
+            result => result,
+        }
+    }
+}
+
 /// The key in an encrypted file.
-pub(super) fn open(encrypted: &[u8], passphrase_file: Option<&Path>) -> Result<SecretKey, (KekFault, String)> {
-    let file = passphrase_file.ok_or_else(|| {
+pub(super) fn open(encrypted: &[u8], passphrase: Option<&PassphraseFile>) -> Result<SecretKey, (KekFault, String)> {
+    let passphrase = passphrase.ok_or_else(|| {
         let how = "name the file that holds it: `local.passphrase_file` in the config, for commands also --kek-passphrase-file";
         (KekFault::Misconfigured, format!("this KEK is encrypted with a passphrase; {how}"))
     })?;
+    passphrase.open(encrypted)
+}
+
+fn decrypt(encrypted: &[u8], passphrase: SecretString, file: &Path) -> Result<SecretKey, (KekFault, String)> {
     let broken = |error: &dyn std::fmt::Display| (KekFault::Misconfigured, format!("this is no whole age file: {error}"));
     let decryptor = Decryptor::new(encrypted).map_err(|error| broken(&error))?;
     if !decryptor.is_scrypt() {
         return Err((KekFault::Misconfigured, "this age file is not encrypted with a passphrase; make it with `age -p`".into()));
     }
-    let mut identity = age::scrypt::Identity::new(read(file)?);
+    let mut identity = age::scrypt::Identity::new(passphrase);
     identity.set_max_work_factor(GREATEST_WORK);
     let mut plaintext = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
         age::DecryptError::ExcessiveWork { required, .. } => {
@@ -59,7 +99,7 @@ pub(super) fn open(encrypted: &[u8], passphrase_file: Option<&Path>) -> Result<S
     SecretKey::from_slice(&bytes).ok_or_else(wrong_length)
 }
 
-/// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for a KEK is opened once.
+/// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for it is read once.
 fn read(path: &Path) -> Result<SecretString, (KekFault, String)> {
     let unreadable =
         |error: io::Error| (KekFault::Denied, format!("can't read {} (`local.passphrase_file`): {error}", path.display()));
