@@ -145,9 +145,21 @@ fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
 fn a_passphrase_opens_its_backup_and_no_other_does() {
     let world = World::with_demo();
     let (file, right, wrong) = (world.path("backup.age"), world.path("right"), world.path("wrong"));
+    for file in [&right, &wrong] {
+        fs::write(file, "").unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     fs::write(&wrong, "short\n").unwrap();
     let weak = ["--to", &text(&file), "--passphrase-file", &text(&wrong)];
     failed(&world.try_keyring("backup", "demo", &weak), 1, "fewer than 12 characters");
+    // Cut at any length, it would open the backup nowhere else.
+    fs::write(&wrong, "x".repeat(5000)).unwrap();
+    failed(&world.try_keyring("backup", "demo", &weak), 1, "longer than 4096 bytes");
+    fs::write(&wrong, format!("{PASSPHRASE}\n")).unwrap();
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o644)).unwrap();
+    failed(&world.try_keyring("backup", "demo", &weak), 1, "chmod o=");
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(!file.exists());
     fs::write(&wrong, "another one altogether\n").unwrap();
     fs::write(&right, format!("{PASSPHRASE}\n")).unwrap();
     world.keyring("backup", "demo", &["--to", &text(&file), "--passphrase-file", &text(&right)]);

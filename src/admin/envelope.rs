@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, BufReader, Read, Write},
     iter,
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -50,14 +51,28 @@ impl Passphrase {
     /// The first line of a file, or of a descriptor as `/dev/fd/N`.
     ///
     /// # Errors
-    /// The file can't be read.
+    /// The file can't be read, or by everybody; or the line is longer than a passphrase can be.
     pub fn from_file(path: &Path) -> Result<Self, EnvelopeError> {
-        const LONGEST: u64 = 4096;
+        const LONGEST: usize = 4096;
 
-        let failed = |error: io::Error| EnvelopeError::Input(format!("{}: can't read the passphrase: {error}", path.display()));
-        let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
-        File::open(path).map_err(failed)?.take(LONGEST).read_to_string(&mut text).map_err(failed)?;
-        Ok(Self::new(text.lines().next().unwrap_or_default()))
+        let wrong = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
+        let failed = |error: io::Error| wrong(format!("can't read the passphrase: {error}"));
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_file() && metadata.mode() & 0o007 != 0 {
+            return Err(wrong(format!("everybody can read the passphrase; run: chmod o= {}", path.display())));
+        }
+        // Of its full length at once, so that no shorter buffer is left behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 2));
+        file.take(LONGEST as u64 + 2).read_to_end(&mut bytes).map_err(failed)?;
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.len() > LONGEST {
+            // Cut, it would open nothing elsewhere.
+            return Err(wrong(format!("the passphrase is longer than {LONGEST} bytes")));
+        }
+        let text = std::str::from_utf8(line).map_err(|_| wrong("the passphrase is not UTF-8".into()))?;
+        Ok(Self::new(text))
     }
 
     /// A passphrase that somebody typed.
