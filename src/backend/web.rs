@@ -75,7 +75,7 @@ impl Web {
         let pool = self.standing.pool().await.map_err(WebError::Identity)?;
         for _ in 0..=REDIRECTS {
             self.allows(request.uri())?;
-            let shown = request.uri().to_string();
+            let shown = plain_http::shown(request.uri());
             let response = pool.request(request.clone().map(Full::new)).await;
             let response = response.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
             let (head, mut body) = response.into_parts();
@@ -83,7 +83,10 @@ impl Web {
             if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
                 let target = target(&shown, &head.headers)?;
                 if leaves_tls(request.uri(), &target) {
-                    return Err(WebError::NotAllowed(format!("{shown} sends the request on to {target}, which is not https")));
+                    return Err(WebError::NotAllowed(format!(
+                        "{shown} sends the request on to {}, which is not https",
+                        plain_http::shown(&target)
+                    )));
                 }
                 *request.uri_mut() = target;
                 continue;
@@ -99,7 +102,7 @@ impl Web {
             }
             return Ok(Answer { status: head.status, headers: head.headers, body: bytes });
         }
-        Err(WebError::Unreachable(format!("{} sends requests round in a circle", request.uri())))
+        Err(WebError::Unreachable(format!("{} sends requests round in a circle", plain_http::shown(request.uri()))))
     }
 }
 

@@ -165,7 +165,15 @@ impl FromStr for Location {
                 Some(rest) => pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key }),
                 None => Err(Malformed::new("write s3://BUCKET/KEY")),
             },
-            Some(("https" | "http", rest)) if rest.len() > 2 && rest.starts_with("//") => Ok(Self::Web(text.to_owned())),
+            Some(("https" | "http", rest)) if rest.len() > 2 && rest.starts_with("//") => {
+                let authority = rest[2..].split(['/', '?', '#']).next().unwrap_or_default();
+                if authority.contains('@') {
+                    return Err(Malformed::new(
+                        "a URL carries no user and password, which would show wherever it does; log in by a client certificate (`[web]`)",
+                    ));
+                }
+                Ok(Self::Web(text.to_owned()))
+            }
             Some((scheme, _)) if is_scheme(scheme) => {
                 Err(Malformed::new(format!("`{scheme}:` is not a manifest location; known: {LOCATIONS}")))
             }
@@ -181,7 +189,11 @@ impl fmt::Display for Location {
             Self::VaultKv { mount, path } => write!(f, "vault-kv:{mount}/{path}"),
             Self::AwsSm(name) => write!(f, "aws-sm:{name}"),
             Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
-            Self::Web(url) => f.write_str(url),
+            // A query may be what lets its bearer in, as in a presigned URL.
+            Self::Web(url) => match url.split_once('?') {
+                Some((url, _)) => write!(f, "{url}?…"),
+                None => f.write_str(url),
+            },
         }
     }
 }
@@ -220,6 +232,15 @@ mod tests {
             assert_eq!(text.parse::<Location>().expect(text).to_string(), text);
         }
         assert_eq!("a/b".parse(), Ok(Location::File("a/b".into())));
+        // What lets somebody in is asked with and not shown.
+        let signed: Location = "https://host/a?X-Amz-Signature=secret".parse().expect("presigned");
+        assert_eq!(signed.to_string(), "https://host/a?…");
+        assert_eq!(signed, Location::Web("https://host/a?X-Amz-Signature=secret".into()));
+        for with_password in ["https://user:pw@host/a", "https://token@host", "http://user:pw@host?a"] {
+            let error = with_password.parse::<Location>().expect_err(with_password).to_string();
+            assert!(!error.contains("pw@") && error.contains("no user and password"), "{error}");
+        }
+        "https://host/a@b".parse::<Location>().expect("no user");
         for malformed in
             ["", "file:", "vault-kv:secret", "vault-kv:/a", "aws-sm:", "s3:bucket/key", "s3://bucket/", "s4://a/b", "https:a"]
         {
