@@ -4,12 +4,12 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
-    process::Output,
+    process::{Command, Output},
 };
 
 use serde_json::Value;
 
-use crate::harness::{OCTETS, World, wait};
+use crate::harness::{OCTETS, World, binary, wait};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -99,6 +99,31 @@ fn without_a_record_nothing_is_done() {
     fs::write(world.path("file.toml"), config("[audit]\nfile = \"by-config.log\"\n")).unwrap();
     world.keyring("touch", "demo", &["--config", &text(&world.path("file.toml"))]);
     assert_eq!(named(&records(&world.path("by-config.log")), "keyring.touch").len(), 2);
+}
+
+#[test]
+fn an_output_that_cant_be_written_is_no_failure_of_the_act() {
+    let world = World::with_demo();
+    let (log, full) = (world.path("audit.log"), fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let manifest = text(&world.manifest("demo"));
+    let output =
+        Command::new(binary()).args(["keyring", "touch", &manifest, "--audit", &text(&log)]).stdout(full).output().unwrap();
+    failed(&output, 1, "can't write to standard output: No space left on device");
+    failed(&output, 1, "it was done, and the audit log says so");
+    assert_eq!(records(&log)[1]["details"]["phase"], "done");
+    assert_eq!(world.read_manifest("demo")["generation"], 2);
+}
+
+#[test]
+fn what_lets_the_bearer_of_a_url_in_is_in_no_record_and_no_message() {
+    let world = World::new();
+    let log = world.path("audit.log");
+    let touch = |url: &str| world.run(&["keyring", "touch", url, "--audit", &text(&log)]);
+    failed(&touch("http://127.0.0.1:1/demo.json?X-Amz-Signature=hush"), 1, "http://127.0.0.1:1/demo.json?…");
+    assert_eq!(records(&log)[0]["details"]["arguments"][2], "http://127.0.0.1:1/demo.json?…");
+    assert!(!fs::read_to_string(&log).unwrap().contains("hush"));
+    failed(&touch("http://user:hush@127.0.0.1:1/demo.json"), 2, "no user and password");
+    assert_eq!(records(&log).len(), 2, "nothing was begun");
 }
 
 fn config(audit: &str) -> String {

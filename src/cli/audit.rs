@@ -14,7 +14,7 @@ use super::{
 use crate::{
     audit::{self, Act, AuditFile, Demands, Link, Outcome, Report, VerifyError},
     clock::Clock,
-    config::{self, AuditSink},
+    config::{self, AuditSink, Location},
     crypto::MacKey,
 };
 
@@ -54,10 +54,10 @@ impl Flags {
         details: Map<String, Value>,
         work: impl Future<Output = Result<Done, Failure>>,
     ) -> Result<(), Failure> {
-        let Some(file) = self.file(config)? else { return work.await.map(drop) };
+        let Some(file) = self.file(config)? else { return work.await?.print() };
         let mut all: Map<String, Value> = details;
-        // Verbatim: no argument is ever a secret, and an operator's reasons stand there.
-        let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+        // No argument is ever a secret, but for the query of a presigned URL; and an operator's reasons stand there.
+        let arguments = std::env::args_os().skip(1).map(|argument| recordable(&argument.to_string_lossy()));
         all.insert("arguments".into(), arguments.collect::<Vec<_>>().into());
         if let Ok(folder) = std::env::current_dir() {
             all.insert("folder".into(), folder.display().to_string().into());
@@ -70,12 +70,26 @@ impl Flags {
             Err(failure) => (failure.outcome(), Map::from_iter([("error".to_owned(), failure.message().into())])),
         };
         match (act.end(outcome, details), result) {
-            (Ok(_), result) => result.map(drop),
-            (Err(error), Ok(_)) => {
-                Err(failed(error).with_advice("it was done, and the audit log says that it was begun, but not how it ended"))
+            // Only now: an output that can't be written changes nothing of what was done.
+            (Ok(_), Ok(done)) => done.print().map_err(|failure| failure.with_advice("it was done, and the audit log says so")),
+            (Ok(_), Err(failure)) => Err(failure),
+            (Err(error), Ok(done)) => {
+                let unrecorded =
+                    failed(error).with_advice("it was done, and the audit log says that it was begun, but not how it ended");
+                Err(match done.print() {
+                    Ok(()) => unrecorded,
+                    Err(failure) => unrecorded.with_advice(failure.message()),
+                })
             }
             (Err(error), Err(failure)) => Err(failure.with_advice(&format!("{error}: this outcome is not recorded"))),
         }
+    }
+}
+
+fn recordable(argument: &str) -> String {
+    match argument.parse() {
+        Ok(location @ Location::Web(_)) => location.to_string(),
+        _ => argument.to_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     keks::anchored,
     keyring::{Done, Sidecars, Target, changed},
-    output::{Failure, Format, print},
+    output::{Failure, Format, render},
     shown,
 };
 use crate::{
@@ -209,7 +209,7 @@ fn report(format: Format, file: &str, backup: &Backup, recorded: Option<&Documen
         verified: backup.proof == Proof::Holder,
         recorded_in: recorded.map(|document| document.manifest().generation),
     };
-    print(format, &report, || {
+    let output = render(format, &report, || {
         let newest = report.newest_version;
         let mut text = format!(
             "{name}: {file} holds generation {} with versions up to {newest}\nSHA-256 {}\n",
@@ -232,6 +232,7 @@ fn report(format: Format, file: &str, backup: &Backup, recorded: Option<&Documen
         details: [("backup_sha256".to_owned(), report.sha256.into()), ("verified".to_owned(), report.verified.into())]
             .into_iter()
             .collect(),
+        output,
     })
 }
 

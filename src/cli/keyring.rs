@@ -10,7 +10,7 @@ use super::{
     audit::Flags,
     backup::{BackUp, Recover, Restore},
     keks::{RewrapKek, Verify, anchored},
-    output::{Failure, Format, columns, print},
+    output::{Failure, Format, columns, print, render, write_out},
     shown,
 };
 use crate::{
@@ -271,9 +271,15 @@ pub(super) struct Done {
     pub(super) generation: Option<u64>,
     pub(super) version: Option<u32>,
     pub(super) details: Map<String, Value>,
+    /// What is to be printed once all of it is recorded.
+    pub(super) output: String,
 }
 
 impl Done {
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        write_out(&self.output)
+    }
+
     pub(super) fn details(&self) -> Map<String, Value> {
         let mut details = self.details.clone();
         details.extend(self.keyring.clone().map(|keyring| ("keyring".to_owned(), keyring.into())));
@@ -285,7 +291,7 @@ impl Done {
 
 impl Command {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
-        let Some((name, target, details)) = self.act() else { return self.perform(format).await.map(drop) };
+        let Some((name, target, details)) = self.act() else { return self.perform(format).await?.print() };
         let (flags, config) = (target.audit.clone(), target.reach.config.clone());
         flags.around(config.as_ref(), name, details, self.perform(format)).await
     }
@@ -488,9 +494,9 @@ pub(super) fn changed(
         version,
         message,
     };
-    print(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))?;
+    let output = render(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))?;
     let keyring = Some(manifest.name.to_string());
-    Ok(Done { keyring, generation: Some(manifest.generation), version, details: Map::new() })
+    Ok(Done { keyring, generation: Some(manifest.generation), version, details: Map::new(), output })
 }
 
 #[derive(Serialize)]

@@ -120,16 +120,25 @@ impl From<io::Error> for Failure {
 
 /// Prints a result: `value` as JSON, or `text`.
 pub(super) fn print(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
+    write_out(&render(format, value, text)?)
+}
+
+/// The same as it would be printed.
+pub(super) fn render(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String, Failure> {
     match format {
-        Format::Text => out.write_all(printable_lines(&text()).as_bytes())?,
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, value).map_err(|error| Failure::failed(error.to_string()))?;
-            out.write_all(b"\n")?;
-        }
+        Format::Text => Ok(printable_lines(&text())),
+        Format::Json => match serde_json::to_string_pretty(value) {
+            Ok(json) => Ok(json + "\n"),
+            Err(error) => Err(Failure::failed(error.to_string())),
+        },
     }
-    out.flush()?;
-    Ok(())
+}
+
+/// Prints what was rendered.
+pub(super) fn write_out(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::failed(format!("can't write to standard output: {error}")))
 }
 
 /// Text of somebody else in a line of ours, such as the name of a file: what would steer a terminal, begin a line or turn the
