@@ -123,7 +123,12 @@ fn what_lets_the_bearer_of_a_url_in_is_in_no_record_and_no_message() {
     assert_eq!(records(&log)[0]["details"]["arguments"][2], "http://127.0.0.1:1/demo.json?…");
     assert!(!fs::read_to_string(&log).unwrap().contains("hush"));
     failed(&touch("http://user:hush@127.0.0.1:1/demo.json"), 2, "no user and password");
+    let sidecar = ["keyring", "recover", "http://127.0.0.1:1/a", "--sidecar", "http://user:hush@127.0.0.1:1"];
+    failed(&world.run(&[&sidecar[..], &["--audit", &text(&log)]].concat()), 2, "no user and password");
     assert_eq!(records(&log).len(), 2, "nothing was begun");
+    let sidecar = ["--sidecar=http://127.0.0.1:1/?hush", "--audit", &text(&log)];
+    world.run(&[&["keyring", "recover", "http://127.0.0.1:1/a"], &sidecar[..]].concat());
+    assert_eq!(records(&log)[2]["details"]["arguments"][3], "--sidecar=http://127.0.0.1:1/?…");
 }
 
 fn config(audit: &str) -> String {

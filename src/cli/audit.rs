@@ -86,9 +86,11 @@ impl Flags {
     }
 }
 
+/// An argument as it is recorded: a URL without its query.
 fn recordable(argument: &str) -> String {
-    match argument.parse() {
-        Ok(location @ Location::Web(_)) => location.to_string(),
+    match (argument.parse(), argument.split_once('=')) {
+        (Ok(location @ Location::Web(_)), _) => location.to_string(),
+        (_, Some((flag, value))) if flag.starts_with("--") => format!("{flag}={}", recordable(value)),
         _ => argument.to_owned(),
     }
 }

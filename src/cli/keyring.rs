@@ -198,7 +198,7 @@ pub(super) struct Disable {
 #[derive(Debug, Args)]
 pub(super) struct Sidecars {
     /// The ops listener of a live sidecar, such as http://10.1.2.3:9464 or https://10.1.2.3:9464; name every one.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = sidecar_url)]
     sidecar: Vec<Uri>,
     /// Certificates (PEM) of the authorities that sidecars' certificates come from, instead of the system's.
     #[arg(long, value_name = "FILE", requires = "sidecar")]
@@ -235,6 +235,15 @@ pub(super) struct Destroy {
     /// With --lost: the version that encrypts for every wave from now on, if the lost one did for any.
     #[arg(long, value_name = "VERSION", requires = "lost")]
     successor: Option<u32>,
+}
+
+/// Arguments are recorded, and messages name sidecars by their URLs.
+fn sidecar_url(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|error| format!("this is not a URL: {error}"))?;
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("a sidecar's URL carries no user and password; log in by --sidecar-cert and --sidecar-key".into());
+    }
+    Ok(url)
 }
 
 fn takeover(text: &str) -> Result<Takeover, String> {
