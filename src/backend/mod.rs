@@ -30,7 +30,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use crate::config::{self, KekUri, Location, Malformed};
 
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "https-client", feature = "tls"))]
 pub use client_tls::{Identity, client_config, trusted_roots};
 pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
