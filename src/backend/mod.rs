@@ -20,6 +20,7 @@ pub mod local;
 mod pkcs11;
 #[cfg(any(feature = "aws", feature = "https-client"))]
 mod plain_http;
+mod secret;
 mod store;
 #[cfg(feature = "vault")]
 mod vault;
@@ -28,12 +29,13 @@ mod web;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use crate::config::{self, KekUri, Location, Malformed};
+use crate::config::{self, KekUri, Location, Malformed, SecretSource};
 
 #[cfg(any(feature = "https-client", feature = "tls"))]
 pub use client_tls::{Identity, client_config, trusted_roots};
 pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
+pub use secret::{Answer, Fetched, Held, Lease, SecretError, SecretFault, SecretProvider, Which};
 pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};
 
 pub(crate) use heard::{Late, within};
@@ -138,6 +140,21 @@ impl Backends {
                 location: elsewhere.clone(),
                 reason: "this build has no backend for such a location".into(),
             }),
+        }
+    }
+
+    /// The provider that a source names.
+    ///
+    /// # Errors
+    /// This build has no such backend, or its settings are wrong. Whether it answers shows in use.
+    pub fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
+        match source {
+            SecretSource::File(path) => Ok(Arc::new(file::FileSecret::new(path))),
+            #[allow(unreachable_patterns, reason = "unless a backend is left out")]
+            elsewhere => {
+                let message = format!("{elsewhere}: this build has no backend for such a source");
+                Err(SecretError::new(SecretFault::Misconfigured, message))
+            }
         }
     }
 }

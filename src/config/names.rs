@@ -67,9 +67,14 @@ text_type!(
     Wave,
     check_name
 );
+text_type!(
+    /// A secret's name. Same alphabet as [`KeyringName`].
+    SecretName,
+    check_name
+);
 pub(super) use text_type;
 
-fn check_name(text: &str) -> Result<(), Malformed> {
+pub(super) fn check_name(text: &str) -> Result<(), Malformed> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let starts_well = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     if starts_well && text.len() <= 63 && text.chars().all(allowed) {

@@ -12,11 +12,12 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, Operation, Ops, Refresh, Rule,
-    Runtime, Settings, Span, Tcp, Timeouts, Wave,
+    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, NamePattern, Operation, Ops,
+    Refresh, Rule, Runtime, Settings, Span, Tcp, Timeouts, Wave,
     audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
+    secrets::{known_secret, secrets},
     tls::tls,
 };
 
@@ -123,7 +124,12 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let backends = backends(root, folder);
     let mut named = Vec::new();
     let keyrings = keyrings(root, folder, &mut named);
-    let policy = root.sections("policy", |section| rule(section, &named, has_tcp));
+    let mut secret_names = Vec::new();
+    let secrets = secrets(root, folder, &mut secret_names);
+    if named.is_empty() && secret_names.is_empty() && !root.has("keyring") && !root.has("secret") {
+        root.absence("keyring", "at least one [[keyring]] or [[secret]] is required");
+    }
+    let policy = root.sections("policy", |section| rule(section, &named, &secret_names, has_tcp));
     Ok(Settings {
         wave: wave?,
         listen: listen?,
@@ -136,6 +142,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
         audit: audit?,
         backends: backends?,
         keyrings: keyrings?,
+        secrets: secrets?,
         policy: policy?,
     })
 }
@@ -338,11 +345,7 @@ fn runtime(section: &Section<'_>) -> Read<Runtime> {
 type Named<'t> = (&'t str, usize);
 
 fn keyrings<'t>(root: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>) -> Read<Vec<Keyring>> {
-    let keyrings = root.sections("keyring", |section| keyring(section, folder, named))?;
-    if keyrings.is_empty() {
-        return Err(root.absence("keyring", "at least one [[keyring]] is required"));
-    }
-    Ok(keyrings)
+    root.sections("keyring", |section| keyring(section, folder, named))
 }
 
 fn keyring<'t>(section: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>) -> Read<Keyring> {
@@ -401,9 +404,15 @@ fn keks(section: &Section<'_>, folder: &Path, needed: bool) -> Read<KekScope> {
     }
 }
 
-fn rule(section: &Section<'_>, named: &[Named<'_>], has_tcp: bool) -> Read<Rule> {
-    let keyrings = section.required("keyrings").and_then(|value| selection(&value, |item| known_name(item, named)));
-    let operations = section.required("operations").and_then(|value| selection(&value, operation));
+fn rule(section: &Section<'_>, named: &[Named<'_>], secrets: &[(NamePattern, usize)], has_tcp: bool) -> Read<Rule> {
+    // Either kind of thing, or both; what is done with keyrings has to be said.
+    let is_of_keyrings = section.has("keyrings") || section.has("operations") || !section.has("secrets");
+    let keyrings = if is_of_keyrings { section.required("keyrings").map(Some) } else { Ok(None) };
+    let keyrings =
+        keyrings.and_then(|value| value.map_or(Ok(Some(Vec::new())), |value| selection(&value, |item| known_name(item, named))));
+    let operations = if is_of_keyrings { section.required("operations").map(Some) } else { Ok(None) };
+    let operations = operations.and_then(|value| value.map_or(Ok(Some(Vec::new())), |value| selection(&value, operation)));
+    let secrets = section.or("secrets", Vec::new(), |value| rule_secrets(value, secrets));
     let uids = section.or("uids", Vec::new(), |value| value.list(|item| uid(&item)));
     let gids = section.or("gids", Vec::new(), |value| value.list(|item| gid(&item)));
     let token = section.or("token", false, |value| token(value, has_tcp));
@@ -415,7 +424,7 @@ fn rule(section: &Section<'_>, named: &[Named<'_>], has_tcp: bool) -> Read<Rule>
     }
     let implied = || Operation::ALL.into_iter().filter(|operation| operation.is_implied()).collect();
     let operations = operations?.unwrap_or_else(implied);
-    Ok(Rule { keyrings: keyrings?, operations, uids: uids?, gids: gids?, token: token? })
+    Ok(Rule { keyrings: keyrings?, operations, secrets: secrets?, uids: uids?, gids: gids?, token: token? })
 }
 
 /// Stands for every name.
@@ -434,6 +443,21 @@ fn selection<T>(value: &Value<'_>, mut read: impl FnMut(&Value<'_>) -> Read<T>) 
         return Err(value.problem("names nothing; write \"*\" for all"));
     }
     Ok(items.into_iter().collect())
+}
+
+/// The patterns of a rule; [`EVERY`] is one.
+fn rule_secrets(value: &Value<'_>, secrets: &[(NamePattern, usize)]) -> Read<Vec<NamePattern>> {
+    if value.is(EVERY) {
+        return value.parsed().map(|every| vec![every]);
+    }
+    if !value.is_array() {
+        return Err(value.unexpected("an array or \"*\""));
+    }
+    let patterns = value.list(|item| if item.is(EVERY) { item.parsed() } else { known_secret(&item, secrets) })?;
+    if patterns.is_empty() {
+        return Err(value.problem("names nothing; write \"*\" for all"));
+    }
+    Ok(patterns)
 }
 
 fn known_name(value: &Value<'_>, named: &[Named<'_>]) -> Read<KeyringName> {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Audit, Backends, KekScope, KeyringName, Location, SignerKey, Tls, Wave};
+use super::{Audit, Backends, KekScope, KeyringName, Location, NamePattern, Secrets, SignerKey, Tls, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct Settings {
     pub backends: Backends,
     /// The keyrings that are served.
     pub keyrings: Vec<Keyring>,
+    /// The secrets that are served.
+    pub secrets: Secrets,
     /// Who may do what. Empty: whoever may open the socket may do everything.
     pub policy: Vec<Rule>,
 }
@@ -237,8 +239,10 @@ pub enum Confirm {
 pub struct Rule {
     /// The keyrings; `None` is every one.
     pub keyrings: Option<Vec<KeyringName>>,
-    /// The operations.
+    /// The operations with those.
     pub operations: Vec<Operation>,
+    /// The secrets that may be fetched.
+    pub secrets: Vec<NamePattern>,
     /// User ids that it speaks for.
     pub uids: Vec<u32>,
     /// Group ids that it speaks for (the process's effective group).

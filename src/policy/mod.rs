@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{KeyringName, Operation, Rule};
+use crate::config::{KeyringName, NamePattern, Operation, Rule, SecretName};
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct Policy {
 struct Compiled {
     keyrings: Option<BTreeSet<KeyringName>>,
     operations: Vec<Operation>,
+    secrets: Vec<NamePattern>,
     uids: BTreeSet<u32>,
     gids: BTreeSet<u32>,
     token: bool,
@@ -71,6 +72,7 @@ impl Policy {
         let compile = |rule: &Rule| Compiled {
             keyrings: rule.keyrings.as_ref().map(|names| names.iter().cloned().collect()),
             operations: rule.operations.clone(),
+            secrets: rule.secrets.clone(),
             uids: rule.uids.iter().copied().collect(),
             gids: rule.gids.iter().copied().collect(),
             token: rule.token,
@@ -78,9 +80,16 @@ impl Policy {
         Self { rules: rules.iter().map(compile).collect() }
     }
 
-    /// Whether `caller` may do anything at all, with any keyring.
+    /// Whether `caller` may do anything at all, with any keyring or secret.
     pub fn knows(&self, caller: &Caller) -> bool {
-        self.rules.is_empty() || self.rules.iter().any(|rule| rule.speaks_for(caller) && !rule.operations.is_empty())
+        let gives = |rule: &Compiled| !rule.operations.is_empty() || !rule.secrets.is_empty();
+        self.rules.is_empty() || self.rules.iter().any(|rule| rule.speaks_for(caller) && gives(rule))
+    }
+
+    /// Whether `caller` may fetch `secret`.
+    pub fn may_fetch(&self, caller: &Caller, secret: &SecretName) -> bool {
+        let covers = |rule: &Compiled| rule.secrets.iter().any(|pattern| pattern.covers(secret.as_str()));
+        self.rules.is_empty() || self.rules.iter().any(|rule| rule.speaks_for(caller) && covers(rule))
     }
 
     /// What `caller` may do with `keyring`.
@@ -108,6 +117,7 @@ mod tests {
         Rule {
             keyrings: keyrings.map(|names| names.iter().map(|text| name(text)).collect()),
             operations: operations.to_vec(),
+            secrets: vec![],
             uids: uids.to_vec(),
             gids: vec![],
             token: false,
@@ -136,6 +146,22 @@ mod tests {
         assert!(!policy.permissions(&process(7, 0), &name("b")).allow(Operation::Decrypt));
         assert!(!policy.permissions(&process(9, 7), &name("a")).allow_any());
         assert!(!policy.permissions(&Caller::TokenHolder, &name("a")).allow_any());
+    }
+
+    #[test]
+    fn a_secret_is_for_whom_a_rule_names_it_to() {
+        let secret = |text: &str| text.parse::<SecretName>().expect("name");
+        let seven = process(7, 0);
+        assert!(Policy::new(&[]).may_fetch(&seven, &secret("db")), "without rules the socket's mode decides alone");
+        let keys = rule(None, &Operation::ALL, &[7]);
+        let policy = Policy::new(std::slice::from_ref(&keys));
+        assert!(!policy.may_fetch(&seven, &secret("db")), "every keyring is no secret");
+        let secrets = ["db", "team-*"].map(|text| text.parse().expect("pattern")).to_vec();
+        let policy = Policy::new(&[keys, Rule { secrets, ..rule(Some(&[]), &[], &[8]) }]);
+        let eight = process(8, 0);
+        assert!(policy.may_fetch(&eight, &secret("db")) && policy.may_fetch(&eight, &secret("team-a")));
+        assert!(!policy.may_fetch(&eight, &secret("other")) && !policy.may_fetch(&seven, &secret("db")));
+        assert!(policy.knows(&eight) && !policy.permissions(&eight, &name("a")).allow_any());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `file:PATH`: a manifest in a file, on a disk, a mounted ConfigMap or a synced folder.
 
 mod copy;
+mod secret;
 mod watcher;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub use copy::LocalCopy;
+pub(super) use secret::FileSecret;
 
 use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
 use crate::config::Location;
@@ -143,7 +145,7 @@ impl FileStore {
         };
         let subscribe = |path: &Path| {
             let name = path.file_name().unwrap_or_default();
-            watcher::subscribe(folder_of(path), name, Arc::clone(changed)).map_err(failed)
+            watcher::subscribe(folder_of(path), Some(name), Arc::clone(changed)).map_err(failed)
         };
         // A file that is a link, or lies behind one, changes at the link and at its end.
         let end = fs::canonicalize(&self.path).ok().filter(|end| *end != self.path);

@@ -26,7 +26,8 @@ struct Watched {
 }
 
 struct Subscriber {
-    name: OsString,
+    /// None stands for every file of the folder.
+    name: Option<OsString>,
     changed: Changed,
 }
 
@@ -37,8 +38,8 @@ pub(super) struct Subscription {
     id: u64,
 }
 
-/// Calls `changed` when the file `name` in `folder` may have changed.
-pub(super) fn subscribe(folder: &Path, name: &OsStr, changed: Changed) -> notify::Result<Subscription> {
+/// Calls `changed` when the file `name` in `folder` may have changed; any file of it, if no name is given.
+pub(super) fn subscribe(folder: &Path, name: Option<&OsStr>, changed: Changed) -> notify::Result<Subscription> {
     let mut slot = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = match slot.upgrade() {
         Some(shared) => shared,
@@ -51,8 +52,11 @@ pub(super) fn subscribe(folder: &Path, name: &OsStr, changed: Changed) -> notify
     drop(slot);
     // Held over both steps, here and in `drop`, so that nobody's end takes away what somebody else has just begun to watch.
     let mut watcher = shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-    let id =
-        shared.watched.lock().unwrap_or_else(PoisonError::into_inner).add(folder, Subscriber { name: name.to_owned(), changed });
+    let id = shared
+        .watched
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .add(folder, Subscriber { name: name.map(OsStr::to_owned), changed });
     // Again for every file, because the folder may be another one than it was. The folder, not the file: a rename replaces the
     // file, and Kubernetes swaps the link `..data` beside it.
     let begun = watcher.watch(folder, RecursiveMode::NonRecursive);
@@ -106,7 +110,10 @@ impl Watched {
     fn concerned_with(&self, path: &Path) -> impl Iterator<Item = &Subscriber> {
         let name = path.file_name().unwrap_or_default().to_owned();
         let subscribers = path.parent().and_then(|folder| self.folders.get(folder));
-        subscribers.into_iter().flat_map(BTreeMap::values).filter(move |subscriber| subscriber.name == name || name == "..data")
+        subscribers
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .filter(move |subscriber| subscriber.name.as_ref().is_none_or(|wanted| *wanted == name) || name == "..data")
     }
 }
 

@@ -244,7 +244,7 @@ c.toml:34: policy[1].operations[0]: expected "encrypt" or "decrypt" or "rewrap" 
 
 #[test]
 fn an_empty_file_is_told_what_it_needs() {
-    let expected = "c.toml:1: listen.socket: is required\nc.toml:1: keyring: at least one [[keyring]] is required";
+    let expected = "c.toml:1: listen.socket: is required\nc.toml:1: keyring: at least one [[keyring]] or [[secret]] is required";
     assert_eq!(problems(""), expected);
 }
 
