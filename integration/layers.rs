@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 9] = [
     &["lifecycle"],
     &["admin", "in_place"],
     &["serve", "scan"],
-    &["refresh"],
+    &["refresh", "secrets"],
     &["policy", "audit", "backend"],
     &["keyring"],
     &["crypto"],

@@ -18,12 +18,13 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{self, AuditError, Recorder},
-    backend::{Backends, StoreError},
+    backend::{Backends, SecretError, StoreError},
     clock::Clock,
     config::Settings,
     crypto::lock_report,
     lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     refresh::{self, Keks, Keyring, Trigger},
+    secrets::{self, Secrets},
     serve::{self, BindError, Listeners, OpsServer, Parts, Tls, TlsError},
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
@@ -56,6 +57,9 @@ pub enum StartError {
     /// A manifest's location.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A secret's source.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The audit log's key. A log that can't be written stops no sidecar.
     #[error("{0} (`audit.key_file`)")]
     Audit(#[from] AuditError),
@@ -70,6 +74,7 @@ pub struct Bound {
     tcp: Option<SocketAddr>,
     ops: SocketAddr,
     keyrings: Vec<Arc<Keyring>>,
+    secrets: Arc<Secrets>,
     tls: Vec<Arc<Tls>>,
     readiness: Arc<Readiness>,
     audit: Recorder,
@@ -86,6 +91,7 @@ pub struct Bound {
 pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartError> {
     let registry = Arc::new(Registry::default());
     refresh::describe_metrics(&registry);
+    secrets::describe_metrics(&registry);
     serve::describe_metrics(&registry);
     let ops_tls = match &settings.ops.tls {
         Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
@@ -119,11 +125,14 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         registry: Arc::clone(&registry),
         keks: Arc::clone(&keks),
         audit: audit.clone(),
-        backends,
+        backends: Arc::clone(&backends),
         shutdown: stopping.ending.clone(),
     };
     let keyrings: Vec<_> = settings.keyrings.iter().map(|keyring| refresh::spawn(keyring, &shared)).collect::<Result<_, _>>()?;
-    let readiness = Arc::new(Readiness::new(keyrings.clone(), stopping.draining.clone(), clock.clone()));
+    let parts =
+        secrets::Parts { settings, clock: clock.clone(), registry: Arc::clone(&registry), audit: audit.clone(), backends };
+    let secrets = Secrets::start(parts)?;
+    let readiness = Arc::new(Readiness::new(keyrings.clone(), &secrets, stopping.draining.clone(), clock.clone()));
     let pending = {
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
@@ -132,8 +141,16 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     for tls in &tls {
         tokio::spawn(Arc::clone(tls).follow(stopping.ending.clone()));
     }
-    let ops_server =
-        OpsServer::new(keyrings.clone(), keks, Arc::clone(&registry), audit.clone(), clock.clone(), pending, tls.clone());
+    let ops_server = OpsServer::new(
+        keyrings.clone(),
+        Arc::clone(&secrets),
+        keks,
+        Arc::clone(&registry),
+        audit.clone(),
+        clock.clone(),
+        pending,
+        tls.clone(),
+    );
     tokio::spawn(ops_server.run(ops_listener, ops_tls, stopping.ending.clone()));
     tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
 
@@ -142,7 +159,15 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         workers.worker_threads(count);
     }
     let workers = workers.thread_name("sidekey-data").enable_all().build().map_err(StartError::Threads)?;
-    let parts = Parts { settings, keyrings: keyrings.clone(), registry, audit: audit.clone(), clock, tls: tcp_tls };
+    let parts = Parts {
+        settings,
+        keyrings: keyrings.clone(),
+        secrets: Arc::clone(&secrets),
+        registry,
+        audit: audit.clone(),
+        clock,
+        tls: tcp_tls,
+    };
     let serving = listeners.serve(parts, stopping.draining.clone(), stopping.ending.clone(), workers.handle());
     tokio::spawn(announce(Arc::clone(&readiness), stopping.clone()));
     Ok(Bound {
@@ -150,6 +175,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         tcp,
         ops,
         keyrings,
+        secrets,
         tls,
         readiness,
         audit,
@@ -210,17 +236,18 @@ impl Bound {
         &self.keyrings
     }
 
-    /// Resolves when every keyring can encrypt.
+    /// Resolves when every keyring can encrypt and every required secret is there.
     pub async fn ready(&self) {
         self.readiness.reached().await;
     }
 
-    /// Refreshes every keyring, looks at the files of TLS, and opens the audit log anew.
+    /// Refreshes every keyring and secret, looks at the files of TLS, and opens the audit log anew.
     pub fn refresh(&self) {
         self.audit.reopen();
         for keyring in &self.keyrings {
             keyring.request(Trigger::Signal);
         }
+        self.secrets.request(secrets::Trigger::Signal);
         for tls in &self.tls {
             tls.request_reload();
         }
@@ -236,13 +263,14 @@ impl Bound {
             },
             () = hurry => warn!("stopping at once"),
         }
+        self.secrets.close().await;
         self.audit.close(STOPPED, LAST_RECORDS);
     }
 
     /// Serves until SIGTERM or SIGINT, then stops; a second one ends at once. SIGHUP refreshes.
     pub async fn run(self, mut signals: Signals) {
         while signals.next().await == Signal::Refresh {
-            info!("refreshing every keyring");
+            info!("refreshing every keyring and secret");
             self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");

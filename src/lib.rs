@@ -14,5 +14,6 @@ pub mod lifecycle;
 pub mod policy;
 pub mod refresh;
 pub mod scan;
+pub mod secrets;
 pub mod serve;
 pub mod telemetry;

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::Event;
-use crate::config::KeyringName;
+use crate::config::{KeyringName, SecretName};
 
 /// How often a kind of refusal is recorded at most.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
@@ -39,6 +39,8 @@ pub struct Refusal {
     pub code: &'static str,
     /// The keyring, if it was any one's.
     pub keyring: Option<KeyringName>,
+    /// The secret, if it was any.
+    pub secret: Option<SecretName>,
     /// What was asked for.
     pub operation: Option<&'static str>,
     /// The key version that a ciphertext named, if it is why.
@@ -140,6 +142,9 @@ impl Refusal {
         if let Some(keyring) = &self.keyring {
             event = event.with("keyring", keyring.as_str());
         }
+        if let Some(secret) = &self.secret {
+            event = event.with("secret", secret.as_str());
+        }
         if let Some(operation) = self.operation {
             event = event.with("operation", operation);
         }
@@ -161,7 +166,7 @@ mod tests {
     fn refusal(uid: u32) -> Refusal {
         let keyring = Some("demo".parse().expect("name"));
         let who = Who::Process { uid, gid: 1 };
-        Refusal { code: "forbidden", keyring, operation: Some("decrypt"), version: None, who }
+        Refusal { code: "forbidden", keyring, secret: None, operation: Some("decrypt"), version: None, who }
     }
 
     fn count(events: &[Event]) -> u64 {

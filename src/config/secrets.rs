@@ -146,6 +146,18 @@ impl fmt::Display for SecretSource {
 }
 
 impl SecretSource {
+    /// The part before the first colon, which names the provider.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::VaultKv { .. } => "vault-kv",
+            Self::VaultLease(_) => "vault-lease",
+            Self::AwsSm(_) => "aws-sm",
+            Self::AwsSsm(_) => "aws-ssm",
+            Self::AzureKv { .. } => "azure-kv",
+        }
+    }
+
     fn anchored(self, folder: &Path) -> Self {
         match self {
             Self::File(path) => Self::File(folder.join(path)),

@@ -5,12 +5,18 @@ use std::sync::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{clock::Clock, keyring::Slot, refresh::Keyring};
+use crate::{
+    clock::Clock,
+    keyring::Slot,
+    refresh::Keyring,
+    secrets::{Secret, Secrets},
+};
 
-/// Whether the sidecar may get traffic: once every keyring has been able to encrypt, until draining begins. A refresh that fails later
-/// doesn't change it, for the keys in memory go on serving (I7).
+/// Whether the sidecar may get traffic: once every keyring has been able to encrypt and every required secret was there, until draining begins. A refresh that fails later
+/// doesn't change it, for what is in memory goes on serving (I7).
 pub struct Readiness {
     keyrings: Vec<Arc<Keyring>>,
+    required: Vec<Arc<Secret>>,
     was_ready: AtomicBool,
     draining: CancellationToken,
     clock: Clock,
@@ -18,8 +24,9 @@ pub struct Readiness {
 
 impl Readiness {
     /// Not ready yet.
-    pub fn new(keyrings: Vec<Arc<Keyring>>, draining: CancellationToken, clock: Clock) -> Self {
-        Self { keyrings, was_ready: AtomicBool::new(false), draining, clock }
+    pub fn new(keyrings: Vec<Arc<Keyring>>, secrets: &Secrets, draining: CancellationToken, clock: Clock) -> Self {
+        let required = secrets.all().into_iter().filter(|secret| secret.settings().required).collect();
+        Self { keyrings, required, was_ready: AtomicBool::new(false), draining, clock }
     }
 
     /// What is awaited, a line each; empty when ready.
@@ -30,7 +37,9 @@ impl Readiness {
         if self.was_ready.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        let pending: Vec<String> = self.keyrings.iter().filter_map(|keyring| self.reason(keyring)).collect();
+        let keyrings = self.keyrings.iter().filter_map(|keyring| self.reason(keyring));
+        let secrets = self.required.iter().filter_map(|secret| missing(secret));
+        let pending: Vec<String> = keyrings.chain(secrets).collect();
         if pending.is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
         }
@@ -43,6 +52,10 @@ impl Readiness {
             let mut generations = keyring.generations();
             // The keyring lives as long as this, so the channel doesn't close.
             while self.reason(keyring).is_some() && generations.changed().await.is_ok() {}
+        }
+        for secret in &self.required {
+            let mut attempts = secret.attempts();
+            while missing(secret).is_some() && attempts.changed().await.is_ok() {}
         }
         // From here on it stays ready, whether or not anybody asks.
         self.was_ready.store(true, Ordering::Relaxed);
@@ -66,4 +79,13 @@ impl Readiness {
         };
         Some(format!("keyring {name}: {why}"))
     }
+}
+
+fn missing(secret: &Secret) -> Option<String> {
+    let standing = secret.standing();
+    if standing.current.is_some() {
+        return None;
+    }
+    let why = standing.failure.map_or_else(|| "it is being read".into(), |(_, error)| error.to_string());
+    Some(format!("secret {}: {why}", secret.name()))
 }

@@ -13,7 +13,7 @@ use super::{
     frames::{Frame, Frames},
     meters::OperationMeters,
     problem::{Code, Problem},
-    refusal,
+    refusal::{self, Of},
     session::{Encryptor, Session},
 };
 use crate::{
@@ -87,7 +87,7 @@ impl Batch {
             let note = |outcome: Result<(), Failed>| {
                 if let Err((code, version)) = outcome {
                     meters.item_failed(code);
-                    refusal::note(&audit, &caller, Some((keyring.name(), operation)), code, version);
+                    refusal::note(&audit, &caller, Of::Keyring(keyring.name(), operation), code, version);
                 }
             };
             while let Some(piece) = inflow.next().await? {

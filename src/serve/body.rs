@@ -23,6 +23,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use zeroize::Zeroizing;
+
 use super::problem::{Code, Problem};
 use crate::config::{Limits, Timeouts};
 
@@ -65,27 +67,32 @@ pub(super) struct Read {
 pub(super) struct Share(Option<OwnedSemaphorePermit>);
 
 impl Share {
+    /// The same as [`Self::keep_for`] of bytes that are zeroized when they are gone.
+    pub(super) fn keep_zeroized(self, bytes: Zeroizing<Vec<u8>>) -> Bytes {
+        Bytes::from_owner(Counted { bytes, _permit: self.0 })
+    }
+
     /// Bytes that keep the share of their length until the last of them is gone, and give the rest back now.
     pub(super) fn keep_for(self, bytes: Vec<u8>) -> Bytes {
         match self.0 {
             Some(mut permit) if bytes.len() > UNCOUNTED => {
                 let excess = permit.num_permits().saturating_sub(bytes.len());
                 drop(permit.split(excess));
-                Bytes::from_owner(Counted { bytes, _permit: permit })
+                Bytes::from_owner(Counted { bytes, _permit: Some(permit) })
             }
             _ => Bytes::from(bytes),
         }
     }
 }
 
-struct Counted {
-    bytes: Vec<u8>,
-    _permit: OwnedSemaphorePermit,
+struct Counted<B> {
+    bytes: B,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl AsRef<[u8]> for Counted {
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Counted<B> {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_ref()
     }
 }
 
@@ -160,6 +167,11 @@ impl BodyLimits {
             came = if share.is_some() { pace.next(&mut body, self).await? } else { body.next().await? };
         }
         Ok(Read { length: bytes.len() - room, bytes, share: Share(share) })
+    }
+
+    /// A share for an answer that no body led to.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<Share, Problem> {
+        Ok(Share(if bytes <= UNCOUNTED { None } else { Some(self.share(bytes).await?) }))
     }
 
     /// Whether requests wait for memory.

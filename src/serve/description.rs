@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::problem::{Code, Problem};
-use crate::refresh::Keyring;
+use crate::{refresh::Keyring, secrets};
 
 /// Everything.
 #[derive(Serialize)]
@@ -83,5 +83,24 @@ impl Change {
                 .filter_map(|version| Some(VersionRole { version, role: table.role(version, now)?.as_str() }))
                 .collect(),
         })
+    }
+}
+
+/// What an event tells of a secret.
+#[derive(Serialize)]
+pub(super) struct SecretChange<'c> {
+    secret: &'c str,
+    version: Option<&'c str>,
+    previous: Option<&'c str>,
+}
+
+impl<'c> SecretChange<'c> {
+    /// As JSON.
+    pub(super) fn text(change: &'c secrets::Change) -> String {
+        let (version, previous) = (change.version.as_deref(), change.previous.as_deref());
+        match serde_json::to_string(&Self { secret: change.secret.as_str(), version, previous }) {
+            Ok(text) => text,
+            Err(error) => unreachable!("three plain members serialize: {error}"),
+        }
     }
 }

@@ -19,14 +19,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    description::Change,
+    description::{Change, SecretChange},
     problem::{Code, Problem},
 };
 use crate::{
     clock::Clock,
-    config::{KeyringName, Operation},
+    config::{KeyringName, Operation, SecretName},
     policy::{Caller, Policy},
     refresh::Keyring,
+    secrets::{self, Secret, Secrets},
 };
 
 pub(super) const CONTENT_TYPE: &str = "text/event-stream";
@@ -40,8 +41,24 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// What happened, as it is sent.
 struct Event {
     number: u64,
-    keyring: KeyringName,
+    subject: Subject,
     text: Bytes,
+}
+
+/// What it happened to.
+#[derive(Clone)]
+enum Subject {
+    Keyring(KeyringName),
+    Secret(SecretName),
+}
+
+impl Subject {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Keyring(_) => "keyring",
+            Self::Secret(_) => "secret",
+        }
+    }
 }
 
 /// Tells listeners what changes.
@@ -49,6 +66,7 @@ pub(super) struct Events {
     /// Tells the numbers of one process from those of another.
     epoch: i64,
     keyrings: Vec<Arc<Keyring>>,
+    secrets: Arc<Secrets>,
     recent: Mutex<VecDeque<Arc<Event>>>,
     sender: broadcast::Sender<Arc<Event>>,
     /// Half of the connections; the others are for work.
@@ -59,10 +77,17 @@ pub(super) struct Events {
 
 impl Events {
     /// `connections` is how many there may be at all, and `idle` how long one may be silent.
-    pub(super) fn new(keyrings: Vec<Arc<Keyring>>, connections: usize, idle: Duration, clock: Clock) -> Arc<Self> {
+    pub(super) fn new(
+        keyrings: Vec<Arc<Keyring>>,
+        secrets: Arc<Secrets>,
+        connections: usize,
+        idle: Duration,
+        clock: Clock,
+    ) -> Arc<Self> {
         Arc::new(Self {
             epoch: clock.now().as_millisecond(),
             keyrings,
+            secrets,
             recent: Mutex::default(),
             sender: broadcast::Sender::new(KEPT),
             places: Arc::new(Semaphore::new((connections / 2).max(1))),
@@ -73,10 +98,36 @@ impl Events {
 
     /// Tells of changes until `ending` is cancelled.
     pub(super) fn watch(self: &Arc<Self>, ending: &CancellationToken) {
+        let (events, changes) = (Arc::clone(self), self.secrets.changes());
+        tokio::spawn(ending.clone().run_until_cancelled_owned(async move { events.follow_secrets(changes).await }));
         for keyring in &self.keyrings {
             let (events, keyring) = (Arc::clone(self), Arc::clone(keyring));
             tokio::spawn(ending.clone().run_until_cancelled_owned(async move { events.follow(&keyring).await }));
         }
+    }
+
+    async fn follow_secrets(&self, mut changes: broadcast::Receiver<secrets::Change>) {
+        loop {
+            match changes.recv().await {
+                Ok(change) => self.publish(Subject::Secret(change.secret.clone()), &SecretChange::text(&change)),
+                // Too many at once: how everything stands tells as much.
+                Err(RecvError::Lagged(_)) => {
+                    for change in self.standing_secrets() {
+                        self.publish(Subject::Secret(change.secret.clone()), &SecretChange::text(&change));
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn standing_secrets(&self) -> Vec<secrets::Change> {
+        let change = |secret: Arc<Secret>| {
+            let standing = secret.standing();
+            let version = Some(standing.current?.version);
+            Some(secrets::Change { secret: secret.name().clone(), version, previous: standing.previous })
+        };
+        self.secrets.all().into_iter().filter_map(change).collect()
     }
 
     async fn follow(&self, keyring: &Keyring) {
@@ -88,7 +139,7 @@ impl Events {
             if let Some(state) = self.state(keyring)
                 && state != last
             {
-                self.publish(keyring.name(), &state);
+                self.publish(Subject::Keyring(keyring.name().clone()), &state);
                 last = state;
             }
             let takeover = keyring.snapshot().as_ref().and_then(|snapshot| snapshot.table.next_takeover(now));
@@ -113,10 +164,10 @@ impl Events {
         serde_json::to_string(&Change::of(keyring, self.clock.now())?).ok()
     }
 
-    fn publish(&self, keyring: &KeyringName, data: &str) {
+    fn publish(&self, subject: Subject, data: &str) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let number = recent.back().map_or(1, |event| event.number + 1);
-        let event = Arc::new(Event { number, keyring: keyring.clone(), text: self.text(number, data).into() });
+        let event = Arc::new(self.event(number, subject, data));
         if recent.len() == KEPT {
             recent.pop_front();
         }
@@ -125,8 +176,9 @@ impl Events {
         let _ = self.sender.send(event);
     }
 
-    fn text(&self, number: u64, data: &str) -> String {
-        format!("id: {}-{number}\nevent: keyring\ndata: {data}\n\n", self.epoch)
+    fn event(&self, number: u64, subject: Subject, data: &str) -> Event {
+        let text = format!("id: {}-{number}\nevent: {}\ndata: {data}\n\n", self.epoch, subject.kind());
+        Event { number, subject, text: text.into() }
     }
 
     /// What one listener is told, until `draining` is cancelled. `last_id` is the last event that it saw before.
@@ -149,14 +201,14 @@ impl Events {
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
             loop {
                 for event in missed.take().unwrap_or_else(|| events.everything()) {
-                    if listener.may_see(&event.keyring) {
+                    if listener.may_see(&event.subject) {
                         yield Ok(event.text.clone());
                     }
                 }
                 loop {
                     tokio::select! {
                         event = receiver.recv() => match event {
-                            Ok(event) if listener.may_see(&event.keyring) => yield Ok(event.text.clone()),
+                            Ok(event) if listener.may_see(&event.subject) => yield Ok(event.text.clone()),
                             Ok(_) => {}
                             // Too slow to hear all: it is told how things stand now.
                             Err(RecvError::Lagged(_)) => break,
@@ -182,25 +234,32 @@ impl Events {
         Some(recent.iter().filter(|event| event.number > number).cloned().collect())
     }
 
-    /// How every keyring stands now, as events that carry the newest number: who has seen them has missed nothing.
+    /// How every keyring and secret stands now, as events that carry the newest number: who has seen them has missed nothing.
     fn everything(&self) -> Vec<Arc<Event>> {
         let number = self.recent.lock().unwrap_or_else(PoisonError::into_inner).back().map_or(0, |event| event.number);
         let event = |keyring: &Arc<Keyring>| {
-            let text = self.text(number, &self.state(keyring)?).into();
-            Some(Arc::new(Event { number, keyring: keyring.name().clone(), text }))
+            let subject = Subject::Keyring(keyring.name().clone());
+            Some(Arc::new(self.event(number, subject, &self.state(keyring)?)))
         };
-        self.keyrings.iter().filter_map(event).collect()
+        let of_secret = |change: secrets::Change| {
+            Arc::new(self.event(number, Subject::Secret(change.secret.clone()), &SecretChange::text(&change)))
+        };
+        let secrets = self.standing_secrets().into_iter().map(of_secret);
+        self.keyrings.iter().filter_map(event).chain(secrets).collect()
     }
 }
 
-/// Who listens: only what he may inspect is told to him.
+/// Who listens: only what he may inspect or fetch is told to him.
 pub(super) struct Listener {
     pub(super) caller: Caller,
     pub(super) policy: Arc<Policy>,
 }
 
 impl Listener {
-    fn may_see(&self, keyring: &KeyringName) -> bool {
-        self.policy.permissions(&self.caller, keyring).allow(Operation::Inspect)
+    fn may_see(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Keyring(keyring) => self.policy.permissions(&self.caller, keyring).allow(Operation::Inspect),
+            Subject::Secret(secret) => self.policy.may_fetch(&self.caller, secret),
+        }
     }
 }

@@ -12,11 +12,13 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::problem::Code;
 use crate::{
-    config::{KeyringName, Operation},
+    config::{KeyringName, Operation, SecretName},
+    secrets,
     telemetry::Registry,
 };
 
 const REQUESTS: &str = "sidekey_requests_total";
+const SECRET_DURATION: &str = "sidekey_secret_request_duration_seconds";
 const ITEM_ERRORS: &str = "sidekey_batch_item_errors_total";
 const DURATION: &str = "sidekey_request_duration_seconds";
 const RECEIVED: &str = "sidekey_received_bytes_total";
@@ -34,6 +36,7 @@ pub(super) fn describe_metrics(registry: &Registry) {
         REQUESTS,
         "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",
     );
+    registry.describe_histogram(SECRET_DURATION, "Time from a request for a secret to its answer.");
     registry.describe_counter(ITEM_ERRORS, "Items of batches that failed, by code; the batch itself counts as `ok`.");
     registry.describe_histogram(
         DURATION,
@@ -95,6 +98,28 @@ impl OperationMeters {
     fn error(&self, name: &'static str, code: &str) {
         let labels = [("keyring", self.keyring.as_str()), ("operation", self.operation.as_str()), ("code", code)];
         self.registry.counter(name, &labels).increment(1);
+    }
+}
+
+/// Requests for secrets. Those that succeed are counted by the secret.
+pub(super) struct SecretRequests {
+    registry: Arc<Registry>,
+    duration: Histogram,
+}
+
+impl SecretRequests {
+    pub(super) fn new(registry: &Arc<Registry>) -> Self {
+        Self { registry: Arc::clone(registry), duration: registry.histogram(SECRET_DURATION, &[]) }
+    }
+
+    pub(super) fn succeeded(&self, took: Duration) {
+        self.duration.record(took);
+    }
+
+    pub(super) fn failed(&self, secret: Option<&SecretName>, code: Code, took: Duration) {
+        let labels = [("secret", secret.map_or("", SecretName::as_str)), ("code", code.as_str())];
+        self.registry.counter(secrets::REQUESTS, &labels).increment(1);
+        self.duration.record(took);
     }
 }
 

@@ -18,6 +18,7 @@ mod ops;
 mod problem;
 mod refusal;
 mod reply;
+mod secrets;
 mod service;
 mod session;
 mod status;
@@ -50,7 +51,7 @@ use self::{
     meters::ConnectionMeters,
     service::Service,
 };
-use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, telemetry::Registry};
+use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, secrets::Secrets, telemetry::Registry};
 
 #[cfg(feature = "tls")]
 pub use self::tls::CertificateNames;
@@ -59,7 +60,7 @@ pub use self::{
     listener::ListenError,
     ops::OpsServer,
     problem::{Code, Problem},
-    status::{KeyringStatus, Status, TlsStatus, VersionStatus},
+    status::{KeyringStatus, SecretStatus, SecretVersionStatus, Status, TlsStatus, VersionStatus},
     tls::{Tls, TlsError},
     token::TokenError,
 };
@@ -122,8 +123,13 @@ impl Listeners {
     /// The handle resolves when the last connection is over.
     pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
         let (settings, registry, tls) = (parts.settings, Arc::clone(&parts.registry), parts.tls.clone());
-        let events =
-            Events::new(parts.keyrings.clone(), settings.limits.connections, settings.timeouts.idle, parts.clock.clone());
+        let events = Events::new(
+            parts.keyrings.clone(),
+            Arc::clone(&parts.secrets),
+            settings.limits.connections,
+            settings.timeouts.idle,
+            parts.clock.clone(),
+        );
         events.watch(&ending);
         let service = Arc::new(Service::new(parts, events, draining.clone()));
         let acceptor = |listener| {
@@ -165,6 +171,8 @@ pub struct Parts<'s> {
     pub settings: &'s Settings,
     /// The keyrings.
     pub keyrings: Vec<Arc<Keyring>>,
+    /// The secrets.
+    pub secrets: Arc<Secrets>,
     /// The metrics.
     pub registry: Arc<Registry>,
     /// Takes note of refusals.

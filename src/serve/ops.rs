@@ -19,7 +19,7 @@ use super::{
     meters::ConnectionMeters,
     problem::{Code, Problem},
     reply::Reply,
-    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, Status},
+    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, SecretStatus, Status},
     tls::Tls,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     config::{Limits, Timeouts},
     crypto::lock_report,
     refresh::{Keks, Keyring},
+    secrets::Secrets,
     telemetry::Registry,
 };
 
@@ -49,6 +50,7 @@ pub(super) type Pending = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 pub struct OpsServer {
     router: Router<Route>,
     keyrings: Vec<Arc<Keyring>>,
+    secrets: Arc<Secrets>,
     keks: Arc<Keks>,
     registry: Arc<Registry>,
     audit: Recorder,
@@ -73,6 +75,7 @@ impl OpsServer {
     /// A server that isn't listening yet. `tls` is that of every listener of this process, for `/status`.
     pub fn new(
         keyrings: Vec<Arc<Keyring>>,
+        secrets: Arc<Secrets>,
         keks: Arc<Keks>,
         registry: Arc<Registry>,
         audit: Recorder,
@@ -100,7 +103,7 @@ impl OpsServer {
         let started_at = clock.now();
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
-        Arc::new(Self { router, keyrings, keks, registry, audit, clock, started_at, pending, tls })
+        Arc::new(Self { router, keyrings, secrets, keks, registry, audit, clock, started_at, pending, tls })
     }
 
     /// Binds the listener.
@@ -158,6 +161,9 @@ impl OpsServer {
         for keyring in &self.keyrings {
             keyring.observe(&self.registry, now);
         }
+        for secret in self.secrets.all() {
+            secret.observe(&self.registry, now);
+        }
         self.keks.observe();
         // A sink that hangs gives no error; asking shows it.
         let _ = self.audit.standing();
@@ -181,6 +187,7 @@ impl OpsServer {
             audit: self.audit.standing().map(AuditStatus::from),
             keks: self.keks.health().into_iter().map(KekStatus::from).collect(),
             keyrings: self.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
+            secrets: self.secrets.all().iter().map(|secret| SecretStatus::of(secret)).collect(),
         }
     }
 

@@ -63,6 +63,11 @@ codes! {
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "The request took too long to arrive";
     TooManyConnections = "too_many_connections", SERVICE_UNAVAILABLE, "There are too many connections";
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "There is no memory left for this request";
+    SecretNotFound = "secret_not_found", NOT_FOUND, "There is no such secret";
+    SecretFieldNotFound = "secret_field_not_found", NOT_FOUND, "The secret has no such field";
+    SecretVersionUnavailable = "secret_version_unavailable", SERVICE_UNAVAILABLE, "The provider has no such new version yet";
+    ProviderDenied = "provider_denied", BAD_GATEWAY, "The sidecar may not have what this depends on";
+    ProviderThrottled = "provider_throttled", SERVICE_UNAVAILABLE, "What this depends on wants fewer requests";
     ProviderUnavailable = "provider_unavailable", SERVICE_UNAVAILABLE, "What this depends on does not answer";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Sidekey can't do its work";
 }

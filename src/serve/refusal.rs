@@ -3,18 +3,23 @@
 use super::problem::Code;
 use crate::{
     audit::{Recorder, Refusal, Who},
-    config::{KeyringName, Operation},
+    config::{KeyringName, Operation, SecretName},
     policy::Caller,
 };
 
+/// What was asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Of<'a> {
+    /// Nothing that is served.
+    Nothing,
+    /// An operation on a keyring.
+    Keyring(&'a KeyringName, Operation),
+    /// A secret; none that is configured, if there is no name.
+    Secret(Option<&'a SecretName>),
+}
+
 /// Counts a refusal by policy, token or the state of a key; other failures aren't refusals.
-pub(super) fn note(
-    recorder: &Recorder,
-    caller: &Caller,
-    of: Option<(&KeyringName, Operation)>,
-    code: Code,
-    version: Option<u32>,
-) {
+pub(super) fn note(recorder: &Recorder, caller: &Caller, of: Of<'_>, code: Code, version: Option<u32>) {
     if !matches!(code, Code::Forbidden | Code::Unauthorized | Code::KeyVersionDisabled | Code::KeyVersionDestroyed) {
         return;
     }
@@ -23,6 +28,10 @@ pub(super) fn note(
         Caller::Process { uid, gid, pid } => (Who::Process { uid, gid }, pid),
         Caller::TokenHolder => (Who::TokenHolder, None),
     };
-    let (keyring, operation) = of.map(|(keyring, operation)| (keyring.clone(), operation.as_str())).unzip();
-    recorder.refused(Refusal { code: code.as_str(), keyring, operation, version, who }, pid);
+    let (keyring, secret, operation) = match of {
+        Of::Nothing => (None, None, None),
+        Of::Keyring(keyring, operation) => (Some(keyring.clone()), None, Some(operation.as_str())),
+        Of::Secret(secret) => (None, secret.cloned(), Some("fetch")),
+    };
+    recorder.refused(Refusal { code: code.as_str(), keyring, secret, operation, version, who }, pid);
 }

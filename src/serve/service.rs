@@ -22,20 +22,22 @@ use super::{
     events::{self, Events, Listener},
     identity::Identity,
     json,
-    meters::{Account, OperationMeters, unrouted},
+    meters::{Account, OperationMeters, SecretRequests, unrouted},
     octets,
     problem::{Code, Problem},
-    refusal,
+    refusal::{self, Of},
     reply::{Flow, Reply},
+    secrets::{self, Question, SecretDescription},
     session::Session,
     token::Token,
 };
 use crate::{
     audit::Recorder,
     clock::Clock,
-    config::{Limits, Operation},
+    config::{Limits, Operation, SecretName},
     policy::{Caller, Policy},
     refresh::Keyring,
+    secrets::{Secret, Secrets},
     telemetry::Registry,
 };
 
@@ -50,6 +52,8 @@ const UNSUPPORTED: &str = "send Content-Type: application/octet-stream, applicat
 pub(super) struct Service {
     router: Router<Route>,
     keyrings: BTreeMap<String, Served>,
+    secrets: Arc<Secrets>,
+    secret_meters: SecretRequests,
     policy: Arc<Policy>,
     events: Arc<Events>,
     /// Ends what would never end by itself.
@@ -72,6 +76,8 @@ pub(super) struct Source {
 enum Route {
     Keyrings,
     Keyring,
+    Secrets,
+    Secret,
     Events,
     OpenApi,
     Work(Operation),
@@ -105,7 +111,7 @@ type Answer = Response<Reply>;
 
 impl Service {
     pub(super) fn new(parts: Parts<'_>, events: Arc<Events>, draining: CancellationToken) -> Self {
-        let Parts { settings, keyrings, registry, audit, clock, tls: _ } = parts;
+        let Parts { settings, keyrings, secrets, registry, audit, clock, tls: _ } = parts;
         let serve = |keyring: Arc<Keyring>| {
             let meters = Operation::ALL.map(|operation| Arc::new(OperationMeters::new(&registry, keyring.name(), operation)));
             (keyring.name().to_string(), Served { keyring, meters })
@@ -113,6 +119,8 @@ impl Service {
         Self {
             router: router(),
             keyrings: keyrings.into_iter().map(serve).collect(),
+            secrets,
+            secret_meters: SecretRequests::new(&registry),
             policy: Arc::new(Policy::new(&settings.policy)),
             events,
             draining,
@@ -133,19 +141,21 @@ impl Service {
         let found =
             self.router.at(request.uri().path()).map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the paths"))?;
         let allowed = match found.value {
-            Route::Keyrings | Route::Keyring | Route::Events | Route::OpenApi => Method::GET,
+            Route::Keyrings | Route::Keyring | Route::Secrets | Route::Secret | Route::Events | Route::OpenApi => Method::GET,
             Route::Work(_) => Method::POST,
         };
         if request.method() != allowed {
             return Err(Problem::method_not_allowed(if allowed == Method::GET { "GET" } else { "POST" }));
         }
-        let (route, name) = (*found.value, found.params.get("keyring").unwrap_or_default());
+        let (route, name) = (*found.value, found.params.get("name").unwrap_or_default());
         let (operation, served) = match route {
             // A stranger doesn't get so far that his connection is worth keeping.
-            Route::Keyrings | Route::Events | Route::OpenApi if !self.policy.knows(&source.caller) => {
+            Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi if !self.policy.knows(&source.caller) => {
                 return Err(Problem::new(Code::Forbidden, "no rule lets this caller do anything"));
             }
             Route::Keyrings => return self.list(source),
+            Route::Secrets => return self.list_secrets(source),
+            Route::Secret => return Ok(self.secret(source, name, &request, start).await),
             Route::Events => return self.listen(source, request.headers()),
             Route::OpenApi => {
                 unrouted(&self.registry, "ok");
@@ -174,7 +184,7 @@ impl Service {
             }
             Err(problem) => {
                 meters.failed(problem.code, start.elapsed());
-                let of = Some((served.keyring.name(), operation));
+                let of = Of::Keyring(served.keyring.name(), operation);
                 refusal::note(&self.audit, &source.caller, of, problem.code, problem.version);
                 if problem.code == Code::Forbidden {
                     warn!(caller = ?source.caller, keyring = %served.keyring.name(), operation = operation.as_str(), "denied by the policy");
@@ -246,7 +256,7 @@ impl Service {
         let answer = json::perform(job.operation, &mut session, &body.bytes, &self.limits).await?;
         for (code, version) in answer.failures {
             job.meters.item_failed(code);
-            refusal::note(&self.audit, &job.caller, Some((job.keyring.name(), job.operation)), code, version);
+            refusal::note(&self.audit, &job.caller, Of::Keyring(job.keyring.name(), job.operation), code, version);
         }
         Ok(Done::whole(body.length, body.share.keep_for(answer.body), JSON, answer.version))
     }
@@ -297,6 +307,55 @@ impl Service {
         Ok(answer(Reply::from(to_json(&keyrings)?), JSON, None))
     }
 
+    fn list_secrets(&self, source: &Source) -> Result<Answer, Problem> {
+        let visible = self.secrets.all().into_iter().filter(|secret| self.policy.may_fetch(&source.caller, secret.name()));
+        // One that isn't held can't be had now; asking for it tells why.
+        let secrets = SecretList { secrets: visible.filter_map(|secret| SecretDescription::of(&secret)).collect() };
+        unrouted(&self.registry, "ok");
+        Ok(answer(Reply::from(to_json(&secrets)?), JSON, None))
+    }
+
+    async fn secret(&self, source: &Source, name: &str, request: &Request<Incoming>, start: Instant) -> Answer {
+        match self.fetch(source, name, request).await {
+            Ok(answer) => {
+                self.secret_meters.succeeded(start.elapsed());
+                answer
+            }
+            Err((secret, problem)) => {
+                self.secret_meters.failed(secret.as_ref(), problem.code, start.elapsed());
+                refusal::note(&self.audit, &source.caller, Of::Secret(secret.as_ref()), problem.code, None);
+                if problem.code == Code::Forbidden {
+                    warn!(caller = ?source.caller, secret = secret.map(tracing::field::display), "denied by the policy");
+                }
+                problem.into_response().map(Reply::from)
+            }
+        }
+    }
+
+    /// A problem comes with the secret's name, if there is such a secret.
+    async fn fetch(
+        &self,
+        source: &Source,
+        name: &str,
+        request: &Request<Incoming>,
+    ) -> Result<Answer, (Option<SecretName>, Problem)> {
+        let unknown =
+            || (None, Problem::new(Code::SecretNotFound, "GET /v1/secrets lists those that you may fetch and that are held"));
+        let asked: SecretName = name.parse().map_err(|_| unknown())?;
+        if !self.policy.may_fetch(&source.caller, &asked) {
+            let name = self.secrets.knows(name).then(|| asked.clone());
+            return Err((name, Problem::new(Code::Forbidden, format!("no rule lets this caller fetch secret {asked}"))));
+        }
+        let secret: Arc<Secret> = self.secrets.find(name).ok_or_else(unknown)?;
+        let with_name = |problem| (Some(asked.clone()), problem);
+        let question = Question::parse(request.uri().query(), request.headers()).map_err(with_name)?;
+        let served = secret.get(&question.ask).await;
+        let served = served.map_err(|why| with_name(secrets::refused(&secret, &question.ask.which, why)))?;
+        let answer = secrets::answer(&secret, &question, &served, request.headers(), &self.bodies).await.map_err(with_name)?;
+        secret.handed_out(&served);
+        Ok(answer)
+    }
+
     fn listen(&self, source: &Source, headers: &HeaderMap) -> Result<Answer, Problem> {
         let listener = Listener { caller: source.caller, policy: Arc::clone(&self.policy) };
         let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
@@ -320,7 +379,7 @@ impl Handler for Service {
             Ok(answer) => answer,
             Err(problem) => {
                 unrouted(&self.registry, problem.code.as_str());
-                refusal::note(&self.audit, &source.caller, None, problem.code, None);
+                refusal::note(&self.audit, &source.caller, Of::Nothing, problem.code, None);
                 problem.into_response().map(Reply::from)
             }
         }
@@ -331,13 +390,15 @@ fn router() -> Router<Route> {
     let mut router = Router::new();
     let routes = [
         ("/v1/keyrings", Route::Keyrings),
-        ("/v1/keyrings/{keyring}", Route::Keyring),
+        ("/v1/keyrings/{name}", Route::Keyring),
+        ("/v1/secrets", Route::Secrets),
+        ("/v1/secrets/{name}", Route::Secret),
         ("/v1/events", Route::Events),
         ("/v1/openapi.json", Route::OpenApi),
-        ("/v1/keyrings/{keyring}/data-key", Route::Work(Operation::DataKey)),
-        ("/v1/keyrings/{keyring}/encrypt", Route::Work(Operation::Encrypt)),
-        ("/v1/keyrings/{keyring}/decrypt", Route::Work(Operation::Decrypt)),
-        ("/v1/keyrings/{keyring}/rewrap", Route::Work(Operation::Rewrap)),
+        ("/v1/keyrings/{name}/data-key", Route::Work(Operation::DataKey)),
+        ("/v1/keyrings/{name}/encrypt", Route::Work(Operation::Encrypt)),
+        ("/v1/keyrings/{name}/decrypt", Route::Work(Operation::Decrypt)),
+        ("/v1/keyrings/{name}/rewrap", Route::Work(Operation::Rewrap)),
     ];
     for (path, route) in routes {
         if let Err(error) = router.insert(path, route) {
@@ -382,6 +443,11 @@ fn answer(reply: Reply, content_type: &'static str, version: Option<u32>) -> Ans
 #[derive(Serialize)]
 struct Keyrings {
     keyrings: Vec<Description>,
+}
+
+#[derive(Serialize)]
+struct SecretList {
+    secrets: Vec<SecretDescription>,
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>, Problem> {

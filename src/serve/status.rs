@@ -1,14 +1,18 @@
 //! What `/status` tells: the evidence that operators and `sidekey keyring disable` act on. Nothing in it is secret.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::Standing,
+    backend::SecretError,
     config::{KekUri, KeyringName, Wave},
     crypto::{KeyringId, lock_report},
     keyring::{Slot, State},
     refresh::{KekHealth, Keyring, VersionMeter},
+    secrets::{Secret, Usage},
 };
 
 /// A sidecar's state.
@@ -34,6 +38,9 @@ pub struct Status {
     pub keks: Vec<KekStatus>,
     /// Its keyrings.
     pub keyrings: Vec<KeyringStatus>,
+    /// Its secrets, without their values.
+    #[serde(default)]
+    pub secrets: Vec<SecretStatus>,
 }
 
 /// How the audit log is doing.
@@ -144,6 +151,71 @@ pub struct KeyringStatus {
     pub last_error: Option<RefreshError>,
     /// What is in force; none until the first refresh succeeded.
     pub in_force: Option<InForce>,
+}
+
+/// A secret's state on one sidecar.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Whether readiness waits for it.
+    pub required: bool,
+    /// The version in force; none while none is held.
+    pub version: Option<String>,
+    /// When that was made, if its provider says so.
+    pub created_at: Option<Timestamp>,
+    /// When its provider last gave or confirmed it.
+    pub fetched_at: Option<Timestamp>,
+    /// The version before, while it is still handed out.
+    pub previous: Option<String>,
+    /// For how many seconds its lease still runs.
+    pub lease_seconds: Option<u64>,
+    /// What is wrong now.
+    pub last_error: Option<RefreshError>,
+    /// The versions that were seen here, the newest last.
+    pub versions: Vec<SecretVersionStatus>,
+}
+
+/// What is known of one version's use: the evidence that it is out of use.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretVersionStatus {
+    /// The version.
+    pub version: String,
+    /// How often it was handed out here.
+    pub uses: u64,
+    /// When last.
+    pub last_used: Option<Timestamp>,
+}
+
+impl SecretStatus {
+    pub(super) fn of(secret: &Secret) -> Self {
+        let standing = secret.standing();
+        let (settings, current) = (secret.settings(), standing.current);
+        let error = |(at, error): (Timestamp, SecretError)| RefreshError {
+            at,
+            code: error.fault.as_str().into(),
+            message: error.to_string(),
+        };
+        let version = |usage: &Arc<Usage>| SecretVersionStatus {
+            version: usage.version().into(),
+            uses: usage.count(),
+            last_used: usage.last(),
+        };
+        Self {
+            name: settings.name.to_string(),
+            source: settings.source.to_string(),
+            required: settings.required,
+            version: current.as_ref().map(|current| current.version.clone()),
+            created_at: current.as_ref().and_then(|current| current.created_at),
+            fetched_at: current.map(|current| current.confirmed_at),
+            previous: standing.previous,
+            lease_seconds: standing.lease_remaining.map(|remaining| remaining.as_secs()),
+            last_error: standing.failure.map(error),
+            versions: secret.usages().iter().map(version).collect(),
+        }
+    }
 }
 
 /// What went wrong last.

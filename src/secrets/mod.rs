@@ -1,0 +1,267 @@
+//! Keeping secrets fresh: triggers (start, file, signal, push, interval, lease, a caller's demand) lead to one task per secret, which
+//! asks its provider one thing at a time. A read that fails changes nothing, for as long as the secret's settings allow.
+//!
+//! Values pass through here from a provider to the requests that ask for them, in memory that is zeroized.
+
+mod meters;
+mod others;
+mod secret;
+mod task;
+mod value;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    audit::Recorder,
+    backend::{Backends, Late, SecretError, SecretFault},
+    clock::Clock,
+    config::{self, SecretName, SecretSource},
+    telemetry::Registry,
+};
+
+pub use crate::backend::Which;
+pub use meters::REQUESTS;
+pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
+pub use value::{NoField, Usage, Value};
+
+/// How many changes a listener may be behind before he is told how everything stands instead.
+const CHANGES: usize = 256;
+/// How many reads of one kind of source run at once: at a start with many secrets, no provider is asked for all of them in one instant,
+/// and one that hangs holds up none of another kind.
+const READS: usize = 64;
+/// How long the end waits for leases to be given back.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What made a read happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// The process started, or somebody asked for a name for the first time.
+    Start,
+    /// The place where the secret is reported a change.
+    File,
+    /// SIGHUP.
+    Signal,
+    /// Somebody central says that there is something new.
+    Push,
+    /// The interval was over.
+    Poll,
+    /// The value, its lease or its time nears its end.
+    Lease,
+    /// The read before had failed.
+    Retry,
+    /// A caller asked for what isn't held, or for the newest.
+    Demand,
+}
+
+impl Trigger {
+    /// Its name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::File => "file",
+            Self::Signal => "signal",
+            Self::Push => "push",
+            Self::Poll => "poll",
+            Self::Lease => "lease",
+            Self::Retry => "retry",
+            Self::Demand => "demand",
+        }
+    }
+}
+
+/// A secret has another current value than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The secret.
+    pub secret: SecretName,
+    /// The version; none once the provider has deleted it.
+    pub version: Option<String>,
+    /// The version before, if it is still handed out.
+    pub previous: Option<String>,
+}
+
+/// What the secrets of one process share.
+pub(super) struct Shared {
+    settings: config::Secrets,
+    read_timeout: Duration,
+    max_backoff: Duration,
+    clock: Clock,
+    registry: Arc<Registry>,
+    audit: Recorder,
+    backends: Arc<Backends>,
+    /// The control plane, where providers are asked.
+    control: Handle,
+    reads: Mutex<HashMap<&'static str, Arc<Semaphore>>>,
+    changes: broadcast::Sender<Change>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Shared {
+    fn reads(&self, source: &SecretSource) -> Arc<Semaphore> {
+        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(reads.entry(source.scheme()).or_insert_with(|| Arc::new(Semaphore::new(READS))))
+    }
+}
+
+/// The secrets of one process.
+pub struct Secrets {
+    shared: Arc<Shared>,
+    named: BTreeMap<String, Arc<Secret>>,
+    /// Those under a `*` that somebody asked for.
+    wild: ArcSwap<BTreeMap<String, Arc<Secret>>>,
+}
+
+/// What secrets are kept with.
+pub struct Parts<'s> {
+    /// The config.
+    pub settings: &'s config::Settings,
+    /// The time.
+    pub clock: Clock,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// Takes note of what comes in force.
+    pub audit: Recorder,
+    /// The outside systems.
+    pub backends: Arc<Backends>,
+}
+
+impl Secrets {
+    /// Starts to keep the secrets of a config, on the current runtime.
+    ///
+    /// # Errors
+    /// This build has no backend for a source, or its settings are wrong. A secret that can't be read yet is none.
+    pub fn start(parts: Parts<'_>) -> Result<Arc<Self>, SecretError> {
+        let Parts { settings, clock, registry, audit, backends } = parts;
+        let shared = Arc::new(Shared {
+            settings: settings.secrets.clone(),
+            read_timeout: settings.refresh.read_timeout,
+            max_backoff: settings.refresh.max_backoff,
+            clock,
+            registry,
+            audit,
+            backends,
+            control: Handle::current(),
+            reads: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        });
+        let start = |settings: &config::Secret| Ok((settings.name.to_string(), shared.spawn(settings.clone())?));
+        let named = settings.secrets.named.iter().map(start).collect::<Result<_, SecretError>>()?;
+        Ok(Arc::new(Self { shared, named, wild: ArcSwap::default() }))
+    }
+
+    /// The secret of a name that is configured, or stands under a `*` and is allowed there. It may have no value.
+    pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
+        if let Some(secret) = self.named.get(name) {
+            return Some(Arc::clone(secret));
+        }
+        if self.shared.settings.mappings.is_empty() {
+            return None;
+        }
+        if let Some(secret) = self.wild.load().get(name) {
+            return Some(Arc::clone(secret));
+        }
+        self.add(self.shared.settings.find(name)?)
+    }
+
+    /// Whether a name is configured, or stands under a `*` and is allowed there.
+    pub fn knows(&self, name: &str) -> bool {
+        self.shared.settings.find(name).is_some()
+    }
+
+    fn add(&self, settings: config::Secret) -> Option<Arc<Secret>> {
+        // One at a time, so that one name has one task.
+        let _turn = self.shared.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wild = BTreeMap::clone(&self.wild.load());
+        if let Some(secret) = wild.get(settings.name.as_str()) {
+            return Some(Arc::clone(secret));
+        }
+        if wild.len() >= self.shared.settings.wild_names {
+            // Names that lead to nothing make room for others.
+            let (kept, dropped) = wild.into_iter().partition(|(_, secret)| secret.standing().current.is_some());
+            wild = kept;
+            for secret in BTreeMap::into_values(dropped) {
+                secret.ending.cancel();
+            }
+        }
+        let name = settings.name.clone();
+        if wild.len() >= self.shared.settings.wild_names {
+            tracing::warn!(secret = %name, "not served: as many secrets under a `*` as `secrets.wild_names` allows are held already");
+            return None;
+        }
+        // The config has tried the source's form already.
+        let secret = self.shared.spawn(settings).ok()?;
+        wild.insert(name.to_string(), Arc::clone(&secret));
+        self.wild.store(Arc::new(wild));
+        Some(secret)
+    }
+
+    /// All secrets, and those under a `*` that somebody asked for.
+    pub fn all(&self) -> Vec<Arc<Secret>> {
+        self.named.values().cloned().chain(self.wild.load().values().cloned()).collect()
+    }
+
+    /// Reads every secret anew.
+    pub fn request(&self, trigger: Trigger) {
+        for secret in self.all() {
+            secret.request(trigger);
+        }
+    }
+
+    /// Tells of changes from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Ends, and gives back the leases whose settings ask for it.
+    pub async fn close(&self) {
+        self.shared.shutdown.cancel();
+        self.shared.tasks.close();
+        if timeout(FAREWELL, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("not every lease could be given back in time; they end by themselves");
+        }
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        self.shared.shutdown.cancel();
+    }
+}
+
+impl Shared {
+    fn spawn(self: &Arc<Self>, settings: config::Secret) -> Result<Arc<Secret>, SecretError> {
+        let provider = self.backends.secret(&settings.source)?;
+        let (secret, requests) = Secret::new(settings, provider, self);
+        self.tasks.spawn_on(task::Refresher::new(Arc::clone(&secret), requests).run(), &self.control);
+        Ok(secret)
+    }
+}
+
+/// Describes the metrics of every secret.
+pub fn describe_metrics(registry: &Registry) {
+    meters::describe(registry);
+}
+
+/// There was no answer in time: what the provider said until then is why.
+fn late(source: &SecretSource, limit: Duration, late: Late) -> SecretError {
+    let (fault, said) = match late.heard {
+        Some((fault, said)) => (SecretFault::from(fault), format!("; until then: {said}")),
+        None => (SecretFault::Unavailable, String::new()),
+    };
+    SecretError::new(fault, format!("{source}: no answer within {limit:?}{said}"))
+}

@@ -1,0 +1,404 @@
+//! The one task that keeps a secret.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    Change, Secret, Trigger,
+    value::{Current, Previous, State},
+};
+use crate::backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which};
+
+/// A writer's burst of events (create, write, rename) ends within this time and costs one read.
+const SETTLE: Duration = Duration::from_millis(5);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// How long before its end a value's successor is looked for, at most.
+const LEAD: Duration = Duration::from_secs(60);
+/// How long after the end of its time a static value is looked for once more.
+const LAG: Duration = Duration::from_secs(1);
+/// Never, as far as anybody waits.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) struct Refresher {
+    secret: Arc<Secret>,
+    requests: mpsc::Receiver<Trigger>,
+    watch: Option<WatchGuard>,
+    warned_of_watch: bool,
+    failures: u32,
+    /// Whether the provider's last word was that there is no such secret.
+    is_missing: bool,
+    scheduled: (Trigger, Instant),
+    demand_allowed: Instant,
+    lease: Option<Running>,
+    /// Leases that are to be given back at their time.
+    retired: Vec<(Instant, Arc<dyn Lease>)>,
+    /// When the current value's time is over.
+    end: Option<Instant>,
+}
+
+/// A lease that the current value lives by.
+struct Running {
+    lease: Arc<dyn Lease>,
+    life: Duration,
+    end: Instant,
+}
+
+impl Running {
+    fn new(lease: Arc<dyn Lease>, read: Instant) -> Self {
+        let life = lease.duration().min(FAR);
+        Self { lease, life, end: read + life }
+    }
+
+    fn remaining(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether too little is left to wait any longer for more.
+    fn nears_its_end(&self) -> bool {
+        self.remaining() < self.life / 3
+    }
+}
+
+enum Outcome {
+    Unchanged,
+    Value(Fetched),
+}
+
+impl Refresher {
+    pub(super) fn new(secret: Arc<Secret>, requests: mpsc::Receiver<Trigger>) -> Self {
+        let now = Instant::now();
+        Self {
+            secret,
+            requests,
+            watch: None,
+            warned_of_watch: false,
+            failures: 0,
+            is_missing: false,
+            scheduled: (Trigger::Start, now),
+            demand_allowed: now,
+            lease: None,
+            retired: Vec::new(),
+            end: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let ending = self.secret.ending.clone();
+        let forever = async {
+            loop {
+                let trigger = self.next().await;
+                self.attempt(trigger).await;
+            }
+        };
+        ending.run_until_cancelled(forever).await;
+        if self.secret.settings.keeping.revoke {
+            let leases = self.retired.drain(..).map(|(_, lease)| lease);
+            let leases: Vec<_> = leases.chain(self.lease.take().map(|running| running.lease)).collect();
+            for lease in leases {
+                Self::revoke(&self.secret, &*lease).await;
+            }
+        }
+    }
+
+    /// Waits until a read is due; meanwhile, drops what nobody may have any more.
+    async fn next(&mut self) -> Trigger {
+        let first = loop {
+            let (trigger, at) = self.scheduled;
+            let retirement = self.next_retirement();
+            tokio::select! {
+                Some(trigger) = self.requests.recv() => break trigger,
+                () = sleep_until(at) => break trigger,
+                () = sleep_until(retirement) => self.retire().await,
+            }
+        };
+        if first == Trigger::File {
+            sleep(SETTLE).await;
+        }
+        // Callers may ask without end; the provider is asked at a bounded rate, and whoever comes meanwhile joins.
+        let mut is_demand = first == Trigger::Demand;
+        while is_demand {
+            tokio::select! {
+                Some(trigger) = self.requests.recv() => is_demand = trigger == Trigger::Demand,
+                () = sleep_until(self.demand_allowed) => break,
+            }
+        }
+        while self.requests.try_recv().is_ok() {}
+        first
+    }
+
+    fn next_retirement(&self) -> Instant {
+        let state = self.secret.state();
+        let previous = state.as_ref().and_then(|state| state.previous.as_ref()).map(|previous| previous.until);
+        let leases = self.retired.iter().map(|(at, _)| *at);
+        leases.chain(previous).min().unwrap_or_else(|| Instant::now() + FAR)
+    }
+
+    async fn retire(&mut self) {
+        let now = Instant::now();
+        if let Some(state) = self.secret.state()
+            && state.previous.as_ref().is_some_and(|previous| previous.until <= now)
+        {
+            self.secret.publish(State { current: state.current.clone(), previous: None, failure: state.failure.clone() });
+        }
+        let over: Vec<_> = self.retired.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, lease) in over {
+            Self::revoke(&self.secret, &*lease).await;
+        }
+    }
+
+    /// Takes the secret alone: what is held over an await has to be `Sync`, and the watch's guard isn't.
+    async fn revoke(secret: &Secret, lease: &dyn Lease) {
+        let limit = secret.shared.read_timeout;
+        let (name, source) = (secret.name(), &secret.settings.source);
+        let result = match backend::within(limit, lease.revoke()).await {
+            Ok(result) => result,
+            Err(late) => Err(super::late(source, limit, late)),
+        };
+        match result {
+            Ok(()) => info!(secret = %name, "a lease was given back"),
+            Err(error) => warn!(secret = %name, "a lease can't be given back and ends by itself: {error}"),
+        }
+    }
+
+    async fn attempt(&mut self, trigger: Trigger) {
+        self.secret.begin_attempt();
+        self.keep_watch().await;
+        let result = self.read().await;
+        let label = match &result {
+            Ok(Outcome::Unchanged) => "unchanged",
+            Ok(Outcome::Value(_)) => "changed",
+            Err(error) => error.fault.as_str(),
+        };
+        self.secret.meters.fetched(&self.secret.shared.registry, trigger, label);
+        let is_good = result.is_ok();
+        match result {
+            Ok(Outcome::Unchanged) => self.confirm(),
+            Ok(Outcome::Value(fetched)) => self.install(fetched, trigger),
+            Err(error) => self.fail(error, trigger),
+        }
+        self.failures = if is_good { 0 } else { self.failures.saturating_add(1) };
+        self.schedule(is_good);
+        self.demand_allowed = Instant::now() + self.secret.shared.settings.force_interval;
+        self.secret.set_lease_end(self.lease.as_ref().map(|running| running.end));
+        self.secret.sweep_others();
+        self.secret.end_attempt();
+    }
+
+    /// Before reading, so that no change falls between the two; anew every time, because folders and links may be others than they were.
+    async fn keep_watch(&mut self) {
+        // Weak, or the watch would keep the secret alive that owns it.
+        let secret = Arc::downgrade(&self.secret);
+        let changed: Changed = Arc::new(move || {
+            if let Some(secret) = secret.upgrade() {
+                secret.request(Trigger::File);
+            }
+        });
+        match self.secret.provider.watch(self.watch.take(), changed).await {
+            Ok(guard) => {
+                self.watch = guard;
+                self.warned_of_watch = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.warned_of_watch, true) {
+                    let refresh = self.secret.settings.keeping.refresh;
+                    warn!(secret = %self.secret.name(), %error, ?refresh, "changes are found by the interval alone");
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Outcome, SecretError> {
+        let shared = Arc::clone(&self.secret.shared);
+        let source = &self.secret.settings.source;
+        let limit = shared.read_timeout;
+        let Ok(_turn) = shared.reads(source).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
+        let is_due = self.end.is_some_and(|end| Instant::now() + self.lead() >= end);
+        if let Some(running) = self.lease.as_mut().filter(|_| !is_due) {
+            let asked = Instant::now();
+            match backend::within(limit, running.lease.renew()).await {
+                Ok(Ok(granted)) => {
+                    running.end = asked + granted.min(FAR);
+                    if !running.nears_its_end() {
+                        return Ok(Outcome::Unchanged);
+                    }
+                }
+                // It ended or was revoked, whatever we were promised.
+                Ok(Err(error)) if error.fault == SecretFault::NotFound => {
+                    info!(secret = %self.secret.name(), "the lease is gone: {error}");
+                    running.end = asked;
+                }
+                Ok(Err(error)) if !running.nears_its_end() => return Err(error),
+                Err(late) if !running.nears_its_end() => return Err(super::late(source, limit, late)),
+                // New credentials may be had where the old ones can't be kept.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        let state = self.secret.state();
+        let current = state.as_ref().and_then(|state| state.current.as_ref()).map(|current| &current.value);
+        let held = current.map(|value| Held { version: value.version(), bytes: value.bytes() });
+        match backend::within(limit, self.secret.provider.fetch(&Which::Current, held, shared.settings.value_bytes)).await {
+            Ok(Ok(Answer::Unchanged)) => Ok(Outcome::Unchanged),
+            Ok(Ok(Answer::Value(fetched))) => {
+                let is_same = held.is_some_and(|held| held.version == fetched.version && *held.bytes == **fetched.bytes);
+                if is_same && fetched.lease.is_none() {
+                    self.end = self.end_of(fetched.expires_at, fetched.created_at);
+                    return Ok(Outcome::Unchanged);
+                }
+                Ok(Outcome::Value(fetched))
+            }
+            Ok(Err(error)) => Err(error),
+            Err(late) => Err(super::late(source, limit, late)),
+        }
+    }
+
+    /// The provider says that the current value still is the one.
+    fn confirm(&mut self) {
+        let Some(state) = self.secret.state() else { return };
+        self.is_missing = false;
+        self.report_recovery(&state);
+        let (previous, valid_until) = (state.previous.clone(), self.lease.as_ref().map(|running| running.end));
+        let current = state.current.clone().map(|current| Current {
+            confirmed_at: self.secret.shared.clock.now(),
+            confirmed: Instant::now(),
+            valid_until,
+            answer: Arc::default(),
+            ..current
+        });
+        self.secret.publish(State { current, previous, failure: None });
+    }
+
+    fn install(&mut self, fetched: Fetched, trigger: Trigger) {
+        let (now, at) = (Instant::now(), self.secret.shared.clock.now());
+        let keeping = &self.secret.settings.keeping;
+        let former = self.secret.state();
+        let before = former.as_ref().and_then(|state| state.current.clone());
+        self.is_missing = false;
+        if let Some(state) = &former {
+            self.report_recovery(state);
+        }
+
+        let mut until = now + keeping.previous_ttl.min(FAR);
+        if let Some(old) = self.lease.take() {
+            until = until.min(old.end);
+            if keeping.revoke && old.end > now {
+                self.retired.push((until, old.lease));
+            }
+        }
+        self.end = self.end_of(fetched.expires_at, fetched.created_at.filter(|_| fetched.lease.is_none()));
+        self.lease = fetched.lease.clone().map(|lease| Running::new(lease, now));
+        let previous = before.as_ref().filter(|_| until > now).map(|before| Previous {
+            value: Arc::clone(&before.value),
+            confirmed_at: before.confirmed_at,
+            until,
+        });
+        let value = self.secret.adopt(fetched);
+        let (name, version) = (self.secret.name().clone(), value.version().to_owned());
+        let version_before = before.as_ref().map(|before| before.value.version().to_owned());
+        let since = value.created_at().unwrap_or(at);
+        let valid_until = self.lease.as_ref().map(|running| running.end);
+        let current = Current { value, since, confirmed_at: at, confirmed: now, valid_until, answer: Arc::default() };
+        let change = Change {
+            secret: name.clone(),
+            version: Some(version.clone()),
+            previous: previous.as_ref().map(|previous| previous.value.version().to_owned()),
+        };
+        self.secret.publish(State { current: Some(current), previous, failure: None });
+        info!(secret = %name, %version, before = version_before, trigger = trigger.as_str(), "secret in force");
+        self.secret.shared.audit.record("secret.in_force", |event| {
+            event.with("secret", name.as_str()).with("version", version).with("version_before", version_before)
+        });
+        // Nobody may be listening.
+        let _ = self.secret.shared.changes.send(change);
+    }
+
+    fn fail(&mut self, error: SecretError, trigger: Trigger) {
+        let state = self.secret.state();
+        let name = self.secret.name();
+        let (mut current, mut previous) =
+            state.as_ref().map_or((None, None), |state| (state.current.clone(), state.previous.clone()));
+        let is_missing = error.fault == SecretFault::NotFound && self.lease.is_none();
+        // A file that is being replaced, and a provider that is being restored, may miss it for a moment.
+        let is_deleted = is_missing && self.is_missing && current.is_some();
+        self.is_missing = is_missing;
+        if is_deleted {
+            (current, previous) = (None, None);
+        }
+        let is_news = state.as_ref().and_then(|state| state.failure.as_ref()).is_none_or(|before| before.error != error);
+        if is_news || is_deleted {
+            let serving = current.as_ref().map(|current| current.value.version());
+            let what = if is_deleted { "secret deleted" } else { "secret" };
+            warn!(secret = %name, trigger = trigger.as_str(), fault = error.fault.as_str(), serving, "{what}: {error}");
+        }
+        let failure = Some(Secret::failed(error.clone(), self.secret.shared.clock.now()));
+        self.secret.publish(State { current, previous, failure });
+        if is_deleted {
+            self.end = None;
+            self.secret.shared.audit.record("secret.deleted", |event| event.with("secret", name.as_str()));
+            let _ = self.secret.shared.changes.send(Change { secret: name.clone(), version: None, previous: None });
+        } else if is_news {
+            self.secret.shared.audit.record("secret.failed", |event| {
+                event.with("secret", name.as_str()).with("fault", error.fault.as_str()).with("reason", error.to_string())
+            });
+        }
+    }
+
+    fn report_recovery(&self, former: &State) {
+        if former.failure.is_some() && former.current.is_some() {
+            info!(secret = %self.secret.name(), "reading it works again");
+        }
+    }
+
+    /// When a value's time is over: its provider says so, or the age that the config knows.
+    fn end_of(&self, expires_at: Option<Timestamp>, created_at: Option<Timestamp>) -> Option<Instant> {
+        let now = self.secret.shared.clock.now();
+        let rotated = self.secret.settings.keeping.rotate_after.and_then(|age| created_at.unwrap_or(now).checked_add(age).ok());
+        let end = expires_at.into_iter().chain(rotated).min()?;
+        Some(Instant::now() + Duration::try_from(end.duration_since(now)).unwrap_or_default().min(FAR))
+    }
+
+    /// How long before its end a successor is looked for.
+    fn lead(&self) -> Duration {
+        self.secret.settings.keeping.rotate_after.map_or(LEAD, |age| (age / 10).min(LEAD))
+    }
+
+    fn schedule(&mut self, is_good: bool) {
+        let now = Instant::now();
+        let keeping = &self.secret.settings.keeping;
+        let mut next = if is_good {
+            (Trigger::Poll, now + spread(keeping.refresh))
+        } else {
+            (Trigger::Retry, now + spread(backoff(self.failures, self.secret.shared.max_backoff)))
+        };
+        if is_good && let Some(running) = &self.lease {
+            // Between half and two thirds of what is left.
+            let due = now + running.remaining().mul_f64(0.5 + fastrand::f64() / 6.0);
+            next = earlier(next, (Trigger::Lease, due));
+        }
+        if is_good && let Some(end) = self.end {
+            let candidates = [end.checked_sub(self.lead()), end.checked_add(LAG)];
+            for due in candidates.into_iter().flatten().filter(|due| *due > now) {
+                next = earlier(next, (Trigger::Lease, due));
+            }
+        }
+        self.scheduled = next;
+    }
+}
+
+fn earlier(one: (Trigger, Instant), other: (Trigger, Instant)) -> (Trigger, Instant) {
+    if other.1 < one.1 { other } else { one }
+}
+
+/// Between three and five quarters of `interval`, so that a fleet doesn't act in step.
+fn spread(interval: Duration) -> Duration {
+    interval.mul_f64(0.75 + fastrand::f64() / 2.0)
+}
+
+fn backoff(failures: u32, longest: Duration) -> Duration {
+    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
+}
