@@ -33,6 +33,7 @@ mod recipes;
 mod rotation;
 mod scan;
 mod secrecy;
+mod secrets;
 mod servers;
 mod small_server;
 mod streams;

@@ -7,6 +7,8 @@ mod meters;
 mod others;
 mod secret;
 mod task;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::{

@@ -38,8 +38,8 @@ pub(super) struct Refresher {
     lease: Option<Running>,
     /// Leases that are to be given back at their time.
     retired: Vec<(Instant, Arc<dyn Lease>)>,
-    /// When the current value's time is over.
-    end: Option<Instant>,
+    /// When the current value's time is over: by the clock, and when that is from here.
+    end: Option<(Timestamp, Instant)>,
 }
 
 /// A lease that the current value lives by.
@@ -218,7 +218,7 @@ impl Refresher {
         let source = &self.secret.settings.source;
         let limit = shared.read_timeout;
         let Ok(_turn) = shared.reads(source).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
-        let is_due = self.end.is_some_and(|end| Instant::now() + self.lead() >= end);
+        let is_due = self.end.is_some_and(|(_, end)| Instant::now() + self.lead() >= end);
         if let Some(running) = self.lease.as_mut().filter(|_| !is_due) {
             let asked = Instant::now();
             match backend::within(limit, running.lease.renew()).await {
@@ -240,14 +240,14 @@ impl Refresher {
             }
         }
         let state = self.secret.state();
-        let current = state.as_ref().and_then(|state| state.current.as_ref()).map(|current| &current.value);
-        let held = current.map(|value| Held { version: value.version(), bytes: value.bytes() });
+        let current = state.as_ref().and_then(|state| state.current.as_ref());
+        let held = current.map(|current| Held { version: current.value.version(), bytes: current.value.bytes() });
         match backend::within(limit, self.secret.provider.fetch(&Which::Current, held, shared.settings.value_bytes)).await {
             Ok(Ok(Answer::Unchanged)) => Ok(Outcome::Unchanged),
             Ok(Ok(Answer::Value(fetched))) => {
                 let is_same = held.is_some_and(|held| held.version == fetched.version && *held.bytes == **fetched.bytes);
                 if is_same && fetched.lease.is_none() {
-                    self.end = self.end_of(fetched.expires_at, fetched.created_at);
+                    self.end = self.end_of(fetched.expires_at, fetched.created_at.or(current.map(|current| current.since)));
                     return Ok(Outcome::Unchanged);
                 }
                 Ok(Outcome::Value(fetched))
@@ -355,11 +355,14 @@ impl Refresher {
     }
 
     /// When a value's time is over: its provider says so, or the age that the config knows.
-    fn end_of(&self, expires_at: Option<Timestamp>, created_at: Option<Timestamp>) -> Option<Instant> {
+    fn end_of(&self, expires_at: Option<Timestamp>, created_at: Option<Timestamp>) -> Option<(Timestamp, Instant)> {
         let now = self.secret.shared.clock.now();
         let rotated = self.secret.settings.keeping.rotate_after.and_then(|age| created_at.unwrap_or(now).checked_add(age).ok());
-        let end = expires_at.into_iter().chain(rotated).min()?;
-        Some(Instant::now() + Duration::try_from(end.duration_since(now)).unwrap_or_default().min(FAR))
+        let at = expires_at.into_iter().chain(rotated).min()?;
+        // What is known already stays where it was, whatever was done to the clock since.
+        let known = self.end.filter(|(known, _)| *known == at);
+        let from_here = || (at, Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or_default().min(FAR));
+        Some(known.unwrap_or_else(from_here))
     }
 
     /// How long before its end a successor is looked for.
@@ -380,7 +383,7 @@ impl Refresher {
             let due = now + running.remaining().mul_f64(0.5 + fastrand::f64() / 6.0);
             next = earlier(next, (Trigger::Lease, due));
         }
-        if is_good && let Some(end) = self.end {
+        if is_good && let Some((_, end)) = self.end {
             let candidates = [end.checked_sub(self.lead()), end.checked_add(LAG)];
             for due in candidates.into_iter().flatten().filter(|due| *due > now) {
                 next = earlier(next, (Trigger::Lease, due));

@@ -118,7 +118,7 @@ fn form(headers: &HeaderMap) -> Form {
             _ => {}
         }
     }
-    if octets > json { Form::Octets } else { Form::Json }
+    if octets > json && octets.0 > 0 { Form::Octets } else { Form::Json }
 }
 
 /// In thousandths.
