@@ -59,6 +59,12 @@ fn main() {
     report("footprint/rss/100-keyrings-x-5-versions", " MiB", Spread::of(memory), &Goal::AtMost(20.0));
     report("footprint/ready/1-keyring", " ms", Spread::of(ready_one), &Goal::AtMost(50.0));
     report("footprint/ready/100-keyrings-x-5-versions", " ms", Spread::of(ready_many), &Goal::AtMost(50.0));
+    let secrets = if is_test() { 10 } else { 1000 };
+    let kept = secret_config(folder.path(), secrets);
+    let memory = (0..starts).map(|_| start(&kept.0, kept.1).1).collect();
+    // The budget of a sidecar, and the secrets' own size.
+    let goal = Goal::AtMost(20.0 + secrets as f64 / 1024.0);
+    report("footprint/rss/1000-secrets-of-1KiB", " MiB", Spread::of(memory), &goal);
     let listeners = if is_test() {
         100
     } else {
@@ -90,6 +96,19 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, So
          [limits]\nconnections = 25000\n{entries}"
     );
     let file = folder.join(format!("{name}.toml"));
+    std::fs::write(&file, text).expect("config");
+    (file, ops)
+}
+
+/// Secrets in files, all of them required.
+fn secret_config(folder: &Path, secrets: usize) -> (std::path::PathBuf, SocketAddr) {
+    let (file, ops) = config(folder, "secrets", 1);
+    let mut text = std::fs::read_to_string(&file).expect("config");
+    std::fs::create_dir(folder.join("secrets")).expect("folder");
+    for index in 0..secrets {
+        std::fs::write(folder.join(format!("secrets/{index}")), "x".repeat(1024)).expect("secret");
+        text += &format!("[[secret]]\nname = \"secret-{index}\"\nsource = \"file:secrets/{index}\"\nrequired = true\n");
+    }
     std::fs::write(&file, text).expect("config");
     (file, ops)
 }

@@ -14,13 +14,20 @@ use tokio::time::timeout;
 use crate::harness::{PATIENCE, Sidecar, World, binary, uid, wait, whole};
 
 /// One listener.
-struct Listener {
+pub struct Listener {
     body: Incoming,
     buffer: String,
 }
 
+/// What it hears.
+pub struct Event {
+    pub id: String,
+    pub kind: String,
+    pub data: Value,
+}
+
 impl Listener {
-    async fn open(sidecar: &Sidecar, last_id: Option<&str>) -> Self {
+    pub async fn open(sidecar: &Sidecar, last_id: Option<&str>) -> Self {
         let headers: Vec<_> = last_id.map(|id| ("last-event-id", id)).into_iter().collect();
         let response = sidecar.client().await.open(Method::GET, "/v1/events", &headers, whole("")).await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -28,22 +35,29 @@ impl Listener {
         Self { body: response.into_body(), buffer: String::new() }
     }
 
-    /// The next event: its id and data. `None` when there will be no more.
-    async fn next(&mut self) -> Option<(String, Value)> {
+    /// The next event. `None` when there will be no more.
+    pub async fn event(&mut self) -> Option<Event> {
         loop {
             if let Some((event, rest)) = self.buffer.split_once("\n\n") {
                 let event = event.to_owned();
                 self.buffer = rest.to_owned();
                 let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
                 if let Some(data) = field("data: ") {
-                    assert_eq!(field("event: ").unwrap(), "keyring");
-                    return Some((field("id: ").unwrap(), serde_json::from_str(&data).unwrap()));
+                    let (id, kind) = (field("id: ").unwrap(), field("event: ").unwrap());
+                    return Some(Event { id, kind, data: serde_json::from_str(&data).unwrap() });
                 }
                 continue;
             }
             let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event")?.unwrap();
             self.buffer.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
         }
+    }
+
+    /// The next event of a keyring: its id and data.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        let event = self.event().await?;
+        assert_eq!(event.kind, "keyring");
+        Some((event.id, event.data))
     }
 
     async fn expect(&mut self, keyring: &str, generation: u64) -> String {

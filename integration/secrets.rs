@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::events::Listener;
 use crate::harness::{Answer, Client, Sidecar, World, uid, wait};
 
 const BYTES: (&str, &str) = ("accept", "application/octet-stream");
@@ -307,6 +308,32 @@ async fn the_policy_is_by_secret_counted_and_audited() {
         };
         has("secret.in_force", "mine") && has("access.refused", "yours")
     });
+}
+
+#[tokio::test]
+async fn whoever_listens_hears_how_secrets_stand_and_every_change_of_those_that_he_may_fetch() {
+    let world = World::new();
+    for name in ["db", "hidden"] {
+        put(&world.path(name), "old");
+    }
+    let both = config("db", "file:db", "required = true") + &config("hidden", "file:hidden", "required = true");
+    let rule = format!("[[policy]]\nsecrets = [\"db\"]\nuids = [{}]\n", uid());
+    let sidecar = world.start_with("one", &(both + &rule), &[]);
+    let mut listener = Listener::open(&sidecar, None).await;
+    let mut next = async || {
+        let event = listener.event().await.unwrap();
+        assert_eq!(event.kind, "secret");
+        event.data
+    };
+    let first = next().await;
+    assert_eq!((&first["secret"], &first["previous"]), (&"db".into(), &Value::Null));
+    put(&world.path("hidden"), "new");
+    wait("the hidden one", || status(&sidecar, "hidden")["previous"].is_string());
+    put(&world.path("db"), "new");
+    let changed = next().await;
+    assert_eq!((&changed["secret"], &changed["previous"]), (&"db".into(), &first["version"]));
+    fs::remove_file(world.path("db")).unwrap();
+    assert_eq!(next().await, json!({ "secret": "db", "version": null, "previous": null }));
 }
 
 #[tokio::test]

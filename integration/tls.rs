@@ -500,3 +500,53 @@ fn evidence_is_asked_for_over_tls() {
         stage.world.try_keyring("disable", "demo", &["--version", "1", "--sidecar", &url, "--sidecar-cert", certificate]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
+
+#[test]
+fn a_push_needs_a_certificate_and_brings_nothing_but_a_refresh() {
+    let stage = Stage::new();
+    let real = stage.world.path("elsewhere");
+    fs::create_dir(&real).unwrap();
+    // A file that nobody watches: the link above it is swapped.
+    fs::write(real.join("db"), "old").unwrap();
+    std::os::unix::fs::symlink("elsewhere", stage.world.path("here")).unwrap();
+    fs::create_dir(stage.world.path("next")).unwrap();
+    fs::write(stage.world.path("next/db"), "new").unwrap();
+    let secret =
+        "[refresh]\npoll = \"1d\"\n[[secret]]\nname = \"db\"\nsource = \"file:here/db\"\nrefresh = \"1d\"\nrequired = true\n";
+    let sidecar = stage.ops(&format!("client_ca = \"tls/ca.crt\"\n{secret}"));
+    let operator = as_client(&stage.authority.issue("operator", None));
+    let operator = strs(&operator);
+    let push = |body: &str, who: &[&str]| {
+        let (exit, line, answer) = stage.curl(sidecar.ops, "/push", &[&["-d", body][..], who].concat());
+        assert_eq!(exit, 0);
+        (line[..3].to_owned(), serde_json::from_str::<Value>(&answer).unwrap())
+    };
+    let secret = || stage.status(&sidecar, &operator)["secrets"][0].clone();
+    wait("the secret", || secret()["version"].is_string());
+    let version = secret()["version"].as_str().unwrap().to_owned();
+    assert_eq!(push(r#"{"secret":"db"}"#, &[]).0, "403");
+    let known = push(&format!(r#"{{"secret":"db","version":{version:?}}}"#), &operator);
+    assert_eq!(known, ("202".into(), serde_json::json!({ "refreshing": false })));
+
+    std::os::unix::fs::symlink("next", stage.world.path("swap")).unwrap();
+    fs::rename(stage.world.path("swap"), stage.world.path("here")).unwrap();
+    assert_eq!(push(r#"{"secret":"db"}"#, &operator), ("202".into(), serde_json::json!({ "refreshing": true })));
+    wait("the new value", || secret()["previous"] == version.as_str());
+    assert_eq!(push(r#"{"keyring":"demo","generation":1}"#, &operator).1["refreshing"], false);
+    assert_eq!(push(r#"{"keyring":"demo","generation":2}"#, &operator).1["refreshing"], true);
+    wait("the refresh", || {
+        let metrics = stage.get(&sidecar, "/metrics", &operator);
+        metric(&metrics, "sidekey_refreshes_total{keyring=\"demo\",trigger=\"push\",result=\"unchanged\"}") == 1.0
+    });
+    for (body, status, code) in [
+        (r#"{"secret":"other"}"#, "404", "secret_not_found"),
+        (r#"{"keyring":"other","generation":1}"#, "404", "keyring_not_found"),
+        (r#"{"keyring":"demo"}"#, "400", "invalid_request"),
+        ("", "400", "invalid_request"),
+        (&"x".repeat(5000), "400", "invalid_request"),
+    ] {
+        let (found, problem) = push(body, &operator);
+        assert_eq!((found.as_str(), problem["code"].as_str()), (status, Some(code)), "{body}");
+    }
+    assert_eq!(stage.curl(sidecar.ops, "/push", &operator).1[..3], *"405");
+}

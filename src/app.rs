@@ -25,7 +25,7 @@ use crate::{
     lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     refresh::{self, Keks, Keyring, Trigger},
     secrets::{self, Secrets},
-    serve::{self, BindError, Listeners, OpsServer, Parts, Tls, TlsError},
+    serve::{self, BindError, Listeners, OpsParts, OpsServer, Parts, Tls, TlsError},
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
 
@@ -141,16 +141,16 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     for tls in &tls {
         tokio::spawn(Arc::clone(tls).follow(stopping.ending.clone()));
     }
-    let ops_server = OpsServer::new(
-        keyrings.clone(),
-        Arc::clone(&secrets),
+    let ops_server = OpsServer::new(OpsParts {
+        keyrings: keyrings.clone(),
+        secrets: Arc::clone(&secrets),
         keks,
-        Arc::clone(&registry),
-        audit.clone(),
-        clock.clone(),
+        registry: Arc::clone(&registry),
+        audit: audit.clone(),
+        clock: clock.clone(),
         pending,
-        tls.clone(),
-    );
+        tls: tls.clone(),
+    });
     tokio::spawn(ops_server.run(ops_listener, ops_tls, stopping.ending.clone()));
     tokio::spawn(keep_up(Arc::clone(&registry), stopping.clone()));
 

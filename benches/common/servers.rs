@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Request, Response,
+    Method, Request, Response,
     body::{Body, Incoming},
     server::conn::http1,
     service::service_fn,
@@ -29,6 +30,9 @@ use tokio::{
 };
 
 const WORKERS: usize = 2;
+
+/// The length of the secret that is served, in bytes.
+pub const SECRET: usize = 1024;
 
 /// A sidecar and a bare hyper echo, each a process of its own with as many worker threads.
 pub struct Setup {
@@ -52,8 +56,10 @@ impl Setup {
         let (echo, sidekey) = (at("echo.sock"), at("sidekey.sock"));
         let config = format!(
             "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
-             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:kek\"]\n"
+             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:kek\"]\n\
+             [[secret]]\nname = \"demo\"\nsource = \"file:secret\"\nrequired = true\n"
         );
+        std::fs::write(at("secret"), "x".repeat(SECRET)).expect("secret");
         std::fs::write(at("sidekey.toml"), config).expect("config");
         let this = std::env::current_exe().expect("this benchmark");
         let start = |command: &mut Command| command.stdin(Stdio::null()).spawn().expect("server");
@@ -109,6 +115,10 @@ fn echo(socket: &Path) {
             let (stream, _) = listener.accept().await.expect("accept");
             tokio::spawn(async move {
                 let service = service_fn(|request: Request<Incoming>| async {
+                    if request.method() == Method::GET {
+                        let body = Full::new(Bytes::from_static(&[b'x'; SECRET]));
+                        return Ok(Response::new(body.map_err(|never| match never {}).boxed()));
+                    }
                     let body = request.into_body();
                     // As a server does it that has to see a short body whole; a long one goes as it comes.
                     let is_short = body.size_hint().exact().is_some_and(|length| length <= 1 << 20);

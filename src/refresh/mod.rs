@@ -43,6 +43,8 @@ pub enum Trigger {
     File,
     /// SIGHUP.
     Signal,
+    /// Somebody central says that there is a newer generation.
+    Push,
     /// The interval was over.
     Poll,
     /// The refresh before had failed or left versions unopened.
@@ -52,7 +54,8 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    const ALL: [Self; 7] = [Self::Start, Self::Copy, Self::File, Self::Signal, Self::Poll, Self::Retry, Self::UnknownVersion];
+    const ALL: [Self; 8] =
+        [Self::Start, Self::Copy, Self::File, Self::Signal, Self::Push, Self::Poll, Self::Retry, Self::UnknownVersion];
 
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Trigger {
             Self::Copy => "copy",
             Self::File => "file",
             Self::Signal => "signal",
+            Self::Push => "push",
             Self::Poll => "poll",
             Self::Retry => "retry",
             Self::UnknownVersion => "unknown_version",

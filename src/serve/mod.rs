@@ -58,7 +58,7 @@ pub use self::tls::CertificateNames;
 pub use self::{
     frames::{Frame, Frames},
     listener::ListenError,
-    ops::OpsServer,
+    ops::{OpsParts, OpsServer},
     problem::{Code, Problem},
     status::{KeyringStatus, SecretStatus, SecretVersionStatus, Status, TlsStatus, VersionStatus},
     tls::{Tls, TlsError},
