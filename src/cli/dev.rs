@@ -1,8 +1,8 @@
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,12 +16,13 @@ use crate::{
     backend::{Backends, local::LocalKek},
     clock::Clock,
     config::{self, Location},
+    crypto::random,
     keyring::Policy,
 };
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
-    /// Where KEK, keyring, config and socket are; made if it isn't there.
+    /// Where KEK, keyring, secret, config and socket are; made if it isn't there.
     #[arg(long, default_value = ".sidekey")]
     dir: PathBuf,
     /// The ops listener's address, if not the config's.
@@ -43,12 +44,13 @@ impl Dev {
                 // The log says why; it serves as soon as it can.
                 return Ok(());
             }
-            Ok(io::stdout().lock().write_all(instructions(&folder, bound).as_bytes())?)
+            let has_secret = settings.secrets.find("demo").is_some();
+            Ok(io::stdout().lock().write_all(instructions(&folder, bound, has_secret).as_bytes())?)
         })
     }
 }
 
-/// Makes what isn't there yet: folder, KEK, keyring and config.
+/// Makes what isn't there yet: folder, KEK, keyring, secret and config.
 async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
     let failed = |path: &Path, error: io::Error| Failure::failed(format!("{}: {error}", path.display()));
     let keyrings = folder.join("keyrings");
@@ -63,6 +65,17 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
             format!("local:{}", kek.display()).parse().map_err(|error| Failure::failed(format!("{}: {error}", kek.display())))?;
         let name = "demo".parse().map_err(|error| Failure::failed(format!("demo: {error}")))?;
         admin.init(name, &[uri], Policy::default()).await?;
+    }
+    let secret = folder.join("secret.json");
+    if !secret.exists() {
+        let password: String = random::<12>()
+            .map_err(|error| Failure::failed(error.to_string()))?
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let text = format!("{{\"user\":\"demo\",\"password\":\"{password}\"}}");
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&secret, error))?;
     }
     if !config.exists() {
         let uid = rustix::process::geteuid().as_raw();
@@ -93,19 +106,39 @@ name = "demo"
 location = "file:keyrings/demo.json"
 keks = ["local:kek"]
 
+[[secret]]
+name = "demo"
+source = "file:secret.json"
+
 # Whoever may use what. With no rule at all, the socket's mode decides alone.
 [[policy]]
 keyrings = "*"
 operations = ["encrypt", "decrypt", "rewrap", "inspect", "data-key"]
+secrets = "*"
 uids = [{uid}]
 "#
     )
 }
 
-fn instructions(folder: &Path, bound: &app::Bound) -> String {
+fn instructions(folder: &Path, bound: &app::Bound, has_secret: bool) -> String {
     let program = std::env::current_exe().map_or_else(|_| "sidekey".into(), |path| path.display().to_string());
     let (socket, manifest) = (bound.socket().display(), folder.join("keyrings/demo.json"));
     let (manifest, ops) = (manifest.display(), bound.ops());
+    let secret = folder.join("secret.json");
+    let secret = secret.display();
+    let secret = if has_secret {
+        format!(
+            r#"# a password, and the one before it after a rotation
+curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password'
+echo '{{"user":"demo","password":"another"}}' > '{secret}.new' && mv '{secret}.new' '{secret}'
+sleep 1
+curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password&stage=previous'
+
+"#
+        )
+    } else {
+        String::new()
+    };
     format!(
         r#"
 Sidekey serves keyring demo. Paste into another terminal:
@@ -126,7 +159,7 @@ sidekey keyring rotate '{manifest}' --activate now
 sleep 1
 sidekey status
 
-# what operators see
+{secret}# what operators see
 curl -s http://{ops}/status
 curl -s http://{ops}/metrics
 
