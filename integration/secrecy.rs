@@ -57,6 +57,49 @@ async fn keys_appear_in_no_log_metric_error_status_or_argument() {
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
 }
 
+#[tokio::test]
+async fn a_secrets_value_appears_in_its_answers_and_nowhere_else() {
+    let world = World::new();
+    let value = |number: u32| format!("{{\"password\":\"value-that-is-secret-{number}\"}}");
+    fs::write(world.path("db"), value(1)).unwrap();
+    fs::write(world.path("raw"), "value-that-is-secret-raw").unwrap();
+    let config = "[log]\nlevel = \"trace\"\n[audit]\nfile = \"audit.log\"\n\
+        [[secret]]\nname = \"db\"\nsource = \"file:db\"\n[[secret]]\nname = \"raw\"\nsource = \"file:raw\"\nrequired = true\n";
+    let sidecar = world.start_with("one", config, &[]);
+    let mut client = sidecar.client().await;
+    let mut seen = Vec::new();
+    let octets = ("accept", "application/octet-stream");
+    for path in ["db", "db?field=password", "raw"] {
+        let answer = client.send(hyper::Method::GET, &format!("/v1/secrets/{path}"), &[octets], "").await.ok();
+        assert!(contains(&answer.body, b"value-that-is-secret"));
+        seen.push(format!("{:?}", answer.headers).into_bytes());
+    }
+    fs::write(world.path("new"), value(2)).unwrap();
+    fs::rename(world.path("new"), world.path("db")).unwrap();
+    wait("the new value", || sidecar.status()["secrets"][0]["previous"].is_string());
+    for path in ["db?field=none", "raw?field=password", "raw?version=x", "db?stage=pending", "db?min_version=9"] {
+        let answer = client.send(hyper::Method::GET, &format!("/v1/secrets/{path}"), &[], "").await;
+        assert!(!answer.status.is_success());
+        seen.push(answer.body.to_vec());
+    }
+    seen.push(client.send(hyper::Method::GET, "/v1/secrets", &[], "").await.ok().body.to_vec());
+    let mut listener = crate::events::Listener::open(&sidecar, None).await;
+    for _ in 0..2 {
+        seen.push(listener.event().await.unwrap().data.to_string().into_bytes());
+    }
+    for path in ["/status", "/metrics", "/readyz"] {
+        seen.push(sidecar.ops(path).1.into_bytes());
+    }
+    wait("the records", || {
+        fs::read_to_string(world.path("audit.log")).is_ok_and(|log| log.matches("secret.in_force").count() == 3)
+    });
+    seen.extend([fs::read(world.path("audit.log")).unwrap(), sidecar.log().into_bytes()]);
+    let everything = seen.concat();
+    assert!(everything.len() > 5000, "there was something to search");
+    assert!(!contains(&everything, b"value-that-is-secret"));
+    assert!(!contains(&everything, &URL_SAFE_NO_PAD.encode("value-that-is-secret").as_bytes()[..20]));
+}
+
 /// The KEK and every data key, raw and in the encodings that a careless line of code would give them.
 fn secrets(world: &World) -> Vec<Vec<u8>> {
     let kek = fs::read(world.path("kek")).unwrap();

@@ -396,3 +396,18 @@ uids = [0]
         );
     }
 }
+
+#[test]
+fn a_check_online_reads_every_secret() {
+    let world = World::new();
+    put(&world.path("there"), "value");
+    let text = config("there", "file:there", "") + &config("missing", "file:missing", "");
+    fs::write(world.path("c.toml"), format!("[listen]\nsocket = \"s\"\n{text}")).unwrap();
+    let output = world.run(&["check", "--online", "--output", "json", "--config", world.path("c.toml").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&said["tried"][0]["secret"], &said["tried"][0]["error"]), (&"there".into(), &Value::Null));
+    let error = said["tried"][1]["error"].as_str().unwrap();
+    assert!(error.contains("missing: there is no such file"), "{error}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("value"));
+}

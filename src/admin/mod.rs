@@ -31,7 +31,7 @@ pub use backup::{Backup, Proof};
 pub use envelope::{EnvelopeError, Lock, Opener, Passphrase, recipient, recipients_in};
 pub use evidence::ask_sidecars;
 pub use ops_client::{Fleet, OpsTls};
-pub use probe::{Probe, probe};
+pub use probe::{Probe, Purpose, probe};
 pub use recover::Recovered;
 pub use restore::{Restored, Restoring};
 pub use rewrap::KekChange;

@@ -1,22 +1,31 @@
-//! Trying what a sidecar will need: every location and every KEK that its config and its manifests name.
+//! Trying what a sidecar will need: every location, KEK and secret that its config and its manifests name.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    backend::Backends,
+    backend::{Answer, Backends, Which},
     clock::Clock,
-    config::{self, KekUri, KeyringName, Settings},
+    config::{self, KekUri, KeyringName, SecretName, Settings},
     keyring::{Document, Expectations, KeyTable, Version},
     refresh::Keks,
 };
 
+/// What something is needed for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A keyring.
+    Keyring(KeyringName),
+    /// A secret.
+    Secret(SecretName),
+}
+
 /// What came of one try.
 pub struct Probe {
-    /// For which keyring.
-    pub keyring: KeyringName,
-    /// The location, or the KEK.
+    /// For which keyring or secret.
+    pub purpose: Purpose,
+    /// The location, the KEK or the source.
     pub subject: String,
     /// How long it took.
     pub took: Duration,
@@ -24,7 +33,8 @@ pub struct Probe {
     pub result: Result<(), String>,
 }
 
-/// Reads every keyring's manifest as a sidecar with these settings would, and opens one version through each KEK that wraps any.
+/// Reads every keyring's manifest as a sidecar with these settings would, and opens one version through each KEK that
+/// wraps any; and reads every secret. Leases that this makes are given back.
 pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     let backends = Backends::new(&settings.backends);
     let keks = Keks::new(Arc::clone(&backends), &settings.refresh, clock, Arc::default());
@@ -37,19 +47,39 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
             Err(reason) => (None, Err(reason)),
         };
         let (name, subject) = (keyring.name.clone(), keyring.location.to_string());
-        probes.push(Probe { keyring: name, subject, took: begun.elapsed(), result });
+        probes.push(Probe { purpose: Purpose::Keyring(name), subject, took: begun.elapsed(), result });
         let Some(document) = document else { continue };
         for version in one_for_each_kek(&document) {
             let trials = keks.try_each(document.manifest().id, &version, &keyring.keks).await;
             probes.extend(trials.into_iter().map(|trial| Probe {
-                keyring: keyring.name.clone(),
+                purpose: Purpose::Keyring(keyring.name.clone()),
                 subject: trial.uri.to_string(),
                 took: trial.took,
                 result: trial.result.map_err(|error| error.to_string()),
             }));
         }
     }
+    for secret in &settings.secrets.named {
+        let begun = Instant::now();
+        let result = fetch(&backends, secret, settings).await;
+        let (purpose, subject) = (Purpose::Secret(secret.name.clone()), secret.source.to_string());
+        probes.push(Probe { purpose, subject, took: begun.elapsed(), result });
+    }
     probes
+}
+
+async fn fetch(backends: &Backends, secret: &config::Secret, settings: &Settings) -> Result<(), String> {
+    let limit = settings.refresh.read_timeout;
+    let late = || format!("{}: no answer within {limit:?} (`refresh.read_timeout`)", secret.source);
+    let provider = backends.secret(&secret.source).map_err(|error| error.to_string())?;
+    let answer = timeout(limit, provider.fetch(&Which::Current, None, settings.secrets.value_bytes)).await.map_err(|_| late())?;
+    let Answer::Value(fetched) = answer.map_err(|error| error.to_string())? else { return Ok(()) };
+    let Some(lease) = fetched.lease else { return Ok(()) };
+    // Renewing is a right of its own, without which the credentials end sooner.
+    let renewed = timeout(limit, lease.renew()).await.map_err(|_| late())?;
+    let revoked = timeout(limit, lease.revoke()).await.map_err(|_| late())?;
+    renewed.map_err(|error| error.to_string())?;
+    revoked.map_err(|error| format!("a lease was made and can't be given back: {error}"))
 }
 
 async fn read(backends: &Backends, keyring: &config::Keyring, times: &config::Refresh) -> Result<Document, String> {

@@ -10,10 +10,10 @@ use super::{
     shown,
 };
 use crate::{
-    admin::probe,
+    admin::{Purpose, probe},
     app,
     clock::Clock,
-    config::{self, KeyringName, LoadError, Settings},
+    config::{self, KeyringName, LoadError, SecretName, Settings},
     lifecycle::{Signals, tell_started},
     telemetry,
 };
@@ -45,15 +45,18 @@ pub(super) struct Check {
     /// The config file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Also read every manifest, and open a version through every KEK, with the rights that a sidecar here would have.
+    /// Also read every manifest and secret, and open a version through every KEK, with the rights that a sidecar here would have.
     #[arg(long)]
     online: bool,
 }
 
 #[derive(Serialize)]
 struct Tried {
-    keyring: KeyringName,
-    /// A location or a KEK.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keyring: Option<KeyringName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<SecretName>,
+    /// A location, a KEK or a source.
     subject: String,
     took_ms: f64,
     /// None if it worked.
@@ -66,9 +69,10 @@ impl Check {
         match (config::load(&self.config), format) {
             (Ok(settings), _) if self.online => online(&file, &settings, format),
             (Ok(settings), _) => {
-                let keyrings = settings.keyrings.len();
-                print(format, &json!({ "file": file, "valid": true, "keyrings": keyrings }), || {
-                    format!("{file}: valid, {keyrings} keyrings\n")
+                let (keyrings, secrets) = (settings.keyrings.len(), &settings.secrets);
+                let secrets = secrets.named.len() + secrets.mappings.len();
+                print(format, &json!({ "file": file, "valid": true, "keyrings": keyrings, "secrets": secrets }), || {
+                    format!("{file}: valid, {keyrings} keyrings, {secrets} secrets\n")
                 })
             }
             (Err(LoadError::Invalid(problems)), Format::Json) => {
@@ -89,18 +93,22 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
     let probes = on_one_thread(async { Ok(probe(settings, Clock::system()).await) })?;
     let tried: Vec<Tried> = probes
         .into_iter()
-        .map(|probe| Tried {
-            keyring: probe.keyring,
-            subject: probe.subject,
-            took_ms: probe.took.as_secs_f64() * 1000.0,
-            error: probe.result.err(),
+        .map(|probe| {
+            let (keyring, secret) = match probe.purpose {
+                Purpose::Keyring(name) => (Some(name), None),
+                Purpose::Secret(name) => (None, Some(name)),
+            };
+            let took_ms = probe.took.as_secs_f64() * 1000.0;
+            Tried { keyring, secret, subject: probe.subject, took_ms, error: probe.result.err() }
         })
         .collect();
     let text = || {
-        let heading = ["KEYRING", "LOCATION OR KEK", "TOOK", "RESULT"].map(String::from).to_vec();
+        let heading = ["FOR", "LOCATION, KEK OR SOURCE", "TOOK", "RESULT"].map(String::from).to_vec();
         let row = |tried: &Tried| {
             let result = tried.error.clone().unwrap_or_else(|| "ok".into());
-            vec![tried.keyring.to_string(), tried.subject.clone(), format!("{:.0} ms", tried.took_ms), result]
+            let keyring = tried.keyring.as_ref().map(|name| format!("keyring {name}"));
+            let secret = tried.secret.as_ref().map(|name| format!("secret {name}"));
+            vec![keyring.or(secret).unwrap_or_default(), tried.subject.clone(), format!("{:.0} ms", tried.took_ms), result]
         };
         columns(&std::iter::once(heading).chain(tried.iter().map(row)).collect::<Vec<_>>())
     };

@@ -229,7 +229,7 @@ pub struct Keeping {
     pub refresh: Duration,
     /// How long the value before the current one stays available.
     pub previous_ttl: Duration,
-    /// How long a value is served that the provider no longer confirms.
+    /// How long a value is served that the provider doesn't confirm when it is asked.
     pub stale_if_error: Duration,
     /// The age at which the provider is expected to have another value, or leased credentials are replaced.
     pub rotate_after: Option<Duration>,

@@ -124,6 +124,8 @@ pub struct Secrets {
     named: BTreeMap<String, Arc<Secret>>,
     /// Those under a `*` that somebody asked for.
     wild: ArcSwap<BTreeMap<String, Arc<Secret>>>,
+    /// Held while one is added, so that one name has one task.
+    adding: Mutex<()>,
 }
 
 /// What secrets are kept with.
@@ -163,7 +165,7 @@ impl Secrets {
         });
         let start = |settings: &config::Secret| Ok((settings.name.to_string(), shared.spawn(settings.clone())?));
         let named = settings.secrets.named.iter().map(start).collect::<Result<_, SecretError>>()?;
-        Ok(Arc::new(Self { shared, named, wild: ArcSwap::default() }))
+        Ok(Arc::new(Self { shared, named, wild: ArcSwap::default(), adding: Mutex::default() }))
     }
 
     /// The secret of a name that is configured, or stands under a `*` and is allowed there. It may have no value.
@@ -186,8 +188,7 @@ impl Secrets {
     }
 
     fn add(&self, settings: config::Secret) -> Option<Arc<Secret>> {
-        // One at a time, so that one name has one task.
-        let _turn = self.shared.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wild = BTreeMap::clone(&self.wild.load());
         if let Some(secret) = wild.get(settings.name.as_str()) {
             return Some(Arc::clone(secret));

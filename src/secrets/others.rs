@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{Refused, Secret, Served, Stage, Trigger, Value};
 use crate::backend::{self, Answer, Held, SecretError, SecretFault, Which};
@@ -15,7 +18,14 @@ const BRIEFLY: Duration = Duration::from_secs(30);
 
 /// The lock is held while one caller reads, so that many cause one read.
 #[derive(Default)]
-pub(super) struct Others(Mutex<BTreeMap<Which, Entry>>);
+pub(super) struct Others(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    entries: BTreeMap<Which, Entry>,
+    /// When the last read ended.
+    last: Option<Instant>,
+}
 
 struct Entry {
     /// The current value when it was read: after a rotation, `previous` means another one.
@@ -39,7 +49,14 @@ impl Others {
         current: &Served,
         stage: Stage,
     ) -> Result<Served, Refused> {
-        let mut entries = self.0.lock().await;
+        let source = &secret.settings.source;
+        // Callers may name versions without end; the provider is asked at a bounded rate.
+        let crowded = |_| {
+            let message = format!("{source}: too many other versions are asked for");
+            Refused::Provider(SecretError::new(SecretFault::Throttled, message))
+        };
+        let mut kept = timeout(secret.shared.read_timeout, self.0.lock()).await.map_err(crowded)?;
+        let Kept { entries, last } = &mut *kept;
         let beside = current.value.version();
         let former = entries.remove(which).filter(|entry| entry.beside == beside);
         if let Some(entry) = former.as_ref().filter(|entry| Instant::now() < entry.until) {
@@ -47,8 +64,12 @@ impl Others {
             entries.extend(former.map(|entry| (which.clone(), entry)));
             return served(result, stage, None);
         }
+        if let Some(last) = *last {
+            sleep_until(last + secret.shared.settings.force_interval).await;
+        }
         let result = fetch(secret, which, current).await;
         let now = Instant::now();
+        *last = Some(now);
         let (result, stale) = match (result, former.and_then(|entry| entry.result.ok())) {
             // It was good a while ago.
             (Err(error), Some(read))
@@ -83,8 +104,8 @@ impl Others {
     /// Forgets what was read beside another current value than this one, and the one before it once its time is over.
     pub(super) fn sweep(&self, current: Option<&str>, has_rotated_lately: bool) {
         // While somebody reads, the next time will do.
-        let Ok(mut entries) = self.0.try_lock() else { return };
-        entries
+        let Ok(mut kept) = self.0.try_lock() else { return };
+        kept.entries
             .retain(|which, entry| Some(entry.beside.as_str()) == current && (has_rotated_lately || *which != Which::Previous));
     }
 }

@@ -15,12 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Shared, Trigger, Usage, Value,
-    meters::SecretMeters,
-    others::Others,
-    value::{Failed, State},
-};
+use super::{Shared, Trigger, Usage, Value, meters::SecretMeters, others::Others, value::State};
 use crate::{
     backend::{SecretError, SecretFault, SecretProvider, Which},
     config::{self, SecretName},
@@ -82,7 +77,7 @@ pub struct Served {
     pub stage: Stage,
     /// When its provider last gave or confirmed it.
     pub fetched_at: Timestamp,
-    /// For how long it has not been confirmed, though it should have been.
+    /// For how long its provider has not confirmed it, though it was asked.
     pub stale: Option<Duration>,
     pub(super) answer: Option<Arc<OnceLock<Bytes>>>,
 }
@@ -298,7 +293,7 @@ impl Secret {
         let stale = match &state.failure {
             None => None,
             Some(failed) => {
-                let age = current.confirmed.elapsed();
+                let age = failed.since.elapsed();
                 if age > self.settings.keeping.stale_if_error {
                     return Err(Refused::Provider(failed.error.clone()));
                 }
@@ -417,10 +412,6 @@ impl Secret {
     /// Tells of every attempt that ended.
     pub fn attempts(&self) -> watch::Receiver<impl Sized + use<>> {
         self.attempts.subscribe()
-    }
-
-    pub(super) fn failed(error: SecretError, now: Timestamp) -> Failed {
-        Failed { error, at: now, instant: Instant::now() }
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     Change, Secret, Trigger,
-    value::{Current, Previous, State},
+    value::{Current, Failed, Previous, State},
 };
 use crate::backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which};
 
@@ -199,7 +199,9 @@ impl Refresher {
                 secret.request(Trigger::File);
             }
         });
-        match self.secret.provider.watch(self.watch.take(), changed).await {
+        let (limit, source) = (self.secret.shared.read_timeout, &self.secret.settings.source);
+        let watch = backend::within(limit, self.secret.provider.watch(self.watch.take(), changed)).await;
+        match watch.unwrap_or_else(|late| Err(super::late(source, limit, late))) {
             Ok(guard) => {
                 self.watch = guard;
                 self.warned_of_watch = false;
@@ -265,7 +267,6 @@ impl Refresher {
         let (previous, valid_until) = (state.previous.clone(), self.lease.as_ref().map(|running| running.end));
         let current = state.current.clone().map(|current| Current {
             confirmed_at: self.secret.shared.clock.now(),
-            confirmed: Instant::now(),
             valid_until,
             answer: Arc::default(),
             ..current
@@ -302,7 +303,7 @@ impl Refresher {
         let version_before = before.as_ref().map(|before| before.value.version().to_owned());
         let since = value.created_at().unwrap_or(at);
         let valid_until = self.lease.as_ref().map(|running| running.end);
-        let current = Current { value, since, confirmed_at: at, confirmed: now, valid_until, answer: Arc::default() };
+        let current = Current { value, since, confirmed_at: at, valid_until, answer: Arc::default() };
         let change = Change {
             secret: name.clone(),
             version: Some(version.clone()),
@@ -329,19 +330,24 @@ impl Refresher {
         if is_deleted {
             (current, previous) = (None, None);
         }
-        let is_news = state.as_ref().and_then(|state| state.failure.as_ref()).is_none_or(|before| before.error != error);
+        let now = Instant::now();
+        let before = state.as_ref().and_then(|state| state.failure.as_ref());
+        let is_news = before.is_none_or(|before| before.error != error);
+        // A provider's words may differ every time.
+        let is_of_a_new_kind = before.is_none_or(|before| before.error.fault != error.fault);
         if is_news || is_deleted {
             let serving = current.as_ref().map(|current| current.value.version());
             let what = if is_deleted { "secret deleted" } else { "secret" };
             warn!(secret = %name, trigger = trigger.as_str(), fault = error.fault.as_str(), serving, "{what}: {error}");
         }
-        let failure = Some(Secret::failed(error.clone(), self.secret.shared.clock.now()));
+        let since = before.map_or(now, |before| before.since);
+        let failure = Some(Failed { error: error.clone(), at: self.secret.shared.clock.now(), instant: now, since });
         self.secret.publish(State { current, previous, failure });
         if is_deleted {
             self.end = None;
             self.secret.shared.audit.record("secret.deleted", |event| event.with("secret", name.as_str()));
             let _ = self.secret.shared.changes.send(Change { secret: name.clone(), version: None, previous: None });
-        } else if is_news {
+        } else if is_of_a_new_kind {
             self.secret.shared.audit.record("secret.failed", |event| {
                 event.with("secret", name.as_str()).with("fault", error.fault.as_str()).with("reason", error.to_string())
             });

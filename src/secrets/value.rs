@@ -120,7 +120,6 @@ pub(super) struct Current {
     pub(super) value: Arc<Value>,
     /// When its provider last said that it is the one.
     pub(super) confirmed_at: Timestamp,
-    pub(super) confirmed: tokio::time::Instant,
     /// When it was made or, if its provider doesn't tell, first seen.
     pub(super) since: Timestamp,
     /// When its lease ends.
@@ -143,6 +142,8 @@ pub(super) struct Failed {
     pub(super) error: crate::backend::SecretError,
     pub(super) at: Timestamp,
     pub(super) instant: tokio::time::Instant,
+    /// When the first of the failures in a row was.
+    pub(super) since: tokio::time::Instant,
 }
 
 #[cfg(test)]
