@@ -36,7 +36,7 @@ use crate::{
 pub use crate::backend::Which;
 pub use meters::REQUESTS;
 pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
-pub use value::{NoField, Usage, Value};
+pub use value::{Labels, NoField, Usage, Value};
 
 /// How many changes a listener may be behind before he is told how everything stands instead.
 const CHANGES: usize = 256;
@@ -168,18 +168,18 @@ impl Secrets {
         Ok(Arc::new(Self { shared, named, wild: ArcSwap::default(), adding: Mutex::default() }))
     }
 
-    /// The secret of a name that is configured, or stands under a `*` and is allowed there. It may have no value.
-    pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
+    /// The secret of a name that is kept already.
+    pub fn kept(&self, name: &str) -> Option<Arc<Secret>> {
         if let Some(secret) = self.named.get(name) {
             return Some(Arc::clone(secret));
         }
-        if self.shared.settings.mappings.is_empty() {
-            return None;
-        }
-        if let Some(secret) = self.wild.load().get(name) {
-            return Some(Arc::clone(secret));
-        }
-        self.add(self.shared.settings.find(name)?)
+        self.wild.load().get(name).map(Arc::clone)
+    }
+
+    /// The secret of a name that is configured, or stands under a `*` and is allowed there, which is kept from now on. It
+    /// may have no value.
+    pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
+        self.kept(name).or_else(|| self.add(self.shared.settings.find(name)?))
     }
 
     /// Whether a name is configured, or stands under a `*` and is allowed there.

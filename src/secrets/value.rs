@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hyper::header::HeaderValue;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
@@ -19,8 +20,29 @@ use crate::backend::Fetched;
 pub struct Value {
     bytes: Bytes,
     version: String,
+    labels: Labels,
     created_at: Option<Timestamp>,
     usage: Arc<Usage>,
+}
+
+/// What answers say of a value in their heads, made once.
+pub struct Labels {
+    /// Its version.
+    pub version: HeaderValue,
+    /// The entity tag of its JSON.
+    pub json: HeaderValue,
+    /// The entity tag of its bytes.
+    pub octets: HeaderValue,
+}
+
+impl Labels {
+    /// The tags are weak ones (RFC 9110 §8.8.1): answers with one value differ in when it was last confirmed.
+    fn new(version: &str) -> Self {
+        // A provider's word for a version is visible ASCII.
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
+        let tag = |form: &str| value(format!("W/\"{version}.{form}\""));
+        Self { version: value(version.to_owned()), json: tag("j"), octets: tag("b") }
+    }
 }
 
 /// How often a version was handed out here: the evidence that it is out of use.
@@ -65,7 +87,8 @@ impl Value {
     /// `usage` goes on counting for a version that was known before.
     pub(super) fn new(fetched: Fetched, usage: Option<Arc<Usage>>) -> Self {
         let usage = usage.unwrap_or_else(|| Usage::new(&fetched.version));
-        Self { bytes: Bytes::from_owner(fetched.bytes), version: fetched.version, created_at: fetched.created_at, usage }
+        let labels = Labels::new(&fetched.version);
+        Self { bytes: Bytes::from_owner(fetched.bytes), labels, version: fetched.version, created_at: fetched.created_at, usage }
     }
 
     /// The value itself.
@@ -76,6 +99,11 @@ impl Value {
     /// What its provider calls it.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// What answers say of it in their heads.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// When it was made, if its provider says so.

@@ -339,6 +339,21 @@ impl Service {
         name: &str,
         request: &Request<Incoming>,
     ) -> Result<Answer, (Option<SecretName>, Problem)> {
+        // The usual case first: one that is kept, and that this caller may have.
+        let secret = match self.secrets.kept(name) {
+            Some(secret) if self.policy.may_fetch(&source.caller, secret.name()) => secret,
+            _ => self.find_secret(source, name)?,
+        };
+        let with_name = |problem| (Some(secret.name().clone()), problem);
+        let question = Question::parse(request.uri().query(), request.headers()).map_err(with_name)?;
+        let served = secret.get(&question.ask).await;
+        let served = served.map_err(|why| with_name(secrets::refused(&secret, &question.ask.which, why)))?;
+        let answer = secrets::answer(&secret, &question, &served, request.headers(), &self.bodies).await.map_err(with_name)?;
+        secret.handed_out(&served);
+        Ok(answer)
+    }
+
+    fn find_secret(&self, source: &Source, name: &str) -> Result<Arc<Secret>, (Option<SecretName>, Problem)> {
         let unknown =
             || (None, Problem::new(Code::SecretNotFound, "GET /v1/secrets lists those that you may fetch and that are held"));
         let asked: SecretName = name.parse().map_err(|_| unknown())?;
@@ -346,14 +361,7 @@ impl Service {
             let name = self.secrets.knows(name).then(|| asked.clone());
             return Err((name, Problem::new(Code::Forbidden, format!("no rule lets this caller fetch secret {asked}"))));
         }
-        let secret: Arc<Secret> = self.secrets.find(name).ok_or_else(unknown)?;
-        let with_name = |problem| (Some(asked.clone()), problem);
-        let question = Question::parse(request.uri().query(), request.headers()).map_err(with_name)?;
-        let served = secret.get(&question.ask).await;
-        let served = served.map_err(|why| with_name(secrets::refused(&secret, &question.ask.which, why)))?;
-        let answer = secrets::answer(&secret, &question, &served, request.headers(), &self.bodies).await.map_err(with_name)?;
-        secret.handed_out(&served);
-        Ok(answer)
+        self.secrets.find(name).ok_or_else(unknown)
     }
 
     fn listen(&self, source: &Source, headers: &HeaderMap) -> Result<Answer, Problem> {
