@@ -15,7 +15,7 @@ use common::{Goal, Spread, is_test, report};
 use servers::{Setup, is_echo};
 use sidekey::{
     crypto::{Dek, KeyringId, OVERHEAD, PREFIX_LEN, Sealer, VersionKeys},
-    serve::{Frame, Frames},
+    wire::{Frame, Frames},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

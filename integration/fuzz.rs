@@ -11,7 +11,7 @@ use sidekey::{
     },
     keyring::Document,
     scan::{LOOK_BEHIND, Search},
-    serve::{Frame, Frames},
+    wire::{Frame, Frames},
 };
 
 use crate::{

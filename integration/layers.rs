@@ -8,13 +8,13 @@ const LAYERS: [&[&str]; 9] = [
     &["app"],
     &["lifecycle"],
     &["admin", "in_place"],
-    &["serve", "scan"],
+    &["serve", "scan", "client"],
     &["refresh", "secrets"],
     &["policy", "audit", "backend"],
     &["keyring"],
     &["crypto"],
 ];
-const LEAVES: [&str; 3] = ["config", "telemetry", "clock"];
+const LEAVES: [&str; 4] = ["config", "telemetry", "clock", "wire"];
 
 #[test]
 fn modules_use_only_what_stands_below_them() {

@@ -1,6 +1,4 @@
 use std::{
-    error::Error,
-    io,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -8,25 +6,24 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::BodyExt;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Response, StatusCode,
     body::Incoming,
-    client::conn::http1,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
 };
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 
 use super::{
     lines::{self, Line, Lines},
     output::{Failure, Format, columns, print},
-    shown,
     transfer::{Input, Output, progress},
 };
-use crate::crypto::{TEXT_PREFIX, from_text, to_text};
+use crate::{
+    client::{RequestBody, Socket, broken_off, read, refusal, request, whole},
+    crypto::{TEXT_PREFIX, from_text, to_text},
+    wire::{BATCH, OCTETS},
+};
 
 /// Longer inputs are sent while they are read, and become streams.
 const WHOLE: usize = 1 << 20;
@@ -62,78 +59,33 @@ pub(super) struct Transform {
     input: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-    title: String,
-    detail: String,
-}
-
-pub(super) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
-
-/// A body that is all there.
-pub(super) fn whole(bytes: Bytes) -> RequestBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// What the sidecar says when it doesn't do what it was asked for.
-pub(super) async fn refusal(response: Response<Incoming>) -> Failure {
-    let status = response.status();
-    match read(response).await {
-        Ok(body) => match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Failure::problem(&problem.code, format!("{}: {} ({})", problem.title, problem.detail, problem.code)),
-            Err(_) => Failure::failed(format!("the sidecar answered {status}")),
-        },
-        Err(failure) => failure,
-    }
-}
-
-async fn read(response: Response<Incoming>) -> Result<Bytes, Failure> {
-    Ok(response.into_body().collect().await.map_err(|error| broken_off(&error))?.to_bytes())
-}
-
-fn broken_off(error: &hyper::Error) -> Failure {
-    Failure::failed(format!("the answer broke off, so nothing of it can be relied on: {error}"))
-}
-
 impl Connection {
-    pub(super) async fn send(
+    pub(super) fn to(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    pub(super) fn socket(&self) -> Socket {
+        Socket::new(self.socket.clone())
+    }
+
+    async fn send(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: RequestBody,
     ) -> Result<Response<Incoming>, Failure> {
-        let failed = |error: String| {
-            Failure::failed(format!(
-                "{}: {error}; is the sidecar running, and is this its socket (--socket, SIDEKEY_SOCKET)?",
-                shown(&self.socket)
-            ))
-        };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| failed(error.to_string()))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.to_string()))?;
-        tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header(HOST, "sidekey");
+        let mut request = request(method, path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(body).map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
-        sender.send_request(request).await.map_err(|error| {
-            match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
-                // Of a body that is read while it is sent.
-                Some(cause) if error.is_user() => Failure::failed(cause.to_string()),
-                _ => failed(error.to_string()),
-            }
-        })
+        let response = self.socket().send(request).await?;
+        if response.status() == StatusCode::OK { Ok(response) } else { Err(refusal(response).await.into()) }
     }
 
     async fn fetch(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, Failure> {
-        let response = self.send(method, path, headers, whole(body)).await?;
-        if response.status() == StatusCode::OK { read(response).await } else { Err(refusal(response).await) }
-    }
-
-    pub(super) fn to(socket: PathBuf) -> Self {
-        Self { socket }
+        Ok(read(self.send(method, path, headers, whole(body)).await?).await?)
     }
 
     /// What `GET /v1/keyrings` answers.
@@ -230,9 +182,9 @@ impl Transform {
         let bar = progress(rest.as_ref().and_then(|rest| rest.length));
         let body = match rest {
             Some(rest) => rest.into_body(head, &bar).boxed_unsync(),
-            None => whole(head.into()),
+            None => whole(head),
         };
-        let mut answer = self.post(operation, "application/octet-stream", body).await?;
+        let mut answer = self.post(operation, OCTETS, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut text = (self.text && operation != "decrypt").then(Vec::new);
         while let Some(piece) = next(&mut answer).await? {
@@ -252,7 +204,7 @@ impl Transform {
     async fn as_lines(&self, operation: &str, input: Input, line: Line, result: Line) -> Result<(), Failure> {
         let sent = Arc::default();
         let body = lines::upload(input, line, &sent).boxed_unsync();
-        let mut answer = self.post(operation, lines::CONTENT_TYPE, body).await?;
+        let mut answer = self.post(operation, BATCH, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut lines = Lines::new(result);
         while let Some(piece) = next(&mut answer).await? {
@@ -270,9 +222,6 @@ impl Transform {
             headers.push(("sidekey-aad", &aad));
         }
         let response = self.connection.send(Method::POST, &self.path(operation), &headers, body).await?;
-        if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
-        }
         let headers = response.headers();
         if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
             return Err(Failure::failed(
@@ -287,6 +236,6 @@ async fn next(answer: &mut Incoming) -> Result<Option<Bytes>, Failure> {
     match answer.frame().await {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Some(Err(error)) => Err(broken_off(&error)),
+        Some(Err(error)) => Err(broken_off(&error).into()),
     }
 }

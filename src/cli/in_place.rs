@@ -12,7 +12,7 @@ use super::{
     output::{Failure, Format, columns, print, printable},
 };
 use crate::{
-    in_place::{Report, Sidecar, SidecarError, rewrap},
+    in_place::{Report, Sidecar, rewrap},
     scan::Progress,
 };
 
@@ -75,15 +75,6 @@ struct Failed {
     line: Option<u64>,
     code: String,
     message: String,
-}
-
-impl From<SidecarError> for Failure {
-    fn from(error: SidecarError) -> Self {
-        match &error {
-            SidecarError::Refused { code, .. } => Self::problem(code, error.to_string()),
-            _ => Self::failed(error.to_string()),
-        }
-    }
 }
 
 impl Rewrap {

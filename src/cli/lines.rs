@@ -10,7 +10,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::{
@@ -18,29 +17,19 @@ use super::{
     transfer::{Input, Output, Upload},
 };
 use crate::{
+    client::Problem,
     crypto::{from_text, to_text},
-    serve::{Frame, Frames},
+    wire::{DONE, Frame, Frames, SHARED_AAD},
 };
-
-pub(super) const CONTENT_TYPE: &str = "application/vnd.sidekey.batch";
 
 const BLOCK: usize = 256 << 10;
 const AHEAD: usize = 2;
-/// How a batch begins whose items share one AAD, and how the frame of an item begins that went well.
-const SHARED_AAD: u8 = 0;
-const DONE: u8 = 0;
 
 /// What stands on a line of the input, and of the output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     Plaintext,
     Ciphertext,
-}
-
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-    detail: String,
 }
 
 /// A batch of the input's lines, made while it is sent; `sent` counts them.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::signal::unix::SignalKind;
 
-use crate::{admin::AdminError, app::StartError, audit::Outcome, keyring::Refusal};
+use crate::{admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, keyring::Refusal};
 
 /// The form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -71,11 +71,6 @@ impl Failure {
         }
     }
 
-    /// Whether the sidecar would say the same to whoever asks again.
-    pub(super) fn is_final(&self) -> bool {
-        ["forbidden", "unauthorized", "not_found"].contains(&self.code.as_str())
-    }
-
     /// The same with a line more of what to do.
     pub(super) fn with_advice(mut self, advice: &str) -> Self {
         self.message = format!("{}\n{advice}", self.message);
@@ -109,6 +104,15 @@ impl From<AdminError> for Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         Self::failed(error.to_string())
+    }
+}
+
+impl From<SidecarError> for Failure {
+    fn from(error: SidecarError) -> Self {
+        match &error {
+            SidecarError::Refused { code, .. } => Self::problem(code, error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
     }
 }
 

@@ -14,10 +14,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use sidecar::{Sidecar, SidecarError};
+pub use sidecar::Sidecar;
 
 use self::{replacement::Leftover, rewrite::Rewrite};
-use crate::scan::{Progress, Visit, walk};
+use crate::{
+    client::SidecarError,
+    scan::{Progress, Visit, walk},
+};
 
 /// The most faults that a report lists.
 const MOST_FAULTS: usize = 10_000;

@@ -13,10 +13,11 @@ use super::{
     Fault, Items,
     pieces::{Piece, Pieces, Step, peek_text},
     replacement::{Original, Refusal, Replacement},
-    sidecar::{InForce, ItemError, Sidecar, SidecarError, WholeError},
+    sidecar::{InForce, ItemError, Sidecar, WholeError},
     source::{Sink, Source},
 };
 use crate::{
+    client::SidecarError,
     crypto::{OVERHEAD, PEEK_LEN, Peek, TEXT_PREFIX, peek},
     scan::{Progress, SHORTEST_TEXT, text_run},
 };

@@ -4,63 +4,27 @@ use std::{io, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Response, StatusCode,
     body::Incoming,
-    client::conn::http1::{self, SendRequest},
-    header::{CONTENT_TYPE, HOST, RETRY_AFTER},
+    client::conn::http1::SendRequest,
+    header::{CONTENT_TYPE, RETRY_AFTER},
 };
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::UnixStream, time::sleep};
+use tokio::time::sleep;
 
 use super::source::{Sink, Source};
 use crate::{
+    client::{LONGEST_ANSWER, Problem, SidecarError, Socket, broken_off, read, refusal, request},
     crypto::{KeyringId, MessageError, PEEK_LEN, Peek, from_text, peek, to_text},
-    serve::{Frame, Frames},
+    wire::{BATCH, DONE, Frame, Frames, ITEMS_HAVE_AAD, OCTETS},
 };
 
 /// How often a request is tried again that the sidecar can't take for the moment.
 const ATTEMPTS: u32 = 5;
 /// How long it is waited for that; a sidecar that asks for more has another trouble than too many requests.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-const OCTETS: &str = "application/octet-stream";
-/// Of docs/api.md, as are the two that follow.
-const BATCH: &str = "application/vnd.sidekey.batch";
-/// How a batch begins whose items have AAD of their own, since a header's length is limited, and how the frame of one that went well.
-const ITEMS_HAVE_AAD: u8 = 1;
-const DONE: u8 = 0;
-/// The longest JSON answer that is read, and the longest frame of a batch's, in bytes.
-const LONGEST_ANSWER: usize = 64 << 20;
-
-/// Why nothing more can be rewrapped now.
-#[derive(Debug, thiserror::Error)]
-pub enum SidecarError {
-    /// It can't be reached.
-    #[error("{}: {error}; is the sidecar running, and is this its socket (--socket, SIDEKEY_SOCKET)?", socket.display())]
-    Unreachable {
-        /// Its socket.
-        socket: PathBuf,
-        /// Why.
-        error: String,
-    },
-    /// It answers with something else than an API of Sidekey would.
-    #[error("the sidecar's answer is not as expected: {0}")]
-    Unexpected(String),
-    /// A file that is sent to it can't be read.
-    #[error("{0}")]
-    Unreadable(String),
-    /// It refuses to do this at all.
-    #[error("{message} ({code})")]
-    Refused {
-        /// The problem's code.
-        code: String,
-        /// What it says.
-        message: String,
-    },
-}
-
 /// Why one ciphertext was not rewrapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ItemError {
@@ -86,7 +50,7 @@ type Payload = Either<Full<Bytes>, Source>;
 
 /// A sidecar, one of its keyrings, and the AAD of everything that is rewrapped.
 pub struct Sidecar {
-    socket: PathBuf,
+    socket: Socket,
     keyring: String,
     aad: String,
     connection: Option<SendRequest<Payload>>,
@@ -98,30 +62,16 @@ struct Status {
     primary: Option<u32>,
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-    title: String,
-    detail: String,
-}
-
 impl From<Problem> for ItemError {
     fn from(problem: Problem) -> Self {
-        Self { code: problem.code, message: format!("{}: {}", problem.title, problem.detail) }
-    }
-}
-
-impl From<Problem> for SidecarError {
-    fn from(problem: Problem) -> Self {
-        let ItemError { code, message } = problem.into();
-        Self::Refused { code, message }
+        Self { message: problem.message(), code: problem.code }
     }
 }
 
 impl Sidecar {
     /// The sidecar at `socket`. Nothing is sent yet.
     pub fn new(socket: PathBuf, keyring: String, aad: &str) -> Self {
-        Self { socket, keyring, aad: aad.into(), connection: None }
+        Self { socket: Socket::new(socket), keyring, aad: aad.into(), connection: None }
     }
 
     /// Which version is the primary.
@@ -129,9 +79,9 @@ impl Sidecar {
         let path = format!("/v1/keyrings/{}", self.keyring);
         let response = self.send(Method::GET, &path, None, || Either::Left(Full::default())).await?;
         if response.status() != StatusCode::OK {
-            return Err(problem(response).await?.into());
+            return Err(refusal(response).await);
         }
-        let status: Status = parse(&body(response).await?)?;
+        let status: Status = parse(&read(response).await?)?;
         let no_primary = || SidecarError::Refused {
             code: "no_primary".into(),
             message: format!("no version of {} encrypts for this sidecar's wave", self.keyring),
@@ -159,7 +109,7 @@ impl Sidecar {
         let path = format!("/v1/keyrings/{}/rewrap", self.keyring);
         let response = self.send(Method::POST, &path, Some(BATCH), || Either::Left(Full::new(request.clone()))).await?;
         if response.status() != StatusCode::OK {
-            return Err(problem(response).await?.into());
+            return Err(refusal(response).await);
         }
         let (mut body, mut frames, before) = (response.into_body(), Frames::new(LONGEST_ANSWER), answers.len());
         while let Some(piece) = body.frame().await {
@@ -170,7 +120,7 @@ impl Sidecar {
                     self.connection = None;
                     return Ok(());
                 }
-                Err(error) => return Err(SidecarError::Unexpected(format!("it broke off: {error}"))),
+                Err(error) => return Err(broken_off(&error)),
             };
             let mut data = &piece[..];
             while let Some(frame) = frames.next(&mut data) {
@@ -202,7 +152,7 @@ impl Sidecar {
             error => WholeError::Sidecar(error),
         })?;
         if response.status() != StatusCode::OK {
-            let problem = problem(response).await.map_err(WholeError::Sidecar)?;
+            let problem = Problem::of(response).await.map_err(WholeError::Sidecar)?;
             return Err(match problem.code.as_str() {
                 "decryption_failed"
                 | "malformed_ciphertext"
@@ -250,7 +200,7 @@ impl Sidecar {
     ) -> Result<Response<Incoming>, SidecarError> {
         for attempt in 1.. {
             let (mut sender, is_reused) = self.connect().await?;
-            let mut request = Request::builder().method(method.clone()).uri(path).header(HOST, "sidekey");
+            let mut request = request(method.clone(), path);
             if let Some(content_type) = content_type {
                 request = request.header(CONTENT_TYPE, content_type);
                 if content_type == OCTETS && !self.aad.is_empty() {
@@ -273,13 +223,8 @@ impl Sidecar {
                         _ => return Ok(response),
                     }
                 }
-                // The only bodies that fail are files.
-                Err(error) if error.is_user() => {
-                    let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                    return Err(SidecarError::Unreadable(cause));
-                }
-                Err(_) if is_reused => {}
-                Err(error) => return Err(self.unreachable(&error)),
+                Err(error) if is_reused && !error.is_user() => drop(error),
+                Err(error) => return Err(self.socket.not_sent(&error)),
             }
         }
         unreachable!("attempts end by returning")
@@ -292,15 +237,7 @@ impl Sidecar {
         {
             return Ok((sender, true));
         }
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.unreachable(&error))?;
-        // Its end shows at the sender.
-        tokio::spawn(connection);
-        Ok((sender, false))
-    }
-
-    fn unreachable(&self, error: &dyn std::error::Error) -> SidecarError {
-        SidecarError::Unreachable { socket: self.socket.clone(), error: error.to_string() }
+        Ok((self.socket.connect().await?, false))
     }
 }
 
@@ -330,17 +267,6 @@ fn answer(frame: Frame<'_>) -> Result<Result<String, ItemError>, SidecarError> {
         Some((_, problem)) => Ok(Err(parse::<Problem>(problem)?.into())),
         None => Err(SidecarError::Unexpected("a result is empty".into())),
     }
-}
-
-async fn body(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
-    Ok(body.map_err(|error| SidecarError::Unexpected(format!("it broke off: {error}")))?.to_bytes())
-}
-
-async fn problem(response: Response<Incoming>) -> Result<Problem, SidecarError> {
-    let status = response.status();
-    let body = body(response).await?;
-    serde_json::from_slice(&body).map_err(|_| SidecarError::Unexpected(format!("status {status}")))
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SidecarError> {

@@ -10,7 +10,6 @@ use futures_util::Stream;
 
 use super::{
     body::Inflow,
-    frames::{Frame, Frames},
     meters::OperationMeters,
     problem::{Code, Problem},
     refusal::{self, Of},
@@ -23,16 +22,9 @@ use crate::{
     crypto::{CHUNK_LEN, PREFIX_LEN, sealed_stream_len},
     policy::Caller,
     refresh::Keyring,
+    wire::{DONE, FAILED, Frame, Frames, ITEMS_HAVE_AAD},
 };
 
-/// The content type of both ways.
-pub(super) const CONTENT_TYPE: &str = "application/vnd.sidekey.batch";
-
-/// In the first byte of a request: every item's frame begins with the item's own AAD.
-const ITEMS_HAVE_AAD: u8 = 1;
-/// An answer's frame begins with how its item went.
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
 const LENGTH: usize = 4;
 /// The most bytes of an item's own AAD.
 const LONGEST_AAD: usize = 64 << 10;

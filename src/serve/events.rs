@@ -30,7 +30,6 @@ use crate::{
     secrets::{self, Secret, Secrets},
 };
 
-pub(super) const CONTENT_TYPE: &str = "text/event-stream";
 /// How often a listener hears something at least, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How many events are kept for listeners that come back.

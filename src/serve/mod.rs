@@ -8,7 +8,6 @@ mod connection;
 mod description;
 mod events;
 mod flow;
-mod frames;
 mod identity;
 mod json;
 mod listener;
@@ -56,7 +55,6 @@ use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, s
 #[cfg(feature = "tls")]
 pub use self::tls::CertificateNames;
 pub use self::{
-    frames::{Frame, Frames},
     listener::ListenError,
     ops::{OpsParts, OpsServer},
     problem::{Code, Problem},

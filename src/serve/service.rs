@@ -15,11 +15,11 @@ use tracing::warn;
 
 use super::{
     Parts,
-    batch::{self, Batch},
+    batch::Batch,
     body::{Arriving, BodyLimits, Form},
     connection::Handler,
     description::Description,
-    events::{self, Events, Listener},
+    events::{Events, Listener},
     identity::Identity,
     json,
     meters::{Account, OperationMeters, SecretRequests, unrouted},
@@ -39,12 +39,12 @@ use crate::{
     refresh::Keyring,
     secrets::{Secret, Secrets},
     telemetry::Registry,
+    wire::{self, OCTETS},
 };
 
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
 /// The API as a document (OpenAPI 3.1).
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
-const OCTETS: &str = "application/octet-stream";
 const JSON: &str = "application/json";
 const UNSUPPORTED: &str = "send Content-Type: application/octet-stream, application/json or application/vnd.sidekey.batch";
 
@@ -238,7 +238,7 @@ impl Service {
                 octets::Answer::Whole { received, bytes, version } => Ok(Done::whole(received, bytes, OCTETS, Some(version))),
                 octets::Answer::Flow(flow, version) => Done::flow(flow, http, OCTETS, Some(version)),
             }
-        } else if is(batch::CONTENT_TYPE) {
+        } else if is(wire::BATCH) {
             Box::pin(self.batch(job, request)).await
         } else if is(JSON) {
             Box::pin(self.json(job, request)).await
@@ -279,7 +279,7 @@ impl Service {
         };
         let (pieces, version) = batch.perform()?;
         let account = Account::new(Arc::clone(job.meters), job.start, received);
-        Done::flow(Flow::begin(pieces, None, account).await?, http, batch::CONTENT_TYPE, version)
+        Done::flow(Flow::begin(pieces, None, account).await?, http, wire::BATCH, version)
     }
 
     async fn data_key(&self, job: &Job<'_>, is_json: bool, body: Arriving) -> Result<Done, Problem> {
@@ -369,7 +369,7 @@ impl Service {
         let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
         let pieces = self.events.listen(listener, last_id, self.draining.clone())?;
         unrouted(&self.registry, "ok");
-        Ok(answer(Reply::Flow(Flow::endless(pieces)), events::CONTENT_TYPE, None))
+        Ok(answer(Reply::Flow(Flow::endless(pieces)), wire::EVENTS, None))
     }
 }
 
