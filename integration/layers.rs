@@ -7,7 +7,7 @@ const LAYERS: [&[&str]; 9] = [
     &["cli"],
     &["app"],
     &["lifecycle"],
-    &["admin", "in_place"],
+    &["admin", "in_place", "exec"],
     &["serve", "scan", "client"],
     &["refresh", "secrets"],
     &["policy", "audit", "backend"],

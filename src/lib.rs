@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod crypto;
+pub mod exec;
 pub mod in_place;
 pub mod keyring;
 pub mod lifecycle;

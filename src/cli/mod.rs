@@ -5,6 +5,7 @@ mod backup;
 mod client;
 #[cfg(feature = "local")]
 mod dev;
+mod exec;
 mod in_place;
 mod keks;
 mod keyring;
@@ -61,6 +62,11 @@ enum Command {
     Status(client::Connection),
     /// Tell of changes of keyrings as they happen.
     Watch(watch::Watch),
+    /// Run a program with secrets in its environment or in files, and restart or signal it when they change.
+    Exec(Box<exec::Exec>),
+    /// Become a program.
+    #[command(hide = true)]
+    Launch(exec::Become),
     /// Print a shell's completion script.
     #[command(hide = true)]
     Completions(pages::Completions),
@@ -69,10 +75,20 @@ enum Command {
     Man(pages::Man),
 }
 
-/// Does what the arguments say. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by an invariant.
+impl Arguments {
+    /// Whether the process's limits become those of somebody else's program.
+    pub fn starts_a_program(&self) -> bool {
+        matches!(self.command, Command::Exec(_) | Command::Launch(_))
+    }
+}
+
+/// Does what the arguments say. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by an invariant; those of `exec`
+/// are its program's.
 pub fn run(arguments: Arguments) -> ExitCode {
     let Arguments { output, command } = arguments;
     let result = match command {
+        Command::Exec(arguments) => return arguments.run().unwrap_or_else(|failure| failure.report(output)),
+        Command::Launch(arguments) => return arguments.run().unwrap_or_else(|failure| failure.report(output)),
         #[cfg(feature = "local")]
         Command::Dev(arguments) => arguments.run(),
         Command::Serve(arguments) => arguments.serve(),

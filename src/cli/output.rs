@@ -41,6 +41,11 @@ impl Failure {
         Self { exit: 3, code: "refused".into(), message: message.into() }
     }
 
+    /// A program could not be started; `exit` as shells number it.
+    pub(super) fn not_started(exit: u8, message: impl Into<String>) -> Self {
+        Self { exit, code: "not_started".into(), message: message.into() }
+    }
+
     /// A problem that the sidecar answered with.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
         Self { exit: 1, code: code.into(), message: message.into() }

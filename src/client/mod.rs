@@ -3,6 +3,7 @@
 //! Plaintexts and secrets pass through here in requests and answers.
 
 mod events;
+mod secrets;
 
 use std::{
     error::Error,
@@ -23,7 +24,10 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
-pub use self::events::{Event, Feed, News};
+pub use self::{
+    events::{Event, Feed, News},
+    secrets::{Fetched, fetch_secret},
+};
 
 /// The longest answer that is read whole, in bytes.
 pub const LONGEST_ANSWER: usize = 64 << 20;
@@ -69,9 +73,18 @@ pub enum SidecarError {
 }
 
 impl SidecarError {
-    /// Whether the sidecar would say the same to whoever asks again, until somebody changes its config.
+    /// Whether the sidecar would say the same to whoever asks again, until somebody changes something.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { code, .. } if ["forbidden", "unauthorized", "not_found"].contains(&code.as_str()))
+        const FINAL: [&str; 7] = [
+            "forbidden",
+            "invalid_request",
+            "not_found",
+            "provider_denied",
+            "secret_field_not_found",
+            "secret_not_found",
+            "unauthorized",
+        ];
+        matches!(self, Self::Refused { code, .. } if FINAL.contains(&code.as_str()))
     }
 }
 

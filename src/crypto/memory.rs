@@ -74,6 +74,14 @@ pub fn lock_report() -> LockReport {
 /// The kernel's refusal, which no known kernel gives.
 pub fn harden_process() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    hide_process()
+}
+
+/// The same without a limit: programs that this process starts inherit nothing of it.
+///
+/// # Errors
+/// The kernel's refusal, which no known kernel gives.
+pub fn hide_process() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ mod xaes;
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MacKey, MacKeyError};
-pub use memory::{LockReport, harden_process, lock_report};
+pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{
     Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, peek,
     to_text,

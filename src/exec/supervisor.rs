@@ -1,0 +1,232 @@
+//! Looks after the program from start to end, as an init does: passes signals on, reaps what is left, gives back the exit code.
+
+use std::{collections::BTreeSet, future::pending, io, path::Path, sync::Arc, time::Duration};
+
+use rustix::process::{Pid, Signal, getpid, kill_current_process_group, set_child_subreaper};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    ExecError, OnChange, Plan,
+    bindings::Piece,
+    folder::Folder,
+    follow::follow,
+    program::{Fate, Program},
+    say,
+    signals::{Heard, SignalName, Signals},
+    terminal::{Suspended, Terminal},
+    values::{FetchError, Values},
+};
+use crate::config::SecretName;
+
+/// How often a sidecar that isn't there yet is looked for.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Runs the program; gives the exit code that its end makes, 128 + N if signal N ended it. Needs a Tokio runtime of one thread, the
+/// process's first: the kernel ends the program when the thread that started it ends.
+///
+/// # Errors
+/// The program was not started, or could not be started anew.
+pub async fn run(plan: Plan) -> Result<u8, ExecError> {
+    // First, so that no signal ends us the hard way, with files left behind.
+    let mut signals = Signals::listen()?;
+    let terminal = Terminal::open()?;
+    set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
+    let folder = if plan.bindings.files.is_empty() { None } else { Some(Folder::create(plan.folder.as_deref())?) };
+    let pieces = plan.bindings.pieces();
+    let values = tokio::select! {
+        values = first_values(&plan, &pieces) => Arc::new(values?),
+        signal = end_asked_for(&mut signals) => return Ok(exit_of(signal)),
+    };
+    let changes = follow(&plan, pieces, Arc::clone(&values));
+    let mut supervisor = Supervisor { plan, terminal, folder, values, stopping: None, end_asked_for: false, last: None };
+    supervisor.write_files()?;
+    let program = supervisor.start()?;
+    supervisor.look_after(program, &mut signals, changes).await
+}
+
+/// The secrets, as soon as all can be had.
+async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, ExecError> {
+    let until = Instant::now() + plan.wait;
+    let mut last: Option<FetchError> = None;
+    loop {
+        match timeout_at(until, Values::fetch(&plan.socket, pieces)).await {
+            Ok(Ok(values)) => return Ok(values),
+            Ok(Err(error)) if error.is_final() => return Err(ExecError::Fetch(error)),
+            Ok(Err(error)) => {
+                if last.is_none() {
+                    say(format_args!("{error}; waiting for up to {}", humantime::format_duration(plan.wait)));
+                }
+                last = Some(error);
+            }
+            Err(_) => return Err(ExecError::Waited { waited: plan.wait, error: last }),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// The signal that ends the waiting for secrets.
+async fn end_asked_for(signals: &mut Signals) -> Signal {
+    loop {
+        match signals.next().await {
+            Heard::Signal(SignalName(signal)) if ends(signal) || signal == Signal::HUP => return signal,
+            Heard::Signal(SignalName(Signal::TSTP)) => {
+                let _ = kill_current_process_group(Signal::STOP);
+            }
+            Heard::Signal(_) | Heard::Child => {}
+        }
+    }
+}
+
+/// Whether whoever sends it wants the end.
+fn ends(signal: Signal) -> bool {
+    [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal)
+}
+
+fn exit_of(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
+}
+
+struct Supervisor {
+    plan: Plan,
+    terminal: Terminal,
+    folder: Option<Folder>,
+    /// What the program was given.
+    values: Arc<Values>,
+    /// When the program, which was asked to end so that it can be started anew, is killed.
+    stopping: Option<Instant>,
+    /// Nothing is started any more.
+    end_asked_for: bool,
+    /// The program before, which may have left the terminal behind.
+    last: Option<Pid>,
+}
+
+impl Supervisor {
+    fn start(&mut self) -> Result<Program, ExecError> {
+        let foreground = self.terminal.is_ours(self.last);
+        let program = Program::start(&self.plan, &self.values, self.folder.as_ref().map(Folder::path), foreground)?;
+        self.last = Some(program.pid());
+        Ok(program)
+    }
+
+    fn write_files(&mut self) -> Result<(), ExecError> {
+        let Some(folder) = &mut self.folder else { return Ok(()) };
+        let files = self.plan.bindings.files.iter().map(|file| (file.name.as_str(), self.values.of(&file.piece)));
+        Ok(folder.write(files)?)
+    }
+
+    async fn look_after(
+        &mut self,
+        mut program: Program,
+        signals: &mut Signals,
+        mut changes: watch::Receiver<Arc<Values>>,
+    ) -> Result<u8, ExecError> {
+        loop {
+            let killing = self.stopping;
+            tokio::select! {
+                heard = signals.next() => match heard {
+                    Heard::Signal(SignalName(signal)) => self.pass_on(signal, &program),
+                    Heard::Child => {
+                        let restarts = self.stopping.is_some() && !self.end_asked_for;
+                        if restarts && program.has_ended() {
+                            // Whatever it left would hold what the next one needs, and know what is old.
+                            program.signal_group(Signal::KILL);
+                        }
+                        match program.reap() {
+                            Some(Fate::Ended { .. }) if restarts => {
+                                self.stopping = None;
+                                self.values = Arc::clone(&changes.borrow_and_update());
+                                self.write_files()?;
+                                program = self.start()?;
+                            }
+                            Some(Fate::Ended { exit }) => {
+                                self.terminal.take_back(program.pid());
+                                return Ok(exit);
+                            }
+                            Some(Fate::Stopped(signal)) => self.suspend(signal, &program),
+                            None => {}
+                        }
+                    }
+                },
+                Ok(()) = changes.changed() => {
+                    let values = Arc::clone(&changes.borrow_and_update());
+                    self.change(values, &program);
+                }
+                () = at(killing) => {
+                    self.stopping = killing.map(|at| at + self.plan.grace.max(Duration::from_secs(1)));
+                    say(format_args!("the program did not end within {}; killing it", humantime::format_duration(self.plan.grace)));
+                    program.signal_group(Signal::KILL);
+                }
+            }
+        }
+    }
+
+    fn pass_on(&mut self, signal: Signal, program: &Program) {
+        self.end_asked_for |= ends(signal);
+        if signal == Signal::CONT {
+            // By a shell's `fg`, if the terminal is ours.
+            self.terminal.give(program.pid());
+            program.signal_group(signal);
+        } else {
+            program.signal(signal);
+        }
+    }
+
+    fn suspend(&self, signal: i32, program: &Program) {
+        match self.terminal.suspend(program.pid()) {
+            // The shell's SIGCONT, which we heard as well, resumes the program.
+            Suspended::Resumed | Suspended::NobodyWatches => {}
+            Suspended::NobodyResumes if signal == Signal::STOP.as_raw() => {}
+            Suspended::NobodyResumes => {
+                self.terminal.give(program.pid());
+                program.signal_group(Signal::CONT);
+            }
+        }
+    }
+
+    fn change(&mut self, values: Arc<Values>, program: &Program) {
+        let changed = names(&self.values.changed(&values));
+        if self.stopping.is_some() {
+            // The program that is started next gets them.
+            return;
+        }
+        if self.end_asked_for {
+            say(format_args!("{changed} changed; the program was asked to end and is not told"));
+            return;
+        }
+        if self.plan.on_change == OnChange::Restart {
+            say(format_args!("{changed} changed; restarting {}", shown(&self.plan.program)));
+            self.stopping = Some(Instant::now() + self.plan.grace);
+            program.signal(Signal::TERM);
+            // One that is stopped would not hear of it.
+            program.signal(Signal::CONT);
+            return;
+        }
+        self.values = values;
+        if let Err(error) = self.write_files() {
+            say(format_args!("{changed} changed: {error}; the program goes on with the files that it has"));
+            return;
+        }
+        if let OnChange::Signal(signal) = self.plan.on_change {
+            say(format_args!("{changed} changed; sending SIG{signal} to {}", shown(&self.plan.program)));
+            program.signal(signal.0);
+        }
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+fn names(secrets: &BTreeSet<SecretName>) -> String {
+    secrets.iter().map(SecretName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn shown(program: &std::ffi::OsStr) -> std::path::Display<'_> {
+    Path::new(program).display()
+}
