@@ -7,7 +7,7 @@ use clap::Args;
 use super::{client::Connection, on_one_thread, output::Failure};
 use crate::{
     config::Span,
-    exec::{self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan},
+    exec::{self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError},
 };
 
 #[derive(Debug, Args)]
@@ -74,7 +74,7 @@ pub(super) struct Become {
 impl From<ExecError> for Failure {
     fn from(error: ExecError) -> Self {
         match error {
-            ExecError::Start(_) => Self::not_started(126, error.to_string()),
+            ExecError::Start(StartError::Spawn(_)) => Self::not_started(126, error.to_string()),
             _ => Self::failed(error.to_string()),
         }
     }

@@ -60,7 +60,7 @@ enum Command {
     Audit(audit::Command),
     /// Show the keyrings that you may use.
     Status(client::Connection),
-    /// Tell of changes of keyrings as they happen.
+    /// Tell of changes of keyrings and secrets as they happen.
     Watch(watch::Watch),
     /// Run a program with secrets in its environment or in files, and restart or signal it when they change.
     Exec(Box<exec::Exec>),

@@ -1,6 +1,7 @@
 //! The program as a process.
 
 use std::{
+    borrow::Cow,
     ffi::OsStr,
     io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
@@ -15,7 +16,7 @@ use rustix::{
 
 use super::{
     Plan,
-    bindings::{EnvSource, FILES},
+    bindings::{Bindings, EnvBinding, EnvSource, FILES},
     values::Values,
 };
 use crate::config::SecretName;
@@ -54,6 +55,39 @@ pub(super) struct Program {
     pid: Pid,
 }
 
+/// What the program's environment has besides ours.
+///
+/// # Errors
+/// A variable can't hold its value.
+pub(super) fn environment<'b>(
+    bindings: &'b Bindings,
+    values: &'b Values,
+    folder: Option<&Path>,
+) -> Result<Vec<(&'b OsStr, Cow<'b, OsStr>)>, StartError> {
+    let mut environment = Vec::with_capacity(bindings.env.len() + 1);
+    if let Some(folder) = folder {
+        environment.push((OsStr::new(FILES), folder.as_os_str().to_owned().into()));
+    }
+    for EnvBinding { name, source } in &bindings.env {
+        let value = match source {
+            EnvSource::Secret(piece) => {
+                let value = values.of(piece);
+                let (secret, variable) = (|| piece.secret.clone(), || name.clone());
+                if value.contains(&0) {
+                    return Err(StartError::Nul { secret: secret(), name: variable() });
+                }
+                if name.len() + value.len() + "=\0".len() > LONGEST_VARIABLE {
+                    return Err(StartError::TooLong { secret: secret(), name: variable() });
+                }
+                OsStr::from_bytes(value).into()
+            }
+            EnvSource::File(file) => folder.unwrap_or(Path::new("")).join(file).into_os_string().into(),
+        };
+        environment.push((OsStr::new(name), value));
+    }
+    Ok(environment)
+}
+
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -70,26 +104,7 @@ impl Program {
             command.arg("--foreground");
         }
         command.arg("--").arg(&plan.program).args(&plan.arguments).process_group(0);
-        if let Some(folder) = folder {
-            command.env(FILES, folder);
-        }
-        for binding in &plan.bindings.env {
-            match &binding.source {
-                EnvSource::Secret(piece) => {
-                    let (value, secret, name) = (values.of(piece), piece.secret.clone(), binding.name.clone());
-                    if value.contains(&0) {
-                        return Err(StartError::Nul { secret, name });
-                    }
-                    if name.len() + value.len() + "=\0".len() > LONGEST_VARIABLE {
-                        return Err(StartError::TooLong { secret, name });
-                    }
-                    command.env(&binding.name, OsStr::from_bytes(value));
-                }
-                EnvSource::File(file) => {
-                    command.env(&binding.name, folder.unwrap_or(Path::new("")).join(file));
-                }
-            }
-        }
+        command.envs(environment(&plan.bindings, values, folder)?);
         let child = command.spawn().map_err(StartError::Spawn)?;
         // Linux numbers processes from 1.
         let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| StartError::Spawn(Errno::SRCH.into()))?;

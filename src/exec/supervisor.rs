@@ -13,7 +13,7 @@ use super::{
     bindings::Piece,
     folder::Folder,
     follow::follow,
-    program::{Fate, Program},
+    program::{Fate, Program, environment},
     say,
     signals::{Heard, SignalName, Signals},
     terminal::{Suspended, Terminal},
@@ -197,6 +197,11 @@ impl Supervisor {
             return;
         }
         if self.plan.on_change == OnChange::Restart {
+            // Before the program is ended for values that it can't be started with.
+            if let Err(error) = environment(&self.plan.bindings, &values, self.folder.as_ref().map(Folder::path)) {
+                say(format_args!("{changed} changed: {error}; the program goes on with the values that it has"));
+                return;
+            }
             say(format_args!("{changed} changed; restarting {}", shown(&self.plan.program)));
             self.stopping = Some(Instant::now() + self.plan.grace);
             program.signal(Signal::TERM);
