@@ -15,6 +15,7 @@ mod certificates;
 mod commands;
 mod durability;
 mod events;
+mod exec;
 mod failover;
 mod fault_proxy;
 mod formats;

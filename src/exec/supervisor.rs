@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, future::pending, io, path::Path, sync::Arc, tim
 use rustix::process::{Pid, Signal, getpid, kill_current_process_group, set_child_subreaper};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
@@ -61,9 +61,13 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
                 }
                 last = Some(error);
             }
-            Err(_) => return Err(ExecError::Waited { waited: plan.wait, error: last }),
+            Err(_) => {}
         }
-        sleep(PAUSE).await;
+        // An answer that is there at once is taken, however late it is.
+        if Instant::now() >= until {
+            return Err(ExecError::Waited { waited: plan.wait, error: last });
+        }
+        sleep_until(until.min(Instant::now() + PAUSE)).await;
     }
 }
 
