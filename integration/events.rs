@@ -195,6 +195,35 @@ impl Drop for Watch {
 }
 
 #[test]
+fn the_command_tells_of_secrets_as_well() {
+    let world = World::with_demo();
+    let put = |value: &str| {
+        std::fs::write(world.path("next"), value).unwrap();
+        std::fs::rename(world.path("next"), world.path("token")).unwrap();
+    };
+    put("t1");
+    let secrets =
+        "[[secret]]\nname = \"token\"\nsource = \"file:token\"\n[[secret]]\nname = \"other\"\nsource = \"file:token\"\n";
+    let sidecar = world.start_with("one", secrets, &["demo"]);
+    wait("the secrets", || sidecar.status()["secrets"].as_array().unwrap().iter().all(|secret| secret["version"].is_string()));
+    let mut text = Watch::start(&sidecar, &["--secret", "token"]);
+    let mut json = Watch::start(&sidecar, &["--output", "json", "--secret", "token"]);
+    let mut both = Watch::start(&sidecar, &["--secret", "token", "--keyring", "demo"]);
+    let first: Value = serde_json::from_str(&json.line()).unwrap();
+    let version = first["version"].as_str().unwrap().to_owned();
+    assert!(text.line().contains(&format!("secret token  version {version}")));
+    assert!(both.line().contains("demo  generation 1") && both.line().contains("secret token"));
+    put("t2");
+    let second: Value = serde_json::from_str(&json.line()).unwrap();
+    assert_eq!((&second["secret"], &second["previous"]), (&first["secret"], &first["version"]));
+    assert_ne!(second["version"], first["version"]);
+    assert!(text.line().contains(&format!("(before: {version})")));
+    std::fs::remove_file(world.path("token")).unwrap();
+    assert!(serde_json::from_str::<Value>(&json.line()).unwrap()["version"].is_null());
+    assert!(text.line().contains("deleted at its provider"));
+}
+
+#[test]
 fn the_command_goes_on_when_the_sidecar_comes_back() {
     let world = World::with_demo();
     let mut sidecar = world.start();
