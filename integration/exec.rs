@@ -11,8 +11,8 @@ use std::{
 
 use crate::harness::{PATIENCE, Sidecar, World, binary, uid, wait};
 
-/// Waits for a signal without needing any more processes than one, for a minute at most.
-const IDLE: &str = "idle() { sleep 60 & s=$!; while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
+/// Waits for a signal without needing any more processes than one, for a minute at most. That one doesn't hold our pipes open.
+const IDLE: &str = "idle() { sleep 60 >/dev/null 2>&1 & s=$!; while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
 
 /// A world whose secrets are files in it.
 fn world(secrets: &[(&str, &str)]) -> (World, String) {

@@ -108,7 +108,8 @@ impl Feed {
             request = request.header("last-event-id", id);
         }
         let request = request.body(whole("")).map_err(|error| SidecarError::Unexpected(error.to_string()))?;
-        let response = self.socket.send(request).await?;
+        let silent = |_| SidecarError::Unexpected(format!("nothing was answered for {SILENCE:?}"));
+        let response = timeout(SILENCE, self.socket.send(request)).await.map_err(silent)??;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }

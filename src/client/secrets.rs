@@ -1,13 +1,18 @@
 //! `GET /v1/secrets/{name}`, as bytes.
 
+use std::time::Duration;
+
 use http_body_util::{BodyExt, Limited};
 use hyper::{HeaderMap, Method, StatusCode, header::ACCEPT};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{SidecarError, Socket, broken_off, refusal, request, whole};
 use crate::{config::SecretName, wire::OCTETS};
 
+/// How long an answer may take as a whole.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest value, in bytes; a sidecar's own limit is at most that.
 const LONGEST_VALUE: usize = 16 << 20;
 
@@ -22,8 +27,13 @@ pub struct Fetched {
 /// The current value of a secret, or of one field of a secret that is a JSON object.
 ///
 /// # Errors
-/// The sidecar can't be reached, or refuses.
+/// The sidecar can't be reached, refuses, or is silent.
 pub async fn fetch_secret(socket: &Socket, name: &SecretName, field: Option<&str>) -> Result<Fetched, SidecarError> {
+    let silent = |_| SidecarError::Unexpected(format!("it was not whole within {PATIENCE:?}"));
+    timeout(PATIENCE, fetch(socket, name, field)).await.map_err(silent)?
+}
+
+async fn fetch(socket: &Socket, name: &SecretName, field: Option<&str>) -> Result<Fetched, SidecarError> {
     let mut path = format!("/v1/secrets/{name}");
     if let Some(field) = field {
         path.push_str(&format!("?field={}", utf8_percent_encode(field, NON_ALPHANUMERIC)));
