@@ -1,9 +1,9 @@
 #[cfg(any(feature = "aws", feature = "vault"))]
 use super::StoreError;
-use super::{KekError, KekFault};
-use crate::config::KekUri;
+use super::{KekError, KekFault, SecretError};
 #[cfg(any(feature = "aws", feature = "vault"))]
 use crate::config::Location;
+use crate::config::{KekUri, SecretSource};
 
 /// What is wrong with an outside system, before it is known what was wanted there.
 #[derive(Debug, Clone)]
@@ -19,6 +19,10 @@ impl Fault {
 
     pub(super) fn of_kek(self, uri: &KekUri) -> KekError {
         KekError::new(self.kind, format!("{uri}: {}", self.reason))
+    }
+
+    pub(super) fn of_secret(self, source: &SecretSource) -> SecretError {
+        SecretError::new(self.kind.into(), format!("{source}: {}", self.reason))
     }
 
     #[cfg(any(feature = "aws", feature = "vault"))]

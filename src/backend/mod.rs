@@ -150,6 +150,10 @@ impl Backends {
     pub fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
         match source {
             SecretSource::File(path) => Ok(Arc::new(file::FileSecret::new(path))),
+            #[cfg(feature = "vault")]
+            SecretSource::VaultKv { mount, path } => self.vault.secret(source, mount, path),
+            #[cfg(feature = "vault")]
+            SecretSource::VaultLease(path) => self.vault.leased(source, path),
             #[allow(unreachable_patterns, reason = "unless a backend is left out")]
             elsewhere => {
                 let message = format!("{elsewhere}: this build has no backend for such a source");

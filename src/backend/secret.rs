@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{Changed, KekFault, Pending, WatchGuard};
+use crate::config::SecretSource;
 
 /// A place that gives one secret's values.
 pub trait SecretProvider: Send + Sync {
@@ -41,12 +42,60 @@ pub struct Held<'a> {
     pub bytes: &'a [u8],
 }
 
+impl Held<'_> {
+    /// A version for a value that its provider calls `version`, where a provider may give the same name to another value later on: a
+    /// secret that is made anew counts from one again. Told apart from the one held by a `+`.
+    pub(super) fn told_apart(held: Option<Held<'_>>, version: String, bytes: &[u8]) -> String {
+        match held {
+            Some(held) if plain(held.version) != version => version,
+            Some(held) if held.bytes == bytes => held.version.to_owned(),
+            Some(held) => format!("{}+", held.version),
+            None => version,
+        }
+    }
+
+    /// The number of a provider that counts versions.
+    #[cfg(any(feature = "aws", feature = "vault"))]
+    pub(super) fn number(&self) -> Option<u64> {
+        number(plain(self.version))
+    }
+}
+
+/// A JSON value's own text, of at most `limit` bytes.
+#[cfg(feature = "vault")]
+pub(super) fn value_text(value: &serde_json::value::RawValue, limit: usize) -> Option<Zeroizing<Vec<u8>>> {
+    let text = value.get().as_bytes();
+    (text.len() <= limit).then(|| Zeroizing::new(text.to_vec()))
+}
+
+/// A version as its provider calls it.
+fn plain(version: &str) -> &str {
+    version.trim_end_matches('+')
+}
+
+/// A version's number, from 1, as a provider that counts versions writes it.
+#[cfg(any(feature = "aws", feature = "vault"))]
+pub(super) fn number(version: &str) -> Option<u64> {
+    let is_canonical = !version.starts_with('0') && version.bytes().all(|byte| byte.is_ascii_digit());
+    version.parse().ok().filter(|_| is_canonical)
+}
+
 /// What a provider gives.
 pub enum Answer {
     /// What is held is still the current value.
     Unchanged,
     /// A value.
     Value(Fetched),
+}
+
+impl Answer {
+    /// A value that was read as the current one, which may be the one held still.
+    pub(super) fn current(fetched: Fetched, held: Option<Held<'_>>) -> Self {
+        match held {
+            Some(held) if held.version == fetched.version && *held.bytes == **fetched.bytes => Self::Unchanged,
+            _ => Self::Value(fetched),
+        }
+    }
 }
 
 /// A value as a provider gives it. It has no `Debug`.
@@ -138,5 +187,40 @@ impl SecretError {
     /// An error: what failed, on what, what to do.
     pub fn new(fault: SecretFault, message: impl Into<String>) -> Self {
         Self { fault, message: message.into() }
+    }
+
+    /// There is no such value.
+    pub(super) fn not_found(source: &SecretSource, what: &str) -> Self {
+        Self::new(SecretFault::NotFound, format!("{source}: {what}"))
+    }
+
+    /// A value that is longer than allowed.
+    pub(super) fn too_long(source: &SecretSource, limit: usize) -> Self {
+        Self::new(SecretFault::TooLong, format!("{source}: longer than {limit} bytes (`secrets.value_bytes`)"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_value_of_the_same_name_is_told_apart() {
+        let told = |version, bytes| Held::told_apart(Some(Held { version, bytes: b"held" }), "1".into(), bytes);
+        assert_eq!(Held::told_apart(None, "1".into(), b"new"), "1");
+        assert_eq!(told("1", b"held"), "1");
+        assert_eq!(told("1", b"new"), "1+");
+        assert_eq!(told("1+", b"held"), "1+");
+        assert_eq!(told("1+", b"new"), "1++");
+        assert_eq!(told("7", b"new"), "1");
+    }
+
+    #[cfg(any(feature = "aws", feature = "vault"))]
+    #[test]
+    fn a_number_is_written_in_one_way() {
+        assert_eq!((number("17"), Held { version: "17+", bytes: b"" }.number()), (Some(17), Some(17)));
+        for other in ["", "0", "017", "+17", "17+", "-1", "1?a=b", "latest", "99999999999999999999"] {
+            assert_eq!(number(other), None, "{other}");
+        }
     }
 }

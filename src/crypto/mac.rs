@@ -1,4 +1,4 @@
-//! HMAC-SHA-256 (RFC 2104) under a key of its own file: what vouches for audit records.
+//! HMAC-SHA-256 (RFC 2104): under a key of its own file it vouches for audit records, under one of this process it names secrets.
 
 use std::{
     fs::File,
@@ -10,13 +10,35 @@ use std::{
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
-use super::KEY_LEN;
+use super::{KEY_LEN, RandomnessUnavailable, random};
 
 /// What every MAC begins with, so that the key could serve another purpose without harm.
 const LABEL: &[u8] = b"sidekey audit v1\n";
 
 /// A key that vouches for audit records. The library zeroizes it on drop.
 pub struct MacKey(hmac::Key);
+
+/// A key that was drawn for this process alone: what it names tells nothing about a value, not even to somebody who guesses it. The
+/// library zeroizes it on drop.
+pub struct NamingKey(hmac::Key);
+
+impl NamingKey {
+    /// Draws a key.
+    ///
+    /// # Errors
+    /// [`RandomnessUnavailable`]
+    pub fn draw() -> Result<Self, RandomnessUnavailable> {
+        let bytes = Zeroizing::new(random::<KEY_LEN>()?);
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &*bytes)))
+    }
+
+    /// A name for a value: the same for the same bytes, and for no others.
+    pub fn name(&self, value: &[u8]) -> [u8; 16] {
+        let mut name = [0; 16];
+        name.copy_from_slice(&hmac::sign(&self.0, value).as_ref()[..16]);
+        name
+    }
+}
 
 /// Why a file holds no such key.
 #[derive(Debug, thiserror::Error)]

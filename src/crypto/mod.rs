@@ -15,7 +15,7 @@ mod xaes;
 
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
-pub use mac::{MacKey, MacKeyError};
+pub use mac::{MacKey, MacKeyError, NamingKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{
     Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, peek,

@@ -14,9 +14,9 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Answer, Fault, Vault};
+use super::{ANSWER, Answer, Vault};
 use crate::{
-    backend::{KekFault, ManifestStore, Pending, StoreError},
+    backend::{ManifestStore, Pending, StoreError},
     config::Location,
 };
 
@@ -230,15 +230,7 @@ impl KvStore {
     }
 
     fn explain(&self, answer: &Answer, capability: &str) -> StoreError {
-        let fault = answer.fault();
-        let fault = match fault.kind {
-            KekFault::Denied => {
-                let stanza = format!("path \"{}\" {{ capabilities = [\"{capability}\"] }}", self.data());
-                Fault::new(fault.kind, format!("the token's policy doesn't allow it; it needs: {stanza}"))
-            }
-            _ => fault,
-        };
-        fault.of_location(&self.location)
+        answer.fault_of(&self.data(), capability).of_location(&self.location)
     }
 }
 

@@ -1,6 +1,10 @@
-//! Vault and OpenBao: the Transit engine wraps, the key-value engine keeps manifests, one login serves both.
+//! Vault and OpenBao: the Transit engine wraps, the key-value engine keeps manifests and secrets, others make credentials. One login
+//! serves them all.
 
+mod engine;
 mod kv;
+mod kv_secret;
+mod lease;
 mod login;
 #[cfg(test)]
 mod tests;
@@ -13,13 +17,19 @@ use hyper::{Method, Request, StatusCode, Uri, header::HeaderValue};
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use self::login::{Session, Token};
+use self::{
+    engine::Engines,
+    login::{Session, Token},
+};
 use super::{
-    Kek, KekError, KekFault, ManifestStore, StoreError,
+    Kek, KekError, KekFault, ManifestStore, SecretError, SecretProvider, StoreError,
     fault::Fault,
     web::{Identity, Web, WebError},
 };
-use crate::config::{self, KekUri, Location};
+use crate::{
+    config::{self, KekUri, Location, SecretSource},
+    crypto::NamingKey,
+};
 
 /// The longest answer but for manifests.
 const ANSWER: usize = 1 << 20;
@@ -45,6 +55,16 @@ impl Room {
         Ok(Arc::new(kv::KvStore::new(vault, mount, path, location.clone())))
     }
 
+    pub(super) fn secret(&self, source: &SecretSource, mount: &str, path: &str) -> Result<Arc<dyn SecretProvider>, SecretError> {
+        let vault = self.vault().map_err(|fault| fault.of_secret(source))?;
+        Ok(Arc::new(kv_secret::KvSecret::new(vault, mount, path, source.clone())))
+    }
+
+    pub(super) fn leased(&self, source: &SecretSource, path: &str) -> Result<Arc<dyn SecretProvider>, SecretError> {
+        let vault = self.vault().map_err(|fault| fault.of_secret(source))?;
+        Ok(Arc::new(lease::LeasedSecret::new(vault, path, source.clone())))
+    }
+
     fn vault(&self) -> Result<Arc<Vault>, Fault> {
         self.vault.get_or_init(|| Vault::new(&self.settings, &self.plain_http).map(Arc::new)).clone()
     }
@@ -66,6 +86,9 @@ struct Vault {
     namespace: Option<HeaderValue>,
     web: Web,
     session: Session,
+    engines: Engines,
+    /// Names values that Vault gives no version.
+    names: NamingKey,
 }
 
 /// An answer that isn't a failure of Vault itself.
@@ -76,6 +99,11 @@ struct Answer {
 
 impl Answer {
     fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        self.parse_borrowed()
+    }
+
+    /// The same, of what stays in the zeroized answer.
+    fn parse_borrowed<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Fault> {
         // serde's words could quote a value, and a value may be a key.
         serde_json::from_slice(&self.body)
             .map_err(|_| Fault::new(KekFault::Unavailable, "the answer is not what Vault says; is this its address?"))
@@ -119,6 +147,18 @@ impl Answer {
         self.errors().contains("invalid token")
     }
 
+    /// The same, of a path that `capability` is needed on.
+    fn fault_of(&self, path: &str, capability: &str) -> Fault {
+        let fault = self.fault();
+        match fault.kind {
+            KekFault::Denied => {
+                let stanza = format!("path \"{path}\" {{ capabilities = [\"{capability}\"] }}");
+                Fault::new(fault.kind, format!("the token's policy doesn't allow it; it needs: {stanza}"))
+            }
+            _ => fault,
+        }
+    }
+
     fn ok(self) -> Result<Self, Fault> {
         if self.status.is_success() { Ok(self) } else { Err(self.fault()) }
     }
@@ -145,7 +185,8 @@ impl Vault {
         let namespace = settings.namespace.clone().or_else(|| variable("VAULT_NAMESPACE"));
         let namespace = namespace.map(|name| HeaderValue::from_str(&name)).transpose();
         let namespace = namespace.map_err(|_| misconfigured("the namespace has characters that none has".into()))?;
-        Ok(Self { address, namespace, web, session: Session::new(settings.login.clone()) })
+        let names = NamingKey::draw().map_err(|error| Fault::new(KekFault::Unavailable, error.to_string()))?;
+        Ok(Self { address, namespace, web, session: Session::new(settings.login.clone()), engines: Engines::default(), names })
     }
 
     /// Asks for something that needs a login. A login that has ended midway is made anew once.
