@@ -128,7 +128,7 @@ impl Backends {
         match location {
             Location::File(path) => Ok(Arc::new(FileStore::new(path))),
             #[cfg(feature = "aws")]
-            Location::AwsSm(name) => Ok(self.aws.secret(location, name)),
+            Location::AwsSm(name) => Ok(self.aws.manifest_secret(location, name)),
             #[cfg(feature = "aws")]
             Location::S3 { bucket, key } => Ok(self.aws.object(location, bucket, key)),
             #[cfg(feature = "vault")]
@@ -154,6 +154,10 @@ impl Backends {
             SecretSource::VaultKv { mount, path } => self.vault.secret(source, mount, path),
             #[cfg(feature = "vault")]
             SecretSource::VaultLease(path) => self.vault.leased(source, path),
+            #[cfg(feature = "aws")]
+            SecretSource::AwsSm(name) => Ok(self.aws.secret(source, name)),
+            #[cfg(feature = "aws")]
+            SecretSource::AwsSsm(name) => Ok(self.aws.parameter(source, name)),
             #[allow(unreachable_patterns, reason = "unless a backend is left out")]
             elsewhere => {
                 let message = format!("{elsewhere}: this build has no backend for such a source");

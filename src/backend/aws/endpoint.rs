@@ -7,7 +7,7 @@ use hyper::Uri;
 use crate::backend::plain_http;
 
 /// The services that are talked to, as the SDK's settings name them. STS gives credentials for a web identity.
-const SERVICES: [&str; 4] = ["KMS", "S3", "Secrets Manager", "STS"];
+const SERVICES: [&str; 5] = ["KMS", "S3", "Secrets Manager", "SSM", "STS"];
 
 /// Whether every URL that stands in for one of AWS' own may be talked to.
 ///

@@ -1,8 +1,13 @@
-//! Amazon Web Services: KMS wraps, Secrets Manager and S3 keep manifests. The SDK's own chain finds credentials for all of them.
+//! Amazon Web Services: KMS wraps, Secrets Manager and S3 keep manifests, Secrets Manager and Systems Manager keep secrets. The SDK's
+//! own chain finds credentials for all of them.
 
+mod batch;
 mod endpoint;
 mod kms;
+mod parameter;
+mod regions;
 mod s3;
+mod secret;
 mod secrets_manager;
 
 use std::{marker::PhantomData, sync::Arc};
@@ -12,28 +17,46 @@ use aws_sdk_kms::{
     config::{ConfigBag, Intercept, RuntimeComponents, interceptors::FinalizerInterceptorContextRef},
     error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError},
 };
+use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use super::{Kek, KekError, KekFault, ManifestStore, fault::Fault, heard};
-use crate::config::{self, KekUri, Location};
+use self::regions::Regions;
+use super::{Kek, KekError, KekFault, ManifestStore, SecretProvider, fault::Fault, heard};
+use crate::config::{self, KekUri, Location, SecretSource};
 
 /// AWS as the settings and the environment say; credentials are looked for when they are first needed.
 pub(super) struct Room {
     settings: config::Aws,
     plain_http: Vec<String>,
     sdk: OnceCell<SdkConfig>,
+    secrets_managers: Regions<batch::Desk>,
+    systems_managers: Regions<aws_sdk_ssm::Client>,
 }
 
 impl Room {
     pub(super) fn new(settings: &config::Backends) -> Arc<Self> {
-        Arc::new(Self { settings: settings.aws.clone(), plain_http: settings.plain_http.clone(), sdk: OnceCell::new() })
+        Arc::new(Self {
+            settings: settings.aws.clone(),
+            plain_http: settings.plain_http.clone(),
+            sdk: OnceCell::new(),
+            secrets_managers: Regions::default(),
+            systems_managers: Regions::default(),
+        })
     }
 
     pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
         Ok(Arc::new(kms::KmsKek::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?))
     }
 
-    pub(super) fn secret(self: &Arc<Self>, location: &Location, name: &str) -> Arc<dyn ManifestStore> {
+    pub(super) fn secret(self: &Arc<Self>, source: &SecretSource, name: &str) -> Arc<dyn SecretProvider> {
+        Arc::new(secret::Secret::new(Arc::clone(self), name, source.clone()))
+    }
+
+    pub(super) fn parameter(self: &Arc<Self>, source: &SecretSource, name: &str) -> Arc<dyn SecretProvider> {
+        Arc::new(parameter::Parameter::new(Arc::clone(self), name, source.clone()))
+    }
+
+    pub(super) fn manifest_secret(self: &Arc<Self>, location: &Location, name: &str) -> Arc<dyn ManifestStore> {
         Arc::new(secrets_manager::SecretStore::new(Arc::clone(self), name, location.clone()))
     }
 
@@ -85,7 +108,11 @@ where
 
 /// What AWS' answer means.
 fn explained(error: &impl ProvideErrorMetadata) -> Fault {
-    let (code, message) = (error.code().unwrap_or("an error without a code"), error.message().unwrap_or_default());
+    said(error.code().unwrap_or("an error without a code"), error.message().unwrap_or_default())
+}
+
+/// What an error's code and message mean.
+fn said(code: &str, message: &str) -> Fault {
     let said = if message.is_empty() { format!("AWS answered {code}") } else { format!("AWS answered {code}: {message}") };
     let kind = match code {
         "DisabledException" | "KMSInvalidStateException" => KekFault::Disabled,
@@ -99,10 +126,16 @@ fn explained(error: &impl ProvideErrorMetadata) -> Fault {
         | "ExpiredToken"
         | "MissingAuthenticationToken" => KekFault::Denied,
         "NotFoundException" | "ResourceNotFoundException" | "NoSuchKey" | "NoSuchBucket" => KekFault::Missing,
+        "ParameterNotFound" | "ParameterVersionNotFound" => KekFault::Missing,
+        // A secret that can still be restored.
+        "InvalidRequestException" if message.contains("marked for deletion") || message.contains("marked deleted") => {
+            KekFault::Missing
+        }
         "IncorrectKeyException" | "InvalidCiphertextException" => KekFault::Refused,
         "InvalidKeyUsageException" | "ValidationException" | "UnsupportedOperationException" | "InvalidArnException" => {
             KekFault::Misconfigured
         }
+        "InvalidParameterException" | "InvalidKeyId" => KekFault::Misconfigured,
         "ThrottlingException"
         | "Throttling"
         | "LimitExceededException"
@@ -145,6 +178,18 @@ where
         }
         Ok(())
     }
+}
+
+/// The region in an ARN of `service`; none if it is no such ARN.
+fn region_of<'n>(name: &'n str, service: &str) -> Option<&'n str> {
+    let mut parts = name.strip_prefix("arn:")?.split(':').skip(1);
+    let is_of = parts.next() == Some(service);
+    parts.next().filter(|region| is_of && !region.is_empty())
+}
+
+/// A time of the SDK's.
+fn timestamp(time: Option<aws_sdk_kms::primitives::DateTime>) -> Option<Timestamp> {
+    time.and_then(|time| Timestamp::new(time.secs(), time.subsec_nanos().try_into().ok()?).ok())
 }
 
 /// The SDK's words, on one line of bounded length.

@@ -2,15 +2,9 @@
 
 use std::sync::Arc;
 
-use aws_config::Region;
-use aws_sdk_secretsmanager::{
-    Client,
-    error::ProvideErrorMetadata,
-    operation::{create_secret::CreateSecretError, get_secret_value::GetSecretValueError, put_secret_value::PutSecretValueError},
-};
-use tokio::sync::OnceCell;
+use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
 
-use super::{Fault, Listener, Room, fault};
+use super::{Fault, Room, fault, region_of};
 use crate::{
     backend::{KekFault, ManifestStore, Pending, StoreError},
     config::Location,
@@ -25,27 +19,16 @@ pub(super) struct SecretStore {
     room: Arc<Room>,
     name: String,
     location: Location,
-    client: OnceCell<Client>,
 }
 
 impl SecretStore {
     pub(super) fn new(room: Arc<Room>, name: &str, location: Location) -> Self {
-        Self { room, name: name.to_owned(), location, client: OnceCell::new() }
+        Self { room, name: name.to_owned(), location }
     }
 
-    async fn client(&self) -> Result<&Client, StoreError> {
-        let make = async || {
-            let mut config = aws_sdk_secretsmanager::config::Builder::from(self.room.sdk().await?);
-            if let Some(region) = region_of(&self.name) {
-                config = config.region(Region::new(region.to_owned()));
-            }
-            let config = config
-                .interceptor(Listener::<CreateSecretError>::new())
-                .interceptor(Listener::<GetSecretValueError>::new())
-                .interceptor(Listener::<PutSecretValueError>::new());
-            Ok(Client::from_conf(config.build()))
-        };
-        self.client.get_or_try_init(make).await.map_err(|fault: Fault| fault.of_location(&self.location))
+    async fn client(&self) -> Result<Client, StoreError> {
+        let desk = self.room.secrets_manager(&self.name).await.map_err(|fault| fault.of_location(&self.location))?;
+        Ok(desk.client().clone())
     }
 
     async fn get(&self) -> Result<Option<Secret>, StoreError> {
@@ -84,7 +67,7 @@ impl SecretStore {
     /// The first value of a secret: of a new one, or of one that was made without (by Terraform, say, with its policy).
     async fn create(&self, text: String) -> Result<(), StoreError> {
         // A secret that an ARN names is there, or nobody can make it.
-        if region_of(&self.name).is_none() {
+        if region_of(&self.name, "secretsmanager").is_none() {
             let made = self.client().await?.create_secret().name(&self.name).secret_string(&text).send().await;
             match made {
                 Ok(_) => return Ok(()),
@@ -119,14 +102,6 @@ impl SecretStore {
 struct Secret {
     bytes: Vec<u8>,
     version: String,
-}
-
-/// The region in a secret's ARN; none if it is named otherwise.
-fn region_of(name: &str) -> Option<&str> {
-    let [_partition, "secretsmanager", region, ..] = name.strip_prefix("arn:")?.split(':').collect::<Vec<_>>()[..] else {
-        return None;
-    };
-    Some(region)
 }
 
 /// The id of the one version that may follow: 32 to 64 characters, as Secrets Manager wants them.
