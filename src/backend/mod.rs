@@ -158,6 +158,8 @@ impl Backends {
             SecretSource::AwsSm(name) => Ok(self.aws.secret(source, name)),
             #[cfg(feature = "aws")]
             SecretSource::AwsSsm(name) => Ok(self.aws.parameter(source, name)),
+            #[cfg(feature = "azure")]
+            SecretSource::AzureKv { vault, name } => Ok(self.azure.secret(source, vault, name)),
             #[allow(unreachable_patterns, reason = "unless a backend is left out")]
             elsewhere => {
                 let message = format!("{elsewhere}: this build has no backend for such a source");
