@@ -30,6 +30,8 @@ pub enum Fault {
     None,
     /// This status and JSON body.
     Answer(u16, String),
+    /// The same to this operation alone.
+    AnswerTo(&'static str, u16, String),
     /// No answer, ever.
     Hang,
     /// So many answers of the real server, then none.
@@ -120,10 +122,13 @@ fn next(fault: &mut Fault) -> Fault {
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let target = request.headers().get("x-amz-target").map(|target| target.to_str().unwrap().to_owned()).unwrap_or_default();
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-    *shared.counts.lock().unwrap().entry(operation).or_default() += 1;
-    let fault = next(&mut shared.fault.lock().unwrap());
+    *shared.counts.lock().unwrap().entry(operation.clone()).or_default() += 1;
+    let fault = match next(&mut shared.fault.lock().unwrap()) {
+        Fault::AnswerTo(asked, status, body) if asked == operation => Fault::Answer(status, body),
+        fault => fault,
+    };
     Ok(match fault {
-        Fault::None => forward(&shared.upstream, request).await,
+        Fault::None | Fault::AnswerTo(..) => forward(&shared.upstream, request).await,
         Fault::Answer(status, body) => {
             let mut answer = Response::new(Full::from(body));
             *answer.status_mut() = StatusCode::from_u16(status).unwrap();

@@ -147,10 +147,20 @@ impl Vault {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Whether it would succeed, too.
+    pub fn succeeds(&self, arguments: &[&str]) -> bool {
+        self.command(arguments).status.success()
+    }
+
     /// Makes a policy of `(path, capability)` pairs.
     pub fn policy(&self, name: &str, rights: &[(&str, &str)]) {
         let text: String =
             rights.iter().map(|(path, right)| format!("path \"{path}\" {{ capabilities = [\"{right}\"] }}\n")).collect();
+        self.policy_text(name, &text);
+    }
+
+    /// The same, as a text.
+    pub fn policy_text(&self, name: &str, text: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         self.run(&["policy", "write", name, file.path().to_str().unwrap()]);

@@ -36,10 +36,21 @@ pub(crate) async fn within<T>(limit: Duration, answer: impl Future<Output = T>) 
 /// Notes what a system said to one try.
 #[cfg(any(feature = "aws", feature = "azure"))]
 pub(super) fn note(kind: KekFault, said: String) {
+    each(|words| *words = Some((kind, said.clone())));
+}
+
+/// Takes a note back, unless another one followed it.
+#[cfg(feature = "aws")]
+pub(super) fn forget(said: &str) {
+    each(|words| *words = words.take().filter(|(_, last)| last != said));
+}
+
+#[cfg(any(feature = "aws", feature = "azure"))]
+fn each(change: impl Fn(&mut Option<Words>)) {
     // Whoever waits without a limit needs no note.
     let _ = HEARD.try_with(|ears| {
         for ear in ears {
-            *ear.lock().unwrap_or_else(PoisonError::into_inner) = Some((kind, said.clone()));
+            change(&mut ear.lock().unwrap_or_else(PoisonError::into_inner));
         }
     });
 }

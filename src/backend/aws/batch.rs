@@ -177,7 +177,14 @@ impl Desk {
     }
 
     async fn one(&self, id: &str) -> Result<Value, Fault> {
-        let answer = self.client.get_secret_value().secret_id(id).send().await.map_err(|error| fault(&error))?;
+        let answer = self
+            .client
+            .get_secret_value()
+            .secret_id(id)
+            .version_stage("AWSCURRENT")
+            .send()
+            .await
+            .map_err(|error| fault(&error))?;
         Value::new(answer).ok_or_else(|| Fault::new(KekFault::Unavailable, "AWS answered without a value or a version"))
     }
 }

@@ -10,11 +10,19 @@ mod s3;
 mod secret;
 mod secrets_manager;
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{
+    marker::PhantomData,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
 use aws_sdk_kms::{
-    config::{ConfigBag, Intercept, RuntimeComponents, interceptors::FinalizerInterceptorContextRef},
+    config::{
+        ConfigBag, Intercept, RuntimeComponents,
+        interceptors::{
+            BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+        },
+    },
     error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError},
 };
 use jiff::Timestamp;
@@ -148,12 +156,20 @@ fn said(code: &str, message: &str) -> Fault {
 }
 
 /// Hears what AWS says to every try at an operation that fails with `E`: the SDK makes several, and slows down while it is throttled.
+/// Then it may try nothing for longer than anybody waits, for which the reason is what was said before.
 #[derive(Debug)]
-struct Listener<E>(PhantomData<fn() -> E>);
+struct Listener<E> {
+    throttled: Mutex<Option<String>>,
+    errors: PhantomData<fn() -> E>,
+}
 
 impl<E> Listener<E> {
     fn new() -> Self {
-        Self(PhantomData)
+        Self { throttled: Mutex::default(), errors: PhantomData }
+    }
+
+    fn throttled(&self) -> MutexGuard<'_, Option<String>> {
+        self.throttled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -165,19 +181,49 @@ where
         "Listener"
     }
 
+    fn read_before_execution(&self, _: &BeforeSerializationInterceptorContextRef<'_>, _: &mut ConfigBag) -> Result<(), BoxError> {
+        if let Some(reason) = &*self.throttled() {
+            heard::note(KekFault::Throttled, before(reason));
+        }
+        Ok(())
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if let Some(reason) = &*self.throttled() {
+            heard::forget(&before(reason));
+        }
+        Ok(())
+    }
+
     fn read_after_attempt(
         &self,
         context: &FinalizerInterceptorContextRef<'_>,
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let error = context.output_or_error().and_then(Result::err).and_then(|error| error.as_operation_error());
-        if let Some(error) = error.and_then(|error| error.downcast_ref::<E>()) {
-            let Fault { kind, reason } = explained(error);
-            heard::note(kind, reason);
+        match context.output_or_error() {
+            Some(Ok(_)) => *self.throttled() = None,
+            Some(Err(error)) => {
+                let error = error.as_operation_error().and_then(|error| error.downcast_ref::<E>());
+                if let Some(Fault { kind, reason }) = error.map(explained) {
+                    *self.throttled() = (kind == KekFault::Throttled).then(|| reason.clone());
+                    heard::note(kind, reason);
+                }
+            }
+            None => {}
         }
         Ok(())
     }
+}
+
+/// What was said before a request that has not been tried yet.
+fn before(reason: &str) -> String {
+    format!("{reason} (to the request before; the next ones wait)")
 }
 
 /// The region in an ARN of `service`; none if it is no such ARN.
