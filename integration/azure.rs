@@ -10,7 +10,7 @@ use crate::{
     small_server::{self, Reply, header},
 };
 
-async fn fake() -> (World, AzureFake) {
+pub async fn fake() -> (World, AzureFake) {
     let mut world = World::new();
     issue(&world.path(""), &[("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")]);
     let fake = AzureFake::start(&world.path("")).await;
@@ -52,12 +52,14 @@ fn start(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> Sidecar
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn microsofts_own_client_agrees_with_the_fake() {
+async fn microsofts_own_clients_agree_with_the_fake() {
     let (world, fake) = fake().await;
     let script = format!(
-        "from azure.identity import ClientSecretCredential\n\
+        "from azure.core.exceptions import HttpResponseError, ResourceNotFoundError\n\
+         from azure.identity import ClientSecretCredential\n\
          from azure.keyvault.keys import KeyClient\n\
          from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm as A\n\
+         from azure.keyvault.secrets import SecretClient\n\
          tls = dict(connection_verify={:?})\n\
          login = ClientSecretCredential({TENANT:?}, {CLIENT:?}, {SECRET:?}, authority={url:?}, disable_instance_discovery=True, **tls)\n\
          keys = KeyClient({url:?}, login, verify_challenge_resource=False, **tls)\n\
@@ -68,7 +70,29 @@ async fn microsofts_own_client_agrees_with_the_fake() {
          near = CryptographyClient(key, login, verify_challenge_resource=False, **tls)\n\
          for client in (far, near):\n\
          \x20   wrapped = client.wrap_key(A.rsa_oaep_256, b'k' * 64)\n\
-         \x20   assert far.unwrap_key(A.rsa_oaep_256, wrapped.encrypted_key).key == b'k' * 64\n",
+         \x20   assert far.unwrap_key(A.rsa_oaep_256, wrapped.encrypted_key).key == b'k' * 64\n\
+         secrets = SecretClient({url:?}, login, verify_challenge_resource=False, **tls)\n\
+         made = [secrets.set_secret('db', value, content_type='text/plain') for value in 'abcde']\n\
+         assert secrets.get_secret('db').value == 'e' and secrets.get_secret('db').id == made[4].id\n\
+         assert secrets.get_secret('db', made[0].properties.version).value == 'a'\n\
+         assert made[0].properties.created_on < made[1].properties.created_on\n\
+         listed = list(secrets.list_properties_of_secret_versions('db'))\n\
+         assert [known.version for known in listed] == [secret.properties.version for secret in made]\n\
+         assert all(known.enabled for known in listed)\n\
+         secrets.update_secret_properties('db', made[4].properties.version, enabled=False)\n\
+         try:\n\
+         \x20   secrets.get_secret('db')\n\
+         \x20   assert False\n\
+         except HttpResponseError as error:\n\
+         \x20   assert error.status_code == 403 and error.error.innererror['code'] == 'SecretDisabled', error\n\
+         secrets.begin_delete_secret('db').wait()\n\
+         try:\n\
+         \x20   secrets.get_secret('db', made[0].properties.version)\n\
+         \x20   assert False\n\
+         except ResourceNotFoundError:\n\
+         \x20   pass\n\
+         secrets.begin_recover_deleted_secret('db').wait()\n\
+         assert secrets.get_secret('db', made[3].properties.version).value == 'd'\n",
         world.path("ca.pem"),
         url = fake.url,
     );

@@ -1,5 +1,6 @@
 //! A fake of Azure Key Vault and of the login service, because no real one can be had: TLS, the real challenge, real RSA-OAEP-256 and
-//! AES key wrap. Microsoft's own Python client is run against it, so that it is right about the wire.
+//! AES key wrap, secrets with versions that are deleted and recovered. Microsoft's own Python clients are run against it, so that it is
+//! right about the wire.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
 };
@@ -40,10 +41,24 @@ enum Key {
     Oct([u8; 32]),
 }
 
+/// A version of a secret.
+struct Secret {
+    version: String,
+    value: String,
+    content_type: Option<String>,
+    is_enabled: bool,
+    /// In seconds, of a clock that goes on by one with every version.
+    created: i64,
+    expires: Option<i64>,
+}
+
 #[derive(Default)]
 struct State {
     /// Versions by name, oldest first.
     keys: BTreeMap<String, Vec<(String, Key)>>,
+    secrets: BTreeMap<String, Vec<Secret>>,
+    deleted_secrets: BTreeMap<String, Vec<Secret>>,
+    is_throttled: bool,
     disabled: BTreeSet<String>,
     denied: bool,
     tokens: BTreeSet<String>,
@@ -108,6 +123,42 @@ impl AzureFake {
         };
     }
 
+    /// Makes a secret, or another version of it; gives the version.
+    pub fn put_secret(&self, name: &str, value: &str) -> String {
+        let mut state = self.state();
+        put_secret(&mut state, name, &json!({ "value": value }));
+        state.secrets[name].last().unwrap().version.clone()
+    }
+
+    /// Enables a version of a secret, or disables it.
+    pub fn enable_secret(&self, name: &str, version: &str, is_enabled: bool) {
+        let mut state = self.state();
+        let versions = state.secrets.get_mut(name).unwrap();
+        versions.iter_mut().find(|secret| secret.version == version).unwrap().is_enabled = is_enabled;
+    }
+
+    /// Says when a secret's newest version stops being any use.
+    pub fn expire_secret(&self, name: &str, expires: i64) {
+        self.state().secrets.get_mut(name).unwrap().last_mut().unwrap().expires = Some(expires);
+    }
+
+    pub fn delete_secret(&self, name: &str) {
+        let mut state = self.state();
+        let versions = state.secrets.remove(name).unwrap();
+        state.deleted_secrets.insert(name.to_owned(), versions);
+    }
+
+    pub fn recover_secret(&self, name: &str) {
+        let mut state = self.state();
+        let versions = state.deleted_secrets.remove(name).unwrap();
+        state.secrets.insert(name.to_owned(), versions);
+    }
+
+    /// Whether there are too many requests.
+    pub fn throttle(&self, is_throttled: bool) {
+        self.state().is_throttled = is_throttled;
+    }
+
     /// Whether identities lack every right.
     pub fn deny(&self, is_denied: bool) {
         self.state().denied = is_denied;
@@ -164,7 +215,7 @@ async fn answer(state: Arc<Mutex<State>>, url: String, request: Request<Incoming
             });
             say(200, &endpoints)
         }
-        (method, ["keys", name, rest @ ..]) => {
+        (method, [kind @ ("keys" | "secrets" | "deletedsecrets"), name, rest @ ..]) => {
             let bearer = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
             if !bearer.is_some_and(|token| state.tokens.contains(token)) {
                 let mut challenge = fail(401, "Unauthorized", "AKV10000: Request is missing a Bearer or PoP token.");
@@ -175,8 +226,17 @@ async fn answer(state: Arc<Mutex<State>>, url: String, request: Request<Incoming
             if state.denied {
                 return Ok(fail(403, "Forbidden", "Caller is not authorized to perform action on resource."));
             }
+            if state.is_throttled {
+                let mut answer = fail(429, "Throttled", "Request was not processed because too many requests were received.");
+                answer.headers_mut().insert(RETRY_AFTER, 1.into());
+                return Ok(answer);
+            }
             let body = serde_json::from_slice(&body).unwrap_or_default();
-            key(&mut state, &url, method, name, rest, &body)
+            match *kind {
+                "keys" => key(&mut state, &url, method, name, rest, &body),
+                "secrets" => secret(&mut state, &url, method, name, rest, head.uri.query(), &body),
+                _ => deleted_secret(&mut state, &url, method, name, rest),
+            }
         }
         _ => fail(404, "NotFound", "there is nothing here"),
     })
@@ -233,6 +293,102 @@ fn key(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str],
         Some(result) => say(200, &json!({ "kid": kid, "value": BASE64.encode(result) })),
         None => fail(400, "BadParameter", "The parameter is incorrect."),
     }
+}
+
+fn put_secret(state: &mut State, name: &str, body: &Value) {
+    let created = 1_700_000_000 + state.secrets.values().chain(state.deleted_secrets.values()).flatten().count() as i64;
+    state.secrets.entry(name.into()).or_default().push(Secret {
+        version: format!("{:032x}", fastrand::u128(..)),
+        value: body["value"].as_str().unwrap().to_owned(),
+        content_type: body["contentType"].as_str().map(str::to_owned),
+        is_enabled: body["attributes"]["enabled"].as_bool().unwrap_or(true),
+        created,
+        expires: body["attributes"]["exp"].as_i64(),
+    });
+}
+
+/// What is said about a version, with its value or without.
+fn bundle(url: &str, name: &str, secret: &Secret, has_value: bool) -> Value {
+    let mut bundle = json!({
+        "id": format!("{url}/secrets/{name}/{}", secret.version),
+        "attributes": {
+            "enabled": secret.is_enabled, "created": secret.created, "updated": secret.created,
+            "recoveryLevel": "Recoverable+Purgeable", "recoverableDays": 90,
+        },
+    });
+    if let Some(expires) = secret.expires {
+        bundle["attributes"]["exp"] = expires.into();
+    }
+    if let Some(content_type) = &secret.content_type {
+        bundle["contentType"] = content_type.as_str().into();
+    }
+    if has_value {
+        bundle["value"] = secret.value.as_str().into();
+    }
+    bundle
+}
+
+fn secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str], query: Option<&str>, body: &Value) -> Answer {
+    if *method == Method::PUT {
+        if state.deleted_secrets.contains_key(name) {
+            return fail(409, "Conflict", &format!("Secret {name} is currently in a deleted but recoverable state."));
+        }
+        put_secret(state, name, body);
+    }
+    let none = || fail(404, "SecretNotFound", "A secret with (name/id) was not found in this key vault.");
+    let Some(versions) = state.secrets.get_mut(name) else { return none() };
+    if *method == Method::DELETE {
+        let versions = state.secrets.remove(name).unwrap();
+        let newest = bundle(url, name, versions.last().unwrap(), false);
+        state.deleted_secrets.insert(name.to_owned(), versions);
+        return say(200, &deleted(url, name, newest));
+    }
+    if rest == ["versions"] {
+        // Two at a time, and in no order that helps.
+        let query = percent_encoding::percent_decode_str(query.unwrap_or_default()).decode_utf8().unwrap();
+        let token = query.split('&').find_map(|pair| pair.strip_prefix("$skiptoken="));
+        let skipped: usize = token.map_or(0, |token| token.parse().unwrap());
+        let listed: Vec<Value> = versions.iter().skip(skipped).take(2).map(|secret| bundle(url, name, secret, false)).collect();
+        let next = (skipped + 2 < versions.len())
+            .then(|| format!("{url}/secrets/{name}/versions?api-version=7.5&$skiptoken={}", skipped + 2));
+        return say(200, &json!({ "value": listed, "nextLink": next }));
+    }
+    let found = match rest {
+        [] | [""] => versions.last_mut(),
+        [wanted] => versions.iter_mut().find(|secret| secret.version == *wanted),
+        _ => None,
+    };
+    let Some(secret) = found else { return none() };
+    if *method == Method::PATCH {
+        secret.is_enabled = body["attributes"]["enabled"].as_bool().unwrap_or(secret.is_enabled);
+        return say(200, &bundle(url, name, secret, false));
+    }
+    if !secret.is_enabled {
+        let inner = json!({ "code": "SecretDisabled" });
+        let message = "Operation get is not allowed on a disabled secret.";
+        return say(403, &json!({ "error": { "code": "Forbidden", "message": message, "innererror": inner } }));
+    }
+    say(200, &bundle(url, name, secret, true))
+}
+
+fn deleted(url: &str, name: &str, mut bundle: Value) -> Value {
+    bundle["recoveryId"] = format!("{url}/deletedsecrets/{name}").into();
+    bundle["deletedDate"] = 1_700_000_000.into();
+    bundle["scheduledPurgeDate"] = 1_707_776_000.into();
+    bundle
+}
+
+fn deleted_secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str]) -> Answer {
+    let Some(versions) = state.deleted_secrets.remove(name) else {
+        return fail(404, "SecretNotFound", "A deleted secret with (name/id) was not found in this key vault.");
+    };
+    let newest = bundle(url, name, versions.last().unwrap(), false);
+    if (method, rest) == (&Method::POST, &["recover"]) {
+        state.secrets.insert(name.to_owned(), versions);
+        return say(200, &newest);
+    }
+    state.deleted_secrets.insert(name.to_owned(), versions);
+    say(200, &deleted(url, name, newest))
 }
 
 fn jwk(kid: &str, key: &Key) -> Value {

@@ -36,6 +36,7 @@ mod scan;
 mod secrecy;
 mod secrets;
 mod secrets_aws;
+mod secrets_azure;
 mod secrets_vault;
 mod served_secrets;
 mod servers;

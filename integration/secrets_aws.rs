@@ -74,7 +74,7 @@ async fn a_rotation_in_secrets_manager_is_followed_through_its_stages() {
     aws.delete_secret().secret_id("orders/db").send().await.unwrap();
     app.until_problem("db", "secret_not_found").await;
     aws.restore_secret().secret_id("orders/db").send().await.unwrap();
-    assert_eq!(app.newest("db").await, (second, "b".into()));
+    assert_eq!(app.restored("db").await, (second, "b".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,7 +204,7 @@ async fn a_parameter_is_followed_by_its_number() {
     aws.delete_parameter().name("/orders/db").send().await.unwrap();
     app.until_problem("db", "secret_not_found").await;
     put("d").await;
-    assert_eq!(app.newest("db").await, ("1".into(), "d".into()));
+    assert_eq!(app.restored("db").await, ("1".into(), "d".into()));
     // Made anew behind our back, it counts from one again and is another one still.
     aws.delete_parameter().name("/orders/db").send().await.unwrap();
     put("e").await;

@@ -60,7 +60,7 @@ async fn a_versioned_secret_is_followed(brand: Brand) {
     vault.run(&["kv", "delete", "secret/orders/db"]);
     app.until_problem("db", "secret_not_found").await;
     vault.run(&["kv", "undelete", "-versions=2", "secret/orders/db"]);
-    assert_eq!(app.newest("db").await, ("2".into(), password("b")));
+    assert_eq!(app.restored("db").await, ("2".into(), password("b")));
 
     // Who comes later is given the newest version before that is still there.
     put(&vault, "secret/orders/db", "c");

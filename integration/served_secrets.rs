@@ -54,6 +54,11 @@ impl App {
         got(self.demand(name).await)
     }
 
+    /// The same once there is a value again; what was refused a moment ago is refused again without asking.
+    pub async fn restored(&mut self, name: &str) -> (String, String) {
+        got(self.until(name, |answer| answer.status == StatusCode::OK).await)
+    }
+
     /// Demands until the answer is the one that a test waits for.
     pub async fn until(&mut self, question: &str, mut is_it: impl FnMut(&Answer) -> bool) -> Answer {
         let start = Instant::now();
