@@ -6,6 +6,7 @@ use crate::{
     azure_fake::{ASSERTION, AzureFake, CLIENT, SECRET, TENANT},
     certificates::issue,
     harness::{Sidecar, World, wait},
+    namespace::is_inside,
     servers::installed,
     small_server::{self, Reply, header},
 };
@@ -193,6 +194,35 @@ async fn a_managed_identity_logs_in_at_a_fake_of_its_platform() {
             Reply::new("200 OK", "Content-Type: application/json\r\n", token.to_string())
         });
         vec![("IDENTITY_ENDPOINT", format!("{url}/msi/token")), ("IDENTITY_HEADER", "a-header-of-the-platform".into())]
+    };
+    logs_in_by("managed-identity", platform).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service() {
+    const METADATA: &str = "169.254.169.254";
+    if !is_inside("azure::a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service", METADATA) {
+        return;
+    }
+    let platform = |_: &World, fake: &AzureFake| {
+        fake.grant("a-granted-token");
+        small_server::serve_at(&format!("{METADATA}:80"), |head| {
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let is_for_us = path.starts_with("/metadata/identity/oauth2/token?")
+                && path.contains("api-version=2019-08-01")
+                && path.contains("resource=https%3A%2F%2Fvault.azure.net");
+            // Without this header, it could be a request that somebody had another send.
+            if !is_for_us || header(head, "metadata") != Some("true") {
+                return Reply::new("400 Bad Request", "", r#"{"error":"invalid_request"}"#);
+            }
+            let token = serde_json::json!({
+                "access_token": "a-granted-token", "client_id": CLIENT, "expires_in": "86399", "expires_on": "4000000000",
+                "ext_expires_in": "86399", "not_before": "1700000000", "resource": "https://vault.azure.net", "token_type": "Bearer",
+            });
+            Reply::new("200 OK", "Content-Type: application/json\r\n", token.to_string())
+        });
+        // What would lead to another platform's service.
+        vec![("AZURE_FEDERATED_TOKEN_FILE", String::new())]
     };
     logs_in_by("managed-identity", platform).await;
 }

@@ -26,6 +26,7 @@ mod in_place;
 mod keks;
 mod layers;
 mod listeners;
+mod namespace;
 mod openapi;
 mod operations;
 mod packages;

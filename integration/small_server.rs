@@ -21,7 +21,12 @@ impl Reply {
 
 /// Answers every request's head, as `GET /path HTTP/1.1` and header lines, by `answer`; gives its URL.
 pub fn serve(answer: impl Fn(&str) -> Reply + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    serve_at("127.0.0.1:0", answer)
+}
+
+/// The same at an address.
+pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) -> String {
+    let listener = TcpListener::bind(address).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
