@@ -254,21 +254,21 @@ impl Drop for Redis {
     }
 }
 
-/// OpenBao with a role `app` of a Redis, whose leases run so long.
+/// OpenBao with a role `orders` of a Redis, whose leases run so long.
 fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
     let (bao, redis) = (Vault::start_of(Brand::OpenBao), Redis::start());
     bao.run(&["secrets", "enable", "database"]);
     let port = format!("port={}", redis.port);
     let plugin = ["plugin_name=redis-database-plugin", "host=127.0.0.1", "username=default", "password=of-the-admin"];
-    bao.run(&[&["write", "database/config/redis", "allowed_roles=app", &port], &plugin[..]].concat());
+    bao.run(&[&["write", "database/config/redis", "allowed_roles=orders", &port], &plugin[..]].concat());
     let statements = r#"creation_statements=["~*", "+@read"]"#;
     let times = [format!("default_ttl={ttl}"), format!("max_ttl={max_ttl}")];
-    bao.run(&["write", "database/roles/app", "db_name=redis", statements, &times[0], &times[1]]);
-    bao.policy_text("app", "path \"database/creds/app\" { capabilities = [\"read\"] }");
+    bao.run(&["write", "database/roles/orders", "db_name=redis", statements, &times[0], &times[1]]);
+    bao.policy_text("app", "path \"database/creds/orders\" { capabilities = [\"read\"] }");
     (bao, redis)
 }
 
-const LEASED: &str = "vault-lease:database/creds/app";
+const LEASED: &str = "vault-lease:database/creds/orders";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_is_renewed_and_replaced_before_its_greatest_age_ends_it() {
@@ -285,10 +285,11 @@ async fn a_lease_is_renewed_and_replaced_before_its_greatest_age_ends_it() {
     // What is served is good at any time.
     app.until_replaced("db", &first, |credentials| assert!(redis.lets_in(credentials))).await;
     assert!(reads(&sidecar, "db", "unchanged") > 1, "it was renewed on the way");
-    let lease: Value = serde_json::from_str(&bao.run(&["list", "-format=json", "sys/leases/lookup/database/creds/app"])).unwrap();
+    let lease: Value =
+        serde_json::from_str(&bao.run(&["list", "-format=json", "sys/leases/lookup/database/creds/orders"])).unwrap();
     assert!(lease.as_array().unwrap().len() <= 2, "no more were made than are in use: {lease}");
     let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
-    assert!(!shown.contains("V_") && !shown.contains("database/creds/app/"), "no user and no lease: {shown}");
+    assert!(!shown.contains("V_") && !shown.contains("database/creds/orders/"), "no user and no lease: {shown}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,7 +315,7 @@ async fn a_lease_that_is_revoked_under_our_feet_is_replaced() {
     sidecar.wait_ready();
     let mut app = App::of(&sidecar).await;
     let (first, credentials) = got(app.ask("db").await);
-    bao.run(&["lease", "revoke", "-sync", "-prefix", "database/creds/app"]);
+    bao.run(&["lease", "revoke", "-sync", "-prefix", "database/creds/orders"]);
     assert!(!redis.lets_in(&credentials));
     // An application whose login just failed asks for the newest.
     let (second, credentials) = app.newest("db").await;
@@ -328,7 +329,7 @@ async fn leases_are_given_back_at_the_end_where_that_is_wanted_and_allowed() {
     let mut world = world_of(&bao);
     let stanza = "path \"sys/leases/revoke\" { capabilities = [\"update\"] }";
     let mut run = async |policy: &str, more: &str| {
-        bao.policy_text("app", &format!("path \"database/creds/app\" {{ capabilities = [\"read\"] }}\n{policy}"));
+        bao.policy_text("app", &format!("path \"database/creds/orders\" {{ capabilities = [\"read\"] }}\n{policy}"));
         let mut sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, more));
         sidecar.wait_ready();
         let credentials = got(App::of(&sidecar).await.ask("db").await).1;
@@ -364,5 +365,42 @@ async fn what_is_wrong_with_a_lease_is_said_with_what_to_do() {
     bao.policy_text("nothing", "path \"kv1/other\" { capabilities = [\"read\"] }");
     let sidecar = launch_with(&mut world, &bao, "nothing", &entry("db", LEASED, ""));
     assert_eq!(App::of(&sidecar).await.demand("db").await.problem(), "provider_denied");
-    wait("the stanza", || sidecar.log().contains("path \"database/creds/app\" { capabilities = [\"read\"] }"));
+    wait("the stanza", || sidecar.log().contains("path \"database/creds/orders\" { capabilities = [\"read\"] }"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_policy_is_enough_for_secrets_and_every_line_of_it_is_needed() {
+    let (bao, redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    bao.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);
+    for value in ["a", "b"] {
+        put(&bao, "secret/orders/db", value);
+        put(&bao, "kv1/orders/db", value);
+    }
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/backends/vault.md")).unwrap();
+    let blocks: Vec<&str> = page.split("```hcl\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let policy = blocks.into_iter().find(|block| block.contains("database/creds/orders")).unwrap();
+    let config = entry("new", "vault-kv:secret/orders/db", "")
+        + &entry("old", "vault-kv:kv1/orders/db", "")
+        + &entry("leased", LEASED, "revoke = true");
+    bao.policy_text("documented", policy);
+    let mut sidecar = launch_with(&mut world, &bao, "documented", &config);
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(got(app.ask("new?stage=previous").await), ("1".into(), password("a")));
+    assert_eq!(app.newest("new").await.1, password("b"));
+    assert_eq!(app.newest("old").await.1, password("b"));
+    let (version, credentials) = app.newest("leased").await;
+    assert_eq!(app.newest("leased").await.0, version, "renewed");
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().success(), "{}", sidecar.log());
+    wait("the end of the credentials", || !redis.lets_in(&credentials));
+    // Without a line that isn't said to be for comfort, something is denied.
+    let lines: Vec<&str> = policy.lines().collect();
+    for line in lines.iter().filter(|line| !line.contains("not needed")) {
+        let rest: Vec<&str> = lines.iter().filter(|other| *other != line).copied().collect();
+        bao.policy_text("documented", &rest.join("\n"));
+        let sidecar = launch_with(&mut world, &bao, "documented", &config);
+        wait(line, || ["new", "old", "leased"].iter().any(|name| reads(&sidecar, name, "denied") > 0));
+    }
 }
