@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{Changed, KekFault, Pending, WatchGuard};
+#[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 use crate::config::SecretSource;
 
 /// A place that gives one secret's values.
@@ -88,6 +89,7 @@ pub enum Answer {
     Value(Fetched),
 }
 
+#[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 impl Answer {
     /// A value that was read as the current one, which may be the one held still.
     pub(super) fn current(fetched: Fetched, held: Option<Held<'_>>) -> Self {
@@ -190,11 +192,13 @@ impl SecretError {
     }
 
     /// There is no such value.
+    #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
     pub(super) fn not_found(source: &SecretSource, what: &str) -> Self {
         Self::new(SecretFault::NotFound, format!("{source}: {what}"))
     }
 
     /// A value that is longer than allowed.
+    #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
     pub(super) fn too_long(source: &SecretSource, limit: usize) -> Self {
         Self::new(SecretFault::TooLong, format!("{source}: longer than {limit} bytes (`secrets.value_bytes`)"))
     }

@@ -67,9 +67,9 @@ pub enum SecretSource {
     File(PathBuf),
     /// A secret of Vault's key-value engine, of either version: `vault-kv:MOUNT/PATH`.
     VaultKv {
-        /// Where the engine is mounted: one path segment.
+        /// The first part of the path. The engine is mounted there, or deeper, which Vault tells.
         mount: String,
-        /// The secret.
+        /// The rest.
         path: String,
     },
     /// Credentials that Vault makes anew for every lease: `vault-lease:MOUNT/creds/ROLE`.
