@@ -38,6 +38,7 @@ mod secrecy;
 mod secrets;
 mod secrets_aws;
 mod secrets_azure;
+mod secrets_load;
 mod secrets_vault;
 mod served_secrets;
 mod servers;

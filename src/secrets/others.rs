@@ -8,6 +8,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use tracing::{debug, warn};
+
 use super::{Refused, Secret, Served, Stage, Trigger, Value};
 use crate::backend::{self, Answer, Held, SecretError, SecretFault, Which};
 
@@ -136,6 +138,13 @@ async fn fetch(secret: &Arc<Secret>, which: &Which, current: &Served) -> Result<
         };
         let label = result.as_ref().map_or_else(|error: &SecretError| error.fault.as_str(), |_| "ok");
         secret.meters.fetched(&secret.shared.registry, Trigger::Demand, label);
+        if let Err(error) = &result {
+            // At a bounded rate, as the reads are. That there is no such value is the caller's affair.
+            match error.fault {
+                SecretFault::NotFound => debug!(secret = %secret.name(), ?which, "{error}"),
+                _ => warn!(secret = %secret.name(), ?which, fault = error.fault.as_str(), "{error}"),
+            }
+        }
         result.map(|value| Read { value, at: secret.shared.clock.now(), read: Instant::now() })
     };
     match shared.control.spawn(read).await {
