@@ -83,7 +83,7 @@ impl Trigger {
     }
 }
 
-/// A secret has another current value than before.
+/// A secret has another current value than before, or the one before it isn't handed out any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The secret.

@@ -145,6 +145,11 @@ impl Refresher {
             && state.previous.as_ref().is_some_and(|previous| previous.until <= now)
         {
             self.secret.publish(State { current: state.current.clone(), previous: None, failure: state.failure.clone() });
+            if let Some(current) = &state.current {
+                let version = Some(current.value.version().to_owned());
+                // Nobody may be listening.
+                let _ = self.secret.shared.changes.send(Change { secret: self.secret.name().clone(), version, previous: None });
+            }
         }
         let over: Vec<_> = self.retired.extract_if(.., |(at, _)| *at <= now).collect();
         for (_, lease) in over {

@@ -225,6 +225,9 @@ async fn a_rotation_leaves_the_value_before_for_its_time() {
     world.pass(601).await;
     assert_eq!(world.previous().await, Err(Refused::Over));
     assert!(world.secret.state().expect("state").previous.is_none(), "it is gone from memory");
+    let change = changes.try_recv().expect("its end is told, too");
+    assert_eq!((change.version.as_deref(), change.previous), (Some("2"), None));
+    changes.try_recv().expect_err("once");
 }
 
 #[tokio::test(start_paused = true)]
