@@ -19,4 +19,5 @@ pub mod scan;
 pub mod secrets;
 pub mod serve;
 pub mod telemetry;
+pub mod template;
 pub mod wire;
