@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// From the top down; modules of one line may use each other only if they are one module.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["cli"],
     &["app"],
     &["lifecycle"],
     &["admin", "in_place", "exec"],
     &["serve", "scan", "client"],
+    &["render"],
     &["refresh", "secrets"],
     &["policy", "audit", "backend"],
     &["keyring"],

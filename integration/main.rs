@@ -32,6 +32,7 @@ mod operations;
 mod packages;
 mod pkcs11;
 mod recipes;
+mod render;
 mod rotation;
 mod scan;
 mod secrecy;

@@ -24,6 +24,7 @@ use crate::{
     crypto::lock_report,
     lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     refresh::{self, Keks, Keyring, Trigger},
+    render::{self, Renders},
     secrets::{self, Secrets},
     serve::{self, BindError, Listeners, OpsParts, OpsServer, Parts, Tls, TlsError},
     telemetry::{Registry, UPKEEP_INTERVAL},
@@ -75,6 +76,7 @@ pub struct Bound {
     ops: SocketAddr,
     keyrings: Vec<Arc<Keyring>>,
     secrets: Arc<Secrets>,
+    renders: Arc<Renders>,
     tls: Vec<Arc<Tls>>,
     readiness: Arc<Readiness>,
     audit: Recorder,
@@ -92,6 +94,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let registry = Arc::new(Registry::default());
     refresh::describe_metrics(&registry);
     secrets::describe_metrics(&registry);
+    render::describe_metrics(&registry);
     serve::describe_metrics(&registry);
     let ops_tls = match &settings.ops.tls {
         Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
@@ -132,7 +135,15 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let parts =
         secrets::Parts { settings, clock: clock.clone(), registry: Arc::clone(&registry), audit: audit.clone(), backends };
     let secrets = Secrets::start(parts)?;
-    let readiness = Arc::new(Readiness::new(keyrings.clone(), &secrets, stopping.draining.clone(), clock.clone()));
+    let parts = render::Parts {
+        settings,
+        secrets: &secrets,
+        clock: clock.clone(),
+        registry: Arc::clone(&registry),
+        audit: audit.clone(),
+    };
+    let renders = Arc::new(Renders::start(&parts));
+    let readiness = Arc::new(Readiness::new(keyrings.clone(), &secrets, &renders, stopping.draining.clone(), clock.clone()));
     let pending = {
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
@@ -144,6 +155,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     let ops_server = OpsServer::new(OpsParts {
         keyrings: keyrings.clone(),
         secrets: Arc::clone(&secrets),
+        renders: Arc::clone(&renders),
         keks,
         registry: Arc::clone(&registry),
         audit: audit.clone(),
@@ -176,6 +188,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         ops,
         keyrings,
         secrets,
+        renders,
         tls,
         readiness,
         audit,
@@ -241,13 +254,14 @@ impl Bound {
         self.readiness.reached().await;
     }
 
-    /// Refreshes every keyring and secret, looks at the files of TLS, and opens the audit log anew.
+    /// Refreshes every keyring and secret, renders every file anew, looks at the files of TLS, and opens the audit log anew.
     pub fn refresh(&self) {
         self.audit.reopen();
         for keyring in &self.keyrings {
             keyring.request(Trigger::Signal);
         }
         self.secrets.request(secrets::Trigger::Signal);
+        self.renders.request();
         for tls in &self.tls {
             tls.request_reload();
         }
@@ -256,8 +270,11 @@ impl Bound {
     /// Stops: no new connections, then up to `drain_timeout` for requests in flight, or until `hurry` resolves.
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         self.stopping.draining.cancel();
+        // No file is written any more; commands that run may come to their end meanwhile.
+        let (drain, serving, renders) = (self.drain, &mut self.serving, Arc::clone(&self.renders));
+        let orderly = async { tokio::join!(timeout(drain, serving), renders.close()).0 };
         tokio::select! {
-            result = timeout(self.drain, &mut self.serving) => match result {
+            result = orderly => match result {
                 Ok(_) => info!("drained"),
                 Err(_) => warn!(drain_timeout = ?self.drain, "requests were still in flight when the drain time was over"),
             },

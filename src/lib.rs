@@ -15,6 +15,7 @@ pub mod keyring;
 pub mod lifecycle;
 pub mod policy;
 pub mod refresh;
+pub mod render;
 pub mod scan;
 pub mod secrets;
 pub mod serve;

@@ -17,6 +17,7 @@ use super::{
     audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
+    render::renders,
     secrets::{known_secret, secrets},
     tls::tls,
 };
@@ -126,6 +127,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let keyrings = keyrings(root, folder, &mut named);
     let mut secret_names = Vec::new();
     let secrets = secrets(root, folder, &mut secret_names);
+    let renders = renders(root, folder, secrets.as_ref().ok());
     if named.is_empty() && secret_names.is_empty() && !root.has("keyring") && !root.has("secret") {
         root.absence("keyring", "at least one [[keyring]] or [[secret]] is required");
     }
@@ -143,6 +145,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
         backends: backends?,
         keyrings: keyrings?,
         secrets: secrets?,
+        renders: renders?,
         policy: policy?,
     })
 }
@@ -176,11 +179,11 @@ fn socket(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
     }
 }
 
-fn path(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
+pub(super) fn path(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
     value.some_text().map(|text| folder.join(text))
 }
 
-fn mode(value: &Value<'_>) -> Read<u32> {
+pub(super) fn mode(value: &Value<'_>) -> Read<u32> {
     if !value.is_text() {
         return Err(value.unexpected("a string of octal digits such as \"0660\""));
     }
@@ -191,7 +194,7 @@ fn mode(value: &Value<'_>) -> Read<u32> {
     u32::from_str_radix(digits, 8)
         .ok()
         .filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| value.problem("must be from \"0000\" to \"0777\"; a socket has permission bits only"))
+        .ok_or_else(|| value.problem("must be from \"0000\" to \"0777\": permission bits only"))
 }
 
 /// Every id but the greatest, which chown(2) takes for "leave as it is".
@@ -472,7 +475,7 @@ fn operation(value: &Value<'_>) -> Read<Operation> {
     value.choice(&Operation::ALL.map(|operation| (operation.as_str(), operation)))
 }
 
-fn uid(value: &Value<'_>) -> Read<u32> {
+pub(super) fn uid(value: &Value<'_>) -> Read<u32> {
     if value.is_integer() {
         return value.integer(IDS);
     }
@@ -481,7 +484,7 @@ fn uid(value: &Value<'_>) -> Read<u32> {
     user.map(|user| user.uid()).ok_or_else(|| value.problem(format_args!("this machine has no user {name:?}")))
 }
 
-fn gid(value: &Value<'_>) -> Read<u32> {
+pub(super) fn gid(value: &Value<'_>) -> Read<u32> {
     if value.is_integer() {
         return value.integer(IDS);
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Audit, Backends, KekScope, KeyringName, Location, NamePattern, Secrets, SignerKey, Tls, Wave};
+use super::{Audit, Backends, KekScope, KeyringName, Location, NamePattern, Render, Secrets, SignerKey, Tls, Wave};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub struct Settings {
     pub keyrings: Vec<Keyring>,
     /// The secrets that are served.
     pub secrets: Secrets,
+    /// The files that are made of them.
+    pub renders: Vec<Render>,
     /// Who may do what. Empty: whoever may open the socket may do everything.
     pub policy: Vec<Rule>,
 }

@@ -9,14 +9,16 @@ use crate::{
     clock::Clock,
     keyring::Slot,
     refresh::Keyring,
+    render::{Render, Renders},
     secrets::{Secret, Secrets},
 };
 
-/// Whether the sidecar may get traffic: once every keyring has been able to encrypt and every required secret was there, until draining begins. A refresh that fails later
+/// Whether the sidecar may get traffic: once every keyring has been able to encrypt and every required secret and rendered file was there, until draining begins. A refresh that fails later
 /// doesn't change it, for what is in memory goes on serving (I7).
 pub struct Readiness {
     keyrings: Vec<Arc<Keyring>>,
     required: Vec<Arc<Secret>>,
+    files: Vec<Arc<Render>>,
     was_ready: AtomicBool,
     draining: CancellationToken,
     clock: Clock,
@@ -24,9 +26,16 @@ pub struct Readiness {
 
 impl Readiness {
     /// Not ready yet.
-    pub fn new(keyrings: Vec<Arc<Keyring>>, secrets: &Secrets, draining: CancellationToken, clock: Clock) -> Self {
+    pub fn new(
+        keyrings: Vec<Arc<Keyring>>,
+        secrets: &Secrets,
+        renders: &Renders,
+        draining: CancellationToken,
+        clock: Clock,
+    ) -> Self {
         let required = secrets.all().into_iter().filter(|secret| secret.settings().required).collect();
-        Self { keyrings, required, was_ready: AtomicBool::new(false), draining, clock }
+        let files = renders.all().iter().filter(|render| render.settings().required).cloned().collect();
+        Self { keyrings, required, files, was_ready: AtomicBool::new(false), draining, clock }
     }
 
     /// What is awaited, a line each; empty when ready.
@@ -39,7 +48,8 @@ impl Readiness {
         }
         let keyrings = self.keyrings.iter().filter_map(|keyring| self.reason(keyring));
         let secrets = self.required.iter().filter_map(|secret| missing(secret));
-        let pending: Vec<String> = keyrings.chain(secrets).collect();
+        let files = self.files.iter().filter_map(|file| unwritten(file));
+        let pending: Vec<String> = keyrings.chain(secrets).chain(files).collect();
         if pending.is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
         }
@@ -56,6 +66,10 @@ impl Readiness {
         for secret in &self.required {
             let mut attempts = secret.attempts();
             while missing(secret).is_some() && attempts.changed().await.is_ok() {}
+        }
+        for file in &self.files {
+            let mut attempts = file.attempts();
+            while unwritten(file).is_some() && attempts.changed().await.is_ok() {}
         }
         // From here on it stays ready, whether or not anybody asks.
         self.was_ready.store(true, Ordering::Relaxed);
@@ -88,4 +102,13 @@ fn missing(secret: &Secret) -> Option<String> {
     }
     let why = standing.failure.map_or_else(|| "it is being read".into(), |(_, error)| error.to_string());
     Some(format!("secret {}: {why}", secret.name()))
+}
+
+fn unwritten(render: &Render) -> Option<String> {
+    let standing = render.standing();
+    if standing.written.is_some() {
+        return None;
+    }
+    let why = standing.failure.map_or_else(|| "it is being rendered".into(), |(_, failure)| failure.message);
+    Some(format!("file {}: {why}", render.settings().file.display()))
 }

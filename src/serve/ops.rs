@@ -22,7 +22,7 @@ use super::{
     meters::ConnectionMeters,
     problem::{Code, Problem},
     reply::Reply,
-    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, SecretStatus, Status},
+    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, RenderStatus, SecretStatus, Status},
     tls::Tls,
 };
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     config::{Limits, Timeouts},
     crypto::lock_report,
     refresh::{self, Keks, Keyring},
+    render::Renders,
     secrets::{self, Secrets},
     telemetry::Registry,
 };
@@ -54,6 +55,8 @@ pub struct OpsParts {
     pub keyrings: Vec<Arc<Keyring>>,
     /// The secrets.
     pub secrets: Arc<Secrets>,
+    /// The files that are made of them.
+    pub renders: Arc<Renders>,
     /// The KEKs.
     pub keks: Arc<Keks>,
     /// The metrics.
@@ -209,6 +212,7 @@ impl OpsServer {
             keks: self.parts.keks.health().into_iter().map(KekStatus::from).collect(),
             keyrings: self.parts.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
             secrets: self.parts.secrets.all().iter().map(|secret| SecretStatus::of(secret)).collect(),
+            renders: self.parts.renders.all().iter().map(|render| RenderStatus::of(render)).collect(),
         }
     }
 

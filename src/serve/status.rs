@@ -12,6 +12,7 @@ use crate::{
     crypto::{KeyringId, lock_report},
     keyring::{Slot, State},
     refresh::{KekHealth, Keyring, VersionMeter},
+    render::{self, Render},
     secrets::{Secret, Usage},
 };
 
@@ -41,6 +42,9 @@ pub struct Status {
     /// Its secrets, without their values.
     #[serde(default)]
     pub secrets: Vec<SecretStatus>,
+    /// The files that are made of secrets.
+    #[serde(default)]
+    pub renders: Vec<RenderStatus>,
 }
 
 /// How the audit log is doing.
@@ -214,6 +218,72 @@ impl SecretStatus {
             lease_seconds: standing.lease_remaining.map(|remaining| remaining.as_secs()),
             last_error: standing.failure.map(error),
             versions: secret.usages().iter().map(version).collect(),
+        }
+    }
+}
+
+/// A file that is made of secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RenderStatus {
+    /// Where it is.
+    pub file: String,
+    /// Whether readiness waits for it.
+    pub required: bool,
+    /// The secrets in it, once it has been found or made as it has to be.
+    pub secrets: Vec<RenderedSecret>,
+    /// When this process last wrote it; none if it was as it has to be.
+    pub written_at: Option<Timestamp>,
+    /// When it was last found or made as it has to be.
+    pub confirmed_at: Option<Timestamp>,
+    /// Why what is in it isn't what it should be now.
+    pub last_error: Option<RefreshError>,
+    /// What came of the last command or signal.
+    pub last_notice: Option<NoticeStatus>,
+}
+
+/// A secret in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderedSecret {
+    /// The secret.
+    pub secret: String,
+    /// The version of the value in the file.
+    pub version: String,
+}
+
+/// What came of a command or a signal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NoticeStatus {
+    /// When.
+    pub at: Timestamp,
+    /// `ok`, or why not.
+    pub result: String,
+    /// More on that.
+    pub message: Option<String>,
+}
+
+impl RenderStatus {
+    pub(super) fn of(render: &Render) -> Self {
+        let (settings, standing) = (render.settings(), render.standing());
+        let error = |(at, failure): (Timestamp, render::Failure)| RefreshError {
+            at,
+            code: format!("render_{}", failure.reason),
+            message: failure.message,
+        };
+        let notice = |told: render::Told| NoticeStatus {
+            at: told.at,
+            result: told.failure.as_ref().map_or("ok", |failure| failure.reason).into(),
+            message: told.failure.map(|failure| failure.message),
+        };
+        let secret = |(secret, version): &(String, String)| RenderedSecret { secret: secret.clone(), version: version.clone() };
+        let written = standing.written.as_ref();
+        Self {
+            file: settings.file.display().to_string(),
+            required: settings.required,
+            secrets: written.map(|written| written.secrets.iter().map(secret).collect()).unwrap_or_default(),
+            written_at: written.and_then(|written| written.written_at),
+            confirmed_at: written.map(|written| written.confirmed_at),
+            last_error: standing.failure.map(error),
+            last_notice: standing.notice.map(notice),
         }
     }
 }

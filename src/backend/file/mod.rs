@@ -93,8 +93,12 @@ impl FileStore {
     }
 }
 
-/// Puts `bytes` at `target` in `folder`, durably and whole or not at all; `finish` gives the file its attributes. One writer at a time.
-fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+/// Puts `bytes` at `target` in `folder`, durably and whole or not at all; `finish` gives the file its attributes, and until then nobody
+/// but its owner may read it. One writer at a time. A symbolic link at `target` is replaced.
+///
+/// # Errors
+/// The system's, or those of `finish`. What was there stays.
+pub fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(target);
     // What a writer that was killed left behind.
     match fs::remove_file(&temporary) {

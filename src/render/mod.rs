@@ -1,0 +1,197 @@
+//! Files that are made of secrets, for applications that can't call a socket: one task for each file renders and writes it, another
+//! tells who reads it. A rendering that fails leaves the file as it is.
+//!
+//! Values pass through here from the secrets to the files, in memory that is zeroized as far as it is ours.
+
+mod lines;
+mod meters;
+mod notice;
+mod source;
+mod target;
+mod task;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    audit::Recorder,
+    clock::Clock,
+    config::{self, Settings},
+    secrets::Secrets,
+    telemetry::Registry,
+};
+use meters::RenderMeters;
+
+pub use meters::describe as describe_metrics;
+
+/// How long a command may go on once the sidecar stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// What killing and reaping it may take after that.
+const REAPING: Duration = Duration::from_secs(1);
+
+/// What files are rendered with.
+pub struct Parts<'s> {
+    /// The config.
+    pub settings: &'s Settings,
+    /// What they are made of.
+    pub secrets: &'s Arc<Secrets>,
+    /// The time.
+    pub clock: Clock,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// Takes note of what is written.
+    pub audit: Recorder,
+}
+
+/// The files of one process that are made of secrets.
+pub struct Renders {
+    renders: Vec<Arc<Render>>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Renders {
+    /// Starts to render the files of a config, on the current runtime.
+    pub fn start(parts: &Parts<'_>) -> Self {
+        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let start = |settings: &config::Render| {
+            let render = Arc::new(Render::new(settings.clone(), parts));
+            let changes = parts.secrets.changes();
+            let renderer = task::Renderer::new(Arc::clone(&render), Arc::clone(parts.secrets), changes, parts);
+            tasks.spawn(stopping.clone().run_until_cancelled_owned(renderer.run()));
+            if let Some(notifier) = notice::Notifier::new(&render, stopping.clone()) {
+                tasks.spawn(notifier.run());
+            }
+            render
+        };
+        let renders = parts.settings.renders.iter().map(start).collect();
+        Self { renders, stopping, tasks }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Render>] {
+        &self.renders
+    }
+
+    /// Renders every file anew, and repeats a notice that failed.
+    pub fn request(&self) {
+        for render in &self.renders {
+            render.requested.notify_one();
+            if render.state().notice.as_ref().is_some_and(|notice| notice.failure.is_some()) {
+                render.due.notify_one();
+            }
+        }
+    }
+
+    /// Writes nothing any more, and waits a while for commands that run.
+    pub async fn close(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(FAREWELL + REAPING, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a file was still being written when the time for it was over");
+        }
+    }
+}
+
+impl Drop for Renders {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+/// A file that is made of secrets, as it is seen from outside its task.
+pub struct Render {
+    settings: config::Render,
+    state: Mutex<Standing>,
+    /// Counts what came of attempts.
+    attempts: watch::Sender<u64>,
+    /// Somebody wants it rendered now.
+    requested: Notify,
+    /// It has changed, and nobody has been told yet. However often that happens while somebody is told, he is told once more.
+    due: Notify,
+    /// What the file now holds, if somebody is to be told: a command's output must not show it.
+    contents: Mutex<Vec<source::Used>>,
+    clock: Clock,
+    meters: RenderMeters,
+}
+
+/// How a file is doing.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// What is in it.
+    pub written: Option<Written>,
+    /// Why the last attempt gave nothing; `None` once one succeeds.
+    pub failure: Option<(Timestamp, Failure)>,
+    /// The last notice.
+    pub notice: Option<Told>,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// When it was last found or made so.
+    pub confirmed_at: Timestamp,
+    /// When this process last wrote it; `None` if it was so already.
+    pub written_at: Option<Timestamp>,
+    /// The secrets in it, and their versions.
+    pub secrets: Vec<(String, String)>,
+}
+
+/// Why a file isn't written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// A stable word.
+    pub reason: &'static str,
+    /// What failed, on what, what to do.
+    pub message: String,
+}
+
+/// What came of a notice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// When.
+    pub at: Timestamp,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+}
+
+impl Render {
+    fn new(settings: config::Render, parts: &Parts<'_>) -> Self {
+        let meters = RenderMeters::new(&settings, &parts.registry);
+        Self {
+            settings,
+            state: Mutex::default(),
+            attempts: watch::Sender::default(),
+            requested: Notify::new(),
+            due: Notify::new(),
+            contents: Mutex::default(),
+            clock: parts.clock.clone(),
+            meters,
+        }
+    }
+
+    /// Where it is and what makes it.
+    pub fn settings(&self) -> &config::Render {
+        &self.settings
+    }
+
+    /// How it is doing.
+    pub fn standing(&self) -> Standing {
+        self.state().clone()
+    }
+
+    /// Tells of every attempt that ended.
+    pub fn attempts(&self) -> watch::Receiver<u64> {
+        self.attempts.subscribe()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Standing> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

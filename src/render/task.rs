@@ -1,0 +1,186 @@
+//! The one task that keeps a file as its secrets say.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    Failure, Parts, Render, Written,
+    source::{Made, Maker},
+    target,
+};
+use crate::{
+    audit::Recorder,
+    secrets::{Change, Secrets},
+};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// How many times the quiet time a change waits at most, if the secrets are never quiet.
+const PATIENCE: u32 = 4;
+
+pub(super) struct Renderer {
+    render: Arc<Render>,
+    maker: Maker,
+    changes: broadcast::Receiver<Change>,
+    audit: Recorder,
+    max_backoff: Duration,
+    failures: u32,
+    /// When to try again, whatever happens.
+    due: Option<Instant>,
+}
+
+impl Renderer {
+    pub(super) fn new(
+        render: Arc<Render>,
+        secrets: Arc<Secrets>,
+        changes: broadcast::Receiver<Change>,
+        parts: &Parts<'_>,
+    ) -> Self {
+        Self {
+            render,
+            maker: Maker::new(secrets),
+            changes,
+            audit: parts.audit.clone(),
+            max_backoff: parts.settings.refresh.max_backoff,
+            failures: 0,
+            due: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            self.attempt().await;
+            self.next().await;
+        }
+    }
+
+    /// Waits until the file is to be rendered anew.
+    async fn next(&mut self) {
+        let (due, render) = (self.due, Arc::clone(&self.render));
+        let is_change = tokio::select! {
+            () = self.changed() => true,
+            () = render.requested.notified() => false,
+            () = at(due) => false,
+        };
+        if is_change && !self.render.settings.debounce.is_zero() {
+            self.settle().await;
+        }
+    }
+
+    /// Secrets that rotate together are one change.
+    async fn settle(&mut self) {
+        let quiet = self.render.settings.debounce;
+        let latest = Instant::now() + quiet * PATIENCE;
+        loop {
+            let until = (Instant::now() + quiet).min(latest);
+            tokio::select! {
+                () = sleep_until(until) => break,
+                () = self.changed() => {}
+            }
+        }
+    }
+
+    /// Resolves when a secret that the file is made of changes.
+    async fn changed(&mut self) {
+        loop {
+            match self.changes.recv().await {
+                Ok(change) if self.maker.asked.contains(change.secret.as_str()) => return,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => return,
+                // The secrets are gone, so nothing changes any more.
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn attempt(&mut self) {
+        self.due = None;
+        let result = match self.maker.make(&self.render.settings.content).await {
+            Ok(made) => self.place(made).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok((made, was_written)) => self.succeed(made, was_written),
+            Err(failure) => self.fail(failure),
+        }
+        self.render.attempts.send_modify(|attempts| *attempts += 1);
+    }
+
+    /// On a thread that may wait for the disk.
+    async fn place(&self, made: Made) -> Result<(Made, bool), Failure> {
+        let render = Arc::clone(&self.render);
+        let placed = tokio::task::spawn_blocking(move || {
+            let was_written = target::place(&render.settings, &made.bytes)?;
+            Ok((made, was_written))
+        });
+        placed.await.unwrap_or_else(|error| Err(Failure { reason: "write", message: format!("writing was given up: {error}") }))
+    }
+
+    fn succeed(&mut self, made: Made, was_written: bool) {
+        let (render, now) = (&self.render, self.render.clock.now());
+        self.failures = 0;
+        self.due = made.previous_end.and_then(|end| from_now(end, now));
+        for used in &made.used {
+            used.value.used(now);
+        }
+        let secrets: Vec<_> = made.used.iter().map(|used| (used.secret.clone(), used.value.version().to_owned())).collect();
+        let file = render.settings.file.display();
+        {
+            let mut state = render.state();
+            if state.failure.take().is_some() {
+                info!(%file, "rendering it works again");
+            }
+            let written_at = if was_written { Some(now) } else { state.written.as_ref().and_then(|written| written.written_at) };
+            state.written = Some(Written { confirmed_at: now, written_at, secrets: secrets.clone() });
+        }
+        render.meters.succeeded(now, was_written);
+        if !was_written {
+            return;
+        }
+        let versions: Vec<_> = secrets.iter().map(|(secret, version)| format!("{secret} {version}")).collect();
+        info!(%file, secrets = versions.join(", "), "file written");
+        self.audit.record("render.written", |event| {
+            let secrets: Vec<_> =
+                secrets.iter().map(|(secret, version)| json!({ "secret": secret, "version": version })).collect();
+            event.with("file", file.to_string()).with("secrets", secrets)
+        });
+        if render.settings.notice.is_some() {
+            *render.contents.lock().unwrap_or_else(PoisonError::into_inner) = made.used;
+            render.due.notify_one();
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.failures = self.failures.saturating_add(1);
+        let wait = FIRST_BACKOFF.saturating_mul(1 << (self.failures - 1).min(16)).min(self.max_backoff);
+        self.due = Some(Instant::now() + wait.mul_f64(0.75 + fastrand::f64() / 2.0));
+        self.render.meters.failed(failure.reason);
+        let mut state = self.render.state();
+        if state.failure.as_ref().is_none_or(|(_, before)| *before != failure) {
+            warn!(file = %self.render.settings.file.display(), reason = failure.reason, "the file stays as it is: {}", failure.message);
+        }
+        state.failure = Some((self.render.clock.now(), failure));
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The instant of a time that is still to come.
+fn from_now(end: Timestamp, now: Timestamp) -> Option<Instant> {
+    let left = Duration::try_from(end.duration_since(now)).ok().filter(|left| !left.is_zero())?;
+    Instant::now().checked_add(left)
+}
