@@ -565,3 +565,41 @@ fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
     });
     assert!(!world.path("refused").exists());
 }
+
+/// The examples of docs/render.md are valid, as they stand there but for their folders.
+#[test]
+fn the_examples_of_the_page_are_valid() {
+    let page = include_str!("../docs/render.md");
+    let blocks = |language: &str| -> Vec<&str> {
+        let fence = format!("```{language}\n");
+        page.split(&fence).skip(1).map(|rest| rest.split_once("```").unwrap().0).collect()
+    };
+    let world = World::new();
+    fs::write(world.path("app.env.j2"), blocks("jinja")[0]).unwrap();
+    for (folder, file, value) in [("tls", "tls.key", "key\n"), ("tls", "tls.crt", "certificate\n")] {
+        fs::create_dir_all(world.path(folder)).unwrap();
+        fs::write(world.path(folder).join(file), value).unwrap();
+    }
+    put(&world, "db", r#"{"user":"or/ders","password":"a\"b"}"#);
+    put(&world, "mail", r#"{"value":"t$k"}"#);
+    let [_, environment, nginx] = blocks("toml")[..] else { panic!("three examples") };
+    let place =
+        |text: &str, name: &str| text.replace(name, world.path("").join(name.rsplit('/').next().unwrap()).to_str().unwrap());
+    let mut config = format!("{environment}\n{nginx}")
+        .replace("vault-kv:secret/orders/db", "file:db")
+        .replace("vault-kv:secret/mail", "file:mail");
+    for name in ["/etc/sidekey/tls", "/run/orders/app.env", "/run/nginx/www.pem"] {
+        config = place(&config, name);
+    }
+    // Nobody here may be reloaded, and only root can give a file to another group.
+    config = config.replace("[\"systemctl\", \"reload\", \"orders.service\"]", "[\"true\"]");
+    config = config.replace("group = 2000", &format!("group = {}", rustix::process::getegid().as_raw()));
+    let _sidecar = world.start_with("one", &config, &[]);
+    let env = read(&world, "app.env");
+    let lines: Vec<&str> = env.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        ["DB_USER=\"or/ders\"", "DB_PASSWORD=\"a\\\"b\"", "DB_URL=postgres://or%2Fders:a%22b@db/orders", "SMTP_TOKEN=\"t\\$k\""]
+    );
+    assert_eq!(read(&world, "www.pem"), "key\n\ncertificate\n\n");
+}

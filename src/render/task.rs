@@ -165,7 +165,11 @@ impl Renderer {
         self.due = Some(Instant::now() + wait.mul_f64(0.75 + fastrand::f64() / 2.0));
         self.render.meters.failed(failure.reason);
         let mut state = self.render.state();
-        if state.failure.as_ref().is_none_or(|(_, before)| *before != failure) {
+        let is_news = state.failure.as_ref().is_none_or(|(_, before)| {
+            // A provider's words may differ every time, and its secret's own failures are in the log.
+            before.reason != failure.reason || (failure.reason != "secret" && before.message != failure.message)
+        });
+        if is_news {
             warn!(file = %self.render.settings.file.display(), reason = failure.reason, "the file stays as it is: {}", failure.message);
         }
         state.failure = Some((self.render.clock.now(), failure));

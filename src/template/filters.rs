@@ -8,6 +8,7 @@ use super::values::Own;
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("quote", quote);
     environment.add_filter("envquote", envquote);
+    environment.add_filter("urlencode", urlencode);
     environment.add_filter("b64encode", b64encode);
     environment.add_filter("b64decode", b64decode);
     environment.add_filter("fromjson", fromjson);
@@ -31,6 +32,11 @@ fn envquote(text: String) -> String {
     }
     quoted.push('"');
     quoted
+}
+
+/// For any part of a URL. MiniJinja's own leaves slashes as they are, which end the part that a user and a password stand in.
+fn urlencode(value: &Value) -> Result<String, Error> {
+    Ok(minijinja::filters::urlencode(value)?.replace('/', "%2F"))
 }
 
 /// Of bytes or of text.

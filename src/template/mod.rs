@@ -18,6 +18,8 @@ pub use values::{Given, Held, Values, Want};
 
 /// The longest output, in bytes.
 const LONGEST: usize = 16 << 20;
+/// How many steps a rendering may take, as MiniJinja counts them: about a second's worth.
+const STEPS: u64 = 20_000_000;
 
 /// A template that is fit to be rendered.
 pub struct Template {
@@ -123,6 +125,7 @@ impl Template {
             (None, ErrorKind::UndefinedError, Some((secret, member))) if self.source.contains(&member) => {
                 format!("undefined value: the secret {secret} has no member {member:?}")
             }
+            (None, ErrorKind::OutOfFuel, _) => format!("it takes more than {STEPS} steps"),
             (None, ErrorKind::WriteFailure, _) => {
                 format!("the output is longer than {LONGEST} bytes, or a value in it is not text")
             }
@@ -145,6 +148,7 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(syntax());
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(STEPS));
     filters::add(&mut environment);
     environment
 }

@@ -67,6 +67,7 @@ fn filters_quote_for_what_reads_the_file() {
         (r#"{{ secret("db").password|envquote }}"#, r#""a'b\"\$c""#),
         (r#"{{ secret("db").password|tojson }}"#, r#""a\u0027b\"$c""#),
         (r#"{{ secret("db").password|urlencode }}"#, "a%27b%22%24c"),
+        (r#"{{ "a/b c@d:e+é~-._"|urlencode }}"#, "a%2Fb%20c%40d%3Ae%2B%C3%A9%7E-._"),
         (r#"{{ "hi"|b64encode }} {{ "aGk="|b64decode }}"#, "aGk= hi"),
         (r#"{{ ("[1, 2]"|fromjson)[1] }}"#, "2"),
         (r#"{{ env("NO_SUCH_VARIABLE_HERE")|default("x") }}"#, "x"),
@@ -111,9 +112,11 @@ fn a_fault_says_where_and_what_and_quotes_no_value() {
 }
 
 #[test]
-fn an_output_without_end_is_refused() {
+fn an_output_and_a_loop_without_end_are_refused() {
     let endless = "{% for a in range(10000) %}{% for b in range(10000) %}0123456789{% endfor %}{% endfor %}";
     assert!(render(endless).expect_err("too long").contains("longer than"));
+    let silent = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
+    assert!(render(silent).expect_err("too many").contains("steps"));
 }
 
 #[test]
