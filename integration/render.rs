@@ -548,6 +548,23 @@ fn the_end_of_the_sidecar_gives_a_command_some_time_and_then_ends_it() {
 }
 
 #[test]
+fn a_second_signal_ends_a_command_at_once() {
+    let world = World::new();
+    put(&world, "a", "1");
+    let pids = world.path("pids");
+    let hangs = format!("echo $$ >> {0}; sleep 120 & echo $! >> {0}; wait", pids.display());
+    let config = format!("{}[[render]]\nfile = \"one\"\nsecret = \"a\"\ncommand = [\"sh\", \"-c\", {hangs:?}]\n", secret("a"));
+    let mut sidecar = world.start_with("one", &config, &[]);
+    wait("the command", || read(&world, "pids").lines().count() == 2);
+    sidecar.signal("TERM");
+    wait("the stop", || sidecar.log().contains("stopping"));
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().success());
+    wait("the end of what hung", || read(&world, "pids").lines().all(|pid| !is_alive(pid)));
+    assert!(!sidecar.log().contains("was killed because the sidecar stops"), "{}", sidecar.log());
+}
+
+#[test]
 fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
     let mut world = World::new();
     fs::create_dir(world.path("teams")).unwrap();
