@@ -226,12 +226,13 @@ impl Refresher {
         let limit = shared.read_timeout;
         let Ok(_turn) = shared.reads(source).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
         let is_due = self.end.is_some_and(|(_, end)| Instant::now() + self.lead() >= end);
-        if let Some(running) = self.lease.as_mut().filter(|_| !is_due) {
+        // Credentials that are to be replaced are renewed all the same: both work for a while, and the old ones while there are no new ones.
+        if let Some(running) = self.lease.as_mut() {
             let asked = Instant::now();
             match backend::within(limit, running.lease.renew()).await {
                 Ok(Ok(granted)) => {
                     running.end = asked + granted.min(FAR);
-                    if !running.nears_its_end() {
+                    if !is_due && !running.nears_its_end() {
                         return Ok(Outcome::Unchanged);
                     }
                 }
@@ -240,8 +241,8 @@ impl Refresher {
                     info!(secret = %self.secret.name(), "the lease is gone: {error}");
                     running.end = asked;
                 }
-                Ok(Err(error)) if !running.nears_its_end() => return Err(error),
-                Err(late) if !running.nears_its_end() => return Err(super::late(source, limit, late)),
+                Ok(Err(error)) if !is_due && !running.nears_its_end() => return Err(error),
+                Err(late) if !is_due && !running.nears_its_end() => return Err(super::late(source, limit, late)),
                 // New credentials may be had where the old ones can't be kept.
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -328,6 +329,9 @@ impl Refresher {
         let name = self.secret.name();
         let (mut current, mut previous) =
             state.as_ref().map_or((None, None), |state| (state.current.clone(), state.previous.clone()));
+        if let (Some(current), Some(running)) = (&mut current, &self.lease) {
+            current.valid_until = Some(running.end);
+        }
         let is_missing = error.fault == SecretFault::NotFound && self.lease.is_none();
         // A file that is being replaced, and a provider that is being restored, may miss it for a moment.
         let is_deleted = is_missing && self.is_missing && current.is_some();

@@ -426,9 +426,26 @@ async fn leased_credentials_are_replaced_before_the_age_that_the_config_knows() 
     script.rotate("b", "second", world.now());
     world.pass(900).await;
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    world.pass(99).await;
+    while script.fetches() < 2 {
+        world.pass(1).await;
+    }
+    assert!(world.now() < Timestamp::UNIX_EPOCH + Duration::from_secs(86_400 + 1000));
     assert_eq!(world.current().await.as_deref(), Ok("second"));
-    assert_eq!(world.previous().await.as_deref(), Ok("first"));
+    world.pass(85).await;
+    assert_eq!(world.previous().await.as_deref(), Ok("first"), "renewed once more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_can_not_be_replaced_are_kept_alive() {
+    let script = Script::new("a", "first");
+    script.stages().leased = Some(ScriptedLease::new(90));
+    let world = World::new(&script, Keeping { rotate_after: Some(Duration::from_secs(100)), ..KEEPING });
+    assert_eq!(world.current().await.as_deref(), Ok("first"));
+    script.fail(SecretFault::Unavailable);
+    for _ in 0..20 {
+        world.pass(10).await;
+        assert_eq!(world.current().await.as_deref(), Ok("first"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
