@@ -15,12 +15,15 @@ fn programs(language: &str) -> Vec<&'static str> {
     PAGE.split(fence.as_str()).skip(1).map(|rest| rest.split_once("\n```").unwrap().0).collect()
 }
 
-/// A sidecar that hands out data keys, and a file longer than a message may be.
+/// A sidecar that hands out data keys and a password, and a file longer than a message may be.
 fn world() -> (World, Sidecar) {
     let world = World::with_demo();
     let uid = uid();
     let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
-    let rule = format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nuids = [{uid}]\n");
+    let rule = format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\nuids = [{uid}]\n");
+    let secret = "[[secret]]\nname = \"orders-db\"\nsource = \"file:db.json\"\nrequired = true\n";
+    fs::write(world.path("db.json"), r#"{"user": "orders", "password": "first"}"#).unwrap();
+    let rule = format!("{rule}{secret}");
     let sidecar = world.start_with("one", &rule, &["demo"]);
     let lines: String = (0..200_000).map(|line| format!("figure {line}\n")).collect();
     fs::write(world.path("report.txt"), lines).unwrap();
@@ -49,8 +52,8 @@ fn curl() {
 }
 
 #[test]
-fn python_with_and_without_a_data_key() {
-    run_file(&installed("moto/bin/python"), &[], "recipe.py", "python", 2);
+fn python_with_and_without_a_data_key_and_with_a_password() {
+    run_file(&installed("moto/bin/python"), &[], "recipe.py", "python", 3);
 }
 
 #[test]

@@ -268,7 +268,8 @@ async fn who_runs_out_of_time_because_the_sdk_slows_down_hears_that_aws_throttle
     let mut app = App::of(&sidecar).await;
     for _ in 0..4 {
         for name in ["secret", "parameter"] {
-            assert_eq!(app.demand(name).await.problem(), "provider_throttled", "{name}: {}", sidecar.log());
+            // Whose time is over while AWS hasn't answered yet can't know.
+            app.until_problem(name, "provider_throttled").await;
         }
     }
 }
