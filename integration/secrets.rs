@@ -224,6 +224,50 @@ async fn a_secret_that_goes_is_gone_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_written_in_place_is_never_served_in_part() {
+    use std::io::Write;
+
+    let world = World::new();
+    put(&world.path("db"), "old");
+    let sidecar = world.start_with("one", &config("db", "file:db", ""), &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "db").await, "old");
+    let mut file = fs::File::create(world.path("db")).unwrap();
+    for part in ["NEW", "-", "COMPLETE"] {
+        file.write_all(part.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        // What is empty is no value either, and says so.
+        assert_eq!(text(&mut client, "db").await, "old");
+    }
+    drop(file);
+    wait("the new value", || status(&sidecar, "db")["previous"].is_string());
+    assert_eq!(text(&mut client, "db").await, "NEW-COMPLETE");
+    assert_eq!(text(&mut client, "db?stage=previous").await, "old");
+}
+
+#[tokio::test]
+async fn names_that_are_made_up_cost_no_series_and_make_room_for_others() {
+    let world = World::new();
+    fs::create_dir(world.path("teams")).unwrap();
+    let mapping = config("team-*", "file:teams/*", "allow = [\"team-*\"]");
+    let sidecar = world.start_with("one", &format!("secrets.wild_names = 5\n{mapping}"), &[]);
+    let mut client = sidecar.client().await;
+    for number in 0..50 {
+        assert_eq!(get(&mut client, &format!("team-{number}")).await.problem(), "secret_not_found");
+    }
+    let metrics = sidecar.ops("/metrics").1;
+    assert!(!metrics.contains("team-"), "{metrics}");
+    assert!(metrics.contains("sidekey_secret_requests_total{secret=\"\",code=\"secret_not_found\"} 50"));
+    for number in 0..5 {
+        put(&world.path("teams").join(number.to_string()), "value");
+        assert_eq!(text(&mut client, &format!("team-{number}")).await, "value");
+    }
+    put(&world.path("teams/more"), "value");
+    assert_eq!(get(&mut client, "team-more").await.problem(), "overloaded");
+    assert_eq!(text(&mut client, "team-0").await, "value");
+}
+
+#[tokio::test]
 async fn a_file_is_huge_or_too_long() {
     let world = World::new();
     put(&world.path("huge"), "x".repeat(64 << 10));

@@ -208,7 +208,7 @@ async fn a_parameter_is_followed_by_its_number() {
     // Made anew behind our back, it counts from one again and is another one still.
     aws.delete_parameter().name("/orders/db").send().await.unwrap();
     put("e").await;
-    assert_eq!(app.newest("db").await, ("1+".into(), "e".into()));
+    assert_eq!(app.newest("db").await, ("1~".into(), "e".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -94,9 +94,9 @@ async fn a_secret_that_is_made_anew_is_another_one_though_vault_counts_from_one_
     assert_eq!(got(app.ask("db").await).0, "1");
     vault.run(&["kv", "metadata", "delete", "secret/db"]);
     put(&vault, "secret/db", "b");
-    assert_eq!(app.newest("db").await, ("1+".into(), password("b")));
-    assert_eq!(app.newest("db").await.0, "1+");
-    assert_eq!(got(app.ask("db?version=1%2B").await).1, password("b"));
+    assert_eq!(app.newest("db").await, ("1~".into(), password("b")));
+    assert_eq!(app.newest("db").await.0, "1~");
+    assert_eq!(got(app.ask("db?version=1~").await).1, password("b"));
     put(&vault, "secret/db", "c");
     assert_eq!(app.newest("db").await, ("2".into(), password("c")));
 }

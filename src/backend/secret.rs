@@ -45,12 +45,12 @@ pub struct Held<'a> {
 
 impl Held<'_> {
     /// A version for a value that its provider calls `version`, where a provider may give the same name to another value later on: a
-    /// secret that is made anew counts from one again. Told apart from the one held by a `+`.
+    /// secret that is made anew counts from one again. Told apart from the one held by a `~`.
     pub(super) fn told_apart(held: Option<Held<'_>>, version: String, bytes: &[u8]) -> String {
         match held {
             Some(held) if plain(held.version) != version => version,
             Some(held) if held.bytes == bytes => held.version.to_owned(),
-            Some(held) => format!("{}+", held.version),
+            Some(held) => format!("{}~", held.version),
             None => version,
         }
     }
@@ -71,7 +71,7 @@ pub(super) fn value_text(value: &serde_json::value::RawValue, limit: usize) -> O
 
 /// A version as its provider calls it.
 fn plain(version: &str) -> &str {
-    version.trim_end_matches('+')
+    version.trim_end_matches('~')
 }
 
 /// A version's number, from 1, as a provider that counts versions writes it.
@@ -213,16 +213,16 @@ mod tests {
         let told = |version, bytes| Held::told_apart(Some(Held { version, bytes: b"held" }), "1".into(), bytes);
         assert_eq!(Held::told_apart(None, "1".into(), b"new"), "1");
         assert_eq!(told("1", b"held"), "1");
-        assert_eq!(told("1", b"new"), "1+");
-        assert_eq!(told("1+", b"held"), "1+");
-        assert_eq!(told("1+", b"new"), "1++");
+        assert_eq!(told("1", b"new"), "1~");
+        assert_eq!(told("1~", b"held"), "1~");
+        assert_eq!(told("1~", b"new"), "1~~");
         assert_eq!(told("7", b"new"), "1");
     }
 
     #[cfg(any(feature = "aws", feature = "vault"))]
     #[test]
     fn a_number_is_written_in_one_way() {
-        assert_eq!((number("17"), Held { version: "17+", bytes: b"" }.number()), (Some(17), Some(17)));
+        assert_eq!((number("17"), Held { version: "17~", bytes: b"" }.number()), (Some(17), Some(17)));
         for other in ["", "0", "017", "+17", "17+", "-1", "1?a=b", "latest", "99999999999999999999"] {
             assert_eq!(number(other), None, "{other}");
         }

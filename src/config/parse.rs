@@ -127,6 +127,11 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let keyrings = keyrings(root, folder, &mut named);
     let mut secret_names = Vec::new();
     let secrets = secrets(root, folder, &mut secret_names);
+    if let (Ok(limits), Ok(secrets)) = (&limits, &secrets)
+        && limits.body_memory < Limits::JSON_COST * secrets.value_bytes
+    {
+        root.problem("limits.body_memory must be at least three times secrets.value_bytes");
+    }
     let renders = renders(root, folder, secrets.as_ref().ok());
     if named.is_empty() && secret_names.is_empty() && !root.has("keyring") && !root.has("secret") {
         root.absence("keyring", "at least one [[keyring]] or [[secret]] is required");

@@ -1,5 +1,7 @@
 //! The metrics of secrets.
 
+use std::sync::{Arc, OnceLock};
+
 use jiff::Timestamp;
 use metrics::{Counter, Gauge};
 
@@ -32,13 +34,13 @@ pub(super) fn describe(registry: &Registry) {
     registry.describe_gauge(CONFIRMED, "When the provider last gave the current value or confirmed it.");
     registry.describe_gauge(FAILING, "1 while the last read at the provider failed.");
     registry.describe_gauge(LEASE, "How long the current value's lease still runs.");
-    registry.describe_gauge(VERSION, "1 for the version that is current or previous, 0 once it is neither.");
-    registry.describe_gauge(LAST_USE, "When a version of a secret was last handed out here.");
-    registry.describe_counter(USES, "How often a version of a secret was handed out here.");
 }
 
-pub(super) struct SecretMeters {
-    name: SecretName,
+/// A secret's handles, made when it has its first value: a name that leads to nothing has no series.
+#[derive(Default)]
+pub(super) struct SecretMeters(OnceLock<Handles>);
+
+pub(super) struct Handles {
     pub(super) ok: Counter,
     pub(super) served_stale: Counter,
     age: Gauge,
@@ -47,20 +49,21 @@ pub(super) struct SecretMeters {
 }
 
 impl SecretMeters {
-    pub(super) fn new(name: &SecretName, registry: &Registry) -> Self {
-        let labels = [("secret", name.as_str())];
-        Self {
-            ok: registry.counter(REQUESTS, &[labels[0], ("code", "ok")]),
-            served_stale: registry.counter(SERVED_STALE, &labels),
-            age: registry.gauge(AGE, &labels),
-            confirmed: registry.gauge(CONFIRMED, &labels),
-            failing: registry.gauge(FAILING, &labels),
-            name: name.clone(),
-        }
+    pub(super) fn of(&self, name: &SecretName, registry: &Registry) -> &Handles {
+        self.0.get_or_init(|| {
+            let labels = [("secret", name.as_str())];
+            Handles {
+                ok: registry.counter(REQUESTS, &[labels[0], ("code", "ok")]),
+                served_stale: registry.counter(SERVED_STALE, &labels),
+                age: registry.gauge(AGE, &labels),
+                confirmed: registry.gauge(CONFIRMED, &labels),
+                failing: registry.gauge(FAILING, &labels),
+            }
+        })
     }
 
-    pub(super) fn fetched(&self, registry: &Registry, trigger: Trigger, result: &str) {
-        let labels = [("secret", self.name.as_str()), ("trigger", trigger.as_str()), ("result", result)];
+    pub(super) fn fetched(&self, registry: &Registry, name: &str, trigger: Trigger, result: &str) {
+        let labels = [("secret", name), ("trigger", trigger.as_str()), ("result", result)];
         registry.counter(FETCHES, &labels).increment(1);
     }
 }
@@ -68,7 +71,11 @@ impl SecretMeters {
 impl Secret {
     /// Brings the gauges that change with time up to `now`; called before metrics are rendered.
     pub fn observe(&self, registry: &Registry, now: Timestamp) {
-        let (name, meters) = (self.name().as_str(), &self.meters);
+        if !self.has_series() {
+            return;
+        }
+        let name = self.name();
+        let meters = self.meters.of(name, registry);
         let standing = self.standing();
         meters.failing.set(if standing.failure.is_some() { 1.0 } else { 0.0 });
         if let Some(current) = &standing.current {
@@ -76,30 +83,41 @@ impl Secret {
             meters.confirmed.set(seconds(current.confirmed_at));
         }
         if let Some(remaining) = standing.lease_remaining {
-            registry.gauge(LEASE, &[("secret", name)]).set(remaining.as_secs_f64());
+            registry.gauge(LEASE, &[("secret", name.as_str())]).set(remaining.as_secs_f64());
         }
-        let (current, previous) =
-            (standing.current.as_ref().map(|current| current.version.as_str()), standing.previous.as_deref());
-        for usage in self.usages() {
-            let version = usage.version();
-            // What was never previous has no series that says so.
-            let is_current = current == Some(version);
-            let stages = if is_current {
-                &[("current", true)][..]
-            } else {
-                &[("current", false), ("previous", previous == Some(version))]
-            };
-            for (stage, is_in_force) in stages {
-                let labels = [("secret", name), ("version", version), ("stage", *stage)];
-                registry.gauge(VERSION, &labels).set(if *is_in_force { 1.0 } else { 0.0 });
+    }
+}
+
+/// The series of versions, as text. They come and go with the versions that are remembered, which the registry's series can't.
+pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
+    let (mut info, mut uses, mut last_use) = (String::new(), String::new(), String::new());
+    for secret in secrets {
+        let (name, standing) = (secret.name().as_str(), secret.standing());
+        for usage in secret.usages() {
+            let version = escaped(usage.version());
+            let current = standing.current.as_ref().filter(|current| current.version == usage.version()).map(|_| "current");
+            let previous = standing.previous.as_ref().filter(|previous| *previous == usage.version()).map(|_| "previous");
+            if let Some(stage) = current.or(previous) {
+                info += &format!("{VERSION}{{secret=\"{name}\",version=\"{version}\",stage=\"{stage}\"}} 1\n");
             }
-            let labels = [("secret", name), ("version", version)];
-            registry.counter(USES, &labels).absolute(usage.count());
+            uses += &format!("{USES}{{secret=\"{name}\",version=\"{version}\"}} {}\n", usage.count());
             if let Some(last) = usage.last() {
-                registry.gauge(LAST_USE, &labels).set(seconds(last));
+                last_use += &format!("{LAST_USE}{{secret=\"{name}\",version=\"{version}\"}} {}\n", seconds(last));
             }
         }
     }
+    let family = |name: &str, kind: &str, help: &str, series: String| match series.is_empty() {
+        true => series,
+        false => format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{series}\n"),
+    };
+    family(VERSION, "gauge", "1 for the version that is current or previous.", info)
+        + &family(USES, "counter", "How often a version of a secret was handed out here.", uses)
+        + &family(LAST_USE, "gauge", "When a version of a secret was last handed out here.", last_use)
+}
+
+/// As a label's value (Prometheus' text format).
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn seconds(time: Timestamp) -> f64 {

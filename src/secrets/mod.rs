@@ -30,11 +30,12 @@ use crate::{
     backend::{Backends, Late, SecretError, SecretFault},
     clock::Clock,
     config::{self, SecretName, SecretSource},
+    crypto::NamingKey,
     telemetry::Registry,
 };
 
 pub use crate::backend::Which;
-pub use meters::REQUESTS;
+pub use meters::{REQUESTS, render_versions};
 pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
 pub use value::{Labels, NoField, Usage, Value};
 
@@ -43,6 +44,8 @@ const CHANGES: usize = 256;
 /// How many reads of one kind of source run at once: at a start with many secrets, no provider is asked for all of them in one instant,
 /// and one that hangs holds up none of another kind.
 const READS: usize = 64;
+/// The same for names that never had a value.
+const NEW_READS: usize = 8;
 /// How long the end waits for leases to be given back.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -105,16 +108,20 @@ pub(super) struct Shared {
     backends: Arc<Backends>,
     /// The control plane, where providers are asked.
     control: Handle,
-    reads: Mutex<HashMap<&'static str, Arc<Semaphore>>>,
+    reads: Mutex<HashMap<(&'static str, bool), Arc<Semaphore>>>,
+    /// Tells values apart without telling anything about them.
+    fingerprints: NamingKey,
     changes: broadcast::Sender<Change>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
 impl Shared {
-    fn reads(&self, source: &SecretSource) -> Arc<Semaphore> {
+    /// New names under a `*` have turns of their own: callers make them up, and others don't wait for them.
+    fn reads(&self, source: &SecretSource, is_new: bool) -> Arc<Semaphore> {
         let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(reads.entry(source.scheme()).or_insert_with(|| Arc::new(Semaphore::new(READS))))
+        let turns = if is_new { NEW_READS } else { READS };
+        Arc::clone(reads.entry((source.scheme(), is_new)).or_insert_with(|| Arc::new(Semaphore::new(turns))))
     }
 }
 
@@ -159,11 +166,12 @@ impl Secrets {
             backends,
             control: Handle::current(),
             reads: Mutex::default(),
+            fingerprints: NamingKey::draw().map_err(|error| SecretError::new(SecretFault::Unavailable, error.to_string()))?,
             changes: broadcast::Sender::new(CHANGES),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         });
-        let start = |settings: &config::Secret| Ok((settings.name.to_string(), shared.spawn(settings.clone())?));
+        let start = |settings: &config::Secret| Ok((settings.name.to_string(), shared.spawn(settings.clone(), false)?));
         let named = settings.secrets.named.iter().map(start).collect::<Result<_, SecretError>>()?;
         Ok(Arc::new(Self { shared, named, wild: ArcSwap::default(), adding: Mutex::default() }))
     }
@@ -177,7 +185,7 @@ impl Secrets {
     }
 
     /// The secret of a name that is configured, or stands under a `*` and is allowed there, which is kept from now on. It
-    /// may have no value.
+    /// may have no value. None either while there are as many under a `*` as there may be.
     pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
         self.kept(name).or_else(|| self.add(self.shared.settings.find(name)?))
     }
@@ -195,7 +203,7 @@ impl Secrets {
         }
         if wild.len() >= self.shared.settings.wild_names {
             // Names that lead to nothing make room for others.
-            let (kept, dropped) = wild.into_iter().partition(|(_, secret)| secret.standing().current.is_some());
+            let (dropped, kept) = wild.into_iter().partition(|(_, secret)| secret.is_idle());
             wild = kept;
             for secret in BTreeMap::into_values(dropped) {
                 secret.ending.cancel();
@@ -207,7 +215,7 @@ impl Secrets {
             return None;
         }
         // The config has tried the source's form already.
-        let secret = self.shared.spawn(settings).ok()?;
+        let secret = self.shared.spawn(settings, true).ok()?;
         wild.insert(name.to_string(), Arc::clone(&secret));
         self.wild.store(Arc::new(wild));
         Some(secret)
@@ -247,9 +255,9 @@ impl Drop for Secrets {
 }
 
 impl Shared {
-    fn spawn(self: &Arc<Self>, settings: config::Secret) -> Result<Arc<Secret>, SecretError> {
+    fn spawn(self: &Arc<Self>, settings: config::Secret, is_wild: bool) -> Result<Arc<Secret>, SecretError> {
         let provider = self.backends.secret(&settings.source)?;
-        let (secret, requests) = Secret::new(settings, provider, self);
+        let (secret, requests) = Secret::new(settings, provider, self, is_wild);
         self.tasks.spawn_on(task::Refresher::new(Arc::clone(&secret), requests).run(), &self.control);
         Ok(secret)
     }

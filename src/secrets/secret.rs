@@ -2,12 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
@@ -34,9 +33,11 @@ pub struct Secret {
     state: ArcSwapOption<State>,
     attempts: watch::Sender<Attempts>,
     requests: mpsc::Sender<Trigger>,
-    others: Others,
+    pub(super) others: Others,
     usages: Mutex<VecDeque<Arc<Usage>>>,
     lease_end: Mutex<Option<Instant>>,
+    /// Whether it stands under a `*`.
+    pub(super) is_wild: bool,
     /// Ends its task.
     pub(super) ending: CancellationToken,
     pub(super) meters: SecretMeters,
@@ -75,25 +76,19 @@ pub struct Served {
     pub value: Arc<Value>,
     /// What it is.
     pub stage: Stage,
-    /// When its provider last gave or confirmed it.
-    pub fetched_at: Timestamp,
     /// For how long its provider has not confirmed it, though it was asked.
     pub stale: Option<Duration>,
-    pub(super) answer: Option<Arc<OnceLock<Bytes>>>,
 }
 
 impl Served {
-    /// Whether its usual answer is kept.
-    pub fn is_usual(&self) -> bool {
-        self.answer.is_some()
+    /// A value that isn't the current one.
+    pub(super) fn other(value: &Arc<Value>, stage: Stage, stale: Option<Duration>) -> Self {
+        Self { value: Arc::clone(value), stage, stale }
     }
 
-    /// The usual answer with this value; of the current one, `render` makes it once.
-    pub fn answer(&self, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
-        match &self.answer {
-            Some(answer) => answer.get_or_init(|| render(self)).clone(),
-            None => render(self),
-        }
+    /// Whether this is what most ask for, whose answer is kept.
+    pub fn is_usual(&self) -> bool {
+        self.stage == Stage::Current && self.stale.is_none()
     }
 }
 
@@ -167,10 +162,11 @@ impl Secret {
         settings: config::Secret,
         provider: Arc<dyn SecretProvider>,
         shared: &Arc<Shared>,
+        is_wild: bool,
     ) -> (Arc<Self>, mpsc::Receiver<Trigger>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let secret = Self {
-            meters: SecretMeters::new(&settings.name, &shared.registry),
+            meters: SecretMeters::default(),
             settings,
             shared: Arc::clone(shared),
             provider,
@@ -180,6 +176,7 @@ impl Secret {
             others: Others::default(),
             usages: Mutex::default(),
             lease_end: Mutex::default(),
+            is_wild,
             ending: shared.shutdown.child_token(),
         };
         (Arc::new(secret), receiver)
@@ -212,15 +209,23 @@ impl Secret {
     }
 
     async fn get_slowly(self: &Arc<Self>, ask: &Ask) -> Result<Served, Refused> {
-        self.refreshed(&ask.demand).await;
+        let is_answered = self.refreshed(&ask.demand).await;
         let Some(state) = self.state.load_full() else { return Err(Refused::Provider(self.silent())) };
         match &ask.which {
             Which::Current => {
-                let served = self.current(&state)?;
+                let mut served = self.current(&state)?;
+                if !is_answered && served.stale.is_none() {
+                    // Its provider was to be asked first, and hasn't answered yet.
+                    let confirmed_at = state.current.as_ref().map(|current| current.confirmed_at);
+                    let age = confirmed_at.map(|at| self.shared.clock.now().duration_since(at));
+                    served.stale = Some(age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default());
+                }
                 match &ask.demand {
-                    Demand::AtLeast(least) if !satisfies(served.value.version(), least) => {
-                        Err(Refused::TooOld { version: served.value.version().to_owned() })
-                    }
+                    Demand::AtLeast(least) if !satisfies(served.value.version(), least) => Err(match &state.failure {
+                        Some(failed) => Refused::Provider(failed.error.clone()),
+                        None if !is_answered => Refused::Provider(self.silent()),
+                        None => Refused::TooOld { version: served.value.version().to_owned() },
+                    }),
                     _ => Ok(served),
                 }
             }
@@ -249,20 +254,20 @@ impl Secret {
         }
     }
 
-    /// Waits for an attempt, if what is held won't do.
-    async fn refreshed(&self, demand: &Demand) {
+    /// Waits for an attempt, if what is held won't do; whether there was one, or none was needed.
+    async fn refreshed(&self, demand: &Demand) -> bool {
         let wants_newer = {
             let state = self.state.load();
             let held = state.as_ref().and_then(|state| state.current.as_ref());
             match (held, demand) {
-                (Some(_), Demand::Kept) => return,
-                (Some(current), Demand::AtLeast(least)) if satisfies(current.value.version(), least) => return,
+                (Some(_), Demand::Kept) => return true,
+                (Some(current), Demand::AtLeast(least)) if satisfies(current.value.version(), least) => return true,
                 (Some(_), _) => true,
                 (None, _) => {
                     // What a provider just refused it refuses again.
                     let failed = state.as_ref().and_then(|state| state.failure.as_ref());
                     if failed.is_some_and(|failed| failed.instant.elapsed() < self.shared.settings.miss_ttl) {
-                        return;
+                        return true;
                     }
                     *demand != Demand::Kept
                 }
@@ -277,8 +282,7 @@ impl Secret {
             let _ = self.requests.try_send(Trigger::Demand);
         }
         let patience = self.shared.read_timeout + self.shared.settings.force_interval;
-        // Whoever waits in vain is told how things stand.
-        let _ = timeout(patience, attempts.wait_for(|attempts| attempts.ended >= wanted)).await;
+        timeout(patience, attempts.wait_for(|attempts| attempts.ended >= wanted)).await.is_ok()
     }
 
     /// The current value of a state, unless its provider said that there is none, or was silent for too long.
@@ -300,15 +304,12 @@ impl Secret {
                 Some(age)
             }
         };
-        let answer = stale.is_none().then(|| Arc::clone(&current.answer));
-        let (value, fetched_at) = (Arc::clone(&current.value), current.confirmed_at);
-        Ok(Served { value, stage: Stage::Current, fetched_at, stale, answer })
+        Ok(Served { value: Arc::clone(&current.value), stage: Stage::Current, stale })
     }
 
     fn previous(&self, state: &State) -> Option<Served> {
         let previous = state.previous.as_ref().filter(|previous| Instant::now() < previous.until)?;
-        let (value, fetched_at) = (Arc::clone(&previous.value), previous.confirmed_at);
-        Some(Served { value, stage: Stage::Previous, fetched_at, stale: None, answer: None })
+        Some(Served::other(&previous.value, Stage::Previous, None))
     }
 
     /// Whether the value before the current one would still be handed out, had this sidecar seen the rotation.
@@ -324,10 +325,11 @@ impl Secret {
 
     /// Notes that a value was handed out.
     pub fn handed_out(&self, served: &Served) {
-        self.meters.ok.increment(1);
+        let meters = self.meters.of(self.name(), &self.shared.registry);
+        meters.ok.increment(1);
         served.value.used(self.shared.clock.now());
         if served.stale.is_some() {
-            self.meters.served_stale.increment(1);
+            meters.served_stale.increment(1);
         }
     }
 
@@ -371,14 +373,41 @@ impl Secret {
         let mut usages = self.lock_usages();
         let known = usages.iter().find(|usage| usage.version() == fetched.version).cloned();
         let is_new = known.is_none();
-        let value = Arc::new(Value::new(fetched, known));
+        let fingerprint = self.shared.fingerprints.name(&fetched.bytes);
+        let value = Arc::new(Value::new(fetched, self.shared.clock.now(), &fingerprint, known));
         if is_new {
-            if usages.len() == USAGES {
-                usages.pop_front();
+            // Never that of a value that may still be handed out.
+            let oldest = usages.iter().position(|usage| Arc::strong_count(usage) == 1);
+            if usages.len() >= USAGES
+                && let Some(oldest) = oldest
+            {
+                usages.remove(oldest);
             }
             usages.push_back(Arc::clone(value.usage()));
         }
         value
+    }
+
+    /// Whether metrics may name it: callers could make up names under a `*` without end.
+    pub fn has_series(&self) -> bool {
+        !self.is_wild || self.had_value()
+    }
+
+    /// Counts a read at the provider. A name under a `*` that never had a value counts among all such.
+    pub(super) fn fetched(&self, trigger: Trigger, result: &str) {
+        let name = if self.has_series() { self.name().as_str() } else { "" };
+        self.meters.fetched(&self.shared.registry, name, trigger, result);
+    }
+
+    /// Whether it ever had a value here.
+    pub fn had_value(&self) -> bool {
+        !self.lock_usages().is_empty()
+    }
+
+    /// Whether it leads to nothing and nobody waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let Attempts { begun, ended } = *self.attempts.borrow();
+        begun > 0 && begun == ended && self.state.load().as_ref().is_none_or(|state| state.current.is_none())
     }
 
     /// Forgets values that stood beside another current one, or whose time is over.
@@ -415,9 +444,13 @@ impl Secret {
     }
 }
 
+/// A version's number, if it is one; a `~` tells another value of the same number apart.
+pub(super) fn number(version: &str) -> Option<u64> {
+    version.trim_end_matches('~').parse().ok()
+}
+
 /// Whether a version will do for who wants `least`: the same or, of numbers, a greater one.
 fn satisfies(version: &str, least: &str) -> bool {
-    let number = |text: &str| text.parse::<u64>().ok();
     version == least || number(version).zip(number(least)).is_some_and(|(version, least)| version >= least)
 }
 
@@ -427,7 +460,7 @@ mod tests {
 
     #[test]
     fn numbers_have_an_order_and_ids_have_none() {
-        assert!(satisfies("7", "7") && satisfies("10", "9") && !satisfies("9", "10"));
+        assert!(satisfies("7", "7") && satisfies("2~", "2") && satisfies("10", "9") && !satisfies("9", "10"));
         assert!(satisfies("b", "b") && !satisfies("b", "a"));
     }
 }

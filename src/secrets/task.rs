@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     Change, Secret, Trigger,
+    secret::number,
     value::{Current, Failed, Previous, State},
 };
 use crate::backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which};
@@ -22,6 +23,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LEAD: Duration = Duration::from_secs(60);
 /// How long after the end of its time a static value is looked for once more.
 const LAG: Duration = Duration::from_secs(1);
+/// However short a lease is, no provider is asked more often for its sake.
+const LEAST_PAUSE: Duration = Duration::from_millis(250);
 /// Never, as far as anybody waits.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -38,6 +41,8 @@ pub(super) struct Refresher {
     lease: Option<Running>,
     /// Leases that are to be given back at their time.
     retired: Vec<(Instant, Arc<dyn Lease>)>,
+    /// A version that is not believed yet.
+    doubted: Option<String>,
     /// When the current value's time is over: by the clock, and when that is from here.
     end: Option<(Timestamp, Instant)>,
 }
@@ -61,7 +66,7 @@ impl Running {
 
     /// Whether too little is left to wait any longer for more.
     fn nears_its_end(&self) -> bool {
-        self.remaining() < self.life / 3
+        self.remaining() <= self.life / 3
     }
 }
 
@@ -84,20 +89,23 @@ impl Refresher {
             demand_allowed: now,
             lease: None,
             retired: Vec::new(),
+            doubted: None,
             end: None,
         }
     }
 
     pub(super) async fn run(mut self) {
         let ending = self.secret.ending.clone();
-        let forever = async {
-            loop {
-                let trigger = self.next().await;
+        let may_lease = self.secret.settings.keeping.revoke;
+        while let Some(trigger) = ending.run_until_cancelled(self.next()).await {
+            if may_lease {
+                // To its end, which is bounded: what it brings has to be given back.
                 self.attempt(trigger).await;
+            } else if ending.run_until_cancelled(self.attempt(trigger)).await.is_none() {
+                return;
             }
-        };
-        ending.run_until_cancelled(forever).await;
-        if self.secret.settings.keeping.revoke {
+        }
+        if may_lease {
             let leases = self.retired.drain(..).map(|(_, lease)| lease);
             let leases: Vec<_> = leases.chain(self.lease.take().map(|running| running.lease)).collect();
             for lease in leases {
@@ -108,25 +116,23 @@ impl Refresher {
 
     /// Waits until a read is due; meanwhile, drops what nobody may have any more.
     async fn next(&mut self) -> Trigger {
+        // Callers may ask without end; the provider is asked at a bounded rate, and whoever comes meanwhile joins.
+        let mut is_demanded = false;
         let first = loop {
             let (trigger, at) = self.scheduled;
-            let retirement = self.next_retirement();
+            let (retirement, demand_allowed) = (self.next_retirement(), self.demand_allowed);
             tokio::select! {
-                Some(trigger) = self.requests.recv() => break trigger,
+                Some(trigger) = self.requests.recv() => match trigger {
+                    Trigger::Demand => is_demanded = true,
+                    trigger => break trigger,
+                },
                 () = sleep_until(at) => break trigger,
+                () = sleep_until(demand_allowed), if is_demanded => break Trigger::Demand,
                 () = sleep_until(retirement) => self.retire().await,
             }
         };
         if first == Trigger::File {
             sleep(SETTLE).await;
-        }
-        // Callers may ask without end; the provider is asked at a bounded rate, and whoever comes meanwhile joins.
-        let mut is_demand = first == Trigger::Demand;
-        while is_demand {
-            tokio::select! {
-                Some(trigger) = self.requests.recv() => is_demand = trigger == Trigger::Demand,
-                () = sleep_until(self.demand_allowed) => break,
-            }
         }
         while self.requests.try_recv().is_ok() {}
         first
@@ -151,9 +157,10 @@ impl Refresher {
                 let _ = self.secret.shared.changes.send(Change { secret: self.secret.name().clone(), version, previous: None });
             }
         }
-        let over: Vec<_> = self.retired.extract_if(.., |(at, _)| *at <= now).collect();
-        for (_, lease) in over {
+        // Each is forgotten only once it is given back: the end may come in between.
+        while let Some((at, lease)) = self.retired.iter().find(|(at, _)| *at <= now).cloned() {
             Self::revoke(&self.secret, &*lease).await;
+            self.retired.retain(|(other, kept)| *other != at || !Arc::ptr_eq(kept, &lease));
         }
     }
 
@@ -180,13 +187,14 @@ impl Refresher {
             Ok(Outcome::Value(_)) => "changed",
             Err(error) => error.fault.as_str(),
         };
-        self.secret.meters.fetched(&self.secret.shared.registry, trigger, label);
         let is_good = result.is_ok();
         match result {
             Ok(Outcome::Unchanged) => self.confirm(),
             Ok(Outcome::Value(fetched)) => self.install(fetched, trigger),
             Err(error) => self.fail(error, trigger),
         }
+        // After what it brought: the first value gives a name its series.
+        self.secret.fetched(trigger, label);
         self.failures = if is_good { 0 } else { self.failures.saturating_add(1) };
         self.schedule(is_good);
         self.demand_allowed = Instant::now() + self.secret.shared.settings.force_interval;
@@ -224,7 +232,8 @@ impl Refresher {
         let shared = Arc::clone(&self.secret.shared);
         let source = &self.secret.settings.source;
         let limit = shared.read_timeout;
-        let Ok(_turn) = shared.reads(source).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
+        let is_new = !self.secret.has_series();
+        let Ok(_turn) = shared.reads(source, is_new).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
         let is_due = self.end.is_some_and(|(_, end)| Instant::now() + self.lead() >= end);
         // Credentials that are to be replaced are renewed all the same: both work for a while, and the old ones while there are no new ones.
         if let Some(running) = self.lease.as_mut() {
@@ -258,11 +267,28 @@ impl Refresher {
                     self.end = self.end_of(fetched.expires_at, fetched.created_at.or(current.map(|current| current.since)));
                     return Ok(Outcome::Unchanged);
                 }
+                self.doubt(held, &fetched)?;
                 Ok(Outcome::Value(fetched))
             }
             Ok(Err(error)) => Err(error),
             Err(late) => Err(super::late(source, limit, late)),
         }
+    }
+
+    /// Doubts a number that is less than the one held, once: a replica may lag behind. Read twice, it is so: a store was put back.
+    ///
+    /// # Errors
+    /// It is doubted.
+    fn doubt(&mut self, held: Option<Held<'_>>, fetched: &Fetched) -> Result<(), SecretError> {
+        let numbers = held.and_then(|held| number(held.version)).zip(number(&fetched.version));
+        if numbers.is_none_or(|(held, fetched)| fetched >= held) || self.doubted.as_ref() == Some(&fetched.version) {
+            self.doubted = None;
+            return Ok(());
+        }
+        self.doubted = Some(fetched.version.clone());
+        let source = &self.secret.settings.source;
+        let message = format!("{source}: its provider gave version {} after a later one; asking once more", fetched.version);
+        Err(SecretError::new(SecretFault::Unavailable, message))
     }
 
     /// The provider says that the current value still is the one.
@@ -271,12 +297,8 @@ impl Refresher {
         self.is_missing = false;
         self.report_recovery(&state);
         let (previous, valid_until) = (state.previous.clone(), self.lease.as_ref().map(|running| running.end));
-        let current = state.current.clone().map(|current| Current {
-            confirmed_at: self.secret.shared.clock.now(),
-            valid_until,
-            answer: Arc::default(),
-            ..current
-        });
+        let current =
+            state.current.clone().map(|current| Current { confirmed_at: self.secret.shared.clock.now(), valid_until, ..current });
         self.secret.publish(State { current, previous, failure: None });
     }
 
@@ -298,18 +320,15 @@ impl Refresher {
             }
         }
         self.end = self.end_of(fetched.expires_at, fetched.created_at.filter(|_| fetched.lease.is_none()));
-        self.lease = fetched.lease.clone().map(|lease| Running::new(lease, now));
-        let previous = before.as_ref().filter(|_| until > now).map(|before| Previous {
-            value: Arc::clone(&before.value),
-            confirmed_at: before.confirmed_at,
-            until,
-        });
+        // One without a length is none: nothing could be done about its end.
+        self.lease = fetched.lease.clone().filter(|lease| !lease.duration().is_zero()).map(|lease| Running::new(lease, now));
+        let previous = before.as_ref().filter(|_| until > now).map(|before| Previous { value: Arc::clone(&before.value), until });
         let value = self.secret.adopt(fetched);
         let (name, version) = (self.secret.name().clone(), value.version().to_owned());
         let version_before = before.as_ref().map(|before| before.value.version().to_owned());
         let since = value.created_at().unwrap_or(at);
         let valid_until = self.lease.as_ref().map(|running| running.end);
-        let current = Current { value, since, confirmed_at: at, valid_until, answer: Arc::default() };
+        let current = Current { value, since, confirmed_at: at, valid_until };
         let change = Change {
             secret: name.clone(),
             version: Some(version.clone()),
@@ -393,9 +412,13 @@ impl Refresher {
         } else {
             (Trigger::Retry, now + spread(backoff(self.failures, self.secret.shared.max_backoff)))
         };
+        if !is_good && !self.secret.has_series() {
+            // A name that leads to nothing is asked for again when somebody asks for it.
+            next = (Trigger::Retry, now + FAR);
+        }
         if is_good && let Some(running) = &self.lease {
             // Between half and two thirds of what is left.
-            let due = now + running.remaining().mul_f64(0.5 + fastrand::f64() / 6.0);
+            let due = now + running.remaining().mul_f64(0.5 + fastrand::f64() / 6.0).max(LEAST_PAUSE);
             next = earlier(next, (Trigger::Lease, due));
         }
         if is_good && let Some((_, end)) = self.end {

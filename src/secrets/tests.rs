@@ -153,9 +153,15 @@ const KEEPING: Keeping = Keeping {
 
 impl World {
     fn new(script: &Arc<Script>, keeping: Keeping) -> Self {
+        Self::with(script, keeping, |_| ())
+    }
+
+    fn with(script: &Arc<Script>, keeping: Keeping, change: impl FnOnce(&mut config::Secrets)) -> Self {
+        let mut all = config::Secrets::default();
+        change(&mut all);
         let (clock, manual) = Clock::manual(Timestamp::UNIX_EPOCH + Duration::from_secs(86_400));
         let shared = Arc::new(Shared {
-            settings: config::Secrets::default(),
+            settings: all,
             read_timeout: Duration::from_secs(10),
             max_backoff: Duration::from_secs(20),
             clock,
@@ -164,13 +170,14 @@ impl World {
             backends: Backends::new(&config::Backends::default()),
             control: Handle::current(),
             reads: Mutex::default(),
+            fingerprints: NamingKey::draw().expect("randomness"),
             changes: broadcast::Sender::new(CHANGES),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         });
         let (name, source) = ("db".parse().expect("name"), "file:/nowhere".parse().expect("source"));
         let settings = config::Secret { name, source, required: false, keeping };
-        let (secret, requests) = Secret::new(settings, Arc::new(Arc::clone(script)), &shared);
+        let (secret, requests) = Secret::new(settings, Arc::new(Arc::clone(script)), &shared, false);
         shared.tasks.spawn(task::Refresher::new(Arc::clone(&secret), requests).run());
         Self { secret, shared, clock: manual }
     }
@@ -503,4 +510,128 @@ async fn use_is_counted_by_version() {
     let counts: Vec<_> = usages.iter().map(|usage| (usage.version(), usage.count())).collect();
     assert_eq!(counts, [("1", 2), ("2", 1)]);
     assert_eq!(usages[0].last(), Some(world.now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_who_go_away_cause_no_more_reads_and_lose_nothing_that_is_kept() {
+    let script = Script::new("1", "first");
+    script.rotate("2", "second", Timestamp::UNIX_EPOCH);
+    let world = World::new(&script, KEEPING);
+    assert_eq!(world.current().await.as_deref(), Ok("second"));
+    script.stages().delay = Duration::from_secs(5);
+    let before = script.fetches();
+    for number in 0..60 {
+        let asked = world.ask(Which::Version(format!("none {number}")), Demand::Kept);
+        let _ = tokio::time::timeout(Duration::from_millis(80), asked).await;
+    }
+    assert!(script.fetches() - before <= 2, "{}", script.fetches() - before);
+    // Nor do they keep others from what is held.
+    assert_eq!(world.current().await.as_deref(), Ok("second"));
+    world.pass(200).await;
+    script.stages().delay = Duration::ZERO;
+    let first = || world.ask(Which::Version("1".into()), Demand::Kept);
+    assert_eq!(first().await.map(|(text, ..)| text).as_deref(), Ok("first"));
+    script.stages().delay = Duration::from_secs(5);
+    for number in 0..40 {
+        let asked = world.ask(Which::Version(format!("none {number}")), Demand::Kept);
+        let _ = tokio::time::timeout(Duration::from_millis(1), asked).await;
+    }
+    assert_eq!(first().await.map(|(text, ..)| text).as_deref(), Ok("first"), "what is kept needs no turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stale_says_so_every_time() {
+    let script = Script::new("1", "value");
+    script.values.lock().expect("test").insert("pending".into(), ("next".into(), Timestamp::UNIX_EPOCH));
+    let world = World::new(&script, KEEPING);
+    let pending = async || world.ask(Which::Pending, Demand::Kept).await.map(|(_, _, stale)| stale);
+    assert_eq!(pending().await, Ok(false));
+    script.fail(SecretFault::Denied);
+    world.pass(31).await;
+    for _ in 0..3 {
+        assert_eq!(pending().await, Ok(true));
+    }
+    world.pass(301).await;
+    // Its turn finds the provider as it was, and the bound is over.
+    assert_eq!(pending().await.map_err(fault), Err(SecretFault::Denied));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_demand_that_waits_for_its_turn_holds_nothing_else_up() {
+    let script = Script::new("a", "first");
+    let lease = ScriptedLease::new(8);
+    script.stages().leased = Some(Arc::clone(&lease));
+    let mut world = World::with(&script, KEEPING, |settings| settings.force_interval = Duration::from_secs(3600));
+    assert_eq!(world.current().await.as_deref(), Ok("first"));
+    world.secret.request(Trigger::Demand);
+    for _ in 0..100 {
+        world.pass(1).await;
+        assert_eq!(world.current().await.as_deref(), Ok("first"), "renewed in time");
+    }
+    world.shared.shutdown.cancel();
+    script.stages().leased = None;
+    world = World::with(&script, KEEPING, |settings| settings.force_interval = Duration::from_secs(3600));
+    assert_eq!(world.current().await.as_deref(), Ok("first"));
+    // Whoever demands the newest and waits in vain is told that this may not be it.
+    let fresh = tokio::time::timeout(Duration::from_secs(3700), world.ask(Which::Current, Demand::Fresh)).await;
+    assert!(fresh.expect("bounded").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_use_of_a_value_in_force_is_counted_whatever_else_is_read() {
+    let script = Script::new("1", "first");
+    for version in 2..=45 {
+        script.rotate(&version.to_string(), "value", Timestamp::UNIX_EPOCH);
+    }
+    let world = World::new(&script, KEEPING);
+    let hand_out = async |which: Which| {
+        let served = world.secret.get(&Ask { which, demand: Demand::Kept }).await.expect("served");
+        world.secret.handed_out(&served);
+    };
+    hand_out(Which::Current).await;
+    for version in 1..=40 {
+        hand_out(Which::Version(version.to_string())).await;
+    }
+    hand_out(Which::Current).await;
+    let usages = world.secret.usages();
+    let current = usages.iter().find(|usage| usage.version() == "45").expect("known");
+    assert_eq!(current.count(), 2);
+    assert!(usages.len() <= 32, "{}", usages.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_values_of_one_version_have_two_tags() {
+    let script = Script::new("1", "first");
+    let world = World::new(&script, KEEPING);
+    let tag = async || {
+        let served = world.secret.get(&Ask { which: Which::Current, demand: Demand::Fresh }).await.expect("served");
+        served.value.labels().json.clone()
+    };
+    let (first, again) = (tag().await, tag().await);
+    script.rotate("1", "second", Timestamp::UNIX_EPOCH);
+    assert_eq!(first, again);
+    assert_ne!(tag().await, first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_lags_behind_takes_nobody_back_and_a_store_that_was_put_back_does() {
+    let script = Script::new("6", "old");
+    script.rotate("7", "new", Timestamp::UNIX_EPOCH);
+    let world = World::new(&script, KEEPING);
+    assert_eq!(world.current().await.as_deref(), Ok("new"));
+    script.rotate("6", "old", Timestamp::UNIX_EPOCH);
+    world.secret.request(Trigger::Signal);
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(world.current().await.as_deref(), Ok("new"), "read once");
+    world.pass(2).await;
+    assert_eq!(world.current().await.as_deref(), Ok("old"), "read twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_names_the_least_version_hears_why_the_provider_says_nothing() {
+    let script = Script::new("1", "value");
+    let world = World::new(&script, KEEPING);
+    assert_eq!(world.current().await.as_deref(), Ok("value"));
+    script.fail(SecretFault::Denied);
+    assert_eq!(world.ask(Which::Current, Demand::AtLeast("2".into())).await.map_err(fault), Err(SecretFault::Denied));
 }

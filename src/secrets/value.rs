@@ -22,7 +22,10 @@ pub struct Value {
     version: String,
     labels: Labels,
     created_at: Option<Timestamp>,
+    fetched_at: Timestamp,
     usage: Arc<Usage>,
+    /// Its usual answer, made when it is first wanted.
+    answer: OnceLock<Bytes>,
 }
 
 /// What answers say of a value in their heads, made once.
@@ -36,11 +39,13 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// The tags are weak ones (RFC 9110 §8.8.1): answers with one value differ in when it was last confirmed.
-    fn new(version: &str) -> Self {
+    /// The tags are weak ones (RFC 9110 §8.8.1): answers with one value differ in how stale it is. A version may come to mean another
+    /// value, as a file's time does; the fingerprint tells them apart and tells nobody else anything.
+    fn new(version: &str, fingerprint: &[u8; 16]) -> Self {
         // A provider's word for a version is visible ASCII.
         let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
-        let tag = |form: &str| value(format!("W/\"{version}.{form}\""));
+        let fingerprint: String = fingerprint[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let tag = |form: &str| value(format!("W/\"{version}.{fingerprint}{form}\""));
         Self { version: value(version.to_owned()), json: tag("j"), octets: tag("b") }
     }
 }
@@ -85,10 +90,27 @@ pub enum NoField {
 
 impl Value {
     /// `usage` goes on counting for a version that was known before.
-    pub(super) fn new(fetched: Fetched, usage: Option<Arc<Usage>>) -> Self {
+    pub(super) fn new(fetched: Fetched, fetched_at: Timestamp, fingerprint: &[u8; 16], usage: Option<Arc<Usage>>) -> Self {
         let usage = usage.unwrap_or_else(|| Usage::new(&fetched.version));
-        let labels = Labels::new(&fetched.version);
-        Self { bytes: Bytes::from_owner(fetched.bytes), labels, version: fetched.version, created_at: fetched.created_at, usage }
+        Self {
+            bytes: Bytes::from_owner(fetched.bytes),
+            labels: Labels::new(&fetched.version, fingerprint),
+            version: fetched.version,
+            created_at: fetched.created_at,
+            fetched_at,
+            usage,
+            answer: OnceLock::new(),
+        }
+    }
+
+    /// When this sidecar got it.
+    pub fn fetched_at(&self) -> Timestamp {
+        self.fetched_at
+    }
+
+    /// The usual answer with it, which `render` makes once.
+    pub fn answer(&self, render: impl FnOnce() -> Bytes) -> Bytes {
+        self.answer.get_or_init(render).clone()
     }
 
     /// The value itself.
@@ -152,15 +174,12 @@ pub(super) struct Current {
     pub(super) since: Timestamp,
     /// When its lease ends.
     pub(super) valid_until: Option<tokio::time::Instant>,
-    /// Its usual answer, made when it is first wanted.
-    pub(super) answer: Arc<OnceLock<Bytes>>,
 }
 
 /// The value before.
 #[derive(Clone)]
 pub(super) struct Previous {
     pub(super) value: Arc<Value>,
-    pub(super) confirmed_at: Timestamp,
     pub(super) until: tokio::time::Instant,
 }
 
@@ -180,7 +199,8 @@ mod tests {
 
     fn value(text: &str) -> Value {
         let bytes = Zeroizing::new(text.as_bytes().to_vec());
-        Value::new(Fetched { bytes, version: "1".into(), created_at: None, expires_at: None, lease: None }, None)
+        let fetched = Fetched { bytes, version: "1".into(), created_at: None, expires_at: None, lease: None };
+        Value::new(fetched, Timestamp::UNIX_EPOCH, &[0; 16], None)
     }
 
     #[test]

@@ -123,8 +123,10 @@ impl Events {
     fn standing_secrets(&self) -> Vec<secrets::Change> {
         let change = |secret: Arc<Secret>| {
             let standing = secret.standing();
-            let version = Some(standing.current?.version);
-            Some(secrets::Change { secret: secret.name().clone(), version, previous: standing.previous })
+            let version = standing.current.map(|current| current.version);
+            // One that is gone is told of, too; one that never was isn't.
+            let is_known = version.is_some() || secret.had_value();
+            is_known.then(|| secrets::Change { secret: secret.name().clone(), version, previous: standing.previous })
         };
         self.secrets.all().into_iter().filter_map(change).collect()
     }

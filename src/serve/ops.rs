@@ -185,7 +185,8 @@ impl OpsServer {
         for keyring in &self.parts.keyrings {
             keyring.observe(&self.parts.registry, now);
         }
-        for secret in self.parts.secrets.all() {
+        let secrets = self.parts.secrets.all();
+        for secret in &secrets {
             secret.observe(&self.parts.registry, now);
         }
         self.parts.keks.observe();
@@ -195,7 +196,7 @@ impl OpsServer {
         self.parts.registry.gauge(KEY_MEMORY, &[("locked", "true")]).set(memory.locked as f64);
         self.parts.registry.gauge(KEY_MEMORY, &[("locked", "false")]).set(memory.unlocked as f64);
         self.parts.registry.gauge(READY, &[]).set(if (self.parts.pending)().is_empty() { 1.0 } else { 0.0 });
-        self.parts.registry.render()
+        self.parts.registry.render() + &secrets::render_versions(&secrets)
     }
 
     fn status(&self) -> Status {

@@ -133,7 +133,7 @@ pub(super) struct SecretDescription {
     name: String,
     version: String,
     created_at: Option<Timestamp>,
-    fetched_at: Timestamp,
+    confirmed_at: Timestamp,
     stale: bool,
 }
 
@@ -146,7 +146,7 @@ impl SecretDescription {
             name: secret.name().to_string(),
             version: current.version,
             created_at: current.created_at,
-            fetched_at: current.confirmed_at,
+            confirmed_at: current.confirmed_at,
             stale: standing.failure.is_some(),
         })
     }
@@ -182,7 +182,7 @@ pub(super) async fn answer(
         _ if is_known => Bytes::new(),
         (None, Form::Octets) => served.value.bytes().clone(),
         (None, Form::Json) if served.is_usual() => {
-            served.answer(|served| Bytes::from_owner(to_json(secret, served, served.value.bytes())))
+            served.value.answer(|| Bytes::from_owner(to_json(secret, served, served.value.bytes())))
         }
         (None, Form::Json) => {
             let share = bodies.reserve(3 * served.value.bytes().len()).await?;
@@ -225,7 +225,7 @@ fn to_json(secret: &Secret, served: &Served, value: &[u8]) -> Zeroizing<Vec<u8>>
         version: served.value.version(),
         stage: served.stage.as_str(),
         created_at: served.value.created_at(),
-        fetched_at: served.fetched_at,
+        fetched_at: served.value.fetched_at(),
         stale: served.stale.is_some(),
     };
     // As long as it can get, for a buffer that grows leaves copies behind.

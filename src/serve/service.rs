@@ -344,7 +344,7 @@ impl Service {
             Some(secret) if self.policy.may_fetch(&source.caller, secret.name()) => secret,
             _ => self.find_secret(source, name)?,
         };
-        let with_name = |problem| (Some(secret.name().clone()), problem);
+        let with_name = |problem| (secret.has_series().then(|| secret.name().clone()), problem);
         let question = Question::parse(request.uri().query(), request.headers()).map_err(with_name)?;
         let served = secret.get(&question.ask).await;
         let served = served.map_err(|why| with_name(secrets::refused(&secret, &question.ask.which, why)))?;
@@ -358,10 +358,18 @@ impl Service {
             || (None, Problem::new(Code::SecretNotFound, "GET /v1/secrets lists those that you may fetch and that are held"));
         let asked: SecretName = name.parse().map_err(|_| unknown())?;
         if !self.policy.may_fetch(&source.caller, &asked) {
-            let name = self.secrets.knows(name).then(|| asked.clone());
+            // A name that nobody was given has no series that a stranger could make.
+            let name = self.secrets.kept(name).map(|secret| secret.name().clone());
             return Err((name, Problem::new(Code::Forbidden, format!("no rule lets this caller fetch secret {asked}"))));
         }
-        self.secrets.find(name).ok_or_else(unknown)
+        match self.secrets.find(name) {
+            Some(secret) => Ok(secret),
+            None if self.secrets.knows(name) => {
+                let detail = "as many secrets under a `*` are held as `secrets.wild_names` allows";
+                Err((None, Problem::new(Code::Overloaded, detail).retry_after(5)))
+            }
+            None => Err(unknown()),
+        }
     }
 
     fn listen(&self, source: &Source, headers: &HeaderMap) -> Result<Answer, Problem> {

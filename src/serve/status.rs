@@ -171,7 +171,7 @@ pub struct SecretStatus {
     /// When that was made, if its provider says so.
     pub created_at: Option<Timestamp>,
     /// When its provider last gave or confirmed it.
-    pub fetched_at: Option<Timestamp>,
+    pub confirmed_at: Option<Timestamp>,
     /// The version before, while it is still handed out.
     pub previous: Option<String>,
     /// For how many seconds its lease still runs.
@@ -213,7 +213,7 @@ impl SecretStatus {
             required: settings.required,
             version: current.as_ref().map(|current| current.version.clone()),
             created_at: current.as_ref().and_then(|current| current.created_at),
-            fetched_at: current.map(|current| current.confirmed_at),
+            confirmed_at: current.map(|current| current.confirmed_at),
             previous: standing.previous,
             lease_seconds: standing.lease_remaining.map(|remaining| remaining.as_secs()),
             last_error: standing.failure.map(error),

@@ -6,9 +6,11 @@ use std::{
     io::{self, ErrorKind, Read},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::{folder_of, watcher};
@@ -23,10 +25,17 @@ pub(in crate::backend) struct FileSecret {
     lane: Lane,
 }
 
+/// A file that was written to within this time may not be whole yet.
+const SETTLED: Duration = Duration::from_millis(300);
+/// How often that is waited for. Something that is written to all the time is no secret's file.
+const WAITS: u32 = 10;
+
 /// A value as it was found.
 struct Found {
     bytes: Zeroizing<Vec<u8>>,
     modified: Timestamp,
+    /// Whether all of it came into place at once, as Kubernetes does it.
+    is_of_an_instant: bool,
 }
 
 impl FileSecret {
@@ -46,6 +55,23 @@ impl FileSecret {
         }
     }
 
+    /// What stands there once nobody writes to it any more, as far as its times tell: whoever writes in place leaves a part for a moment.
+    async fn settled(&self, held: Option<Held<'_>>, limit: usize) -> Result<Found, SecretError> {
+        let mut waits = 0;
+        loop {
+            let secret = self.clone();
+            let found = self.lane.run(move || secret.find(limit)).await?;
+            let is_held = held.is_some_and(|held| *held.bytes == **found.bytes);
+            let age = Timestamp::now().duration_since(found.modified);
+            let rest = Duration::try_from(age).ok().and_then(|age| SETTLED.checked_sub(age)).filter(|rest| !rest.is_zero());
+            match rest.filter(|_| !is_held && !found.is_of_an_instant && waits < WAITS) {
+                Some(rest) => sleep(rest).await,
+                None => return Ok(found),
+            }
+            waits += 1;
+        }
+    }
+
     fn find(&self, limit: usize) -> Result<Found, SecretError> {
         let failed = |error| self.failed("can't read it", &error);
         let metadata = fs::metadata(&self.path).map_err(failed)?;
@@ -60,17 +86,22 @@ impl FileSecret {
 
     fn file(&self, path: &Path, limit: usize) -> Result<Found, SecretError> {
         let failed = |error| self.failed("can't read it", &error);
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let modified = metadata.modified().map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
         // All at once, for a buffer that grows leaves copies behind.
-        let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(limit);
+        let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX).min(limit);
         let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
-        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        (&mut file).take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() > limit {
             return Err(self.too_long(limit));
         }
-        Ok(Found { bytes, modified: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH) })
+        // Only now, so that no write falls between the two unseen.
+        let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+        let modified = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
+        // Through the link that Kubernetes swaps.
+        let real = fs::canonicalize(path).unwrap_or_default();
+        let folder = real.parent().and_then(Path::file_name);
+        let is_of_an_instant = folder.is_some_and(|folder| folder.as_encoded_bytes().starts_with(b".."));
+        Ok(Found { bytes, modified, is_of_an_instant })
     }
 
     /// The files of a folder, as Kubernetes mounts a Secret: what begins with a dot is its own, and `..data` leads to all the files of
@@ -108,7 +139,7 @@ impl FileSecret {
         // Escaped, a character takes six at most.
         let mut bytes = Zeroizing::new(Vec::with_capacity(6 * (length + 8 * members.len())));
         serde_json::to_writer(&mut *bytes, &members).map_err(|error| failed(error.into()))?;
-        Ok(Found { bytes, modified })
+        Ok(Found { bytes, modified, is_of_an_instant: instant != self.path })
     }
 
     fn too_long(&self, limit: usize) -> SecretError {
@@ -142,8 +173,7 @@ impl SecretProvider for FileSecret {
                 let message = format!("file:{}: a file has its current value alone", self.path.display());
                 return Err(SecretError::new(SecretFault::NotFound, message));
             }
-            let secret = self.clone();
-            let Found { bytes, modified } = self.lane.run(move || secret.find(limit)).await?;
+            let Found { bytes, modified, .. } = self.settled(held, limit).await?;
             if held.is_some_and(|held| *held.bytes == **bytes) {
                 // A neighbour in the same volume changed, or somebody wrote the same again.
                 return Ok(Answer::Unchanged);
