@@ -98,10 +98,12 @@ impl Refresher {
         let ending = self.secret.ending.clone();
         let may_lease = self.secret.settings.keeping.revoke;
         while let Some(trigger) = ending.run_until_cancelled(self.next()).await {
+            // In a box: a secret that waits, as most do, then takes no room for all that a read needs.
+            let attempt = Box::pin(self.attempt(trigger));
             if may_lease {
                 // To its end, which is bounded: what it brings has to be given back.
-                self.attempt(trigger).await;
-            } else if ending.run_until_cancelled(self.attempt(trigger)).await.is_none() {
+                attempt.await;
+            } else if ending.run_until_cancelled(attempt).await.is_none() {
                 return;
             }
         }

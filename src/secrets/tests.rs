@@ -635,3 +635,12 @@ async fn who_names_the_least_version_hears_why_the_provider_says_nothing() {
     script.fail(SecretFault::Denied);
     assert_eq!(world.ask(Which::Current, Demand::AtLeast("2".into())).await.map_err(fault), Err(SecretFault::Denied));
 }
+
+#[tokio::test]
+async fn a_secret_that_waits_takes_little_room() {
+    let script = Script::new("1", "value");
+    let world = World::new(&script, KEEPING);
+    let (_, requests) = tokio::sync::mpsc::channel(1);
+    let task = task::Refresher::new(Arc::clone(&world.secret), requests).run();
+    assert!(size_of_val(&task) < 1500, "{} bytes, a thousand times over", size_of_val(&task));
+}
