@@ -175,8 +175,10 @@ impl Watch {
     fn start(sidecar: &Sidecar, more: &[&str]) -> Self {
         let socket = sidecar.socket.to_str().unwrap();
         let arguments = [&["watch", "--socket", socket], more].concat();
-        let mut child = Command::new(binary()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(binary()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
+        // Nobody reads its complaints.
+        drop(child.stderr.take());
         Self(child, lines)
     }
 

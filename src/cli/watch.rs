@@ -51,7 +51,8 @@ impl Watch {
             match feed.next().await? {
                 News::Listening => {}
                 News::Event(event) => self.show(&event, format)?,
-                News::Lost(reason) => eprintln!("sidekey: {reason}; trying again"),
+                // Nobody may read it, which is no reason to end.
+                News::Lost(reason) => drop(writeln!(io::stderr().lock(), "sidekey: {reason}; trying again")),
             }
         }
     }
