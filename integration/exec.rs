@@ -540,3 +540,14 @@ fn a_reader_is_told_by_the_help_what_to_write() {
     }
     assert!(!text.contains("launch"));
 }
+    // A secret that isn't there may come.
+    fs::remove_file(world.path("token")).unwrap();
+    let sidecar = world.launch("one", &config, &["demo"]);
+    wait("the sidecar", || socket.exists());
+    let mut running = Running::start(&socket, &options, "echo $T; idle");
+    running.hear("(secret_not_found); waiting for up to 1m");
+    put(&world, "token", "t2");
+    assert_eq!(running.line(), "t2");
+    running.end();
+    drop(sidecar);
+    let _ = fs::remove_file(&socket);

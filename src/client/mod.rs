@@ -86,6 +86,11 @@ impl SidecarError {
         ];
         matches!(self, Self::Refused { code, .. } if FINAL.contains(&code.as_str()))
     }
+
+    /// Whether there is no secret of that name, or none yet.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "secret_not_found")
+    }
 }
 
 /// What the sidecar says when it doesn't do what it was asked for (RFC 9457).

@@ -54,7 +54,7 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
     loop {
         match timeout_at(until, Values::fetch(&plan.socket, pieces)).await {
             Ok(Ok(values)) => return Ok(values),
-            Ok(Err(error)) if error.is_final() => return Err(ExecError::Fetch(error)),
+            Ok(Err(error)) if error.is_final() && !error.is_missing() => return Err(ExecError::Fetch(error)),
             Ok(Err(error)) => {
                 if last.is_none() {
                     say(format_args!("{error}; waiting for up to {}", humantime::format_duration(plan.wait)));

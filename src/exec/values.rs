@@ -27,6 +27,11 @@ impl FetchError {
     pub(super) fn is_final(&self) -> bool {
         self.error.is_final()
     }
+
+    /// Whether there is no such secret, which may come: a file that is mounted, a path that somebody is about to write.
+    pub(super) fn is_missing(&self) -> bool {
+        self.error.is_missing()
+    }
 }
 
 /// The values of everything that the program gets.
