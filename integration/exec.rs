@@ -63,6 +63,16 @@ fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// A command in namespaces of its own, after a script that ends with `exec "$@"`.
+fn unshared(kinds: &[&str], before: &str, command: &Command) -> Command {
+    let mut unshare = Command::new("unshare");
+    // Without root's rights, root's part is played in a user namespace.
+    unshare.args(kinds).args((uid() != 0).then_some("--map-root-user"));
+    unshare.args(["sh", "-c", before, "sh"]).arg(command.get_program()).args(command.get_args());
+    unshare.stdin(Stdio::null()).env_remove("XDG_RUNTIME_DIR");
+    unshare
+}
+
 /// The command while it runs a script.
 struct Running {
     child: Child,
@@ -73,8 +83,16 @@ struct Running {
 
 impl Running {
     fn start(socket: &Path, options: &[&str], script: &str) -> Self {
-        let script = format!("{IDLE}{script}");
-        let mut command = exec(socket, options, &["sh", "-c", &script]);
+        Self::of(exec(socket, options, &["sh", "-c", &format!("{IDLE}{script}")]))
+    }
+
+    /// The same after a script that ends with `exec "$@"`, with file systems of its own to mount.
+    fn start_among(mounts: &str, socket: &Path, options: &[&str], script: &str) -> Self {
+        let command = exec(socket, options, &["sh", "-c", &format!("{IDLE}{script}")]);
+        Self::of(unshared(&["--mount"], mounts, &command))
+    }
+
+    fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = lines(child.stdout.take().unwrap());
         let said = lines_of(BufReader::new(child.stderr.take().unwrap()));
@@ -373,6 +391,116 @@ fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
     running.end();
 }
 
+/// Takes its time to end: until USR1. On USR2, it shows what it has.
+const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap 'echo still $T' USR2; echo $T $$; idle";
+
+#[test]
+fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token", "--grace", "60s"], SLOW);
+    assert!(running.line().starts_with("t1 "));
+    put(&world, "token", "t2");
+    running.hear("token changed; restarting sh");
+    assert_eq!(running.line(), "ending");
+    put(&world, "token", "a\0b");
+    running.hear("give it as a --file; the program is started with those before");
+    running.signal("USR1");
+    assert!(running.line().starts_with("t2 "), "the newest that can be put into an environment");
+    put(&world, "token", "t3");
+    assert_eq!(running.line(), "ending");
+    put(&world, "token", "t4");
+    wait("a read of the newest", || {
+        let status = sidecar.status();
+        let secret = &status["secrets"][0];
+        let mut versions = secret["versions"].as_array().unwrap().iter();
+        versions.any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
+    });
+    running.signal("USR1");
+    let line = running.line();
+    assert!(line.starts_with("t3 ") || line.starts_with("t4 "), "{line}");
+}
+
+#[test]
+fn variables_that_are_too_long_together_do_not_end_the_program() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let options = ["A", "B", "C"].map(|name| format!("--env={name}=secret:token"));
+    let script = format!("{IDLE}trap 'echo still $A' USR2; echo $A; idle");
+    let command = exec(&sidecar.socket, &options.each_ref().map(String::as_str), &["sh", "-c", &script]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -s 1024; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    let mut running = Running::of(limited);
+    assert_eq!(running.line(), "t1");
+    put(&world, "token", "x".repeat(100_000));
+    running.hear("token changed: variables and arguments take 3");
+    running.signal("USR2");
+    assert_eq!(running.line(), "still t1");
+    put(&world, "token", "t3");
+    assert_eq!(running.line(), "t3");
+    running.end();
+}
+
+#[test]
+fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let memory = tempfile::tempdir().unwrap();
+    let place = memory.path().to_str().unwrap();
+    let mounts = format!("mount -t tmpfs -o size=64k none {place} && exec \"$@\"");
+    let filler = format!("{place}/filler");
+    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1;";
+    let script = format!(
+        "{show} trap 'rm {filler}' USR2; show start; [ -e {place}/once ] || cat /dev/zero >{filler} 2>/dev/null; : >{place}/once; echo full; idle"
+    );
+    for (change, told) in [("restart", "start"), ("signal:HUP", "hup")] {
+        put(&world, "token", "t1");
+        let options = ["--file", "t=secret:token", "--dir", place, "--on-change", change];
+        wait("the token", || finished(&sidecar.socket, &options[..2], "cat $SIDEKEY_FILES/t").stdout == b"t1");
+        let mut running = Running::start_among(&mounts, &sidecar.socket, &options, &script);
+        let first = running.line();
+        assert_eq!(running.line(), "full", "{first}");
+        put(&world, "token", "t2");
+        running.hear("No space left on device");
+        assert!(running.heard.contains("token changed: can't write files to ") && running.heard.contains("; trying again"));
+        running.signal("USR1");
+        assert_eq!(running.line(), first.replace("start", "usr1"), "with what it had");
+        running.signal("USR2");
+        let second = running.line();
+        assert!(second.starts_with(&format!("{told} t2 ")), "{second}");
+        running.end();
+    }
+}
+
+#[test]
+fn a_system_that_refuses_a_process_is_asked_again() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let fifo = world.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // It takes away what processes are started by, and leaves somebody behind who gives it back.
+    let script = format!(
+        "trap 'mount -t tmpfs none /proc; kill $s; exit 0' TERM; \
+         [ $T = t2 ] || setsid sh -c 'read line <{}; umount /proc' >/dev/null 2>&1 & echo $T; idle",
+        fifo.display()
+    );
+    let options = ["--env", "T=secret:token"];
+    let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
+    assert_eq!(running.line(), "t1");
+    put(&world, "token", "t2");
+    running.hear("can't start a process by /proc/self/exe: No such file or directory (os error 2); trying for up to 30s");
+    fs::write(&fifo, "go\n").unwrap();
+    assert_eq!(running.line(), "t2");
+    // Whoever wants the end meanwhile gets it.
+    put(&world, "token", "t3");
+    running.hear("can't start a process by /proc/self/exe");
+    running.end();
+    // And it is an error in the end.
+    put(&world, "token", "t2");
+    let options = [&options[..], &["--wait", "300ms"]].concat();
+    wait("the token", || finished(&sidecar.socket, &options, "echo $T").stdout == b"t2\n");
+    let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
+    assert_eq!(running.line(), "t2");
+    put(&world, "token", "t4");
+    assert_eq!(running.ended().code(), Some(126));
+}
+
 #[test]
 fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
     let (world, config) = world(&[("token", "t1")]);
@@ -417,6 +545,17 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     let output = finished(&socket, &["--env", "T=secret:token", "--wait", "100ms"], "echo started");
     assert_eq!(output.status.code(), Some(1));
     assert!(err(&output).contains("is the sidecar running, and is this its socket"), "{}", err(&output));
+    // A secret that isn't there may come.
+    fs::remove_file(world.path("token")).unwrap();
+    let sidecar = world.launch("one", &config, &["demo"]);
+    wait("the sidecar", || socket.exists());
+    let mut running = Running::start(&socket, &options, "echo $T; idle");
+    running.hear("(secret_not_found); waiting for up to 1m");
+    put(&world, "token", "t2");
+    assert_eq!(running.line(), "t2");
+    running.end();
+    drop(sidecar);
+    let _ = fs::remove_file(&socket);
     // A signal ends the waiting.
     let mut running = Running::start(&socket, &["--file", "t=secret:token"], "echo started");
     running.hear("waiting for up to 30s");
@@ -531,6 +670,22 @@ fn a_terminal_belongs_to_the_program() {
 }
 
 #[test]
+fn who_interrupts_a_restart_wants_the_end() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let socket = sidecar.socket.to_str().unwrap();
+    let program = "trap 'echo ending' TERM; echo ready $T; while :; do sleep 60 & wait $!; done";
+    let options = ["--settle", "100ms", "--grace", "60s", "--env", "T=secret:token"];
+    let command = [&[binary(), "exec", "--socket", socket][..], &options, &["--", "bash", "-c", program]].concat();
+    let token = world.path("token");
+    let steps = format!(
+        "expect('ready t1')\nopen({token:?} + '.next', 'w').write('t2'); os.rename({token:?} + '.next', {token:?})\nexpect('ending')\n\
+        type(b'\\x03')\ntry:\n    expect('ready t2')\nexcept SystemExit as end:\n    assert 'never came' in str(end), end\n\
+        else:\n    sys.exit('started anew')\nassert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130\n"
+    );
+    on_a_terminal(&world, &steps, &command);
+}
+
+#[test]
 fn a_reader_is_told_by_the_help_what_to_write() {
     let output = Command::new(binary()).args(["exec", "--help"]).output().unwrap();
     let mut text = String::new();
@@ -540,14 +695,3 @@ fn a_reader_is_told_by_the_help_what_to_write() {
     }
     assert!(!text.contains("launch"));
 }
-    // A secret that isn't there may come.
-    fs::remove_file(world.path("token")).unwrap();
-    let sidecar = world.launch("one", &config, &["demo"]);
-    wait("the sidecar", || socket.exists());
-    let mut running = Running::start(&socket, &options, "echo $T; idle");
-    running.hear("(secret_not_found); waiting for up to 1m");
-    put(&world, "token", "t2");
-    assert_eq!(running.line(), "t2");
-    running.end();
-    drop(sidecar);
-    let _ = fs::remove_file(&socket);

@@ -19,7 +19,8 @@ use super::say;
 const PREFIX: &str = "sidekey-exec-";
 /// What the set in force is called, as in the volumes of Kubernetes.
 const CURRENT: &str = "..data";
-const NEXT: &str = "..data_next";
+/// What will be called so, inside the set that it leads to.
+const NEXT: &str = "..next";
 /// A folder that nobody holds and that is no older may just be in the making.
 const IN_THE_MAKING: Duration = Duration::from_secs(60);
 /// File systems that write nothing to a disk (statfs(2)).
@@ -54,8 +55,12 @@ pub(super) struct Folder {
     path: PathBuf,
     /// Held locked for as long as the folder is in use.
     _held: File,
-    /// How often files were written.
-    set: u64,
+    /// The set in force; none before the first.
+    current: Option<u64>,
+    /// The one that is written and not in force yet.
+    prepared: Option<u64>,
+    /// How many were begun.
+    begun: u64,
 }
 
 impl Folder {
@@ -81,7 +86,7 @@ impl Folder {
         let path = place.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
         let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
         let held = made.map_err(|error| format!("can't make a folder: {error}"))?;
-        let folder = Self { path, _held: held, set: 0 };
+        let folder = Self { path, _held: held, current: None, prepared: None, begun: 0 };
         let file_system = fstatfs(&folder._held).map_err(|error| error.to_string())?;
         if !IN_MEMORY.contains(&(file_system.f_type as u32)) {
             return Err("this is no tmpfs, and secrets are not written to a disk".into());
@@ -95,39 +100,68 @@ impl Folder {
         &self.path
     }
 
-    /// Exchanges all files at once. A reader sees the old ones or the new ones, never some of each, if it opens `..data` first.
-    pub(super) fn write<'f>(&mut self, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> Result<(), FolderError> {
-        self.exchange(files).map_err(|error| FolderError::Write { path: self.path.clone(), error })
+    /// Writes a set of files beside the one in force. What is short, memory above all, is short here and not when they are exchanged. If it
+    /// fails, nothing has changed.
+    pub(super) fn prepare<'f>(&mut self, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> Result<(), FolderError> {
+        self.begun += 1;
+        let set = self.set(self.begun);
+        if let Err(error) = self.write(&set, self.begun, files) {
+            discard(&set);
+            return Err(self.failed(error));
+        }
+        if let Some(before) = self.prepared.replace(self.begun) {
+            discard(&self.set(before));
+        }
+        Ok(())
     }
 
-    fn exchange<'f>(&mut self, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> io::Result<()> {
-        let name = |set: u64| format!("..{set}");
-        let set = name(self.set + 1);
-        let inside = self.path.join(&set);
-        // Of a try that failed.
-        remove(&inside)?;
-        DirBuilder::new().mode(0o700).create(&inside)?;
+    /// Exchanges all files at once for those that were prepared, if any were. A reader sees the old ones or the new ones, never some of
+    /// each, if it opens `..data` first.
+    pub(super) fn exchange(&mut self) -> Result<(), FolderError> {
+        let Some(next) = self.prepared else { return Ok(()) };
+        fs::rename(self.set(next).join(NEXT), self.path.join(CURRENT)).map_err(|error| self.failed(error))?;
+        self.prepared = None;
+        if let Some(before) = self.current.replace(next) {
+            discard(&self.set(before));
+        }
+        Ok(())
+    }
+
+    fn write<'f>(&self, set: &Path, number: u64, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(set)?;
         for (name, value) in files {
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(inside.join(name));
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(set.join(name));
             file?.write_all(value)?;
-            if self.set == 0 {
+            if number == 1 {
                 symlink(Path::new(CURRENT).join(name), self.path.join(name))?;
             }
         }
-        let next = self.path.join(NEXT);
-        remove(&next)?;
-        symlink(&set, &next)?;
-        fs::rename(next, self.path.join(CURRENT))?;
-        self.set += 1;
-        remove(&self.path.join(name(self.set - 1)))
+        symlink(name(number), set.join(NEXT))
+    }
+
+    fn set(&self, number: u64) -> PathBuf {
+        self.path.join(name(number))
+    }
+
+    fn failed(&self, error: io::Error) -> FolderError {
+        FolderError::Write { path: self.path.clone(), error }
+    }
+}
+
+fn name(set: u64) -> String {
+    format!("..{set}")
+}
+
+/// Removes what nobody shall read any more.
+fn discard(path: &Path) {
+    if let Err(error) = remove(path) {
+        say(format_args!("can't remove {}: {error}", path.display()));
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
-            say(format_args!("can't remove {}: {error}", self.path.display()));
-        }
+        discard(&self.path);
     }
 }
 
@@ -175,7 +209,8 @@ mod tests {
     }
 
     fn write(folder: &mut Folder, files: &[(&str, &[u8])]) {
-        folder.write(files.iter().copied()).expect("written");
+        folder.prepare(files.iter().copied()).expect("written");
+        folder.exchange().expect("exchanged");
     }
 
     fn entries(path: &Path) -> Vec<String> {
@@ -203,6 +238,21 @@ mod tests {
         assert_eq!(entries(&path), ["..2", "..data", "a", "b"]);
         drop(folder);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn files_that_can_not_be_written_leave_those_that_can() {
+        let mut folder = folder();
+        write(&mut folder, &[("a", b"1")]);
+        let path = folder.path().to_owned();
+        let read = || fs::read(path.join("a")).expect("file");
+        folder.prepare([("a", &b"2"[..])].into_iter()).expect("written");
+        assert_eq!(read(), b"1", "not in force yet");
+        folder.prepare([("a", &b"3"[..]), ("a", b"3")].into_iter()).expect_err("the same name twice");
+        assert_eq!((read(), entries(&path)), (b"1".into(), ["..1", "..2", "..data", "a"].map(str::to_owned).into()));
+        folder.exchange().expect("exchanged");
+        folder.exchange().expect("nothing to do");
+        assert_eq!((read(), entries(&path)), (b"2".into(), ["..2", "..data", "a"].map(str::to_owned).into()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bindings;
 mod folder;
 mod follow;
+mod given;
 mod launch;
 mod program;
 mod signals;
@@ -43,7 +44,7 @@ pub struct Plan {
     pub on_change: OnChange,
     /// How long a program has to end before it is killed.
     pub grace: Duration,
-    /// How long the sidecar and the secrets are waited for at the start.
+    /// How long the sidecar and the secrets are waited for at the start, and a system that refuses a process at a restart.
     pub wait: Duration,
     /// How long nothing more must have changed before a change counts, so that several are one.
     pub settle: Duration,

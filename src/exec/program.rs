@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    env,
     ffi::OsStr,
     io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
@@ -11,12 +12,15 @@ use std::{
 
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, kill_process_group, wait, waitid},
+    process::{
+        Pid, Resource, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, getrlimit, kill_process, kill_process_group, wait,
+        waitid,
+    },
 };
 
 use super::{
     Plan,
-    bindings::{Bindings, EnvBinding, EnvSource, FILES},
+    bindings::{EnvBinding, EnvSource, FILES},
     values::Values,
 };
 use crate::config::SecretName;
@@ -45,10 +49,27 @@ pub enum StartError {
         /// The variable.
         name: String,
     },
+    /// Everything together.
+    #[error(
+        "variables and arguments take {bytes} bytes of the {limit} that a process may be started with (a quarter of the limit of its \
+         stack); give secrets as a --file"
+    )]
+    TooMuch {
+        /// What they take.
+        bytes: u64,
+        /// What there is.
+        limit: u64,
+    },
     /// The system refuses a process.
     #[error("can't start a process by {OURSELVES}: {0}")]
     Spawn(io::Error),
 }
+
+/// The kernel's limits for all variables and arguments (execve(2)), in bytes.
+const LEAST_ROOM: u64 = 128 << 10;
+const MOST_ROOM: u64 = 6 << 20;
+/// What is left for the rest: what a script's first line adds to the arguments, and what the kernel puts beside them.
+const SPARE_ROOM: u64 = 4 << 10;
 
 /// A program that runs, or has ended and was not reaped.
 pub(super) struct Program {
@@ -60,18 +81,19 @@ pub(super) struct Program {
 /// # Errors
 /// A variable can't hold its value.
 pub(super) fn environment<'b>(
-    bindings: &'b Bindings,
+    plan: &'b Plan,
     values: &'b Values,
     folder: Option<&Path>,
 ) -> Result<Vec<(&'b OsStr, Cow<'b, OsStr>)>, StartError> {
+    let bindings = &plan.bindings;
     let mut environment = Vec::with_capacity(bindings.env.len() + 1);
     if let Some(folder) = folder {
         environment.push((OsStr::new(FILES), folder.as_os_str().to_owned().into()));
     }
     for EnvBinding { name, source } in &bindings.env {
-        let value = match source {
+        let value: Cow<'_, OsStr> = match source {
             EnvSource::Secret(piece) => {
-                let value = values.of(piece);
+                let value: &[u8] = values.of(piece);
                 let (secret, variable) = (|| piece.secret.clone(), || name.clone());
                 if value.contains(&0) {
                     return Err(StartError::Nul { secret: secret(), name: variable() });
@@ -85,7 +107,23 @@ pub(super) fn environment<'b>(
         };
         environment.push((OsStr::new(name), value));
     }
+    let inherited = env::vars_os().filter(|(name, _)| environment.iter().all(|(ours, _)| name != ours));
+    let inherited = inherited.map(|(name, value)| room(name.len() + "=".len() + value.len()));
+    let added = environment.iter().map(|(name, value)| room(name.len() + "=".len() + value.len()));
+    // The program is there twice: as what is run, and as an argument.
+    let run = [&plan.program, &plan.program].into_iter().chain(&plan.arguments).map(|argument| room(argument.len()));
+    let bytes = inherited.chain(added).chain(run).sum();
+    let stack = getrlimit(Resource::Stack).current.unwrap_or(u64::MAX);
+    let limit = (stack / 4).clamp(LEAST_ROOM, MOST_ROOM) - SPARE_ROOM;
+    if bytes > limit {
+        return Err(StartError::TooMuch { bytes, limit });
+    }
     Ok(environment)
+}
+
+/// What a text of this length takes: itself, a NUL and a pointer.
+fn room(length: usize) -> u64 {
+    (length + 1 + size_of::<usize>()) as u64
 }
 
 /// What became of it.
@@ -104,7 +142,7 @@ impl Program {
             command.arg("--foreground");
         }
         command.arg("--").arg(&plan.program).args(&plan.arguments).process_group(0);
-        command.envs(environment(&plan.bindings, values, folder)?);
+        command.envs(environment(plan, values, folder)?);
         let child = command.spawn().map_err(StartError::Spawn)?;
         // Linux numbers processes from 1.
         let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| StartError::Spawn(Errno::SRCH.into()))?;

@@ -1,11 +1,11 @@
 //! Looks after the program from start to end, as an init does: passes signals on, reaps what is left, gives back the exit code.
 
-use std::{collections::BTreeSet, future::pending, io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::pending, io, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use rustix::process::{Pid, Signal, getpid, kill_current_process_group, set_child_subreaper};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -13,7 +13,8 @@ use super::{
     bindings::Piece,
     folder::Folder,
     follow::follow,
-    program::{Fate, Program, environment},
+    given::Given,
+    program::{Fate, Program},
     say,
     signals::{Heard, SignalName, Signals},
     terminal::{Suspended, Terminal},
@@ -23,6 +24,8 @@ use crate::config::SecretName;
 
 /// How often a sidecar that isn't there yet is looked for.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a system that refuses a process is left alone at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs the program; gives the exit code that its end makes, 128 + N if signal N ended it. Needs a Tokio runtime of one thread, the
 /// process's first: the kernel ends the program when the thread that started it ends.
@@ -41,8 +44,8 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
         signal = end_asked_for(&mut signals) => return Ok(exit_of(signal)),
     };
     let changes = follow(&plan, pieces, Arc::clone(&values));
-    let mut supervisor = Supervisor { plan, terminal, folder, values, stopping: None, end_asked_for: false, last: None };
-    supervisor.write_files()?;
+    let given = Given::new(&plan, folder, values)?;
+    let mut supervisor = Supervisor { plan, terminal, given, stopping: None, end_asked_for: false, last: None };
     let program = supervisor.start()?;
     supervisor.look_after(program, &mut signals, changes).await
 }
@@ -96,9 +99,7 @@ fn exit_of(signal: Signal) -> u8 {
 struct Supervisor {
     plan: Plan,
     terminal: Terminal,
-    folder: Option<Folder>,
-    /// What the program was given.
-    values: Arc<Values>,
+    given: Given,
     /// When the program, which was asked to end so that it can be started anew, is killed.
     stopping: Option<Instant>,
     /// Nothing is started any more.
@@ -110,15 +111,39 @@ struct Supervisor {
 impl Supervisor {
     fn start(&mut self) -> Result<Program, ExecError> {
         let foreground = self.terminal.is_ours(self.last);
-        let program = Program::start(&self.plan, &self.values, self.folder.as_ref().map(Folder::path), foreground)?;
+        let program = Program::start(&self.plan, self.given.values(), self.given.folder(), foreground)?;
         self.last = Some(program.pid());
         Ok(program)
     }
 
-    fn write_files(&mut self) -> Result<(), ExecError> {
-        let Some(folder) = &mut self.folder else { return Ok(()) };
-        let files = self.plan.bindings.files.iter().map(|file| (file.name.as_str(), self.values.of(&file.piece)));
-        Ok(folder.write(files)?)
+    /// Starts it with what is ready for it; gives the exit code if somebody wants the end while the system refuses a process.
+    async fn start_anew(&mut self, signals: &mut Signals) -> Result<ControlFlow<u8, Program>, ExecError> {
+        self.stopping = None;
+        if let Err(error) = self.given.take_effect() {
+            say(format_args!("{error}; starting the program with the values that it had"));
+        }
+        let until = Instant::now() + self.plan.wait;
+        let mut pause = PAUSE;
+        loop {
+            match self.start() {
+                Ok(program) => return Ok(ControlFlow::Continue(program)),
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(error) if pause == PAUSE => {
+                    say(format_args!("{error}; trying for up to {}", humantime::format_duration(self.plan.wait)));
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                signal = end_asked_for(signals) => {
+                    if let Some(last) = self.last {
+                        self.terminal.take_back(last);
+                    }
+                    return Ok(ControlFlow::Break(exit_of(signal)));
+                }
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     async fn look_after(
@@ -128,7 +153,7 @@ impl Supervisor {
         mut changes: watch::Receiver<Arc<Values>>,
     ) -> Result<u8, ExecError> {
         loop {
-            let killing = self.stopping;
+            let (killing, again) = (self.stopping, self.given.again());
             tokio::select! {
                 heard = signals.next() => match heard {
                     Heard::Signal(SignalName(signal)) => self.pass_on(signal, &program),
@@ -139,11 +164,15 @@ impl Supervisor {
                             program.signal_group(Signal::KILL);
                         }
                         match program.reap() {
-                            Some(Fate::Ended { .. }) if restarts => {
-                                self.stopping = None;
-                                self.values = Arc::clone(&changes.borrow_and_update());
-                                self.write_files()?;
-                                program = self.start()?;
+                            Some(Fate::Ended { exit }) if restarts && !was_interrupted(exit) => {
+                                if let Ok(true) = changes.has_changed() {
+                                    let values = Arc::clone(&changes.borrow_and_update());
+                                    self.change(values, &program, Try::First);
+                                }
+                                match self.start_anew(signals).await? {
+                                    ControlFlow::Continue(next) => program = next,
+                                    ControlFlow::Break(exit) => return Ok(exit),
+                                }
                             }
                             Some(Fate::Ended { exit }) => {
                                 self.terminal.take_back(program.pid());
@@ -156,7 +185,11 @@ impl Supervisor {
                 },
                 Ok(()) = changes.changed() => {
                     let values = Arc::clone(&changes.borrow_and_update());
-                    self.change(values, &program);
+                    self.change(values, &program, Try::First);
+                }
+                () = at(again) => {
+                    let values = Arc::clone(&changes.borrow_and_update());
+                    self.change(values, &program, Try::Again);
                 }
                 () = at(killing) => {
                     self.stopping = killing.map(|at| at + self.plan.grace.max(Duration::from_secs(1)));
@@ -190,39 +223,63 @@ impl Supervisor {
         }
     }
 
-    fn change(&mut self, values: Arc<Values>, program: &Program) {
-        let changed = names(&self.values.changed(&values));
-        if self.stopping.is_some() {
-            // The program that is started next gets them.
+    fn change(&mut self, values: Arc<Values>, program: &Program, nth: Try) {
+        let changed = self.given.changed(&values);
+        if changed.is_empty() && (self.stopping.is_none() || self.end_asked_for) {
+            self.given.is_up_to_date();
             return;
         }
+        let changed = names(&changed);
         if self.end_asked_for {
+            self.given.is_up_to_date();
             say(format_args!("{changed} changed; the program was asked to end and is not told"));
             return;
         }
-        if self.plan.on_change == OnChange::Restart {
-            // Before the program is ended for values that it can't be started with.
-            if let Err(error) = environment(&self.plan.bindings, &values, self.folder.as_ref().map(Folder::path)) {
-                say(format_args!("{changed} changed: {error}; the program goes on with the values that it has"));
-                return;
+        // Before the program is ended for values that it can't be started with.
+        let given = match self.plan.on_change {
+            OnChange::Restart => self.given.prepare_start(&self.plan, values),
+            OnChange::Ignore | OnChange::Signal(_) => {
+                self.given.prepare(&self.plan, values).and_then(|()| self.given.take_effect()).map_err(ExecError::from)
             }
-            say(format_args!("{changed} changed; restarting {}", shown(&self.plan.program)));
-            self.stopping = Some(Instant::now() + self.plan.grace);
-            program.signal(Signal::TERM);
-            // One that is stopped would not hear of it.
-            program.signal(Signal::CONT);
+        };
+        if let Err(error) = given {
+            if nth == Try::First {
+                let again = if self.given.again().is_some() { "; trying again" } else { "" };
+                let what =
+                    if self.stopping.is_some() { "is started with those before" } else { "goes on with the values that it has" };
+                say(format_args!("{changed} changed: {error}; the program {what}{again}"));
+            }
             return;
         }
-        self.values = values;
-        if let Err(error) = self.write_files() {
-            say(format_args!("{changed} changed: {error}; the program goes on with the files that it has"));
-            return;
-        }
-        if let OnChange::Signal(signal) = self.plan.on_change {
-            say(format_args!("{changed} changed; sending SIG{signal} to {}", shown(&self.plan.program)));
-            program.signal(signal.0);
+        match self.plan.on_change {
+            OnChange::Ignore => {}
+            OnChange::Signal(signal) => {
+                say(format_args!("{changed} changed; sending SIG{signal} to {}", shown(&self.plan.program)));
+                program.signal(signal.0);
+            }
+            // The program that is started next gets them.
+            OnChange::Restart if self.stopping.is_some() => {}
+            OnChange::Restart => {
+                say(format_args!("{changed} changed; restarting {}", shown(&self.plan.program)));
+                self.stopping = Some(Instant::now() + self.plan.grace);
+                program.signal(Signal::TERM);
+                // One that is stopped would not hear of it.
+                program.signal(Signal::CONT);
+            }
         }
     }
+}
+
+/// Whether values are seen for the first time, or their files could not be written before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Again,
+}
+
+/// Whether somebody typed ^C or ^\ at the program, which alone hears of it: he wants the end, not the next one.
+fn was_interrupted(exit: u8) -> bool {
+    [Signal::INT, Signal::QUIT].map(exit_of).contains(&exit)
 }
 
 async fn at(time: Option<Instant>) {
