@@ -502,6 +502,15 @@ fn a_system_that_refuses_a_process_is_asked_again() {
 }
 
 #[test]
+fn it_is_the_first_process_of_a_pid_namespace() {
+    let (_world, sidecar) = started(&[("token", "t1")]);
+    let command = exec(&sidecar.socket, &["--env", "T=secret:token"], &["sh", "-c", "echo $T $PPID; exit 3"]);
+    let kinds = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let output = unshared(&kinds, "exec \"$@\"", &command).output().unwrap();
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(3), "t1 1\n"), "{}", err(&output));
+}
+
+#[test]
 fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
     let (world, config) = world(&[("token", "t1")]);
     let mut sidecar = world.start_with("one", &config, &["demo"]);
@@ -683,6 +692,24 @@ fn who_interrupts_a_restart_wants_the_end() {
         else:\n    sys.exit('started anew')\nassert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130\n"
     );
     on_a_terminal(&world, &steps, &command);
+}
+
+#[test]
+fn a_pipeline_shares_the_terminal_with_the_program() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let settings = world.path("bashrc");
+    fs::write(&settings, "PS1='prompt> '\n").unwrap();
+    let inside = format!("{} exec --socket {} --env T=secret:token -- bash -c", binary(), sidecar.socket.display());
+    // A pager reads the terminal while the program runs, which may read it as well, and hears of ^C.
+    let pager = "(read line; echo pager has $line; read key </dev/tty; echo pager got $key; cat)";
+    let ask = "read line </dev/tty; echo answer $line";
+    let steps = format!(
+        "expect('prompt> ')\ntype(b\"{inside} 'echo $T; exec sleep 60' | {pager}\\n\")\nexpect('pager has t1')\n\
+        type(b'one\\n')\nexpect('pager got one')\ntype(b'\\x03')\nexpect('prompt> ')\n\
+        type(b\"echo the $({inside} '{ask}')\\n\")\nexpect('\\n')\ntype(b'two\\n')\nexpect('the answer two')\n\
+        expect('prompt> ')\ntype(b'exit\\n')\n"
+    );
+    on_a_terminal(&world, &steps, &["bash", "--rcfile", settings.to_str().unwrap(), "-i"]);
 }
 
 #[test]

@@ -101,6 +101,11 @@ fn ignored() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
+/// Whether this process was started to ignore a signal that it doesn't listen to.
+pub(super) fn is_ignored(signal: Signal) -> bool {
+    ignored() & bit(signal) != 0
+}
+
 fn bit(signal: Signal) -> u64 {
     1 << (signal.as_raw() - 1)
 }

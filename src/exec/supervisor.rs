@@ -212,6 +212,10 @@ impl Supervisor {
     }
 
     fn suspend(&self, signal: i32, program: &Program) {
+        if [Signal::TTIN, Signal::TTOU].map(Signal::as_raw).contains(&signal) && self.terminal.lend(program.pid()) {
+            program.signal_group(Signal::CONT);
+            return;
+        }
         match self.terminal.suspend(program.pid()) {
             // The shell's SIGCONT, which we heard as well, resumes the program.
             Suspended::Resumed | Suspended::NobodyWatches => {}
