@@ -11,6 +11,7 @@ mod target;
 mod task;
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -115,8 +116,9 @@ pub struct Render {
     requested: Notify,
     /// It has changed, and nobody has been told yet. However often that happens while somebody is told, he is told once more.
     due: Notify,
-    /// What the file now holds, if somebody is to be told: a command's output must not show it.
-    contents: Mutex<Vec<source::Used>>,
+    /// What the last writes put in the file, the newest at the end, if somebody is to be told: a command's output must not show it. One
+    /// that compares may say what was there before, which may still be valid.
+    lately: Mutex<VecDeque<Vec<source::Used>>>,
     clock: Clock,
     meters: RenderMeters,
 }
@@ -170,7 +172,7 @@ impl Render {
             attempts: watch::Sender::default(),
             requested: Notify::new(),
             due: Notify::new(),
-            contents: Mutex::default(),
+            lately: Mutex::default(),
             clock: parts.clock.clone(),
             meters,
         }
@@ -189,6 +191,10 @@ impl Render {
     /// Tells of every attempt that ended.
     pub fn attempts(&self) -> watch::Receiver<u64> {
         self.attempts.subscribe()
+    }
+
+    fn lately(&self) -> MutexGuard<'_, VecDeque<Vec<source::Used>>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, Standing> {

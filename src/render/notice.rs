@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
     path::Path,
     process::{ExitStatus, Stdio},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -62,7 +62,7 @@ impl Notifier {
 
     /// Tells, and tries again if that fails.
     async fn tell(&self) {
-        let (mut guarded, mut failures) = (self.guarded(), 0);
+        let (mut guarded, mut failures) = (self.guarded().await, 0);
         loop {
             let result = match &self.notice {
                 Notice::Command(argv) => self.run_command(argv, &guarded).await,
@@ -79,16 +79,19 @@ impl Notifier {
                 () = sleep(backoff(failures)) => {}
                 // There is something new to tell, which has tries of its own.
                 () = self.render.due.notified() => {
-                    (guarded, failures) = (self.guarded(), 0);
+                    (guarded, failures) = (self.guarded().await, 0);
                 }
                 () = self.stopping.cancelled() => return,
             }
         }
     }
 
-    /// The secrets that stand in the file now.
-    fn guarded(&self) -> Arc<Guarded> {
-        Arc::new(Guarded::new(&self.render.contents.lock().unwrap_or_else(PoisonError::into_inner)))
+    /// The secrets that stand in the file now, or stood there lately. On a thread that may take its time, for there may be many.
+    async fn guarded(&self) -> Arc<Guarded> {
+        let Notice::Command(_) = self.notice else { return Arc::new(Guarded::everything()) };
+        let lately: Vec<_> = self.render.lately().iter().flatten().cloned().collect();
+        let guarded = tokio::task::spawn_blocking(move || Guarded::new(&lately)).await;
+        Arc::new(guarded.unwrap_or_else(|_| Guarded::everything()))
     }
 
     fn note(&self, failure: Option<Failure>, failures: u32) {

@@ -1,9 +1,6 @@
 //! The one task that keeps a file as its secrets say.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -26,6 +23,8 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// How many times the quiet time a change waits at most, if the secrets are never quiet.
 const PATIENCE: u32 = 4;
+/// The values of how many writes a command's output must not show.
+const LATELY: usize = 4;
 
 pub(super) struct Renderer {
     render: Arc<Render>,
@@ -154,7 +153,12 @@ impl Renderer {
             event.with("file", file.to_string()).with("secrets", secrets)
         });
         if render.settings.notice.is_some() {
-            *render.contents.lock().unwrap_or_else(PoisonError::into_inner) = made.used;
+            let mut lately = render.lately();
+            lately.push_back(made.used);
+            if lately.len() > LATELY {
+                lately.pop_front();
+            }
+            drop(lately);
             render.due.notify_one();
         }
     }
