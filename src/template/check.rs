@@ -9,6 +9,32 @@ use super::{Fault, Mention};
 /// The function that gives secrets.
 const SECRET: &str = "secret";
 
+/// The longest tag, in tokens, and the most `elif`s of a template: the parser's stack grows with either.
+const LONGEST_TAG: usize = 1000;
+const MOST_ELIFS: usize = 100;
+
+/// Whether a template is shallow enough to be parsed.
+pub(super) fn nesting(source: &str) -> Result<(), Fault> {
+    let (mut length, mut elifs) = (0, 0);
+    let mut is_first = false;
+    for (token, line) in tokens(source) {
+        let fault = |message: String| Err(Fault { line: Some(line), message });
+        length += 1;
+        elifs += usize::from(is_first && matches!(token, Token::Ident("elif")));
+        is_first = matches!(token, Token::BlockStart);
+        if matches!(token, Token::VariableEnd | Token::BlockEnd) {
+            length = 0;
+        }
+        if length > LONGEST_TAG {
+            return fault(format!("a tag is longer than {LONGEST_TAG} words and signs"));
+        }
+        if elifs > MOST_ELIFS {
+            return fault(format!("there are more than {MOST_ELIFS} times elif"));
+        }
+    }
+    Ok(())
+}
+
 /// The secrets that a valid template mentions.
 pub(super) fn examine(environment: &Environment<'_>, name: &str, source: &str) -> Result<Vec<Mention>, Vec<Fault>> {
     let tokens = tokens(source);

@@ -18,8 +18,11 @@ pub use values::{Given, Held, Values, Want};
 
 /// The longest output, in bytes.
 const LONGEST: usize = 16 << 20;
-/// How many steps a rendering may take, as MiniJinja counts them: about a second's worth.
-const STEPS: u64 = 20_000_000;
+/// How many steps a rendering may take, as MiniJinja counts them: about a tenth of a second's worth.
+const STEPS: u64 = 2_000_000;
+/// The stack of a rendering, in bytes. Values that hold each other are dropped one within the other, as deep as the steps allow to nest
+/// them; what is not used of it costs nothing.
+const STACK: usize = 256 << 20;
 
 /// A template that is fit to be rendered.
 pub struct Template {
@@ -69,6 +72,7 @@ impl Template {
     /// # Errors
     /// Everything that is wrong with it and can be told without values.
     pub fn parse(name: &str, source: String) -> Result<Self, Vec<Fault>> {
+        check::nesting(&source).map_err(|fault| vec![fault])?;
         let mut environment = environment();
         if let Err(error) = environment.add_template_owned(name.to_owned(), source.clone()) {
             // Nothing has a value yet, so the whole error may be told.
@@ -91,6 +95,18 @@ impl Template {
 
     /// Renders it with what is given.
     pub fn render(&self, values: &Values) -> Pass {
+        let cant =
+            |why: String| Pass { result: Err(Fault { line: None, message: why }), used: BTreeSet::new(), wants: Vec::new() };
+        std::thread::scope(|scope| {
+            let render = || self.render_here(values);
+            match std::thread::Builder::new().name("template".into()).stack_size(STACK).spawn_scoped(scope, render) {
+                Ok(thread) => thread.join().unwrap_or_else(|_| cant("rendering was given up".into())),
+                Err(error) => cant(format!("there is no thread to render it on: {error}")),
+            }
+        })
+    }
+
+    fn render_here(&self, values: &Values) -> Pass {
         let trace = Arc::new(Trace::new(values.clone()));
         let result = self.write(&trace);
         let (used, wants, missing) = trace.take();

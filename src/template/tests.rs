@@ -5,7 +5,7 @@ fn held(text: impl Into<bytes::Bytes>, version: &str) -> Held {
 }
 
 fn values() -> Values {
-    let json = r#"{"password":"a'b\"$c","port":5432,"ratio":1.10,"tls":{"on":true},"value":"inner","list":[1,"x"],"none":null}"#;
+    let json = r#"{"password":"a'b\"$c","port":5432,"ratio":1.10,"half":0.5,"tls":{"on":true},"value":"inner","list":[1,"x"],"none":null}"#;
     let given = |current: Held, previous: Option<Held>| Given { current, previous: Some(previous) };
     Values::from([
         ("db".into(), given(held(json, "7"), Some(held(r#"{"password":"old"}"#, "6")))),
@@ -41,13 +41,17 @@ fn a_secret_is_its_text_its_members_and_the_one_before() {
         // Its own members go before those of the value.
         (r#"{{ secret("db").fields.value }}"#, "inner"),
         (r#"{{ secret("db").ratio }} {{ secret("db").tls|tojson }}"#, r#"1.10 {"on": true}"#),
+        (
+            r#"{{ secret("db").ratio|tojson }} {{ secret("db").half|tojson }} {{ secret("db").port|tojson }}"#,
+            r#""1.10" 0.5 5432"#,
+        ),
         (r#"{{ secret("db").previous.password }} {{ secret("db").previous.version }}"#, "old 6"),
         (r#"{{ secret("db").previous }}"#, r#"{"password":"old"}"#),
         (r#"{% if secret("token").previous %}yes{% else %}no{% endif %}"#, "no"),
         (r#"{% if secret("token") %}yes{% endif %}"#, "yes"),
         (r#"{{ secret("db").user|default("nobody") }}"#, "nobody"),
         (r#"{% for n in ["token", "db"] %}{{ secret(n).version }}{% endfor %}"#, "17"),
-        (r#"{% for k, v in secret("db").fields|items %}{{ k }} {% endfor %}"#, "list none password port ratio tls value "),
+        (r#"{% for k, v in secret("db").fields|items %}{{ k }} {% endfor %}"#, "half list none password port ratio tls value "),
         (r#"{{ secret("blob").base64 }}"#, "/wA="),
         // The last newline stays, and nothing is escaped unless the template asks for it.
         ("a & b\n", "a & b\n"),
@@ -113,10 +117,27 @@ fn a_fault_says_where_and_what_and_quotes_no_value() {
 
 #[test]
 fn an_output_and_a_loop_without_end_are_refused() {
-    let endless = "{% for a in range(10000) %}{% for b in range(10000) %}0123456789{% endfor %}{% endfor %}";
-    assert!(render(endless).expect_err("too long").contains("longer than"));
+    let text = "0123456789".repeat(100);
+    let endless = format!("{{% for a in range(10000) %}}{{% for b in range(10000) %}}{text}{{% endfor %}}{{% endfor %}}");
+    assert!(render(&endless).expect_err("too long").contains("longer than"));
     let silent = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
     assert!(render(silent).expect_err("too many").contains("steps"));
+}
+
+/// Each of these once ended the process.
+#[test]
+fn what_is_nested_too_deep_is_a_fault() {
+    let sum = format!("\n{{{{ 1{} }}}}", "+1".repeat(100_000));
+    assert_eq!(faults(&sum), ["2: a tag is longer than 1000 words and signs"]);
+    assert_eq!(faults(&format!("{{{{ 1{} }}}}", "+1".repeat(490))), [""; 0]);
+    let branches = |count| format!("{{% if 1 %}}{}{{% endif %}}", "{% elif 1 %}".repeat(count));
+    assert_eq!(faults(&branches(50_000)), ["1: there are more than 100 times elif"]);
+    assert_eq!(faults(&branches(100)), [""; 0]);
+    for grown in ["[n.v]", "[n.v] + [1]", "n.v + [1]", "{'a': n.v}"] {
+        let grow = format!("{{% for i in range(100000) %}}{{% set n.v = {grown} %}}{{% endfor %}}");
+        let source = format!("{{% set n = namespace(v=[]) %}}{}", grow.repeat(20));
+        assert!(render(&source).expect_err(grown).contains("steps"));
+    }
 }
 
 #[test]

@@ -187,14 +187,15 @@ impl Object for Secret {
     }
 }
 
-/// A member of a JSON object: text as text; a number that no integer holds as it stands there.
+/// A member of a JSON object: text as text; a number that would not print as it stands there as text, too.
 fn member(raw: &RawValue) -> Value {
-    let whole = || {
+    let number = || {
         let number: serde_json::Number = serde_json::from_str(raw.get()).ok()?;
-        number.as_i64().map(Value::from).or_else(|| number.as_u64().map(Value::from))
+        let whole = number.as_i64().map(Value::from).or_else(|| number.as_u64().map(Value::from));
+        whole.or_else(|| number.as_f64().map(Value::from)).filter(|number| number.to_string() == raw.get())
     };
     match raw.get().bytes().next() {
-        Some(b'0'..=b'9' | b'-') => whole().unwrap_or_else(|| Value::from(raw.get())),
+        Some(b'0'..=b'9' | b'-') => number().unwrap_or_else(|| Value::from(raw.get())),
         _ => match serde_json::from_str::<serde_json::Value>(raw.get()) {
             Ok(json) => Value::from(Serde(json)),
             Err(_) => Value::from(Own::error("a member of the secret is nested too deep")),
