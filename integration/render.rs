@@ -298,7 +298,21 @@ fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
         "{{ secret('team-y').value|rot13 }}",
         "{{ nothing }}'''",
         "command = []",
+        "[[render]]",
+        "file = \"x/../teams/team\"",
+        "secret = \"a\"",
+        "[[render]]",
+        "file = \"link/inner\"",
+        "secret = \"a\"",
+        "[[render]]",
+        "file = \"tls/../.one.new\"",
+        "secret = \"a\"",
+        "[[secret]]",
+        "name = \"tls\"",
+        "source = \"file:tls\"",
     ];
+    fs::create_dir(world.path("tls")).unwrap();
+    symlink("tls", world.path("link")).unwrap();
     fs::write(world.path("c.toml"), lines.join("\n")).unwrap();
     let output = world.run(&["check", "--config", world.path("c.toml").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
@@ -323,6 +337,9 @@ fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
             "c.toml:37: render[6].template_text: template_text:1: there is no filter \"rot13\"",
             "c.toml:37: render[6].template_text: template_text:2: nothing is not defined: a secret is written secret(\"NAME\")",
             "c.toml:40: render[6].command: names no program",
+            "c.toml:42: render[7].file: x/../teams/team is where the secret team-* comes from",
+            "c.toml:45: render[8].file: link/inner is where the secret tls comes from",
+            "c.toml:48: render[9].file: tls/../.one.new is written on line 11 already",
         ]
     );
 }
@@ -414,6 +431,61 @@ fn a_command_that_fails_is_tried_again_and_its_words_are_logged_without_secrets(
     assert!(log.contains("exit status: 7") && log.contains("the command says: 0"), "{log}");
     assert!(log.contains("(a line that holds a secret)") && !log.contains("top-s3cret"), "{log}");
     drop(supervisor);
+}
+
+#[test]
+fn a_command_that_tells_the_value_before_is_not_quoted() {
+    let world = World::new();
+    put(&world, "a", r#"{"pin":9876543210,"key":"old-s3cret"}"#);
+    let former = world.path("former");
+    let script = format!("cat {0}; echo; cat $SIDEKEY_RENDERED | tee {0}; echo; echo 9876543210; echo end", former.display());
+    let config = format!(
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\ncommand = [\"sh\", \"-c\", {script:?}]\n",
+        secret("a")
+    );
+    let sidecar = world.start_with("one", &config, &[]);
+    let ends = |count| sidecar.log().matches("the command says: end").count() == count;
+    wait("the first command", || ends(1));
+    put(&world, "a", r#"{"key":"new-s3cret"}"#);
+    wait("the second command", || ends(2));
+    let log = sidecar.log();
+    assert!(!log.contains("s3cret") && !log.contains("9876543210"), "{log}");
+    // The value twice, and the number in it twice as often as it is told.
+    assert_eq!(log.matches("(a line that holds a secret)").count(), 5, "{log}");
+}
+
+/// The value stands for a secret's name here, and is none.
+#[test]
+fn a_value_that_is_taken_for_a_name_is_not_told() {
+    let world = World::new();
+    put(&world, "a", "top-s3cret");
+    let config = format!(
+        "{}[[render]]\nfile = \"out\"\nrequired = false\ntemplate_text = \"{{{{ secret(secret('a').value).value }}}}\"\n",
+        secret("a")
+    );
+    let sidecar = world.start_with("one", &config, &[]);
+    wait("the refusal", || render(&sidecar, "out")["last_error"]["code"] == "render_secret");
+    assert!(!sidecar.status().to_string().contains("top-s3cret"));
+    assert!(sidecar.log().contains("the file stays as it is: a secret whose name the template makes up"));
+    assert!(!sidecar.log().contains("top-s3cret"), "{}", sidecar.log());
+}
+
+#[test]
+fn what_stands_in_a_file_that_cannot_be_renewed_is_in_use() {
+    let world = World::new();
+    put(&world, "a", r#"{"key":"old"}"#);
+    let config = format!("{}[[render]]\nfile = \"out\"\nsecret = \"a\"\nfield = \"key\"\ndebounce = \"0s\"\n", secret("a"));
+    let sidecar = world.start_with("one", &config, &[]);
+    let version = render(&sidecar, "out")["secrets"][0]["version"].clone();
+    let last_used = || {
+        let status = sidecar.status();
+        let versions = status["secrets"][0]["versions"].as_array().unwrap().clone();
+        versions.into_iter().find(|of| of["version"] == version).unwrap()["last_used"].as_str().unwrap().to_owned()
+    };
+    put(&world, "a", r#"{"no":"key"}"#);
+    wait("the failure", || render(&sidecar, "out")["last_error"].is_object());
+    let before = last_used();
+    wait("another use of what stands there", || last_used() > before);
 }
 
 #[test]
@@ -578,7 +650,8 @@ fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
     put(&world, "teams/x", "of x, later");
     wait_for(&world, "out", "of x, later");
     wait("the refusal", || {
-        render(&sidecar, "refused")["last_error"]["message"] == "the secret team-y: no such secret is configured"
+        render(&sidecar, "refused")["last_error"]["message"]
+            == "a secret whose name the template makes up: no such secret is configured"
     });
     assert!(!world.path("refused").exists());
 }

@@ -29,7 +29,7 @@ pub struct Render {
     pub mode: u32,
     /// Its owner; whoever the process runs as if none.
     pub owner: Option<u32>,
-    /// Its group; what the folder and the process make it if none.
+    /// Its group; the process's if none, or the folder's if that hands its group on.
     pub group: Option<u32>,
     /// Who is told of a change.
     pub notice: Option<Notice>,
@@ -127,24 +127,84 @@ fn render(section: &Section<'_>, folder: &Path, secrets: Option<&Secrets>, files
 }
 
 fn target(value: &Value<'_>, folder: &Path, secrets: Option<&Secrets>, files: &mut Vec<(PathBuf, usize)>) -> Read<PathBuf> {
-    let file = plain(&path(value, folder)?);
+    let file = path(value, folder)?;
+    let file: PathBuf = file.components().filter(|component| *component != Component::CurDir).collect();
     if file.file_name().is_none() || value.text()?.ends_with('/') {
         return Err(value.problem("is a folder: name a file"));
     }
-    if let Some((_, line)) = files.iter().find(|(other, _)| *other == file) {
+    let real = real(&file);
+    let is_other = |other: &Path| *other == real || *other == temporary_beside(&real) || temporary_beside(other) == real;
+    if let Some((_, line)) = files.iter().find(|(other, _)| is_other(other)) {
         return Err(value.problem(format_args!("{} is written on line {line} already", file.display())));
     }
-    let is_source = |source: &SecretSource| matches!(source, SecretSource::File(source) if plain(source) == file);
-    if let Some(secret) = secrets.and_then(|secrets| secrets.named.iter().find(|secret| is_source(&secret.source))) {
-        return Err(value.problem(format_args!("{} is where the secret {} comes from", file.display(), secret.name)));
+    if let Some(secrets) = secrets {
+        let named = secrets.named.iter().find(|secret| match &secret.source {
+            SecretSource::File(source) => is_in(&file, &real, source),
+            _ => false,
+        });
+        let mapped = || secrets.mappings.iter().find(|all| all.files().is_some_and(|source| is_in(&file, &real, &source)));
+        let name = named.map(|secret| secret.name.to_string()).or_else(|| mapped().map(|all| all.name().to_string()));
+        if let Some(name) = name {
+            return Err(value.problem(format_args!("{} is where the secret {name} comes from", file.display())));
+        }
     }
-    files.push((file.clone(), value.line()));
+    files.push((real, value.line()));
     Ok(file)
+}
+
+/// Whether a file is the source of a secret, or in the folder that is it: then it would change what it is made of. A `*` stands for a
+/// part of one name.
+fn is_in(file: &Path, real_file: &Path, source: &Path) -> bool {
+    let ends = source.canonicalize().ok();
+    let begins_with = |file: &Path, source: &Path| {
+        let mut components = file.components();
+        source.components().all(|wanted| components.next().is_some_and(|component| fits(wanted, component)))
+    };
+    let is_in = |source: &Path| begins_with(file, source) || begins_with(real_file, source);
+    is_in(&plain(source)) || is_in(&real(source)) || ends.is_some_and(|end| is_in(&end))
+}
+
+fn fits(wanted: Component<'_>, component: Component<'_>) -> bool {
+    let (wanted, component) = (wanted.as_os_str().as_encoded_bytes(), component.as_os_str().as_encoded_bytes());
+    match memchr::memchr(b'*', wanted) {
+        None => wanted == component,
+        Some(star) => {
+            let (before, after) = (&wanted[..star], &wanted[star + 1..]);
+            component.len() >= before.len() + after.len() && component.starts_with(before) && component.ends_with(after)
+        }
+    }
+}
+
+/// Where a file is made before it takes the place of the one at `target`.
+pub fn temporary_beside(target: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(".new");
+    target.with_file_name(name)
 }
 
 /// A path without the detours that can be told from it alone.
 fn plain(path: &Path) -> PathBuf {
-    path.components().filter(|component| *component != Component::CurDir).collect()
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            _ => plain.push(component),
+        }
+    }
+    plain
+}
+
+/// A path in the folder that its own leads to, if that is there.
+fn real(path: &Path) -> PathBuf {
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    match (folder, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => plain(path),
+    }
 }
 
 fn content(section: &Section<'_>, folder: &Path, secrets: Option<&Secrets>, target: Option<&Path>) -> Read<Content> {
@@ -176,7 +236,7 @@ fn known(value: &Value<'_>, secrets: Option<&Secrets>) -> Read<SecretName> {
 
 fn template_file(value: &Value<'_>, folder: &Path, secrets: Option<&Secrets>, target: Option<&Path>) -> Read<Content> {
     let path = path(value, folder)?;
-    if target.is_some_and(|target| target == plain(&path)) {
+    if target.is_some_and(|target| real(target) == real(&path)) {
         return Err(value.problem("is the file that is written"));
     }
     match read_template(&path) {

@@ -260,6 +260,19 @@ pub struct SecretMapping {
 }
 
 impl SecretMapping {
+    /// The names.
+    pub(super) fn name(&self) -> &NamePattern {
+        &self.name
+    }
+
+    /// The files that they come from, with the `*`; none if they come from elsewhere.
+    pub(super) fn files(&self) -> Option<PathBuf> {
+        match self.source.parse::<SecretSource>().ok()?.anchored(&self.folder) {
+            SecretSource::File(path) => Some(path),
+            _ => None,
+        }
+    }
+
     fn secret(&self, name: &str) -> Option<Secret> {
         let matched = self.name.matched(name)?;
         // Nothing that leads out of a folder, and nothing that its owner hid.

@@ -212,7 +212,10 @@ mod tests {
         assert!(Guarded::of([one_line.as_bytes()].into_iter()).0.iter().map(|head| head.len()).sum::<usize>() <= HEAD);
         let words = ["abcdef", "abcdefgh", "abcdeg", "bcdefg", "zzzzzz", "abcdef"];
         let guarded = Guarded::of(words.iter().map(|word| word.as_bytes()));
-        assert_eq!(guarded.0.iter().map(|head| head.as_slice()).collect::<Vec<_>>(), [&b"abcdef"[..], b"abcdeg", b"bcdefg", b"zzzzzz"]);
+        assert_eq!(
+            guarded.0.iter().map(|head| head.as_slice()).collect::<Vec<_>>(),
+            [&b"abcdef"[..], b"abcdeg", b"bcdefg", b"zzzzzz"]
+        );
         for (line, is_in) in [("-abcdefx", true), ("abcdehabcdeg", true), ("zzzzz", false), ("zzzzz{zzzzzz", true), ("", false)] {
             assert_eq!(guarded.is_in(line.as_bytes()), is_in, "{line}");
         }
@@ -226,7 +229,8 @@ mod tests {
         for last in ["x", "x\n"] {
             let many = format!("{}{last}", "x\n".repeat(LINES + 6));
             for size in [1, 3, many.len()] {
-                let pieces: Vec<_> = many.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).expect("text")).collect();
+                let pieces: Vec<_> =
+                    many.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).expect("text")).collect();
                 let many = lines(&[], &pieces);
                 assert_eq!((many.len(), many[LINES].as_str()), (LINES + 1, "(7 more lines)"));
             }

@@ -28,6 +28,7 @@ use crate::{
     telemetry::Registry,
 };
 use meters::RenderMeters;
+use source::Used;
 
 pub use meters::describe as describe_metrics;
 
@@ -35,6 +36,9 @@ pub use meters::describe as describe_metrics;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// What killing and reaping it may take after that.
 const REAPING: Duration = Duration::from_secs(1);
+
+/// The values of how many writes a command's output must not show.
+const LATELY: usize = 4;
 
 /// What files are rendered with.
 pub struct Parts<'s> {
@@ -65,8 +69,13 @@ impl Renders {
             let render = Arc::new(Render::new(settings.clone(), parts));
             let changes = parts.secrets.changes();
             let renderer = task::Renderer::new(Arc::clone(&render), Arc::clone(parts.secrets), changes, parts);
-            tasks.spawn(stopping.clone().run_until_cancelled_owned(renderer.run()));
-            if let Some(notifier) = notice::Notifier::new(&render, stopping.clone()) {
+            let (stop, written) = (stopping.clone(), CancellationToken::new());
+            let last_written = written.clone().drop_guard();
+            tasks.spawn(async move {
+                renderer.run(stop).await;
+                drop(last_written);
+            });
+            if let Some(notifier) = notice::Notifier::new(&render, stopping.clone(), written) {
                 tasks.spawn(notifier.run());
             }
             render
@@ -116,9 +125,9 @@ pub struct Render {
     requested: Notify,
     /// It has changed, and nobody has been told yet. However often that happens while somebody is told, he is told once more.
     due: Notify,
-    /// What the last writes put in the file, the newest at the end, if somebody is to be told: a command's output must not show it. One
-    /// that compares may say what was there before, which may still be valid.
-    lately: Mutex<VecDeque<Vec<source::Used>>>,
+    /// What stands in the file, at the end; before that what stood there, if there is a command. Its output must show neither: one that
+    /// compares may say what was there before, which may still be valid.
+    lately: Mutex<VecDeque<Vec<Used>>>,
     clock: Clock,
     meters: RenderMeters,
 }
@@ -193,7 +202,29 @@ impl Render {
         self.attempts.subscribe()
     }
 
-    fn lately(&self) -> MutexGuard<'_, VecDeque<Vec<source::Used>>> {
+    /// Notes that what stands in the file was in use until now, but for the values in `anew`, whose use counts by itself.
+    fn note_use(&self, now: Timestamp, anew: &[Used]) {
+        let lately = self.lately();
+        let is_anew = |used: &&Used| anew.iter().any(|new| used.is_same(new));
+        for used in lately.back().into_iter().flatten().filter(|used| !is_anew(used)) {
+            used.value.used(now);
+        }
+    }
+
+    /// Notes what stands in the file now.
+    fn hold(&self, used: Vec<Used>, was_written: bool) {
+        let most = if self.settings.notice.is_some() { LATELY } else { 1 };
+        let mut lately = self.lately();
+        if !was_written {
+            lately.pop_back();
+        }
+        lately.push_back(used);
+        while lately.len() > most {
+            lately.pop_front();
+        }
+    }
+
+    fn lately(&self) -> MutexGuard<'_, VecDeque<Vec<Used>>> {
         self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

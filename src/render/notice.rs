@@ -1,15 +1,19 @@
 //! Tells who reads a file that it has changed: a command, or a signal. One at a time; what changes meanwhile is told once more.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::process::{Pid, getpid, kill_process, kill_process_group};
+use rustix::{
+    fs::OFlags,
+    process::{Pid, getpid, kill_process, kill_process_group},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, Command},
@@ -36,27 +40,26 @@ pub(super) struct Notifier {
     render: Arc<Render>,
     notice: Notice,
     stopping: CancellationToken,
+    /// Cancelled once nothing is written any more.
+    written: CancellationToken,
 }
 
 impl Notifier {
-    pub(super) fn new(render: &Arc<Render>, stopping: CancellationToken) -> Option<Self> {
+    pub(super) fn new(render: &Arc<Render>, stopping: CancellationToken, written: CancellationToken) -> Option<Self> {
         let notice = render.settings.notice.clone()?;
-        Some(Self { render: Arc::clone(render), notice, stopping })
+        Some(Self { render: Arc::clone(render), notice, stopping, written })
     }
 
-    /// Ends once the sidecar stops and nothing that was written is left untold.
+    /// Ends once nothing is written any more, and nothing that was written is left untold.
     pub(super) async fn run(self) {
         loop {
             tokio::select! {
                 // What was written just before the end is still told.
                 biased;
                 () = self.render.due.notified() => {}
-                () = self.stopping.cancelled() => return,
+                () = self.written.cancelled() => return,
             }
             self.tell().await;
-            if self.stopping.is_cancelled() {
-                return;
-            }
         }
     }
 
@@ -227,8 +230,14 @@ async fn send(signal: Signal, pid_file: &Path) -> Result<(), Failure> {
 
 fn read_pid(path: &Path) -> Result<Pid, String> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(PID_FILE).read_to_string(&mut text));
-    read.map_err(|error| format!("can't read it: {error}"))?;
+    let unreadable = |error| format!("can't read it: {error}");
+    // A pipe would have nobody at its other end.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err("it is not a file".into());
+    }
+    file.take(PID_FILE).read_to_string(&mut text).map_err(unreadable)?;
     // A number that isn't positive means a whole group of processes.
     let number = text.trim().parse::<i32>().ok().filter(|number| *number > 0);
     let pid = number.and_then(Pid::from_raw).ok_or("it does not hold a process's id")?;
@@ -256,6 +265,16 @@ mod tests {
         }
         assert_eq!(read(&std::process::id().to_string()), Err("it names this sidecar itself".into()));
         assert!(read_pid(Path::new("/nowhere/pid")).expect_err("missing").contains("No such file"));
+    }
+
+    /// Opening one as a file would wait for ever.
+    #[test]
+    fn a_pipe_holds_no_process_id() {
+        let folder = tempfile::tempdir().expect("folder");
+        let pipe = folder.path().join("pid");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("pipe");
+        assert_eq!(read_pid(&pipe), Err("it is not a file".into()));
+        assert_eq!(read_pid(folder.path()), Err("it is not a file".into()));
     }
 
     #[test]

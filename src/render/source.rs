@@ -16,11 +16,21 @@ use crate::{
 /// The most secrets that one template may come to use.
 const MOST: usize = 1000;
 
+/// What a secret is called whose name isn't told. No secret has such a name.
+const NAMELESS: &str = "a secret whose name the template makes up";
+
 /// A value that stands in a file.
 #[derive(Clone)]
 pub(super) struct Used {
     pub(super) secret: String,
     pub(super) value: Arc<Value>,
+}
+
+impl Used {
+    /// Whether it is the same version of the same secret.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.secret == other.secret && self.value.version() == other.value.version()
+    }
 }
 
 /// What a file should hold.
@@ -52,7 +62,7 @@ impl Maker {
 
     async fn secret(&mut self, name: &str, field: Option<&str>) -> Result<Made, Failure> {
         self.asked = BTreeSet::from([name.to_owned()]);
-        let value = self.current(name).await?.value;
+        let value = self.current(name, name).await?.value;
         let bytes = match field {
             None => Zeroizing::new(value.bytes().to_vec()),
             Some(field) => value.field(field).map_err(|why| {
@@ -90,12 +100,12 @@ impl Maker {
             for want in pass.wants {
                 match want {
                     Want::Secret(name) if !given.contains_key(&name) => {
-                        let value = self.current(&name).await?.value;
+                        let value = self.current(&name, self.shown(template, &name)).await?.value;
                         given.insert(name.clone(), Given { current: held(&value), previous: None });
                         used.push(Used { secret: name, value });
                     }
                     Want::Previous(name) => {
-                        let previous = self.previous(&name).await?;
+                        let previous = self.previous(&name, self.shown(template, &name)).await?;
                         if let Some((_, end)) = &previous {
                             previous_end = previous_end.into_iter().chain(*end).min();
                         }
@@ -111,29 +121,36 @@ impl Maker {
         }
     }
 
-    async fn current(&self, name: &str) -> Result<Served, Failure> {
-        match self.ask(name, Which::Current).await? {
+    /// What a secret that a template asks for is called where it is told of. A name that stands for nothing may be a value that the
+    /// template took for a name.
+    fn shown<'n>(&self, template: &Template, name: &'n str) -> &'n str {
+        let is_public = self.secrets.knows(name) || template.mentions().iter().any(|mention| mention.secret == name);
+        if is_public { name } else { NAMELESS }
+    }
+
+    async fn current(&self, name: &str, shown: &str) -> Result<Served, Failure> {
+        match self.ask(name, shown, Which::Current).await? {
             Ok(served) => Ok(served),
-            Err(refused) => Err(unavailable(name, &why(refused))),
+            Err(refused) => Err(unavailable(shown, &why(refused))),
         }
     }
 
     /// The value before the current one while it is handed out, and when that may end without a change that tells.
-    async fn previous(&self, name: &str) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, Failure> {
-        let served = match self.ask(name, Which::Previous).await? {
+    async fn previous(&self, name: &str, shown: &str) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, Failure> {
+        let served = match self.ask(name, shown, Which::Previous).await? {
             Ok(served) => served,
             Err(Refused::Over) => return Ok(None),
             Err(Refused::Provider(error)) if error.fault == SecretFault::NotFound => return Ok(None),
-            Err(refused) => return Err(unavailable(name, &format!("the value before the current one: {}", why(refused)))),
+            Err(refused) => return Err(unavailable(shown, &format!("the value before the current one: {}", why(refused)))),
         };
-        let current = self.current(name).await?.value;
+        let current = self.current(name, shown).await?.value;
         let ttl = self.secrets.find(name).map(|secret| secret.settings().keeping.previous_ttl);
         let end = current.created_at().zip(ttl).and_then(|(made, ttl)| made.checked_add(ttl).ok());
         Ok(Some((served.value, end)))
     }
 
-    async fn ask(&self, name: &str, which: Which) -> Result<Result<Served, Refused>, Failure> {
-        let secret = self.secrets.find(name).ok_or_else(|| unavailable(name, "no such secret is configured"))?;
+    async fn ask(&self, name: &str, shown: &str, which: Which) -> Result<Result<Served, Refused>, Failure> {
+        let secret = self.secrets.find(name).ok_or_else(|| unavailable(shown, "no such secret is configured"))?;
         Ok(secret.get(&Ask { which, demand: Demand::Kept }).await)
     }
 }
@@ -150,6 +167,7 @@ fn why(refused: Refused) -> String {
     }
 }
 
-fn unavailable(name: &str, why: &str) -> Failure {
-    Failure { reason: "secret", message: format!("the secret {name}: {why}") }
+fn unavailable(shown: &str, why: &str) -> Failure {
+    let secret = if shown == NAMELESS { NAMELESS.to_owned() } else { format!("the secret {shown}") };
+    Failure { reason: "secret", message: format!("{secret}: {why}") }
 }

@@ -8,12 +8,13 @@ use tokio::{
     sync::broadcast::{self, error::RecvError},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
     Failure, Parts, Render, Written,
     source::{Made, Maker},
-    target,
+    target::Target,
 };
 use crate::{
     audit::Recorder,
@@ -23,12 +24,11 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// How many times the quiet time a change waits at most, if the secrets are never quiet.
 const PATIENCE: u32 = 4;
-/// The values of how many writes a command's output must not show.
-const LATELY: usize = 4;
 
 pub(super) struct Renderer {
     render: Arc<Render>,
     maker: Maker,
+    target: Target,
     changes: broadcast::Receiver<Change>,
     audit: Recorder,
     max_backoff: Duration,
@@ -47,6 +47,7 @@ impl Renderer {
         Self {
             render,
             maker: Maker::new(secrets),
+            target: Target::default(),
             changes,
             audit: parts.audit.clone(),
             max_backoff: parts.settings.refresh.max_backoff,
@@ -55,10 +56,16 @@ impl Renderer {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Ends once the sidecar stops, but never between a write and the word of it.
+    pub(super) async fn run(mut self, stopping: CancellationToken) {
+        let render = Arc::clone(&self.render);
         loop {
-            self.attempt().await;
-            self.next().await;
+            self.due = None;
+            let Some(made) = stopping.run_until_cancelled(self.maker.make(&render.settings.content)).await else { return };
+            self.attempt(made).await;
+            if stopping.run_until_cancelled(self.next()).await.is_none() {
+                return;
+            }
         }
     }
 
@@ -101,9 +108,8 @@ impl Renderer {
         }
     }
 
-    async fn attempt(&mut self) {
-        self.due = None;
-        let result = match self.maker.make(&self.render.settings.content).await {
+    async fn attempt(&mut self, made: Result<Made, Failure>) {
+        let result = match made {
             Ok(made) => self.place(made).await,
             Err(failure) => Err(failure),
         };
@@ -115,19 +121,26 @@ impl Renderer {
     }
 
     /// On a thread that may wait for the disk.
-    async fn place(&self, made: Made) -> Result<(Made, bool), Failure> {
-        let render = Arc::clone(&self.render);
+    async fn place(&mut self, made: Made) -> Result<(Made, bool), Failure> {
+        let (render, mut target) = (Arc::clone(&self.render), std::mem::take(&mut self.target));
         let placed = tokio::task::spawn_blocking(move || {
-            let was_written = target::place(&render.settings, &made.bytes)?;
-            Ok((made, was_written))
+            let placed = target.place(&render.settings, &made.bytes);
+            (target, placed.map(|was_written| (made, was_written)))
         });
-        placed.await.unwrap_or_else(|error| Err(Failure { reason: "write", message: format!("writing was given up: {error}") }))
+        match placed.await {
+            Ok((target, placed)) => {
+                self.target = target;
+                placed
+            }
+            Err(error) => Err(Failure { reason: "write", message: format!("writing was given up: {error}") }),
+        }
     }
 
     fn succeed(&mut self, made: Made, was_written: bool) {
         let (render, now) = (&self.render, self.render.clock.now());
         self.failures = 0;
         self.due = made.previous_end.and_then(|end| from_now(end, now));
+        render.note_use(now, &made.used);
         for used in &made.used {
             used.value.used(now);
         }
@@ -142,6 +155,7 @@ impl Renderer {
             state.written = Some(Written { confirmed_at: now, written_at, secrets: secrets.clone() });
         }
         render.meters.succeeded(now, was_written);
+        render.hold(made.used, was_written);
         if !was_written {
             return;
         }
@@ -153,12 +167,6 @@ impl Renderer {
             event.with("file", file.to_string()).with("secrets", secrets)
         });
         if render.settings.notice.is_some() {
-            let mut lately = render.lately();
-            lately.push_back(made.used);
-            if lately.len() > LATELY {
-                lately.pop_front();
-            }
-            drop(lately);
             render.due.notify_one();
         }
     }
@@ -168,6 +176,8 @@ impl Renderer {
         let wait = FIRST_BACKOFF.saturating_mul(1 << (self.failures - 1).min(16)).min(self.max_backoff);
         self.due = Some(Instant::now() + wait.mul_f64(0.75 + fastrand::f64() / 2.0));
         self.render.meters.failed(failure.reason);
+        // Whoever reads the file uses what stands there all the same.
+        self.render.note_use(self.render.clock.now(), &[]);
         let mut state = self.render.state();
         let is_news = state.failure.as_ref().is_none_or(|(_, before)| {
             // A provider's words may differ every time, and its secret's own failures are in the log.

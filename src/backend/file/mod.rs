@@ -16,7 +16,7 @@ pub use copy::LocalCopy;
 pub(super) use secret::FileSecret;
 
 use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
-use crate::config::Location;
+use crate::config::{Location, temporary_beside};
 
 /// A manifest in a file.
 #[derive(Debug, Clone)]
@@ -93,24 +93,46 @@ impl FileStore {
     }
 }
 
-/// Puts `bytes` at `target` in `folder`, durably and whole or not at all; `finish` gives the file its attributes, and until then nobody
-/// but its owner may read it. One writer at a time. A symbolic link at `target` is replaced.
+/// Puts `bytes` at `target` in `folder`, as [`replace_whole`] does, and durably.
 ///
 /// # Errors
-/// The system's, or those of `finish`. What was there stays.
-pub fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
-    let temporary = temporary_beside(target);
-    // What a writer that was killed left behind.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    finish(&file)?;
-    file.sync_all()?;
-    fs::rename(&temporary, target)?;
+/// Those of [`replace_whole`], after which what was there stays. Or the folder can't be synced: the bytes are there, but may be gone
+/// after a crash.
+fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    replace_whole(target, bytes, finish)?;
     folder.sync_all()
+}
+
+/// Puts `bytes` at `target`, whole or not at all; `finish` gives the file its attributes, and until then nobody but its owner may read
+/// it. One writer at a time. A symbolic link at `target` is replaced. Whether a crash undoes it is up to the folder, which isn't synced.
+///
+/// # Errors
+/// The system's, or those of `finish`. What was there stays, and nothing else is left behind.
+pub fn replace_whole(target: &Path, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    remove_leftover(target)?;
+    let temporary = temporary_beside(target);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let fill = || {
+        file.write_all(bytes)?;
+        finish(&file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, target)
+    };
+    fill().inspect_err(|_| {
+        // The error that was first tells more than one of this.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+/// Removes what a writer that was killed left beside `target`.
+///
+/// # Errors
+/// The system's.
+pub fn remove_leftover(target: &Path) -> io::Result<()> {
+    match fs::remove_file(temporary_beside(target)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -118,13 +140,6 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-fn temporary_beside(target: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(".new");
-    target.with_file_name(name)
 }
 
 impl FileStore {
@@ -219,6 +234,17 @@ mod tests {
         assert_eq!(fs::read(&real).expect("read"), b"two");
         assert_eq!(fs::metadata(&real).expect("metadata").permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_behind() {
+        let (folder, store) = store();
+        let refused = replace_whole(&store.path, b"plaintext", |_| Err(ErrorKind::PermissionDenied.into()));
+        assert_eq!(refused.expect_err("refused").kind(), ErrorKind::PermissionDenied);
+        fs::create_dir_all(store.path.join("in the way")).expect("folder");
+        replace_whole(&store.path, b"plaintext", |_| Ok(())).expect_err("a folder stands there");
+        assert!(!temporary_beside(&store.path).exists());
+        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 1);
     }
 
     #[test]
