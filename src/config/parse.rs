@@ -128,6 +128,7 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     let mut secret_names = Vec::new();
     let secrets = secrets(root, folder, &mut secret_names);
     if let (Ok(limits), Ok(secrets)) = (&limits, &secrets)
+        && !secrets.is_empty()
         && limits.body_memory < Limits::JSON_COST * secrets.value_bytes
     {
         root.problem("limits.body_memory must be at least three times secrets.value_bytes");

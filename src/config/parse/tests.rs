@@ -548,3 +548,15 @@ fn a_build_without_tls_says_so() {
     let found = problems_with("ops.tls = { certificate = \"c\", key = \"k\" }");
     assert!(found.contains("ops.tls: this build has no TLS"), "{found}");
 }
+
+#[test]
+fn the_memory_for_bodies_holds_the_longest_secret_where_there_is_one() {
+    let limits =
+        "listen.socket = \"s\"\nlimits.body = \"64KiB\"\nlimits.json_body = \"64KiB\"\nlimits.body_memory = \"400KiB\"\n";
+    let keyring = "[[keyring]]\nname = \"a\"\nlocation = \"a.json\"\nkeks = [\"local:*\"]\n";
+    parse(Path::new("c.toml"), &format!("{limits}{keyring}")).expect("no secret");
+    let secret = "[[secret]]\nname = \"a\"\nsource = \"file:a\"\n";
+    let error = parse(Path::new("c.toml"), &format!("{limits}{secret}")).expect_err("too little").to_string();
+    assert!(error.contains("three times secrets.value_bytes"), "{error}");
+    parse(Path::new("c.toml"), &format!("{limits}secrets.value_bytes = \"100KiB\"\n{secret}")).expect("enough");
+}
