@@ -129,10 +129,10 @@ fn instructions(folder: &Path, bound: &app::Bound, has_secret: bool) -> String {
     let secret = if has_secret {
         format!(
             r#"# a password, and the one before it after a rotation
-curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password'
+curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password'; echo
 echo '{{"user":"demo","password":"another"}}' > '{secret}.new' && mv '{secret}.new' '{secret}'
 sleep 1
-curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password&stage=previous'
+curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password&stage=previous'; echo
 
 "#
         )
