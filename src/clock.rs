@@ -1,4 +1,4 @@
-//! Time as an argument: the system's, or one that tests set.
+//! Time as an argument: the system's, or one that tests set; and how long whoever asks over and over waits in between.
 
 use std::{
     sync::{
@@ -46,4 +46,14 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
+}
+
+/// Between three and five quarters of `interval`, so that a fleet doesn't act in step.
+pub fn spread(interval: Duration) -> Duration {
+    interval.mul_f64(0.75 + fastrand::f64() / 2.0)
+}
+
+/// How long to wait after so many failures in a row: `first`, then twice as long each time, up to `longest`.
+pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
 }

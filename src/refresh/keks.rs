@@ -20,7 +20,7 @@ use crate::{
     config::{self, KekScope, KekUri},
     crypto::{Dek, KeyringId, WrapContext},
     keyring::{Base64, Version, Wrap},
-    telemetry::Registry,
+    telemetry::{Registry, seconds},
 };
 
 /// How many unwraps one KEK has under way at once, so that a start with many versions doesn't flood it, and one that hangs holds up
@@ -127,7 +127,7 @@ impl Keks {
             let health = entry.report();
             entry.circuit_open.set(if health.is_circuit_open { 1.0 } else { 0.0 });
             if let Some(at) = health.last_success {
-                entry.last_success.set(at.as_millisecond() as f64 / 1000.0);
+                entry.last_success.set(seconds(at));
             }
         }
     }

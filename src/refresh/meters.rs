@@ -4,7 +4,11 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge};
 
 use super::{Keyring, Trigger};
-use crate::{config::KeyringName, keyring::Role, telemetry::Registry};
+use crate::{
+    config::KeyringName,
+    keyring::Role,
+    telemetry::{Registry, seconds},
+};
 
 const REFRESHES: &str = "sidekey_refreshes_total";
 const UNKNOWN_VERSIONS: &str = "sidekey_unknown_versions_total";
@@ -125,8 +129,4 @@ impl Keyring {
             }
         }
     }
-}
-
-fn seconds(time: Timestamp) -> f64 {
-    time.as_millisecond() as f64 / 1000.0
 }

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
+    clock::{backoff, spread},
     config::{self, KekScope},
     keyring::{Document, Expectations, KeyTable, Opened, Succession},
 };
@@ -213,7 +214,7 @@ impl Refresher {
             }
             Ok(Outcome::Partial) | Err(_) => {
                 self.failures = self.failures.saturating_add(1);
-                (Trigger::Retry, now + spread(backoff(self.failures, self.shared.settings.max_backoff)))
+                (Trigger::Retry, now + spread(backoff(FIRST_BACKOFF, self.failures, self.shared.settings.max_backoff)))
             }
         };
         if self.candidate.as_ref().is_some_and(|candidate| candidate.opening.is_over()) {
@@ -385,13 +386,4 @@ impl Refresher {
 pub(super) async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
     let parsed = if bytes.len() > LONG { backend::aside(move || Document::parse(&bytes)).await } else { Document::parse(&bytes) };
     Ok(parsed?)
-}
-
-/// Between three and five quarters of `interval`, so that a fleet doesn't act in step.
-fn spread(interval: Duration) -> Duration {
-    interval.mul_f64(0.75 + fastrand::f64() / 2.0)
-}
-
-fn backoff(failures: u32, longest: Duration) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
 }

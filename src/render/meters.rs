@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use metrics::{Counter, Gauge};
 
-use crate::{config, telemetry::Registry};
+use crate::{
+    config,
+    telemetry::{Registry, seconds},
+};
 
 const WRITES: &str = "sidekey_render_writes_total";
 const FAILURES: &str = "sidekey_render_failures_total";
@@ -50,7 +53,7 @@ impl RenderMeters {
 
     pub(super) fn succeeded(&self, at: Timestamp, was_written: bool) {
         self.failing.set(0.0);
-        self.last_success.set(at.as_millisecond() as f64 / 1000.0);
+        self.last_success.set(seconds(at));
         if was_written {
             self.writes.increment(1);
         }

@@ -27,7 +27,10 @@ use super::{
     FAREWELL, Failure, REAPING, Render, Told,
     lines::{Guarded, Lines},
 };
-use crate::config::{Notice, Signal};
+use crate::{
+    clock,
+    config::{Notice, Signal},
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -245,7 +248,7 @@ fn read_pid(path: &Path) -> Result<Pid, String> {
 }
 
 fn backoff(failures: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
+    clock::backoff(FIRST_BACKOFF, failures, LONGEST_BACKOFF)
 }
 
 #[cfg(test)]

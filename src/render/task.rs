@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     audit::Recorder,
+    clock::{backoff, spread},
     secrets::{Change, Secrets},
 };
 
@@ -173,8 +174,7 @@ impl Renderer {
 
     fn fail(&mut self, failure: Failure) {
         self.failures = self.failures.saturating_add(1);
-        let wait = FIRST_BACKOFF.saturating_mul(1 << (self.failures - 1).min(16)).min(self.max_backoff);
-        self.due = Some(Instant::now() + wait.mul_f64(0.75 + fastrand::f64() / 2.0));
+        self.due = Some(Instant::now() + spread(backoff(FIRST_BACKOFF, self.failures, self.max_backoff)));
         self.render.meters.failed(failure.reason);
         // Whoever reads the file uses what stands there all the same.
         self.render.note_use(self.render.clock.now(), &[]);

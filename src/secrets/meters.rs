@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge};
 
 use super::{Secret, Trigger};
-use crate::{config::SecretName, telemetry::Registry};
+use crate::{
+    config::SecretName,
+    telemetry::{Registry, seconds},
+};
 
 /// Counts requests by secret and the answer's code.
 pub const REQUESTS: &str = "sidekey_secret_requests_total";
@@ -118,8 +121,4 @@ pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
 /// As a label's value (Prometheus' text format).
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-fn seconds(time: Timestamp) -> f64 {
-    time.as_millisecond() as f64 / 1000.0
 }

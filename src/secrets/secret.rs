@@ -35,7 +35,6 @@ pub struct Secret {
     requests: mpsc::Sender<Trigger>,
     pub(super) others: Others,
     usages: Mutex<VecDeque<Arc<Usage>>>,
-    lease_end: Mutex<Option<Instant>>,
     /// Whether it stands under a `*`.
     pub(super) is_wild: bool,
     /// Ends its task.
@@ -175,7 +174,6 @@ impl Secret {
             requests,
             others: Others::default(),
             usages: Mutex::default(),
-            lease_end: Mutex::default(),
             is_wild,
             ending: shared.shutdown.child_token(),
         };
@@ -350,7 +348,7 @@ impl Secret {
             confirmed_at: current.confirmed_at,
         });
         let previous = state.and_then(|state| state.previous.as_ref()).filter(|previous| Instant::now() < previous.until);
-        let lease_end = *self.lease_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease_end = state.and_then(|state| state.current.as_ref()).and_then(|current| current.valid_until);
         Standing {
             current,
             previous: previous.map(|previous| previous.value.version().to_owned()),
@@ -432,10 +430,6 @@ impl Secret {
 
     pub(super) fn end_attempt(&self) {
         self.attempts.send_modify(|attempts| attempts.ended = attempts.begun);
-    }
-
-    pub(super) fn set_lease_end(&self, end: Option<Instant>) {
-        *self.lease_end.lock().unwrap_or_else(PoisonError::into_inner) = end;
     }
 
     /// Tells of every attempt that ended.

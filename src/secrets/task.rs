@@ -14,7 +14,10 @@ use super::{
     secret::number,
     value::{Current, Failed, Previous, State},
 };
-use crate::backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which};
+use crate::{
+    backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which},
+    clock::{backoff, spread},
+};
 
 /// A writer's burst of events (create, write, rename) ends within this time and costs one read.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -200,7 +203,6 @@ impl Refresher {
         self.failures = if is_good { 0 } else { self.failures.saturating_add(1) };
         self.schedule(is_good);
         self.demand_allowed = Instant::now() + self.secret.shared.settings.force_interval;
-        self.secret.set_lease_end(self.lease.as_ref().map(|running| running.end));
         self.secret.sweep_others();
         self.secret.end_attempt();
     }
@@ -412,7 +414,7 @@ impl Refresher {
         let mut next = if is_good {
             (Trigger::Poll, now + spread(keeping.refresh))
         } else {
-            (Trigger::Retry, now + spread(backoff(self.failures, self.secret.shared.max_backoff)))
+            (Trigger::Retry, now + spread(backoff(FIRST_BACKOFF, self.failures, self.secret.shared.max_backoff)))
         };
         if !is_good && !self.secret.has_series() {
             // A name that leads to nothing is asked for again when somebody asks for it.
@@ -435,13 +437,4 @@ impl Refresher {
 
 fn earlier(one: (Trigger, Instant), other: (Trigger, Instant)) -> (Trigger, Instant) {
     if other.1 < one.1 { other } else { one }
-}
-
-/// Between three and five quarters of `interval`, so that a fleet doesn't act in step.
-fn spread(interval: Duration) -> Duration {
-    interval.mul_f64(0.75 + fastrand::f64() / 2.0)
-}
-
-fn backoff(failures: u32, longest: Duration) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
 }

@@ -33,12 +33,12 @@ use crate::{
     refresh::{self, Keks, Keyring},
     render::Renders,
     secrets::{self, Secrets},
-    telemetry::Registry,
+    telemetry::{Registry, seconds},
+    wire::JSON,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
 const CONNECTIONS: usize = 64;
 /// The longest push, in bytes: more than any name and version take.
 const PUSH: usize = 16 << 10;
@@ -122,7 +122,7 @@ impl OpsServer {
         registry.describe_gauge(READY, "1 once /readyz says yes.");
         let started_at = parts.clock.now();
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
-        registry.gauge(STARTED, &[]).set(started_at.as_millisecond() as f64 / 1000.0);
+        registry.gauge(STARTED, &[]).set(seconds(started_at));
         Arc::new(Self { router, parts, started_at })
     }
 

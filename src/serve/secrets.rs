@@ -19,14 +19,13 @@ use super::{
 use crate::{
     backend::{SecretError, SecretFault},
     secrets::{Ask, Demand, NoField, Refused, Secret, Served, Which},
+    wire::{JSON, OCTETS},
 };
 
 const SECRET_VERSION: HeaderName = HeaderName::from_static("sidekey-secret-version");
 const SECRET_STAGE: HeaderName = HeaderName::from_static("sidekey-secret-stage");
 /// For how many seconds a value has not been confirmed, though it should have been.
 const STALE: HeaderName = HeaderName::from_static("sidekey-stale");
-const OCTETS: &str = "application/octet-stream";
-const JSON: &str = "application/json";
 /// The longest version or field that anybody asks for.
 const LONGEST: usize = 256;
 

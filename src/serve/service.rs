@@ -39,13 +39,12 @@ use crate::{
     refresh::Keyring,
     secrets::{Secret, Secrets},
     telemetry::Registry,
-    wire::{self, OCTETS},
+    wire::{self, JSON, OCTETS},
 };
 
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
 /// The API as a document (OpenAPI 3.1).
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
-const JSON: &str = "application/json";
 const UNSUPPORTED: &str = "send Content-Type: application/octet-stream, application/json or application/vnd.sidekey.batch";
 
 /// Answers requests.

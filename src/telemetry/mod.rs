@@ -4,6 +4,7 @@ mod logging;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
@@ -80,6 +81,11 @@ impl Registry {
     pub fn upkeep(&self) {
         self.recorder.handle().run_upkeep();
     }
+}
+
+/// A time as metrics show it: seconds since the epoch.
+pub fn seconds(time: Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1000.0
 }
 
 fn key(name: &'static str, labels: &[LabelPair<'_>]) -> Key {

@@ -6,6 +6,8 @@ pub use frames::{Frame, Frames};
 
 /// Bytes as they are.
 pub const OCTETS: &str = "application/octet-stream";
+/// JSON.
+pub const JSON: &str = "application/json";
 /// A binary batch, both ways.
 pub const BATCH: &str = "application/vnd.sidekey.batch";
 /// Server-sent events.

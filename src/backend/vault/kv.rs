@@ -14,7 +14,10 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Answer, Vault};
+use super::{
+    ANSWER, Answer, Vault,
+    history::{History, Versions},
+};
 use crate::{
     backend::{ManifestStore, Pending, StoreError},
     config::Location,
@@ -63,24 +66,6 @@ struct Metadata {
 struct Written {
     #[expect(dead_code, reason = "only version 2 of the engine gives it")]
     data: Metadata,
-}
-
-#[derive(Deserialize)]
-struct History {
-    data: Versions,
-}
-
-#[derive(Deserialize)]
-struct Versions {
-    current_version: u64,
-    versions: BTreeMap<String, State>,
-}
-
-#[derive(Deserialize)]
-struct State {
-    created_time: String,
-    deletion_time: String,
-    destroyed: bool,
 }
 
 #[derive(Deserialize)]

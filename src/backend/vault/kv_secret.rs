@@ -1,20 +1,20 @@
 //! `vault-kv:MOUNT/PATH` as a source of secrets: both versions of the key-value engine.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use hyper::{Method, StatusCode};
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Answer as Response, Fault, Vault, engine::Engine};
+use super::{
+    ANSWER, Answer as Response, Fault, Vault,
+    engine::Engine,
+    history::{History, Versions, time},
+};
 use crate::{
     backend::{
         Answer, Fetched, Held, Pending, SecretError, SecretProvider, Which,
@@ -78,36 +78,6 @@ struct Metadata {
     created_time: String,
     #[serde(default)]
     deletion_time: String,
-}
-
-#[derive(Deserialize)]
-struct History {
-    data: Versions,
-}
-
-#[derive(Deserialize)]
-struct Versions {
-    current_version: u64,
-    versions: BTreeMap<String, State>,
-}
-
-#[derive(Deserialize)]
-struct State {
-    created_time: String,
-    deletion_time: String,
-    destroyed: bool,
-}
-
-impl State {
-    /// Whether it can be read. A deletion may be ahead (`delete_version_after`).
-    fn is_there(&self) -> bool {
-        !self.destroyed && time(&self.deletion_time).is_none_or(|deletion| deletion > Timestamp::now())
-    }
-}
-
-/// A time as Vault writes it, which writes none as an empty string.
-fn time(text: &str) -> Option<Timestamp> {
-    text.parse().ok()
 }
 
 /// What stands at a path.

@@ -2,6 +2,7 @@
 //! serves them all.
 
 mod engine;
+mod history;
 mod kv;
 mod kv_secret;
 mod lease;
