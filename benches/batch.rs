@@ -33,7 +33,10 @@ fn main() {
     let (rounds, groups) = if is_test() { (1, 20) } else { (9, 4000) };
     let folder = tempfile::tempdir().expect("folder");
     let setup = Setup::new(folder.path());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     let measure = |socket: &Path, item| runtime.block_on(through(socket, groups, item));
     let (mut ratios, mut rates, mut core_rates) = (vec![], vec![], vec![]);
     for _ in 0..rounds {
@@ -44,9 +47,24 @@ fn main() {
         core_rates.push(core(groups));
     }
     let million = |rates: Vec<f64>| Spread::of(rates.into_iter().map(|rate| rate / 1e6).collect());
-    report("batch/encrypt/256B/fields-a-second", "M", million(rates), &Goal::AtLeast(1.0));
-    report("batch/encrypt/256B/fields-vs-echo", "x", Spread::of(ratios), &Goal::None);
-    report("batch/core/256B/fields-a-second", "M", million(core_rates), &Goal::None);
+    report(
+        "batch/encrypt/256B/fields-a-second",
+        "M",
+        million(rates),
+        &Goal::AtLeast(1.0),
+    );
+    report(
+        "batch/encrypt/256B/fields-vs-echo",
+        "x",
+        Spread::of(ratios),
+        &Goal::None,
+    );
+    report(
+        "batch/core/256B/fields-a-second",
+        "M",
+        million(core_rates),
+        &Goal::None,
+    );
 }
 
 /// Fields a second, when every field of the answer has `item` bytes.
@@ -112,14 +130,27 @@ impl Answer {
     fn take(&mut self, mut data: &[u8], item: usize) {
         if self.body.is_none() {
             self.head.extend_from_slice(data);
-            let Some(end) = self.head.windows(4).position(|window| window == b"\r\n\r\n") else { return };
+            let Some(end) = self
+                .head
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            else {
+                return;
+            };
             let rest = self.head.split_off(end + 4);
             let head = String::from_utf8_lossy(&self.head).to_ascii_lowercase();
             assert!(head.starts_with("http/1.1 200"), "{head}");
             let is_chunked = head.contains("transfer-encoding: chunked");
             let left = if is_chunked { 0 } else { usize::MAX };
             let skip = usize::from(item == FIELD);
-            let mut body = Body { frames: Frames::new(1 << 20), is_chunked, left, line: Vec::new(), skip, seen: 0 };
+            let mut body = Body {
+                frames: Frames::new(1 << 20),
+                is_chunked,
+                left,
+                line: Vec::new(),
+                skip,
+                seen: 0,
+            };
             body.take(&rest, item);
             self.body = Some(body);
             data = &[];
@@ -143,7 +174,11 @@ impl Body {
                 self.line.push(*byte);
                 if self.line.ends_with(b"\r\n") {
                     let text = std::str::from_utf8(&self.line).expect("a line").trim();
-                    self.left = if text.is_empty() { 0 } else { usize::from_str_radix(text, 16).expect("a length") };
+                    self.left = if text.is_empty() {
+                        0
+                    } else {
+                        usize::from_str_radix(text, 16).expect("a length")
+                    };
                     self.line.clear();
                 }
                 continue;
@@ -155,7 +190,9 @@ impl Body {
             now = &now[skipped..];
             self.skip -= skipped;
             while let Some(frame) = self.frames.next(&mut now) {
-                let Frame::Whole(frame) = frame else { panic!("too long") };
+                let Frame::Whole(frame) = frame else {
+                    panic!("too long")
+                };
                 assert_eq!(frame.len(), item);
                 self.seen += 1;
             }

@@ -15,7 +15,11 @@ const ID: KeyringId = KeyringId([7; 16]);
 const AAD: &[u8] = b"table users, row 4711";
 
 fn main() {
-    let (rounds, slice) = if is_test() { (1, Duration::from_millis(5)) } else { (15, Duration::from_millis(60)) };
+    let (rounds, slice) = if is_test() {
+        (1, Duration::from_millis(5))
+    } else {
+        (15, Duration::from_millis(60))
+    };
     let dek = Dek::generate().expect("random");
     let keys = VersionKeys::derive(&dek).expect("memory");
     let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
@@ -26,31 +30,72 @@ fn main() {
             getrandom::fill(&mut nonce).expect("random");
             let mut data = Vec::with_capacity(size + 28);
             data.extend_from_slice(&plaintext);
-            let tag =
-                raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            let tag = raw
+                .seal_in_place_separate_tag(
+                    Nonce::assume_unique_for_key(nonce),
+                    Aad::from(AAD),
+                    &mut data,
+                )
+                .expect("seal");
             data.extend_from_slice(tag.as_ref());
             black_box(data);
         };
-        let seal = || drop(black_box(Sealer::new(&keys, ID, 1).expect("random").seal_copy(AAD, &plaintext)));
-        ratio(&format!("crypto/encrypt/{name}/vs-aes-gcm"), rounds, slice, seal, floor_seal, 1.0, &Goal::None);
+        let seal = || {
+            drop(black_box(
+                Sealer::new(&keys, ID, 1)
+                    .expect("random")
+                    .seal_copy(AAD, &plaintext),
+            ))
+        };
+        ratio(
+            &format!("crypto/encrypt/{name}/vs-aes-gcm"),
+            rounds,
+            slice,
+            seal,
+            floor_seal,
+            1.0,
+            &Goal::None,
+        );
 
-        let message = Sealer::new(&keys, ID, 1).expect("random").seal_copy(AAD, &plaintext);
+        let message = Sealer::new(&keys, ID, 1)
+            .expect("random")
+            .seal_copy(AAD, &plaintext);
         let mut sealed = plaintext.clone();
-        let tag =
-            raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut sealed).expect("seal");
+        let tag = raw
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key([0; 12]),
+                Aad::from(AAD),
+                &mut sealed,
+            )
+            .expect("seal");
         sealed.extend_from_slice(tag.as_ref());
         let open = || {
             let mut message = message.clone();
             let header = Header::parse(&message, &ID).expect("header");
-            Opener::default().open(&keys, &ID, &header, AAD, &mut message).expect("open");
+            Opener::default()
+                .open(&keys, &ID, &header, AAD, &mut message)
+                .expect("open");
             black_box(message);
         };
         let floor_open = || {
             let mut data = sealed.clone();
-            raw.open_in_place(Nonce::assume_unique_for_key([0; 12]), Aad::from(AAD), &mut data).expect("open");
+            raw.open_in_place(
+                Nonce::assume_unique_for_key([0; 12]),
+                Aad::from(AAD),
+                &mut data,
+            )
+            .expect("open");
             black_box(data);
         };
-        ratio(&format!("crypto/decrypt/{name}/vs-aes-gcm"), rounds, slice, open, floor_open, 1.0, &Goal::None);
+        ratio(
+            &format!("crypto/decrypt/{name}/vs-aes-gcm"),
+            rounds,
+            slice,
+            open,
+            floor_open,
+            1.0,
+            &Goal::None,
+        );
     }
     batch(&keys, &raw, rounds, slice);
 }
@@ -66,8 +111,13 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
             nonce[11] = item;
             let mut data = Vec::with_capacity(plaintext.len() + 28);
             data.extend_from_slice(&plaintext);
-            let tag =
-                raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(AAD), &mut data).expect("seal");
+            let tag = raw
+                .seal_in_place_separate_tag(
+                    Nonce::assume_unique_for_key(nonce),
+                    Aad::from(AAD),
+                    &mut data,
+                )
+                .expect("seal");
             data.extend_from_slice(tag.as_ref());
             black_box(data);
         }
@@ -78,16 +128,28 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
             black_box(sealer.seal_copy(AAD, &plaintext));
         }
     };
-    ratio("crypto/batch-100x256B/item-vs-aes-gcm", rounds, slice, seal, floor, 100.0, &Goal::AtMost(2.0));
+    ratio(
+        "crypto/batch-100x256B/item-vs-aes-gcm",
+        rounds,
+        slice,
+        seal,
+        floor,
+        100.0,
+        &Goal::AtMost(2.0),
+    );
     let sealed: Vec<Vec<u8>> = {
         let mut sealer = Sealer::new(keys, ID, 1).expect("random");
-        (0..100).map(|_| sealer.seal_copy(AAD, &plaintext)).collect()
+        (0..100)
+            .map(|_| sealer.seal_copy(AAD, &plaintext))
+            .collect()
     };
     let raw_sealed: Vec<Vec<u8>> = (0..100u8)
         .map(|item| {
             let mut data = plaintext.to_vec();
             let nonce = Nonce::assume_unique_for_key([item; 12]);
-            let tag = raw.seal_in_place_separate_tag(nonce, Aad::from(AAD), &mut data).expect("seal");
+            let tag = raw
+                .seal_in_place_separate_tag(nonce, Aad::from(AAD), &mut data)
+                .expect("seal");
             data.extend_from_slice(tag.as_ref());
             data
         })
@@ -97,21 +159,44 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
         for message in &sealed {
             let mut message = message.clone();
             let header = Header::parse(&message, &ID).expect("header");
-            opener.open(keys, &ID, &header, AAD, &mut message).expect("open");
+            opener
+                .open(keys, &ID, &header, AAD, &mut message)
+                .expect("open");
             black_box(message);
         }
     };
     let floor_open = || {
         for (item, message) in (0..100u8).zip(&raw_sealed) {
             let mut message = message.clone();
-            raw.open_in_place(Nonce::assume_unique_for_key([item; 12]), Aad::from(AAD), &mut message).expect("open");
+            raw.open_in_place(
+                Nonce::assume_unique_for_key([item; 12]),
+                Aad::from(AAD),
+                &mut message,
+            )
+            .expect("open");
             black_box(message);
         }
     };
-    ratio("crypto/batch-100x256B/decrypt-item-vs-aes-gcm", rounds, slice, open, floor_open, 100.0, &Goal::AtMost(2.0));
+    ratio(
+        "crypto/batch-100x256B/decrypt-item-vs-aes-gcm",
+        rounds,
+        slice,
+        open,
+        floor_open,
+        100.0,
+        &Goal::AtMost(2.0),
+    );
 }
 
-fn ratio(name: &str, rounds: usize, slice: Duration, ours: impl Fn(), floor: impl Fn(), items: f64, goal: &Goal) {
+fn ratio(
+    name: &str,
+    rounds: usize,
+    slice: Duration,
+    ours: impl Fn(),
+    floor: impl Fn(),
+    items: f64,
+    goal: &Goal,
+) {
     let mut ratios = Vec::new();
     let mut ours_ns = Vec::new();
     for _ in 0..rounds {

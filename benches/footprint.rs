@@ -34,21 +34,37 @@ fn main() {
     let folder = tempfile::tempdir().expect("folder");
     let at = |name: &str| folder.path().join(name);
     LocalKek::create(&at("kek")).expect("KEK");
-    let kek: sidekey::config::KekUri = format!("local:{}", at("kek").display()).parse().expect("URI");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let kek: sidekey::config::KekUri = format!("local:{}", at("kek").display())
+        .parse()
+        .expect("URI");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.block_on(async {
         for index in 0..keyrings {
             let location = Location::File(at(&format!("ring-{index}.json")));
-            let admin =
-                Admin::new(location, Signing::Unless, &Backends::new(&Default::default()), Clock::system()).expect("admin");
+            let admin = Admin::new(
+                location,
+                Signing::Unless,
+                &Backends::new(&Default::default()),
+                Clock::system(),
+            )
+            .expect("admin");
             let name = format!("ring-{index}").parse().expect("name");
-            admin.init(name, std::slice::from_ref(&kek), Policy::default()).await.expect("init");
+            admin
+                .init(name, std::slice::from_ref(&kek), Policy::default())
+                .await
+                .expect("init");
             for _ in 1..versions {
                 admin.rotate(&[], Takeover::Now).await.expect("rotate");
             }
         }
     });
-    let (many, one) = (config(folder.path(), "many", keyrings), config(folder.path(), "one", 1));
+    let (many, one) = (
+        config(folder.path(), "many", keyrings),
+        config(folder.path(), "one", 1),
+    );
     let (mut ready_many, mut ready_one, mut memory) = (vec![], vec![], vec![]);
     for _ in 0..starts {
         let (time, resident) = start(&many.0, many.1);
@@ -56,15 +72,35 @@ fn main() {
         memory.push(resident);
         ready_one.push(start(&one.0, one.1).0);
     }
-    report("footprint/rss/100-keyrings-x-5-versions", " MiB", Spread::of(memory), &Goal::AtMost(20.0));
-    report("footprint/ready/1-keyring", " ms", Spread::of(ready_one), &Goal::AtMost(50.0));
-    report("footprint/ready/100-keyrings-x-5-versions", " ms", Spread::of(ready_many), &Goal::AtMost(50.0));
+    report(
+        "footprint/rss/100-keyrings-x-5-versions",
+        " MiB",
+        Spread::of(memory),
+        &Goal::AtMost(20.0),
+    );
+    report(
+        "footprint/ready/1-keyring",
+        " ms",
+        Spread::of(ready_one),
+        &Goal::AtMost(50.0),
+    );
+    report(
+        "footprint/ready/100-keyrings-x-5-versions",
+        " ms",
+        Spread::of(ready_many),
+        &Goal::AtMost(50.0),
+    );
     let secrets = if is_test() { 10 } else { 1000 };
     let kept = secret_config(folder.path(), secrets);
     let memory = (0..starts).map(|_| start(&kept.0, kept.1).1).collect();
     // The budget of a sidecar, and the secrets' own size.
     let goal = Goal::AtMost(20.0 + secrets as f64 / 1024.0);
-    report("footprint/rss/1000-secrets-of-1KiB", " MiB", Spread::of(memory), &goal);
+    report(
+        "footprint/rss/1000-secrets-of-1KiB",
+        " MiB",
+        Spread::of(memory),
+        &goal,
+    );
     let listeners = if is_test() {
         100
     } else {
@@ -73,21 +109,48 @@ fn main() {
     };
     for (name, streams, goal) in [("http2", 64, Goal::AtMost(100.0)), ("http1", 1, Goal::None)] {
         let memory = listening(&one.0, one.1, listeners, streams);
-        report(&format!("footprint/rss/10000-listeners/{name}"), " MiB", Spread::of(vec![memory]), &goal);
+        report(
+            &format!("footprint/rss/10000-listeners/{name}"),
+            " MiB",
+            Spread::of(vec![memory]),
+            &goal,
+        );
     }
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_sidekey")).expect("binary").len() as f64 / f64::from(1 << 20);
-    report("footprint/binary/stripped", " MiB", Spread { least: size, median: size, most: size }, &Goal::None);
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_sidekey"))
+        .expect("binary")
+        .len() as f64
+        / f64::from(1 << 20);
+    report(
+        "footprint/binary/stripped",
+        " MiB",
+        Spread {
+            least: size,
+            median: size,
+            most: size,
+        },
+        &Goal::None,
+    );
 }
 
 /// As many as the system lets us have, here and in the sidecars.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("more open files");
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .expect("more open files");
 }
 
 fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
     // A port that was free a moment ago: the sidecar's log, where a port of its own choice would stand, is off.
-    let ops = TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address");
+    let ops = TcpListener::bind("127.0.0.1:0")
+        .expect("port")
+        .local_addr()
+        .expect("address");
     let entries: String = (0..keyrings)
         .map(|index| format!("[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\nkeks = [\"local:kek\"]\n"))
         .collect();
@@ -107,7 +170,9 @@ fn secret_config(folder: &Path, secrets: usize) -> (std::path::PathBuf, SocketAd
     std::fs::create_dir(folder.join("secrets")).expect("folder");
     for index in 0..secrets {
         std::fs::write(folder.join(format!("secrets/{index}")), "x".repeat(1024)).expect("secret");
-        text += &format!("[[secret]]\nname = \"secret-{index}\"\nsource = \"file:secrets/{index}\"\nrequired = true\n");
+        text += &format!(
+            "[[secret]]\nname = \"secret-{index}\"\nsource = \"file:secrets/{index}\"\nrequired = true\n"
+        );
     }
     std::fs::write(&file, text).expect("config");
     (file, ops)
@@ -125,18 +190,27 @@ fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -
     let sidecar = Sidecar::start(config, ops);
     let before = sidecar.resident();
     let socket = config.with_extension("sock");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     let held = runtime.block_on(async {
         let mut held = Vec::new();
         while held.len() < listeners {
             let io = TokioIo::new(UnixStream::connect(&socket).await.expect("connect"));
-            let request = || Request::get("http://sidekey/v1/events").body(Empty::<Bytes>::new()).expect("request");
+            let request = || {
+                Request::get("http://sidekey/v1/events")
+                    .body(Empty::<Bytes>::new())
+                    .expect("request")
+            };
             if streams == 1 {
                 let (mut sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
                 tokio::spawn(connection);
                 held.push(told(sender.send_request(request()).await.expect("answer")).await);
             } else {
-                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
+                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
+                    .await
+                    .expect("HTTP/2");
                 tokio::spawn(connection);
                 for _ in 0..streams {
                     held.push(told(sender.send_request(request()).await.expect("answer")).await);
@@ -155,7 +229,11 @@ async fn told(answer: Response<Incoming>) -> Incoming {
     let mut body = answer.into_body();
     let mut text = Vec::new();
     while !text.windows(6).any(|window| window == b"data: ") {
-        let frame = body.frame().await.expect("how things stand").expect("frame");
+        let frame = body
+            .frame()
+            .await
+            .expect("how things stand")
+            .expect("frame");
         text.extend_from_slice(&frame.into_data().expect("data"));
     }
     body
@@ -168,9 +246,19 @@ impl Sidecar {
     fn start(config: &Path, ops: SocketAddr) -> Self {
         let begun = Instant::now();
         let mut command = Command::new(env!("CARGO_BIN_EXE_sidekey"));
-        let sidecar = Self(command.args(["serve", "--config"]).arg(config).stdin(Stdio::null()).spawn().expect("sidecar"));
+        let sidecar = Self(
+            command
+                .args(["serve", "--config"])
+                .arg(config)
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("sidecar"),
+        );
         while !is_ready(ops) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "the sidecar gets ready");
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the sidecar gets ready"
+            );
             std::thread::sleep(Duration::from_micros(200));
         }
         sidecar
@@ -178,9 +266,18 @@ impl Sidecar {
 
     /// VmRSS in MiB.
     fn resident(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-        let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse().expect("a number");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("status");
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("VmRSS");
+        let kib: f64 = resident
+            .trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse()
+            .expect("a number");
         kib / 1024.0
     }
 }
@@ -193,8 +290,12 @@ impl Drop for Sidecar {
 }
 
 fn is_ready(ops: SocketAddr) -> bool {
-    let Ok(mut stream) = TcpStream::connect(ops) else { return false };
+    let Ok(mut stream) = TcpStream::connect(ops) else {
+        return false;
+    };
     let mut answer = String::new();
     let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
+    asked.is_ok()
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.starts_with("HTTP/1.1 200")
 }

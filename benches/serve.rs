@@ -31,14 +31,24 @@ fn main() {
     if is_echo() {
         return;
     }
-    let (rounds, slice) = if is_test() { (1, Duration::from_millis(100)) } else { (11, Duration::from_millis(600)) };
+    let (rounds, slice) = if is_test() {
+        (1, Duration::from_millis(100))
+    } else {
+        (11, Duration::from_millis(600))
+    };
     let folder = tempfile::tempdir().expect("folder");
     let setup = Setup::new(folder.path());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     for (size, name) in [(256, "256B"), (64 << 10, "64KiB")] {
         let request = request(size);
-        let measure = |socket: &Path, connections| runtime.block_on(load(socket, &request, connections, slice));
-        let (mut throughput, mut median, mut ours_rate, mut ours_p50) = (vec![], vec![], vec![], vec![]);
+        let measure = |socket: &Path, connections| {
+            runtime.block_on(load(socket, &request, connections, slice))
+        };
+        let (mut throughput, mut median, mut ours_rate, mut ours_p50) =
+            (vec![], vec![], vec![], vec![]);
         for _ in 0..rounds {
             let (floor, ours) = (measure(&setup.echo, 16), measure(&setup.sidekey, 16));
             throughput.push(ours.rate / floor.rate);
@@ -47,9 +57,19 @@ fn main() {
             median.push(ours.quantile(0.5) / floor.quantile(0.5));
             ours_p50.push(ours.quantile(0.5));
         }
-        report(&format!("serve/encrypt/{name}/16/throughput-vs-echo"), "x", Spread::of(throughput), &Goal::AtLeast(0.85));
+        report(
+            &format!("serve/encrypt/{name}/16/throughput-vs-echo"),
+            "x",
+            Spread::of(throughput),
+            &Goal::AtLeast(0.85),
+        );
         println!("  {:.0} requests a second", Spread::of(ours_rate).median);
-        report(&format!("serve/encrypt/{name}/1/p50-vs-echo"), "x", Spread::of(median), &Goal::AtMost(1.3));
+        report(
+            &format!("serve/encrypt/{name}/1/p50-vs-echo"),
+            "x",
+            Spread::of(median),
+            &Goal::AtMost(1.3),
+        );
         println!("  {:.1} us", Spread::of(ours_p50).median);
     }
     rotation(&setup, &runtime, rounds, slice * 2);
@@ -65,15 +85,28 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
         let done = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let operator = {
-            let (done, count, manifest) = (Arc::clone(&done), Arc::clone(&count), setup.manifest.clone());
+            let (done, count, manifest) = (
+                Arc::clone(&done),
+                Arc::clone(&count),
+                setup.manifest.clone(),
+            );
             std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-                let admin =
-                    Admin::new(Location::File(manifest), Signing::Unless, &Backends::new(&Default::default()), Clock::system())
-                        .expect("admin");
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("runtime");
+                let admin = Admin::new(
+                    Location::File(manifest),
+                    Signing::Unless,
+                    &Backends::new(&Default::default()),
+                    Clock::system(),
+                )
+                .expect("admin");
                 while !done.load(Ordering::Relaxed) {
                     let next = Instant::now() + Duration::from_millis(100);
-                    runtime.block_on(admin.rotate(&[], Takeover::Now)).expect("rotate");
+                    runtime
+                        .block_on(admin.rotate(&[], Takeover::Now))
+                        .expect("rotate");
                     count.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
@@ -86,12 +119,21 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
         errors += quiet.errors + rotating.errors;
         rotations += count.load(Ordering::Relaxed);
     }
-    report("serve/encrypt/256B/16/p99.9-rotating-vs-quiet", "x", Spread::of(tail), &Goal::AtMost(1.5));
+    report(
+        "serve/encrypt/256B/16/p99.9-rotating-vs-quiet",
+        "x",
+        Spread::of(tail),
+        &Goal::AtMost(1.5),
+    );
     let errors = errors as f64;
     report(
         "serve/encrypt/256B/16/errors-while-rotating",
         "",
-        Spread { least: errors, median: errors, most: errors },
+        Spread {
+            least: errors,
+            median: errors,
+            most: errors,
+        },
         &Goal::AtMost(0.0),
     );
     println!("  {rotations} rotations");

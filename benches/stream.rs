@@ -26,11 +26,19 @@ fn main() {
         return;
     }
     core();
-    let (rounds, length) = if is_test() { (1, 8 << 20) } else { (7, 1 << 30) };
+    let (rounds, length) = if is_test() {
+        (1, 8 << 20)
+    } else {
+        (7, 1 << 30)
+    };
     let folder = tempfile::tempdir().expect("folder");
     let setup = Setup::new(folder.path());
     // As a client on another core would be.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
     let (mut ratios, mut rates) = (vec![], vec![]);
     for _ in 0..rounds {
         let floor = runtime.block_on(through(&setup.echo, length));
@@ -38,13 +46,21 @@ fn main() {
         ratios.push(floor / ours);
         rates.push(length as f64 / ours / f64::from(1 << 20));
     }
-    report("stream/encrypt/1GiB/throughput-vs-echo", "x", Spread::of(ratios), &Goal::AtLeast(0.7));
+    report(
+        "stream/encrypt/1GiB/throughput-vs-echo",
+        "x",
+        Spread::of(ratios),
+        &Goal::AtLeast(0.7),
+    );
     println!("  {:.0} MiB a second", Spread::of(rates).median);
 }
 
 /// Seconds for so many bytes, there and back.
 async fn through(socket: &Path, length: usize) -> f64 {
-    let (mut read, mut write) = UnixStream::connect(socket).await.expect("connect").into_split();
+    let (mut read, mut write) = UnixStream::connect(socket)
+        .await
+        .expect("connect")
+        .into_split();
     let start = Instant::now();
     let sender = tokio::spawn(async move {
         let head = format!(
@@ -76,7 +92,11 @@ async fn through(socket: &Path, length: usize) -> f64 {
 }
 
 fn core() {
-    let (rounds, slice) = if is_test() { (1, Duration::from_millis(5)) } else { (15, Duration::from_millis(60)) };
+    let (rounds, slice) = if is_test() {
+        (1, Duration::from_millis(5))
+    } else {
+        (15, Duration::from_millis(60))
+    };
     let keys = VersionKeys::derive(&Dek::generate().expect("random")).expect("memory");
     let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
     let chunk = vec![3u8; CHUNK_LEN];
@@ -94,12 +114,25 @@ fn core() {
         number += 1;
         let mut buffer = Vec::with_capacity(SEALED_CHUNK_LEN);
         buffer.extend_from_slice(&chunk);
-        let tag = raw.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut buffer).expect("seal");
+        let tag = raw
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::empty(),
+                &mut buffer,
+            )
+            .expect("seal");
         buffer.extend_from_slice(tag.as_ref());
         black_box(buffer);
     };
-    let ratios = (0..rounds).map(|_| rate(&mut ours, slice) / rate(&mut floor, slice)).collect();
-    report("stream/core/64KiB/throughput-vs-aes-gcm", "x", Spread::of(ratios), &Goal::AtLeast(0.9));
+    let ratios = (0..rounds)
+        .map(|_| rate(&mut ours, slice) / rate(&mut floor, slice))
+        .collect();
+    report(
+        "stream/core/64KiB/throughput-vs-aes-gcm",
+        "x",
+        Spread::of(ratios),
+        &Goal::AtLeast(0.9),
+    );
 }
 
 /// Calls a second.

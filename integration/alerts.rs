@@ -3,14 +3,28 @@
 use std::{fs, path::Path, process::Command};
 
 fn promtool(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("promtool").args(arguments).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "promtool {arguments:?}: {output:?}");
+    let output = Command::new("promtool")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "promtool {arguments:?}: {output:?}"
+    );
 }
 
 #[test]
 fn the_documented_alerts_are_rules_and_ring_for_an_ill_kek() {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
-    let rules = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
+    let rules = page
+        .split("```yaml\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("rules.yml"), rules).unwrap();
     promtool(folder.path(), &["check", "rules", "rules.yml"]);

@@ -28,7 +28,9 @@ async fn without_credentials(moto: &Moto) -> World {
     init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
     world.env.retain(|(name, _)| !name.contains("KEY"));
     world.env.push(("AWS_CONFIG_FILE", "/nowhere".into()));
-    world.env.push(("AWS_SHARED_CREDENTIALS_FILE", "/nowhere".into()));
+    world
+        .env
+        .push(("AWS_SHARED_CREDENTIALS_FILE", "/nowhere".into()));
     world
 }
 
@@ -46,16 +48,35 @@ fn credentials(lifetime: SignedDuration) -> String {
 async fn a_web_identity_logs_in_at_sts() {
     let moto = Moto::start();
     let mut world = without_credentials(&moto).await;
-    let refused = world.run(&["keyring", "verify", world.manifest("demo").to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no credentials were found"), "{refused:?}");
-    world.env.push(("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/orders".into()));
-    world.env.push(("AWS_WEB_IDENTITY_TOKEN_FILE", world.path("projected").display().to_string()));
+    let refused = world.run(&[
+        "keyring",
+        "verify",
+        world.manifest("demo").to_str().unwrap(),
+    ]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("no credentials were found"),
+        "{refused:?}"
+    );
+    world.env.push((
+        "AWS_ROLE_ARN",
+        "arn:aws:iam::123456789012:role/orders".into(),
+    ));
+    world.env.push((
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        world.path("projected").display().to_string(),
+    ));
     // The token isn't there yet, and comes.
     let sidecar = launch(&world, "demo.json", &["aws-kms:*"]);
-    wait("the reason", || sidecar.ops("/readyz").1.contains("credentials"));
+    wait("the reason", || {
+        sidecar.ops("/readyz").1.contains("credentials")
+    });
     fs::write(world.path("projected"), "a.projected.token").unwrap();
     sidecar.wait_ready();
-    assert!(!sidecar.log().contains("a.projected.token"), "{}", sidecar.log());
+    assert!(
+        !sidecar.log().contains("a.projected.token"),
+        "{}",
+        sidecar.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,12 +92,22 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
             }
             asked.fetch_add(1, Ordering::SeqCst);
             // So short that they are asked for again with every use.
-            Reply::new("200 OK", "Content-Type: application/json\r\n", credentials(SignedDuration::from_secs(5)))
+            Reply::new(
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                credentials(SignedDuration::from_secs(5)),
+            )
         }
     });
     fs::write(world.path("projected"), "first").unwrap();
-    world.env.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{url}/v1/credentials")));
-    world.env.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", world.path("projected").display().to_string()));
+    world.env.push((
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        format!("{url}/v1/credentials"),
+    ));
+    world.env.push((
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        world.path("projected").display().to_string(),
+    ));
     let sidecar = launch(&world, "demo.json", &["aws-kms:*"]);
     sidecar.wait_ready();
     // The kubelet writes another token.
@@ -86,9 +117,18 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
     let manifest = world.manifest("demo").display().to_string();
     // By an operator with credentials of his own.
     world_of(&moto.url()).succeed(&["keyring", "rotate", &manifest, "--activate", "now"]);
-    wait("the next version", || sidecar.keyring()["in_force"]["encrypting"] == 2);
-    assert!(asked.load(Ordering::SeqCst) > before, "with the token as it stands now");
-    assert!(!sidecar.log().contains("a-secret-of-the-fake"), "{}", sidecar.log());
+    wait("the next version", || {
+        sidecar.keyring()["in_force"]["encrypting"] == 2
+    });
+    assert!(
+        asked.load(Ordering::SeqCst) > before,
+        "with the token as it stands now"
+    );
+    assert!(
+        !sidecar.log().contains("a-secret-of-the-fake"),
+        "{}",
+        sidecar.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,7 +154,9 @@ async fn a_fake_of_an_instances_metadata_gives_credentials_and_the_region() {
             _ => Reply::new("404 Not Found", "", ""),
         }
     });
-    world.env.retain(|(name, _)| *name != "AWS_EC2_METADATA_DISABLED" && *name != "AWS_REGION");
+    world
+        .env
+        .retain(|(name, _)| *name != "AWS_EC2_METADATA_DISABLED" && *name != "AWS_REGION");
     world.env.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT", url));
     launch(&world, "demo.json", &["aws-kms:*"]).wait_ready();
 }
@@ -128,15 +170,23 @@ async fn endpoints_validated_by_fips_140_are_used_where_they_are_wanted() {
     // A proxy that goes nowhere: it is told where to.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
-    world.env.push(("HTTPS_PROXY", format!("http://{}", listener.local_addr().unwrap())));
-    for (fips, host) in [("true", "kms-fips.eu-west-1.amazonaws.com:443"), ("false", "kms.eu-west-1.amazonaws.com:443")] {
+    world.env.push((
+        "HTTPS_PROXY",
+        format!("http://{}", listener.local_addr().unwrap()),
+    ));
+    for (fips, host) in [
+        ("true", "kms-fips.eu-west-1.amazonaws.com:443"),
+        ("false", "kms.eu-west-1.amazonaws.com:443"),
+    ] {
         let config = format!(
             "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
             world.path("one.sock")
         );
         let _sidecar = world.launch("one", &config, &[]);
         let mut first = String::new();
-        BufReader::new(listener.accept().unwrap().0).read_line(&mut first).unwrap();
+        BufReader::new(listener.accept().unwrap().0)
+            .read_line(&mut first)
+            .unwrap();
         assert!(first.starts_with(&format!("CONNECT {host} ")), "{first}");
     }
 }

@@ -13,11 +13,18 @@ use crate::{
 
 pub async fn fake() -> (World, AzureFake) {
     let mut world = World::new();
-    issue(&world.path(""), &[("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")]);
+    issue(
+        &world.path(""),
+        &[("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")],
+    );
     let fake = AzureFake::start(&world.path("")).await;
     fs::write(world.path("secret"), format!("{SECRET}\n")).unwrap();
     fs::write(world.path("projected"), ASSERTION).unwrap();
-    fs::write(world.path("azure.toml"), config(&world, &fake, "client-secret", &[])).unwrap();
+    fs::write(
+        world.path("azure.toml"),
+        config(&world, &fake, "client-secret", &[]),
+    )
+    .unwrap();
     // Nothing of the machine that the tests run on.
     world.env = vec![("AZURE_CLIENT_SECRET", String::new())];
     (world, fake)
@@ -25,7 +32,11 @@ pub async fn fake() -> (World, AzureFake) {
 
 /// A config that reaches the fake, for a sidecar or a command.
 fn config(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> String {
-    let keks = if keks.is_empty() { &["azure-kv:*"] } else { keks };
+    let keks = if keks.is_empty() {
+        &["azure-kv:*"]
+    } else {
+        keks
+    };
     format!(
         "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
          [azure]\nlogin = {login:?}\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\nclient_secret_file = \"secret\"\n\
@@ -37,7 +48,10 @@ fn config(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> String
 }
 
 fn keyring(world: &World, command: &str, extra: &[&str]) -> std::process::Output {
-    let (manifest, config) = (world.manifest("demo").display().to_string(), world.path("azure.toml").display().to_string());
+    let (manifest, config) = (
+        world.manifest("demo").display().to_string(),
+        world.path("azure.toml").display().to_string(),
+    );
     world.run(&[&["keyring", command, &manifest, "--config", &config], extra].concat())
 }
 
@@ -97,8 +111,15 @@ async fn microsofts_own_clients_agree_with_the_fake() {
         world.path("ca.pem"),
         url = fake.url,
     );
-    let output = Command::new(installed("moto/bin/python")).args(["-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(installed("moto/bin/python"))
+        .args(["-c", &script])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,16 +140,29 @@ async fn a_keyring_lives_under_an_rsa_key_and_moves_to_a_managed_hsms() {
     fake.end_tokens();
     succeed(&world, "rotate", &["--activate", "now"]);
     sidecar.wait_generation(5);
-    wait("the third version", || sidecar.keyring()["in_force"]["encrypting"] == 3);
+    wait("the third version", || {
+        sidecar.keyring()["in_force"]["encrypting"] == 3
+    });
     drop(sidecar);
 
     fake.make_oct("hsm");
     let hsm = format!("azure-kv:{}/keys/hsm", fake.url);
     succeed(&world, "rewrap-kek", &["--add", &hsm, "--remove", &kek]);
     let sidecar = start(&world, &fake, "workload-identity", &[&hsm]);
-    assert_eq!(sidecar.client().await.decrypt(&first.body).await.ok().body, "Ada");
-    let shown = format!("{}{}{}", sidecar.log(), sidecar.ops("/status").1, sidecar.ops("/metrics").1);
-    assert!(!shown.contains(SECRET) && !shown.contains(ASSERTION) && !shown.contains("token-"), "{shown}");
+    assert_eq!(
+        sidecar.client().await.decrypt(&first.body).await.ok().body,
+        "Ada"
+    );
+    let shown = format!(
+        "{}{}{}",
+        sidecar.log(),
+        sidecar.ops("/status").1,
+        sidecar.ops("/metrics").1
+    );
+    assert!(
+        !shown.contains(SECRET) && !shown.contains(ASSERTION) && !shown.contains("token-"),
+        "{shown}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +175,10 @@ async fn what_is_wrong_is_said_with_what_to_do() {
         let output = keyring(&world, command, extra);
         assert_eq!(output.status.code(), Some(1), "{command} {output:?}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains(why) && !said.contains(SECRET), "{why}: {said}");
+        assert!(
+            said.contains(why) && !said.contains(SECRET),
+            "{why}: {said}"
+        );
     };
     fake.disable("kek", true);
     fails("verify", &[], "the key or its version is disabled");
@@ -149,33 +186,68 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     fake.deny(true);
     fails("verify", &[], "the key permission unwrapKey");
     fake.deny(false);
-    fails("rotate", &["--kek", &format!("azure-kv:{}/keys/nope", fake.url)], "is this the vault's and the key's name?");
-    fails("rotate", &["--kek", "azure-kv:https://vault/secrets/a"], "write azure-kv:https://VAULT/keys/NAME");
-    fails("rotate", &["--kek", "azure-kv:http://vault.example/keys/a"], "backends.plain_http");
+    fails(
+        "rotate",
+        &["--kek", &format!("azure-kv:{}/keys/nope", fake.url)],
+        "is this the vault's and the key's name?",
+    );
+    fails(
+        "rotate",
+        &["--kek", "azure-kv:https://vault/secrets/a"],
+        "write azure-kv:https://VAULT/keys/NAME",
+    );
+    fails(
+        "rotate",
+        &["--kek", "azure-kv:http://vault.example/keys/a"],
+        "backends.plain_http",
+    );
     fs::write(world.path("secret"), "wrong").unwrap();
     fails("verify", &[], "can't log in");
     fs::write(world.path("secret"), SECRET).unwrap();
     // The system's authorities don't know the fake's certificate.
     let text = fs::read_to_string(world.path("azure.toml")).unwrap();
-    fs::write(world.path("azure.toml"), text.replace("ca_file = \"ca.pem\"\n", "")).unwrap();
+    fs::write(
+        world.path("azure.toml"),
+        text.replace("ca_file = \"ca.pem\"\n", ""),
+    )
+    .unwrap();
     fails("verify", &[], "UnknownIssuer");
 }
 
 /// A keyring under a key of the fake, which its own login made; then a sidecar that has another one alone.
-async fn logs_in_by(login: &str, env: impl FnOnce(&World, &AzureFake) -> Vec<(&'static str, String)>) {
+async fn logs_in_by(
+    login: &str,
+    env: impl FnOnce(&World, &AzureFake) -> Vec<(&'static str, String)>,
+) {
     let (mut world, fake) = fake().await;
     fake.make_rsa("kek");
-    succeed(&world, "init", &["--name", "demo", "--kek", &format!("azure-kv:{}/keys/kek", fake.url)]);
+    succeed(
+        &world,
+        "init",
+        &[
+            "--name",
+            "demo",
+            "--kek",
+            &format!("azure-kv:{}/keys/kek", fake.url),
+        ],
+    );
     fake.end_tokens();
     let env = env(&world, &fake);
     world.env.extend(env);
     let text = config(&world, &fake, login, &[]);
     // The client of the tests' application is none of a managed identity's.
-    let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("client_")).collect();
+    let text: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("client_"))
+        .collect();
     fs::write(world.path("other.toml"), text.join("\n")).unwrap();
     let sidecar = world.launch_config("other", "one");
     sidecar.wait_ready();
-    assert!(!sidecar.log().contains("a-granted-token"), "{}", sidecar.log());
+    assert!(
+        !sidecar.log().contains("a-granted-token"),
+        "{}",
+        sidecar.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,16 +256,24 @@ async fn a_managed_identity_logs_in_at_a_fake_of_its_platform() {
         fake.grant("a-granted-token");
         let url = small_server::serve(|head| {
             let path = head.split(' ').nth(1).unwrap_or_default();
-            let is_for_us = path.contains("resource=https%3A%2F%2Fvault.azure.net") && path.contains("api-version=2019-08-01");
+            let is_for_us = path.contains("resource=https%3A%2F%2Fvault.azure.net")
+                && path.contains("api-version=2019-08-01");
             if !is_for_us || header(head, "x-identity-header") != Some("a-header-of-the-platform") {
                 return Reply::new("400 Bad Request", "", "{}");
             }
             let token = serde_json::json!({
                 "access_token": "a-granted-token", "expires_on": "4000000000", "token_type": "Bearer", "resource": "https://vault.azure.net",
             });
-            Reply::new("200 OK", "Content-Type: application/json\r\n", token.to_string())
+            Reply::new(
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                token.to_string(),
+            )
         });
-        vec![("IDENTITY_ENDPOINT", format!("{url}/msi/token")), ("IDENTITY_HEADER", "a-header-of-the-platform".into())]
+        vec![
+            ("IDENTITY_ENDPOINT", format!("{url}/msi/token")),
+            ("IDENTITY_HEADER", "a-header-of-the-platform".into()),
+        ]
     };
     logs_in_by("managed-identity", platform).await;
 }
@@ -201,7 +281,10 @@ async fn a_managed_identity_logs_in_at_a_fake_of_its_platform() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service() {
     const METADATA: &str = "169.254.169.254";
-    if !is_inside("azure::a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service", METADATA) {
+    if !is_inside(
+        "azure::a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service",
+        METADATA,
+    ) {
         return;
     }
     let platform = |_: &World, fake: &AzureFake| {
@@ -219,7 +302,11 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
                 "access_token": "a-granted-token", "client_id": CLIENT, "expires_in": "86399", "expires_on": "4000000000",
                 "ext_expires_in": "86399", "not_before": "1700000000", "resource": "https://vault.azure.net", "token_type": "Bearer",
             });
-            Reply::new("200 OK", "Content-Type: application/json\r\n", token.to_string())
+            Reply::new(
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                token.to_string(),
+            )
         });
         // What would lead to another platform's service.
         vec![("AZURE_FEDERATED_TOKEN_FILE", String::new())]
@@ -237,7 +324,14 @@ async fn whoever_is_logged_in_to_a_fake_of_az_is_believed() {
         fs::create_dir(world.path("bin")).unwrap();
         fs::write(world.path("bin/az"), script).unwrap();
         fs::set_permissions(world.path("bin/az"), fs::Permissions::from_mode(0o755)).unwrap();
-        vec![("PATH", format!("{}:{}", world.path("bin").display(), std::env::var("PATH").unwrap()))]
+        vec![(
+            "PATH",
+            format!(
+                "{}:{}",
+                world.path("bin").display(),
+                std::env::var("PATH").unwrap()
+            ),
+        )]
     };
     logs_in_by("cli", az).await;
 }

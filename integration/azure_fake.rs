@@ -12,7 +12,10 @@ use std::{
 use aws_lc_rs::{
     encoding::AsDer,
     key_wrap::{AES_256, AesKek, KeyWrap},
-    rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey},
+    rsa::{
+        KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
+        PrivateDecryptingKey,
+    },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use bytes::Bytes;
@@ -75,7 +78,10 @@ impl AzureFake {
     pub async fn start(folder: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let chain = CertificateDer::pem_file_iter(folder.join("server.pem")).unwrap().map(Result::unwrap).collect();
+        let chain = CertificateDer::pem_file_iter(folder.join("server.pem"))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()
@@ -84,7 +90,10 @@ impl AzureFake {
             .with_single_cert(chain, key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let fake = Self { url: url.clone(), state: Arc::default() };
+        let fake = Self {
+            url: url.clone(),
+            state: Arc::default(),
+        };
         let state = Arc::clone(&fake.state);
         tokio::spawn(async move {
             loop {
@@ -92,9 +101,14 @@ impl AzureFake {
                 let (acceptor, state, url) = (acceptor.clone(), Arc::clone(&state), url.clone());
                 tokio::spawn(async move {
                     // Clients that don't trust the certificate end here.
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = service_fn(|request| answer(Arc::clone(&state), url.clone(), request));
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let Ok(stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
+                    let service =
+                        service_fn(|request| answer(Arc::clone(&state), url.clone(), request));
+                    let _ = http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -107,11 +121,19 @@ impl AzureFake {
 
     /// Makes a key, or another version of it.
     pub fn make_rsa(&self, name: &str) {
-        make(&mut self.state(), name, Key::Rsa(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()));
+        make(
+            &mut self.state(),
+            name,
+            Key::Rsa(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()),
+        );
     }
 
     pub fn make_oct(&self, name: &str) {
-        make(&mut self.state(), name, Key::Oct(std::array::from_fn(|_| fastrand::u8(..))));
+        make(
+            &mut self.state(),
+            name,
+            Key::Oct(std::array::from_fn(|_| fastrand::u8(..))),
+        );
     }
 
     pub fn disable(&self, name: &str, is_disabled: bool) {
@@ -134,12 +156,22 @@ impl AzureFake {
     pub fn enable_secret(&self, name: &str, version: &str, is_enabled: bool) {
         let mut state = self.state();
         let versions = state.secrets.get_mut(name).unwrap();
-        versions.iter_mut().find(|secret| secret.version == version).unwrap().is_enabled = is_enabled;
+        versions
+            .iter_mut()
+            .find(|secret| secret.version == version)
+            .unwrap()
+            .is_enabled = is_enabled;
     }
 
     /// Says when a secret's newest version stops being any use.
     pub fn expire_secret(&self, name: &str, expires: i64) {
-        self.state().secrets.get_mut(name).unwrap().last_mut().unwrap().expires = Some(expires);
+        self.state()
+            .secrets
+            .get_mut(name)
+            .unwrap()
+            .last_mut()
+            .unwrap()
+            .expires = Some(expires);
     }
 
     pub fn delete_secret(&self, name: &str) {
@@ -182,7 +214,11 @@ impl AzureFake {
 
 fn make(state: &mut State, name: &str, key: Key) -> String {
     let version = format!("{:032x}", fastrand::u128(..));
-    state.keys.entry(name.into()).or_default().push((version.clone(), key));
+    state
+        .keys
+        .entry(name.into())
+        .or_default()
+        .push((version.clone(), key));
     version
 }
 
@@ -191,15 +227,24 @@ type Answer = Response<Full<Bytes>>;
 fn say(status: u16, body: &Value) -> Answer {
     let mut answer = Response::new(Full::from(body.to_string()));
     *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-    answer.headers_mut().insert(CONTENT_TYPE, "application/json".parse().unwrap());
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, "application/json".parse().unwrap());
     answer
 }
 
 fn fail(status: u16, code: &str, message: &str) -> Answer {
-    say(status, &json!({ "error": { "code": code, "message": message } }))
+    say(
+        status,
+        &json!({ "error": { "code": code, "message": message } }),
+    )
 }
 
-async fn answer(state: Arc<Mutex<State>>, url: String, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn answer(
+    state: Arc<Mutex<State>>,
+    url: String,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
@@ -215,26 +260,60 @@ async fn answer(state: Arc<Mutex<State>>, url: String, request: Request<Incoming
             });
             say(200, &endpoints)
         }
-        (method, [kind @ ("keys" | "secrets" | "deletedsecrets"), name, rest @ ..]) => {
-            let bearer = head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        (
+            method,
+            [
+                kind @ ("keys" | "secrets" | "deletedsecrets"),
+                name,
+                rest @ ..,
+            ],
+        ) => {
+            let bearer = head
+                .headers
+                .get(AUTHORIZATION)
+                .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
             if !bearer.is_some_and(|token| state.tokens.contains(token)) {
-                let mut challenge = fail(401, "Unauthorized", "AKV10000: Request is missing a Bearer or PoP token.");
-                let text = format!("Bearer authorization=\"{url}/{TENANT}\", resource=\"https://vault.azure.net\"");
-                challenge.headers_mut().insert(WWW_AUTHENTICATE, text.parse().unwrap());
+                let mut challenge = fail(
+                    401,
+                    "Unauthorized",
+                    "AKV10000: Request is missing a Bearer or PoP token.",
+                );
+                let text = format!(
+                    "Bearer authorization=\"{url}/{TENANT}\", resource=\"https://vault.azure.net\""
+                );
+                challenge
+                    .headers_mut()
+                    .insert(WWW_AUTHENTICATE, text.parse().unwrap());
                 return Ok(challenge);
             }
             if state.denied {
-                return Ok(fail(403, "Forbidden", "Caller is not authorized to perform action on resource."));
+                return Ok(fail(
+                    403,
+                    "Forbidden",
+                    "Caller is not authorized to perform action on resource.",
+                ));
             }
             if state.is_throttled {
-                let mut answer = fail(429, "Throttled", "Request was not processed because too many requests were received.");
+                let mut answer = fail(
+                    429,
+                    "Throttled",
+                    "Request was not processed because too many requests were received.",
+                );
                 answer.headers_mut().insert(RETRY_AFTER, 1.into());
                 return Ok(answer);
             }
             let body = serde_json::from_slice(&body).unwrap_or_default();
             match *kind {
                 "keys" => key(&mut state, &url, method, name, rest, &body),
-                "secrets" => secret(&mut state, &url, method, name, rest, head.uri.query(), &body),
+                "secrets" => secret(
+                    &mut state,
+                    &url,
+                    method,
+                    name,
+                    rest,
+                    head.uri.query(),
+                    &body,
+                ),
                 _ => deleted_secret(&mut state, &url, method, name, rest),
             }
         }
@@ -245,11 +324,20 @@ async fn answer(state: Arc<Mutex<State>>, url: String, request: Request<Incoming
 fn log_in(state: &mut State, form: &[u8]) -> Answer {
     let form = std::str::from_utf8(form).unwrap();
     let field = |name: &str| {
-        let found = form.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        found.map(|value| percent_encoding::percent_decode_str(value).decode_utf8().unwrap().into_owned())
+        let found = form
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        found.map(|value| {
+            percent_encoding::percent_decode_str(value)
+                .decode_utf8()
+                .unwrap()
+                .into_owned()
+        })
     };
-    let is_known = field("client_secret").as_deref() == Some(SECRET) || field("client_assertion").as_deref() == Some(ASSERTION);
-    let wants_vault = field("scope").is_some_and(|scope| scope.contains("https://vault.azure.net/.default"));
+    let is_known = field("client_secret").as_deref() == Some(SECRET)
+        || field("client_assertion").as_deref() == Some(ASSERTION);
+    let wants_vault =
+        field("scope").is_some_and(|scope| scope.contains("https://vault.azure.net/.default"));
     if field("client_id").as_deref() != Some(CLIENT) || !is_known || !wants_vault {
         return say(
             401,
@@ -259,35 +347,71 @@ fn log_in(state: &mut State, form: &[u8]) -> Answer {
     let token = format!("token-{:x}", fastrand::u128(..));
     state.tokens.insert(token.clone());
     let seconds = if state.are_tokens_short { 1 } else { 3599 };
-    say(200, &json!({ "token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds, "access_token": token }))
+    say(
+        200,
+        &json!({ "token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds, "access_token": token }),
+    )
 }
 
-fn key(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str], body: &Value) -> Answer {
+fn key(
+    state: &mut State,
+    url: &str,
+    method: &Method,
+    name: &str,
+    rest: &[&str],
+    body: &Value,
+) -> Answer {
     if let (&Method::POST, ["create"]) = (method, rest) {
-        make(state, name, Key::Rsa(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()));
+        make(
+            state,
+            name,
+            Key::Rsa(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()),
+        );
     }
-    let wanted = rest.first().copied().filter(|version| !version.is_empty() && *version != "create");
+    let wanted = rest
+        .first()
+        .copied()
+        .filter(|version| !version.is_empty() && *version != "create");
     let versions = state.keys.get(name).map(Vec::as_slice).unwrap_or_default();
     let found = match wanted {
         None => versions.last(),
         Some(wanted) => versions.iter().find(|(version, _)| version == wanted),
     };
     let Some((version, key)) = found else {
-        return fail(404, "KeyNotFound", "A key with (name/id) was not found in this key vault.");
+        return fail(
+            404,
+            "KeyNotFound",
+            "A key with (name/id) was not found in this key vault.",
+        );
     };
     let kid = format!("{url}/keys/{name}/{version}");
     let Some(operation @ ("wrapkey" | "unwrapkey")) = rest.get(1).copied() else {
         let enabled = !state.disabled.contains(name);
-        return say(200, &json!({ "key": jwk(&kid, key), "attributes": { "enabled": enabled, "created": 1, "updated": 1 } }));
+        return say(
+            200,
+            &json!({ "key": jwk(&kid, key), "attributes": { "enabled": enabled, "created": 1, "updated": 1 } }),
+        );
     };
     if state.disabled.contains(name) {
-        return fail(403, "Forbidden", &format!("Operation {operation} is not allowed on a disabled key."));
+        return fail(
+            403,
+            "Forbidden",
+            &format!("Operation {operation} is not allowed on a disabled key."),
+        );
     }
-    let value = BASE64.decode(body["value"].as_str().unwrap_or_default()).unwrap_or_default();
+    let value = BASE64
+        .decode(body["value"].as_str().unwrap_or_default())
+        .unwrap_or_default();
     let result = match (key, body["alg"].as_str()) {
         (Key::Rsa(key), Some("RSA-OAEP-256")) => rsa(key, operation, &value),
         (Key::Oct(key), Some("A256KW")) => aes(key, operation, &value),
-        _ => return fail(400, "BadParameter", "The algorithm is not supported by the key."),
+        _ => {
+            return fail(
+                400,
+                "BadParameter",
+                "The algorithm is not supported by the key.",
+            );
+        }
     };
     match result {
         Some(result) => say(200, &json!({ "kid": kid, "value": BASE64.encode(result) })),
@@ -296,7 +420,13 @@ fn key(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str],
 }
 
 fn put_secret(state: &mut State, name: &str, body: &Value) {
-    let created = 1_700_000_000 + state.secrets.values().chain(state.deleted_secrets.values()).flatten().count() as i64;
+    let created = 1_700_000_000
+        + state
+            .secrets
+            .values()
+            .chain(state.deleted_secrets.values())
+            .flatten()
+            .count() as i64;
     state.secrets.entry(name.into()).or_default().push(Secret {
         version: format!("{:032x}", fastrand::u128(..)),
         value: body["value"].as_str().unwrap().to_owned(),
@@ -328,15 +458,35 @@ fn bundle(url: &str, name: &str, secret: &Secret, has_value: bool) -> Value {
     bundle
 }
 
-fn secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str], query: Option<&str>, body: &Value) -> Answer {
+fn secret(
+    state: &mut State,
+    url: &str,
+    method: &Method,
+    name: &str,
+    rest: &[&str],
+    query: Option<&str>,
+    body: &Value,
+) -> Answer {
     if *method == Method::PUT {
         if state.deleted_secrets.contains_key(name) {
-            return fail(409, "Conflict", &format!("Secret {name} is currently in a deleted but recoverable state."));
+            return fail(
+                409,
+                "Conflict",
+                &format!("Secret {name} is currently in a deleted but recoverable state."),
+            );
         }
         put_secret(state, name, body);
     }
-    let none = || fail(404, "SecretNotFound", "A secret with (name/id) was not found in this key vault.");
-    let Some(versions) = state.secrets.get_mut(name) else { return none() };
+    let none = || {
+        fail(
+            404,
+            "SecretNotFound",
+            "A secret with (name/id) was not found in this key vault.",
+        )
+    };
+    let Some(versions) = state.secrets.get_mut(name) else {
+        return none();
+    };
     if *method == Method::DELETE {
         let versions = state.secrets.remove(name).unwrap();
         let newest = bundle(url, name, versions.last().unwrap(), false);
@@ -345,12 +495,25 @@ fn secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&st
     }
     if rest == ["versions"] {
         // Two at a time, and in no order that helps.
-        let query = percent_encoding::percent_decode_str(query.unwrap_or_default()).decode_utf8().unwrap();
-        let token = query.split('&').find_map(|pair| pair.strip_prefix("$skiptoken="));
+        let query = percent_encoding::percent_decode_str(query.unwrap_or_default())
+            .decode_utf8()
+            .unwrap();
+        let token = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("$skiptoken="));
         let skipped: usize = token.map_or(0, |token| token.parse().unwrap());
-        let listed: Vec<Value> = versions.iter().skip(skipped).take(2).map(|secret| bundle(url, name, secret, false)).collect();
-        let next = (skipped + 2 < versions.len())
-            .then(|| format!("{url}/secrets/{name}/versions?api-version=7.5&$skiptoken={}", skipped + 2));
+        let listed: Vec<Value> = versions
+            .iter()
+            .skip(skipped)
+            .take(2)
+            .map(|secret| bundle(url, name, secret, false))
+            .collect();
+        let next = (skipped + 2 < versions.len()).then(|| {
+            format!(
+                "{url}/secrets/{name}/versions?api-version=7.5&$skiptoken={}",
+                skipped + 2
+            )
+        });
         return say(200, &json!({ "value": listed, "nextLink": next }));
     }
     let found = match rest {
@@ -360,13 +523,18 @@ fn secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&st
     };
     let Some(secret) = found else { return none() };
     if *method == Method::PATCH {
-        secret.is_enabled = body["attributes"]["enabled"].as_bool().unwrap_or(secret.is_enabled);
+        secret.is_enabled = body["attributes"]["enabled"]
+            .as_bool()
+            .unwrap_or(secret.is_enabled);
         return say(200, &bundle(url, name, secret, false));
     }
     if !secret.is_enabled {
         let inner = json!({ "code": "SecretDisabled" });
         let message = "Operation get is not allowed on a disabled secret.";
-        return say(403, &json!({ "error": { "code": "Forbidden", "message": message, "innererror": inner } }));
+        return say(
+            403,
+            &json!({ "error": { "code": "Forbidden", "message": message, "innererror": inner } }),
+        );
     }
     say(200, &bundle(url, name, secret, true))
 }
@@ -378,9 +546,19 @@ fn deleted(url: &str, name: &str, mut bundle: Value) -> Value {
     bundle
 }
 
-fn deleted_secret(state: &mut State, url: &str, method: &Method, name: &str, rest: &[&str]) -> Answer {
+fn deleted_secret(
+    state: &mut State,
+    url: &str,
+    method: &Method,
+    name: &str,
+    rest: &[&str],
+) -> Answer {
     let Some(versions) = state.deleted_secrets.remove(name) else {
-        return fail(404, "SecretNotFound", "A deleted secret with (name/id) was not found in this key vault.");
+        return fail(
+            404,
+            "SecretNotFound",
+            "A deleted secret with (name/id) was not found in this key vault.",
+        );
     };
     let newest = bundle(url, name, versions.last().unwrap(), false);
     if (method, rest) == (&Method::POST, &["recover"]) {
@@ -409,10 +587,14 @@ fn rsa(key: &PrivateDecryptingKey, operation: &str, value: &[u8]) -> Option<Vec<
     let mut out = vec![0; key.key_size_bytes()];
     let length = if operation == "wrapkey" {
         let key = OaepPublicEncryptingKey::new(key.public_key()).unwrap();
-        key.encrypt(&OAEP_SHA256_MGF1SHA256, value, &mut out, None).ok()?.len()
+        key.encrypt(&OAEP_SHA256_MGF1SHA256, value, &mut out, None)
+            .ok()?
+            .len()
     } else {
         let key = OaepPrivateDecryptingKey::new(key.clone()).unwrap();
-        key.decrypt(&OAEP_SHA256_MGF1SHA256, value, &mut out, None).ok()?.len()
+        key.decrypt(&OAEP_SHA256_MGF1SHA256, value, &mut out, None)
+            .ok()?
+            .len()
     };
     out.truncate(length);
     Some(out)
@@ -421,8 +603,11 @@ fn rsa(key: &PrivateDecryptingKey, operation: &str, value: &[u8]) -> Option<Vec<
 fn aes(key: &[u8; 32], operation: &str, value: &[u8]) -> Option<Vec<u8>> {
     let kek = AesKek::new(&AES_256, key).unwrap();
     let mut out = vec![0; value.len() + 8];
-    let length =
-        if operation == "wrapkey" { kek.wrap(value, &mut out).ok()?.len() } else { kek.unwrap(value, &mut out).ok()?.len() };
+    let length = if operation == "wrapkey" {
+        kek.wrap(value, &mut out).ok()?.len()
+    } else {
+        kek.unwrap(value, &mut out).ok()?.len()
+    };
     out.truncate(length);
     Some(out)
 }

@@ -11,11 +11,20 @@ fn commands_print_what_the_pages_say() {
         let path = entry.unwrap().path();
         if path.is_file() {
             fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-            fs::create_dir_all(folder.path().join(path.with_extension("in").file_name().unwrap())).unwrap();
+            fs::create_dir_all(
+                folder
+                    .path()
+                    .join(path.with_extension("in").file_name().unwrap()),
+            )
+            .unwrap();
         }
     }
     for config in ["good.toml", "bad.toml"] {
-        fs::copy(pages.join("check.in").join(config), folder.path().join("check.in").join(config)).unwrap();
+        fs::copy(
+            pages.join("check.in").join(config),
+            folder.path().join("check.in").join(config),
+        )
+        .unwrap();
     }
     let cases = trycmd::TestCases::new();
     cases.register_bin("sh", Path::new("/bin/sh"));

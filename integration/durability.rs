@@ -53,14 +53,24 @@ int rename(const char *from, const char *to) { REAL(rename); if (due()) die(); r
 fn build_shim(world: &World) -> std::path::PathBuf {
     let (source, library) = (world.path("shim.c"), world.path("shim.so"));
     fs::write(&source, SHIM).unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status().unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status()
+        .unwrap();
     assert!(compiled.success());
     library
 }
 
 fn rotate(manifest: &Path) -> Command {
     let mut command = Command::new(binary());
-    command.args(["keyring", "rotate"]).arg(manifest).args(["--activate", "now"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["keyring", "rotate"])
+        .arg(manifest)
+        .args(["--activate", "now"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 
@@ -72,7 +82,11 @@ fn a_rotate_killed_at_any_write_step_leaves_a_valid_manifest() {
     let (mut killed, mut kept, mut written) = (0, 0, 0);
     for step in 1.. {
         let before = world.read_manifest("demo")["generation"].as_u64().unwrap();
-        let status = rotate(&file).env("LD_PRELOAD", &shim).env("KILL_AT", step.to_string()).status().unwrap();
+        let status = rotate(&file)
+            .env("LD_PRELOAD", &shim)
+            .env("KILL_AT", step.to_string())
+            .status()
+            .unwrap();
         world.keyring("verify", "demo", &[]);
         let after = world.read_manifest("demo")["generation"].as_u64().unwrap();
         if status.success() {
@@ -89,12 +103,22 @@ fn a_rotate_killed_at_any_write_step_leaves_a_valid_manifest() {
     }
     // Two generations, each: lock, create, write, mode, fsync, rename, fsync.
     assert!(killed >= 14, "only {killed} steps were met");
-    assert!(kept > 0 && written > 0, "kills fell before ({kept}) and after ({written}) a rename");
+    assert!(
+        kept > 0 && written > 0,
+        "kills fell before ({kept}) and after ({written}) a rename"
+    );
     // Nothing that a killed writer left is in the way.
     assert!(rotate(&file).status().unwrap().success());
     let leftovers = fs::read_dir(file.parent().unwrap())
         .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".new"));
+        .filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .ends_with(".new")
+        });
     assert_eq!(leftovers.count(), 0);
 }
 
@@ -110,8 +134,12 @@ fn rotates_at_once_all_end_up_in_history() {
     let manifest = world.read_manifest("demo");
     assert_eq!(manifest["generation"], 17);
     assert_eq!(manifest["versions"].as_array().unwrap().len(), 9);
-    let mut activated: Vec<u64> =
-        manifest["activations"].as_array().unwrap().iter().map(|activation| activation["version"].as_u64().unwrap()).collect();
+    let mut activated: Vec<u64> = manifest["activations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|activation| activation["version"].as_u64().unwrap())
+        .collect();
     activated.sort_unstable();
     assert_eq!(activated, (1..=9).collect::<Vec<_>>());
 }

@@ -28,11 +28,22 @@ pub struct Event {
 
 impl Listener {
     pub async fn open(sidecar: &Sidecar, last_id: Option<&str>) -> Self {
-        let headers: Vec<_> = last_id.map(|id| ("last-event-id", id)).into_iter().collect();
-        let response = sidecar.client().await.open(Method::GET, "/v1/events", &headers, whole("")).await.unwrap();
+        let headers: Vec<_> = last_id
+            .map(|id| ("last-event-id", id))
+            .into_iter()
+            .collect();
+        let response = sidecar
+            .client()
+            .await
+            .open(Method::GET, "/v1/events", &headers, whole(""))
+            .await
+            .unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        Self { body: response.into_body(), buffer: String::new() }
+        Self {
+            body: response.into_body(),
+            buffer: String::new(),
+        }
     }
 
     /// The next event. `None` when there will be no more.
@@ -41,15 +52,28 @@ impl Listener {
             if let Some((event, rest)) = self.buffer.split_once("\n\n") {
                 let event = event.to_owned();
                 self.buffer = rest.to_owned();
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                let field = |name: &str| {
+                    event
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name))
+                        .map(str::to_owned)
+                };
                 if let Some(data) = field("data: ") {
                     let (id, kind) = (field("id: ").unwrap(), field("event: ").unwrap());
-                    return Some(Event { id, kind, data: serde_json::from_str(&data).unwrap() });
+                    return Some(Event {
+                        id,
+                        kind,
+                        data: serde_json::from_str(&data).unwrap(),
+                    });
                 }
                 continue;
             }
-            let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event")?.unwrap();
-            self.buffer.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+            let frame = timeout(PATIENCE, self.body.frame())
+                .await
+                .expect("an event")?
+                .unwrap();
+            self.buffer
+                .push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
         }
     }
 
@@ -62,7 +86,10 @@ impl Listener {
 
     async fn expect(&mut self, keyring: &str, generation: u64) -> String {
         let (id, data) = self.next().await.unwrap();
-        assert_eq!((&data["keyring"], &data["generation"]), (&keyring.into(), &generation.into()));
+        assert_eq!(
+            (&data["keyring"], &data["generation"]),
+            (&keyring.into(), &generation.into())
+        );
         id
     }
 }
@@ -74,14 +101,23 @@ async fn a_listener_hears_how_things_stand_and_then_every_change() {
     let mut listener = Listener::open(&sidecar, None).await;
     let (_, first) = listener.next().await.unwrap();
     assert_eq!(first["primary"], 1);
-    assert_eq!(first["versions"], serde_json::json!([{ "version": 1, "role": "primary" }]));
+    assert_eq!(
+        first["versions"],
+        serde_json::json!([{ "version": 1, "role": "primary" }])
+    );
     world.keyring("rotate", "demo", &[]);
     let (_, added) = listener.next().await.unwrap();
-    assert_eq!((&added["generation"], &added["primary"]), (&2.into(), &1.into()));
+    assert_eq!(
+        (&added["generation"], &added["primary"]),
+        (&2.into(), &1.into())
+    );
     assert_eq!(added["versions"][1]["role"], "pending");
     world.keyring("activate", "demo", &["--version", "2"]);
     let (_, activated) = listener.next().await.unwrap();
-    assert_eq!((&activated["primary"], &activated["versions"][0]["role"]), (&2.into(), &"decrypt-only".into()));
+    assert_eq!(
+        (&activated["primary"], &activated["versions"][0]["role"]),
+        (&2.into(), &"decrypt-only".into())
+    );
 }
 
 #[tokio::test]
@@ -93,11 +129,21 @@ async fn a_takeover_is_told_when_it_is_due() {
     world.keyring("rotate", "demo", &[]);
     listener.expect("demo", 2).await;
     let soon = jiff::Timestamp::now() + Duration::from_secs(2);
-    world.keyring("activate", "demo", &["--version", "2", "--at", &soon.to_string()]);
+    world.keyring(
+        "activate",
+        "demo",
+        &["--version", "2", "--at", &soon.to_string()],
+    );
     let (_, scheduled) = listener.next().await.unwrap();
-    assert_eq!((&scheduled["generation"], &scheduled["primary"]), (&3.into(), &1.into()));
+    assert_eq!(
+        (&scheduled["generation"], &scheduled["primary"]),
+        (&3.into(), &1.into())
+    );
     let (_, due) = listener.next().await.unwrap();
-    assert_eq!((&due["generation"], &due["primary"]), (&3.into(), &2.into()));
+    assert_eq!(
+        (&due["generation"], &due["primary"]),
+        (&3.into(), &2.into())
+    );
 }
 
 #[tokio::test]
@@ -118,7 +164,10 @@ async fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
     listener.expect("demo", 3).await;
     // What can't be continued begins anew.
     for strange in ["", "7", "1-1", "x-y"] {
-        Listener::open(&sidecar, Some(strange)).await.expect("demo", 3).await;
+        Listener::open(&sidecar, Some(strange))
+            .await
+            .expect("demo", 3)
+            .await;
     }
 }
 
@@ -127,12 +176,15 @@ async fn only_what_one_may_inspect_is_told() {
     let world = World::with_demo();
     world.init("hidden", &[]);
     let uid = uid();
-    let config = format!("[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"inspect\"]\nuids = [{uid}]\n");
+    let config =
+        format!("[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"inspect\"]\nuids = [{uid}]\n");
     let sidecar = world.start_with("one", &config, &["demo", "hidden"]);
     let mut listener = Listener::open(&sidecar, None).await;
     listener.expect("demo", 1).await;
     world.keyring("rotate", "hidden", &[]);
-    wait("the hidden keyring", || sidecar.status()["keyrings"][1]["in_force"]["generation"] == 2);
+    wait("the hidden keyring", || {
+        sidecar.status()["keyrings"][1]["in_force"]["generation"] == 2
+    });
     world.keyring("rotate", "demo", &[]);
     listener.expect("demo", 2).await;
 }
@@ -143,16 +195,31 @@ async fn strangers_hear_nothing_and_listeners_leave_room_for_work() {
     let stranger = "[[policy]]\nkeyrings = \"*\"\noperations = \"*\"\nuids = [4294967294]\n";
     let sidecar = world.start_with("closed", stranger, &["demo"]);
     for path in ["/v1/events", "/v1/keyrings", "/v1/openapi.json"] {
-        let answer = sidecar.client().await.send(Method::GET, path, &[], "").await;
-        assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (403, "forbidden"), "{path}");
+        let answer = sidecar
+            .client()
+            .await
+            .send(Method::GET, path, &[], "")
+            .await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.problem().as_str()),
+            (403, "forbidden"),
+            "{path}"
+        );
     }
     let sidecar = world.start_with("open", "[limits]\nconnections = 6\n", &["demo"]);
     let mut listeners = Vec::new();
     for _ in 0..3 {
         listeners.push(Listener::open(&sidecar, None).await);
     }
-    let answer = sidecar.client().await.send(Method::GET, "/v1/events", &[], "").await;
-    assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (503, "too_many_connections"));
+    let answer = sidecar
+        .client()
+        .await
+        .send(Method::GET, "/v1/events", &[], "")
+        .await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.problem().as_str()),
+        (503, "too_many_connections")
+    );
     sidecar.client().await.encrypt(b"work").await.ok();
     drop(listeners);
 }
@@ -175,7 +242,12 @@ impl Watch {
     fn start(sidecar: &Sidecar, more: &[&str]) -> Self {
         let socket = sidecar.socket.to_str().unwrap();
         let arguments = [&["watch", "--socket", socket], more].concat();
-        let mut child = Command::new(binary()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         // Nobody reads its complaints.
         drop(child.stderr.take());
@@ -184,7 +256,10 @@ impl Watch {
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        assert!(self.1.read_line(&mut line).unwrap() > 0, "the command ended");
+        assert!(
+            self.1.read_line(&mut line).unwrap() > 0,
+            "the command ended"
+        );
         line
     }
 }
@@ -204,20 +279,31 @@ fn the_command_tells_of_secrets_as_well() {
         std::fs::rename(world.path("next"), world.path("token")).unwrap();
     };
     put("t1");
-    let secrets =
-        "[[secret]]\nname = \"token\"\nsource = \"file:token\"\n[[secret]]\nname = \"other\"\nsource = \"file:token\"\n";
+    let secrets = "[[secret]]\nname = \"token\"\nsource = \"file:token\"\n[[secret]]\nname = \"other\"\nsource = \"file:token\"\n";
     let sidecar = world.start_with("one", secrets, &["demo"]);
-    wait("the secrets", || sidecar.status()["secrets"].as_array().unwrap().iter().all(|secret| secret["version"].is_string()));
+    wait("the secrets", || {
+        sidecar.status()["secrets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|secret| secret["version"].is_string())
+    });
     let mut text = Watch::start(&sidecar, &["--secret", "token"]);
     let mut json = Watch::start(&sidecar, &["--output", "json", "--secret", "token"]);
     let mut both = Watch::start(&sidecar, &["--secret", "token", "--keyring", "demo"]);
     let first: Value = serde_json::from_str(&json.line()).unwrap();
     let version = first["version"].as_str().unwrap().to_owned();
-    assert!(text.line().contains(&format!("secret token  version {version}")));
+    assert!(
+        text.line()
+            .contains(&format!("secret token  version {version}"))
+    );
     assert!(both.line().contains("demo  generation 1") && both.line().contains("secret token"));
     put("t2");
     let second: Value = serde_json::from_str(&json.line()).unwrap();
-    assert_eq!((&second["secret"], &second["previous"]), (&first["secret"], &first["version"]));
+    assert_eq!(
+        (&second["secret"], &second["previous"]),
+        (&first["secret"], &first["version"])
+    );
     assert_ne!(second["version"], first["version"]);
     assert!(text.line().contains(&format!("(before: {version})")));
     std::fs::remove_file(world.path("token")).unwrap();
@@ -232,13 +318,22 @@ fn the_command_goes_on_when_the_sidecar_comes_back() {
     let mut text = Watch::start(&sidecar, &[]);
     let mut json = Watch::start(&sidecar, &["--output", "json", "--keyring", "demo"]);
     let first = text.line();
-    assert!(first.contains("demo  generation 1  version 1 encrypts  (1 primary)"), "{first}");
-    assert_eq!(serde_json::from_str::<Value>(&json.line()).unwrap()["primary"], 1);
+    assert!(
+        first.contains("demo  generation 1  version 1 encrypts  (1 primary)"),
+        "{first}"
+    );
+    assert_eq!(
+        serde_json::from_str::<Value>(&json.line()).unwrap()["primary"],
+        1
+    );
     sidecar.signal("TERM");
     sidecar.ended();
     drop(sidecar);
     world.keyring("rotate", "demo", &["--activate", "now"]);
     let _sidecar = world.start();
     assert!(text.line().contains("version 2 encrypts"));
-    assert_eq!(serde_json::from_str::<Value>(&json.line()).unwrap()["generation"], 3);
+    assert_eq!(
+        serde_json::from_str::<Value>(&json.line()).unwrap()["generation"],
+        3
+    );
 }

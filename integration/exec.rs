@@ -20,7 +20,9 @@ fn world(secrets: &[(&str, &str)]) -> (World, String) {
     let mut config = String::new();
     for (name, value) in secrets {
         put(&world, name, value);
-        config.push_str(&format!("[[secret]]\nname = {name:?}\nsource = \"file:{name}\"\n"));
+        config.push_str(&format!(
+            "[[secret]]\nname = {name:?}\nsource = \"file:{name}\"\n"
+        ));
     }
     (world, config)
 }
@@ -41,7 +43,11 @@ fn put(world: &World, name: &str, value: impl AsRef<[u8]>) {
 /// The command, with what it shall run.
 fn exec(socket: &Path, options: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    command.arg("exec").arg("--socket").arg(socket).args(options);
+    command
+        .arg("exec")
+        .arg("--socket")
+        .arg(socket)
+        .args(options);
     if !options.contains(&"--settle") {
         command.args(["--settle", "100ms"]);
     }
@@ -52,7 +58,9 @@ fn exec(socket: &Path, options: &[&str], program: &[&str]) -> Command {
 
 /// The same for a script of the shell; the whole output of it.
 fn finished(socket: &Path, options: &[&str], script: &str) -> Output {
-    exec(socket, options, &["sh", "-c", script]).output().unwrap()
+    exec(socket, options, &["sh", "-c", script])
+        .output()
+        .unwrap()
 }
 
 fn out(output: &Output) -> String {
@@ -67,8 +75,13 @@ fn err(output: &Output) -> String {
 fn unshared(kinds: &[&str], before: &str, command: &Command) -> Command {
     let mut unshare = Command::new("unshare");
     // Without root's rights, root's part is played in a user namespace.
-    unshare.args(kinds).args((uid() != 0).then_some("--map-root-user"));
-    unshare.args(["sh", "-c", before, "sh"]).arg(command.get_program()).args(command.get_args());
+    unshare
+        .args(kinds)
+        .args((uid() != 0).then_some("--map-root-user"));
+    unshare
+        .args(["sh", "-c", before, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args());
     unshare.stdin(Stdio::null()).env_remove("XDG_RUNTIME_DIR");
     unshare
 }
@@ -83,7 +96,11 @@ struct Running {
 
 impl Running {
     fn start(socket: &Path, options: &[&str], script: &str) -> Self {
-        Self::of(exec(socket, options, &["sh", "-c", &format!("{IDLE}{script}")]))
+        Self::of(exec(
+            socket,
+            options,
+            &["sh", "-c", &format!("{IDLE}{script}")],
+        ))
     }
 
     /// The same after a script that ends with `exec "$@"`, with file systems of its own to mount.
@@ -93,10 +110,19 @@ impl Running {
     }
 
     fn of(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = lines(child.stdout.take().unwrap());
         let said = lines_of(BufReader::new(child.stderr.take().unwrap()));
-        Self { child, lines, said, heard: String::new() }
+        Self {
+            child,
+            lines,
+            said,
+            heard: String::new(),
+        }
     }
 
     /// The program's next line.
@@ -153,7 +179,12 @@ fn lines(stdout: ChildStdout) -> Receiver<String> {
 
 fn lines_of(source: impl BufRead + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
-    std::thread::spawn(move || source.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    std::thread::spawn(move || {
+        source
+            .lines()
+            .map_while(Result::ok)
+            .try_for_each(|line| sender.send(line))
+    });
     receiver
 }
 
@@ -166,7 +197,13 @@ fn next(lines: &Receiver<String>) -> Option<String> {
 }
 
 fn signal(pid: impl std::fmt::Display, name: &str) {
-    assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// The state and the parent of a process (proc_pid_stat(5)); nothing once it is reaped.
@@ -182,21 +219,46 @@ fn is_over(pid: &str) -> bool {
 
 #[test]
 fn a_program_gets_its_secrets_and_gives_its_exit_code() {
-    let (world, sidecar) = started(&[("db", r#"{"user":"anna","pass word":"p1","port":5432}"#), ("token", "t1")]);
+    let (world, sidecar) = started(&[
+        ("db", r#"{"user":"anna","pass word":"p1","port":5432}"#),
+        ("token", "t1"),
+    ]);
     put(&world, "token", b"t\0\xff\n");
     sidecar.signal("HUP");
     wait("the new token", || {
-        finished(&sidecar.socket, &["--file", "t=secret:token"], "cat $SIDEKEY_FILES/t").stdout == b"t\0\xff\n"
+        finished(
+            &sidecar.socket,
+            &["--file", "t=secret:token"],
+            "cat $SIDEKEY_FILES/t",
+        )
+        .stdout
+            == b"t\0\xff\n"
     });
-    let options = ["--env", "U=secret:db#user", "--env", "P=secret:db#pass word", "--env", "PORT=secret:db#port"];
-    let files = ["--file", "tls.key=secret:token", "--file", "pw=secret:db#pass word", "--env", "KEY=file:tls.key"];
-    let script =
-        "echo $U $P $PORT; stat -L -c '%a %s' $SIDEKEY_FILES $KEY; cat $SIDEKEY_FILES/pw; echo; echo $SIDEKEY_FILES; exit 7";
+    let options = [
+        "--env",
+        "U=secret:db#user",
+        "--env",
+        "P=secret:db#pass word",
+        "--env",
+        "PORT=secret:db#port",
+    ];
+    let files = [
+        "--file",
+        "tls.key=secret:token",
+        "--file",
+        "pw=secret:db#pass word",
+        "--env",
+        "KEY=file:tls.key",
+    ];
+    let script = "echo $U $P $PORT; stat -L -c '%a %s' $SIDEKEY_FILES $KEY; cat $SIDEKEY_FILES/pw; echo; echo $SIDEKEY_FILES; exit 7";
     let output = finished(&sidecar.socket, &[&options[..], &files].concat(), script);
     assert_eq!(output.status.code(), Some(7), "{}", err(&output));
     let text = out(&output);
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!((lines[0], &lines[1][..4], lines[2], lines[3]), ("anna p1 5432", "700 ", "400 4", "p1"));
+    assert_eq!(
+        (lines[0], &lines[1][..4], lines[2], lines[3]),
+        ("anna p1 5432", "700 ", "400 4", "p1")
+    );
     assert!(lines[4].starts_with("/dev/shm/sidekey-exec-"), "{text}");
     assert!(!Path::new(lines[4]).exists(), "removed at the end");
     assert_eq!(err(&output), "");
@@ -205,36 +267,86 @@ fn a_program_gets_its_secrets_and_gives_its_exit_code() {
 #[test]
 fn exit_codes_are_those_of_a_shell() {
     let (world, sidecar) = started(&[("token", "t1")]);
-    let run = |program: &[&str]| exec(&sidecar.socket, &["--env", "T=secret:token"], program).output().unwrap();
+    let run = |program: &[&str]| {
+        exec(&sidecar.socket, &["--env", "T=secret:token"], program)
+            .output()
+            .unwrap()
+    };
     assert_eq!(run(&["true"]).status.code(), Some(0));
-    assert_eq!(run(&["sh", "-c", "kill -s USR1 $$"]).status.code(), Some(128 + 10));
-    assert_eq!(run(&["sh", "-c", "kill -s KILL $$"]).status.code(), Some(128 + 9));
+    assert_eq!(
+        run(&["sh", "-c", "kill -s USR1 $$"]).status.code(),
+        Some(128 + 10)
+    );
+    assert_eq!(
+        run(&["sh", "-c", "kill -s KILL $$"]).status.code(),
+        Some(128 + 9)
+    );
     let missing = run(&["no-such-program"]);
-    assert_eq!((missing.status.code(), err(&missing).contains("can't start no-such-program")), (Some(127), true));
+    assert_eq!(
+        (
+            missing.status.code(),
+            err(&missing).contains("can't start no-such-program")
+        ),
+        (Some(127), true)
+    );
     fs::write(world.path("plain"), "text").unwrap();
-    assert_eq!(run(&[world.path("plain").to_str().unwrap()]).status.code(), Some(126));
+    assert_eq!(
+        run(&[world.path("plain").to_str().unwrap()]).status.code(),
+        Some(126)
+    );
 }
 
 #[test]
 fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
-    let (world, config) = world(&[("token", "t1"), ("binary", "a\0b"), ("long", &"x".repeat(200_000)), ("hidden", "h")]);
-    let rule = format!("[[policy]]\nsecrets = [\"token\", \"binary\", \"long\"]\nuids = [{}]\n", uid());
+    let (world, config) = world(&[
+        ("token", "t1"),
+        ("binary", "a\0b"),
+        ("long", &"x".repeat(200_000)),
+        ("hidden", "h"),
+    ]);
+    let rule = format!(
+        "[[policy]]\nsecrets = [\"token\", \"binary\", \"long\"]\nuids = [{}]\n",
+        uid()
+    );
     let sidecar = world.start_with("one", &format!("{config}{rule}"), &["demo"]);
     for (binding, expected) in [
         ("V=secret:nothing", "secret nothing: "),
         ("V=secret:token#field", "secret token: "),
         ("V=secret:hidden", "(forbidden)"),
-        ("V=secret:binary", "secret binary contains a NUL byte, which the variable V can't hold; give it as a --file"),
-        ("V=secret:long", "secret long is too long for the variable V; give it as a --file"),
+        (
+            "V=secret:binary",
+            "secret binary contains a NUL byte, which the variable V can't hold; give it as a --file",
+        ),
+        (
+            "V=secret:long",
+            "secret long is too long for the variable V; give it as a --file",
+        ),
     ] {
         let output = finished(&sidecar.socket, &["--env", binding], "echo started");
-        assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""), "{binding}");
-        assert!(err(&output).contains(expected), "{binding}: {}", err(&output));
+        assert_eq!(
+            (output.status.code(), out(&output).as_str()),
+            (Some(1), ""),
+            "{binding}"
+        );
+        assert!(
+            err(&output).contains(expected),
+            "{binding}: {}",
+            err(&output)
+        );
     }
-    for options in
-        [&["--env", "V=secret:"][..], &["--env", "V=file:x"], &["--on-change", "signal:KILL", "--env", "V=secret:token"], &[]]
-    {
-        assert_eq!(finished(&sidecar.socket, options, "echo started").status.code(), Some(2), "{options:?}");
+    for options in [
+        &["--env", "V=secret:"][..],
+        &["--env", "V=file:x"],
+        &["--on-change", "signal:KILL", "--env", "V=secret:token"],
+        &[],
+    ] {
+        assert_eq!(
+            finished(&sidecar.socket, options, "echo started")
+                .status
+                .code(),
+            Some(2),
+            "{options:?}"
+        );
     }
 }
 
@@ -242,42 +354,91 @@ fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
 fn files_are_not_written_to_a_disk() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let options = ["--file", "t=secret:token", "--dir", disk.path().to_str().unwrap()];
+    let options = [
+        "--file",
+        "t=secret:token",
+        "--dir",
+        disk.path().to_str().unwrap(),
+    ];
     let output = finished(&sidecar.socket, &options, "echo started");
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
-    assert!(err(&output).contains("this is no tmpfs, and secrets are not written to a disk"), "{}", err(&output));
+    assert!(
+        err(&output).contains("this is no tmpfs, and secrets are not written to a disk"),
+        "{}",
+        err(&output)
+    );
     assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
     // The usual place is passed over if it is a disk.
-    let mut command = exec(&sidecar.socket, &options[..2], &["sh", "-c", "echo $SIDEKEY_FILES"]);
-    let output = command.env("XDG_RUNTIME_DIR", disk.path()).output().unwrap();
-    assert!(out(&output).starts_with("/dev/shm/sidekey-exec-"), "{}", err(&output));
+    let mut command = exec(
+        &sidecar.socket,
+        &options[..2],
+        &["sh", "-c", "echo $SIDEKEY_FILES"],
+    );
+    let output = command
+        .env("XDG_RUNTIME_DIR", disk.path())
+        .output()
+        .unwrap();
+    assert!(
+        out(&output).starts_with("/dev/shm/sidekey-exec-"),
+        "{}",
+        err(&output)
+    );
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let output = command.env("XDG_RUNTIME_DIR", memory.path()).output().unwrap();
-    assert!(out(&output).starts_with(memory.path().to_str().unwrap()), "{}", err(&output));
+    let output = command
+        .env("XDG_RUNTIME_DIR", memory.path())
+        .output()
+        .unwrap();
+    assert!(
+        out(&output).starts_with(memory.path().to_str().unwrap()),
+        "{}",
+        err(&output)
+    );
 }
 
 #[test]
 fn a_burst_of_changes_is_one_restart_and_values_are_not_spoken_of() {
     let (world, sidecar) = started(&[("one", "first-value"), ("two", "first-value")]);
-    let options = ["--env", "A=secret:one", "--file", "b=secret:two", "--settle", "2s"];
-    let mut running = Running::start(&sidecar.socket, &options, "echo $A $(cat $SIDEKEY_FILES/b) $$; idle");
+    let options = [
+        "--env",
+        "A=secret:one",
+        "--file",
+        "b=secret:two",
+        "--settle",
+        "2s",
+    ];
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "echo $A $(cat $SIDEKEY_FILES/b) $$; idle",
+    );
     let first = running.line();
     assert!(first.starts_with("first-value first-value "), "{first}");
     put(&world, "one", "second-value");
     put(&world, "two", "second-value");
     let second = running.line();
     assert!(second.starts_with("second-value second-value "), "{second}");
-    assert_ne!(first.rsplit_once(' '), second.rsplit_once(' '), "another process");
+    assert_ne!(
+        first.rsplit_once(' '),
+        second.rsplit_once(' '),
+        "another process"
+    );
     running.hear("one, two changed; restarting sh");
     let command_line = fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
     let said = running.end();
-    assert!(!said.contains("-value") && !command_line.contains("-value"), "{said}");
+    assert!(
+        !said.contains("-value") && !command_line.contains("-value"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_change_of_something_else_restarts_nothing() {
     let (world, sidecar) = started(&[("db", r#"{"user":"anna","password":"p1"}"#)]);
-    let running = Running::start(&sidecar.socket, &["--env", "P=secret:db#password"], "echo $P; idle");
+    let running = Running::start(
+        &sidecar.socket,
+        &["--env", "P=secret:db#password"],
+        "echo $P; idle",
+    );
     assert_eq!(running.line(), "p1");
     let version = || sidecar.status()["secrets"][0]["version"].clone();
     let before = version();
@@ -288,7 +449,8 @@ fn a_change_of_something_else_restarts_nothing() {
         let status = sidecar.status();
         let secret = &status["secrets"][0];
         let mut versions = secret["versions"].as_array().unwrap().iter();
-        versions.any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
+        versions
+            .any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
     });
     put(&world, "db", r#"{"user":"berta","password":"p2"}"#);
     assert_eq!(running.line(), "p2", "the first restart");
@@ -300,7 +462,11 @@ fn a_signal_comes_after_the_files() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--file", "t=secret:token", "--on-change", "signal:HUP"];
     let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1; ";
-    let mut running = Running::start(&sidecar.socket, &options, &format!("{show} show start; idle"));
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        &format!("{show} show start; idle"),
+    );
     let first = running.line();
     let pid = first.rsplit_once(' ').unwrap().1.to_owned();
     assert_eq!(first, format!("start t1 {pid}"));
@@ -311,11 +477,17 @@ fn a_signal_comes_after_the_files() {
 
     // Nobody is told of it, and the files are up to date all the same.
     let options = ["--file", "t=secret:token", "--on-change", "ignore"];
-    let running = Running::start(&sidecar.socket, &options, &format!("{show} show start; echo $SIDEKEY_FILES; idle"));
+    let running = Running::start(
+        &sidecar.socket,
+        &options,
+        &format!("{show} show start; echo $SIDEKEY_FILES; idle"),
+    );
     assert!(running.line().starts_with("start t2"));
     let file = PathBuf::from(running.line()).join("t");
     put(&world, "token", "t3");
-    wait("the file", || fs::read(&file).is_ok_and(|value| value == b"t3"));
+    wait("the file", || {
+        fs::read(&file).is_ok_and(|value| value == b"t3")
+    });
     running.signal("USR1");
     assert!(running.line().starts_with("usr1 t3"), "no signal before");
     running.end();
@@ -324,9 +496,14 @@ fn a_signal_comes_after_the_files() {
 
 #[test]
 fn every_signal_is_passed_on() {
-    const NAMES: [&str; 9] = ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "URG", "WINCH", "TERM"];
+    const NAMES: [&str; 9] = [
+        "HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "URG", "WINCH", "TERM",
+    ];
     let (_world, sidecar) = started(&[("token", "t1")]);
-    let traps: String = NAMES.iter().map(|name| format!("trap 'echo {name}' {name}; ")).collect();
+    let traps: String = NAMES
+        .iter()
+        .map(|name| format!("trap 'echo {name}' {name}; "))
+        .collect();
     let script = format!("{traps} trap 'kill $s; exit 5' PWR; echo ready; idle");
     let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], &script);
     assert_eq!(running.line(), "ready");
@@ -342,11 +519,19 @@ fn every_signal_is_passed_on() {
 fn orphans_are_adopted_and_reaped() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let fifo = world.path("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
     let script = format!("(sh -c 'echo $$; read line < {}' &) ; idle", fifo.display());
     let running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], &script);
     let orphan = running.line();
-    wait("the adoption", || process(&orphan).is_some_and(|(_, parent)| parent == running.child.id()));
+    wait("the adoption", || {
+        process(&orphan).is_some_and(|(_, parent)| parent == running.child.id())
+    });
     fs::write(&fifo, "go\n").unwrap();
     wait("the orphan's end", || process(&orphan).is_none());
     running.end();
@@ -356,12 +541,18 @@ fn orphans_are_adopted_and_reaped() {
 fn a_program_that_does_not_end_is_killed_with_what_it_started() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--env", "T=secret:token", "--grace", "200ms"];
-    let mut running = Running::start(&sidecar.socket, &options, "trap '' TERM; sleep 60 & echo $T $!; idle");
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "trap '' TERM; sleep 60 & echo $T $!; idle",
+    );
     let first = running.line();
     put(&world, "token", "t2");
     running.hear("did not end within 200ms; killing it");
     assert!(running.line().starts_with("t2 "));
-    wait("the end of what it started", || is_over(first.strip_prefix("t1 ").unwrap()));
+    wait("the end of what it started", || {
+        is_over(first.strip_prefix("t1 ").unwrap())
+    });
 }
 
 #[test]
@@ -382,7 +573,11 @@ fn what_was_asked_to_end_is_not_started_anew() {
 #[test]
 fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
     let (world, sidecar) = started(&[("token", "t1")]);
-    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], "echo $T; idle");
+    let mut running = Running::start(
+        &sidecar.socket,
+        &["--env", "T=secret:token"],
+        "echo $T; idle",
+    );
     assert_eq!(running.line(), "t1");
     put(&world, "token", "a\0b");
     running.hear("contains a NUL byte, which the variable T can't hold; give it as a --file; the program goes on");
@@ -397,7 +592,11 @@ const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap '
 #[test]
 fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
     let (world, sidecar) = started(&[("token", "t1")]);
-    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token", "--grace", "60s"], SLOW);
+    let mut running = Running::start(
+        &sidecar.socket,
+        &["--env", "T=secret:token", "--grace", "60s"],
+        SLOW,
+    );
     assert!(running.line().starts_with("t1 "));
     put(&world, "token", "t2");
     running.hear("token changed; restarting sh");
@@ -405,7 +604,10 @@ fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
     put(&world, "token", "a\0b");
     running.hear("give it as a --file; the program is started with those before");
     running.signal("USR1");
-    assert!(running.line().starts_with("t2 "), "the newest that can be put into an environment");
+    assert!(
+        running.line().starts_with("t2 "),
+        "the newest that can be put into an environment"
+    );
     put(&world, "token", "t3");
     assert_eq!(running.line(), "ending");
     put(&world, "token", "t4");
@@ -413,7 +615,8 @@ fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
         let status = sidecar.status();
         let secret = &status["secrets"][0];
         let mut versions = secret["versions"].as_array().unwrap().iter();
-        versions.any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
+        versions
+            .any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
     });
     running.signal("USR1");
     let line = running.line();
@@ -425,9 +628,16 @@ fn variables_that_are_too_long_together_do_not_end_the_program() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["A", "B", "C"].map(|name| format!("--env={name}=secret:token"));
     let script = format!("{IDLE}trap 'echo still $A' USR2; echo $A; idle");
-    let command = exec(&sidecar.socket, &options.each_ref().map(String::as_str), &["sh", "-c", &script]);
+    let command = exec(
+        &sidecar.socket,
+        &options.each_ref().map(String::as_str),
+        &["sh", "-c", &script],
+    );
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -s 1024; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    limited
+        .args(["-c", "ulimit -s 1024; exec \"$@\"", "sh"])
+        .arg(command.get_program())
+        .args(command.get_args());
     let mut running = Running::of(limited);
     assert_eq!(running.line(), "t1");
     put(&world, "token", "x".repeat(100_000));
@@ -452,16 +662,34 @@ fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
     );
     for (change, told) in [("restart", "start"), ("signal:HUP", "hup")] {
         put(&world, "token", "t1");
-        let options = ["--file", "t=secret:token", "--dir", place, "--on-change", change];
-        wait("the token", || finished(&sidecar.socket, &options[..2], "cat $SIDEKEY_FILES/t").stdout == b"t1");
+        let options = [
+            "--file",
+            "t=secret:token",
+            "--dir",
+            place,
+            "--on-change",
+            change,
+        ];
+        wait("the token", || {
+            finished(&sidecar.socket, &options[..2], "cat $SIDEKEY_FILES/t").stdout == b"t1"
+        });
         let mut running = Running::start_among(&mounts, &sidecar.socket, &options, &script);
         let first = running.line();
         assert_eq!(running.line(), "full", "{first}");
         put(&world, "token", "t2");
         running.hear("No space left on device");
-        assert!(running.heard.contains("token changed: can't write files to ") && running.heard.contains("; trying again"));
+        assert!(
+            running
+                .heard
+                .contains("token changed: can't write files to ")
+                && running.heard.contains("; trying again")
+        );
         running.signal("USR1");
-        assert_eq!(running.line(), first.replace("start", "usr1"), "with what it had");
+        assert_eq!(
+            running.line(),
+            first.replace("start", "usr1"),
+            "with what it had"
+        );
         running.signal("USR2");
         let second = running.line();
         assert!(second.starts_with(&format!("{told} t2 ")), "{second}");
@@ -473,7 +701,13 @@ fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
 fn a_system_that_refuses_a_process_is_asked_again() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let fifo = world.path("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
     // It takes away what processes are started by, and leaves somebody behind who gives it back.
     let script = format!(
         "trap 'mount -t tmpfs none /proc; kill $s; exit 0' TERM; \
@@ -494,7 +728,9 @@ fn a_system_that_refuses_a_process_is_asked_again() {
     // And it is an error in the end.
     put(&world, "token", "t2");
     let options = [&options[..], &["--wait", "300ms"]].concat();
-    wait("the token", || finished(&sidecar.socket, &options, "echo $T").stdout == b"t2\n");
+    wait("the token", || {
+        finished(&sidecar.socket, &options, "echo $T").stdout == b"t2\n"
+    });
     let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
     assert_eq!(running.line(), "t2");
     put(&world, "token", "t4");
@@ -504,10 +740,19 @@ fn a_system_that_refuses_a_process_is_asked_again() {
 #[test]
 fn it_is_the_first_process_of_a_pid_namespace() {
     let (_world, sidecar) = started(&[("token", "t1")]);
-    let command = exec(&sidecar.socket, &["--env", "T=secret:token"], &["sh", "-c", "echo $T $PPID; exit 3"]);
+    let command = exec(
+        &sidecar.socket,
+        &["--env", "T=secret:token"],
+        &["sh", "-c", "echo $T $PPID; exit 3"],
+    );
     let kinds = ["--pid", "--fork", "--mount-proc", "--kill-child"];
     let output = unshared(&kinds, "exec \"$@\"", &command).output().unwrap();
-    assert_eq!((output.status.code(), out(&output).as_str()), (Some(3), "t1 1\n"), "{}", err(&output));
+    assert_eq!(
+        (output.status.code(), out(&output).as_str()),
+        (Some(3), "t1 1\n"),
+        "{}",
+        err(&output)
+    );
 }
 
 #[test]
@@ -518,7 +763,9 @@ fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
     let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], script);
     assert_eq!(running.line(), "t1");
     // It listens before the sidecar goes.
-    wait("a read by the listener", || sidecar.status()["secrets"][0]["versions"][0]["uses"].as_u64() > Some(1));
+    wait("a read by the listener", || {
+        sidecar.status()["secrets"][0]["versions"][0]["uses"].as_u64() > Some(1)
+    });
     sidecar.signal("TERM");
     sidecar.ended();
     running.hear("the program goes on, and changes are taken up when the sidecar is back");
@@ -539,10 +786,15 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     running.hear("waiting for up to 1m");
     let sidecar = world.start_with("one", &config, &["demo"]);
     // An empty file is one that is being written.
-    let output = finished(&socket, &["--env", "T=secret:token", "--wait", "300ms"], "echo started");
+    let output = finished(
+        &socket,
+        &["--env", "T=secret:token", "--wait", "300ms"],
+        "echo started",
+    );
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
     assert!(
-        err(&output).contains("waited 300ms: secret token: ") && err(&output).contains("(provider_unavailable)"),
+        err(&output).contains("waited 300ms: secret token: ")
+            && err(&output).contains("(provider_unavailable)"),
         "{}",
         err(&output)
     );
@@ -551,9 +803,17 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     running.end();
     drop(sidecar);
     let _ = fs::remove_file(&socket);
-    let output = finished(&socket, &["--env", "T=secret:token", "--wait", "100ms"], "echo started");
+    let output = finished(
+        &socket,
+        &["--env", "T=secret:token", "--wait", "100ms"],
+        "echo started",
+    );
     assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).contains("is the sidecar running, and is this its socket"), "{}", err(&output));
+    assert!(
+        err(&output).contains("is the sidecar running, and is this its socket"),
+        "{}",
+        err(&output)
+    );
     // A secret that isn't there may come.
     fs::remove_file(world.path("token")).unwrap();
     let sidecar = world.launch("one", &config, &["demo"]);
@@ -576,15 +836,27 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
 fn the_program_dies_with_a_command_that_is_killed_and_the_next_one_cleans_up() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let options = ["--file", "t=secret:token", "--dir", memory.path().to_str().unwrap()];
-    let mut running = Running::start(&sidecar.socket, &options, "echo $$; echo $SIDEKEY_FILES; exec sleep 60");
+    let options = [
+        "--file",
+        "t=secret:token",
+        "--dir",
+        memory.path().to_str().unwrap(),
+    ];
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "echo $$; echo $SIDEKEY_FILES; exec sleep 60",
+    );
     let (pid, folder) = (running.line(), PathBuf::from(running.line()));
     running.child.kill().unwrap();
     running.ended();
     wait("the program's end", || is_over(&pid));
     assert!(folder.exists(), "nobody was there to remove it");
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-    fs::File::open(&folder).unwrap().set_modified(long_ago).unwrap();
+    fs::File::open(&folder)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
     assert!(finished(&sidecar.socket, &options, "true").status.success());
     assert!(!folder.exists());
 }
@@ -597,20 +869,48 @@ fn the_program_inherits_what_it_would_from_a_shell() {
     let script = "ulimit -c; pwd; echo $OTHER; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l";
     let plain = |around: &str| {
         let mut shell = Command::new("sh");
-        shell.args(["-c", around]).current_dir(world.path("")).env("OTHER", "o").env("SCRIPT", script).stdin(Stdio::null());
+        shell
+            .args(["-c", around])
+            .current_dir(world.path(""))
+            .env("OTHER", "o")
+            .env("SCRIPT", script)
+            .stdin(Stdio::null());
         let output = shell.output().unwrap();
         assert!(output.status.success(), "{}", err(&output));
         out(&output)
     };
-    let inside = format!("{} exec --socket {socket} {} -- sh -c \"$SCRIPT\"", binary(), options.join(" "));
-    assert_eq!(plain(&format!("ulimit -S -c 0; {inside}")), plain("ulimit -S -c 0; sh -c \"$SCRIPT\""));
+    let inside = format!(
+        "{} exec --socket {socket} {} -- sh -c \"$SCRIPT\"",
+        binary(),
+        options.join(" ")
+    );
+    assert_eq!(
+        plain(&format!("ulimit -S -c 0; {inside}")),
+        plain("ulimit -S -c 0; sh -c \"$SCRIPT\"")
+    );
     assert_eq!(plain(&inside), plain("sh -c \"$SCRIPT\""));
-    assert_eq!(plain(&format!("trap '' HUP; {inside}")), plain("trap '' HUP; sh -c \"$SCRIPT\""), "as nohup starts it");
+    assert_eq!(
+        plain(&format!("trap '' HUP; {inside}")),
+        plain("trap '' HUP; sh -c \"$SCRIPT\""),
+        "as nohup starts it"
+    );
     // What belongs to a process that can't be dumped belongs to root, whoever runs it, and is open to nobody else.
     let running = Running::start(&sidecar.socket, &options, "echo ready; idle");
     assert_eq!(running.line(), "ready");
-    assert_eq!(fs::metadata(format!("/proc/{}/mem", running.child.id())).unwrap().uid(), 0);
-    assert_eq!(fs::metadata(format!("/proc/{}/environ", running.child.id())).unwrap().permissions().mode() & 0o077, 0);
+    assert_eq!(
+        fs::metadata(format!("/proc/{}/mem", running.child.id()))
+            .unwrap()
+            .uid(),
+        0
+    );
+    assert_eq!(
+        fs::metadata(format!("/proc/{}/environ", running.child.id()))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o077,
+        0
+    );
     running.end();
 }
 
@@ -645,7 +945,12 @@ fn on_a_terminal(world: &World, script: &str, command: &[&str]) {
     let (typist, steps) = (world.path("typist.py"), world.path("steps.py"));
     fs::write(&typist, TYPIST).unwrap();
     fs::write(&steps, script).unwrap();
-    let output = Command::new("python3").args([&typist, &steps]).args(command).env("TERM", "dumb").output().unwrap();
+    let output = Command::new("python3")
+        .args([&typist, &steps])
+        .args(command)
+        .env("TERM", "dumb")
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}{}", out(&output), err(&output));
 }
 
@@ -657,7 +962,19 @@ fn a_terminal_belongs_to_the_program() {
     let text = "trap 'n=$((n+1))' INT; n=0; echo ready $T; while :; do if read line; then echo got $line after $n; [ \"$line\" = end ] && exit 3; fi; done";
     fs::write(&program, text).unwrap();
     let (socket, program) = (sidecar.socket.to_str().unwrap(), program.to_str().unwrap());
-    let command = [binary(), "exec", "--socket", socket, "--settle", "100ms", "--env", "T=secret:token", "--", "bash", program];
+    let command = [
+        binary(),
+        "exec",
+        "--socket",
+        socket,
+        "--settle",
+        "100ms",
+        "--env",
+        "T=secret:token",
+        "--",
+        "bash",
+        program,
+    ];
     // Without a shell: nobody could resume it after a ^Z, so it goes on at once.
     let steps = "expect('ready t1')\ntype(b'\\x03')\nexpect('^C')\ntype(b'one\\n')\nexpect('got one after 1')\n\
         type(b'\\x1a')\nexpect('^Z')\ntype(b'two\\n')\nexpect('got two after 1')\ntype(b'end\\n')\nexpect('got end')\n\
@@ -675,7 +992,11 @@ fn a_terminal_belongs_to_the_program() {
     );
     let settings = world.path("bashrc");
     fs::write(&settings, "PS1='prompt> '\n").unwrap();
-    on_a_terminal(&world, &steps, &["bash", "--rcfile", settings.to_str().unwrap(), "-i"]);
+    on_a_terminal(
+        &world,
+        &steps,
+        &["bash", "--rcfile", settings.to_str().unwrap(), "-i"],
+    );
 }
 
 #[test]
@@ -683,8 +1004,20 @@ fn who_interrupts_a_restart_wants_the_end() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let socket = sidecar.socket.to_str().unwrap();
     let program = "trap 'echo ending' TERM; echo ready $T; while :; do sleep 60 & wait $!; done";
-    let options = ["--settle", "100ms", "--grace", "60s", "--env", "T=secret:token"];
-    let command = [&[binary(), "exec", "--socket", socket][..], &options, &["--", "bash", "-c", program]].concat();
+    let options = [
+        "--settle",
+        "100ms",
+        "--grace",
+        "60s",
+        "--env",
+        "T=secret:token",
+    ];
+    let command = [
+        &[binary(), "exec", "--socket", socket][..],
+        &options,
+        &["--", "bash", "-c", program],
+    ]
+    .concat();
     let token = world.path("token");
     let steps = format!(
         "expect('ready t1')\nopen({token:?} + '.next', 'w').write('t2'); os.rename({token:?} + '.next', {token:?})\nexpect('ending')\n\
@@ -699,7 +1032,11 @@ fn a_pipeline_shares_the_terminal_with_the_program() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let settings = world.path("bashrc");
     fs::write(&settings, "PS1='prompt> '\n").unwrap();
-    let inside = format!("{} exec --socket {} --env T=secret:token -- bash -c", binary(), sidecar.socket.display());
+    let inside = format!(
+        "{} exec --socket {} --env T=secret:token -- bash -c",
+        binary(),
+        sidecar.socket.display()
+    );
     // A pager reads the terminal while the program runs, which may read it as well, and hears of ^C.
     let pager = "(read line; echo pager has $line; read key </dev/tty; echo pager got $key; cat)";
     let ask = "read line </dev/tty; echo answer $line";
@@ -709,15 +1046,26 @@ fn a_pipeline_shares_the_terminal_with_the_program() {
         type(b\"echo the $({inside} '{ask}')\\n\")\nexpect('\\n')\ntype(b'two\\n')\nexpect('the answer two')\n\
         expect('prompt> ')\ntype(b'exit\\n')\n"
     );
-    on_a_terminal(&world, &steps, &["bash", "--rcfile", settings.to_str().unwrap(), "-i"]);
+    on_a_terminal(
+        &world,
+        &steps,
+        &["bash", "--rcfile", settings.to_str().unwrap(), "-i"],
+    );
 }
 
 #[test]
 fn a_reader_is_told_by_the_help_what_to_write() {
-    let output = Command::new(binary()).args(["exec", "--help"]).output().unwrap();
+    let output = Command::new(binary())
+        .args(["exec", "--help"])
+        .output()
+        .unwrap();
     let mut text = String::new();
     (&output.stdout[..]).read_to_string(&mut text).unwrap();
-    for expected in ["NAME=secret:SECRET[#FIELD]", "restart|ignore|signal:NAME", "SIDEKEY_FILES"] {
+    for expected in [
+        "NAME=secret:SECRET[#FIELD]",
+        "restart|ignore|signal:NAME",
+        "SIDEKEY_FILES",
+    ] {
         assert!(text.contains(expected), "{text}");
     }
     assert!(!text.contains("launch"));

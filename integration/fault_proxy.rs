@@ -59,7 +59,11 @@ impl FaultProxy {
     pub async fn before(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let shared = Arc::new(Shared { upstream: upstream.to_owned(), fault: Mutex::new(Fault::None), counts: Mutex::default() });
+        let shared = Arc::new(Shared {
+            upstream: upstream.to_owned(),
+            fault: Mutex::new(Fault::None),
+            counts: Mutex::default(),
+        });
         let (alive, mut dead) = watch::channel(true);
         let serving = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -83,7 +87,11 @@ impl FaultProxy {
             }
             drop(dead.changed());
         });
-        Self { address, shared, alive }
+        Self {
+            address,
+            shared,
+            alive,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -101,7 +109,13 @@ impl FaultProxy {
 
     /// How many requests there were for an operation of AWS, by its name in X-Amz-Target; others have the empty name.
     pub fn count(&self, operation: &str) -> usize {
-        self.shared.counts.lock().unwrap().get(operation).copied().unwrap_or(0)
+        self.shared
+            .counts
+            .lock()
+            .unwrap()
+            .get(operation)
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -120,9 +134,18 @@ fn next(fault: &mut Fault) -> Fault {
 }
 
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Infallible> {
-    let target = request.headers().get("x-amz-target").map(|target| target.to_str().unwrap().to_owned()).unwrap_or_default();
+    let target = request
+        .headers()
+        .get("x-amz-target")
+        .map(|target| target.to_str().unwrap().to_owned())
+        .unwrap_or_default();
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-    *shared.counts.lock().unwrap().entry(operation.clone()).or_default() += 1;
+    *shared
+        .counts
+        .lock()
+        .unwrap()
+        .entry(operation.clone())
+        .or_default() += 1;
     let fault = match next(&mut shared.fault.lock().unwrap()) {
         Fault::AnswerTo(asked, status, body) if asked == operation => Fault::Answer(status, body),
         fault => fault,
@@ -132,7 +155,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         Fault::Answer(status, body) => {
             let mut answer = Response::new(Full::from(body));
             *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-            answer.headers_mut().insert(CONTENT_TYPE, "application/x-amz-json-1.1".parse().unwrap());
+            answer
+                .headers_mut()
+                .insert(CONTENT_TYPE, "application/x-amz-json-1.1".parse().unwrap());
             answer
         }
         Fault::Hang | Fault::HangAfter(_) => std::future::pending().await,
@@ -143,7 +168,8 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         Fault::Forged(forge) => {
             let (mut head, body) = forward(&shared.upstream, request).await.into_parts();
             head.headers.remove(CONTENT_LENGTH);
-            let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+            let body =
+                String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
             Response::from_parts(head, Full::from(forge(&body)))
         }
     })
@@ -157,7 +183,11 @@ async fn forward(upstream: &str, request: Request<Incoming>) -> Answer {
     let body = body.collect().await.unwrap().to_bytes();
     head.headers.remove(TRANSFER_ENCODING);
     head.headers.insert(CONTENT_LENGTH, body.len().into());
-    let (mut head, body) = sender.send_request(Request::from_parts(head, Full::new(body))).await.unwrap().into_parts();
+    let (mut head, body) = sender
+        .send_request(Request::from_parts(head, Full::new(body)))
+        .await
+        .unwrap()
+        .into_parts();
     head.headers.remove(TRANSFER_ENCODING);
     Response::from_parts(head, Full::new(body.collect().await.unwrap().to_bytes()))
 }

@@ -7,7 +7,8 @@ use proptest::{prelude::*, sample::Index, test_runner::FileFailurePersistence};
 use sidekey::{
     config,
     crypto::{
-        Header, KeyringId, MessageError, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, StreamOpener, VersionKeys, from_text, to_text,
+        Header, KeyringId, MessageError, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, StreamOpener,
+        VersionKeys, from_text, to_text,
     },
     keyring::Document,
     scan::{LOOK_BEHIND, Search},
@@ -100,8 +101,13 @@ fn almost(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/corpus").join(name);
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("integration/corpus")
+        .join(name);
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
@@ -115,22 +121,38 @@ struct Golden {
 
 fn golden() -> Golden {
     let formats::Opened { document, keys } = formats::open();
-    let names = ["message-1.bin", "message-1-aad.bin", "message-1-empty.bin", "stream-1.bin", "stream-1-empty.bin"];
-    Golden { id: document.manifest().id, keys, ciphertexts: names.map(formats::golden).to_vec() }
+    let names = [
+        "message-1.bin",
+        "message-1-aad.bin",
+        "message-1-empty.bin",
+        "stream-1.bin",
+        "stream-1-empty.bin",
+    ];
+    Golden {
+        id: document.manifest().id,
+        keys,
+        ciphertexts: names.map(formats::golden).to_vec(),
+    }
 }
 
 impl Golden {
     /// Opens a ciphertext without AAD.
     fn open(&self, ciphertext: &[u8]) -> Result<Vec<u8>, MessageError> {
         let header = Header::parse(ciphertext, &self.id)?;
-        let Some(keys) = self.keys.get(&header.version) else { return Err(MessageError::DecryptionFailed) };
-        Opener::default().open(keys, &self.id, &header, b"", &mut ciphertext.to_vec()).map(|plaintext| plaintext.to_vec())
+        let Some(keys) = self.keys.get(&header.version) else {
+            return Err(MessageError::DecryptionFailed);
+        };
+        Opener::default()
+            .open(keys, &self.id, &header, b"", &mut ciphertext.to_vec())
+            .map(|plaintext| plaintext.to_vec())
     }
 
     /// The same for a stream that comes in chunks.
     fn open_in_chunks(&self, ciphertext: &[u8]) -> Result<Vec<u8>, MessageError> {
         let header = Header::parse(ciphertext, &self.id)?;
-        let Some(keys) = self.keys.get(&header.version) else { return Err(MessageError::DecryptionFailed) };
+        let Some(keys) = self.keys.get(&header.version) else {
+            return Err(MessageError::DecryptionFailed);
+        };
         let (prefix, sealed) = ciphertext.split_first_chunk::<PREFIX_LEN>().unwrap();
         let mut opener = StreamOpener::new(keys, &self.id, prefix, b"");
         let mut chunks = sealed.chunks(SEALED_CHUNK_LEN).peekable();
@@ -144,7 +166,11 @@ impl Golden {
 
 fn cases(standard: u32) -> ProptestConfig {
     // The variable decides, if it is set.
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { standard };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        ProptestConfig::default().cases
+    } else {
+        standard
+    };
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/fuzz.txt");
     ProptestConfig {
         cases,
@@ -153,8 +179,14 @@ fn cases(standard: u32) -> ProptestConfig {
     }
 }
 
-fn run<S: Strategy>(standard: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
-    proptest::test_runner::TestRunner::new(cases(standard)).run(&strategy, test).unwrap_or_else(|error| panic!("{error}"));
+fn run<S: Strategy>(
+    standard: u32,
+    strategy: S,
+    test: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) {
+    proptest::test_runner::TestRunner::new(cases(standard))
+        .run(&strategy, test)
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
@@ -163,7 +195,10 @@ fn ciphertexts_open_only_as_they_were_made() {
     let originals = golden.ciphertexts.clone();
     run(3000, almost(golden.ciphertexts.clone()), |bytes| {
         let opened = golden.open(&bytes);
-        prop_assert!(opened.is_err() || originals.contains(&bytes), "forged: {bytes:?}");
+        prop_assert!(
+            opened.is_err() || originals.contains(&bytes),
+            "forged: {bytes:?}"
+        );
         if bytes.first() == Some(&2) {
             prop_assert_eq!(golden.open_in_chunks(&bytes), opened);
         }
@@ -173,7 +208,12 @@ fn ciphertexts_open_only_as_they_were_made() {
 
 #[test]
 fn a_text_form_stands_for_one_ciphertext() {
-    let seeds = golden().ciphertexts.iter().filter(|bytes| bytes.len() < 100).map(|bytes| to_text(bytes).into_bytes()).collect();
+    let seeds = golden()
+        .ciphertexts
+        .iter()
+        .filter(|bytes| bytes.len() < 100)
+        .map(|bytes| to_text(bytes).into_bytes())
+        .collect();
     run(3000, almost(seeds), |bytes| {
         if let Ok(text) = str::from_utf8(&bytes)
             && let Ok(ciphertext) = from_text(text)
@@ -186,16 +226,23 @@ fn a_text_form_stands_for_one_ciphertext() {
 
 #[test]
 fn manifests_are_read_whole_or_not_at_all() {
-    run(3000, almost(vec![formats::golden("keyring-1.json"), formats::golden("keyring-1.canonical.json")]), |bytes| {
-        if let Ok(document) = Document::parse(&bytes) {
-            prop_assert_eq!(document.bytes(), &bytes[..]);
-            // What is covered by the MACs is a manifest's content and nothing else.
-            let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-            let again = Document::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
-            prop_assert_eq!(again.canonical(), document.canonical());
-        }
-        Ok(())
-    });
+    run(
+        3000,
+        almost(vec![
+            formats::golden("keyring-1.json"),
+            formats::golden("keyring-1.canonical.json"),
+        ]),
+        |bytes| {
+            if let Ok(document) = Document::parse(&bytes) {
+                prop_assert_eq!(document.bytes(), &bytes[..]);
+                // What is covered by the MACs is a manifest's content and nothing else.
+                let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                let again = Document::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
+                prop_assert_eq!(again.canonical(), document.canonical());
+            }
+            Ok(())
+        },
+    );
 }
 
 #[test]
@@ -205,7 +252,10 @@ fn config_files_are_valid_or_say_where_they_are_not() {
         if let Err(problems) = config::parse(Path::new("fuzz.toml"), &text) {
             prop_assert!(!problems.items.is_empty());
             for problem in &problems.items {
-                prop_assert!((1..=text.lines().count() + 1).contains(&problem.line), "{problem}");
+                prop_assert!(
+                    (1..=text.lines().count() + 1).contains(&problem.line),
+                    "{problem}"
+                );
                 prop_assert!(!problem.message.contains('\n'), "{problem}");
             }
         }
@@ -215,7 +265,17 @@ fn config_files_are_valid_or_say_where_they_are_not() {
 
 #[test]
 fn frames_take_all_bytes_and_hold_no_more_than_one() {
-    let seeds = vec![[&[0, 0, 0, 3][..], b"abc", &[0; 4], &[0, 0, 0, 40], &[7; 40], &[0xff; 12]].concat()];
+    let seeds = vec![
+        [
+            &[0, 0, 0, 3][..],
+            b"abc",
+            &[0; 4],
+            &[0, 0, 0, 40],
+            &[7; 40],
+            &[0xff; 12],
+        ]
+        .concat(),
+    ];
     run(3000, (almost(seeds), 1..9usize), |(bytes, size)| {
         let mut frames = Frames::new(30);
         let mut whole = 0;
@@ -240,22 +300,41 @@ fn a_scan_finds_a_ciphertext_in_whatever_stands_around_it() {
     let search = Search::new([golden.id.tag()]).unwrap();
     let message = &golden.ciphertexts[0];
     let hex: String = message.iter().map(|byte| format!("{byte:02x}")).collect();
-    let forms = vec![to_text(message).into_bytes(), message.clone(), hex.into_bytes()];
+    let forms = vec![
+        to_text(message).into_bytes(),
+        message.clone(),
+        hex.into_bytes(),
+    ];
     let around: Vec<Vec<u8>> = [corpus("json"), corpus("config"), forms.clone()].concat();
-    let strategy = (almost(around.clone()), prop::sample::select(forms), almost(around), 400..2000usize);
+    let strategy = (
+        almost(around.clone()),
+        prop::sample::select(forms),
+        almost(around),
+        400..2000usize,
+    );
     run(2000, strategy, |(before, planted, after, window)| {
         let bytes = [&before[..], &planted, &after].concat();
         let mut found = Vec::new();
         search.look(&bytes, 0, true, |at, finding| found.push((at, finding)));
-        prop_assert!(found.iter().any(|(at, finding)| *at == before.len() && finding.header.version == 2), "{found:?}");
+        prop_assert!(
+            found
+                .iter()
+                .any(|(at, finding)| *at == before.len() && finding.header.version == 2),
+            "{found:?}"
+        );
         // Whatever pieces it is read in.
         let (mut in_windows, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             let from = at.min(LOOK_BEHIND);
             let end = bytes.len().min(at + window);
-            let decided = search.look(&bytes[at - from..end], from, end == bytes.len(), |found, finding| {
-                in_windows.push((at - from + found, finding));
-            });
+            let decided = search.look(
+                &bytes[at - from..end],
+                from,
+                end == bytes.len(),
+                |found, finding| {
+                    in_windows.push((at - from + found, finding));
+                },
+            );
             at += decided - from;
         }
         prop_assert_eq!(in_windows, found);
@@ -267,17 +346,24 @@ fn a_scan_finds_a_ciphertext_in_whatever_stands_around_it() {
 fn json_bodies_get_an_answer_and_never_an_error_of_ours() {
     let world = World::with_demo();
     let sidecar = world.start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let client = std::cell::RefCell::new(runtime.block_on(Client::http1(&sidecar.socket)));
     let operations = prop::sample::select(vec!["encrypt", "decrypt", "rewrap"]);
-    run(1500, (almost(corpus("json")), operations), |(body, operation)| {
-        let path = format!("/v1/keyrings/demo/{operation}");
-        let answer = runtime.block_on(client.borrow_mut().post(&path, &[JSON], body));
-        match answer.status.as_u16() {
-            200 => drop(answer.json()),
-            400 | 422 | 503 => drop(answer.problem()),
-            status => prop_assert!(false, "{status}: {:?}", answer.body),
-        }
-        Ok(())
-    });
+    run(
+        1500,
+        (almost(corpus("json")), operations),
+        |(body, operation)| {
+            let path = format!("/v1/keyrings/demo/{operation}");
+            let answer = runtime.block_on(client.borrow_mut().post(&path, &[JSON], body));
+            match answer.status.as_u16() {
+                200 => drop(answer.json()),
+                400 | 422 | 503 => drop(answer.problem()),
+                status => prop_assert!(false, "{status}: {:?}", answer.body),
+            }
+            Ok(())
+        },
+    );
 }

@@ -38,7 +38,10 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap(), env: Vec::new() };
+        let world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            env: Vec::new(),
+        };
         sidekey::backend::local::LocalKek::create(&world.path("kek")).unwrap();
         world
     }
@@ -63,32 +66,63 @@ impl World {
     }
 
     pub fn init(&self, name: &str, extra: &[&str]) {
-        let (manifest, kek) = (self.manifest(name), format!("local:{}", self.path("kek").display()));
-        let arguments = ["keyring", "init", manifest.to_str().unwrap(), "--name", name, "--kek", &kek];
+        let (manifest, kek) = (
+            self.manifest(name),
+            format!("local:{}", self.path("kek").display()),
+        );
+        let arguments = [
+            "keyring",
+            "init",
+            manifest.to_str().unwrap(),
+            "--name",
+            name,
+            "--kek",
+            &kek,
+        ];
         self.succeed(&[&arguments, extra].concat());
     }
 
     /// Runs a command in this world's environment.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(binary()).args(arguments).envs(self.env.iter().cloned()).output().unwrap()
+        Command::new(binary())
+            .args(arguments)
+            .envs(self.env.iter().cloned())
+            .output()
+            .unwrap()
     }
 
     /// The same; it must succeed.
     pub fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.status.success(), "sidekey {arguments:?}: {}", text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "sidekey {arguments:?}: {}",
+            text(&output.stderr)
+        );
         text(&output.stdout)
     }
 
     /// Runs `sidekey keyring COMMAND MANIFEST …`, which must succeed.
     pub fn keyring(&self, command: &str, name: &str, extra: &[&str]) -> String {
-        self.succeed(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
+        self.succeed(
+            &[
+                &["keyring", command, self.manifest(name).to_str().unwrap()],
+                extra,
+            ]
+            .concat(),
+        )
     }
 
     /// Runs it, whatever comes of it.
     pub fn try_keyring(&self, command: &str, name: &str, extra: &[&str]) -> Output {
-        self.run(&[&["keyring", command, self.manifest(name).to_str().unwrap()], extra].concat())
+        self.run(
+            &[
+                &["keyring", command, self.manifest(name).to_str().unwrap()],
+                extra,
+            ]
+            .concat(),
+        )
     }
 
     /// Starts a sidecar that serves `demo`.
@@ -106,13 +140,19 @@ impl World {
     /// The same, without waiting until it is ready.
     pub fn launch(&self, name: &str, config: &str, keyrings: &[&str]) -> Sidecar {
         let socket = self.path(&format!("{name}.sock"));
-        let listen = if config.contains("[listen]") { String::new() } else { format!("[listen]\nsocket = {socket:?}\n") };
+        let listen = if config.contains("[listen]") {
+            String::new()
+        } else {
+            format!("[listen]\nsocket = {socket:?}\n")
+        };
         let keyrings: String = keyrings
             .iter()
             .map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"))
             .collect();
         // First, where no table has begun. Local KEKs are what most tests use.
-        let text = format!("backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
+        let text = format!(
+            "backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}"
+        );
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();
         Sidecar::spawn(&file, socket, &self.env)
@@ -120,7 +160,11 @@ impl World {
 
     /// Starts a sidecar by the config file `config`, whose socket is that of `name`.
     pub fn launch_config(&self, config: &str, name: &str) -> Sidecar {
-        Sidecar::spawn(&self.path(&format!("{config}.toml")), self.path(&format!("{name}.sock")), &self.env)
+        Sidecar::spawn(
+            &self.path(&format!("{config}.toml")),
+            self.path(&format!("{name}.sock")),
+            &self.env,
+        )
     }
 }
 
@@ -164,8 +208,17 @@ impl Sidecar {
         }
         // The text form writes name=value, the JSON form "name":"value".
         let field = |name: &str| {
-            let json = serde_json::from_str::<Value>(&first).ok().and_then(|line| Some(line[name].as_str()?.to_owned()));
-            let text = || first.split_once(&format!("{name}="))?.1.split_whitespace().next().map(str::to_owned);
+            let json = serde_json::from_str::<Value>(&first)
+                .ok()
+                .and_then(|line| Some(line[name].as_str()?.to_owned()));
+            let text = || {
+                first
+                    .split_once(&format!("{name}="))?
+                    .1
+                    .split_whitespace()
+                    .next()
+                    .map(str::to_owned)
+            };
             json.or_else(text)?.parse().ok()
         };
         let (ops, tcp) = (field("ops").unwrap(), field("tcp"));
@@ -177,7 +230,13 @@ impl Sidecar {
                 line.clear();
             }
         });
-        Self { child, socket, ops, tcp, log }
+        Self {
+            child,
+            socket,
+            ops,
+            tcp,
+            log,
+        }
     }
 
     pub fn log(&self) -> String {
@@ -192,7 +251,11 @@ impl Sidecar {
     pub fn ops(&self, path: &str) -> (u16, String) {
         use std::io::Write;
         let mut stream = std::net::TcpStream::connect(self.ops).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -209,11 +272,19 @@ impl Sidecar {
     }
 
     pub fn wait_generation(&self, generation: u64) {
-        wait("a generation", || self.keyring()["in_force"]["generation"].as_u64() >= Some(generation));
+        wait("a generation", || {
+            self.keyring()["in_force"]["generation"].as_u64() >= Some(generation)
+        });
     }
 
     pub fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits until the process has ended.
@@ -260,14 +331,21 @@ pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A body that is all there, and whose length the request announces.
 pub fn whole(bytes: impl Into<Bytes>) -> RequestBody {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body that comes from a channel, of a length that nobody announces. An error breaks the request off.
-pub fn channel() -> (tokio::sync::mpsc::Sender<std::io::Result<Bytes>>, RequestBody) {
+pub fn channel() -> (
+    tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
+    RequestBody,
+) {
     let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
     let pieces = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    let frames = futures_util::StreamExt::map(pieces, |piece: std::io::Result<Bytes>| piece.map(Frame::data));
+    let frames = futures_util::StreamExt::map(pieces, |piece: std::io::Result<Bytes>| {
+        piece.map(Frame::data)
+    });
     (sender, StreamBody::new(frames).boxed_unsync())
 }
 
@@ -285,12 +363,17 @@ pub struct Answer {
 
 impl Answer {
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
     /// The problem's code, after checking that it is one in the right form.
     pub fn problem(&self) -> String {
-        assert_eq!(self.headers["content-type"], "application/problem+json", "{:?}", self.body);
+        assert_eq!(
+            self.headers["content-type"], "application/problem+json",
+            "{:?}",
+            self.body
+        );
         assert_eq!(self.headers["cache-control"], "no-store");
         let problem = self.json();
         assert_eq!(problem["status"], self.status.as_u16());
@@ -299,7 +382,11 @@ impl Answer {
     }
 
     pub fn version(&self) -> u32 {
-        self.headers["sidekey-key-version"].to_str().unwrap().parse().unwrap()
+        self.headers["sidekey-key-version"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     pub fn ok(self) -> Self {
@@ -318,7 +405,10 @@ impl Client {
 
     pub async fn http2(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).await.unwrap();
-        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) =
+            conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
         tokio::spawn(connection);
         Self::Http2(sender)
     }
@@ -330,7 +420,13 @@ impl Client {
         Self::Http1(sender)
     }
 
-    pub async fn send(&mut self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
         self.try_send(method, path, headers, body).await.unwrap()
     }
 
@@ -341,9 +437,16 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer, hyper::Error> {
-        let (head, body) = self.open(method, path, headers, whole(body)).await?.into_parts();
+        let (head, body) = self
+            .open(method, path, headers, whole(body))
+            .await?
+            .into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
     }
 
     /// Sends a request with any body, and gives the answer when its head has come.
@@ -354,7 +457,11 @@ impl Client {
         headers: &[(&str, &str)],
         body: RequestBody,
     ) -> Result<Response<Incoming>, hyper::Error> {
-        let uri = if matches!(self, Self::Http2(_)) { format!("http://sidekey{path}") } else { path.to_owned() };
+        let uri = if matches!(self, Self::Http2(_)) {
+            format!("http://sidekey{path}")
+        } else {
+            path.to_owned()
+        };
         let mut request = Request::builder().method(method).uri(uri);
         if matches!(self, Self::Http1(_)) {
             request = request.header(HOST, "sidekey");
@@ -372,21 +479,33 @@ impl Client {
         }
     }
 
-    pub async fn post(&mut self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    pub async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
         self.send(Method::POST, path, headers, body).await
     }
 
     /// Encrypts with `demo`.
     pub async fn encrypt(&mut self, plaintext: &[u8]) -> Answer {
-        self.post("/v1/keyrings/demo/encrypt", &[OCTETS], plaintext.to_vec()).await
+        self.post("/v1/keyrings/demo/encrypt", &[OCTETS], plaintext.to_vec())
+            .await
     }
 
     /// Decrypts with `demo`.
     pub async fn decrypt(&mut self, ciphertext: &[u8]) -> Answer {
-        self.post("/v1/keyrings/demo/decrypt", &[OCTETS], ciphertext.to_vec()).await
+        self.post("/v1/keyrings/demo/decrypt", &[OCTETS], ciphertext.to_vec())
+            .await
     }
 
     pub async fn json(&mut self, operation: &str, body: Value) -> Answer {
-        self.post(&format!("/v1/keyrings/demo/{operation}"), &[JSON], body.to_string()).await
+        self.post(
+            &format!("/v1/keyrings/demo/{operation}"),
+            &[JSON],
+            body.to_string(),
+        )
+        .await
     }
 }

@@ -38,7 +38,12 @@ impl Setting {
         let client = sidecar.client().await;
         let tree = world.path("tree");
         fs::create_dir(&tree).unwrap();
-        Self { world, sidecar, client, tree }
+        Self {
+            world,
+            sidecar,
+            client,
+            tree,
+        }
     }
 
     fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
@@ -60,9 +65,22 @@ impl Setting {
     }
 
     fn arguments<'a>(&'a self, paths: &[&'a Path], more: &[&'a str]) -> Vec<&'a str> {
-        let fixed = ["rewrap", "--keyring", "demo", "--socket", self.sidecar.socket.to_str().unwrap(), "--output", "json"];
+        let fixed = [
+            "rewrap",
+            "--keyring",
+            "demo",
+            "--socket",
+            self.sidecar.socket.to_str().unwrap(),
+            "--output",
+            "json",
+        ];
         let paths = paths.iter().map(|path| path.to_str().unwrap());
-        fixed.into_iter().chain(more.iter().copied()).chain(["--in-place"]).chain(paths).collect()
+        fixed
+            .into_iter()
+            .chain(more.iter().copied())
+            .chain(["--in-place"])
+            .chain(paths)
+            .collect()
     }
 
     fn rewrap(&self, more: &[&str]) -> (Output, Value) {
@@ -81,19 +99,36 @@ impl Setting {
     async fn opened(&mut self, path: &Path, aad: &str) -> String {
         let contents = fs::read(path).unwrap();
         let tokens = tokens(&contents);
-        let items = tokens.iter().map(|(_, token)| json!({ "ciphertext": token, "aad": STANDARD.encode(aad) }));
+        let items = tokens
+            .iter()
+            .map(|(_, token)| json!({ "ciphertext": token, "aad": STANDARD.encode(aad) }));
         let items: Vec<Value> = items.collect();
         let mut opened = Vec::new();
         for part in items.chunks(100) {
-            let answer = self.client.json("decrypt", json!({ "batch": part })).await.ok().json();
+            let answer = self
+                .client
+                .json("decrypt", json!({ "batch": part }))
+                .await
+                .ok()
+                .json();
             opened.extend(answer["batch"].as_array().unwrap().clone());
         }
         let mut text = String::new();
         let mut copied = 0;
         for ((at, token), result) in tokens.iter().zip(opened) {
             text.push_str(std::str::from_utf8(&contents[copied..*at]).unwrap());
-            let plaintext = STANDARD.decode(result["plaintext"].as_str().unwrap_or_else(|| panic!("{result}"))).unwrap();
-            text.push_str(&format!("<{}:{}>", result["key_version"], String::from_utf8(plaintext).unwrap()));
+            let plaintext = STANDARD
+                .decode(
+                    result["plaintext"]
+                        .as_str()
+                        .unwrap_or_else(|| panic!("{result}")),
+                )
+                .unwrap();
+            text.push_str(&format!(
+                "<{}:{}>",
+                result["key_version"],
+                String::from_utf8(plaintext).unwrap()
+            ));
             copied = at + token.len();
         }
         text + std::str::from_utf8(&contents[copied..]).unwrap()
@@ -106,7 +141,10 @@ fn tokens(contents: &[u8]) -> Vec<(usize, String)> {
     Search::new([]).unwrap().look(contents, 0, true, |at, _| {
         let is_digit = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         let len = 4 + contents[at + 4..].iter().take_while(is_digit).count();
-        tokens.push((at, String::from_utf8(contents[at..at + len].to_vec()).unwrap()));
+        tokens.push((
+            at,
+            String::from_utf8(contents[at..at + len].to_vec()).unwrap(),
+        ));
     });
     tokens
 }
@@ -114,66 +152,139 @@ fn tokens(contents: &[u8]) -> Vec<(usize, String)> {
 fn versions(contents: &[u8]) -> BTreeMap<u32, usize> {
     let mut versions = BTreeMap::new();
     for (_, token) in tokens(contents) {
-        *versions.entry(peek(&from_text(&token).unwrap()).unwrap().version).or_default() += 1;
+        *versions
+            .entry(peek(&from_text(&token).unwrap()).unwrap().version)
+            .or_default() += 1;
     }
     versions
 }
 
 fn temporary_files(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).unwrap();
-    entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".sidekey-rewrap-")).count()
+    entries
+        .filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with(".sidekey-rewrap-")
+        })
+        .count()
 }
 
 #[tokio::test]
 async fn every_ciphertext_of_a_mixed_tree_is_rewrapped_and_every_other_byte_stays() {
     let mut s = Setting::new().await;
-    let old = s.texts(&["zero", "one", "two", "three", "four", "five"], "").await;
+    let old = s
+        .texts(&["zero", "one", "two", "three", "four", "five"], "")
+        .await;
     let whole = s.client.encrypt(b"a whole file").await.ok().body.to_vec();
     let whole = s.write("whole.bin", whole);
     let text = s.write("whole.txt", format!("{}\n", old[0]));
-    let csv = s.write("a/table.csv", format!("id,name\r\n1,{}\r\n2,\"{}\",x\r\n", old[1], old[2]));
-    let json = s.write("a/rows.jsonl", format!("{{\"id\": 1, \"name\":\"{}\"}}\n{{}}", old[3]));
-    let sql = s.write("a/b/dump.sql", format!("INSERT INTO t VALUES (1, '{}', '{}');\n", old[4], old[5]));
+    let csv = s.write(
+        "a/table.csv",
+        format!("id,name\r\n1,{}\r\n2,\"{}\",x\r\n", old[1], old[2]),
+    );
+    let json = s.write(
+        "a/rows.jsonl",
+        format!("{{\"id\": 1, \"name\":\"{}\"}}\n{{}}", old[3]),
+    );
+    let sql = s.write(
+        "a/b/dump.sql",
+        format!("INSERT INTO t VALUES (1, '{}', '{}');\n", old[4], old[5]),
+    );
     let plain = s.write("plain.txt", "nothing here: sk1.… sk1.\n");
     fs::set_permissions(&csv, fs::Permissions::from_mode(0o604)).unwrap();
     s.rotate();
     let new = s.texts(&["new"], "").await;
     let current = s.write("current.txt", &new[0]);
     let mixed = s.write("mixed.txt", format!("{} {}", old[0], new[0]));
-    let inodes = |paths: &[&Path]| paths.iter().map(|path| fs::metadata(path).unwrap().ino()).collect::<Vec<_>>();
+    let inodes = |paths: &[&Path]| {
+        paths
+            .iter()
+            .map(|path| fs::metadata(path).unwrap().ino())
+            .collect::<Vec<_>>()
+    };
     let untouched = inodes(&[&plain, &current]);
 
     // A dry run says the same and changes nothing.
-    let before: Vec<Vec<u8>> = [&whole, &text, &csv, &json, &sql, &mixed].map(|path| fs::read(path).unwrap()).into();
+    let before: Vec<Vec<u8>> = [&whole, &text, &csv, &json, &sql, &mixed]
+        .map(|path| fs::read(path).unwrap())
+        .into();
     let (output, would) = s.rewrap(&["--dry-run"]);
     assert!(output.status.success());
-    let after: Vec<Vec<u8>> = [&whole, &text, &csv, &json, &sql, &mixed].map(|path| fs::read(path).unwrap()).into();
+    let after: Vec<Vec<u8>> = [&whole, &text, &csv, &json, &sql, &mixed]
+        .map(|path| fs::read(path).unwrap())
+        .into();
     assert_eq!(before, after);
 
     let report = s.rewrap_all();
-    assert_eq!((&would["changed"], &would["ciphertexts"]), (&report["changed"], &report["ciphertexts"]));
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 8, "current": 2, "other_keyrings": 0, "failed": 0 }));
-    assert_eq!(report["files"], json!({ "examined": 8, "changed": 6, "leftovers_removed": 0 }));
-    assert_eq!((report["keyring"].as_str(), report["primary"].as_u64()), (Some("demo"), Some(2)));
+    assert_eq!(
+        (&would["changed"], &would["ciphertexts"]),
+        (&report["changed"], &report["ciphertexts"])
+    );
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 8, "current": 2, "other_keyrings": 0, "failed": 0 })
+    );
+    assert_eq!(
+        report["files"],
+        json!({ "examined": 8, "changed": 6, "leftovers_removed": 0 })
+    );
+    assert_eq!(
+        (report["keyring"].as_str(), report["primary"].as_u64()),
+        (Some("demo"), Some(2))
+    );
     assert_eq!(s.opened(&text, "").await, "<2:zero>\n");
-    assert_eq!(s.opened(&csv, "").await, "id,name\r\n1,<2:one>\r\n2,\"<2:two>\",x\r\n");
-    assert_eq!(s.opened(&json, "").await, "{\"id\": 1, \"name\":\"<2:three>\"}\n{}");
-    assert_eq!(s.opened(&sql, "").await, "INSERT INTO t VALUES (1, '<2:four>', '<2:five>');\n");
+    assert_eq!(
+        s.opened(&csv, "").await,
+        "id,name\r\n1,<2:one>\r\n2,\"<2:two>\",x\r\n"
+    );
+    assert_eq!(
+        s.opened(&json, "").await,
+        "{\"id\": 1, \"name\":\"<2:three>\"}\n{}"
+    );
+    assert_eq!(
+        s.opened(&sql, "").await,
+        "INSERT INTO t VALUES (1, '<2:four>', '<2:five>');\n"
+    );
     assert_eq!(s.opened(&mixed, "").await, "<2:zero> <2:new>");
-    assert_eq!(tokens(&fs::read(&mixed).unwrap())[1].1, new[0], "what is current isn't made anew");
+    assert_eq!(
+        tokens(&fs::read(&mixed).unwrap())[1].1,
+        new[0],
+        "what is current isn't made anew"
+    );
     let opened = s.client.decrypt(&fs::read(&whole).unwrap()).await.ok();
-    assert_eq!((&opened.body[..], opened.version()), (&b"a whole file"[..], 2));
-    assert_eq!(fs::metadata(&csv).unwrap().permissions().mode() & 0o777, 0o604);
+    assert_eq!(
+        (&opened.body[..], opened.version()),
+        (&b"a whole file"[..], 2)
+    );
+    assert_eq!(
+        fs::metadata(&csv).unwrap().permissions().mode() & 0o777,
+        0o604
+    );
 
     // A second time there is nothing to do, and files that needed nothing were never written.
-    let everything = [&whole, &text, &csv, &json, &sql, &mixed, &plain, &current].map(PathBuf::as_path);
+    let everything =
+        [&whole, &text, &csv, &json, &sql, &mixed, &plain, &current].map(PathBuf::as_path);
     let once = inodes(&everything);
-    assert_eq!(s.rewrap_all()["ciphertexts"], json!({ "rewrapped": 0, "current": 10, "other_keyrings": 0, "failed": 0 }));
+    assert_eq!(
+        s.rewrap_all()["ciphertexts"],
+        json!({ "rewrapped": 0, "current": 10, "other_keyrings": 0, "failed": 0 })
+    );
     assert_eq!(inodes(&everything), once);
     assert_eq!(inodes(&[&plain, &current]), untouched);
     // The scan agrees that version 1 is gone.
     let manifest = s.world.manifest("demo");
-    let scan = ["scan", s.tree.to_str().unwrap(), "--location", manifest.to_str().unwrap(), "--fail-if-version", "demo:1"];
+    let scan = [
+        "scan",
+        s.tree.to_str().unwrap(),
+        "--location",
+        manifest.to_str().unwrap(),
+        "--fail-if-version",
+        "demo:1",
+    ];
     assert!(s.world.run(&scan).status.success());
 }
 
@@ -183,17 +294,37 @@ async fn an_item_with_other_aad_fails_alone_with_path_and_line() {
     let ours = s.texts(&["a", "b", "c"], "row").await;
     let others = s.texts(&["x"], "").await;
     let damaged = ours[2].replace(&ours[2][40..44], "AAAA");
-    let path = s.write("t.csv", format!("{}\n\n{};{}\n{damaged}\n", ours[0], others[0], ours[1]));
-    let whole = s.client.encrypt(b"bound to nothing").await.ok().body.to_vec();
+    let path = s.write(
+        "t.csv",
+        format!("{}\n\n{};{}\n{damaged}\n", ours[0], others[0], ours[1]),
+    );
+    let whole = s
+        .client
+        .encrypt(b"bound to nothing")
+        .await
+        .ok()
+        .body
+        .to_vec();
     let whole = s.write("whole.bin", whole);
     let whole_before = fs::read(&whole).unwrap();
     s.rotate();
     let (output, report) = s.rewrap(&["--aad", "row"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 2, "current": 0, "other_keyrings": 0, "failed": 3 }));
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 2, "current": 0, "other_keyrings": 0, "failed": 3 })
+    );
     let failures = report["failures"].as_array().unwrap();
-    let mut places: Vec<_> =
-        failures.iter().map(|f| (f["path"].as_str().unwrap(), f["line"].as_u64(), f["code"].as_str().unwrap())).collect();
+    let mut places: Vec<_> = failures
+        .iter()
+        .map(|f| {
+            (
+                f["path"].as_str().unwrap(),
+                f["line"].as_u64(),
+                f["code"].as_str().unwrap(),
+            )
+        })
+        .collect();
     places.sort();
     let (path_text, whole_text) = (path.to_str().unwrap(), whole.to_str().unwrap());
     assert_eq!(
@@ -205,14 +336,30 @@ async fn an_item_with_other_aad_fails_alone_with_path_and_line() {
         ]
     );
     let contents = fs::read_to_string(&path).unwrap();
-    assert!(contents.contains(&others[0]) && contents.contains(&damaged), "what failed is as it was");
-    assert_eq!(versions(contents.as_bytes()), BTreeMap::from([(1, 2), (2, 2)]));
+    assert!(
+        contents.contains(&others[0]) && contents.contains(&damaged),
+        "what failed is as it was"
+    );
+    assert_eq!(
+        versions(contents.as_bytes()),
+        BTreeMap::from([(1, 2), (2, 2)])
+    );
     assert_eq!(fs::read(&whole).unwrap(), whole_before);
     // The other AAD finishes them.
     let (output, report) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 2, "current": 2, "other_keyrings": 0, "failed": 1 }));
-    assert_eq!(s.client.decrypt(&fs::read(&whole).unwrap()).await.ok().version(), 2);
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 2, "current": 2, "other_keyrings": 0, "failed": 1 })
+    );
+    assert_eq!(
+        s.client
+            .decrypt(&fs::read(&whole).unwrap())
+            .await
+            .ok()
+            .version(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -232,11 +379,32 @@ async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
     let (output, report) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1));
     let failures = report["failures"].as_array().unwrap();
-    let mut codes: Vec<_> = failures.iter().map(|failure| failure["code"].as_str().unwrap()).collect();
+    let mut codes: Vec<_> = failures
+        .iter()
+        .map(|failure| failure["code"].as_str().unwrap())
+        .collect();
     codes.sort_unstable();
-    assert_eq!(codes, ["binary_file", "cut_off", "cut_off", "cut_off", "hard_links", "hard_links", "hard_links", "hard_links"]);
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 0, "current": 0, "other_keyrings": 0, "failed": 10 }));
-    assert_eq!(report["skipped"], json!([{ "path": s.tree.join("link.txt"), "what": "symbolic link" }]));
+    assert_eq!(
+        codes,
+        [
+            "binary_file",
+            "cut_off",
+            "cut_off",
+            "cut_off",
+            "hard_links",
+            "hard_links",
+            "hard_links",
+            "hard_links"
+        ]
+    );
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 0, "current": 0, "other_keyrings": 0, "failed": 10 })
+    );
+    assert_eq!(
+        report["skipped"],
+        json!([{ "path": s.tree.join("link.txt"), "what": "symbolic link" }])
+    );
     assert_eq!(fs::read_to_string(&outside).unwrap(), old);
     assert_eq!(temporary_files(&s.tree), 0);
     // A link that is named itself stays a link, and its target changes.
@@ -257,16 +425,37 @@ async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
     if is_root {
         std::os::unix::fs::chown(&theirs, Some(4321), Some(4321)).unwrap();
     }
-    let output = without("-chown").args(s.arguments(&[&s.tree], &[])).output().unwrap();
+    let output = without("-chown")
+        .args(s.arguments(&[&s.tree], &[]))
+        .output()
+        .unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(s.opened(&ours, "").await, "<2:a>");
     if is_root {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert_eq!((&report["failures"][0]["code"], &report["ciphertexts"]["failed"]), (&json!("attributes"), &json!(1)));
-        assert_eq!((fs::read_to_string(&theirs).unwrap(), fs::metadata(&theirs).unwrap().uid()), (old, 4321));
+        assert_eq!(
+            (
+                &report["failures"][0]["code"],
+                &report["ciphertexts"]["failed"]
+            ),
+            (&json!("attributes"), &json!(1))
+        );
+        assert_eq!(
+            (
+                fs::read_to_string(&theirs).unwrap(),
+                fs::metadata(&theirs).unwrap().uid()
+            ),
+            (old, 4321)
+        );
         // With the right, the owner stays.
         s.rewrap_all();
-        assert_eq!((s.opened(&theirs, "").await.as_str(), fs::metadata(&theirs).unwrap().uid()), ("<2:a>", 4321));
+        assert_eq!(
+            (
+                s.opened(&theirs, "").await.as_str(),
+                fs::metadata(&theirs).unwrap().uid()
+            ),
+            ("<2:a>", 4321)
+        );
     }
     assert_eq!(temporary_files(&s.tree), 0);
 }
@@ -275,7 +464,9 @@ async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
 async fn ciphertexts_that_no_batch_takes_are_streamed_and_aad_of_any_length_is_sent() {
     let config = "[limits]\nbody = \"64KiB\"\njson_body = \"256KiB\"\n";
     let mut s = Setting::with_config(config).await;
-    let plaintexts: Vec<Vec<u8>> = [10, 64 << 10, 100_000, 1 << 20, 3 << 19].map(|length| vec![b'x'; length]).into();
+    let plaintexts: Vec<Vec<u8>> = [10, 64 << 10, 100_000, 1 << 20, 3 << 19]
+        .map(|length| vec![b'x'; length])
+        .into();
     let mut contents = String::from("id\n");
     for plaintext in &plaintexts {
         let message = s.client.encrypt(plaintext).await.ok().body;
@@ -289,18 +480,31 @@ async fn ciphertexts_that_no_batch_takes_are_streamed_and_aad_of_any_length_is_s
     s.rotate();
     let (output, report) = s.rewrap(&[]);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 5, "current": 0, "other_keyrings": 0, "failed": 0 }));
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 5, "current": 0, "other_keyrings": 0, "failed": 0 })
+    );
     let contents = fs::read_to_string(&path).unwrap();
     for (line, plaintext) in contents.lines().skip(1).zip(&plaintexts) {
-        let text = line.strip_prefix("a,").and_then(|line| line.strip_suffix(",z")).unwrap();
+        let text = line
+            .strip_prefix("a,")
+            .and_then(|line| line.strip_suffix(",z"))
+            .unwrap();
         let opened = s.client.decrypt(&from_text(text).unwrap()).await.ok();
-        assert!(opened.version() == 2 && opened.body[..] == plaintext[..], "{}", plaintext.len());
+        assert!(
+            opened.version() == 2 && opened.body[..] == plaintext[..],
+            "{}",
+            plaintext.len()
+        );
     }
 
     let arguments = s.arguments(&[&long], &["--aad", &aad]);
     let output = s.world.run(&arguments);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(versions(&fs::read(&long).unwrap()), BTreeMap::from([(2, 1)]));
+    assert_eq!(
+        versions(&fs::read(&long).unwrap()),
+        BTreeMap::from([(2, 1)])
+    );
 }
 
 #[tokio::test]
@@ -314,34 +518,71 @@ async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
     let plaintexts: Vec<String> = (0..350).map(|n| format!("{n}")).collect();
     let short = texts(&mut s.client, "demo", &plaintexts, "").await;
     let whole = s.write("whole.bin", &long_message);
-    let path = s.write("rows.txt", format!("before\n{} {long_text};\n{}", short[..10].join(","), short[10..].join("\n")));
+    let path = s.write(
+        "rows.txt",
+        format!(
+            "before\n{} {long_text};\n{}",
+            short[..10].join(","),
+            short[10..].join("\n")
+        ),
+    );
     // As long, and damaged at its end: found out when the answer has begun. It must stay.
     let mut damaged = long_message.to_vec();
     *damaged.last_mut().unwrap() ^= 1;
-    let damaged = s.write("damaged.txt", format!("{} {}", sidekey::crypto::to_text(&damaged), short[0]));
+    let damaged = s.write(
+        "damaged.txt",
+        format!("{} {}", sidekey::crypto::to_text(&damaged), short[0]),
+    );
     let damaged_text = fs::read_to_string(&damaged).unwrap();
     s.rotate();
     let (output, report) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_eq!(report["ciphertexts"], json!({ "rewrapped": 353, "current": 0, "other_keyrings": 0, "failed": 1 }));
+    assert_eq!(
+        report["ciphertexts"],
+        json!({ "rewrapped": 353, "current": 0, "other_keyrings": 0, "failed": 1 })
+    );
     let failure = &report["failures"][0];
-    assert_eq!((&failure["path"], &failure["line"]), (&json!(damaged), &json!(1)));
-    assert_eq!(failure["code"], "answer_broke_off", "its last chunk alone is damaged");
+    assert_eq!(
+        (&failure["path"], &failure["line"]),
+        (&json!(damaged), &json!(1))
+    );
+    assert_eq!(
+        failure["code"], "answer_broke_off",
+        "its last chunk alone is damaged"
+    );
     let left = fs::read_to_string(&damaged).unwrap();
     let split = damaged_text.find(' ').unwrap();
     assert_eq!(&left[..=split], &damaged_text[..=split]);
-    assert_eq!(versions(&left.as_bytes()[split..]), BTreeMap::from([(2, 1)]));
+    assert_eq!(
+        versions(&left.as_bytes()[split..]),
+        BTreeMap::from([(2, 1)])
+    );
     let opened = s.client.decrypt(&fs::read(&whole).unwrap()).await.ok();
     assert!(opened.version() == 2 && opened.body[..] == long[..]);
     let contents = fs::read_to_string(&path).unwrap();
     assert_eq!(versions(contents.as_bytes()), BTreeMap::from([(2, 351)]));
     let (start, rest) = contents.split_once(' ').unwrap();
     let (text, end) = rest.split_once(";\n").unwrap();
-    let opened = s.client.post("/v1/keyrings/demo/decrypt", &[OCTETS], from_text(text).unwrap()).await.ok();
+    let opened = s
+        .client
+        .post(
+            "/v1/keyrings/demo/decrypt",
+            &[OCTETS],
+            from_text(text).unwrap(),
+        )
+        .await
+        .ok();
     assert!(opened.body[..] == long[..]);
     fs::write(&path, format!("{start}\n{end}")).unwrap();
     let expected: Vec<String> = (0..350).map(|n| format!("<2:{n}>")).collect();
-    assert_eq!(s.opened(&path, "").await, format!("before\n{}\n{}", expected[..10].join(","), expected[10..].join("\n")));
+    assert_eq!(
+        s.opened(&path, "").await,
+        format!(
+            "before\n{}\n{}",
+            expected[..10].join(","),
+            expected[10..].join("\n")
+        )
+    );
 }
 
 #[tokio::test]
@@ -355,13 +596,24 @@ async fn a_run_that_is_killed_at_any_point_loses_nothing_and_another_finishes() 
     for (at, part) in old[..2000].chunks(100).enumerate() {
         files.push(s.write(&format!("{at:02}.csv"), part.join("\n")));
     }
-    files.push(s.write("big.txt", old[2000..].iter().map(|text| format!("{text}{filler}\n")).collect::<String>()));
+    files.push(
+        s.write(
+            "big.txt",
+            old[2000..]
+                .iter()
+                .map(|text| format!("{text}{filler}\n"))
+                .collect::<String>(),
+        ),
+    );
     let mut expected = Vec::new();
     for path in &files {
         expected.push(s.opened(path, "").await.replace("<1:", "<2:"));
     }
     s.rotate();
-    let lengths: Vec<u64> = files.iter().map(|path| fs::metadata(path).unwrap().len()).collect();
+    let lengths: Vec<u64> = files
+        .iter()
+        .map(|path| fs::metadata(path).unwrap().len())
+        .collect();
     let changed = |files: &[PathBuf]| {
         let is_new = |path: &&PathBuf| {
             let first = tokens(&fs::read(path).unwrap()[..200]).remove(0).1;
@@ -380,9 +632,19 @@ async fn a_run_that_is_killed_at_any_point_loses_nothing_and_another_finishes() 
             .unwrap();
         // Killed when a temporary file is there, or has something in it, or when another file has changed.
         wait("something to kill", || {
-            let temporary = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".sidekey-rewrap-");
-            let entries = fs::read_dir(&s.tree).unwrap().filter_map(Result::ok).filter(temporary);
-            let sizes: Vec<u64> = entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).collect();
+            let temporary = |entry: &fs::DirEntry| {
+                entry
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(".sidekey-rewrap-")
+            };
+            let entries = fs::read_dir(&s.tree)
+                .unwrap()
+                .filter_map(Result::ok)
+                .filter(temporary);
+            let sizes: Vec<u64> = entries
+                .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+                .collect();
             let is_there = match round % 3 {
                 0 => !sizes.is_empty(),
                 1 => sizes.iter().any(|size| *size > 0),
@@ -397,7 +659,12 @@ async fn a_run_that_is_killed_at_any_point_loses_nothing_and_another_finishes() 
         for (path, len) in files.iter().zip(&lengths) {
             let contents = fs::read(path).unwrap();
             assert_eq!(contents.len() as u64, *len, "{}", path.display());
-            assert_eq!(versions(&contents).len(), 1, "{}: half-written", path.display());
+            assert_eq!(
+                versions(&contents).len(),
+                1,
+                "{}: half-written",
+                path.display()
+            );
         }
     }
     assert!(kills > 0, "the runs were killed and did not just end");
@@ -421,7 +688,10 @@ async fn leftovers_are_removed_and_counted() {
     assert!(leftover.exists());
     assert_eq!(would["skipped"][0]["what"], "temporary file of a rewrap");
     let report = s.rewrap_all();
-    assert_eq!(report["files"], json!({ "examined": 1, "changed": 1, "leftovers_removed": 1 }));
+    assert_eq!(
+        report["files"],
+        json!({ "examined": 1, "changed": 1, "leftovers_removed": 1 })
+    );
     assert_eq!(temporary_files(&s.tree), 0);
     assert_eq!(s.opened(&path, "").await, "<2:a>");
 }
@@ -436,7 +706,10 @@ async fn a_sidecar_that_goes_away_stops_the_run_and_leaves_whole_files() {
     s.sidecar.ended();
     let (output, _) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("is the sidecar running"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("is the sidecar running"),
+        "{output:?}"
+    );
     assert_eq!(fs::read_to_string(&path).unwrap(), old);
     assert_eq!(temporary_files(&s.tree), 0);
 }
@@ -444,17 +717,30 @@ async fn a_sidecar_that_goes_away_stops_the_run_and_leaves_whole_files() {
 #[tokio::test]
 async fn who_may_not_rewrap_is_told_and_changes_nothing() {
     let uid = rustix::process::getuid().as_raw();
-    let policy =
-        format!("[[policy]]\nuids = [{uid}]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"decrypt\", \"inspect\"]\n");
+    let policy = format!(
+        "[[policy]]\nuids = [{uid}]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"decrypt\", \"inspect\"]\n"
+    );
     let mut s = Setting::with_config("").await;
     let old = s.texts(&["a"], "").await.remove(0);
     let path = s.write("a.txt", &old);
     s.rotate();
     let strict = s.world.start_with("strict", &policy, &["demo"]);
-    let arguments = ["rewrap", "--keyring", "demo", "--socket", strict.socket.to_str().unwrap(), "--in-place"];
-    let output = s.world.run(&[&arguments[..], &[s.tree.to_str().unwrap()]].concat());
+    let arguments = [
+        "rewrap",
+        "--keyring",
+        "demo",
+        "--socket",
+        strict.socket.to_str().unwrap(),
+        "--in-place",
+    ];
+    let output = s
+        .world
+        .run(&[&arguments[..], &[s.tree.to_str().unwrap()]].concat());
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("forbidden"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("forbidden"),
+        "{output:?}"
+    );
     assert_eq!(fs::read_to_string(&path).unwrap(), old);
     assert_eq!(temporary_files(&s.tree), 0);
 }
@@ -472,7 +758,13 @@ async fn a_line_of_200_mib_is_rewrapped_in_bounded_memory() {
     assert_eq!(report["ciphertexts"]["rewrapped"], 200);
     let output = run_in_bounded_memory(&["scan", path.to_str().unwrap(), "--output", "json"]);
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&value["found"][0]["version"], &value["found"][0]["ciphertexts"]), (&json!(2), &json!(200)));
+    assert_eq!(
+        (
+            &value["found"][0]["version"],
+            &value["found"][0]["ciphertexts"]
+        ),
+        (&json!(2), &json!(200))
+    );
     assert_eq!(value["found"].as_array().unwrap().len(), 1);
 }
 
@@ -483,7 +775,13 @@ async fn a_stream_of_200_mib_is_rewrapped_in_bounded_memory() {
     write_long_line(&plain, &["a line".into()]);
     let socket = s.sidecar.socket.to_str().unwrap();
     let encrypt = ["encrypt", "--keyring", "demo", "--socket", socket, "--out"];
-    s.world.succeed(&[&encrypt[..], &[path.to_str().unwrap(), plain.to_str().unwrap()]].concat());
+    s.world.succeed(
+        &[
+            &encrypt[..],
+            &[path.to_str().unwrap(), plain.to_str().unwrap()],
+        ]
+        .concat(),
+    );
     s.rotate();
     let before = fs::metadata(&path).unwrap().len();
     let output = run_in_bounded_memory(&s.arguments(&[&path], &[]));
@@ -491,9 +789,29 @@ async fn a_stream_of_200_mib_is_rewrapped_in_bounded_memory() {
     let mut start = [0; 9];
     std::io::Read::read_exact(&mut fs::File::open(&path).unwrap(), &mut start).unwrap();
     let header = peek(&start).unwrap();
-    assert_eq!((header.version, header.is_stream, fs::metadata(&path).unwrap().len()), (2, true, before));
+    assert_eq!(
+        (
+            header.version,
+            header.is_stream,
+            fs::metadata(&path).unwrap().len()
+        ),
+        (2, true, before)
+    );
     let opened = s.world.path("opened");
     let decrypt = ["decrypt", "--keyring", "demo", "--socket", socket, "--out"];
-    s.world.succeed(&[&decrypt[..], &[opened.to_str().unwrap(), path.to_str().unwrap()]].concat());
-    assert!(Command::new("cmp").args([&plain, &opened]).status().unwrap().success(), "the same plaintext");
+    s.world.succeed(
+        &[
+            &decrypt[..],
+            &[opened.to_str().unwrap(), path.to_str().unwrap()],
+        ]
+        .concat(),
+    );
+    assert!(
+        Command::new("cmp")
+            .args([&plain, &opened])
+            .status()
+            .unwrap()
+            .success(),
+        "the same plaintext"
+    );
 }

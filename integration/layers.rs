@@ -24,7 +24,14 @@ fn modules_use_only_what_stands_below_them() {
     let mut modules = BTreeSet::new();
     for file in rust_files(&source) {
         let inside = file.strip_prefix(&source).unwrap();
-        let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let module = inside
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
         if ["main", "lib"].contains(&module.as_str()) {
             continue;
         }
@@ -39,8 +46,12 @@ fn modules_use_only_what_stands_below_them() {
         modules.insert(module);
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let known: BTreeSet<String> =
-        LAYERS.iter().flat_map(|layer| layer.iter()).chain(&LEAVES).map(|name| (*name).to_owned()).collect();
+    let known: BTreeSet<String> = LAYERS
+        .iter()
+        .flat_map(|layer| layer.iter())
+        .chain(&LEAVES)
+        .map(|name| (*name).to_owned())
+        .collect();
     assert_eq!(modules, known, "every module has its layer");
 }
 
@@ -58,7 +69,10 @@ fn allowed(module: &str, used: &str) -> bool {
 /// The modules after `crate::`, also in a nested list.
 fn uses(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (_, rest) in text.match_indices("crate::").map(|(at, _)| text.split_at(at + "crate::".len())) {
+    for (_, rest) in text
+        .match_indices("crate::")
+        .map(|(at, _)| text.split_at(at + "crate::".len()))
+    {
         if let Some(list) = rest.strip_prefix('{') {
             let mut depth = 0;
             let mut at_start = true;
@@ -69,8 +83,12 @@ fn uses(text: &str) -> BTreeSet<String> {
                     '}' if depth == 0 => break,
                     '}' => depth -= 1,
                     ',' if depth == 0 => at_start = true,
-                    c if depth == 0 && at_start && (c.is_alphanumeric() || c == '_') => name.push(c),
-                    c if depth == 0 && at_start && !name.is_empty() && !c.is_whitespace() => at_start = false,
+                    c if depth == 0 && at_start && (c.is_alphanumeric() || c == '_') => {
+                        name.push(c)
+                    }
+                    c if depth == 0 && at_start && !name.is_empty() && !c.is_whitespace() => {
+                        at_start = false
+                    }
                     _ => {}
                 }
                 if !at_start && !name.is_empty() {
@@ -81,7 +99,11 @@ fn uses(text: &str) -> BTreeSet<String> {
                 found.insert(name);
             }
         } else {
-            found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            found.insert(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     found

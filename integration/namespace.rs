@@ -14,7 +14,11 @@ pub fn is_inside(name: &str, address: &str) -> bool {
         return true;
     }
     // Without root's rights, root's part is played in a user namespace.
-    let kind = if uid() == 0 { "--net" } else { "--net --map-root-user" };
+    let kind = if uid() == 0 {
+        "--net"
+    } else {
+        "--net --map-root-user"
+    };
     let script = format!("ip link set lo up && ip addr add {address}/32 dev lo && exec \"$@\"");
     let output = Command::new("unshare")
         .args(kind.split(' '))
@@ -26,6 +30,9 @@ pub fn is_inside(name: &str, address: &str) -> bool {
         .unwrap();
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (said(&output.stdout), said(&output.stderr));
-    assert!(output.status.success() && out.contains("1 passed"), "in a namespace with {address}: {out}{err}");
+    assert!(
+        output.status.success() && out.contains("1 passed"),
+        "in a namespace with {address}: {out}{err}"
+    );
     false
 }

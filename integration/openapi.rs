@@ -21,7 +21,12 @@ fn document() -> Value {
 async fn the_sidecar_serves_the_document() {
     let world = World::with_demo();
     let sidecar = world.start();
-    let answer = sidecar.client().await.send(hyper::Method::GET, "/v1/openapi.json", &[], "").await.ok();
+    let answer = sidecar
+        .client()
+        .await
+        .send(hyper::Method::GET, "/v1/openapi.json", &[], "")
+        .await
+        .ok();
     assert_eq!(answer.headers["content-type"], "application/json");
     assert_eq!(answer.body, DOCUMENT);
 }
@@ -29,13 +34,24 @@ async fn the_sidecar_serves_the_document() {
 #[test]
 fn the_document_knows_every_code_by_its_status() {
     let mut documented = BTreeSet::new();
-    for response in document()["components"]["responses"].as_object().unwrap().values() {
-        let schema = &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+    for response in document()["components"]["responses"]
+        .as_object()
+        .unwrap()
+        .values()
+    {
+        let schema =
+            &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
         for code in schema["code"]["enum"].as_array().unwrap() {
-            documented.insert((code.as_str().unwrap().to_owned(), schema["status"]["const"].as_u64().unwrap()));
+            documented.insert((
+                code.as_str().unwrap().to_owned(),
+                schema["status"]["const"].as_u64().unwrap(),
+            ));
         }
     }
-    let codes: BTreeSet<_> = Code::ALL.iter().map(|code| (code.as_str().to_owned(), u64::from(code.status().as_u16()))).collect();
+    let codes: BTreeSet<_> = Code::ALL
+        .iter()
+        .map(|code| (code.as_str().to_owned(), u64::from(code.status().as_u16())))
+        .collect();
     assert_eq!(documented, codes);
 }
 
@@ -44,43 +60,84 @@ fn made_up_requests_get_what_the_document_says() {
     let world = World::with_demo();
     let token = "0123456789abcdef0123456789abcdef";
     fs::write(world.path("token"), token).unwrap();
-    fs::set_permissions(world.path("token"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let listen = format!("[listen]\nsocket = {:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n", world.path("one.sock"));
+    fs::set_permissions(
+        world.path("token"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .unwrap();
+    let listen = format!(
+        "[listen]\nsocket = {:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n",
+        world.path("one.sock")
+    );
     let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
-    let rule =
-        format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\ntoken = true\nuids = [{}]\n", uid());
+    let rule = format!(
+        "[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\ntoken = true\nuids = [{}]\n",
+        uid()
+    );
     fs::write(world.path("db"), r#"{"password":"one"}"#).unwrap();
     let rule = format!("{rule}[[secret]]\nname = \"db\"\nsource = \"file:db\"\nrequired = true\n");
     let sidecar = world.start_with("one", &format!("{listen}{rule}"), &["demo"]);
     // A name made up from the pattern alone would hardly ever be that of a keyring.
     let mut document = document();
-    document["components"]["parameters"]["Keyring"]["schema"] = json!({ "enum": ["demo", "other"] });
+    document["components"]["parameters"]["Keyring"]["schema"] =
+        json!({ "enum": ["demo", "other"] });
     document["components"]["parameters"]["Secret"]["schema"] = json!({ "enum": ["db", "other"] });
     // A version that is made up will never come, and waiting for it is answered with 503.
-    let parameters = document["paths"]["/v1/secrets/{secret}"]["get"]["parameters"].as_array_mut().unwrap();
+    let parameters = document["paths"]["/v1/secrets/{secret}"]["get"]["parameters"]
+        .as_array_mut()
+        .unwrap();
     parameters.retain(|parameter| parameter["name"] != "min_version");
     fs::write(world.path("openapi.json"), document.to_string()).unwrap();
     let output = Command::new(installed("moto/bin/schemathesis"))
-        .args(["run", "openapi.json", "--url", &format!("http://{}", sidecar.tcp.unwrap())])
+        .args([
+            "run",
+            "openapi.json",
+            "--url",
+            &format!("http://{}", sidecar.tcp.unwrap()),
+        ])
         .args(["--header", &format!("Authorization: Bearer {token}")])
         // Never ends by itself.
         .args(["--exclude-path", "/v1/events"])
         // No made-up ciphertext decrypts.
-        .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
-        .args(["--max-examples", "40", "--seed", "1", "--no-color", "--generation-database", "none"])
+        .args([
+            "--checks",
+            "all",
+            "--exclude-checks",
+            "positive_data_acceptance",
+        ])
+        .args([
+            "--max-examples",
+            "40",
+            "--seed",
+            "1",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ])
         .env("SCHEMATHESIS_HOOKS", HOOKS)
         .env("SIDEKEY_SOCKET", &sidecar.socket)
         .current_dir(world.path(""))
         .output()
         .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{said}");
     // Every operation, and not only in vain.
     let metrics = sidecar.ops("/metrics").1;
-    assert!(metrics.contains("sidekey_secret_requests_total{secret=\"db\",code=\"ok\"}"), "{said}");
+    assert!(
+        metrics.contains("sidekey_secret_requests_total{secret=\"db\",code=\"ok\"}"),
+        "{said}"
+    );
     for operation in ["encrypt", "decrypt", "rewrap", "data-key", "inspect"] {
-        let line = format!(r#"sidekey_requests_total{{keyring="demo",operation="{operation}",code="ok"}}"#);
-        let count = metrics.lines().find_map(|found| found.strip_prefix(&line)?.trim().parse::<u64>().ok());
+        let line = format!(
+            r#"sidekey_requests_total{{keyring="demo",operation="{operation}",code="ok"}}"#
+        );
+        let count = metrics
+            .lines()
+            .find_map(|found| found.strip_prefix(&line)?.trim().parse::<u64>().ok());
         assert!(count > Some(0), "{operation}: {count:?}\n{said}");
     }
 }

@@ -17,7 +17,9 @@ fn a_service_manager_hears_when_it_listens_and_when_it_stops() {
     let socket = world.path("notify.sock");
     let manager = UnixDatagram::bind(&socket).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    world.env.push(("NOTIFY_SOCKET", socket.display().to_string()));
+    world
+        .env
+        .push(("NOTIFY_SOCKET", socket.display().to_string()));
     // Its keyring can't be loaded, so it isn't ready; but it listens, and whoever waits for the unit may go on.
     let mut sidecar = world.launch("one", "", &["none"]);
     assert_eq!(heard(&manager), "READY=1");
@@ -29,17 +31,32 @@ fn a_service_manager_hears_when_it_listens_and_when_it_stops() {
 
 #[test]
 fn the_units_commands_are_ones_that_the_binary_knows() {
-    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/systemd/sidekey.service")).unwrap();
-    let commands: Vec<&str> =
-        unit.lines().filter_map(|line| line.strip_prefix("ExecStart=").or(line.strip_prefix("ExecStartPre="))).collect();
+    let unit = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/systemd/sidekey.service"),
+    )
+    .unwrap();
+    let commands: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("ExecStart=")
+                .or(line.strip_prefix("ExecStartPre="))
+        })
+        .collect();
     assert_eq!(commands.len(), 2);
     for command in commands {
         // With a config that isn't there, so the command was understood if it is missed.
         let command = command.replace("/etc/sidekey/sidekey.toml", "/nowhere/sidekey.toml");
-        let arguments: Vec<&str> = command.strip_prefix("/usr/local/bin/sidekey ").unwrap().split(' ').collect();
+        let arguments: Vec<&str> = command
+            .strip_prefix("/usr/local/bin/sidekey ")
+            .unwrap()
+            .split(' ')
+            .collect();
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("can't read /nowhere/sidekey.toml"), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("can't read /nowhere/sidekey.toml"),
+            "{output:?}"
+        );
     }
 }
 
@@ -51,23 +68,40 @@ fn completions_and_manual_pages_know_every_command() {
         let script = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{shell}");
         for word in ["rewrap-kek", "sidecar-ca"] {
-            assert!(script.contains(word), "{word} is not in the script for {shell}");
+            assert!(
+                script.contains(word),
+                "{word} is not in the script for {shell}"
+            );
         }
         if shell == "bash" {
             let file = folder.path().join("sidekey.bash");
             fs::write(&file, &script).unwrap();
             // Completed as a shell does it, after `sidekey keyring rew`.
             let ask = "source \"$0\"; COMP_WORDS=(sidekey keyring rew); COMP_CWORD=2; _sidekey sidekey rew keyring; echo \"${COMPREPLY[@]}\"";
-            let completed = Command::new("bash").args(["-c", ask]).arg(&file).output().unwrap();
-            assert_eq!(String::from_utf8_lossy(&completed.stdout).trim(), "rewrap-kek", "{completed:?}");
+            let completed = Command::new("bash")
+                .args(["-c", ask])
+                .arg(&file)
+                .output()
+                .unwrap();
+            assert_eq!(
+                String::from_utf8_lossy(&completed.stdout).trim(),
+                "rewrap-kek",
+                "{completed:?}"
+            );
         }
     }
     let pages = folder.path().join("man/man1");
     let output = run(&["man", pages.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    for (page, words) in [("sidekey.1", "keyring"), ("sidekey-serve.1", "config"), ("sidekey-keyring-disable.1", "ops listener")]
-    {
+    for (page, words) in [
+        ("sidekey.1", "keyring"),
+        ("sidekey-serve.1", "config"),
+        ("sidekey-keyring-disable.1", "ops listener"),
+    ] {
         let text = fs::read_to_string(pages.join(page)).unwrap();
-        assert!(text.contains(".TH ") && text.contains(words), "{page}: {text}");
+        assert!(
+            text.contains(".TH ") && text.contains(words),
+            "{page}: {text}"
+        );
     }
 }

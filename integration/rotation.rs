@@ -43,11 +43,26 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
             while !done.load(Ordering::Relaxed) {
                 let name = &names[fastrand::usize(..names.len())];
                 let plaintext = format!("client {index}");
-                let encrypted = client.post(&format!("/v1/keyrings/{name}/encrypt"), &[OCTETS], plaintext.clone()).await.ok();
+                let encrypted = client
+                    .post(
+                        &format!("/v1/keyrings/{name}/encrypt"),
+                        &[OCTETS],
+                        plaintext.clone(),
+                    )
+                    .await
+                    .ok();
                 kept.push((name.clone(), encrypted.body.to_vec()));
                 // One that is new and one that may be as old as the test.
-                for (name, message) in [&kept[kept.len() - 1], &kept[fastrand::usize(..kept.len())]] {
-                    let answer = client.post(&format!("/v1/keyrings/{name}/decrypt"), &[OCTETS], message.clone()).await.ok();
+                for (name, message) in [&kept[kept.len() - 1], &kept[fastrand::usize(..kept.len())]]
+                {
+                    let answer = client
+                        .post(
+                            &format!("/v1/keyrings/{name}/decrypt"),
+                            &[OCTETS],
+                            message.clone(),
+                        )
+                        .await
+                        .ok();
                     assert_eq!(answer.body, plaintext);
                     decrypted.fetch_add(1, Ordering::Relaxed);
                 }
@@ -63,7 +78,10 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
         )
         .unwrap();
         tokio::task::spawn_blocking(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             for _ in 0..ROTATIONS {
                 runtime.block_on(admin.rotate(&[], Takeover::Now)).unwrap();
             }
@@ -76,7 +94,9 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
     wait("the last generations", || {
         let status = sidecar.status();
         let keyrings = status["keyrings"].as_array().unwrap();
-        keyrings.iter().all(|keyring| keyring["in_force"]["primary"] == ROTATIONS + 1)
+        keyrings
+            .iter()
+            .all(|keyring| keyring["in_force"]["primary"] == ROTATIONS + 1)
     });
     done.store(true, Ordering::Relaxed);
     while let Some(result) = clients.join_next().await {
@@ -84,7 +104,9 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
     }
     assert!(decrypted.load(Ordering::Relaxed) > 1000, "there was load");
     let metrics = sidecar.ops("/metrics").1;
-    let failed = metrics.lines().filter(|line| line.starts_with("sidekey_requests_total") && !line.contains("code=\"ok\""));
+    let failed = metrics
+        .lines()
+        .filter(|line| line.starts_with("sidekey_requests_total") && !line.contains("code=\"ok\""));
     assert_eq!(failed.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
@@ -115,15 +137,28 @@ async fn waves_take_over_one_by_one_and_roll_back() {
     };
     world.keyring("rotate", "demo", &[]);
     both(2);
-    assert_eq!((first.encrypt(b"x").await.ok().version(), last.encrypt(b"x").await.ok().version()), (1, 1));
+    assert_eq!(
+        (
+            first.encrypt(b"x").await.ok().version(),
+            last.encrypt(b"x").await.ok().version()
+        ),
+        (1, 1)
+    );
     world.keyring("activate", "demo", &["--version", "2", "--wave", "canary"]);
     both(3);
-    let (new, old) = (first.encrypt(b"x").await.ok(), last.encrypt(b"x").await.ok());
+    let (new, old) = (
+        first.encrypt(b"x").await.ok(),
+        last.encrypt(b"x").await.ok(),
+    );
     assert_eq!((new.version(), old.version()), (2, 1));
     // Each decrypts what the other encrypts.
     last.decrypt(&new.body).await.ok();
     first.decrypt(&old.body).await.ok();
-    let refused = world.try_keyring("disable", "demo", &["--version", "2", "--override", "a test"]);
+    let refused = world.try_keyring(
+        "disable",
+        "demo",
+        &["--version", "2", "--override", "a test"],
+    );
     assert_eq!(refused.status.code(), Some(3));
     world.keyring("activate", "demo", &["--version", "1", "--wave", "canary"]);
     both(4);
@@ -138,7 +173,8 @@ fn lagging(world: &World) -> Sidecar {
     fs::create_dir(world.path("before")).unwrap();
     fs::copy(world.manifest("demo"), world.path("before/demo.json")).unwrap();
     symlink("before", world.path("current")).unwrap();
-    let keyring = "[[keyring]]\nname = \"demo\"\nlocation = \"current/demo.json\"\nkeks = [\"local:*\"]\n";
+    let keyring =
+        "[[keyring]]\nname = \"demo\"\nlocation = \"current/demo.json\"\nkeks = [\"local:*\"]\n";
     let listen = format!("[listen]\nsocket = {:?}\n", world.path("lagging.sock"));
     world.start_with("lagging", &format!("{listen}{keyring}"), &[])
 }
@@ -206,7 +242,10 @@ async fn the_link_swap_of_kubernetes_is_seen() {
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
     sidecar.wait_generation(3);
     let metrics = sidecar.ops("/metrics").1;
-    assert!(metrics.contains("trigger=\"file\",result=\"changed\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("trigger=\"file\",result=\"changed\"} 1"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -218,40 +257,60 @@ async fn a_copy_starts_a_sidecar_while_the_location_is_down_and_is_never_gone_ba
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
     let third = fs::read(world.manifest("demo")).unwrap();
-    wait("the copy", || fs::read(world.path("copies/demo.json")).is_ok_and(|copy| copy == third));
+    wait("the copy", || {
+        fs::read(world.path("copies/demo.json")).is_ok_and(|copy| copy == third)
+    });
     drop(sidecar);
 
     fs::remove_file(world.manifest("demo")).unwrap();
     let sidecar = world.start_with("one", config, &["demo"]);
     assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
-    wait("the reason", || sidecar.keyring()["last_error"]["code"] == "source_missing");
+    wait("the reason", || {
+        sidecar.keyring()["last_error"]["code"] == "source_missing"
+    });
     drop(sidecar);
 
     // An older one in the location, once valid, even while no KEK opens the copy.
     fs::write(world.manifest("demo"), first).unwrap();
     fs::rename(world.path("kek"), world.path("kek-away")).unwrap();
     let sidecar = world.launch("one", config, &["demo"]);
-    wait("the refusal", || sidecar.keyring()["last_error"]["code"] == "went_back");
+    wait("the refusal", || {
+        sidecar.keyring()["last_error"]["code"] == "went_back"
+    });
     fs::rename(world.path("kek-away"), world.path("kek")).unwrap();
     drop(sidecar);
     let sidecar = world.start_with("one", config, &["demo"]);
-    wait("the refusal", || sidecar.keyring()["last_error"]["code"] == "went_back");
+    wait("the refusal", || {
+        sidecar.keyring()["last_error"]["code"] == "went_back"
+    });
     assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
     drop(sidecar);
 
     // A lease that ran out goes on being over after a restart.
     fs::remove_file(world.manifest("demo")).unwrap();
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(31 * 24 * 60 * 60);
-    fs::File::options().append(true).open(world.path("copies/demo.json")).unwrap().set_modified(long_ago).unwrap();
+    fs::File::options()
+        .append(true)
+        .open(world.path("copies/demo.json"))
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
     let sidecar = world.start_with("one", config, &["demo"]);
-    assert_eq!(sidecar.client().await.encrypt(b"x").await.problem(), "lease_expired");
+    assert_eq!(
+        sidecar.client().await.encrypt(b"x").await.problem(),
+        "lease_expired"
+    );
     drop(sidecar);
 
     // What isn't a manifest costs a warning.
     fs::write(world.path("copies/demo.json"), "{").unwrap();
     fs::write(world.manifest("demo"), third).unwrap();
     let sidecar = world.start_with("one", config, &["demo"]);
-    wait("the warning", || sidecar.log().contains("the copy of the manifest is not used"));
+    wait("the warning", || {
+        sidecar
+            .log()
+            .contains("the copy of the manifest is not used")
+    });
 }
 
 #[test]
@@ -263,7 +322,11 @@ fn a_change_behind_a_link_is_seen() {
     let sidecar = world.start();
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
-    assert!(fs::symlink_metadata(world.manifest("demo")).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(world.manifest("demo"))
+            .unwrap()
+            .is_symlink()
+    );
 }
 
 #[tokio::test]
@@ -275,12 +338,27 @@ async fn a_kek_that_the_config_does_not_name_is_not_even_asked() {
     );
     // A manifest that is right in every way, but whose KEK is its writer's.
     let sidecar = world.launch("one", &config, &[]);
-    wait("the reason", || sidecar.ops("/readyz").1.contains("not one of the KEKs that may open this keyring"));
-    assert_eq!(sidecar.client().await.encrypt(b"x").await.problem(), "provider_unavailable");
+    wait("the reason", || {
+        sidecar
+            .ops("/readyz")
+            .1
+            .contains("not one of the KEKs that may open this keyring")
+    });
+    assert_eq!(
+        sidecar.client().await.encrypt(b"x").await.problem(),
+        "provider_unavailable"
+    );
     let refused = world.try_keyring("verify", "demo", &["--allow-kek", "local:/etc/*"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of the KEKs"));
-    world.keyring("verify", "demo", &["--allow-kek", &format!("local:{}", world.path("kek").display())]);
+    world.keyring(
+        "verify",
+        "demo",
+        &[
+            "--allow-kek",
+            &format!("local:{}", world.path("kek").display()),
+        ],
+    );
 }
 
 #[test]
@@ -295,7 +373,11 @@ fn the_key_of_a_disabled_version_leaves_memory() {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
     assert_eq!(memory(), 2 * one);
-    world.keyring("disable", "demo", &["--version", "1", "--override", "a test"]);
+    world.keyring(
+        "disable",
+        "demo",
+        &["--version", "1", "--override", "a test"],
+    );
     wait("its memory's end", || memory() == one);
     world.keyring("enable", "demo", &["--version", "1"]);
     wait("its return", || memory() == 2 * one);
@@ -317,11 +399,26 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
     let faults = [
         ("malformed", good[..good.len() / 2].to_vec()),
         ("malformed", b"{}".to_vec()),
-        ("malformed", edit(|manifest| manifest["surprise"] = json!(1))),
-        ("malformed", edit(|manifest| manifest["activations"][0]["version"] = json!(9))),
-        ("unauthenticated", edit(|manifest| manifest["generation"] = json!(9))),
-        ("forked", edit(|manifest| manifest["policy"]["quiet_period"] = json!("1d"))),
-        ("went_back", edit(|manifest| manifest["generation"] = json!(2))),
+        (
+            "malformed",
+            edit(|manifest| manifest["surprise"] = json!(1)),
+        ),
+        (
+            "malformed",
+            edit(|manifest| manifest["activations"][0]["version"] = json!(9)),
+        ),
+        (
+            "unauthenticated",
+            edit(|manifest| manifest["generation"] = json!(9)),
+        ),
+        (
+            "forked",
+            edit(|manifest| manifest["policy"]["quiet_period"] = json!("1d")),
+        ),
+        (
+            "went_back",
+            edit(|manifest| manifest["generation"] = json!(2)),
+        ),
         (
             "inconsistent",
             edit(|manifest| {
@@ -329,7 +426,10 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
                 manifest["versions"][0]["check"] = manifest["versions"][1]["check"].clone();
             }),
         ),
-        ("other_keyring", edit(|manifest| manifest["id"] = json!("00000000000000000000000000000000"))),
+        (
+            "other_keyring",
+            edit(|manifest| manifest["id"] = json!("00000000000000000000000000000000")),
+        ),
     ];
     for (code, bytes) in faults {
         fs::write(&file, bytes).unwrap();
@@ -337,10 +437,17 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
         assert_eq!(sidecar.keyring()["in_force"]["generation"], 3);
         assert_eq!(client.encrypt(b"x").await.ok().version(), 2);
         assert_eq!(sidecar.ops("/readyz").0, 200);
-        assert!(sidecar.ops("/metrics").1.contains("sidekey_keyring_refresh_failing{keyring=\"demo\"} 1"));
+        assert!(
+            sidecar
+                .ops("/metrics")
+                .1
+                .contains("sidekey_keyring_refresh_failing{keyring=\"demo\"} 1")
+        );
     }
     fs::remove_file(&file).unwrap();
-    wait("a missing file", || sidecar.keyring()["last_error"]["code"] == "source_missing");
+    wait("a missing file", || {
+        sidecar.keyring()["last_error"]["code"] == "source_missing"
+    });
     assert_eq!(client.encrypt(b"x").await.ok().version(), 2);
     fs::write(&file, &good).unwrap();
     wait("recovery", || sidecar.keyring()["last_error"].is_null());
@@ -348,7 +455,12 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
     assert!(metrics.contains("sidekey_keyring_refresh_failing{keyring=\"demo\"} 0"));
     assert!(metrics.contains("result=\"unauthenticated\"}"), "{metrics}");
     // However often a fault is met, it is logged once.
-    assert_eq!(sidecar.log().matches("the MAC by version").count(), 1, "{}", sidecar.log());
+    assert_eq!(
+        sidecar.log().matches("the MAC by version").count(),
+        1,
+        "{}",
+        sidecar.log()
+    );
 }
 
 #[tokio::test]
@@ -367,17 +479,25 @@ async fn a_kek_that_is_gone_costs_only_what_it_alone_opens() {
     let publish = || fs::rename(world.path("work.json"), world.manifest("demo")).unwrap();
     publish();
     sidecar.wait_generation(2);
-    let unopened = sidecar.keyring()["in_force"]["versions"][1]["unopened"].as_str().unwrap().to_owned();
+    let unopened = sidecar.keyring()["in_force"]["versions"][1]["unopened"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(unopened.contains("can't read the KEK"), "{unopened}");
     assert_eq!(sidecar.keyring()["last_error"]["code"], "kek_unavailable");
     assert_eq!(client.encrypt(b"x").await.ok().version(), 1);
     assert_eq!(sidecar.ops("/readyz").0, 200);
     let mut named = client.encrypt(b"x").await.ok().body.to_vec();
     named[8] = 2;
-    assert_eq!(client.decrypt(&named).await.problem(), "key_version_unavailable");
+    assert_eq!(
+        client.decrypt(&named).await.problem(),
+        "key_version_unavailable"
+    );
     // Retries go on in the background until it opens.
     fs::rename(&hidden, &other).unwrap();
-    wait("version 2 to open", || sidecar.keyring()["last_error"].is_null());
+    wait("version 2 to open", || {
+        sidecar.keyring()["last_error"].is_null()
+    });
     assert_eq!(client.decrypt(&named).await.problem(), "decryption_failed");
 }
 
@@ -386,10 +506,15 @@ async fn a_fresh_sidecar_waits_for_its_primary_and_says_why() {
     let world = World::with_demo();
     fs::rename(world.path("kek"), world.path("hidden")).unwrap();
     let sidecar = world.launch("one", "[refresh]\nmax_backoff = \"100ms\"\n", &["demo"]);
-    wait("the reason", || sidecar.ops("/readyz").1.contains("can't read the KEK"));
+    wait("the reason", || {
+        sidecar.ops("/readyz").1.contains("can't read the KEK")
+    });
     assert_eq!(sidecar.ops("/readyz").0, 503);
     assert_eq!(sidecar.ops("/livez").0, 200);
-    assert_eq!(sidecar.client().await.encrypt(b"x").await.problem(), "provider_unavailable");
+    assert_eq!(
+        sidecar.client().await.encrypt(b"x").await.problem(),
+        "provider_unavailable"
+    );
     fs::rename(world.path("hidden"), world.path("kek")).unwrap();
     sidecar.wait_ready();
     sidecar.client().await.encrypt(b"x").await.ok();
@@ -413,7 +538,9 @@ async fn a_trusted_signer_is_demanded() {
     let refused = world.try_keyring("touch", "demo", &[]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--sign-key"));
     world.keyring("touch", "demo", &["--unsigned"]);
-    wait("the refusal", || sidecar.keyring()["last_error"]["code"] == "unsigned");
+    wait("the refusal", || {
+        sidecar.keyring()["last_error"]["code"] == "unsigned"
+    });
     assert_eq!(sidecar.keyring()["in_force"]["generation"], 1);
     world.keyring("touch", "demo", &sign);
     sidecar.wait_generation(3);
@@ -428,12 +555,19 @@ fn disabling_asks_the_fleet_and_goes_by_its_answers() {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
     let url = format!("http://{}", sidecar.ops);
-    let disable = |extra: &[&str]| world.try_keyring("disable", "demo", &[&["--version", "1"], extra].concat());
+    let disable = |extra: &[&str]| {
+        world.try_keyring("disable", "demo", &[&["--version", "1"], extra].concat())
+    };
     let silent = disable(&["--sidecar", &url, "--sidecar", "http://127.0.0.1:9"]);
     assert_eq!(silent.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&silent.stderr).contains("http://127.0.0.1:9/ did not answer"));
     let unasked = disable(&[]);
     assert_eq!(unasked.status.code(), Some(3));
-    wait("the quiet period", || disable(&["--sidecar", &url]).status.success());
-    assert_eq!(world.read_manifest("demo")["versions"][0]["state"], "disabled");
+    wait("the quiet period", || {
+        disable(&["--sidecar", &url]).status.success()
+    });
+    assert_eq!(
+        world.read_manifest("demo")["versions"][0]["state"],
+        "disabled"
+    );
 }

@@ -11,11 +11,16 @@ use crate::harness::{Answer, Client, Sidecar, World, uid, wait};
 const BYTES: (&str, &str) = ("accept", "application/octet-stream");
 
 async fn get(client: &mut Client, path: &str) -> Answer {
-    client.send(Method::GET, &format!("/v1/secrets/{path}"), &[], "").await
+    client
+        .send(Method::GET, &format!("/v1/secrets/{path}"), &[], "")
+        .await
 }
 
 async fn text(client: &mut Client, path: &str) -> String {
-    let answer = client.send(Method::GET, &format!("/v1/secrets/{path}"), &[BYTES], "").await.ok();
+    let answer = client
+        .send(Method::GET, &format!("/v1/secrets/{path}"), &[BYTES], "")
+        .await
+        .ok();
     String::from_utf8(answer.body.to_vec()).unwrap()
 }
 
@@ -32,13 +37,22 @@ fn put(path: &Path, text: impl AsRef<[u8]>) {
 
 fn status(sidecar: &Sidecar, name: &str) -> Value {
     let status = sidecar.status();
-    status["secrets"].as_array().unwrap().iter().find(|secret| secret["name"] == name).unwrap().clone()
+    status["secrets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|secret| secret["name"] == name)
+        .unwrap()
+        .clone()
 }
 
 #[tokio::test]
 async fn a_secret_is_had_as_json_as_bytes_and_by_field() {
     let world = World::new();
-    put(&world.path("db"), r#"{"user":"ann","password":"p\"w","port":5432}"#);
+    put(
+        &world.path("db"),
+        r#"{"user":"ann","password":"p\"w","port":5432}"#,
+    );
     put(&world.path("blob"), [0, 0xff, 0x80]);
     let text_and_blob = config("db", "file:db", "") + &config("blob", "file:blob", "");
     let sidecar = world.start_with("one", &text_and_blob, &[]);
@@ -48,31 +62,95 @@ async fn a_secret_is_had_as_json_as_bytes_and_by_field() {
     assert_eq!(answer.headers["content-type"], "application/json");
     assert_eq!(answer.headers["cache-control"], "no-store");
     let body = answer.json();
-    assert_eq!(body["value"], r#"{"user":"ann","password":"p\"w","port":5432}"#);
-    assert_eq!((&body["name"], &body["stage"], &body["stale"]), (&"db".into(), &"current".into(), &false.into()));
-    assert_eq!(answer.headers["sidekey-secret-version"], body["version"].as_str().unwrap());
+    assert_eq!(
+        body["value"],
+        r#"{"user":"ann","password":"p\"w","port":5432}"#
+    );
+    assert_eq!(
+        (&body["name"], &body["stage"], &body["stale"]),
+        (&"db".into(), &"current".into(), &false.into())
+    );
+    assert_eq!(
+        answer.headers["sidekey-secret-version"],
+        body["version"].as_str().unwrap()
+    );
     for time in ["created_at", "fetched_at"] {
-        body[time].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        body[time]
+            .as_str()
+            .unwrap()
+            .parse::<jiff::Timestamp>()
+            .unwrap();
     }
     assert!(!answer.headers.contains_key("sidekey-stale"));
 
-    assert_eq!(get(&mut client, "db?field=password").await.ok().json()["value"], "p\"w");
+    assert_eq!(
+        get(&mut client, "db?field=password").await.ok().json()["value"],
+        "p\"w"
+    );
     assert_eq!(text(&mut client, "db?field=port").await, "5432");
-    assert_eq!(get(&mut client, "db?field=none").await.problem(), "secret_field_not_found");
-    assert_eq!(get(&mut client, "blob?field=a").await.problem(), "secret_field_not_found");
-    assert_eq!(get(&mut client, "blob").await.ok().json()["value_base64"], "AP+A");
-    let bytes = client.send(Method::GET, "/v1/secrets/blob", &[BYTES], "").await.ok();
-    assert_eq!((&bytes.body[..], bytes.headers["sidekey-secret-stage"].as_bytes()), (&[0, 0xff, 0x80][..], &b"current"[..]));
+    assert_eq!(
+        get(&mut client, "db?field=none").await.problem(),
+        "secret_field_not_found"
+    );
+    assert_eq!(
+        get(&mut client, "blob?field=a").await.problem(),
+        "secret_field_not_found"
+    );
+    assert_eq!(
+        get(&mut client, "blob").await.ok().json()["value_base64"],
+        "AP+A"
+    );
+    let bytes = client
+        .send(Method::GET, "/v1/secrets/blob", &[BYTES], "")
+        .await
+        .ok();
+    assert_eq!(
+        (
+            &bytes.body[..],
+            bytes.headers["sidekey-secret-stage"].as_bytes()
+        ),
+        (&[0, 0xff, 0x80][..], &b"current"[..])
+    );
     assert_eq!(bytes.headers["content-type"], "application/octet-stream");
 
     let tag = bytes.headers["etag"].to_str().unwrap().to_owned();
-    let unchanged = client.send(Method::GET, "/v1/secrets/blob", &[BYTES, ("if-none-match", &tag)], "").await;
-    assert_eq!((unchanged.status, unchanged.body.len()), (StatusCode::NOT_MODIFIED, 0));
-    let json = client.send(Method::GET, "/v1/secrets/blob", &[("if-none-match", &tag)], "").await;
-    assert_eq!(json.status, StatusCode::OK, "another form is another answer");
+    let unchanged = client
+        .send(
+            Method::GET,
+            "/v1/secrets/blob",
+            &[BYTES, ("if-none-match", &tag)],
+            "",
+        )
+        .await;
+    assert_eq!(
+        (unchanged.status, unchanged.body.len()),
+        (StatusCode::NOT_MODIFIED, 0)
+    );
+    let json = client
+        .send(
+            Method::GET,
+            "/v1/secrets/blob",
+            &[("if-none-match", &tag)],
+            "",
+        )
+        .await;
+    assert_eq!(
+        json.status,
+        StatusCode::OK,
+        "another form is another answer"
+    );
 
-    let list = client.send(Method::GET, "/v1/secrets", &[], "").await.ok().json();
-    let names: Vec<_> = list["secrets"].as_array().unwrap().iter().map(|secret| secret["name"].as_str().unwrap()).collect();
+    let list = client
+        .send(Method::GET, "/v1/secrets", &[], "")
+        .await
+        .ok()
+        .json();
+    let names: Vec<_> = list["secrets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|secret| secret["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["blob", "db"]);
     assert!(!list.to_string().contains("ann"));
 }
@@ -98,7 +176,10 @@ async fn what_is_wrong_with_a_question_is_said_and_costs_nobody_else_anything() 
     ] {
         assert_eq!(get(&mut client, path).await.problem(), code, "{path}");
     }
-    assert_eq!(client.post("/v1/secrets/db", &[], "").await.problem(), "method_not_allowed");
+    assert_eq!(
+        client.post("/v1/secrets/db", &[], "").await.problem(),
+        "method_not_allowed"
+    );
     assert_eq!(text(&mut client, "db").await, "value");
 }
 
@@ -106,23 +187,45 @@ async fn what_is_wrong_with_a_question_is_said_and_costs_nobody_else_anything() 
 async fn a_rotation_is_seen_at_once_and_the_value_before_stays_for_a_while() {
     let world = World::new();
     put(&world.path("db"), "old");
-    let sidecar = world.start_with("one", &config("db", "file:db", "previous_ttl = \"1h\""), &[]);
+    let sidecar = world.start_with(
+        "one",
+        &config("db", "file:db", "previous_ttl = \"1h\""),
+        &[],
+    );
     let mut client = sidecar.client().await;
-    let first = get(&mut client, "db").await.ok().json()["version"].as_str().unwrap().to_owned();
+    let first = get(&mut client, "db").await.ok().json()["version"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     put(&world.path("db"), "new");
-    wait("the new value", || status(&sidecar, "db")["version"] != first.as_str());
+    wait("the new value", || {
+        status(&sidecar, "db")["version"] != first.as_str()
+    });
     assert_eq!(text(&mut client, "db").await, "new");
     assert_eq!(text(&mut client, "db?stage=previous").await, "old");
-    let by_version = get(&mut client, &format!("db?version={first}")).await.ok().json();
-    assert_eq!((&by_version["value"], &by_version["stage"]), (&"old".into(), &"previous".into()));
+    let by_version = get(&mut client, &format!("db?version={first}"))
+        .await
+        .ok()
+        .json();
+    assert_eq!(
+        (&by_version["value"], &by_version["stage"]),
+        (&"old".into(), &"previous".into())
+    );
     let status = status(&sidecar, "db");
     assert_eq!(status["previous"], first.as_str());
-    let uses: Vec<_> = status["versions"].as_array().unwrap().iter().map(|version| version["uses"].clone()).collect();
+    let uses: Vec<_> = status["versions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|version| version["uses"].clone())
+        .collect();
     assert_eq!(uses, [3, 1], "the evidence");
     let metrics = sidecar.ops("/metrics").1;
     for line in [
         format!("sidekey_secret_version_uses_total{{secret=\"db\",version=\"{first}\"}} 3"),
-        format!("sidekey_secret_version_info{{secret=\"db\",version=\"{first}\",stage=\"previous\"}} 1"),
+        format!(
+            "sidekey_secret_version_info{{secret=\"db\",version=\"{first}\",stage=\"previous\"}} 1"
+        ),
         "sidekey_secret_requests_total{secret=\"db\",code=\"ok\"} 4".into(),
         "sidekey_secret_refresh_failing{secret=\"db\"} 0".into(),
     ] {
@@ -147,9 +250,14 @@ async fn under_load_every_answer_is_the_current_or_the_previous_value_and_never_
                 while !stop.is_cancelled() {
                     let number: u32 = text(&mut client, "db").await.parse().unwrap();
                     assert!(number >= newest, "{number} after {newest}");
-                    let previous = client.send(Method::GET, "/v1/secrets/db?stage=previous", &[BYTES], "").await;
+                    let previous = client
+                        .send(Method::GET, "/v1/secrets/db?stage=previous", &[BYTES], "")
+                        .await;
                     if previous.status == StatusCode::OK {
-                        let previous: u32 = std::str::from_utf8(&previous.body).unwrap().parse().unwrap();
+                        let previous: u32 = std::str::from_utf8(&previous.body)
+                            .unwrap()
+                            .parse()
+                            .unwrap();
                         assert!(previous + 1 >= number, "{previous} beside {number}");
                     }
                     (newest, answers) = (number, answers + 1);
@@ -187,17 +295,28 @@ async fn a_kubernetes_volume_is_one_object_that_changes_at_once() {
     let both = config("db", "file:volume", "") + &config("user", "file:volume/user", "");
     let sidecar = world.start_with("one", &both, &[]);
     let mut client = sidecar.client().await;
-    assert_eq!(text(&mut client, "db").await, r#"{"password":"of ann","user":"ann"}"#);
+    assert_eq!(
+        text(&mut client, "db").await,
+        r#"{"password":"of ann","user":"ann"}"#
+    );
     assert_eq!(text(&mut client, "user").await, "ann");
     write("..2", "bob");
     symlink("..2", at("..data_tmp")).unwrap();
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
     for name in ["db", "user"] {
-        wait("the swap", || status(&sidecar, name)["previous"].is_string());
+        wait("the swap", || {
+            status(&sidecar, name)["previous"].is_string()
+        });
     }
-    assert_eq!(text(&mut client, "db").await, r#"{"password":"of bob","user":"bob"}"#);
+    assert_eq!(
+        text(&mut client, "db").await,
+        r#"{"password":"of bob","user":"bob"}"#
+    );
     assert_eq!(text(&mut client, "user").await, "bob");
-    assert_eq!(text(&mut client, "db?field=password&stage=previous").await, "of ann");
+    assert_eq!(
+        text(&mut client, "db?field=password&stage=previous").await,
+        "of ann"
+    );
 }
 
 #[tokio::test]
@@ -211,16 +330,31 @@ async fn a_secret_that_goes_is_gone_and_comes_back() {
     wait("its end", || status(&sidecar, "db")["version"].is_null());
     assert_eq!(get(&mut client, "db").await.problem(), "secret_not_found");
     put(&world.path("db"), "again");
-    wait("its return", || status(&sidecar, "db")["version"].is_string());
+    wait("its return", || {
+        status(&sidecar, "db")["version"].is_string()
+    });
     assert_eq!(text(&mut client, "db").await, "again");
     // A file that can't be had is another matter: what is held goes on serving, and says so.
     fs::remove_file(world.path("db")).unwrap();
     fs::write(world.path("db"), "").unwrap();
-    wait("the failure", || status(&sidecar, "db")["last_error"]["code"] == "unavailable");
-    let stale = client.send(Method::GET, "/v1/secrets/db", &[BYTES], "").await.ok();
-    assert_eq!((&stale.body[..], stale.headers.contains_key("sidekey-stale")), (&b"again"[..], true));
+    wait("the failure", || {
+        status(&sidecar, "db")["last_error"]["code"] == "unavailable"
+    });
+    let stale = client
+        .send(Method::GET, "/v1/secrets/db", &[BYTES], "")
+        .await
+        .ok();
+    assert_eq!(
+        (&stale.body[..], stale.headers.contains_key("sidekey-stale")),
+        (&b"again"[..], true)
+    );
     assert_eq!(get(&mut client, "db").await.ok().json()["stale"], true);
-    assert!(sidecar.ops("/metrics").1.contains("sidekey_secret_served_stale_total{secret=\"db\"} 2"));
+    assert!(
+        sidecar
+            .ops("/metrics")
+            .1
+            .contains("sidekey_secret_served_stale_total{secret=\"db\"} 2")
+    );
 }
 
 #[tokio::test]
@@ -240,7 +374,9 @@ async fn a_file_that_is_written_in_place_is_never_served_in_part() {
         assert_eq!(text(&mut client, "db").await, "old");
     }
     drop(file);
-    wait("the new value", || status(&sidecar, "db")["previous"].is_string());
+    wait("the new value", || {
+        status(&sidecar, "db")["previous"].is_string()
+    });
     assert_eq!(text(&mut client, "db").await, "NEW-COMPLETE");
     assert_eq!(text(&mut client, "db?stage=previous").await, "old");
 }
@@ -253,11 +389,16 @@ async fn names_that_are_made_up_cost_no_series_and_make_room_for_others() {
     let sidecar = world.start_with("one", &format!("secrets.wild_names = 5\n{mapping}"), &[]);
     let mut client = sidecar.client().await;
     for number in 0..50 {
-        assert_eq!(get(&mut client, &format!("team-{number}")).await.problem(), "secret_not_found");
+        assert_eq!(
+            get(&mut client, &format!("team-{number}")).await.problem(),
+            "secret_not_found"
+        );
     }
     let metrics = sidecar.ops("/metrics").1;
     assert!(!metrics.contains("team-"), "{metrics}");
-    assert!(metrics.contains("sidekey_secret_requests_total{secret=\"\",code=\"secret_not_found\"} 50"));
+    assert!(
+        metrics.contains("sidekey_secret_requests_total{secret=\"\",code=\"secret_not_found\"} 50")
+    );
     for number in 0..5 {
         put(&world.path("teams").join(number.to_string()), "value");
         assert_eq!(text(&mut client, &format!("team-{number}")).await, "value");
@@ -276,11 +417,26 @@ async fn a_file_is_huge_or_too_long() {
     let sidecar = world.start_with("one", &both, &[]);
     let mut client = sidecar.client().await;
     assert_eq!(text(&mut client, "huge").await.len(), 64 << 10);
-    assert_eq!(get(&mut client, "huge").await.ok().json()["value"].as_str().unwrap().len(), 64 << 10);
-    assert_eq!(get(&mut client, "long").await.problem(), "provider_unavailable");
+    assert_eq!(
+        get(&mut client, "huge").await.ok().json()["value"]
+            .as_str()
+            .unwrap()
+            .len(),
+        64 << 10
+    );
+    assert_eq!(
+        get(&mut client, "long").await.problem(),
+        "provider_unavailable"
+    );
     let error = status(&sidecar, "long")["last_error"].clone();
     assert_eq!(error["code"], "too_long");
-    assert!(error["message"].as_str().unwrap().contains("secrets.value_bytes"), "{error}");
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("secrets.value_bytes"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -288,7 +444,9 @@ async fn readiness_waits_for_what_is_required_and_for_nothing_else() {
     let world = World::new();
     let both = config("must", "file:must", "required = true") + &config("may", "file:may", "");
     let sidecar = world.launch("one", &both, &[]);
-    wait("the reason", || sidecar.ops("/readyz").1.contains("secret must: file:"));
+    wait("the reason", || {
+        sidecar.ops("/readyz").1.contains("secret must: file:")
+    });
     assert_eq!(sidecar.ops("/readyz").0, 503);
     assert!(!sidecar.ops("/readyz").1.contains("may"));
     put(&world.path("must"), "value");
@@ -305,17 +463,27 @@ async fn names_under_a_star_are_had_where_the_list_allows_them() {
     for name in ["a", "b-x", "c"] {
         put(&world.path("teams").join(name), name);
     }
-    let mapping = config("team-*", "file:teams/*", "allow = [\"team-a\", \"team-b-*\", \"team-none\"]");
+    let mapping = config(
+        "team-*",
+        "file:teams/*",
+        "allow = [\"team-a\", \"team-b-*\", \"team-none\"]",
+    );
     let sidecar = world.start_with("one", &mapping, &[]);
     let mut client = sidecar.client().await;
     assert_eq!(text(&mut client, "team-a").await, "a");
     assert_eq!(text(&mut client, "team-b-x").await, "b-x");
     for missing in ["team-c", "team-none", "team-..", "team-b-..%2F..%2Fkek"] {
-        assert_eq!(get(&mut client, missing).await.problem(), "secret_not_found", "{missing}");
+        assert_eq!(
+            get(&mut client, missing).await.problem(),
+            "secret_not_found",
+            "{missing}"
+        );
     }
     // As fresh as any other.
     put(&world.path("teams/a"), "new");
-    wait("the new value", || status(&sidecar, "team-a")["previous"].is_string());
+    wait("the new value", || {
+        status(&sidecar, "team-a")["previous"].is_string()
+    });
     assert_eq!(text(&mut client, "team-a").await, "new");
 }
 
@@ -334,17 +502,41 @@ async fn the_policy_is_by_secret_counted_and_audited() {
     let mut client = sidecar.client().await;
     assert_eq!(text(&mut client, "mine").await, "a");
     assert_eq!(get(&mut client, "yours").await.problem(), "forbidden");
-    assert_eq!(get(&mut client, "nobodys").await.problem(), "forbidden", "nor does it tell what there is");
-    let list = client.send(Method::GET, "/v1/secrets", &[], "").await.ok().json();
+    assert_eq!(
+        get(&mut client, "nobodys").await.problem(),
+        "forbidden",
+        "nor does it tell what there is"
+    );
+    let list = client
+        .send(Method::GET, "/v1/secrets", &[], "")
+        .await
+        .ok()
+        .json();
     assert_eq!(list["secrets"].as_array().unwrap().len(), 1);
-    assert_eq!(client.send(Method::GET, "/v1/keyrings", &[], "").await.ok().json(), json!({ "keyrings": [] }));
-    assert!(sidecar.ops("/metrics").1.contains("sidekey_secret_requests_total{secret=\"yours\",code=\"forbidden\"} 1"));
+    assert_eq!(
+        client
+            .send(Method::GET, "/v1/keyrings", &[], "")
+            .await
+            .ok()
+            .json(),
+        json!({ "keyrings": [] })
+    );
+    assert!(
+        sidecar
+            .ops("/metrics")
+            .1
+            .contains("sidekey_secret_requests_total{secret=\"yours\",code=\"forbidden\"} 1")
+    );
     wait("the records", || {
         let log = fs::read_to_string(world.path("audit.log")).unwrap_or_default();
-        let records: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let records: Vec<Value> = log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
         let has = |event: &str, secret: &str| {
             records.iter().any(|record| {
-                record.to_string().contains(&format!("\"{event}\"")) && record.to_string().contains(&format!("\"{secret}\""))
+                record.to_string().contains(&format!("\"{event}\""))
+                    && record.to_string().contains(&format!("\"{secret}\""))
             })
         };
         has("secret.in_force", "mine") && has("access.refused", "yours")
@@ -357,7 +549,8 @@ async fn whoever_listens_hears_how_secrets_stand_and_every_change_of_those_that_
     for name in ["db", "hidden"] {
         put(&world.path(name), "old");
     }
-    let both = config("db", "file:db", "required = true") + &config("hidden", "file:hidden", "required = true");
+    let both = config("db", "file:db", "required = true")
+        + &config("hidden", "file:hidden", "required = true");
     let rule = format!("[[policy]]\nsecrets = [\"db\"]\nuids = [{}]\n", uid());
     let sidecar = world.start_with("one", &(both + &rule), &[]);
     let mut listener = Listener::open(&sidecar, None).await;
@@ -367,14 +560,25 @@ async fn whoever_listens_hears_how_secrets_stand_and_every_change_of_those_that_
         event.data
     };
     let first = next().await;
-    assert_eq!((&first["secret"], &first["previous"]), (&"db".into(), &Value::Null));
+    assert_eq!(
+        (&first["secret"], &first["previous"]),
+        (&"db".into(), &Value::Null)
+    );
     put(&world.path("hidden"), "new");
-    wait("the hidden one", || status(&sidecar, "hidden")["previous"].is_string());
+    wait("the hidden one", || {
+        status(&sidecar, "hidden")["previous"].is_string()
+    });
     put(&world.path("db"), "new");
     let changed = next().await;
-    assert_eq!((&changed["secret"], &changed["previous"]), (&"db".into(), &first["version"]));
+    assert_eq!(
+        (&changed["secret"], &changed["previous"]),
+        (&"db".into(), &first["version"])
+    );
     fs::remove_file(world.path("db")).unwrap();
-    assert_eq!(next().await, json!({ "secret": "db", "version": null, "previous": null }));
+    assert_eq!(
+        next().await,
+        json!({ "secret": "db", "version": null, "previous": null })
+    );
 }
 
 #[tokio::test]
@@ -384,10 +588,9 @@ async fn a_hangup_reads_every_secret_anew() {
     let sidecar = world.start_with("one", &config("db", "file:db", "refresh = \"1d\""), &[]);
     sidecar.signal("HUP");
     wait("the read", || {
-        sidecar
-            .ops("/metrics")
-            .1
-            .contains("sidekey_secret_fetches_total{secret=\"db\",trigger=\"signal\",result=\"unchanged\"} 1")
+        sidecar.ops("/metrics").1.contains(
+            "sidekey_secret_fetches_total{secret=\"db\",trigger=\"signal\",result=\"unchanged\"} 1",
+        )
     });
 }
 
@@ -419,7 +622,8 @@ uids = [0]
     fs::write(world.path("c.toml"), text).unwrap();
     let output = world.run(&["check", "--config", world.path("c.toml").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
+    let said =
+        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
     for (line, words) in [
         (5, "secrets.refresh: must be from 100ms"),
         (8, "`ftp:` is not a source of secrets"),
@@ -432,7 +636,8 @@ uids = [0]
         (20, "there is no secret \"d\""),
     ] {
         assert!(
-            said.lines().any(|found| found.contains(&format!("c.toml:{line}:")) && found.contains(words)),
+            said.lines()
+                .any(|found| found.contains(&format!("c.toml:{line}:")) && found.contains(words)),
             "{line} {words}\n{said}"
         );
     }
@@ -443,11 +648,25 @@ fn a_check_online_reads_every_secret() {
     let world = World::new();
     put(&world.path("there"), "value");
     let text = config("there", "file:there", "") + &config("missing", "file:missing", "");
-    fs::write(world.path("c.toml"), format!("[listen]\nsocket = \"s\"\n{text}")).unwrap();
-    let output = world.run(&["check", "--online", "--output", "json", "--config", world.path("c.toml").to_str().unwrap()]);
+    fs::write(
+        world.path("c.toml"),
+        format!("[listen]\nsocket = \"s\"\n{text}"),
+    )
+    .unwrap();
+    let output = world.run(&[
+        "check",
+        "--online",
+        "--output",
+        "json",
+        "--config",
+        world.path("c.toml").to_str().unwrap(),
+    ]);
     assert_eq!(output.status.code(), Some(1));
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&said["tried"][0]["secret"], &said["tried"][0]["error"]), (&"there".into(), &Value::Null));
+    assert_eq!(
+        (&said["tried"][0]["secret"], &said["tried"][0]["error"]),
+        (&"there".into(), &Value::Null)
+    );
     let error = said["tried"][1]["error"].as_str().unwrap();
     assert!(error.contains("missing: there is no such file"), "{error}");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("value"));

@@ -36,17 +36,33 @@ impl App {
 
     /// What is held: `question` is a name, or a name and a query.
     pub async fn ask(&mut self, question: &str) -> Answer {
-        self.0.send(Method::GET, &format!("/v1/secrets/{question}"), &[], "").await
+        self.0
+            .send(Method::GET, &format!("/v1/secrets/{question}"), &[], "")
+            .await
     }
 
     /// The same, as the provider says now.
     pub async fn demand(&mut self, question: &str) -> Answer {
-        self.0.send(Method::GET, &format!("/v1/secrets/{question}"), &[("cache-control", "no-cache")], "").await
+        self.0
+            .send(
+                Method::GET,
+                &format!("/v1/secrets/{question}"),
+                &[("cache-control", "no-cache")],
+                "",
+            )
+            .await
     }
 
     /// The bytes of what is held.
     pub async fn bytes(&mut self, question: &str) -> Answer {
-        self.0.send(Method::GET, &format!("/v1/secrets/{question}"), &[("accept", "application/octet-stream")], "").await
+        self.0
+            .send(
+                Method::GET,
+                &format!("/v1/secrets/{question}"),
+                &[("accept", "application/octet-stream")],
+                "",
+            )
+            .await
     }
 
     /// The version and the text of what the provider gives now.
@@ -56,23 +72,38 @@ impl App {
 
     /// The same once there is a value again; what was refused a moment ago is refused again without asking.
     pub async fn restored(&mut self, name: &str) -> (String, String) {
-        got(self.until(name, |answer| answer.status == StatusCode::OK).await)
+        got(self
+            .until(name, |answer| answer.status == StatusCode::OK)
+            .await)
     }
 
     /// Demands until the answer is the one that a test waits for.
-    pub async fn until(&mut self, question: &str, mut is_it: impl FnMut(&Answer) -> bool) -> Answer {
+    pub async fn until(
+        &mut self,
+        question: &str,
+        mut is_it: impl FnMut(&Answer) -> bool,
+    ) -> Answer {
         let start = Instant::now();
         loop {
             let answer = self.demand(question).await;
             if is_it(&answer) {
                 return answer;
             }
-            assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {question}: {answer:?}", answer = answer.body);
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited {PATIENCE:?} for {question}: {answer:?}",
+                answer = answer.body
+            );
         }
     }
 
     /// Asks for what is held until it has another version than `former`; each answer is looked at.
-    pub async fn until_replaced(&mut self, question: &str, former: &str, mut look: impl FnMut(&str)) -> (String, String) {
+    pub async fn until_replaced(
+        &mut self,
+        question: &str,
+        former: &str,
+        mut look: impl FnMut(&str),
+    ) -> (String, String) {
         let start = Instant::now();
         loop {
             let (version, value) = got(self.ask(question).await);
@@ -80,14 +111,21 @@ impl App {
             if version != former {
                 return (version, value);
             }
-            assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for another {question}");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited {PATIENCE:?} for another {question}"
+            );
             sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// The same, until it has such a problem.
     pub async fn until_problem(&mut self, question: &str, code: &str) {
-        let answer = self.until(question, |answer| answer.status != StatusCode::OK && answer.json()["code"] == code).await;
+        let answer = self
+            .until(question, |answer| {
+                answer.status != StatusCode::OK && answer.json()["code"] == code
+            })
+            .await;
         assert_eq!(answer.problem(), code);
     }
 }
@@ -96,8 +134,14 @@ impl App {
 pub fn got(answer: Answer) -> (String, String) {
     let answer = answer.ok();
     let json = answer.json();
-    assert_eq!(answer.headers["sidekey-secret-version"], *json["version"].as_str().unwrap());
-    (json["version"].as_str().unwrap().to_owned(), json["value"].as_str().unwrap().to_owned())
+    assert_eq!(
+        answer.headers["sidekey-secret-version"],
+        *json["version"].as_str().unwrap()
+    );
+    (
+        json["version"].as_str().unwrap().to_owned(),
+        json["value"].as_str().unwrap().to_owned(),
+    )
 }
 
 /// How many reads of a secret had this result, whatever caused them.
@@ -108,5 +152,9 @@ pub fn reads(sidecar: &Sidecar, secret: &str, result: &str) -> u64 {
             && line.contains(&format!("secret=\"{secret}\""))
             && line.contains(&format!("result=\"{result}\""))
     };
-    metrics.lines().filter(is_it).map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+    metrics
+        .lines()
+        .filter(is_it)
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+        .sum()
 }

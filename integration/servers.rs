@@ -11,15 +11,26 @@ use crate::harness::wait;
 
 /// Where integration/backends puts them.
 pub fn installed(path: &str) -> PathBuf {
-    let folder = std::env::var("SIDEKEY_TEST_BACKENDS").unwrap_or_else(|_| "target/backends".into());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(path);
-    assert!(path.exists(), "{} is not there; integration/backends installs it", path.display());
+    let folder =
+        std::env::var("SIDEKEY_TEST_BACKENDS").unwrap_or_else(|_| "target/backends".into());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .join(path);
+    assert!(
+        path.exists(),
+        "{} is not there; integration/backends installs it",
+        path.display()
+    );
     path
 }
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Who made a server that speaks Vault's language.
@@ -60,7 +71,12 @@ impl Vault {
         let log = tempfile::NamedTempFile::new().unwrap();
         let program = brand.program();
         let child = Command::new(&program)
-            .args(["server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token"])
+            .args([
+                "server",
+                "-dev",
+                "-dev-root-token-id=root",
+                "-dev-no-store-token",
+            ])
             .arg(format!("-dev-listen-address=127.0.0.1:{port}"))
             .stdin(Stdio::null())
             .stdout(log.reopen().unwrap())
@@ -77,7 +93,9 @@ impl Vault {
         };
         wait("Vault", || {
             let said = std::fs::read_to_string(log.path()).unwrap();
-            let key = said.lines().find_map(|line| line.strip_prefix("Unseal Key: "));
+            let key = said
+                .lines()
+                .find_map(|line| line.strip_prefix("Unseal Key: "));
             vault.unseal_key = key.unwrap_or_default().to_owned();
             !vault.unseal_key.is_empty() && vault.command(&["status"]).status.success()
         });
@@ -118,19 +136,33 @@ impl Vault {
             ca: Some(folder.to_owned()),
         };
         wait("Vault", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        let made = vault.run(&["operator", "init", "-key-shares=1", "-key-threshold=1", "-format=json"]);
+        let made = vault.run(&[
+            "operator",
+            "init",
+            "-key-shares=1",
+            "-key-threshold=1",
+            "-format=json",
+        ]);
         let made: serde_json::Value = serde_json::from_str(&made).unwrap();
         vault.unseal_key = made["unseal_keys_b64"][0].as_str().unwrap().into();
         vault.token = made["root_token"].as_str().unwrap().into();
         vault.unseal();
-        wait("an active Vault", || vault.command(&["secrets", "enable", "transit"]).status.success());
+        wait("an active Vault", || {
+            vault
+                .command(&["secrets", "enable", "transit"])
+                .status
+                .success()
+        });
         vault.run(&["write", "-f", "transit/keys/kek"]);
         vault
     }
 
     fn command(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("VAULT_ADDR", &self.address).env("VAULT_TOKEN", &self.token);
+        command
+            .args(arguments)
+            .env("VAULT_ADDR", &self.address)
+            .env("VAULT_TOKEN", &self.token);
         if let Some(folder) = &self.ca {
             command
                 .env("VAULT_CACERT", folder.join("ca.pem"))
@@ -143,7 +175,11 @@ impl Vault {
     /// Runs the command `vault`, or `bao`, as root; it must succeed.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments);
-        assert!(output.status.success(), "vault {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "vault {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -154,8 +190,10 @@ impl Vault {
 
     /// Makes a policy of `(path, capability)` pairs.
     pub fn policy(&self, name: &str, rights: &[(&str, &str)]) {
-        let text: String =
-            rights.iter().map(|(path, right)| format!("path \"{path}\" {{ capabilities = [\"{right}\"] }}\n")).collect();
+        let text: String = rights
+            .iter()
+            .map(|(path, right)| format!("path \"{path}\" {{ capabilities = [\"{right}\"] }}\n"))
+            .collect();
         self.policy_text(name, &text);
     }
 
@@ -203,7 +241,10 @@ impl Moto {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let moto = Self { child, address: format!("127.0.0.1:{port}") };
+        let moto = Self {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        };
         wait("moto", || TcpStream::connect(&moto.address).is_ok());
         moto
     }

@@ -15,7 +15,11 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(status: &'static str, headers: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: headers.to_owned(), body: body.into() }
+        Self {
+            status,
+            headers: headers.to_owned(),
+            body: body.into(),
+        }
     }
 }
 
@@ -33,8 +37,14 @@ pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) 
             let mut stream = stream.unwrap();
             let mut head = String::new();
             let mut lines = BufReader::new(stream.try_clone().unwrap());
-            while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).is_ok_and(|length| length > 0) {}
-            let Reply { status, headers, body } = answer(&head);
+            while !head.ends_with("\r\n\r\n")
+                && lines.read_line(&mut head).is_ok_and(|length| length > 0)
+            {}
+            let Reply {
+                status,
+                headers,
+                body,
+            } = answer(&head);
             let length = body.len();
             // Whoever went away needs no answer.
             let _ = write!(stream, "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n")

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, Response, StatusCode, body::Incoming};
 
-use crate::harness::{Client, JSON, OCTETS, RequestBody, Sidecar, World, binary, channel, unannounced, wait, whole};
+use crate::harness::{
+    Client, JSON, OCTETS, RequestBody, Sidecar, World, binary, channel, unannounced, wait, whole,
+};
 
 const MESSAGE: u8 = 1;
 const STREAM: u8 = 2;
@@ -23,12 +25,23 @@ fn text(length: usize) -> Vec<u8> {
 }
 
 async fn post(client: &mut Client, operation: &str, body: RequestBody) -> Response<Incoming> {
-    client.open(Method::POST, &format!("/v1/keyrings/demo/{operation}"), &[OCTETS], body).await.unwrap()
+    client
+        .open(
+            Method::POST,
+            &format!("/v1/keyrings/demo/{operation}"),
+            &[OCTETS],
+            body,
+        )
+        .await
+        .unwrap()
 }
 
 async fn bytes(response: Response<Incoming>) -> Vec<u8> {
     assert_eq!(response.status(), StatusCode::OK);
-    let announced = response.headers().get("content-length").map(|length| length.to_str().unwrap().parse::<usize>().unwrap());
+    let announced = response
+        .headers()
+        .get("content-length")
+        .map(|length| length.to_str().unwrap().parse::<usize>().unwrap());
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     assert!(announced.is_none_or(|length| length == bytes.len()));
     bytes.to_vec()
@@ -40,7 +53,11 @@ async fn broken(response: Response<Incoming>) -> Vec<u8> {
     let mut body = response.into_body();
     let mut came = Vec::new();
     loop {
-        match body.frame().await.expect("the answer ended as if it were whole") {
+        match body
+            .frame()
+            .await
+            .expect("the answer ended as if it were whole")
+        {
             Ok(frame) => came.extend_from_slice(&frame.into_data().unwrap_or_default()),
             Err(_) => return came,
         }
@@ -49,11 +66,17 @@ async fn broken(response: Response<Incoming>) -> Vec<u8> {
 
 async fn problem(response: Response<Incoming>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
-    serde_json::from_slice::<serde_json::Value>(&body).unwrap()["code"].as_str().unwrap().to_owned()
+    serde_json::from_slice::<serde_json::Value>(&body).unwrap()["code"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 async fn both(sidecar: &Sidecar) -> [Client; 2] {
-    [Client::http1(&sidecar.socket).await, Client::http2(&sidecar.socket).await]
+    [
+        Client::http1(&sidecar.socket).await,
+        Client::http2(&sidecar.socket).await,
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,11 +84,20 @@ async fn bodies_over_a_mebibyte_or_of_unknown_length_are_streams() {
     let world = World::with_demo();
     let sidecar = world.start();
     for mut client in both(&sidecar).await {
-        for (length, suite) in [(0, MESSAGE), (MIB, MESSAGE), (MIB + 1, STREAM), (2 * MIB, STREAM), (3 * MIB + 77, STREAM)] {
+        for (length, suite) in [
+            (0, MESSAGE),
+            (MIB, MESSAGE),
+            (MIB + 1, STREAM),
+            (2 * MIB, STREAM),
+            (3 * MIB + 77, STREAM),
+        ] {
             let plaintext = text(length);
             let sealed = post(&mut client, "encrypt", whole(plaintext.clone())).await;
             assert_eq!(sealed.headers()["sidekey-key-version"], "1");
-            assert!(sealed.headers().contains_key("content-length"), "a known length is passed on");
+            assert!(
+                sealed.headers().contains_key("content-length"),
+                "a known length is passed on"
+            );
             let sealed = bytes(sealed).await;
             assert_eq!(sealed[0], suite, "{length}");
             let opened = post(&mut client, "decrypt", whole(sealed.clone())).await;
@@ -73,13 +105,26 @@ async fn bodies_over_a_mebibyte_or_of_unknown_length_are_streams() {
             assert!(length == 0 || opened.headers().contains_key("content-length"));
             assert!(bytes(opened).await == plaintext, "{length}");
             // However it comes.
-            assert!(bytes(post(&mut client, "decrypt", unannounced(sealed)).await).await == plaintext, "{length}");
+            assert!(
+                bytes(post(&mut client, "decrypt", unannounced(sealed)).await).await == plaintext,
+                "{length}"
+            );
         }
         for length in [0, 1, 64 << 10, (64 << 10) + 1, 2 * MIB] {
             let plaintext = text(length);
-            let sealed = bytes(post(&mut client, "encrypt", unannounced(plaintext.clone())).await).await;
-            assert_eq!((sealed[0], sealed.len()), (STREAM, PREFIX + length + 16 * length.div_ceil(64 << 10).max(1)));
-            assert!(bytes(post(&mut client, "decrypt", whole(sealed)).await).await == plaintext, "{length}");
+            let sealed =
+                bytes(post(&mut client, "encrypt", unannounced(plaintext.clone())).await).await;
+            assert_eq!(
+                (sealed[0], sealed.len()),
+                (
+                    STREAM,
+                    PREFIX + length + 16 * length.div_ceil(64 << 10).max(1)
+                )
+            );
+            assert!(
+                bytes(post(&mut client, "decrypt", whole(sealed)).await).await == plaintext,
+                "{length}"
+            );
         }
     }
 }
@@ -92,7 +137,14 @@ async fn a_short_stream_is_read_wherever_a_message_is() {
     let mut client = sidecar.client().await;
     let sealed = bytes(post(&mut client, "encrypt", unannounced("short")).await).await;
     let ciphertext = sidekey::crypto::to_text(&sealed);
-    let opened = client.post("/v1/keyrings/demo/decrypt", &[JSON], format!(r#"{{"ciphertext": "{ciphertext}"}}"#)).await.ok();
+    let opened = client
+        .post(
+            "/v1/keyrings/demo/decrypt",
+            &[JSON],
+            format!(r#"{{"ciphertext": "{ciphertext}"}}"#),
+        )
+        .await
+        .ok();
     assert_eq!(opened.json()["plaintext"], STANDARD.encode("short"));
 }
 
@@ -128,7 +180,10 @@ async fn a_stream_is_rewrapped_under_the_primary() {
     let new = post(&mut client, "rewrap", whole(old.clone())).await;
     assert_eq!(new.headers()["sidekey-key-version"], "2");
     let new = bytes(new).await;
-    assert_eq!((new.len(), &new[..9]), (old.len(), &[&old[..5], &[0, 0, 0, 2]].concat()[..]));
+    assert_eq!(
+        (new.len(), &new[..9]),
+        (old.len(), &[&old[..5], &[0, 0, 0, 2]].concat()[..])
+    );
     assert!(bytes(post(&mut client, "decrypt", whole(new)).await).await == plaintext);
     assert!(bytes(post(&mut client, "decrypt", unannounced(old)).await).await == plaintext);
 }
@@ -138,23 +193,46 @@ async fn a_bad_chunk_breaks_the_answer_off_after_the_good_ones() {
     let world = World::with_demo();
     let sidecar = world.start();
     let plaintext = text(40 * (64 << 10));
-    let sealed = bytes(post(&mut sidecar.client().await, "encrypt", whole(plaintext.clone())).await).await;
+    let sealed = bytes(
+        post(
+            &mut sidecar.client().await,
+            "encrypt",
+            whole(plaintext.clone()),
+        )
+        .await,
+    )
+    .await;
     let chunk = |number: usize| PREFIX + number * CHUNK..PREFIX + (number + 1) * CHUNK;
     let mut flipped = sealed.clone();
     flipped[PREFIX + 20 * CHUNK + 5] ^= 1;
     let without = [&sealed[..chunk(20).start], &sealed[chunk(20).end..]].concat();
-    let doubled = [&sealed[..chunk(20).start], &sealed[chunk(19)], &sealed[chunk(20).start..]].concat();
-    let swapped = [&sealed[..chunk(20).start], &sealed[chunk(21)], &sealed[chunk(20)], &sealed[chunk(21).end..]].concat();
+    let doubled = [
+        &sealed[..chunk(20).start],
+        &sealed[chunk(19)],
+        &sealed[chunk(20).start..],
+    ]
+    .concat();
+    let swapped = [
+        &sealed[..chunk(20).start],
+        &sealed[chunk(21)],
+        &sealed[chunk(20)],
+        &sealed[chunk(21).end..],
+    ]
+    .concat();
     for operation in ["decrypt", "rewrap"] {
         for bad in [&flipped, &without, &doubled, &swapped] {
             for mut client in both(&sidecar).await {
                 let came = broken(post(&mut client, operation, whole(bad.clone())).await).await;
                 if operation == "decrypt" {
                     // The connection may be gone before all of them were taken.
-                    assert!(came.len() <= 20 * (64 << 10) && plaintext.starts_with(&came), "only what was verified");
+                    assert!(
+                        came.len() <= 20 * (64 << 10) && plaintext.starts_with(&came),
+                        "only what was verified"
+                    );
                 }
                 let mut client = sidecar.client().await;
-                let came = broken(post(&mut client, operation, unannounced(bad.clone())).await).await;
+                let came =
+                    broken(post(&mut client, operation, unannounced(bad.clone())).await).await;
                 assert!(operation == "rewrap" || plaintext.starts_with(&came));
             }
         }
@@ -162,18 +240,24 @@ async fn a_bad_chunk_breaks_the_answer_off_after_the_good_ones() {
     // The end is missing.
     for end in [chunk(39).start, chunk(39).start + 100] {
         let mut client = sidecar.client().await;
-        let came = broken(post(&mut client, "decrypt", unannounced(sealed[..end].to_vec())).await).await;
+        let came =
+            broken(post(&mut client, "decrypt", unannounced(sealed[..end].to_vec())).await).await;
         assert!(came.len() < plaintext.len() && plaintext.starts_with(&came));
     }
     let mut client = sidecar.client().await;
-    let came = broken(post(&mut client, "decrypt", unannounced([&sealed[..], b"x"].concat())).await).await;
+    let came = broken(
+        post(
+            &mut client,
+            "decrypt",
+            unannounced([&sealed[..], b"x"].concat()),
+        )
+        .await,
+    )
+    .await;
     assert!(came.len() < plaintext.len());
-    assert!(
-        sidecar
-            .ops("/metrics")
-            .1
-            .contains(r#"sidekey_requests_total{keyring="demo",operation="decrypt",code="decryption_failed"}"#)
-    );
+    assert!(sidecar.ops("/metrics").1.contains(
+        r#"sidekey_requests_total{keyring="demo",operation="decrypt",code="decryption_failed"}"#
+    ));
 }
 
 #[tokio::test]
@@ -191,13 +275,27 @@ async fn what_fails_at_once_is_a_problem_and_not_a_broken_answer() {
         (change(PREFIX + 9), "decryption_failed"),
         (change(1), "wrong_keyring"),
         (change(7), "key_version_unavailable"),
-        (sealed[..PREFIX + 20 * CHUNK + 5].to_vec(), "malformed_ciphertext"),
+        (
+            sealed[..PREFIX + 20 * CHUNK + 5].to_vec(),
+            "malformed_ciphertext",
+        ),
         ([&[MESSAGE][..], &sealed[1..]].concat(), "body_too_large"),
     ] {
-        assert_eq!(problem(post(&mut sidecar.client().await, "decrypt", whole(body)).await).await, code);
+        assert_eq!(
+            problem(post(&mut sidecar.client().await, "decrypt", whole(body)).await).await,
+            code
+        );
     }
     let headers = [OCTETS, ("sidekey-aad", "b3RoZXI=")];
-    let response = client.open(Method::POST, "/v1/keyrings/demo/decrypt", &headers, whole(sealed)).await.unwrap();
+    let response = client
+        .open(
+            Method::POST,
+            "/v1/keyrings/demo/decrypt",
+            &headers,
+            whole(sealed),
+        )
+        .await
+        .unwrap();
     assert_eq!(problem(response).await, "decryption_failed");
 }
 
@@ -210,12 +308,28 @@ fn a_command_leaves_nothing_of_a_stream_that_broke_off() {
     fs::write(&plain, text(5 * MIB)).unwrap();
     let run = |operation: &str, from: &std::path::Path, more: &[&str], stdout: Stdio| {
         let arguments = [&[operation, "--keyring", "demo", "--socket", socket], more].concat();
-        Command::new(binary()).args(arguments).stdin(File::open(from).unwrap()).stdout(stdout).output().unwrap()
+        Command::new(binary())
+            .args(arguments)
+            .stdin(File::open(from).unwrap())
+            .stdout(stdout)
+            .output()
+            .unwrap()
     };
     let to_out = ["--out", out.to_str().unwrap()];
-    let ok = |output: std::process::Output| assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let ok = |output: std::process::Output| {
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
 
-    ok(run("encrypt", &plain, &["--out", sealed.to_str().unwrap()], Stdio::null()));
+    ok(run(
+        "encrypt",
+        &plain,
+        &["--out", sealed.to_str().unwrap()],
+        Stdio::null(),
+    ));
     ok(run("decrypt", &sealed, &to_out, Stdio::null()));
     assert!(fs::read(&out).unwrap() == text(5 * MIB));
     fs::remove_file(&out).unwrap();
@@ -226,15 +340,30 @@ fn a_command_leaves_nothing_of_a_stream_that_broke_off() {
     let before = fs::read_dir(out.parent().unwrap()).unwrap().count();
     let output = run("decrypt", &sealed, &to_out, Stdio::null());
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("broke off"), "{output:?}");
-    assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), before, "no part is left");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("broke off"),
+        "{output:?}"
+    );
+    assert_eq!(
+        fs::read_dir(out.parent().unwrap()).unwrap().count(),
+        before,
+        "no part is left"
+    );
 
     // What the shell opened: emptied again, and what stood there before stays.
-    assert_eq!(run("decrypt", &sealed, &[], File::create(&out).unwrap().into()).status.code(), Some(1));
+    assert_eq!(
+        run("decrypt", &sealed, &[], File::create(&out).unwrap().into())
+            .status
+            .code(),
+        Some(1)
+    );
     assert_eq!(fs::read(&out).unwrap(), b"");
     fs::write(&out, "kept").unwrap();
     let appending = OpenOptions::new().append(true).open(&out).unwrap();
-    assert_eq!(run("decrypt", &sealed, &[], appending.into()).status.code(), Some(1));
+    assert_eq!(
+        run("decrypt", &sealed, &[], appending.into()).status.code(),
+        Some(1)
+    );
     assert_eq!(fs::read(&out).unwrap(), b"kept");
 }
 
@@ -245,8 +374,18 @@ fn a_command_writes_where_it_is_told_and_takes_all_of_its_input() {
     let sidecar = world.start();
     let socket = sidecar.socket.to_str().unwrap();
     let at = |name: &str| world.path(name).to_str().unwrap().to_owned();
-    let encrypt =
-        |input: &str, out: &str| world.succeed(&["encrypt", "--keyring", "demo", "--socket", socket, "--out", out, input]);
+    let encrypt = |input: &str, out: &str| {
+        world.succeed(&[
+            "encrypt",
+            "--keyring",
+            "demo",
+            "--socket",
+            socket,
+            "--out",
+            out,
+            input,
+        ])
+    };
     fs::write(at("plain"), text(3 * MIB)).unwrap();
     // Another file's place, with its mode; a link's end.
     fs::write(at("private"), "").unwrap();
@@ -255,17 +394,40 @@ fn a_command_writes_where_it_is_told_and_takes_all_of_its_input() {
     encrypt(&at("plain"), &at("link"));
     assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
     let private = fs::metadata(at("private")).unwrap();
-    assert_eq!((private.permissions().mode() & 0o777, private.len() > 3 << 20), (0o600, true));
+    assert_eq!(
+        (
+            private.permissions().mode() & 0o777,
+            private.len() > 3 << 20
+        ),
+        (0o600, true)
+    );
     // A pipe stays one.
-    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
-    let mut reader = Command::new("cat").arg(at("pipe")).stdout(File::create(at("came")).unwrap()).spawn().unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(at("pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut reader = Command::new("cat")
+        .arg(at("pipe"))
+        .stdout(File::create(at("came")).unwrap())
+        .spawn()
+        .unwrap();
     encrypt(&at("plain"), &at("pipe"));
     reader.wait().unwrap();
     let came = fs::read(at("came")).unwrap();
     assert!(came[0] == STREAM && fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
     // A file that says that it is empty.
     encrypt("/proc/self/maps", &at("maps.sk"));
-    let opened = world.succeed(&["decrypt", "--keyring", "demo", "--socket", socket, &at("maps.sk")]);
+    let opened = world.succeed(&[
+        "decrypt",
+        "--keyring",
+        "demo",
+        "--socket",
+        socket,
+        &at("maps.sk"),
+    ]);
     assert!(opened.contains("sidekey"), "{opened}");
 }
 
@@ -277,17 +439,37 @@ fn a_command_that_is_ended_takes_back_what_it_wrote() {
     let out = world.path("out");
     let before = fs::read_dir(out.parent().unwrap()).unwrap().count();
     let mut child = Command::new(binary())
-        .args(["encrypt", "--keyring", "demo", "--socket", socket, "--out", out.to_str().unwrap()])
+        .args([
+            "encrypt",
+            "--keyring",
+            "demo",
+            "--socket",
+            socket,
+            "--out",
+            out.to_str().unwrap(),
+        ])
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
     // Enough that it writes, and no end.
     let mut stdin = child.stdin.take().unwrap();
     std::io::Write::write_all(&mut stdin, &text(3 * MIB)).unwrap();
-    wait("a part", || fs::read_dir(out.parent().unwrap()).unwrap().count() > before);
-    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
+    wait("a part", || {
+        fs::read_dir(out.parent().unwrap()).unwrap().count() > before
+    });
+    assert!(
+        Command::new("kill")
+            .args(["-s", "TERM", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(child.wait().unwrap().code(), Some(143));
-    assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), before, "no part is left");
+    assert_eq!(
+        fs::read_dir(out.parent().unwrap()).unwrap().count(),
+        before,
+        "no part is left"
+    );
 }
 
 #[tokio::test]
@@ -297,8 +479,9 @@ async fn http_1_0_gets_no_answer_whose_end_it_could_not_tell() {
     let ask = |head: &str| {
         use std::io::{Read, Write};
         let mut stream = std::os::unix::net::UnixStream::connect(&sidecar.socket).unwrap();
-        let request =
-            format!("POST /v1/keyrings/demo/encrypt HTTP/1.0\r\nContent-Length: 6\r\nContent-Type: {head}\r\n\r\n\0\0\0\0\u{1}x");
+        let request = format!(
+            "POST /v1/keyrings/demo/encrypt HTTP/1.0\r\nContent-Length: 6\r\nContent-Type: {head}\r\n\r\n\0\0\0\0\u{1}x"
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
@@ -306,9 +489,15 @@ async fn http_1_0_gets_no_answer_whose_end_it_could_not_tell() {
     };
     assert!(ask("application/octet-stream").starts_with("HTTP/1.0 200"));
     let batch = ask("application/vnd.sidekey.batch");
-    assert!(batch.starts_with("HTTP/1.0 400") && batch.contains("HTTP/1.1"), "{batch}");
+    assert!(
+        batch.starts_with("HTTP/1.0 400") && batch.contains("HTTP/1.1"),
+        "{batch}"
+    );
     let metrics = sidecar.ops("/metrics").1;
-    assert!(!metrics.contains("abandoned"), "what was answered with a problem is counted once");
+    assert!(
+        !metrics.contains("abandoned"),
+        "what was answered with a problem is counted once"
+    );
 }
 
 #[tokio::test]
@@ -319,7 +508,15 @@ async fn a_body_that_never_comes_is_given_up() {
     for content_type in [OCTETS, ("content-type", "application/vnd.sidekey.batch")] {
         let (sender, body) = channel();
         let mut client = sidecar.client().await;
-        let answer = client.open(Method::POST, "/v1/keyrings/demo/encrypt", &[content_type], body).await.unwrap();
+        let answer = client
+            .open(
+                Method::POST,
+                "/v1/keyrings/demo/encrypt",
+                &[content_type],
+                body,
+            )
+            .await
+            .unwrap();
         assert_eq!(problem(answer).await, "request_timeout");
         clients.push((client, sender));
     }
@@ -332,14 +529,34 @@ fn text_forms_over_a_mebibyte_are_read_back_from_files_and_pipes() {
     let (plain, sealed) = (world.path("plain"), world.path("sealed"));
     let run = |operation: &str, input: &std::path::Path, by: &str, more: &[&str]| {
         let mut command = Command::new(binary());
-        command.args([operation, "--keyring", "demo", "--socket", sidecar.socket.to_str().unwrap()]).args(more);
+        command
+            .args([
+                operation,
+                "--keyring",
+                "demo",
+                "--socket",
+                sidecar.socket.to_str().unwrap(),
+            ])
+            .args(more);
         match by {
             "argument" => command.arg(input),
             "redirection" => command.stdin(File::open(input).unwrap()),
-            _ => command.stdin(Command::new("cat").arg(input).stdout(Stdio::piped()).spawn().unwrap().stdout.unwrap()),
+            _ => command.stdin(
+                Command::new("cat")
+                    .arg(input)
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+                    .stdout
+                    .unwrap(),
+            ),
         };
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{operation} by {by}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{operation} by {by}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     };
     // A message whose text is longer than what is sent as a whole, one that is so itself, and a stream.
@@ -347,11 +564,17 @@ fn text_forms_over_a_mebibyte_are_read_back_from_files_and_pipes() {
         fs::write(&plain, text(length)).unwrap();
         fs::write(&sealed, run("encrypt", &plain, "argument", &["--text"])).unwrap();
         for by in ["argument", "redirection", "pipe"] {
-            assert!(run("decrypt", &sealed, by, &[]) == text(length), "{length} by {by}");
+            assert!(
+                run("decrypt", &sealed, by, &[]) == text(length),
+                "{length} by {by}"
+            );
             let again = world.path("again");
             fs::write(&again, run("rewrap", &sealed, by, &["--text"])).unwrap();
             assert!(fs::read(&again).unwrap().starts_with(b"sk1."));
-            assert!(run("decrypt", &again, by, &[]) == text(length), "{length} rewrapped by {by}");
+            assert!(
+                run("decrypt", &again, by, &[]) == text(length),
+                "{length} rewrapped by {by}"
+            );
         }
     }
 }
@@ -367,8 +590,16 @@ fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     File::create(&plain).unwrap().set_len(length).unwrap();
     let memory = |field: &str| {
         let status = fs::read_to_string(format!("/proc/{}/status", sidecar.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(field))
+            .unwrap()
+            .to_owned();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
     };
     let run = |operation: &str, from: &std::path::Path, to: &std::path::Path| {
         world.succeed(&[
@@ -392,7 +623,10 @@ fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     run("decrypt", &world.path("again"), &world.path("opened"));
     assert_eq!(fs::metadata(world.path("opened")).unwrap().len(), length);
     let peak = memory("VmHWM");
-    assert!(peak <= idle + (8 << 10), "{idle} KiB before, at most {peak} KiB");
+    assert!(
+        peak <= idle + (8 << 10),
+        "{idle} KiB before, at most {peak} KiB"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -421,14 +655,25 @@ async fn a_stream_that_stands_still_ends_and_gives_its_memory_back() {
     // One whose answer nobody takes: the body goes on until the buffers between are full.
     let (sender, body) = channel();
     let mut client = sidecar.client().await;
-    let feed = tokio::spawn(async move { while sender.send(Ok(Bytes::from(text(64 << 10)))).await.is_ok() {} });
+    let feed =
+        tokio::spawn(
+            async move { while sender.send(Ok(Bytes::from(text(64 << 10)))).await.is_ok() {} },
+        );
     let answer = post(&mut client, "encrypt", body).await;
     feed.await.unwrap();
     broken(answer).await;
-    wait("a hint for who has to find the cause", || sidecar.log().matches("read the answer while it sends?").count() == 2);
+    wait("a hint for who has to find the cause", || {
+        sidecar
+            .log()
+            .matches("read the answer while it sends?")
+            .count()
+            == 2
+    });
     let metrics = || sidecar.ops("/metrics").1;
     for (code, count) in [("abandoned", 2), ("ok", 1)] {
-        let line = format!(r#"sidekey_requests_total{{keyring="demo",operation="encrypt",code="{code}"}} {count}"#);
+        let line = format!(
+            r#"sidekey_requests_total{{keyring="demo",operation="encrypt",code="{code}"}} {count}"#
+        );
         wait("the count", || metrics().contains(&line));
     }
 }
@@ -437,15 +682,27 @@ async fn a_stream_that_stands_still_ends_and_gives_its_memory_back() {
 async fn streams_that_stand_still_make_room_for_others() {
     let world = World::with_demo();
     let limits = "body = \"64KiB\"\njson_body = \"64KiB\"\nbody_memory = \"400KiB\"";
-    let sidecar = world.start_with("one", &format!("[limits]\n{limits}\n[timeouts]\nbody = \"4s\""), &["demo"]);
+    let sidecar = world.start_with(
+        "one",
+        &format!("[limits]\n{limits}\n[timeouts]\nbody = \"4s\""),
+        &["demo"],
+    );
     // Two hold all of the memory: one gets nothing more to work on, the answer to the other isn't taken.
     let (quiet_sender, body) = channel();
     let mut quiet_client = sidecar.client().await;
-    let feed = async { quiet_sender.send(Ok(Bytes::from(text(128 << 10)))).await.unwrap() };
+    let feed = async {
+        quiet_sender
+            .send(Ok(Bytes::from(text(128 << 10))))
+            .await
+            .unwrap()
+    };
     let (quiet, ()) = tokio::join!(post(&mut quiet_client, "encrypt", body), feed);
     let (sender, body) = channel();
     let mut full_client = sidecar.client().await;
-    let feed = tokio::spawn(async move { while sender.send(Ok(Bytes::from(text(64 << 10)))).await.is_ok() {} });
+    let feed =
+        tokio::spawn(
+            async move { while sender.send(Ok(Bytes::from(text(64 << 10)))).await.is_ok() {} },
+        );
     let full = post(&mut full_client, "encrypt", body).await;
 
     let third = async {
@@ -457,11 +714,19 @@ async fn streams_that_stand_still_make_room_for_others() {
             assert_eq!(problem(answer).await, "overloaded");
         }
     };
-    assert_eq!(tokio::time::timeout(crate::harness::PATIENCE, third).await.expect("room"), PREFIX + 16 * CHUNK);
+    assert_eq!(
+        tokio::time::timeout(crate::harness::PATIENCE, third)
+            .await
+            .expect("room"),
+        PREFIX + 16 * CHUNK
+    );
     // Whoever had to go knows it.
     feed.abort();
     drop(quiet_sender);
-    let (quiet, full) = (quiet.into_body().collect().await, full.into_body().collect().await);
+    let (quiet, full) = (
+        quiet.into_body().collect().await,
+        full.into_body().collect().await,
+    );
     assert!(quiet.is_err() || full.is_err());
 }
 

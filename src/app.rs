@@ -100,7 +100,12 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
         None => None,
     };
-    let tcp_tls = match settings.listen.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()) {
+    let tcp_tls = match settings
+        .listen
+        .tcp
+        .as_ref()
+        .and_then(|tcp| tcp.tls.as_ref())
+    {
         Some(tls) => Some(Tls::of_applications(tls, &registry, &clock).await?),
         None => None,
     };
@@ -114,13 +119,23 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
 
     audit::describe_metrics(&registry);
     let audit = match &settings.audit {
-        Some(settings) => Recorder::start(audit::open(settings)?, clock.clone(), &registry).map_err(StartError::Threads)?,
+        Some(settings) => Recorder::start(audit::open(settings)?, clock.clone(), &registry)
+            .map_err(StartError::Threads)?,
         None => Recorder::default(),
     };
-    audit.record("sidecar.started", |event| event.with("version", env!("CARGO_PKG_VERSION")).with("ops", ops.to_string()));
+    audit.record("sidecar.started", |event| {
+        event
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("ops", ops.to_string())
+    });
     let stopping = Stopping::default();
     let backends = Backends::new(&settings.backends);
-    let keks = Arc::new(Keks::new(Arc::clone(&backends), &settings.refresh, clock.clone(), Arc::clone(&registry)));
+    let keks = Arc::new(Keks::new(
+        Arc::clone(&backends),
+        &settings.refresh,
+        clock.clone(),
+        Arc::clone(&registry),
+    ));
     let shared = refresh::Shared {
         settings: settings.refresh.clone(),
         wave: settings.wave.clone(),
@@ -131,9 +146,18 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         backends: Arc::clone(&backends),
         shutdown: stopping.ending.clone(),
     };
-    let keyrings: Vec<_> = settings.keyrings.iter().map(|keyring| refresh::spawn(keyring, &shared)).collect::<Result<_, _>>()?;
-    let parts =
-        secrets::Parts { settings, clock: clock.clone(), registry: Arc::clone(&registry), audit: audit.clone(), backends };
+    let keyrings: Vec<_> = settings
+        .keyrings
+        .iter()
+        .map(|keyring| refresh::spawn(keyring, &shared))
+        .collect::<Result<_, _>>()?;
+    let parts = secrets::Parts {
+        settings,
+        clock: clock.clone(),
+        registry: Arc::clone(&registry),
+        audit: audit.clone(),
+        backends,
+    };
     let secrets = Secrets::start(parts)?;
     let parts = render::Parts {
         settings,
@@ -143,12 +167,22 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         audit: audit.clone(),
     };
     let renders = Arc::new(Renders::start(&parts));
-    let readiness = Arc::new(Readiness::new(keyrings.clone(), &secrets, &renders, stopping.draining.clone(), clock.clone()));
+    let readiness = Arc::new(Readiness::new(
+        keyrings.clone(),
+        &secrets,
+        &renders,
+        stopping.draining.clone(),
+        clock.clone(),
+    ));
     let pending = {
         let readiness = Arc::clone(&readiness);
         Box::new(move || readiness.pending())
     };
-    let tls: Vec<_> = [&tcp_tls, &ops_tls].into_iter().flatten().cloned().collect();
+    let tls: Vec<_> = [&tcp_tls, &ops_tls]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
     for tls in &tls {
         tokio::spawn(Arc::clone(tls).follow(stopping.ending.clone()));
     }
@@ -170,7 +204,11 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     if let Some(count) = settings.runtime.workers {
         workers.worker_threads(count);
     }
-    let workers = workers.thread_name("sidekey-data").enable_all().build().map_err(StartError::Threads)?;
+    let workers = workers
+        .thread_name("sidekey-data")
+        .enable_all()
+        .build()
+        .map_err(StartError::Threads)?;
     let parts = Parts {
         settings,
         keyrings: keyrings.clone(),
@@ -180,7 +218,12 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         clock,
         tls: tcp_tls,
     };
-    let serving = listeners.serve(parts, stopping.draining.clone(), stopping.ending.clone(), workers.handle());
+    let serving = listeners.serve(
+        parts,
+        stopping.draining.clone(),
+        stopping.ending.clone(),
+        workers.handle(),
+    );
     tokio::spawn(announce(Arc::clone(&readiness), stopping.clone()));
     Ok(Bound {
         socket,
@@ -211,13 +254,20 @@ async fn keep_up(registry: Arc<Registry>, stopping: Stopping) {
 }
 
 async fn announce(readiness: Arc<Readiness>, stopping: Stopping) {
-    if stopping.draining.run_until_cancelled(readiness.reached()).await.is_none() {
+    if stopping
+        .draining
+        .run_until_cancelled(readiness.reached())
+        .await
+        .is_none()
+    {
         return;
     }
     info!("ready");
     let memory = lock_report();
     if memory.unlocked > 0 {
-        let limit = memory.limit.map_or_else(|| "unlimited".into(), |limit| format!("{limit} bytes"));
+        let limit = memory
+            .limit
+            .map_or_else(|| "unlimited".into(), |limit| format!("{limit} bytes"));
         warn!(
             "{} bytes of key memory could be swapped to disk: RLIMIT_MEMLOCK is {limit}. Set it to at least {} bytes \
              (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or add the capability IPC_LOCK",

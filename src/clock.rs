@@ -44,7 +44,10 @@ pub struct ManualClock(Arc<AtomicI64>);
 impl ManualClock {
     /// Lets time pass.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.0.fetch_add(
+            i64::try_from(by.as_millis()).unwrap_or(i64::MAX),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -55,5 +58,7 @@ pub fn spread(interval: Duration) -> Duration {
 
 /// How long to wait after so many failures in a row: `first`, then twice as long each time, up to `longest`.
 pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
-    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
+    first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(longest)
 }

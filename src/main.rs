@@ -8,7 +8,11 @@ use sidekey::{cli, crypto};
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     // Before the first key byte is read.
-    let hardened = if arguments.starts_a_program() { crypto::hide_process() } else { crypto::harden_process() };
+    let hardened = if arguments.starts_a_program() {
+        crypto::hide_process()
+    } else {
+        crypto::harden_process()
+    };
     if let Err(error) = hardened {
         eprintln!("sidekey: can't forbid core dumps, so no key will be read: {error}");
         return ExitCode::FAILURE;

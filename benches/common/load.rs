@@ -1,6 +1,11 @@
 //! Load: requests that were made beforehand, over connections that are kept.
 
-#![allow(missing_docs, dead_code, unreachable_pub, reason = "each benchmark uses its part")]
+#![allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark uses its part"
+)]
 
 use std::{
     path::Path,
@@ -40,14 +45,20 @@ pub async fn load(socket: &Path, request: &[u8], connections: usize, slice: Dura
             while start.elapsed() < slice {
                 let begun = Instant::now();
                 match exchange(&mut stream, &request, &mut buffer).await {
-                    Ok(true) => latency.record(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)).expect("in range"),
+                    Ok(true) => latency
+                        .record(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
+                        .expect("in range"),
                     Ok(false) | Err(_) => errors += 1,
                 }
             }
             (latency, errors)
         });
     }
-    let mut all = Load { rate: 0.0, errors: 0, latency: Histogram::new(3).expect("histogram") };
+    let mut all = Load {
+        rate: 0.0,
+        errors: 0,
+        latency: Histogram::new(3).expect("histogram"),
+    };
     while let Some(result) = tasks.join_next().await {
         let (latency, errors) = result.expect("client");
         all.latency.add(latency).expect("same bounds");
@@ -58,7 +69,11 @@ pub async fn load(socket: &Path, request: &[u8], connections: usize, slice: Dura
 }
 
 /// Sends a request and reads the whole answer; whether it was a success.
-async fn exchange(stream: &mut UnixStream, request: &[u8], buffer: &mut Vec<u8>) -> std::io::Result<bool> {
+async fn exchange(
+    stream: &mut UnixStream,
+    request: &[u8],
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<bool> {
     stream.write_all(request).await?;
     buffer.clear();
     loop {
@@ -67,9 +82,16 @@ async fn exchange(stream: &mut UnixStream, request: &[u8], buffer: &mut Vec<u8>)
         }
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut response = httparse::Response::new(&mut headers);
-        let Ok(httparse::Status::Complete(head)) = response.parse(buffer) else { continue };
-        let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let length: usize = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok()).unwrap_or(0);
+        let Ok(httparse::Status::Complete(head)) = response.parse(buffer) else {
+            continue;
+        };
+        let length = response
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length: usize = length
+            .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
+            .unwrap_or(0);
         let ok = response.code == Some(200);
         while buffer.len() < head + length {
             if stream.read_buf(buffer).await? == 0 {

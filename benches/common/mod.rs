@@ -1,6 +1,11 @@
 //! Rounds and figures: what every benchmark prints, one line per figure.
 
-#![allow(missing_docs, dead_code, unreachable_pub, reason = "each benchmark uses its part")]
+#![allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark uses its part"
+)]
 
 /// The median of the rounds, with the least and the greatest.
 #[derive(Clone, Copy)]
@@ -13,7 +18,11 @@ pub struct Spread {
 impl Spread {
     pub fn of(mut rounds: Vec<f64>) -> Self {
         rounds.sort_by(f64::total_cmp);
-        Self { least: rounds[0], median: rounds[rounds.len() / 2], most: rounds[rounds.len() - 1] }
+        Self {
+            least: rounds[0],
+            median: rounds[rounds.len() / 2],
+            most: rounds[rounds.len() - 1],
+        }
     }
 }
 
@@ -25,7 +34,11 @@ pub enum Goal {
 
 /// `NAME VALUE goal <= X ok`, or `… short`, with the rounds' spread behind.
 pub fn report(name: &str, unit: &str, spread: Spread, goal: &Goal) {
-    let Spread { least, median, most } = spread;
+    let Spread {
+        least,
+        median,
+        most,
+    } = spread;
     let verdict = |met: bool| if met { "ok" } else { "short" };
     let goal = match goal {
         Goal::AtMost(limit) => format!("goal <= {limit} {}", verdict(median <= *limit)),

@@ -1,6 +1,11 @@
 //! The servers that are measured.
 
-#![allow(missing_docs, dead_code, unreachable_pub, reason = "each benchmark uses its part")]
+#![allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark uses its part"
+)]
 
 use std::{
     path::{Path, PathBuf},
@@ -47,12 +52,23 @@ impl Setup {
         let at = |name: &str| folder.join(name);
         LocalKek::create(&at("kek")).expect("KEK");
         let manifest = at("demo.json");
-        let admin =
-            Admin::new(Location::File(manifest.clone()), Signing::Unless, &Backends::new(&Default::default()), Clock::system())
-                .expect("admin");
-        let kek = format!("local:{}", at("kek").display()).parse().expect("URI");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(admin.init("demo".parse().expect("name"), &[kek], Policy::default())).expect("init");
+        let admin = Admin::new(
+            Location::File(manifest.clone()),
+            Signing::Unless,
+            &Backends::new(&Default::default()),
+            Clock::system(),
+        )
+        .expect("admin");
+        let kek = format!("local:{}", at("kek").display())
+            .parse()
+            .expect("URI");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime
+            .block_on(admin.init("demo".parse().expect("name"), &[kek], Policy::default()))
+            .expect("init");
         let (echo, sidekey) = (at("echo.sock"), at("sidekey.sock"));
         let config = format!(
             "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
@@ -65,9 +81,18 @@ impl Setup {
         let start = |command: &mut Command| command.stdin(Stdio::null()).spawn().expect("server");
         let children = vec![
             start(Command::new(this).arg("--echo").arg(&echo)),
-            start(Command::new(env!("CARGO_BIN_EXE_sidekey")).args(["serve", "--config"]).arg(at("sidekey.toml"))),
+            start(
+                Command::new(env!("CARGO_BIN_EXE_sidekey"))
+                    .args(["serve", "--config"])
+                    .arg(at("sidekey.toml")),
+            ),
         ];
-        let setup = Self { echo, sidekey, manifest, children };
+        let setup = Self {
+            echo,
+            sidekey,
+            manifest,
+            children,
+        };
         // Both answer once they listen and have keys.
         runtime.block_on(async {
             while !answers(&setup.echo).await || !answers(&setup.sidekey).await {
@@ -90,7 +115,9 @@ impl Drop for Setup {
 async fn answers(socket: &Path) -> bool {
     let request = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n\
                    Content-Length: 1\r\nConnection: close\r\n\r\nx";
-    let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
+    let Ok(mut stream) = UnixStream::connect(socket).await else {
+        return false;
+    };
     let mut answer = Vec::new();
     stream.write_all(request.as_bytes()).await.is_ok()
         && stream.read_to_end(&mut answer).await.is_ok()
@@ -108,7 +135,11 @@ pub fn is_echo() -> bool {
 }
 
 fn echo(socket: &Path) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.block_on(async {
         let listener = UnixListener::bind(socket).expect("bind");
         loop {
@@ -121,15 +152,22 @@ fn echo(socket: &Path) {
                     }
                     let body = request.into_body();
                     // As a server does it that has to see a short body whole; a long one goes as it comes.
-                    let is_short = body.size_hint().exact().is_some_and(|length| length <= 1 << 20);
+                    let is_short = body
+                        .size_hint()
+                        .exact()
+                        .is_some_and(|length| length <= 1 << 20);
                     let body = if is_short {
-                        Full::new(body.collect().await?.to_bytes()).map_err(|never| match never {}).boxed()
+                        Full::new(body.collect().await?.to_bytes())
+                            .map_err(|never| match never {})
+                            .boxed()
                     } else {
                         body.boxed()
                     };
                     Ok::<_, hyper::Error>(Response::new(body))
                 });
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await
             });
         }
     });

@@ -60,21 +60,40 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]. Then there is no file `to`, unless it was there before.
-    pub async fn back_up(&self, to: &Path, lock: &Lock, opener: Option<&Opener>) -> Result<Backup, AdminError> {
-        let failed = |reason: String| AdminError::Backup { file: to.to_owned(), reason };
+    pub async fn back_up(
+        &self,
+        to: &Path,
+        lock: &Lock,
+        opener: Option<&Opener>,
+    ) -> Result<Backup, AdminError> {
+        let failed = |reason: String| AdminError::Backup {
+            file: to.to_owned(),
+            reason,
+        };
         if to.exists() {
-            return Err(failed("there is a file already; a backup never takes another one's place".into()));
+            return Err(failed(
+                "there is a file already; a backup never takes another one's place".into(),
+            ));
         }
         let document = self.read().await?;
         let deks = self.open_deks(&document).await?;
         let keys = payload::derive(&deks).map_err(AdminError::System)?;
-        keyring::verify(&document, &keys, &[])
-            .map_err(|error| AdminError::Unauthentic { location: self.location().clone(), error })?;
+        keyring::verify(&document, &keys, &[]).map_err(|error| AdminError::Unauthentic {
+            location: self.location().clone(),
+            error,
+        })?;
         let payload = payload::write(&document, &deks, self.now()).map_err(failed)?;
         let Sealed { bytes, proof: own } = envelope::seal(&payload, lock)?;
-        let file = NewFile::write(to, &bytes).map_err(|error| failed(format!("can't write it: {error}")))?;
-        let unproven = |reason: String| failed(format!("what was written could not be read back, so it is no backup: {reason}"));
-        let written = file.read_back().map_err(|error| unproven(error.to_string()))?;
+        let file = NewFile::write(to, &bytes)
+            .map_err(|error| failed(format!("can't write it: {error}")))?;
+        let unproven = |reason: String| {
+            failed(format!(
+                "what was written could not be read back, so it is no backup: {reason}"
+            ))
+        };
+        let written = file
+            .read_back()
+            .map_err(|error| unproven(error.to_string()))?;
         for opener in [Some(&own), opener].into_iter().flatten() {
             let content = open_content(&written, opener).map_err(unproven)?;
             // Reading compared every key with its check value, and the check values are in here.
@@ -82,12 +101,17 @@ impl Admin {
                 return Err(unproven("it holds another manifest".into()));
             }
         }
-        file.publish(to).map_err(|error| failed(format!("can't put it in place: {error}")))?;
+        file.publish(to)
+            .map_err(|error| failed(format!("can't put it in place: {error}")))?;
         let proof = match (lock, opener) {
             (Lock::Passphrase(_), _) | (_, Some(_)) => Proof::Holder,
             (Lock::Recipients(_), None) => Proof::Content,
         };
-        Ok(Backup { record: self.record_of(&document, &written), proof, document })
+        Ok(Backup {
+            record: self.record_of(&document, &written),
+            proof,
+            document,
+        })
     }
 
     /// Opens a backup that was made before and compares it with the keyring.
@@ -97,11 +121,22 @@ impl Admin {
     pub async fn verify_backup(&self, file: &Path, opener: &Opener) -> Result<Backup, AdminError> {
         let current = self.read().await?;
         let bytes = read_file(file)?;
-        let content = open_content(&bytes, opener).map_err(|reason| AdminError::Backup { file: file.to_owned(), reason })?;
+        let content = open_content(&bytes, opener).map_err(|reason| AdminError::Backup {
+            file: file.to_owned(),
+            reason,
+        })?;
         let newer = content.document.manifest().generation > current.manifest().generation;
-        let verdict = if newer { succeeds(&current, &content.document) } else { succeeds(&content.document, &current) };
+        let verdict = if newer {
+            succeeds(&current, &content.document)
+        } else {
+            succeeds(&content.document, &current)
+        };
         verdict.map_err(Refusal::Diverged)?;
-        Ok(Backup { record: self.record_of(&content.document, &bytes), proof: Proof::Holder, document: content.document })
+        Ok(Backup {
+            record: self.record_of(&content.document, &bytes),
+            proof: Proof::Holder,
+            document: content.document,
+        })
     }
 
     /// Notes in the manifest that there is this backup, so that what it holds may be destroyed (I5).
@@ -118,7 +153,11 @@ impl Admin {
             let next = keyring::record_backup(current, id, &backup.record, now)?;
             // A version that was put in another's place meanwhile is in no backup.
             let held = backup.document.manifest().versions.iter();
-            let exchanged = held.clone().find(|held| current.version(held.version).is_none_or(|now| now.check != held.check));
+            let exchanged = held.clone().find(|held| {
+                current
+                    .version(held.version)
+                    .is_none_or(|now| now.check != held.check)
+            });
             match exchanged {
                 Some(version) => Err(Refusal::Diverged(Rejection::Exchanged(version.version))),
                 None => Ok(next),
@@ -142,7 +181,10 @@ impl Admin {
             verified_at: self.now(),
             sha256: Base64(fingerprint(bytes).to_vec()),
             generation: manifest.generation,
-            newest_version: manifest.versions.last().map_or(0, |version| version.version),
+            newest_version: manifest
+                .versions
+                .last()
+                .map_or(0, |version| version.version),
         }
     }
 
@@ -165,18 +207,31 @@ impl Admin {
                 Err(reason) => unopened.push((version, reason)),
             }
         }
-        if unopened.is_empty() { Ok(deks) } else { Err(AdminError::UnopenedForBackup(unopened)) }
+        if unopened.is_empty() {
+            Ok(deks)
+        } else {
+            Err(AdminError::UnopenedForBackup(unopened))
+        }
     }
 }
 
 /// A backup's bytes.
 pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, AdminError> {
-    let failed = |reason: String| AdminError::Backup { file: file.to_owned(), reason };
-    let opened = File::open(file).map_err(|error| failed(format!("can't read the backup: {error}")))?;
+    let failed = |reason: String| AdminError::Backup {
+        file: file.to_owned(),
+        reason,
+    };
+    let opened =
+        File::open(file).map_err(|error| failed(format!("can't read the backup: {error}")))?;
     let mut bytes = Vec::new();
-    opened.take(LONGEST + 1).read_to_end(&mut bytes).map_err(|error| failed(format!("can't read the backup: {error}")))?;
+    opened
+        .take(LONGEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| failed(format!("can't read the backup: {error}")))?;
     if bytes.len() as u64 > LONGEST {
-        return Err(failed(format!("it is longer than {LONGEST} bytes, which no backup is")));
+        return Err(failed(format!(
+            "it is longer than {LONGEST} bytes, which no backup is"
+        )));
     }
     Ok(bytes)
 }
@@ -195,10 +250,18 @@ struct NewFile {
 impl NewFile {
     fn write(target: &Path, bytes: &[u8]) -> io::Result<Self> {
         let mut name = std::ffi::OsString::from(".");
-        name.push(target.file_name().ok_or_else(|| io::Error::other("it names no file"))?);
+        name.push(
+            target
+                .file_name()
+                .ok_or_else(|| io::Error::other("it names no file"))?,
+        );
         name.push(format!(".{}.new", std::process::id()));
         let temporary = target.with_file_name(name);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         let new = Self { temporary };
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -219,10 +282,15 @@ impl NewFile {
     fn publish(self, target: &Path) -> io::Result<()> {
         match renameat_with(CWD, &self.temporary, CWD, target, RenameFlags::NOREPLACE) {
             // A file system that knows no such rename.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::hard_link(&self.temporary, target)?,
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                fs::hard_link(&self.temporary, target)?
+            }
             result => result?,
         }
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = target
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()
     }
 }
@@ -240,5 +308,9 @@ pub(super) async fn for_each<T, U>(
     work: impl AsyncFn(T) -> Result<U, AdminError>,
 ) -> Result<Vec<U>, AdminError> {
     let work = &work;
-    stream::iter(items).map(|item| work(item)).buffer_unordered(CONCURRENT).try_collect().await
+    stream::iter(items)
+        .map(|item| work(item))
+        .buffer_unordered(CONCURRENT)
+        .try_collect()
+        .await
 }

@@ -28,7 +28,9 @@ const SHORTEST_PASSPHRASE: usize = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     /// A passphrase that could be guessed.
-    #[error("the passphrase has fewer than {SHORTEST_PASSPHRASE} characters; make one with: openssl rand -base64 24")]
+    #[error(
+        "the passphrase has fewer than {SHORTEST_PASSPHRASE} characters; make one with: openssl rand -base64 24"
+    )]
     Weak,
     /// A file with recipients, identities or a passphrase.
     #[error("{0}")]
@@ -60,18 +62,29 @@ impl Passphrase {
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-            return Err(wrong(format!("everybody can read the passphrase; run: chmod o= {}", path.display())));
+            return Err(wrong(format!(
+                "everybody can read the passphrase; run: chmod o= {}",
+                path.display()
+            )));
         }
         // Of its full length at once, so that no shorter buffer is left behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 2));
-        file.take(LONGEST as u64 + 2).read_to_end(&mut bytes).map_err(failed)?;
-        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        file.take(LONGEST as u64 + 2)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        let line = bytes
+            .split(|byte| *byte == b'\n')
+            .next()
+            .unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.len() > LONGEST {
             // Cut, it would open nothing elsewhere.
-            return Err(wrong(format!("the passphrase is longer than {LONGEST} bytes")));
+            return Err(wrong(format!(
+                "the passphrase is longer than {LONGEST} bytes"
+            )));
         }
-        let text = std::str::from_utf8(line).map_err(|_| wrong("the passphrase is not UTF-8".into()))?;
+        let text =
+            std::str::from_utf8(line).map_err(|_| wrong("the passphrase is not UTF-8".into()))?;
         Ok(Self::new(text))
     }
 
@@ -82,7 +95,10 @@ impl Passphrase {
 
     /// Whether both are the same.
     pub fn equals(&self, other: &Self) -> bool {
-        crate::crypto::equal_in_constant_time(self.0.expose_secret().as_bytes(), other.0.expose_secret().as_bytes())
+        crate::crypto::equal_in_constant_time(
+            self.0.expose_secret().as_bytes(),
+            other.0.expose_secret().as_bytes(),
+        )
     }
 }
 
@@ -109,10 +125,14 @@ impl Opener {
     /// It can't be read, or holds none.
     pub fn from_identity_file(path: &Path) -> Result<Self, EnvelopeError> {
         let failed = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
-        let file = File::open(path).map_err(|error| failed(format!("can't read the identity: {error}")))?;
+        let file = File::open(path)
+            .map_err(|error| failed(format!("can't read the identity: {error}")))?;
         // The library's errors name lines, never what stands in them.
-        let identities = IdentityFile::from_buffer(BufReader::new(file)).map_err(|error| failed(error.to_string()))?;
-        let identities = identities.into_identities().map_err(|error| failed(error.to_string()))?;
+        let identities = IdentityFile::from_buffer(BufReader::new(file))
+            .map_err(|error| failed(error.to_string()))?;
+        let identities = identities
+            .into_identities()
+            .map_err(|error| failed(error.to_string()))?;
         if identities.is_empty() {
             return Err(failed("no identity is in it; age-keygen makes one".into()));
         }
@@ -126,7 +146,10 @@ impl Opener {
 /// It is none of the kind that is supported.
 pub fn recipient(text: &str) -> Result<x25519::Recipient, EnvelopeError> {
     text.trim().parse().map_err(|reason: &str| {
-        EnvelopeError::Input(format!("{:.12}… is not an X25519 recipient, age1… ({reason})", text.trim()))
+        EnvelopeError::Input(format!(
+            "{:.12}… is not an X25519 recipient, age1… ({reason})",
+            text.trim()
+        ))
     })
 }
 
@@ -136,9 +159,15 @@ pub fn recipient(text: &str) -> Result<x25519::Recipient, EnvelopeError> {
 /// It can't be read, or a line is no recipient.
 pub fn recipients_in(path: &Path) -> Result<Vec<x25519::Recipient>, EnvelopeError> {
     let failed = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| failed(format!("can't read the recipients: {error}")))?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.map(|line| recipient(line).map_err(|error| failed(error.to_string()))).collect()
+    let text = fs::read_to_string(path)
+        .map_err(|error| failed(format!("can't read the recipients: {error}")))?;
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| recipient(line).map_err(|error| failed(error.to_string())))
+        .collect()
 }
 
 /// A file's bytes, and what opens it once to prove that it was written right.
@@ -159,18 +188,31 @@ pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError>
             }
             let mut recipient = scrypt::Recipient::new(passphrase.0.clone());
             recipient.set_work_factor(WORK_FACTOR);
-            let encryptor = Encryptor::with_recipients(iter::once(&recipient as &dyn age::Recipient));
-            (encryptor, Opener::Passphrase(Passphrase(passphrase.0.clone())))
+            let encryptor =
+                Encryptor::with_recipients(iter::once(&recipient as &dyn age::Recipient));
+            (
+                encryptor,
+                Opener::Passphrase(Passphrase(passphrase.0.clone())),
+            )
         }
         Lock::Recipients(recipients) => {
             let once = x25519::Identity::generate();
-            let all: Vec<_> = recipients.iter().cloned().chain(iter::once(once.to_public())).collect();
-            let encryptor = Encryptor::with_recipients(all.iter().map(|recipient| recipient as &dyn age::Recipient));
+            let all: Vec<_> = recipients
+                .iter()
+                .cloned()
+                .chain(iter::once(once.to_public()))
+                .collect();
+            let encryptor = Encryptor::with_recipients(
+                all.iter().map(|recipient| recipient as &dyn age::Recipient),
+            );
             (encryptor, Opener::Identities(vec![Box::new(once)]))
         }
     };
     let bytes = write(encryptor.map_err(EnvelopeError::Encrypt)?, payload);
-    Ok(Sealed { bytes: bytes.map_err(|error| EnvelopeError::Encrypt(error.into()))?, proof })
+    Ok(Sealed {
+        bytes: bytes.map_err(|error| EnvelopeError::Encrypt(error.into()))?,
+        proof,
+    })
 }
 
 fn write(encryptor: Encryptor, payload: &[u8]) -> io::Result<Vec<u8>> {
@@ -188,10 +230,17 @@ pub(super) fn open(bytes: &[u8], opener: &Opener) -> Result<Zeroizing<Vec<u8>>, 
             identity.set_max_work_factor(MOST_WORK);
             decryptor.decrypt(iter::once(&identity as &dyn age::Identity))
         }
-        Opener::Identities(identities) => decryptor.decrypt(identities.iter().map(|identity| &**identity as &dyn age::Identity)),
+        Opener::Identities(identities) => decryptor.decrypt(
+            identities
+                .iter()
+                .map(|identity| &**identity as &dyn age::Identity),
+        ),
     };
     // A plaintext is shorter than its file, so the buffer never moves and leaves no copy behind.
     let mut payload = Zeroizing::new(Vec::with_capacity(bytes.len()));
-    reader.map_err(EnvelopeError::Closed)?.read_to_end(&mut payload).map_err(EnvelopeError::Damaged)?;
+    reader
+        .map_err(EnvelopeError::Closed)?
+        .read_to_end(&mut payload)
+        .map_err(EnvelopeError::Damaged)?;
     Ok(payload)
 }

@@ -37,44 +37,86 @@ pub async fn ask_sidecars(
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         };
-        reports.push(SidecarReport { sidecar: url.to_string(), answer });
+        reports.push(SidecarReport {
+            sidecar: url.to_string(),
+            answer,
+        });
     }
     Ok(reports)
 }
 
 async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {
     let body = get(client, url, "/status", LONGEST_STATUS).await?;
-    serde_json::from_slice(&body).map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
+    serde_json::from_slice(&body)
+        .map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
 }
 
 /// What an ops listener answers, of which there may be `longest` bytes.
-pub(super) async fn get(client: &OpsClient, url: &Uri, path: &str, longest: usize) -> Result<Bytes, String> {
+pub(super) async fn get(
+    client: &OpsClient,
+    url: &Uri,
+    path: &str,
+    longest: usize,
+) -> Result<Bytes, String> {
     let stream = client.connect(url).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path)
-        .header(HOST, url.authority().map_or("", |authority| authority.as_str()))
+        .header(
+            HOST,
+            url.authority().map_or("", |authority| authority.as_str()),
+        )
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| error.to_string())?;
     if response.status() == StatusCode::FORBIDDEN {
         return Err("it wants a client certificate with a name that it knows: see --sidecar-cert and --sidecar-key".into());
     }
     if response.status() != StatusCode::OK {
         return Err(format!("{path} answered {}", response.status()));
     }
-    let body = Limited::new(response.into_body(), longest).collect().await.map_err(|error| error.to_string())?;
+    let body = Limited::new(response.into_body(), longest)
+        .collect()
+        .await
+        .map_err(|error| error.to_string())?;
     driver.abort();
     Ok(body.to_bytes())
 }
 
-fn usage(status: &Status, keyring: &KeyringName, id: KeyringId, version: u32) -> Result<VersionUse, String> {
-    let found =
-        status.keyrings.iter().find(|found| found.name == *keyring).ok_or("it doesn't serve the keyring; leave it out")?;
-    let in_force = found.in_force.as_ref().ok_or("it has no manifest in force")?;
+fn usage(
+    status: &Status,
+    keyring: &KeyringName,
+    id: KeyringId,
+    version: u32,
+) -> Result<VersionUse, String> {
+    let found = status
+        .keyrings
+        .iter()
+        .find(|found| found.name == *keyring)
+        .ok_or("it doesn't serve the keyring; leave it out")?;
+    let in_force = found
+        .in_force
+        .as_ref()
+        .ok_or("it has no manifest in force")?;
     if in_force.id != id {
-        return Err(format!("its keyring of that name is another one, {}", in_force.id));
+        return Err(format!(
+            "its keyring of that name is another one, {}",
+            in_force.id
+        ));
     }
-    let last_used = in_force.versions.iter().find(|found| found.version == version).and_then(|found| found.last_used);
-    Ok(VersionUse { generation: in_force.generation, observed_since: found.observed_since, last_used })
+    let last_used = in_force
+        .versions
+        .iter()
+        .find(|found| found.version == version)
+        .and_then(|found| found.last_used);
+    Ok(VersionUse {
+        generation: in_force.generation,
+        observed_since: found.observed_since,
+        last_used,
+    })
 }

@@ -23,7 +23,10 @@ use crate::{
     clock::Clock,
     config::{self, KekScope, KekUri, KeyringName, Location, SignerKey},
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
-    keyring::{self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State, WaveSelector},
+    keyring::{
+        self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State,
+        WaveSelector,
+    },
     refresh::Keks,
 };
 
@@ -85,7 +88,9 @@ pub enum AdminError {
     #[error("the KEKs that the manifest names don't open all of it, so name others with --kek URI: {}", list(.0))]
     NeedsKeks(Vec<(u32, String)>),
     /// Wraps that should stay and don't open.
-    #[error("version {version} was left as it is, because what would open it from now on doesn't: {reasons}")]
+    #[error(
+        "version {version} was left as it is, because what would open it from now on doesn't: {reasons}"
+    )]
     Unproven {
         /// The version.
         version: u32,
@@ -93,7 +98,9 @@ pub enum AdminError {
         reasons: String,
     },
     /// A signed manifest and no key to sign with.
-    #[error("{0}: the manifest is signed and the change would not be; give --sign-key FILE, or --unsigned to drop the signature")]
+    #[error(
+        "{0}: the manifest is signed and the change would not be; give --sign-key FILE, or --unsigned to drop the signature"
+    )]
     WouldDropSignature(Location),
     /// A backup's file.
     #[error("{}: {reason}", .file.display())]
@@ -118,7 +125,11 @@ impl From<RandomnessUnavailable> for AdminError {
 }
 
 fn list(unopened: &[(u32, String)]) -> String {
-    unopened.iter().map(|(version, reason)| format!("version {version} did not open: {reason}")).collect::<Vec<_>>().join("; ")
+    unopened
+        .iter()
+        .map(|(version, reason)| format!("version {version} did not open: {reason}"))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// A keyring where it is stored, with what is needed to change it.
@@ -166,17 +177,40 @@ impl Admin {
     ///
     /// # Errors
     /// This build has no backend for the location, or its settings are wrong.
-    pub fn new(location: Location, signing: Signing, backends: &Arc<Backends>, clock: Clock) -> Result<Self, AdminError> {
+    pub fn new(
+        location: Location,
+        signing: Signing,
+        backends: &Arc<Backends>,
+        clock: Clock,
+    ) -> Result<Self, AdminError> {
         let store = backends.store(&location)?;
-        let times = config::Refresh { kek_timeout: KEK_TIMEOUT, ..config::Refresh::default() };
-        let keks = Arc::new(Keks::new(Arc::clone(backends), &times, clock.clone(), Arc::default()));
-        Ok(Self { location, store, keks, scope: Arc::new(KekScope::Any), signing, clock })
+        let times = config::Refresh {
+            kek_timeout: KEK_TIMEOUT,
+            ..config::Refresh::default()
+        };
+        let keks = Arc::new(Keks::new(
+            Arc::clone(backends),
+            &times,
+            clock.clone(),
+            Arc::default(),
+        ));
+        Ok(Self {
+            location,
+            store,
+            keks,
+            scope: Arc::new(KekScope::Any),
+            signing,
+            clock,
+        })
     }
 
     /// The same, opening versions by KEKs within `scope` alone, whatever others the manifest names.
     #[must_use]
     pub fn within(self, scope: KekScope) -> Self {
-        Self { scope: Arc::new(scope), ..self }
+        Self {
+            scope: Arc::new(scope),
+            ..self
+        }
     }
 
     /// Where it is.
@@ -193,7 +227,12 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]; [`StoreError::Conflict`] if there is one already.
-    pub async fn init(&self, name: KeyringName, keks: &[KekUri], policy: Policy) -> Result<Document, AdminError> {
+    pub async fn init(
+        &self,
+        name: KeyringName,
+        keks: &[KekUri],
+        policy: Policy,
+    ) -> Result<Document, AdminError> {
         let id = KeyringId::generate()?;
         let now = self.clock.now();
         let (new, keys) = self.new_version(id, 1, keks).await?;
@@ -209,13 +248,21 @@ impl Admin {
     /// [`AdminError`]
     pub async fn read(&self) -> Result<Document, AdminError> {
         let bytes = self.read_bytes().await?;
-        Document::parse(&bytes).map_err(|error| AdminError::Manifest { location: self.location.clone(), error })
+        Document::parse(&bytes).map_err(|error| AdminError::Manifest {
+            location: self.location.clone(),
+            error,
+        })
     }
 
     async fn read_bytes(&self) -> Result<Vec<u8>, StoreError> {
-        timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT)).await.unwrap_or_else(|_| {
-            Err(StoreError::Failed { location: self.location.clone(), reason: format!("no answer within {STORE_TIMEOUT:?}") })
-        })
+        timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
+            .await
+            .unwrap_or_else(|_| {
+                Err(StoreError::Failed {
+                    location: self.location.clone(),
+                    reason: format!("no answer within {STORE_TIMEOUT:?}"),
+                })
+            })
     }
 
     /// Opens every version that is left and verifies MACs, and signatures by `trusted` unless that is empty.
@@ -232,7 +279,11 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]. If only the takeover failed, the new version is there, pending.
-    pub async fn rotate(&self, keks: &[KekUri], takeover: Takeover) -> Result<(Document, u32), AdminError> {
+    pub async fn rotate(
+        &self,
+        keks: &[KekUri],
+        takeover: Takeover,
+    ) -> Result<(Document, u32), AdminError> {
         if let Takeover::At(at) = takeover
             && at < self.clock.now()
         {
@@ -244,7 +295,10 @@ impl Admin {
         let document = match takeover {
             Takeover::Later => document,
             Takeover::Now => self.activate(version, WaveSelector::Every, None).await?,
-            Takeover::At(at) => self.activate(version, WaveSelector::Every, Some(at)).await?,
+            Takeover::At(at) => {
+                self.activate(version, WaveSelector::Every, Some(at))
+                    .await?
+            }
         };
         Ok((document, version))
     }
@@ -253,8 +307,16 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]
-    pub async fn activate(&self, version: u32, wave: WaveSelector, at: Option<Timestamp>) -> Result<Document, AdminError> {
-        self.change(None, |current, now| keyring::activate(current, version, wave.clone(), at, now)).await
+    pub async fn activate(
+        &self,
+        version: u32,
+        wave: WaveSelector,
+        at: Option<Timestamp>,
+    ) -> Result<Document, AdminError> {
+        self.change(None, |current, now| {
+            keyring::activate(current, version, wave.clone(), at, now)
+        })
+        .await
     }
 
     /// Makes any other change. `lost` names a version that need not open, because the change destroys it.
@@ -270,7 +332,9 @@ impl Admin {
             let current = self.read().await?;
             // Before any KEK is asked, so that a refusal costs nothing and needs no rights.
             let next = change(current.manifest(), self.clock.now())?;
-            let keys = self.open(&current, &[], lost.map(|lost| lost.version)).await?;
+            let keys = self
+                .open(&current, &[], lost.map(|lost| lost.version))
+                .await?;
             if let Some(lost) = lost {
                 self.demand_lost(current.manifest(), lost).await?;
             }
@@ -281,22 +345,39 @@ impl Admin {
 
     /// Refuses to call a version lost that a KEK still opens, or that a KEK might open again.
     async fn demand_lost(&self, manifest: &Manifest, lost: Loss<'_>) -> Result<(), AdminError> {
-        let Loss { version: number, confirm } = lost;
-        let Some(version) = manifest.version(number) else { return Ok(()) };
+        let Loss {
+            version: number,
+            confirm,
+        } = lost;
+        let Some(version) = manifest.version(number) else {
+            return Ok(());
+        };
         // Every one of them, whichever the operator allows otherwise: one that isn't ours opens the version, too.
-        let trials = self.keks.try_each(manifest.id, version, &KekScope::Any).await;
+        let trials = self
+            .keks
+            .try_each(manifest.id, version, &KekScope::Any)
+            .await;
         if trials.iter().any(|trial| trial.result.is_ok()) {
             return Err(Refusal::NotLost(number).into());
         }
         // No such key, or another one in its place. Whatever else is wrong may come right: a network, a right, a setting.
-        let is_gone = |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
+        let is_gone =
+            |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
         let errors = trials.into_iter().filter_map(|trial| trial.result.err());
-        let doubts: Vec<String> = errors.filter(|error| !is_gone(error)).map(|error| error.to_string()).collect();
+        let doubts: Vec<String> = errors
+            .filter(|error| !is_gone(error))
+            .map(|error| error.to_string())
+            .collect();
         let phrase = keyring::doubted_loss_phrase(&manifest.name, number);
         if doubts.is_empty() || confirm == Some(phrase.as_str()) {
             return Ok(());
         }
-        Err(Refusal::NotShownLost { version: number, doubts, phrase }.into())
+        Err(Refusal::NotShownLost {
+            version: number,
+            doubts,
+            phrase,
+        }
+        .into())
     }
 
     async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {
@@ -305,8 +386,16 @@ impl Admin {
         let mut keys = self.open(&current, &[], None).await?;
         let inherited: Vec<KekUri>;
         let keks = if keks.is_empty() {
-            let model = manifest.versions.iter().rev().find(|version| version.state != State::Destroyed);
-            inherited = model.into_iter().flat_map(|version| &version.wraps).map(|wrap| wrap.kek.clone()).collect();
+            let model = manifest
+                .versions
+                .iter()
+                .rev()
+                .find(|version| version.state != State::Destroyed);
+            inherited = model
+                .into_iter()
+                .flat_map(|version| &version.wraps)
+                .map(|wrap| wrap.kek.clone())
+                .collect();
             &inherited
         } else {
             keks
@@ -315,14 +404,37 @@ impl Admin {
         let now = self.clock.now();
         let (new, new_keys) = self.new_version(manifest.id, number, keks).await?;
         keys.insert(number, new_keys);
-        self.write(&current, keyring::rotate(manifest, new, now), &keys).await
+        self.write(&current, keyring::rotate(manifest, new, now), &keys)
+            .await
     }
 
-    async fn new_version(&self, id: KeyringId, version: u32, keks: &[KekUri]) -> Result<(NewVersion, VersionKeys), AdminError> {
+    async fn new_version(
+        &self,
+        id: KeyringId,
+        version: u32,
+        keks: &[KekUri],
+    ) -> Result<(NewVersion, VersionKeys), AdminError> {
         let dek = Dek::generate()?;
-        let wraps = self.keks.wrap(keks, &dek, WrapContext { keyring: id, version }).await?;
-        let keys = VersionKeys::derive(&dek).map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
-        Ok((NewVersion { wraps, check: dek.check_value(&id, version) }, keys))
+        let wraps = self
+            .keks
+            .wrap(
+                keks,
+                &dek,
+                WrapContext {
+                    keyring: id,
+                    version,
+                },
+            )
+            .await?;
+        let keys = VersionKeys::derive(&dek)
+            .map_err(|error| AdminError::System(format!("no memory for keys: {error}")))?;
+        Ok((
+            NewVersion {
+                wraps,
+                check: dek.check_value(&id, version),
+            },
+            keys,
+        ))
     }
 
     async fn open(
@@ -332,7 +444,8 @@ impl Admin {
         lost: Option<u32>,
     ) -> Result<BTreeMap<u32, VersionKeys>, AdminError> {
         let mut keys = BTreeMap::new();
-        self.open_missing(&mut keys, document, trusted, lost).await?;
+        self.open_missing(&mut keys, document, trusted, lost)
+            .await?;
         Ok(keys)
     }
 
@@ -345,8 +458,13 @@ impl Admin {
         lost: Option<u32>,
     ) -> Result<(), AdminError> {
         let manifest = document.manifest();
-        let needed = manifest.live().filter(|version| Some(version.version) != lost && !keys.contains_key(&version.version));
-        let opened = self.keks.open(manifest.id, needed.collect::<Vec<_>>(), &self.scope).await;
+        let needed = manifest.live().filter(|version| {
+            Some(version.version) != lost && !keys.contains_key(&version.version)
+        });
+        let opened = self
+            .keks
+            .open(manifest.id, needed.collect::<Vec<_>>(), &self.scope)
+            .await;
         let mut unopened = Vec::new();
         for (version, result) in opened {
             match result {
@@ -357,11 +475,18 @@ impl Admin {
         if !unopened.is_empty() {
             return Err(AdminError::Unopened(unopened));
         }
-        keyring::verify(document, keys, trusted)
-            .map_err(|error| AdminError::Unauthentic { location: self.location.clone(), error })
+        keyring::verify(document, keys, trusted).map_err(|error| AdminError::Unauthentic {
+            location: self.location.clone(),
+            error,
+        })
     }
 
-    async fn write(&self, current: &Document, next: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {
+    async fn write(
+        &self,
+        current: &Document,
+        next: Manifest,
+        keys: &BTreeMap<u32, VersionKeys>,
+    ) -> Result<Document, AdminError> {
         self.demand_signing(current)?;
         let document = self.authenticate(next, keys)?;
         self.replace(Some(current), &document).await?;
@@ -377,11 +502,20 @@ impl Admin {
         Ok(())
     }
 
-    async fn replace(&self, current: Option<&Document>, document: &Document) -> Result<(), StoreError> {
-        self.replace_bytes(current.map(|current| current.bytes().to_vec()), document).await
+    async fn replace(
+        &self,
+        current: Option<&Document>,
+        document: &Document,
+    ) -> Result<(), StoreError> {
+        self.replace_bytes(current.map(|current| current.bytes().to_vec()), document)
+            .await
     }
 
-    async fn replace_bytes(&self, expected: Option<Vec<u8>>, document: &Document) -> Result<(), StoreError> {
+    async fn replace_bytes(
+        &self,
+        expected: Option<Vec<u8>>,
+        document: &Document,
+    ) -> Result<(), StoreError> {
         let new = document.bytes().to_vec();
         timeout(STORE_TIMEOUT, self.store.replace(expected, new)).await.unwrap_or_else(|_| {
             let reason = format!("no answer within {STORE_TIMEOUT:?}; `keyring status` shows whether the change was made");
@@ -389,18 +523,30 @@ impl Admin {
         })
     }
 
-    fn authenticate(&self, manifest: Manifest, keys: &BTreeMap<u32, VersionKeys>) -> Result<Document, AdminError> {
+    fn authenticate(
+        &self,
+        manifest: Manifest,
+        keys: &BTreeMap<u32, VersionKeys>,
+    ) -> Result<Document, AdminError> {
         let signer = match &self.signing {
             Signing::With(key) => Some(key),
             Signing::Unless | Signing::Drop => None,
         };
         keyring::authenticate(manifest, keys, signer).map_err(|missing| {
-            AdminError::Unopened(missing.into_iter().map(|version| (version, "it was not tried".into())).collect())
+            AdminError::Unopened(
+                missing
+                    .into_iter()
+                    .map(|version| (version, "it was not tried".into()))
+                    .collect(),
+            )
         })
     }
 
     /// Makes a change on top of whatever came in between (I8).
-    async fn retry(&self, attempt: impl AsyncFn() -> Result<Document, AdminError>) -> Result<Document, AdminError> {
+    async fn retry(
+        &self,
+        attempt: impl AsyncFn() -> Result<Document, AdminError>,
+    ) -> Result<Document, AdminError> {
         for _ in 1..ATTEMPTS {
             match attempt().await {
                 Err(AdminError::Store(StoreError::Conflict(_))) => step_back().await,
@@ -417,5 +563,8 @@ async fn step_back() {
 }
 
 fn newest(manifest: &Manifest) -> u32 {
-    manifest.versions.last().map_or(0, |version| version.version)
+    manifest
+        .versions
+        .last()
+        .map_or(0, |version| version.version)
 }

@@ -48,13 +48,23 @@ impl OpsClient {
     ///
     /// # Errors
     /// What is wrong with a file, named.
-    #[cfg_attr(not(feature = "tls"), allow(unused_variables, reason = "a build may have no TLS"))]
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(unused_variables, reason = "a build may have no TLS")
+    )]
     pub(super) fn new(fleet: &Fleet) -> Result<Self, String> {
         #[cfg(feature = "tls")]
-        let needs_tls = fleet.urls.iter().any(|url| url.scheme_str() == Some("https"));
+        let needs_tls = fleet
+            .urls
+            .iter()
+            .any(|url| url.scheme_str() == Some("https"));
         Ok(Self {
             #[cfg(feature = "tls")]
-            tls: if needs_tls { Some(tls::Connector::new(&fleet.tls)?) } else { None },
+            tls: if needs_tls {
+                Some(tls::Connector::new(&fleet.tls)?)
+            } else {
+                None
+            },
         })
     }
 
@@ -63,7 +73,9 @@ impl OpsClient {
     /// # Errors
     /// A sentence that says why not.
     pub(super) async fn connect(&self, url: &Uri) -> Result<Box<dyn Connection>, String> {
-        let authority = url.authority().ok_or("the URL has no host; write http://HOST:PORT or https://HOST:PORT")?;
+        let authority = url
+            .authority()
+            .ok_or("the URL has no host; write http://HOST:PORT or https://HOST:PORT")?;
         let host = authority.host().trim_matches(['[', ']']);
         let is_tls = match url.scheme_str() {
             Some("http") => false,
@@ -71,7 +83,9 @@ impl OpsClient {
             _ => return Err("the URL is not http://HOST:PORT or https://HOST:PORT".into()),
         };
         let address = (host, authority.port_u16().unwrap_or(DEFAULT_PORT));
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| error.to_string())?;
         if !is_tls {
             return Ok(Box::new(stream));
         }
@@ -88,7 +102,8 @@ mod tls {
     use std::{io, sync::Arc};
 
     use rustls::{
-        CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+        CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+        SignatureScheme,
         client::{
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
             verify_server_cert_signed_by_trust_anchor,
@@ -115,30 +130,51 @@ mod tls {
 
     impl Connector {
         pub(super) fn new(settings: &OpsTls) -> Result<Self, String> {
-            let identity = Identity { ca_file: settings.ca_file.clone(), client: settings.client.clone() };
+            let identity = Identity {
+                ca_file: settings.ca_file.clone(),
+                client: settings.client.clone(),
+            };
             let mut config = client_config(&identity)?;
             let name = match &settings.name {
                 None => None,
-                Some(CertificateName::Dns(name)) => {
-                    Some(ServerName::try_from(name.clone()).map_err(|error| format!("{name}: {error}"))?)
-                }
+                Some(CertificateName::Dns(name)) => Some(
+                    ServerName::try_from(name.clone())
+                        .map_err(|error| format!("{name}: {error}"))?,
+                ),
                 Some(uri) => {
                     let provider = Arc::clone(config.crypto_provider());
-                    let by_uri = ByUri { roots: trusted_roots(&identity)?, provider, name: uri.clone() };
-                    config.dangerous().set_certificate_verifier(Arc::new(by_uri));
+                    let by_uri = ByUri {
+                        roots: trusted_roots(&identity)?,
+                        provider,
+                        name: uri.clone(),
+                    };
+                    config
+                        .dangerous()
+                        .set_certificate_verifier(Arc::new(by_uri));
                     None
                 }
             };
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
-            Ok(Self { config: Arc::new(config), name })
+            Ok(Self {
+                config: Arc::new(config),
+                name,
+            })
         }
 
-        pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
+        pub(super) async fn connect(
+            &self,
+            host: &str,
+            stream: TcpStream,
+        ) -> Result<TlsStream<TcpStream>, String> {
             let name = match &self.name {
                 Some(name) => name.clone(),
-                None => ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?,
+                None => ServerName::try_from(host.to_owned())
+                    .map_err(|error| format!("{host}: {error}"))?,
             };
-            TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await.map_err(reason)
+            TlsConnector::from(Arc::clone(&self.config))
+                .connect(name, stream)
+                .await
+                .map_err(reason)
         }
     }
 
@@ -175,7 +211,13 @@ mod tls {
         ) -> Result<ServerCertVerified, Error> {
             let algorithms = self.provider.signature_verification_algorithms.all;
             let parsed = ParsedCertificate::try_from(certificate)?;
-            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                &self.roots,
+                intermediates,
+                now,
+                algorithms,
+            )?;
             if CertificateNames::of(certificate).are_on(std::slice::from_ref(&self.name)) {
                 Ok(ServerCertVerified::assertion())
             } else {
@@ -189,7 +231,12 @@ mod tls {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            verify_tls12_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
         }
 
         fn verify_tls13_signature(
@@ -198,11 +245,18 @@ mod tls {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            verify_tls13_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.provider.signature_verification_algorithms.supported_schemes()
+            self.provider
+                .signature_verification_algorithms
+                .supported_schemes()
         }
     }
 }

@@ -45,14 +45,34 @@ struct Key<'a> {
 ///
 /// # Errors
 /// What is wrong with the manifest as JSON, which a parsed one never is.
-pub(super) fn write(document: &Document, deks: &BTreeMap<u32, Dek>, now: Timestamp) -> Result<Zeroizing<Vec<u8>>, String> {
-    let manifest: &RawValue = serde_json::from_slice(document.bytes()).map_err(|error| error.to_string())?;
-    let encoded: Vec<(u32, Zeroizing<String>)> =
-        deks.iter().map(|(version, dek)| (*version, Zeroizing::new(STANDARD.encode(dek.expose())))).collect();
-    let keys = encoded.iter().map(|(version, key)| Key { version: *version, key }).collect();
-    let payload = Payload { format: FORMAT, made_at: now, keys, manifest };
+pub(super) fn write(
+    document: &Document,
+    deks: &BTreeMap<u32, Dek>,
+    now: Timestamp,
+) -> Result<Zeroizing<Vec<u8>>, String> {
+    let manifest: &RawValue =
+        serde_json::from_slice(document.bytes()).map_err(|error| error.to_string())?;
+    let encoded: Vec<(u32, Zeroizing<String>)> = deks
+        .iter()
+        .map(|(version, dek)| (*version, Zeroizing::new(STANDARD.encode(dek.expose()))))
+        .collect();
+    let keys = encoded
+        .iter()
+        .map(|(version, key)| Key {
+            version: *version,
+            key,
+        })
+        .collect();
+    let payload = Payload {
+        format: FORMAT,
+        made_at: now,
+        keys,
+        manifest,
+    };
     // Large enough from the start, so that the buffer never moves and leaves no copy behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(document.bytes().len() + 128 * (deks.len() + 4)));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(
+        document.bytes().len() + 128 * (deks.len() + 4),
+    ));
     serde_json::to_writer(&mut *bytes, &payload).map_err(|error| error.to_string())?;
     Ok(bytes)
 }
@@ -63,12 +83,20 @@ pub(super) fn write(document: &Document, deks: &BTreeMap<u32, Dek>, now: Timesta
 /// What is wrong with it. Never says anything of a key.
 pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
     // serde's own words may quote a value.
-    let payload: Payload<'_> = serde_json::from_slice(bytes)
-        .map_err(|error| format!("it is not a backup of a keyring (line {}, column {})", error.line(), error.column()))?;
+    let payload: Payload<'_> = serde_json::from_slice(bytes).map_err(|error| {
+        format!(
+            "it is not a backup of a keyring (line {}, column {})",
+            error.line(),
+            error.column()
+        )
+    })?;
     if payload.format != FORMAT {
-        return Err(format!("its format is not {FORMAT:?}, which this build reads"));
+        return Err(format!(
+            "its format is not {FORMAT:?}, which this build reads"
+        ));
     }
-    let document = Document::parse(payload.manifest.get().as_bytes()).map_err(|error| error.to_string())?;
+    let document =
+        Document::parse(payload.manifest.get().as_bytes()).map_err(|error| error.to_string())?;
     let manifest = document.manifest();
     let mut deks = BTreeMap::new();
     for Key { version, key } in payload.keys {
@@ -77,14 +105,21 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
             Ok(length) => Dek::from_slice(&bytes[..length]),
             Err(_) => None,
         };
-        let dek = dek.ok_or_else(|| format!("its key of version {version} is not {KEY_LEN} bytes in base64"))?;
+        let dek = dek.ok_or_else(|| {
+            format!("its key of version {version} is not {KEY_LEN} bytes in base64")
+        })?;
         let check = manifest.version(version).map(|version| &version.check.0);
         if !check.is_some_and(|check| dek.matches_check(&manifest.id, version, check)) {
-            return Err(format!("its key of version {version} is not the one that its manifest commits to"));
+            return Err(format!(
+                "its key of version {version} is not the one that its manifest commits to"
+            ));
         }
         deks.insert(version, dek);
     }
-    if let Some(missing) = manifest.live().find(|version| !deks.contains_key(&version.version)) {
+    if let Some(missing) = manifest
+        .live()
+        .find(|version| !deks.contains_key(&version.version))
+    {
         return Err(format!("it lacks the key of version {}", missing.version));
     }
     let keys = derive(&deks)?;
@@ -95,7 +130,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
 /// The subkeys of data keys.
 pub(super) fn derive(deks: &BTreeMap<u32, Dek>) -> Result<BTreeMap<u32, VersionKeys>, String> {
     let derive = |(version, dek): (&u32, &Dek)| {
-        VersionKeys::derive(dek).map(|keys| (*version, keys)).map_err(|error| format!("no memory for keys: {error}"))
+        VersionKeys::derive(dek)
+            .map(|keys| (*version, keys))
+            .map_err(|error| format!("no memory for keys: {error}"))
     };
     deks.iter().map(derive).collect()
 }

@@ -21,13 +21,30 @@ impl Admin {
     pub(super) async fn present(&self) -> Result<Present, AdminError> {
         let bytes = match self.read_bytes().await {
             Ok(bytes) => bytes,
-            Err(StoreError::Missing(_)) => return Ok(Present { bytes: None, document: None, damage: None }),
+            Err(StoreError::Missing(_)) => {
+                return Ok(Present {
+                    bytes: None,
+                    document: None,
+                    damage: None,
+                });
+            }
             Err(error) => return Err(error.into()),
         };
         match Document::parse(&bytes) {
-            Ok(document) => Ok(Present { bytes: Some(bytes), document: Some(document), damage: None }),
-            Err(error) if is_of_another_format(&bytes) => Err(AdminError::Manifest { location: self.location().clone(), error }),
-            Err(error) => Ok(Present { bytes: Some(bytes), document: None, damage: Some(error.to_string()) }),
+            Ok(document) => Ok(Present {
+                bytes: Some(bytes),
+                document: Some(document),
+                damage: None,
+            }),
+            Err(error) if is_of_another_format(&bytes) => Err(AdminError::Manifest {
+                location: self.location().clone(),
+                error,
+            }),
+            Err(error) => Ok(Present {
+                bytes: Some(bytes),
+                document: None,
+                damage: Some(error.to_string()),
+            }),
         }
     }
 }

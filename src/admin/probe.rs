@@ -37,7 +37,12 @@ pub struct Probe {
 /// wraps any; and reads every secret. Leases that this makes are given back.
 pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     let backends = Backends::new(&settings.backends);
-    let keks = Keks::new(Arc::clone(&backends), &settings.refresh, clock, Arc::default());
+    let keks = Keks::new(
+        Arc::clone(&backends),
+        &settings.refresh,
+        clock,
+        Arc::default(),
+    );
     let mut probes = Vec::new();
     for keyring in &settings.keyrings {
         let begun = Instant::now();
@@ -47,10 +52,17 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
             Err(reason) => (None, Err(reason)),
         };
         let (name, subject) = (keyring.name.clone(), keyring.location.to_string());
-        probes.push(Probe { purpose: Purpose::Keyring(name), subject, took: begun.elapsed(), result });
+        probes.push(Probe {
+            purpose: Purpose::Keyring(name),
+            subject,
+            took: begun.elapsed(),
+            result,
+        });
         let Some(document) = document else { continue };
         for version in one_for_each_kek(&document) {
-            let trials = keks.try_each(document.manifest().id, &version, &keyring.keks).await;
+            let trials = keks
+                .try_each(document.manifest().id, &version, &keyring.keks)
+                .await;
             probes.extend(trials.into_iter().map(|trial| Probe {
                 purpose: Purpose::Keyring(keyring.name.clone()),
                 subject: trial.uri.to_string(),
@@ -62,19 +74,47 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     for secret in &settings.secrets.named {
         let begun = Instant::now();
         let result = fetch(&backends, secret, settings).await;
-        let (purpose, subject) = (Purpose::Secret(secret.name.clone()), secret.source.to_string());
-        probes.push(Probe { purpose, subject, took: begun.elapsed(), result });
+        let (purpose, subject) = (
+            Purpose::Secret(secret.name.clone()),
+            secret.source.to_string(),
+        );
+        probes.push(Probe {
+            purpose,
+            subject,
+            took: begun.elapsed(),
+            result,
+        });
     }
     probes
 }
 
-async fn fetch(backends: &Backends, secret: &config::Secret, settings: &Settings) -> Result<(), String> {
+async fn fetch(
+    backends: &Backends,
+    secret: &config::Secret,
+    settings: &Settings,
+) -> Result<(), String> {
     let limit = settings.refresh.read_timeout;
-    let late = || format!("{}: no answer within {limit:?} (`refresh.read_timeout`)", secret.source);
-    let provider = backends.secret(&secret.source).map_err(|error| error.to_string())?;
-    let answer = timeout(limit, provider.fetch(&Which::Current, None, settings.secrets.value_bytes)).await.map_err(|_| late())?;
-    let Answer::Value(fetched) = answer.map_err(|error| error.to_string())? else { return Ok(()) };
-    let Some(lease) = fetched.lease else { return Ok(()) };
+    let late = || {
+        format!(
+            "{}: no answer within {limit:?} (`refresh.read_timeout`)",
+            secret.source
+        )
+    };
+    let provider = backends
+        .secret(&secret.source)
+        .map_err(|error| error.to_string())?;
+    let answer = timeout(
+        limit,
+        provider.fetch(&Which::Current, None, settings.secrets.value_bytes),
+    )
+    .await
+    .map_err(|_| late())?;
+    let Answer::Value(fetched) = answer.map_err(|error| error.to_string())? else {
+        return Ok(());
+    };
+    let Some(lease) = fetched.lease else {
+        return Ok(());
+    };
     // Renewing is a right of its own, without which the credentials end sooner.
     let renewed = timeout(limit, lease.renew()).await.map_err(|_| late())?;
     let revoked = timeout(limit, lease.revoke()).await.map_err(|_| late())?;
@@ -82,12 +122,27 @@ async fn fetch(backends: &Backends, secret: &config::Secret, settings: &Settings
     revoked.map_err(|error| format!("a lease was made and can't be given back: {error}"))
 }
 
-async fn read(backends: &Backends, keyring: &config::Keyring, times: &config::Refresh) -> Result<Document, String> {
-    let store = backends.store(&keyring.location).map_err(|error| error.to_string())?;
-    let late = || format!("{}: no answer within {:?} (`refresh.read_timeout`)", keyring.location, times.read_timeout);
-    let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes)).await.map_err(|_| late())?;
-    let document = Document::parse(&bytes.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
-    KeyTable::examine(None, &document, &Expectations::from(keyring)).map_err(|rejection| rejection.to_string())?;
+async fn read(
+    backends: &Backends,
+    keyring: &config::Keyring,
+    times: &config::Refresh,
+) -> Result<Document, String> {
+    let store = backends
+        .store(&keyring.location)
+        .map_err(|error| error.to_string())?;
+    let late = || {
+        format!(
+            "{}: no answer within {:?} (`refresh.read_timeout`)",
+            keyring.location, times.read_timeout
+        )
+    };
+    let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes))
+        .await
+        .map_err(|_| late())?;
+    let document = Document::parse(&bytes.map_err(|error| error.to_string())?)
+        .map_err(|error| error.to_string())?;
+    KeyTable::examine(None, &document, &Expectations::from(keyring))
+        .map_err(|rejection| rejection.to_string())?;
     Ok(document)
 }
 
@@ -96,7 +151,13 @@ fn one_for_each_kek(document: &Document) -> Vec<Version> {
     let mut newest: BTreeMap<&KekUri, Version> = BTreeMap::new();
     for version in document.manifest().live() {
         for wrap in &version.wraps {
-            newest.insert(&wrap.kek, Version { wraps: vec![wrap.clone()], ..version.clone() });
+            newest.insert(
+                &wrap.kek,
+                Version {
+                    wraps: vec![wrap.clone()],
+                    ..version.clone()
+                },
+            );
         }
     }
     newest.into_values().collect()

@@ -40,17 +40,25 @@ pub struct Recovered {
 ///
 /// # Errors
 /// A file that TLS needs can't be used. [`Refusal::NotRecoverable`] names those that gave none: each of them may be the one with the newest.
-pub(super) async fn ask_manifests(fleet: &Fleet, keyring: &KeyringName) -> Result<Vec<Held>, AdminError> {
+pub(super) async fn ask_manifests(
+    fleet: &Fleet,
+    keyring: &KeyringName,
+) -> Result<Vec<Held>, AdminError> {
     let client = OpsClient::new(fleet).map_err(AdminError::System)?;
     let path = format!("/manifests/{keyring}");
     let asked = stream::iter(&fleet.urls).map(async |url| {
-        let answer: Result<Bytes, String> = match timeout(PATIENCE, get(&client, url, &path, MANIFEST_LIMIT)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-        };
-        let document = answer.and_then(|bytes| Document::parse(&bytes).map_err(|error| error.to_string()));
+        let answer: Result<Bytes, String> =
+            match timeout(PATIENCE, get(&client, url, &path, MANIFEST_LIMIT)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+            };
+        let document =
+            answer.and_then(|bytes| Document::parse(&bytes).map_err(|error| error.to_string()));
         match document {
-            Ok(document) => Ok(Held { place: url.to_string(), document }),
+            Ok(document) => Ok(Held {
+                place: url.to_string(),
+                document,
+            }),
             Err(reason) => Err(format!("  - {url}: {reason}")),
         }
     });
@@ -83,45 +91,78 @@ impl Admin {
         fleet: &Fleet,
         trusted: &[SignerKey],
     ) -> Result<Recovered, AdminError> {
-        let Present { bytes, document: present, damage } = self.present().await?;
+        let Present {
+            bytes,
+            document: present,
+            damage,
+        } = self.present().await?;
         let name = name.or(present.as_ref().map(|document| &document.manifest().name));
         let name = name.ok_or_else(|| {
-            Refusal::NotRecoverable("there is no manifest that tells the keyring's name; give --name NAME".into())
+            Refusal::NotRecoverable(
+                "there is no manifest that tells the keyring's name; give --name NAME".into(),
+            )
         })?;
         let mut held = ask_manifests(fleet, name).await?;
         let location = self.location().to_string();
-        held.extend(present.map(|document| Held { place: location.clone(), document }));
+        held.extend(present.map(|document| Held {
+            place: location.clone(),
+            document,
+        }));
         held.sort_by_key(|held| std::cmp::Reverse(held.document.manifest().generation));
 
         let (mut authentic, mut passed_over) = (Vec::new(), Vec::new());
         for candidate in held {
             // Most of a fleet holds the same bytes; the KEKs are asked for them once.
-            if authentic.iter().any(|held: &Held| held.document.bytes() == candidate.document.bytes()) {
+            if authentic
+                .iter()
+                .any(|held: &Held| held.document.bytes() == candidate.document.bytes())
+            {
                 authentic.push(candidate);
                 continue;
             }
             match self.open(&candidate.document, trusted, None).await {
                 Ok(_) => authentic.push(candidate),
                 // Forged, or by a signer whom nobody trusts. One that doesn't open may be right: without it we might go back.
-                Err(AdminError::Unauthentic { error: error @ (Rejection::Unauthenticated(_) | Rejection::Unsigned), .. }) => {
+                Err(AdminError::Unauthentic {
+                    error: error @ (Rejection::Unauthenticated(_) | Rejection::Unsigned),
+                    ..
+                }) => {
                     let generation = candidate.document.manifest().generation;
-                    passed_over.push(format!("{}, generation {generation}: {error}", candidate.place));
+                    passed_over.push(format!(
+                        "{}, generation {generation}: {error}",
+                        candidate.place
+                    ));
                 }
                 Err(error) => return Err(error),
             }
         }
         let Some(newest) = authentic.first() else {
-            let message = format!("nobody holds an authentic manifest: {}", passed_over.join("; "));
+            let message = format!(
+                "nobody holds an authentic manifest: {}",
+                passed_over.join("; ")
+            );
             return Err(Refusal::NotRecoverable(message).into());
         };
         for other in &authentic {
             succeeds(&other.document, &newest.document).map_err(Refusal::Diverged)?;
         }
-        let is_there = |held: &Held| held.place == location && held.document.canonical() == newest.document.canonical();
+        let is_there = |held: &Held| {
+            held.place == location && held.document.canonical() == newest.document.canonical()
+        };
         if authentic.iter().any(is_there) {
-            return Ok(Recovered { document: newest.document.clone(), from: None, damage, passed_over });
+            return Ok(Recovered {
+                document: newest.document.clone(),
+                from: None,
+                damage,
+                passed_over,
+            });
         }
         self.replace_bytes(bytes, &newest.document).await?;
-        Ok(Recovered { document: newest.document.clone(), from: Some(newest.place.clone()), damage, passed_over })
+        Ok(Recovered {
+            document: newest.document.clone(),
+            from: Some(newest.place.clone()),
+            damage,
+            passed_over,
+        })
     }
 }

@@ -52,38 +52,75 @@ impl Admin {
     /// and can't have come before the backup.
     pub async fn restore(&self, how: &Restoring<'_>) -> Result<Restored, AdminError> {
         let backup = read_file(how.file)?;
-        let content =
-            open_content(&backup, how.opener).map_err(|reason| AdminError::Backup { file: how.file.to_owned(), reason })?;
+        let content = open_content(&backup, how.opener).map_err(|reason| AdminError::Backup {
+            file: how.file.to_owned(),
+            reason,
+        })?;
         let record = self.record_of(&content.document, &backup);
-        let Present { bytes, document: present, damage } = self.present().await?;
+        let Present {
+            bytes,
+            document: present,
+            damage,
+        } = self.present().await?;
         if present.is_none() && how.sidecars.urls.is_empty() && !how.no_sidecar {
-            let what = if damage.is_some() { "holds no manifest that can be read" } else { "is empty" };
-            return Err(Refusal::NobodyAsked { place: self.location().to_string(), what }.into());
+            let what = if damage.is_some() {
+                "holds no manifest that can be read"
+            } else {
+                "is empty"
+            };
+            return Err(Refusal::NobodyAsked {
+                place: self.location().to_string(),
+                what,
+            }
+            .into());
         }
         let mut others = ask_manifests(how.sidecars, &content.document.manifest().name).await?;
-        others.extend(present.map(|document| Held { place: self.location().to_string(), document }));
+        others.extend(present.map(|document| Held {
+            place: self.location().to_string(),
+            document,
+        }));
         let (base, kept_newer) = base(&content.document, &others, how.onto_newer)?;
         self.demand_signing(&base)?;
 
         let Content { deks, .. } = content;
         let deks = self.complete(&base, deks).await?;
         let keys = payload::derive(&deks).map_err(AdminError::System)?;
-        keyring::verify(&base, &keys, &[])
-            .map_err(|error| AdminError::Unauthentic { location: self.location().clone(), error })?;
+        keyring::verify(&base, &keys, &[]).map_err(|error| AdminError::Unauthentic {
+            location: self.location().clone(),
+            error,
+        })?;
         let wraps = self.wraps_of(&base, &deks, how.keks).await?;
-        let document = self.authenticate(keyring::restore(base.manifest(), wraps, &record, self.now()), &keys)?;
+        let document = self.authenticate(
+            keyring::restore(base.manifest(), wraps, &record, self.now()),
+            &keys,
+        )?;
         self.replace_bytes(bytes, &document).await?;
-        Ok(Restored { document, kept_newer, damage })
+        Ok(Restored {
+            document,
+            kept_newer,
+            damage,
+        })
     }
 
     /// The keys of all versions that `base` has left: those in the backup, and what came after it through its KEKs.
-    async fn complete(&self, base: &Document, mut deks: BTreeMap<u32, Dek>) -> Result<BTreeMap<u32, Dek>, AdminError> {
+    async fn complete(
+        &self,
+        base: &Document,
+        mut deks: BTreeMap<u32, Dek>,
+    ) -> Result<BTreeMap<u32, Dek>, AdminError> {
         let manifest = base.manifest();
-        let missing: Vec<&Version> = manifest.live().filter(|version| !deks.contains_key(&version.version)).collect();
+        let missing: Vec<&Version> = manifest
+            .live()
+            .filter(|version| !deks.contains_key(&version.version))
+            .collect();
         let opened = for_each(missing, async |version: &Version| {
             let dek = self.keks.unwrap(manifest.id, version, &self.scope).await;
-            let unopened =
-                |reason| AdminError::Unopened(vec![(version.version, format!("it isn't in the backup, and {reason}"))]);
+            let unopened = |reason| {
+                AdminError::Unopened(vec![(
+                    version.version,
+                    format!("it isn't in the backup, and {reason}"),
+                )])
+            };
             dek.map(|dek| (version.version, dek)).map_err(unopened)
         });
         deks.extend(opened.await?);
@@ -105,18 +142,46 @@ impl Admin {
                 Ok(opened.err().map(|reason| (version.version, reason)))
             });
             let closed: Vec<_> = closed.await?.into_iter().flatten().collect();
-            return if closed.is_empty() { Ok(BTreeMap::new()) } else { Err(AdminError::NeedsKeks(closed)) };
+            return if closed.is_empty() {
+                Ok(BTreeMap::new())
+            } else {
+                Err(AdminError::NeedsKeks(closed))
+            };
         }
         let wrapped = for_each(manifest.live(), async |version: &Version| {
             let number = version.version;
             // `complete` has seen to it that there is one for every version.
-            let Some(dek) = deks.get(&number) else { return Err(AdminError::Unopened(vec![(number, "it has no key".into())])) };
-            let wraps = self.keks.wrap(keks, dek, WrapContext { keyring: manifest.id, version: number }).await?;
-            let fresh = Version { wraps: wraps.clone(), ..version.clone() };
-            let trials = self.keks.try_each(manifest.id, &fresh, &KekScope::Any).await;
-            let failed: Vec<String> = trials.iter().filter_map(|trial| Some(trial.result.as_ref().err()?.to_string())).collect();
+            let Some(dek) = deks.get(&number) else {
+                return Err(AdminError::Unopened(vec![(number, "it has no key".into())]));
+            };
+            let wraps = self
+                .keks
+                .wrap(
+                    keks,
+                    dek,
+                    WrapContext {
+                        keyring: manifest.id,
+                        version: number,
+                    },
+                )
+                .await?;
+            let fresh = Version {
+                wraps: wraps.clone(),
+                ..version.clone()
+            };
+            let trials = self
+                .keks
+                .try_each(manifest.id, &fresh, &KekScope::Any)
+                .await;
+            let failed: Vec<String> = trials
+                .iter()
+                .filter_map(|trial| Some(trial.result.as_ref().err()?.to_string()))
+                .collect();
             if !failed.is_empty() {
-                return Err(AdminError::Unproven { version: number, reasons: failed.join("; ") });
+                return Err(AdminError::Unproven {
+                    version: number,
+                    reasons: failed.join("; "),
+                });
             }
             Ok((number, wraps))
         });
@@ -125,9 +190,16 @@ impl Admin {
 }
 
 /// The manifest that the next generation follows: the backup's, or a newer one that is held elsewhere and may be kept.
-fn base(backup: &Document, others: &[Held], onto_newer: bool) -> Result<(Document, bool), AdminError> {
-    let newest = others.iter().max_by_key(|held| held.document.manifest().generation);
-    let newer = newest.filter(|held| held.document.manifest().generation > backup.manifest().generation);
+fn base(
+    backup: &Document,
+    others: &[Held],
+    onto_newer: bool,
+) -> Result<(Document, bool), AdminError> {
+    let newest = others
+        .iter()
+        .max_by_key(|held| held.document.manifest().generation);
+    let newer =
+        newest.filter(|held| held.document.manifest().generation > backup.manifest().generation);
     let base = match newer {
         None => backup,
         Some(held) => {

@@ -31,13 +31,22 @@ pub struct KekChange {
 impl KekChange {
     /// The KEKs that have to wrap a version anew.
     fn missing<'a>(&'a self, version: &'a Version) -> impl Iterator<Item = &'a KekUri> {
-        let added = self.add.iter().filter(|kek| !version.wraps.iter().any(|wrap| wrap.kek == **kek));
-        let stale = self.kept(version).filter(|wrap| self.refresh_before.is_some_and(|time| wrap.wrapped_at < time));
+        let added = self
+            .add
+            .iter()
+            .filter(|kek| !version.wraps.iter().any(|wrap| wrap.kek == **kek));
+        let stale = self.kept(version).filter(|wrap| {
+            self.refresh_before
+                .is_some_and(|time| wrap.wrapped_at < time)
+        });
         added.chain(stale.map(|wrap| &wrap.kek))
     }
 
     fn kept<'a>(&'a self, version: &'a Version) -> impl Iterator<Item = &'a Wrap> {
-        version.wraps.iter().filter(|wrap| !self.remove.contains(&wrap.kek))
+        version
+            .wraps
+            .iter()
+            .filter(|wrap| !self.remove.contains(&wrap.kek))
     }
 
     fn concerns(&self, version: &Version) -> bool {
@@ -51,20 +60,32 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]. No wrap goes before those that stay have been shown to open.
-    pub async fn rewrap(&self, change: &KekChange, progress: impl Fn(usize, usize)) -> Result<(Document, usize), AdminError> {
+    pub async fn rewrap(
+        &self,
+        change: &KekChange,
+        progress: impl Fn(usize, usize),
+    ) -> Result<(Document, usize), AdminError> {
         let mut keys = BTreeMap::new();
         let mut done = 0;
         loop {
             let current = self.read().await?;
             let manifest = current.manifest();
-            let waiting: Vec<&Version> = manifest.live().filter(|version| change.concerns(version)).collect();
+            let waiting: Vec<&Version> = manifest
+                .live()
+                .filter(|version| change.concerns(version))
+                .collect();
             progress(done, done + waiting.len());
             if waiting.is_empty() {
                 return Ok((current, done));
             }
             self.open_missing(&mut keys, &current, &[], None).await?;
             let chunk = &waiting[..waiting.len().min(CHUNK)];
-            let wraps = try_join_all(chunk.iter().map(|version| self.rewrapped(manifest.id, version, change))).await?;
+            let wraps = try_join_all(
+                chunk
+                    .iter()
+                    .map(|version| self.rewrapped(manifest.id, version, change)),
+            )
+            .await?;
             let next = keyring::rewrap(manifest, wraps.into_iter().collect(), self.now())?;
             match self.write(&current, next, &keys).await {
                 Ok(_) => done += chunk.len(),
@@ -75,7 +96,12 @@ impl Admin {
         }
     }
 
-    async fn rewrapped(&self, keyring: KeyringId, version: &Version, change: &KekChange) -> Result<(u32, Vec<Wrap>), AdminError> {
+    async fn rewrapped(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        change: &KekChange,
+    ) -> Result<(u32, Vec<Wrap>), AdminError> {
         let number = version.version;
         let missing: Vec<KekUri> = change.missing(version).cloned().collect();
         let fresh = if missing.is_empty() {
@@ -83,17 +109,46 @@ impl Admin {
         } else {
             let dek = self.keks.unwrap(keyring, version, &self.scope).await;
             let dek = dek.map_err(|reason| AdminError::Unopened(vec![(number, reason)]))?;
-            self.keks.wrap(&missing, &dek, WrapContext { keyring, version: number }).await?
+            self.keks
+                .wrap(
+                    &missing,
+                    &dek,
+                    WrapContext {
+                        keyring,
+                        version: number,
+                    },
+                )
+                .await?
         };
-        let kept: Vec<Wrap> =
-            change.kept(version).filter(|wrap| !fresh.iter().any(|fresh| fresh.kek == wrap.kek)).cloned().collect();
+        let kept: Vec<Wrap> = change
+            .kept(version)
+            .filter(|wrap| !fresh.iter().any(|fresh| fresh.kek == wrap.kek))
+            .cloned()
+            .collect();
         // New ones must open, all of them; if there are none, one of those that stay.
-        let to_prove = Version { wraps: if fresh.is_empty() { kept.clone() } else { fresh.clone() }, ..version.clone() };
+        let to_prove = Version {
+            wraps: if fresh.is_empty() {
+                kept.clone()
+            } else {
+                fresh.clone()
+            },
+            ..version.clone()
+        };
         let trials = self.keks.try_each(keyring, &to_prove, &KekScope::Any).await;
-        let failed: Vec<String> = trials.iter().filter_map(|trial| Some(trial.result.as_ref().err()?.to_string())).collect();
-        let is_proven = if fresh.is_empty() { failed.len() < trials.len() } else { failed.is_empty() };
+        let failed: Vec<String> = trials
+            .iter()
+            .filter_map(|trial| Some(trial.result.as_ref().err()?.to_string()))
+            .collect();
+        let is_proven = if fresh.is_empty() {
+            failed.len() < trials.len()
+        } else {
+            failed.is_empty()
+        };
         if !is_proven && !to_prove.wraps.is_empty() {
-            return Err(AdminError::Unproven { version: number, reasons: failed.join("; ") });
+            return Err(AdminError::Unproven {
+                version: number,
+                reasons: failed.join("; "),
+            });
         }
         Ok((number, kept.into_iter().chain(fresh).collect()))
     }
@@ -104,7 +159,10 @@ impl Admin {
         let mut trials = Vec::new();
         // One version after the other: all its KEKs at once are load enough.
         for version in manifest.live() {
-            trials.push((version.version, self.keks.try_each(manifest.id, version, &self.scope).await));
+            trials.push((
+                version.version,
+                self.keks.try_each(manifest.id, version, &self.scope).await,
+            ));
         }
         trials
     }

@@ -41,18 +41,35 @@ impl Act {
     ///
     /// # Errors
     /// There is no record, so there must be no act.
-    pub fn begin(mut file: AuditFile, name: &'static str, details: Map<String, Value>, clock: Clock) -> Result<Self, AuditError> {
+    pub fn begin(
+        mut file: AuditFile,
+        name: &'static str,
+        details: Map<String, Value>,
+        clock: Clock,
+    ) -> Result<Self, AuditError> {
         let origin = Origin::here();
-        let event = Event::new(name, clock.now()).with("phase", "begun").with_all(details);
+        let event = Event::new(name, clock.now())
+            .with("phase", "begun")
+            .with_all(details);
         let begun = file.append(&origin, &[event])?;
-        Ok(Self { file, origin, clock, name, begun })
+        Ok(Self {
+            file,
+            origin,
+            clock,
+            name,
+            begun,
+        })
     }
 
     /// Records how it ended.
     ///
     /// # Errors
     /// The log says that it was begun and not how it ended.
-    pub fn end(mut self, outcome: Outcome, details: Map<String, Value>) -> Result<Link, AuditError> {
+    pub fn end(
+        mut self,
+        outcome: Outcome,
+        details: Map<String, Value>,
+    ) -> Result<Link, AuditError> {
         let event = Event::new(self.name, self.clock.now())
             .with("phase", outcome.as_str())
             .with("begun_by", self.begun.seq)

@@ -37,7 +37,10 @@ pub struct Link {
 
 impl Link {
     /// Before the first record.
-    pub const START: Self = Self { seq: 0, hash: [0; 32] };
+    pub const START: Self = Self {
+        seq: 0,
+        hash: [0; 32],
+    };
 
     /// The hash as lower-case hexadecimal digits.
     pub fn hex(&self) -> String {
@@ -55,8 +58,15 @@ impl std::str::FromStr for Link {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed = text.split_once(':').and_then(|(seq, hash)| Some(Self { seq: seq.parse().ok()?, hash: from_hex(hash)? }));
-        parsed.ok_or("write SEQ:HASH, a record's number and the 64 hexadecimal digits of its line's SHA-256")
+        let parsed = text.split_once(':').and_then(|(seq, hash)| {
+            Some(Self {
+                seq: seq.parse().ok()?,
+                hash: from_hex(hash)?,
+            })
+        });
+        parsed.ok_or(
+            "write SEQ:HASH, a record's number and the 64 hexadecimal digits of its line's SHA-256",
+        )
     }
 }
 
@@ -82,7 +92,12 @@ struct Head {
 }
 
 /// The line of the record that follows `after`, without a newline, and its place in the chain.
-pub(super) fn seal(after: &Link, origin: &Origin, event: &Event, key: Option<&MacKey>) -> (Vec<u8>, Link) {
+pub(super) fn seal(
+    after: &Link,
+    origin: &Origin,
+    event: &Event,
+    key: Option<&MacKey>,
+) -> (Vec<u8>, Link) {
     let details = clipped(&event.details);
     let record = Record {
         seq: after.seq + 1,
@@ -103,17 +118,24 @@ pub(super) fn seal(after: &Link, origin: &Origin, event: &Event, key: Option<&Ma
         line.extend_from_slice(hex(&mac).as_bytes());
         line.extend_from_slice(MAC_END);
     }
-    let link = Link { seq: record.seq, hash: fingerprint(&line) };
+    let link = Link {
+        seq: record.seq,
+        hash: fingerprint(&line),
+    };
     (line, link)
 }
 
 /// Details that would make a line too long, shortened; `None` if they are short enough.
 fn clipped(details: &Map<String, Value>) -> Option<Map<String, Value>> {
-    let length = |details: &Map<String, Value>| serde_json::to_vec(details).map_or(0, |bytes| bytes.len());
+    let length =
+        |details: &Map<String, Value>| serde_json::to_vec(details).map_or(0, |bytes| bytes.len());
     if length(details) <= LONGEST_TEXT {
         return None;
     }
-    let mut short: Map<String, Value> = details.iter().map(|(name, value)| (name.clone(), clip(value))).collect();
+    let mut short: Map<String, Value> = details
+        .iter()
+        .map(|(name, value)| (name.clone(), clip(value)))
+        .collect();
     if length(&short) > LONGEST_DETAILS {
         // What still is too long are lists; what is dropped is said.
         short.retain(|_, value| !value.is_array() && !value.is_object());
@@ -134,7 +156,9 @@ fn clip(value: &Value) -> Value {
 
 /// The record that follows a last one that the writer's key doesn't vouch for: from here on it does.
 pub(super) fn unvouched(last: &Link, at: Timestamp) -> Event {
-    Event::new(UNVOUCHED, at).with("seq", last.seq).with("sha256", last.hex())
+    Event::new(UNVOUCHED, at)
+        .with("seq", last.seq)
+        .with("sha256", last.hex())
 }
 
 /// A line that a crash left unfinished.
@@ -146,7 +170,10 @@ pub(super) struct Torn {
 
 impl Torn {
     pub(super) fn of(line: &[u8]) -> Self {
-        Self { bytes: line.len(), hash: fingerprint(line) }
+        Self {
+            bytes: line.len(),
+            hash: fingerprint(line),
+        }
     }
 
     /// The same of a line that need not fit into memory.
@@ -157,7 +184,9 @@ impl Torn {
 
     /// The record that follows it.
     pub(super) fn event(&self, at: Timestamp) -> Event {
-        Event::new(TORN, at).with("bytes", self.bytes).with("sha256", hex(&self.hash))
+        Event::new(TORN, at)
+            .with("bytes", self.bytes)
+            .with("sha256", hex(&self.hash))
     }
 
     fn is_told_by(&self, head: &Head) -> bool {
@@ -177,7 +206,9 @@ pub enum Fault {
     #[error("this line is longer than a record can be")]
     TooLong,
     /// A number that doesn't follow.
-    #[error("record {found} stands where record {expected} belongs: lines were cut, added or moved")]
+    #[error(
+        "record {found} stands where record {expected} belongs: lines were cut, added or moved"
+    )]
     OutOfOrder {
         /// The number that would follow.
         expected: u64,
@@ -185,10 +216,14 @@ pub enum Fault {
         found: u64,
     },
     /// The line before isn't the one that was there when this one was written.
-    #[error("record {0} doesn't follow from the line before it: one of the two was changed, or lines were cut, added or moved")]
+    #[error(
+        "record {0} doesn't follow from the line before it: one of the two was changed, or lines were cut, added or moved"
+    )]
     Unlinked(u64),
     /// A MAC that isn't right.
-    #[error("the MAC of record {0} is wrong: the line was changed, or was written with another key")]
+    #[error(
+        "the MAC of record {0} is wrong: the line was changed, or was written with another key"
+    )]
     WrongMac(u64),
     /// No MAC, where every record needs one.
     #[error(
@@ -217,18 +252,33 @@ impl<'k> Verifier<'k> {
     /// Verifies from wherever the first line stands. With a `key`, every record needs a right MAC. With `several_chains`, a record 1
     /// may begin a new chain anywhere.
     pub fn new(key: Option<&'k MacKey>, several_chains: bool) -> Self {
-        Self { key, keyed_from: 0, several_chains, head: None, torn: None, first: None, records: 0, torn_lines: 0 }
+        Self {
+            key,
+            keyed_from: 0,
+            several_chains,
+            head: None,
+            torn: None,
+            first: None,
+            records: 0,
+            torn_lines: 0,
+        }
     }
 
     /// The same, but the key vouches for record `seq` and those after it alone.
     #[must_use]
     pub fn keyed_from(self, seq: u64) -> Self {
-        Self { keyed_from: seq, ..self }
+        Self {
+            keyed_from: seq,
+            ..self
+        }
     }
 
     /// Verifies from `after` on, without a key.
     pub(super) fn after(after: Link) -> Self {
-        Self { head: Some(after), ..Self::new(None, false) }
+        Self {
+            head: Some(after),
+            ..Self::new(None, false)
+        }
     }
 
     /// The last record.
@@ -274,7 +324,10 @@ impl<'k> Verifier<'k> {
         let begins_anew = self.several_chains && head.seq == 1 && head.prev == Link::START.hex();
         if let Some(before) = self.head.filter(|_| !begins_anew) {
             if head.seq != before.seq + 1 {
-                return Err(Fault::OutOfOrder { expected: before.seq + 1, found: head.seq });
+                return Err(Fault::OutOfOrder {
+                    expected: before.seq + 1,
+                    found: head.seq,
+                });
             }
             if head.prev != before.hex() {
                 return Err(Fault::Unlinked(head.seq));
@@ -285,7 +338,10 @@ impl<'k> Verifier<'k> {
         self.check_mac(line, &head)?;
         self.first.get_or_insert(head.seq);
         self.records += 1;
-        self.head = Some(Link { seq: head.seq, hash: fingerprint(line) });
+        self.head = Some(Link {
+            seq: head.seq,
+            hash: fingerprint(line),
+        });
         Ok(())
     }
 
@@ -301,12 +357,20 @@ impl<'k> Verifier<'k> {
 fn check_mac(key: &MacKey, line: &[u8], head: &Head) -> Result<(), Fault> {
     let mac = head.mac.as_ref().ok_or(Fault::NoMac(head.seq))?;
     let wrong = Fault::WrongMac(head.seq);
-    let record = line.len().checked_sub(MAC_BEGIN.len() + HEX_LEN + MAC_END.len()).map(|end| line.split_at(end));
-    let Some((record, tail)) = record else { return Err(wrong) };
-    let stands_last =
-        tail.starts_with(MAC_BEGIN) && tail.ends_with(MAC_END) && tail[MAC_BEGIN.len()..].starts_with(mac.as_bytes());
+    let record = line
+        .len()
+        .checked_sub(MAC_BEGIN.len() + HEX_LEN + MAC_END.len())
+        .map(|end| line.split_at(end));
+    let Some((record, tail)) = record else {
+        return Err(wrong);
+    };
+    let stands_last = tail.starts_with(MAC_BEGIN)
+        && tail.ends_with(MAC_END)
+        && tail[MAC_BEGIN.len()..].starts_with(mac.as_bytes());
     match from_hex(mac) {
-        Some(bytes) if stands_last && key.verifies_record(&[record, b"}"].concat(), &bytes) => Ok(()),
+        Some(bytes) if stands_last && key.verifies_record(&[record, b"}"].concat(), &bytes) => {
+            Ok(())
+        }
         _ => Err(wrong),
     }
 }
@@ -319,7 +383,10 @@ pub(super) fn is_vouched(key: &MacKey, line: &[u8]) -> bool {
 /// The place of a record's line in its chain, if it is a record.
 pub(super) fn place(line: &[u8]) -> Option<Link> {
     let head: Head = serde_json::from_slice(line).ok()?;
-    Some(Link { seq: head.seq, hash: fingerprint(line) })
+    Some(Link {
+        seq: head.seq,
+        hash: fingerprint(line),
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -353,7 +420,9 @@ mod tests {
         let mut link = Link::START;
         (0..length)
             .map(|index| {
-                let event = Event::new("test", Timestamp::UNIX_EPOCH).with("index", index).with("text", "a \"quoted\"\nline");
+                let event = Event::new("test", Timestamp::UNIX_EPOCH)
+                    .with("index", index)
+                    .with("text", "a \"quoted\"\nline");
                 let (line, next) = seal(&link, &origin, &event, key);
                 link = next;
                 line
@@ -366,7 +435,11 @@ mod tests {
         for line in lines {
             verifier.line(line)?;
         }
-        if verifier.is_torn() { Err(Fault::NotARecord) } else { Ok(verifier.head()) }
+        if verifier.is_torn() {
+            Err(Fault::NotARecord)
+        } else {
+            Ok(verifier.head())
+        }
     }
 
     #[derive(Debug, Clone)]
@@ -390,9 +463,14 @@ mod tests {
             any_line().prop_map(|line| Harm::Cut(line.index(1000))),
             any_line().prop_map(|line| Harm::Duplicate(line.index(1000))),
             (any_line(), any_line()).prop_map(|(a, b)| Harm::Swap(a.index(1000), b.index(1000))),
-            (any_line(), any_line()).prop_map(|(line, at)| Harm::Truncate { line: line.index(1000), at: at.index(100_000) }),
-            (any_line(), any_line())
-                .prop_map(|(before, copy_of)| Harm::Insert { before: before.index(1000), copy_of: copy_of.index(1000) }),
+            (any_line(), any_line()).prop_map(|(line, at)| Harm::Truncate {
+                line: line.index(1000),
+                at: at.index(100_000)
+            }),
+            (any_line(), any_line()).prop_map(|(before, copy_of)| Harm::Insert {
+                before: before.index(1000),
+                copy_of: copy_of.index(1000)
+            }),
         ]
     }
 
@@ -472,7 +550,13 @@ mod tests {
 
         // A record that the key's holder wrote behind those of somebody else doesn't vouch for them.
         let last = place(&keyless[2]).expect("a record");
-        let keyed = seal(&last, &Origin::here(), &Event::new("test", Timestamp::UNIX_EPOCH), Some(&key)).0;
+        let keyed = seal(
+            &last,
+            &Origin::here(),
+            &Event::new("test", Timestamp::UNIX_EPOCH),
+            Some(&key),
+        )
+        .0;
         let lines = [&keyless[..], &[keyed]].concat();
         assert_eq!(verify(&lines, Some(&key)), Err(Fault::NoMac(1)));
         let from = |seq| {
@@ -489,12 +573,21 @@ mod tests {
         let lines = log(3, Some(&key));
         let torn = &lines[2][..40];
         let after = place(&lines[1]).expect("a record");
-        let told = seal(&after, &Origin::here(), &Torn::of(torn).event(Timestamp::UNIX_EPOCH), Some(&key)).0;
+        let told = seal(
+            &after,
+            &Origin::here(),
+            &Torn::of(torn).event(Timestamp::UNIX_EPOCH),
+            Some(&key),
+        )
+        .0;
         let mut verifier = Verifier::new(Some(&key), false);
         for line in [&lines[0], &lines[1], &torn.to_vec(), &told] {
             verifier.line(line).expect("a crash is no crime");
         }
-        assert_eq!((verifier.torn_lines, verifier.head().map(|head| head.seq)), (1, Some(3)));
+        assert_eq!(
+            (verifier.torn_lines, verifier.head().map(|head| head.seq)),
+            (1, Some(3))
+        );
         // Another line in its place is.
         let mut verifier = Verifier::new(Some(&key), false);
         verifier.line(&lines[0]).expect("whole");
@@ -505,17 +598,28 @@ mod tests {
     #[test]
     fn long_details_are_clipped_and_say_so() {
         let long = "x".repeat(1 << 20);
-        let many: Vec<String> = (0..5000).map(|index| format!("http://sidecar-{index}:9464")).collect();
-        let event = Event::new("test", Timestamp::UNIX_EPOCH).with("reason", long).with("sidecars", many).with("version", 3);
+        let many: Vec<String> = (0..5000)
+            .map(|index| format!("http://sidecar-{index}:9464"))
+            .collect();
+        let event = Event::new("test", Timestamp::UNIX_EPOCH)
+            .with("reason", long)
+            .with("sidecars", many)
+            .with("version", 3);
         let (line, _) = seal(&Link::START, &Origin::here(), &event, Some(&key()));
         assert!(line.len() <= LONGEST_LINE);
         let record: Value = serde_json::from_slice(&line).expect("JSON");
-        assert_eq!((&record["details"]["clipped"], &record["details"]["version"]), (&true.into(), &3.into()));
+        assert_eq!(
+            (&record["details"]["clipped"], &record["details"]["version"]),
+            (&true.into(), &3.into())
+        );
     }
 
     #[test]
     fn a_link_reads_as_it_is_written() {
-        let link = Link { seq: 12, hash: [0xab; 32] };
+        let link = Link {
+            seq: 12,
+            hash: [0xab; 32],
+        };
         assert_eq!(link.to_string().parse(), Ok(link));
         for wrong in ["", "12", "12:ab", "x:0", ":"] {
             wrong.parse::<Link>().expect_err(wrong);

@@ -83,7 +83,13 @@ fn parse_head(text: &str) -> Option<Link> {
 impl AuditFile {
     /// The log at `path`, whose records `key` vouches for if there is one. It is made, for its owner alone, when it is first needed.
     pub fn new(path: &Path, key: Option<MacKey>) -> Self {
-        Self { path: path.to_owned(), head_path: head_path(path), key, patience: PATIENCE, open: None }
+        Self {
+            path: path.to_owned(),
+            head_path: head_path(path),
+            key,
+            patience: PATIENCE,
+            open: None,
+        }
     }
 
     /// The same, waiting so long for other writers at most.
@@ -118,17 +124,33 @@ impl AuditFile {
             // Whatever is true of the file now, we don't know it.
             self.open = None;
         }
-        result.map_err(|(what, error)| AuditError::Sink { path: self.path.clone(), reason: format!("{what}: {error}") })
+        result.map_err(|(what, error)| AuditError::Sink {
+            path: self.path.clone(),
+            reason: format!("{what}: {error}"),
+        })
     }
 
-    fn append_locked(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, (&'static str, io::Error)> {
+    fn append_locked(
+        &mut self,
+        origin: &Origin,
+        events: &[Event],
+    ) -> Result<Link, (&'static str, io::Error)> {
         let on = |what: &'static str| move |error| (what, error);
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut head_file = options.open(&self.head_path).map_err(on("can't open its head (FILE.head)"))?;
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let mut head_file = options
+            .open(&self.head_path)
+            .map_err(on("can't open its head (FILE.head)"))?;
         lock(&head_file, self.patience).map_err(on("can't lock its head (FILE.head)"))?;
         let mut text = String::new();
-        head_file.read_to_string(&mut text).map_err(on("can't read its head (FILE.head)"))?;
+        head_file
+            .read_to_string(&mut text)
+            .map_err(on("can't read its head (FILE.head)"))?;
         let head = parse_head(&text);
 
         let key = self.key.as_ref();
@@ -150,14 +172,19 @@ impl AuditFile {
             _ => length,
         };
         if begin < length {
-            open.file.set_len(begin).map_err(on("can't cut its last line, which is longer than a record"))?;
+            open.file
+                .set_len(begin)
+                .map_err(on("can't cut its last line, which is longer than a record"))?;
         } else if tail.lacks_newline || tail.torn.is_some() {
             bytes.push(b'\n');
         }
         let now = Timestamp::now();
         // Whoever verifies demands a MAC of every record, so continuing hides nothing. Refusing would stop every command at a key's
         // first day, and at one line that anybody added.
-        let unvouched = tail.last.filter(|_| !tail.is_vouched).map(|last| unvouched(&last, now));
+        let unvouched = tail
+            .last
+            .filter(|_| !tail.is_vouched)
+            .map(|last| unvouched(&last, now));
         let torn = tail.torn.map(|torn| torn.event(now));
         for event in torn.iter().chain(&unvouched).chain(events) {
             let (line, next) = seal(&link, origin, event, key);
@@ -165,18 +192,29 @@ impl AuditFile {
             bytes.push(b'\n');
             link = next;
         }
-        let written = open.file.write_all(&bytes).and_then(|()| open.file.sync_data()).map_err(on("can't write a record"));
+        let written = open
+            .file
+            .write_all(&bytes)
+            .and_then(|()| open.file.sync_data())
+            .map_err(on("can't write a record"));
         // In place, so that the lock stays what it is. After the log: a head that is ahead would say that the end was cut.
         let head_line = format!("{:020}:{}\n", link.seq, link.hex());
         let written = written.and_then(|()| {
-            let written = head_file.write_all_at(head_line.as_bytes(), 0).and_then(|()| head_file.sync_data());
+            let written = head_file
+                .write_all_at(head_line.as_bytes(), 0)
+                .and_then(|()| head_file.sync_data());
             written.map_err(on("can't write its head (FILE.head)"))
         });
         if let Err(error) = written {
             // Nobody else writes meanwhile. If this fails, too, what is there is a record or an unfinished line, and the next one
             // follows it.
-            let _ = open.file.set_len(begin).and_then(|()| open.file.sync_data());
-            let _ = head_file.write_all_at(text.as_bytes(), 0).and_then(|()| head_file.set_len(text.len() as u64));
+            let _ = open
+                .file
+                .set_len(begin)
+                .and_then(|()| open.file.sync_data());
+            let _ = head_file
+                .write_all_at(text.as_bytes(), 0)
+                .and_then(|()| head_file.set_len(text.len() as u64));
             return Err(error);
         }
         open.last = Some((begin + bytes.len() as u64, link));
@@ -193,7 +231,9 @@ fn lock(head: &File, patience: Duration) -> io::Result<()> {
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(ASK_EVERY),
             Err(TryLockError::WouldBlock) => {
-                let reason = format!("another process has held it for {patience:?}; `fuser` on that file names it");
+                let reason = format!(
+                    "another process has held it for {patience:?}; `fuser` on that file names it"
+                );
                 return Err(io::Error::new(ErrorKind::TimedOut, reason));
             }
         }
@@ -210,26 +250,43 @@ fn opened<'o>(open: &'o mut Option<Open>, path: &Path) -> io::Result<&'o mut Ope
     if is_same && let Some(same) = open.take() {
         return Ok(open.insert(same));
     }
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
     let metadata = file.metadata()?;
     if metadata.len() == 0 {
         // So that a new file's name is on disk before its first record is.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;
     }
-    Ok(open.insert(Open { file, identity: identity(&metadata), last: None }))
+    Ok(open.insert(Open {
+        file,
+        identity: identity(&metadata),
+        last: None,
+    }))
 }
 
 fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<Tail> {
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut bytes = Vec::new();
     file.take(length.min(TAIL)).read_to_end(&mut bytes)?;
-    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     if bytes.len() - end > LONGEST_LINE {
         return overlong_tail(file, length, key);
     }
     let (whole, rest) = bytes.split_at(end);
-    let last_line = whole.strip_suffix(b"\n").map(|whole| whole.rsplit(|byte| *byte == b'\n').next().unwrap_or(whole));
+    let last_line = whole
+        .strip_suffix(b"\n")
+        .map(|whole| whole.rsplit(|byte| *byte == b'\n').next().unwrap_or(whole));
     let last = match last_line {
         None => None,
         Some(line) => Some(place(line).ok_or_else(|| {
@@ -245,10 +302,18 @@ fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Result<T
         return Ok(Tail::whole(last, is_vouched));
     }
     // A crash may have cost the newline alone.
-    let follows = Verifier::after(last.unwrap_or(Link::START)).line(rest).is_ok();
+    let follows = Verifier::after(last.unwrap_or(Link::START))
+        .line(rest)
+        .is_ok();
     match place(rest).filter(|_| follows) {
-        Some(link) => Ok(Tail { lacks_newline: true, ..Tail::whole(Some(link), vouches(rest)) }),
-        None => Ok(Tail { torn: Some(Torn::of(rest)), ..Tail::whole(last, is_vouched) }),
+        Some(link) => Ok(Tail {
+            lacks_newline: true,
+            ..Tail::whole(Some(link), vouches(rest))
+        }),
+        None => Ok(Tail {
+            torn: Some(Torn::of(rest)),
+            ..Tail::whole(last, is_vouched)
+        }),
     }
 }
 
@@ -273,19 +338,32 @@ fn overlong_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Resu
         let mut beginning = [0; RECORD_BEGIN.len()];
         file.read_exact_at(&mut beginning, 0)?;
         if beginning != *RECORD_BEGIN {
-            return Err(io::Error::new(ErrorKind::InvalidData, "it is no audit log; name another file, or move this one away"));
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                "it is no audit log; name another file, or move this one away",
+            ));
         }
     }
     // Without what is going to be cut. Nothing is unfinished then.
     let before = read_tail(file, begin, key)?;
     file.seek(SeekFrom::Start(begin))?;
     let torn = Torn::read(&mut (&*file).take(length - begin))?;
-    Ok(Tail { torn: Some(torn), is_overlong: true, ..before })
+    Ok(Tail {
+        torn: Some(torn),
+        is_overlong: true,
+        ..before
+    })
 }
 
 impl Tail {
     fn whole(last: Option<Link>, is_vouched: bool) -> Self {
-        Self { last, is_vouched, lacks_newline: false, torn: None, is_overlong: false }
+        Self {
+            last,
+            is_vouched,
+            lacks_newline: false,
+            torn: None,
+            is_overlong: false,
+        }
     }
 }
 
@@ -302,7 +380,9 @@ mod tests {
 
     impl Log {
         fn new() -> Self {
-            Self { folder: tempfile::tempdir().expect("folder") }
+            Self {
+                folder: tempfile::tempdir().expect("folder"),
+            }
         }
 
         fn path(&self) -> PathBuf {
@@ -314,7 +394,9 @@ mod tests {
         }
 
         fn verify(&self, files: &[PathBuf]) -> Result<u64, String> {
-            verify(files, &Demands::default()).map(|report| report.records).map_err(|error| error.to_string())
+            verify(files, &Demands::default())
+                .map(|report| report.records)
+                .map_err(|error| error.to_string())
         }
     }
 
@@ -322,7 +404,9 @@ mod tests {
         let event = Event::new("test", Timestamp::UNIX_EPOCH);
         let mut last = Link::START;
         for _ in 0..count {
-            last = file.append(&Origin::here(), std::slice::from_ref(&event)).expect("append");
+            last = file
+                .append(&Origin::here(), std::slice::from_ref(&event))
+                .expect("append");
         }
         last
     }
@@ -335,7 +419,10 @@ mod tests {
         append(&mut two, 2);
         assert_eq!(append(&mut one, 1).seq, 5);
         assert_eq!(log.verify(&[log.path()]), Ok(5));
-        assert_eq!(fs::metadata(log.path()).expect("log").permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(log.path()).expect("log").permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
@@ -348,7 +435,10 @@ mod tests {
         append(&mut log.open(), 1);
         append(&mut long_lived, 1);
         assert_eq!(log.verify(&[old.clone(), log.path()]), Ok(4));
-        assert!(log.verify(&[log.path(), old]).is_err(), "in the wrong order");
+        assert!(
+            log.verify(&[log.path(), old]).is_err(),
+            "in the wrong order"
+        );
         // Also after a copy and a truncation in place.
         fs::write(log.path(), "").expect("truncate");
         assert_eq!(append(&mut long_lived, 1).seq, 5);
@@ -361,14 +451,22 @@ mod tests {
             append(&mut log.open(), 3);
             let bytes = fs::read(log.path()).expect("log");
             // The head was not written yet either.
-            let before = place(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
+            let before = place(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line"))
+                .expect("a record");
             fs::write(head_path(&log.path()), before.to_string()).expect("head");
             fs::write(log.path(), &bytes[..bytes.len() - lost]).expect("tear");
             let torn = verify(&[log.path()], &Demands::default()).expect("a crash is no crime");
-            assert_eq!((torn.records, torn.ends_torn), if lost == 1 { (3, false) } else { (2, true) });
+            assert_eq!(
+                (torn.records, torn.ends_torn),
+                if lost == 1 { (3, false) } else { (2, true) }
+            );
             append(&mut log.open(), 1);
             let report = verify(&[log.path()], &Demands::default()).expect("goes on");
-            assert_eq!((report.records, report.torn_lines), if lost == 1 { (4, 0) } else { (4, 1) }, "{lost} bytes lost");
+            assert_eq!(
+                (report.records, report.torn_lines),
+                if lost == 1 { (4, 0) } else { (4, 1) },
+                "{lost} bytes lost"
+            );
         }
     }
 
@@ -377,12 +475,25 @@ mod tests {
         let log = Log::new();
         append(&mut log.open(), 3);
         let bytes = fs::read(log.path()).expect("log");
-        let two_lines = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).expect("two").0 + 1;
+        let two_lines = bytes
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(1)
+            .expect("two")
+            .0
+            + 1;
         fs::write(log.path(), &bytes[..two_lines]).expect("cut");
-        assert!(matches!(verify(&[log.path()], &Demands::default()), Err(VerifyError::TailCut { .. })));
+        assert!(matches!(
+            verify(&[log.path()], &Demands::default()),
+            Err(VerifyError::TailCut { .. })
+        ));
         append(&mut log.open(), 1);
         let error = log.verify(&[log.path()]).expect_err("a gap");
-        assert!(error.contains("audit.log:3: record 4 stands where record 3 belongs"), "{error}");
+        assert!(
+            error.contains("audit.log:3: record 4 stands where record 3 belongs"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -390,32 +501,78 @@ mod tests {
         let log = Log::new();
         append(&mut log.open(), 2);
         let key = || MacKey::from_slice(&[7; 32]).expect("32 bytes");
-        let last =
-            place(fs::read(log.path()).expect("log").split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
+        let last = place(
+            fs::read(log.path())
+                .expect("log")
+                .split(|byte| *byte == b'\n')
+                .nth(1)
+                .expect("a line"),
+        )
+        .expect("a record");
         let mut keyed = AuditFile::new(&log.path(), Some(key()));
         assert_eq!(append(&mut keyed, 2).seq, 5, "one record more: the break");
-        assert_eq!(append(&mut AuditFile::new(&log.path(), Some(key())), 1).seq, 6, "no second one");
+        assert_eq!(
+            append(&mut AuditFile::new(&log.path(), Some(key())), 1).seq,
+            6,
+            "no second one"
+        );
         let text = fs::read_to_string(log.path()).expect("log");
-        let told: serde_json::Value = serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
-        assert_eq!((&told["event"], &told["details"]["seq"]), (&"log.unvouched".into(), &2.into()));
+        let told: serde_json::Value =
+            serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
+        assert_eq!(
+            (&told["event"], &told["details"]["seq"]),
+            (&"log.unvouched".into(), &2.into())
+        );
         assert_eq!(told["details"]["sha256"], last.hex());
         let key = key();
-        let demands = |keyed_from| Demands { key: Some(&key), keyed_from, ..Demands::default() };
+        let demands = |keyed_from| Demands {
+            key: Some(&key),
+            keyed_from,
+            ..Demands::default()
+        };
         let error = verify(&[log.path()], &demands(0)).expect_err("two have no MAC");
-        assert!(error.to_string().contains("audit.log:1: record 1 carries no MAC"), "{error}");
-        assert_eq!(verify(&[log.path()], &demands(3)).expect("vouched for").records, 6);
+        assert!(
+            error
+                .to_string()
+                .contains("audit.log:1: record 1 carries no MAC"),
+            "{error}"
+        );
+        assert_eq!(
+            verify(&[log.path()], &demands(3))
+                .expect("vouched for")
+                .records,
+            6
+        );
     }
 
     #[test]
     fn an_emptied_log_is_cut_and_one_without_its_head_shows_no_cut() {
         let log = Log::new();
         append(&mut log.open(), 3);
-        assert!(verify(&[log.path()], &Demands::default()).expect("whole").has_head);
+        assert!(
+            verify(&[log.path()], &Demands::default())
+                .expect("whole")
+                .has_head
+        );
         fs::write(log.path(), "").expect("empty");
         let error = verify(&[log.path()], &Demands::default()).expect_err("cut");
-        assert!(matches!(error, VerifyError::TailCut { last: None, head: 3, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                VerifyError::TailCut {
+                    last: None,
+                    head: 3,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         fs::remove_file(head_path(&log.path())).expect("remove");
-        assert!(!verify(&[log.path()], &Demands::default()).expect("nobody knows").has_head);
+        assert!(
+            !verify(&[log.path()], &Demands::default())
+                .expect("nobody knows")
+                .has_head
+        );
     }
 
     #[test]
@@ -430,12 +587,28 @@ mod tests {
             assert_eq!(log.verify(&[log.path()]), Ok(4), "{length}");
             let text = fs::read_to_string(log.path()).expect("log");
             assert!(text.as_bytes().starts_with(&whole));
-            let told: serde_json::Value = serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
-            assert_eq!((&told["event"], &told["details"]["bytes"]), (&"log.torn".into(), &length.into()));
-            assert_eq!(told["details"]["sha256"], Link { seq: 0, hash: crate::crypto::fingerprint(&junk) }.hex());
+            let told: serde_json::Value =
+                serde_json::from_str(text.lines().nth(2).expect("a line")).expect("JSON");
+            assert_eq!(
+                (&told["event"], &told["details"]["bytes"]),
+                (&"log.torn".into(), &length.into())
+            );
+            assert_eq!(
+                told["details"]["sha256"],
+                Link {
+                    seq: 0,
+                    hash: crate::crypto::fingerprint(&junk)
+                }
+                .hex()
+            );
             // But never what is no log of ours.
             fs::write(log.path(), &junk).expect("foreign");
-            log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("foreign");
+            log.open()
+                .append(
+                    &Origin::here(),
+                    &[Event::new("test", Timestamp::UNIX_EPOCH)],
+                )
+                .expect_err("foreign");
             assert_eq!(fs::read(log.path()).expect("log"), junk);
         }
     }
@@ -448,8 +621,13 @@ mod tests {
         holder.lock().expect("lock");
         let mut file = log.open().with_patience(Duration::from_millis(20));
         let event = Event::new("test", Timestamp::UNIX_EPOCH);
-        let error = file.append(&Origin::here(), std::slice::from_ref(&event)).expect_err("held");
-        assert!(error.to_string().contains("another process has held it"), "{error}");
+        let error = file
+            .append(&Origin::here(), std::slice::from_ref(&event))
+            .expect_err("held");
+        assert!(
+            error.to_string().contains("another process has held it"),
+            "{error}"
+        );
         holder.unlock().expect("unlock");
         assert_eq!(append(&mut file, 1).seq, 2);
     }
@@ -462,12 +640,26 @@ mod tests {
         append(&mut log.open(), 1);
         let before = fs::read(log.path()).expect("log");
         // A head that opens, locks and reads, and takes no writes.
-        let sealed = rustix::fs::memfd_create("head", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("memfd");
+        let sealed =
+            rustix::fs::memfd_create("head", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("memfd");
         rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).expect("seal");
         fs::remove_file(head_path(&log.path())).expect("remove");
-        symlink(format!("/proc/self/fd/{}", sealed.as_raw_fd()), head_path(&log.path())).expect("link");
-        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("sealed");
-        assert!(error.to_string().contains("can't write its head"), "{error}");
+        symlink(
+            format!("/proc/self/fd/{}", sealed.as_raw_fd()),
+            head_path(&log.path()),
+        )
+        .expect("link");
+        let error = log
+            .open()
+            .append(
+                &Origin::here(),
+                &[Event::new("test", Timestamp::UNIX_EPOCH)],
+            )
+            .expect_err("sealed");
+        assert!(
+            error.to_string().contains("can't write its head"),
+            "{error}"
+        );
         assert_eq!(fs::read(log.path()).expect("log"), before);
     }
 
@@ -475,11 +667,26 @@ mod tests {
     fn a_full_disk_or_a_foreign_file_is_an_error_and_harms_nothing() {
         let log = Log::new();
         symlink("/dev/full", log.path()).expect("link");
-        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("full");
-        assert!(error.to_string().contains("No space left on device"), "{error}");
+        let error = log
+            .open()
+            .append(
+                &Origin::here(),
+                &[Event::new("test", Timestamp::UNIX_EPOCH)],
+            )
+            .expect_err("full");
+        assert!(
+            error.to_string().contains("No space left on device"),
+            "{error}"
+        );
         fs::remove_file(log.path()).expect("remove");
         fs::write(log.path(), "somebody else's\n").expect("write");
-        let error = log.open().append(&Origin::here(), &[Event::new("test", Timestamp::UNIX_EPOCH)]).expect_err("foreign");
+        let error = log
+            .open()
+            .append(
+                &Origin::here(),
+                &[Event::new("test", Timestamp::UNIX_EPOCH)],
+            )
+            .expect_err("foreign");
         assert!(error.to_string().contains("not an audit record"), "{error}");
         assert_eq!(fs::read(log.path()).expect("log"), b"somebody else's\n");
     }

@@ -41,7 +41,11 @@ pub struct Event {
 impl Event {
     /// An event without details.
     pub fn new(name: &'static str, at: Timestamp) -> Self {
-        Self { name, at, details: Map::new() }
+        Self {
+            name,
+            at,
+            details: Map::new(),
+        }
     }
 
     /// The same with one detail more.
@@ -78,10 +82,17 @@ pub enum AuditError {
 /// # Errors
 /// The key can't be read. Whether the sink can be written shows in use.
 pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
-    let key = settings.key_file.as_deref().map(MacKey::from_file).transpose()?;
+    let key = settings
+        .key_file
+        .as_deref()
+        .map(MacKey::from_file)
+        .transpose()?;
     Ok(match &settings.sink {
         AuditSink::File(path) => Sink::File(AuditFile::new(path, key)),
-        AuditSink::Stdout => Sink::Stdout { key, link: Link::START },
+        AuditSink::Stdout => Sink::Stdout {
+            key,
+            link: Link::START,
+        },
     })
 }
 
@@ -115,7 +126,9 @@ impl Sink {
 
     fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, String> {
         match self {
-            Self::File(file) => file.append(origin, events).map_err(|error| error.to_string()),
+            Self::File(file) => file
+                .append(origin, events)
+                .map_err(|error| error.to_string()),
             Self::Stdout { key, link } => {
                 use std::io::Write;
                 let mut lines = Vec::new();
@@ -127,7 +140,9 @@ impl Sink {
                     last = next;
                 }
                 let mut out = std::io::stdout().lock();
-                out.write_all(&lines).and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))?;
+                out.write_all(&lines)
+                    .and_then(|()| out.flush())
+                    .map_err(|error| format!("standard output: {error}"))?;
                 *link = last;
                 Ok(last)
             }

@@ -35,9 +35,15 @@ const LAST: &str = "sidekey_audit_last_record";
 /// Describes the metrics of the audit log.
 pub fn describe_metrics(registry: &Registry) {
     registry.describe_counter(RECORDS, "Audit records that this process has written.");
-    registry.describe_counter(LOST, "Events that found no room while the audit log could not be written; the log says so, too.");
+    registry.describe_counter(
+        LOST,
+        "Events that found no room while the audit log could not be written; the log says so, too.",
+    );
     registry.describe_gauge(FAILING, "1 while the audit log can't be written.");
-    registry.describe_gauge(LAST, "The number of the last audit record: it never falls unless somebody cuts the log.");
+    registry.describe_gauge(
+        LAST,
+        "The number of the last audit record: it never falls unless somebody cuts the log.",
+    );
 }
 
 /// Takes events, if an audit log is configured at all. Clones write to the same log.
@@ -114,7 +120,9 @@ impl Recorder {
             sink = Sink::File(file.with_patience(LOCK_PATIENCE));
         }
         let writer = Arc::clone(&shared);
-        thread::Builder::new().name("sidekey-audit".into()).spawn(move || writer.write_all(sink))?;
+        thread::Builder::new()
+            .name("sidekey-audit".into())
+            .spawn(move || writer.write_all(sink))?;
         Ok(Self(Some(shared)))
     }
 
@@ -128,7 +136,11 @@ impl Recorder {
     /// Counts a refusal. Takes a lock for a moment, and never waits for the disk.
     pub fn refused(&self, refusal: Refusal, pid: Option<i32>) {
         let Some(shared) = &self.0 else { return };
-        if shared.state().tallies.add(refusal, pid, shared.clock.now(), Instant::now()) {
+        if shared
+            .state()
+            .tallies
+            .add(refusal, pid, shared.clock.now(), Instant::now())
+        {
             shared.changed.notify_all();
         }
     }
@@ -157,11 +169,19 @@ impl Recorder {
             if left.is_zero() {
                 let waiting = state.waiting();
                 if waiting > 0 {
-                    warn!(waiting, sink = shared.sink, "ending before the audit log took these events");
+                    warn!(
+                        waiting,
+                        sink = shared.sink,
+                        "ending before the audit log took these events"
+                    );
                 }
                 return;
             }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -169,8 +189,13 @@ impl Recorder {
     pub fn standing(&self) -> Option<Standing> {
         let shared = self.0.as_ref()?;
         let state = shared.state();
-        let failure = state.failure.clone().or_else(|| state.stall(Instant::now()));
-        shared.failing.set(if failure.is_some() { 1.0 } else { 0.0 });
+        let failure = state
+            .failure
+            .clone()
+            .or_else(|| state.stall(Instant::now()));
+        shared
+            .failing
+            .set(if failure.is_some() { 1.0 } else { 0.0 });
         Some(Standing {
             sink: shared.sink.clone(),
             has_key: shared.has_key,
@@ -191,7 +216,13 @@ impl State {
     fn stall(&self, now: Instant) -> Option<(Timestamp, String)> {
         let (since, at) = self.handed_over?;
         let waited = now.saturating_duration_since(since);
-        let reason = || format!("the sink has not taken {} events for {} seconds", self.in_hand, waited.as_secs());
+        let reason = || {
+            format!(
+                "the sink has not taken {} events for {} seconds",
+                self.in_hand,
+                waited.as_secs()
+            )
+        };
         (waited >= STALLED).then(|| (at, reason()))
     }
 
@@ -266,9 +297,15 @@ impl Shared {
             state = match state.tallies.next_due() {
                 Some(due) => {
                     let left = due.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
@@ -298,9 +335,19 @@ impl Shared {
                 }
                 Err(reason) => {
                     self.failing.set(1.0);
-                    if state.failure.as_ref().is_none_or(|(_, before)| *before != reason) {
-                        error!(sink = self.sink, "{reason}; serving goes on, and up to {QUEUE} events wait for the audit log");
-                        let since = state.failure.take().map_or_else(|| self.clock.now(), |(since, _)| since);
+                    if state
+                        .failure
+                        .as_ref()
+                        .is_none_or(|(_, before)| *before != reason)
+                    {
+                        error!(
+                            sink = self.sink,
+                            "{reason}; serving goes on, and up to {QUEUE} events wait for the audit log"
+                        );
+                        let since = state
+                            .failure
+                            .take()
+                            .map_or_else(|| self.clock.now(), |(since, _)| since);
                         state.failure = Some((since, reason));
                     }
                     if state.closing {
@@ -308,7 +355,10 @@ impl Shared {
                     }
                     // A reopened file may be a better one.
                     let woken = |state: &mut State| !state.closing && !state.reopen;
-                    let waited = self.changed.wait_timeout_while(state, RETRY, woken).unwrap_or_else(PoisonError::into_inner);
+                    let waited = self
+                        .changed
+                        .wait_timeout_while(state, RETRY, woken)
+                        .unwrap_or_else(PoisonError::into_inner);
                     let (mut state, _) = waited;
                     if std::mem::take(&mut state.reopen) {
                         sink.reopen();
@@ -330,7 +380,12 @@ mod tests {
 
     fn start(log: &Path) -> Recorder {
         let registry = Registry::default();
-        Recorder::start(Sink::File(AuditFile::new(log, None)), Clock::system(), &registry).expect("thread")
+        Recorder::start(
+            Sink::File(AuditFile::new(log, None)),
+            Clock::system(),
+            &registry,
+        )
+        .expect("thread")
     }
 
     fn wait(recorder: &Recorder, is_there: impl Fn(&Standing) -> bool) -> Standing {
@@ -341,13 +396,19 @@ mod tests {
                 return standing;
             }
             let state = shared.state();
-            drop(shared.changed.wait_timeout(state, Duration::from_millis(10)));
+            drop(
+                shared
+                    .changed
+                    .wait_timeout(state, Duration::from_millis(10)),
+            );
         }
     }
 
     fn records(log: &Path) -> Vec<Value> {
         let text = fs::read_to_string(log).expect("log");
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
     }
 
     #[test]
@@ -366,14 +427,26 @@ mod tests {
         assert!(lost > 0 && lost <= (QUEUE + 1) as u64, "{lost} lost");
         fs::remove_file(&log).expect("repair");
         recorder.reopen();
-        wait(&recorder, |standing| standing.failure.is_none() && standing.waiting == 0);
+        wait(&recorder, |standing| {
+            standing.failure.is_none() && standing.waiting == 0
+        });
         recorder.close("end", Duration::from_secs(60));
         let records = records(&log);
-        let gaps: Vec<_> = records.iter().filter(|record| record["event"] == "log.gap").collect();
+        let gaps: Vec<_> = records
+            .iter()
+            .filter(|record| record["event"] == "log.gap")
+            .collect();
         assert_eq!(gaps.len(), 1);
         assert_eq!(gaps[0]["details"]["lost"], lost);
-        let many = records.iter().filter(|record| record["event"] == "many").count() as u64;
-        assert_eq!(many + lost, 2 * QUEUE as u64, "every event is there or counted");
+        let many = records
+            .iter()
+            .filter(|record| record["event"] == "many")
+            .count() as u64;
+        assert_eq!(
+            many + lost,
+            2 * QUEUE as u64,
+            "every event is there or counted"
+        );
         assert_eq!(records[0]["event"], "first");
         verify(&[log], &Demands::default()).expect("whole");
     }
@@ -388,7 +461,10 @@ mod tests {
         }
         recorder.close("end", Duration::from_secs(60));
         let records = records(&log);
-        assert_eq!((records.len(), &records[100]["event"]), (101, &"end".into()));
+        assert_eq!(
+            (records.len(), &records[100]["event"]),
+            (101, &"end".into())
+        );
         let elsewhere = start(Path::new("/nowhere/audit.log"));
         elsewhere.record("event", |event| event);
         elsewhere.close("end", Duration::from_secs(60));
@@ -398,10 +474,20 @@ mod tests {
     #[test]
     fn a_sink_that_takes_nothing_and_says_nothing_fails_as_well() {
         let begun = Instant::now();
-        let state = State { in_hand: 3, handed_over: Some((begun, Timestamp::UNIX_EPOCH)), ..State::default() };
+        let state = State {
+            in_hand: 3,
+            handed_over: Some((begun, Timestamp::UNIX_EPOCH)),
+            ..State::default()
+        };
         assert_eq!(state.stall(begun + STALLED / 2), None);
         let (since, reason) = state.stall(begun + STALLED).expect("stalled");
-        assert_eq!((since, reason.as_str()), (Timestamp::UNIX_EPOCH, "the sink has not taken 3 events for 5 seconds"));
+        assert_eq!(
+            (since, reason.as_str()),
+            (
+                Timestamp::UNIX_EPOCH,
+                "the sink has not taken 3 events for 5 seconds"
+            )
+        );
     }
 
     #[test]
@@ -413,9 +499,17 @@ mod tests {
         let recorder = start(&log);
         recorder.record("first", |event| event);
         let failing = wait(&recorder, |standing| standing.failure.is_some());
-        assert!(failing.failure.expect("why").1.contains("another process has held it"));
+        assert!(
+            failing
+                .failure
+                .expect("why")
+                .1
+                .contains("another process has held it")
+        );
         holder.unlock().expect("unlock");
-        wait(&recorder, |standing| standing.failure.is_none() && standing.waiting == 0);
+        wait(&recorder, |standing| {
+            standing.failure.is_none() && standing.waiting == 0
+        });
         assert_eq!(records(&log)[0]["event"], "first");
     }
 

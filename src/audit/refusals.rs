@@ -62,7 +62,13 @@ struct Tally {
 
 impl Tally {
     fn new(now: Timestamp, due: Instant) -> Self {
-        Self { count: 0, first: now, last: now, pid: None, due }
+        Self {
+            count: 0,
+            first: now,
+            last: now,
+            pid: None,
+            due,
+        }
     }
 
     fn add(&mut self, pid: Option<i32>, now: Timestamp) {
@@ -101,12 +107,24 @@ pub(super) struct Tallies {
 
 impl Tallies {
     /// Counts one, and says whether it is the first of its kind: then it is due now.
-    pub(super) fn add(&mut self, refusal: Refusal, pid: Option<i32>, at: Timestamp, now: Instant) -> bool {
+    pub(super) fn add(
+        &mut self,
+        refusal: Refusal,
+        pid: Option<i32>,
+        at: Timestamp,
+        now: Instant,
+    ) -> bool {
         let is_known = self.kinds.contains_key(&refusal);
         let has_room = is_known || self.kinds.len() < KINDS;
-        let is_first = if has_room { !is_known } else { self.others.is_none() };
+        let is_first = if has_room {
+            !is_known
+        } else {
+            self.others.is_none()
+        };
         let tally = if has_room {
-            self.kinds.entry(refusal).or_insert_with(|| Tally::new(at, now))
+            self.kinds
+                .entry(refusal)
+                .or_insert_with(|| Tally::new(at, now))
         } else {
             self.others.get_or_insert_with(|| Tally::new(at, now))
         };
@@ -122,7 +140,11 @@ impl Tallies {
             events.extend(tally.take(now).map(|event| refusal.describe(event)));
         }
         let of_others = self.others.as_mut().and_then(|tally| tally.take(now));
-        events.extend(of_others.map(|event| event.with("code", "several").with("callers", "more than are told apart")));
+        events.extend(of_others.map(|event| {
+            event
+                .with("code", "several")
+                .with("callers", "more than are told apart")
+        }));
         // One that was quiet for a period is forgotten, which makes room.
         let is_alive = |tally: &Tally| tally.count > 0 || now < tally.due;
         self.kinds.retain(|_, tally| is_alive(tally));
@@ -132,7 +154,11 @@ impl Tallies {
 
     /// When the next record is due, or a kind to be forgotten.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.kinds.values().chain(&self.others).map(|tally| tally.due).min()
+        self.kinds
+            .values()
+            .chain(&self.others)
+            .map(|tally| tally.due)
+            .min()
     }
 }
 
@@ -166,11 +192,21 @@ mod tests {
     fn refusal(uid: u32) -> Refusal {
         let keyring = Some("demo".parse().expect("name"));
         let who = Who::Process { uid, gid: 1 };
-        Refusal { code: "forbidden", keyring, secret: None, operation: Some("decrypt"), version: None, who }
+        Refusal {
+            code: "forbidden",
+            keyring,
+            secret: None,
+            operation: Some("decrypt"),
+            version: None,
+            who,
+        }
     }
 
     fn count(events: &[Event]) -> u64 {
-        events.iter().filter_map(|event| event.details["count"].as_u64()).sum()
+        events
+            .iter()
+            .filter_map(|event| event.details["count"].as_u64())
+            .sum()
     }
 
     #[test]
@@ -186,8 +222,14 @@ mod tests {
         let events = tallies.take(start + PERIOD, false);
         assert_eq!((events.len(), count(&events)), (1, 1000));
         let details = &events[0].details;
-        assert_eq!((&details["first_at"], &details["last_at"]), (&at(2).to_string().into(), &at(1001).to_string().into()));
-        assert_eq!((&details["last_pid"], &details["uid"]), (&8.into(), &1.into()));
+        assert_eq!(
+            (&details["first_at"], &details["last_at"]),
+            (&at(2).to_string().into(), &at(1001).to_string().into())
+        );
+        assert_eq!(
+            (&details["last_pid"], &details["uid"]),
+            (&8.into(), &1.into())
+        );
         assert!(tallies.take(start + 2 * PERIOD, false).is_empty());
         assert_eq!(tallies.next_due(), None, "quiet ones are forgotten");
     }

@@ -87,7 +87,10 @@ pub enum VerifyError {
 }
 
 fn ends(last: Option<u64>) -> String {
-    last.map_or_else(|| "holds no record".into(), |last| format!("ends with record {last}"))
+    last.map_or_else(
+        || "holds no record".into(),
+        |last| format!("ends with record {last}"),
+    )
 }
 
 /// Verifies the log in `files`, oldest first, by their chain, by the head beside the last file, and by `demands`.
@@ -95,7 +98,8 @@ fn ends(last: Option<u64>) -> String {
 /// # Errors
 /// [`VerifyError`], with the first line that is wrong.
 pub fn verify(files: &[PathBuf], demands: &Demands<'_>) -> Result<Report, VerifyError> {
-    let mut verifier = Verifier::new(demands.key, demands.several_chains).keyed_from(demands.keyed_from);
+    let mut verifier =
+        Verifier::new(demands.key, demands.several_chains).keyed_from(demands.keyed_from);
     let mut missing: Vec<Link> = demands.anchors.to_vec();
     let mut before: Option<(PathBuf, u64)> = None;
     let mut ends_torn = false;
@@ -106,7 +110,11 @@ pub fn verify(files: &[PathBuf], demands: &Demands<'_>) -> Result<Report, Verify
     if let Some(anchor) = missing.first() {
         return Err(VerifyError::Anchor(anchor.seq));
     }
-    let has_head = files.last().map(|path| verify_head(path, &verifier)).transpose()?.unwrap_or(false);
+    let has_head = files
+        .last()
+        .map(|path| verify_head(path, &verifier))
+        .transpose()?
+        .unwrap_or(false);
     Ok(Report {
         records: verifier.records,
         first: verifier.first,
@@ -123,14 +131,23 @@ fn verify_file(
     before: &mut Option<(PathBuf, u64)>,
     missing: &mut Vec<Link>,
 ) -> Result<(), VerifyError> {
-    let unreadable = |error| VerifyError::Unreadable { path: path.to_owned(), error };
+    let unreadable = |error| VerifyError::Unreadable {
+        path: path.to_owned(),
+        error,
+    };
     let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
         // One byte more than allowed and its newline, so that the limit shows.
         let limit = LONGEST_LINE as u64 + 2;
-        if reader.by_ref().take(limit).read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
+        if reader
+            .by_ref()
+            .take(limit)
+            .read_until(b'\n', &mut line)
+            .map_err(unreadable)?
+            == 0
+        {
             break;
         }
         let has_newline = line.last() == Some(&b'\n');
@@ -141,7 +158,10 @@ fn verify_file(
         let was_torn = verifier.is_torn();
         verifier.line(&line).map_err(|fault| {
             // The line before was no record, and this one doesn't explain it.
-            let (path, line) = match before.take().filter(|_| was_torn && fault == Fault::NotARecord) {
+            let (path, line) = match before
+                .take()
+                .filter(|_| was_torn && fault == Fault::NotARecord)
+            {
                 Some(before) => before,
                 None => place.clone(),
             };
@@ -155,7 +175,11 @@ fn verify_file(
     // Only a line without its end can be one that a crash left, and only if nothing was added since.
     if verifier.is_torn() && line_is_whole(path).map_err(unreadable)? {
         let (path, line) = before.clone().unwrap_or_else(|| (path.to_owned(), 1));
-        return Err(VerifyError::Broken { path, line, fault: Fault::NotARecord });
+        return Err(VerifyError::Broken {
+            path,
+            line,
+            fault: Fault::NotARecord,
+        });
     }
     Ok(())
 }
@@ -174,17 +198,25 @@ fn line_is_whole(path: &Path) -> io::Result<bool> {
 
 /// Gives whether there is a head.
 fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError> {
-    let unreadable = |error| VerifyError::Unreadable { path: head_path(path), error };
-    let Some(head) = read_head(&head_path(path)).map_err(unreadable)? else { return Ok(false) };
+    let unreadable = |error| VerifyError::Unreadable {
+        path: head_path(path),
+        error,
+    };
+    let Some(head) = read_head(&head_path(path)).map_err(unreadable)? else {
+        return Ok(false);
+    };
     let last = verifier.head().unwrap_or(Link::START);
     // A head behind its log is one that a crash left.
     match head.seq.cmp(&last.seq) {
-        std::cmp::Ordering::Greater => {
-            Err(VerifyError::TailCut { path: path.to_owned(), last: verifier.head().map(|last| last.seq), head: head.seq })
-        }
-        std::cmp::Ordering::Equal if head.hash != last.hash => {
-            Err(VerifyError::EndChanged { path: path.to_owned(), last: last.seq })
-        }
+        std::cmp::Ordering::Greater => Err(VerifyError::TailCut {
+            path: path.to_owned(),
+            last: verifier.head().map(|last| last.seq),
+            head: head.seq,
+        }),
+        std::cmp::Ordering::Equal if head.hash != last.hash => Err(VerifyError::EndChanged {
+            path: path.to_owned(),
+            last: last.seq,
+        }),
         _ => Ok(true),
     }
 }

@@ -32,9 +32,12 @@ pub fn client_config(identity: &Identity) -> Result<ClientConfig, String> {
         None => Ok(builder.with_no_client_auth()),
         Some((certificate, key)) => {
             let chain = certificates(certificate)?;
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
+            let private = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| format!("{}: {error}", key.display()))?;
             let pair = || format!("{} and {}", certificate.display(), key.display());
-            builder.with_client_auth_cert(chain, private).map_err(|error| format!("{}: {error}", pair()))
+            builder
+                .with_client_auth_cert(chain, private)
+                .map_err(|error| format!("{}: {error}", pair()))
         }
     }
 }
@@ -48,7 +51,9 @@ pub fn trusted_roots(identity: &Identity) -> Result<RootCertStore, String> {
     match &identity.ca_file {
         Some(file) => {
             for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| format!("{}: {error}", file.display()))?;
             }
         }
         None => {
@@ -60,11 +65,15 @@ pub fn trusted_roots(identity: &Identity) -> Result<RootCertStore, String> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
+    let bytes =
+        fs::read(file).map_err(|error| format!("can't read {}: {error}", file.display()))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!("{}: there is no certificate in this file", file.display())),
+        Ok(_) => Err(format!(
+            "{}: there is no certificate in this file",
+            file.display()
+        )),
         Err(error) => Err(format!("{}: {error}", file.display())),
     }
 }

@@ -14,7 +14,10 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(kind: KekFault, reason: impl Into<String>) -> Self {
-        Self { kind, reason: reason.into() }
+        Self {
+            kind,
+            reason: reason.into(),
+        }
     }
 
     pub(super) fn of_kek(self, uri: &KekUri) -> KekError {

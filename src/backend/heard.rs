@@ -30,7 +30,9 @@ pub(crate) struct Late {
 pub(crate) async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Result<T, Late> {
     let heard = Ear::default();
     let answer = timeout(limit, HEARD.scope(vec![Arc::clone(&heard)], answer)).await;
-    answer.map_err(|_| Late { heard: heard.lock().unwrap_or_else(PoisonError::into_inner).take() })
+    answer.map_err(|_| Late {
+        heard: heard.lock().unwrap_or_else(PoisonError::into_inner).take(),
+    })
 }
 
 /// Notes what a system said to one try.
@@ -78,11 +80,19 @@ mod tests {
             note(KekFault::Throttled, "slow down".into());
             std::future::pending::<()>().await;
         };
-        let (one, other) =
-            tokio::join!(within(Duration::from_secs(1), tries()), within(Duration::from_secs(1), std::future::pending::<()>()));
-        assert_eq!(one.expect_err("late").heard, Some((KekFault::Throttled, "slow down".into())));
+        let (one, other) = tokio::join!(
+            within(Duration::from_secs(1), tries()),
+            within(Duration::from_secs(1), std::future::pending::<()>())
+        );
+        assert_eq!(
+            one.expect_err("late").heard,
+            Some((KekFault::Throttled, "slow down".into()))
+        );
         assert_eq!(other.expect_err("late").heard, None, "each hears its own");
-        assert_eq!(within(Duration::from_secs(1), async { 7 }).await.ok(), Some(7));
+        assert_eq!(
+            within(Duration::from_secs(1), async { 7 }).await.ok(),
+            Some(7)
+        );
     }
 
     #[cfg(feature = "aws")]
@@ -94,12 +104,26 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let work = async {
-            let ears = [receiver.recv().await.expect("one"), receiver.recv().await.expect("other")].concat();
-            for_all(ears, async { note(KekFault::Throttled, "slow down".into()) }).await;
+            let ears = [
+                receiver.recv().await.expect("one"),
+                receiver.recv().await.expect("other"),
+            ]
+            .concat();
+            for_all(ears, async {
+                note(KekFault::Throttled, "slow down".into())
+            })
+            .await;
         };
-        let (one, other, ()) = tokio::join!(within(Duration::from_secs(1), wait()), within(Duration::from_secs(1), wait()), work);
+        let (one, other, ()) = tokio::join!(
+            within(Duration::from_secs(1), wait()),
+            within(Duration::from_secs(1), wait()),
+            work
+        );
         for late in [one, other] {
-            assert_eq!(late.expect_err("late").heard, Some((KekFault::Throttled, "slow down".into())));
+            assert_eq!(
+                late.expect_err("late").heard,
+                Some((KekFault::Throttled, "slow down".into()))
+            );
         }
     }
 }

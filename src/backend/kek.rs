@@ -4,10 +4,18 @@ use crate::crypto::{Dek, WrapContext};
 /// A key-encryption key. Whoever calls sets the time limit.
 pub trait Kek: Send + Sync {
     /// Encrypts a data key, bound to its keyring and version.
-    fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>>;
+    fn wrap<'a>(
+        &'a self,
+        dek: &'a Dek,
+        context: WrapContext,
+    ) -> Pending<'a, Result<Vec<u8>, KekError>>;
 
     /// Decrypts a wrap of this KEK.
-    fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>>;
+    fn unwrap<'a>(
+        &'a self,
+        wrap: &'a [u8],
+        context: WrapContext,
+    ) -> Pending<'a, Result<Dek, KekError>>;
 }
 
 /// Why a KEK did not wrap or unwrap: what failed, on which KEK, what to do. Never says anything of a key.
@@ -22,7 +30,10 @@ pub struct KekError {
 impl KekError {
     /// An error whose message names the KEK and what to do.
     pub fn new(fault: KekFault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
+        Self {
+            fault,
+            message: message.into(),
+        }
     }
 }
 

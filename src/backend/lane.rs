@@ -19,8 +19,14 @@ impl Lane {
     }
 
     /// Waits for its turn and does `work`. Whoever stops waiting gives up his place in the crowd, not the lane.
-    pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let (Ok(turn), Ok(_place)) = (Arc::clone(&self.0).acquire_owned().await, CROWD.acquire().await) else {
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let (Ok(turn), Ok(_place)) = (
+            Arc::clone(&self.0).acquire_owned().await,
+            CROWD.acquire().await,
+        ) else {
             unreachable!("nobody closes these semaphores")
         };
         let work = move || {
@@ -66,10 +72,15 @@ mod tests {
                 .await
             })
         };
-        tokio::task::spawn_blocking(move || begins.recv()).await.expect("joined").expect("it runs");
+        tokio::task::spawn_blocking(move || begins.recv())
+            .await
+            .expect("joined")
+            .expect("it runs");
         for _ in 0..100 {
             // More often than there are threads or places in the crowd.
-            timeout(Duration::from_millis(1), hung.run(|| ())).await.expect_err("its lane is taken");
+            timeout(Duration::from_millis(1), hung.run(|| ()))
+                .await
+                .expect_err("its lane is taken");
         }
         assert_eq!(Lane::new(1).run(|| 7).await, 7);
         release.send(()).expect("waits");

@@ -53,7 +53,12 @@ struct Stamp {
 impl Stamp {
     fn of(metadata: &Metadata) -> Self {
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-        Self { inode: metadata.ino(), seconds, nanoseconds, length: metadata.size() }
+        Self {
+            inode: metadata.ino(),
+            seconds,
+            nanoseconds,
+            length: metadata.size(),
+        }
     }
 }
 
@@ -61,13 +66,22 @@ impl LocalKek {
     /// The KEK in the file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let (opened, reading) = (Arc::default(), Mutex::default());
-        Self { path: path.into(), passphrase: None, opened, reading, lane: Lane::new(1) }
+        Self {
+            path: path.into(),
+            passphrase: None,
+            opened,
+            reading,
+            lane: Lane::new(1),
+        }
     }
 
     /// The same, whose passphrase, if it has one, is that of `file`, which it shares with others.
     #[must_use]
     pub fn with_passphrase(self, file: Option<Arc<PassphraseFile>>) -> Self {
-        Self { passphrase: file, ..self }
+        Self {
+            passphrase: file,
+            ..self
+        }
     }
 
     fn load(&self) -> Shared<Reading> {
@@ -75,9 +89,16 @@ impl LocalKek {
         if let Some(reading) = under_way.as_ref().and_then(WeakShared::upgrade) {
             return reading;
         }
-        let (path, passphrase, opened) = (self.path.clone(), self.passphrase.clone(), Arc::clone(&self.opened));
+        let (path, passphrase, opened) = (
+            self.path.clone(),
+            self.passphrase.clone(),
+            Arc::clone(&self.opened),
+        );
         let lane = self.lane.clone();
-        let read = async move { lane.run(move || load(&path, passphrase.as_deref(), &opened)).await };
+        let read = async move {
+            lane.run(move || load(&path, passphrase.as_deref(), &opened))
+                .await
+        };
         let reading = (Box::pin(read) as Reading).shared();
         *under_way = reading.downgrade();
         reading
@@ -89,16 +110,32 @@ impl LocalKek {
     /// There is a file already, or it can't be written.
     pub fn create(path: &Path) -> Result<(), KekError> {
         let failed = |error: io::Error| {
-            KekError::new(KekFault::Misconfigured, format!("local:{}: can't make a KEK: {error}", path.display()))
+            KekError::new(
+                KekFault::Misconfigured,
+                format!("local:{}: can't make a KEK: {error}", path.display()),
+            )
         };
-        let key = SecretKey::generate().map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        file.write_all(key.expose()).and_then(|()| file.sync_all()).map_err(failed)
+        let key = SecretKey::generate()
+            .map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed)?;
+        file.write_all(key.expose())
+            .and_then(|()| file.sync_all())
+            .map_err(failed)
     }
 }
 
-fn load(path: &Path, passphrase: Option<&PassphraseFile>, opened: &Mutex<Option<Opened>>) -> Result<Arc<SecretKey>, KekError> {
-    let failed = |fault, reason: String| KekError::new(fault, format!("local:{}: {reason}", path.display()));
+fn load(
+    path: &Path,
+    passphrase: Option<&PassphraseFile>,
+    opened: &Mutex<Option<Opened>>,
+) -> Result<Arc<SecretKey>, KekError> {
+    let failed =
+        |fault, reason: String| KekError::new(fault, format!("local:{}: {reason}", path.display()));
     let unreadable = |error: io::Error| {
         let fault = match error.kind() {
             io::ErrorKind::NotFound => KekFault::Missing,
@@ -113,11 +150,16 @@ fn load(path: &Path, passphrase: Option<&PassphraseFile>, opened: &Mutex<Option<
         let mode = metadata.mode() & 0o777;
         return Err(failed(
             KekFault::Misconfigured,
-            format!("others can open this KEK (mode {mode:04o}); run: chmod 600 {}", path.display()),
+            format!(
+                "others can open this KEK (mode {mode:04o}); run: chmod 600 {}",
+                path.display()
+            ),
         ));
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 1));
-    file.take(LONGEST as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(LONGEST as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if !passphrase::is_encrypted(&bytes) {
         let key = SecretKey::from_slice(&bytes).map(Arc::new);
         return key.ok_or_else(|| {
@@ -133,26 +175,41 @@ fn load(path: &Path, passphrase: Option<&PassphraseFile>, opened: &Mutex<Option<
     if let Some(opened) = opened.as_ref().filter(|opened| opened.file == stamp) {
         return Ok(Arc::clone(&opened.key));
     }
-    let key = passphrase::open(&bytes, passphrase).map_err(|(fault, reason)| failed(fault, reason))?;
+    let key =
+        passphrase::open(&bytes, passphrase).map_err(|(fault, reason)| failed(fault, reason))?;
     let key = Arc::new(key);
-    *opened = Some(Opened { file: stamp, key: Arc::clone(&key) });
+    *opened = Some(Opened {
+        file: stamp,
+        key: Arc::clone(&key),
+    });
     Ok(key)
 }
 
 impl Kek for LocalKek {
-    fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        dek: &'a Dek,
+        context: WrapContext,
+    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             let kek = self.load().await?;
-            wrap_dek(&kek, dek, context).map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))
+            wrap_dek(&kek, dek, context)
+                .map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))
         })
     }
 
-    fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>> {
+    fn unwrap<'a>(
+        &'a self,
+        wrap: &'a [u8],
+        context: WrapContext,
+    ) -> Pending<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             let kek = self.load().await?;
             let refused = || {
                 let path = self.path.display();
-                let reason = format!("local:{path}: this KEK doesn't open the wrap: it is another key, or the wrap was changed");
+                let reason = format!(
+                    "local:{path}: this KEK doesn't open the wrap: it is another key, or the wrap was changed"
+                );
                 KekError::new(KekFault::Refused, reason)
             };
             unwrap_dek(&kek, wrap, context).ok_or_else(refused)
@@ -167,7 +224,10 @@ mod tests {
     use super::*;
     use crate::crypto::KeyringId;
 
-    const CONTEXT: WrapContext = WrapContext { keyring: KeyringId([7; 16]), version: 3 };
+    const CONTEXT: WrapContext = WrapContext {
+        keyring: KeyringId([7; 16]),
+        version: 3,
+    };
 
     #[tokio::test]
     async fn opens_what_it_wrapped_and_refuses_files_that_are_no_private_keks() {
@@ -178,7 +238,10 @@ mod tests {
         let kek = LocalKek::new(&path);
         let dek = Dek::generate().expect("random");
         let wrap = kek.wrap(&dek, CONTEXT).await.expect("wrap");
-        assert_eq!(kek.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(), dek.expose());
+        assert_eq!(
+            kek.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(),
+            dek.expose()
+        );
 
         let message = |result: Result<Dek, KekError>| result.err().expect("refused").to_string();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
@@ -213,23 +276,31 @@ mod tests {
         let without = LocalKek::new(&path);
         assert!(message(without.wrap(&dek, CONTEXT).await).contains("local.passphrase_file"));
 
-        let kek = LocalKek::new(&path).with_passphrase(Some(Arc::new(PassphraseFile::new(&passphrase))));
+        let kek =
+            LocalKek::new(&path).with_passphrase(Some(Arc::new(PassphraseFile::new(&passphrase))));
         assert!(message(kek.wrap(&dek, CONTEXT).await).contains("can't read"));
         write(&passphrase, b"battery staple\n");
         assert!(message(kek.wrap(&dek, CONTEXT).await).contains("doesn't open"));
         write(&passphrase, b"correct horse\n");
-        std::fs::set_permissions(&passphrase, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+        std::fs::set_permissions(&passphrase, std::fs::Permissions::from_mode(0o644))
+            .expect("chmod");
         assert!(message(kek.wrap(&dek, CONTEXT).await).contains("chmod o="));
         write(&passphrase, b"correct horse\n");
         let wrap = kek.wrap(&dek, CONTEXT).await.expect("wrap");
         // As a pipe would be, read once.
         std::fs::remove_file(&passphrase).expect("remove");
-        assert_eq!(kek.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(), dek.expose());
+        assert_eq!(
+            kek.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(),
+            dek.expose()
+        );
 
         // The key is the 32 bytes within, so that a file may be encrypted later, or no more.
         write(&folder.path().join("raw"), &[7; 32]);
         let raw = LocalKek::new(folder.path().join("raw"));
-        assert_eq!(raw.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(), dek.expose());
+        assert_eq!(
+            raw.unwrap(&wrap, CONTEXT).await.expect("unwrap").expose(),
+            dek.expose()
+        );
 
         write(&passphrase, b"correct horse");
         write(&path, &encrypted("correct horse", &[8; 31]));

@@ -70,7 +70,11 @@ impl Backends {
             #[cfg(feature = "local")]
             are_local_keks_meant: settings.local_keks,
             #[cfg(feature = "local")]
-            local_passphrase: settings.local.passphrase_file.as_ref().map(|file| Arc::new(local::PassphraseFile::new(file))),
+            local_passphrase: settings
+                .local
+                .passphrase_file
+                .as_ref()
+                .map(|file| Arc::new(local::PassphraseFile::new(file))),
             #[cfg(feature = "aws")]
             aws: aws::Room::new(settings),
             #[cfg(feature = "azure")]
@@ -97,7 +101,9 @@ impl Backends {
                 if !self.are_local_keks_meant {
                     tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
                 }
-                Ok(Arc::new(local::LocalKek::new(uri.rest()).with_passphrase(self.local_passphrase.clone())))
+                Ok(Arc::new(
+                    local::LocalKek::new(uri.rest()).with_passphrase(self.local_passphrase.clone()),
+                ))
             }
             #[cfg(feature = "azure")]
             "azure-kv" => self.azure.kek(uri),
@@ -113,8 +119,14 @@ impl Backends {
                     ("pkcs11", cfg!(feature = "pkcs11")),
                     ("vault-transit", cfg!(feature = "vault")),
                 ];
-                let known: Vec<&str> = known.into_iter().filter_map(|(name, is_built)| is_built.then_some(name)).collect();
-                let message = format!("{uri}: this build has no backend `{scheme}`; it has: {}", known.join(", "));
+                let known: Vec<&str> = known
+                    .into_iter()
+                    .filter_map(|(name, is_built)| is_built.then_some(name))
+                    .collect();
+                let message = format!(
+                    "{uri}: this build has no backend `{scheme}`; it has: {}",
+                    known.join(", ")
+                );
                 Err(KekError::new(KekFault::Misconfigured, message))
             }
         }
@@ -177,7 +189,10 @@ pub fn anchored(uri: &KekUri) -> Result<KekUri, KekError> {
     if uri.scheme() != "local" {
         return Ok(uri.clone());
     }
-    let failed = |reason: String| KekError::new(KekFault::Misconfigured, format!("{uri}: {reason}"));
+    let failed =
+        |reason: String| KekError::new(KekFault::Misconfigured, format!("{uri}: {reason}"));
     let path = std::path::absolute(uri.rest()).map_err(|error| failed(error.to_string()))?;
-    format!("local:{}", path.display()).parse().map_err(|error: Malformed| failed(error.to_string()))
+    format!("local:{}", path.display())
+        .parse()
+        .map_err(|error: Malformed| failed(error.to_string()))
 }

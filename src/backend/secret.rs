@@ -11,11 +11,20 @@ use crate::config::SecretSource;
 pub trait SecretProvider: Send + Sync {
     /// Reads a value of at most `limit` bytes. `held` is what is served as the current one, if anything is: a provider that can tell
     /// without reading that it still is the current one answers [`Answer::Unchanged`], and one that counts versions goes back from it.
-    fn fetch<'a>(&'a self, which: &'a Which, held: Option<Held<'a>>, limit: usize) -> Pending<'a, Result<Answer, SecretError>>;
+    fn fetch<'a>(
+        &'a self,
+        which: &'a Which,
+        held: Option<Held<'a>>,
+        limit: usize,
+    ) -> Pending<'a, Result<Answer, SecretError>>;
 
     /// Calls `changed` whenever the value may have changed since, for as long as the guard lives; in place of the `former` guard.
     /// Calls may be too many, never trusted to be complete. No guard comes from a place that tells nobody.
-    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
+    fn watch(
+        &self,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
         drop((former, changed));
         Box::pin(async { Ok(None) })
     }
@@ -64,7 +73,10 @@ impl Held<'_> {
 
 /// A JSON value's own text, of at most `limit` bytes.
 #[cfg(feature = "vault")]
-pub(super) fn value_text(value: &serde_json::value::RawValue, limit: usize) -> Option<Zeroizing<Vec<u8>>> {
+pub(super) fn value_text(
+    value: &serde_json::value::RawValue,
+    limit: usize,
+) -> Option<Zeroizing<Vec<u8>>> {
     let text = value.get().as_bytes();
     (text.len() <= limit).then(|| Zeroizing::new(text.to_vec()))
 }
@@ -77,7 +89,8 @@ fn plain(version: &str) -> &str {
 /// A version's number, from 1, as a provider that counts versions writes it.
 #[cfg(any(feature = "aws", feature = "vault"))]
 pub(super) fn number(version: &str) -> Option<u64> {
-    let is_canonical = !version.starts_with('0') && version.bytes().all(|byte| byte.is_ascii_digit());
+    let is_canonical =
+        !version.starts_with('0') && version.bytes().all(|byte| byte.is_ascii_digit());
     version.parse().ok().filter(|_| is_canonical)
 }
 
@@ -94,7 +107,9 @@ impl Answer {
     /// A value that was read as the current one, which may be the one held still.
     pub(super) fn current(fetched: Fetched, held: Option<Held<'_>>) -> Self {
         match held {
-            Some(held) if held.version == fetched.version && *held.bytes == **fetched.bytes => Self::Unchanged,
+            Some(held) if held.version == fetched.version && *held.bytes == **fetched.bytes => {
+                Self::Unchanged
+            }
             _ => Self::Value(fetched),
         }
     }
@@ -188,7 +203,10 @@ pub struct SecretError {
 impl SecretError {
     /// An error: what failed, on what, what to do.
     pub fn new(fault: SecretFault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
+        Self {
+            fault,
+            message: message.into(),
+        }
     }
 
     /// There is no such value.
@@ -200,7 +218,10 @@ impl SecretError {
     /// A value that is longer than allowed.
     #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
     pub(super) fn too_long(source: &SecretSource, limit: usize) -> Self {
-        Self::new(SecretFault::TooLong, format!("{source}: longer than {limit} bytes (`secrets.value_bytes`)"))
+        Self::new(
+            SecretFault::TooLong,
+            format!("{source}: longer than {limit} bytes (`secrets.value_bytes`)"),
+        )
     }
 }
 
@@ -210,7 +231,16 @@ mod tests {
 
     #[test]
     fn another_value_of_the_same_name_is_told_apart() {
-        let told = |version, bytes| Held::told_apart(Some(Held { version, bytes: b"held" }), "1".into(), bytes);
+        let told = |version, bytes| {
+            Held::told_apart(
+                Some(Held {
+                    version,
+                    bytes: b"held",
+                }),
+                "1".into(),
+                bytes,
+            )
+        };
         assert_eq!(Held::told_apart(None, "1".into(), b"new"), "1");
         assert_eq!(told("1", b"held"), "1");
         assert_eq!(told("1", b"new"), "1~");
@@ -222,8 +252,28 @@ mod tests {
     #[cfg(any(feature = "aws", feature = "vault"))]
     #[test]
     fn a_number_is_written_in_one_way() {
-        assert_eq!((number("17"), Held { version: "17~", bytes: b"" }.number()), (Some(17), Some(17)));
-        for other in ["", "0", "017", "+17", "17+", "-1", "1?a=b", "latest", "99999999999999999999"] {
+        assert_eq!(
+            (
+                number("17"),
+                Held {
+                    version: "17~",
+                    bytes: b""
+                }
+                .number()
+            ),
+            (Some(17), Some(17))
+        );
+        for other in [
+            "",
+            "0",
+            "017",
+            "+17",
+            "17+",
+            "-1",
+            "1?a=b",
+            "latest",
+            "99999999999999999999",
+        ] {
             assert_eq!(number(other), None, "{other}");
         }
     }

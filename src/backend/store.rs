@@ -9,12 +9,21 @@ pub trait ManifestStore: Send + Sync {
     fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>>;
 
     /// Puts `new` in the place of `expected` (`None`: of nothing), durably and whole or not at all.
-    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>>;
+    fn replace(
+        &self,
+        expected: Option<Vec<u8>>,
+        new: Vec<u8>,
+    ) -> Pending<'_, Result<(), StoreError>>;
 
     /// The same, and calls `changed` whenever the manifest may have changed since, for as long as the guard lives. Calls may be too
     /// many, never trusted to be complete: whoever watches polls as well, and watches anew with every read, in place of the `former`
     /// guard, because folders and links may be others than they were.
-    fn read_watched(&self, limit: usize, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Watched> {
+    fn read_watched(
+        &self,
+        limit: usize,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> Pending<'_, Watched> {
         // A place that tells nobody is polled alone.
         drop((former, changed));
         Box::pin(async move { (self.read(limit).await, Ok(WatchGuard(Box::new(())))) })
@@ -28,13 +37,17 @@ pub type Watched = (Result<Vec<u8>, StoreError>, Result<WatchGuard, StoreError>)
 pub type Changed = Arc<dyn Fn() + Send + Sync>;
 
 /// Ends a watch when it is dropped.
-pub struct WatchGuard(#[expect(dead_code, reason = "held for its drop alone")] pub(super) Box<dyn Send>);
+pub struct WatchGuard(
+    #[expect(dead_code, reason = "held for its drop alone")] pub(super) Box<dyn Send>,
+);
 
 /// Why a manifest was not read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// There is none.
-    #[error("{0}: there is no manifest; `sidekey keyring init {0} --name NAME --kek URI` makes one")]
+    #[error(
+        "{0}: there is no manifest; `sidekey keyring init {0} --name NAME --kek URI` makes one"
+    )]
     Missing(Location),
     /// There is one already, or another one than was expected.
     #[error("{0}: somebody else changed the manifest meanwhile")]

@@ -33,7 +33,10 @@ pub(super) struct Web {
 /// An answer, in a buffer that is zeroized: it may hold a key.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    #[cfg_attr(not(any(feature = "azure", feature = "https")), expect(dead_code, reason = "only web locations look into it"))]
+    #[cfg_attr(
+        not(any(feature = "azure", feature = "https")),
+        expect(dead_code, reason = "only web locations look into it")
+    )]
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
@@ -58,7 +61,10 @@ pub(super) enum WebError {
 impl Web {
     /// A client. Files are read when it is first used, and again when they have changed.
     pub(super) fn new(identity: Identity, plain_http: &[String]) -> Self {
-        Self { standing: Standing::new(identity), plain_http: plain_http.to_vec() }
+        Self {
+            standing: Standing::new(identity),
+            plain_http: plain_http.to_vec(),
+        }
     }
 
     /// Whether a URL may be talked to: over TLS, or in the clear with this machine and with hosts that are allowed by name.
@@ -70,17 +76,26 @@ impl Web {
     }
 
     /// Sends a request, again where the server says that it belongs, and reads an answer of at most `limit` bytes.
-    pub(super) async fn send(&self, mut request: Request<Bytes>, limit: usize) -> Result<Answer, WebError> {
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Bytes>,
+        limit: usize,
+    ) -> Result<Answer, WebError> {
         self.allows(request.uri())?;
         let pool = self.standing.pool().await.map_err(WebError::Identity)?;
         for _ in 0..=REDIRECTS {
             self.allows(request.uri())?;
             let shown = plain_http::shown(request.uri());
             let response = pool.request(request.clone().map(Full::new)).await;
-            let response = response.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
+            let response = response.map_err(|error| {
+                WebError::Unreachable(format!("{shown}: {}", root_cause(&error)))
+            })?;
             let (head, mut body) = response.into_parts();
             // These two keep method and body (RFC 9110 §15.4).
-            if matches!(head.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
+            if matches!(
+                head.status,
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+            ) {
                 let target = target(&shown, &head.headers)?;
                 if leaves_tls(request.uri(), &target) {
                     return Err(WebError::NotAllowed(format!(
@@ -93,24 +108,42 @@ impl Web {
             }
             let mut bytes = Zeroizing::new(Vec::new());
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| WebError::Unreachable(format!("{shown}: {}", root_cause(&error))))?;
-                let Ok(data) = frame.into_data() else { continue };
+                let frame = frame.map_err(|error| {
+                    WebError::Unreachable(format!("{shown}: {}", root_cause(&error)))
+                })?;
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
                 if bytes.len() + data.len() > limit {
                     return Err(WebError::TooLong(limit));
                 }
                 bytes.extend_from_slice(&data);
             }
-            return Ok(Answer { status: head.status, headers: head.headers, body: bytes });
+            return Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body: bytes,
+            });
         }
-        Err(WebError::Unreachable(format!("{} sends requests round in a circle", plain_http::shown(request.uri()))))
+        Err(WebError::Unreachable(format!(
+            "{} sends requests round in a circle",
+            plain_http::shown(request.uri())
+        )))
     }
 }
 
 fn target(shown: &str, headers: &HeaderMap) -> Result<Uri, WebError> {
-    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<Uri>().ok());
+    let location = headers
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<Uri>().ok());
     location
         .filter(|uri| uri.scheme().is_some())
-        .ok_or_else(|| WebError::Unreachable(format!("{shown} sends the request elsewhere and doesn't say where")))
+        .ok_or_else(|| {
+            WebError::Unreachable(format!(
+                "{shown} sends the request elsewhere and doesn't say where"
+            ))
+        })
 }
 
 /// Requests carry secrets; a server that was reached over TLS can't send them out in the clear, not even to an allowed host.
@@ -133,9 +166,20 @@ mod tests {
 
     #[test]
     fn what_began_over_tls_stays_there() {
-        let leaves = |from: &str, to: &str| leaves_tls(&from.parse().expect("URL"), &to.parse().expect("URL"));
-        assert!(leaves("https://vault:8200/v1/a", "http://127.0.0.1:8200/v1/a"));
-        assert!(!leaves("https://vault:8200/v1/a", "https://other:8200/v1/a"));
-        assert!(!leaves("http://127.0.0.1:8200/v1/a", "http://localhost:8200/v1/a"));
+        let leaves = |from: &str, to: &str| {
+            leaves_tls(&from.parse().expect("URL"), &to.parse().expect("URL"))
+        };
+        assert!(leaves(
+            "https://vault:8200/v1/a",
+            "http://127.0.0.1:8200/v1/a"
+        ));
+        assert!(!leaves(
+            "https://vault:8200/v1/a",
+            "https://other:8200/v1/a"
+        ));
+        assert!(!leaves(
+            "http://127.0.0.1:8200/v1/a",
+            "http://localhost:8200/v1/a"
+        ));
     }
 }

@@ -33,11 +33,19 @@ impl Flags {
     /// The log that the flags name, or else the config at `config`.
     fn file(&self, config: Option<&PathBuf>) -> Result<Option<AuditFile>, Failure> {
         let settings = match (&self.audit, config) {
-            (Some(file), _) => Some(config::Audit { sink: AuditSink::File(file.clone()), key_file: self.audit_key.clone() }),
+            (Some(file), _) => Some(config::Audit {
+                sink: AuditSink::File(file.clone()),
+                key_file: self.audit_key.clone(),
+            }),
             (None, Some(config)) => config::load(config)?.audit,
             (None, None) => None,
         };
-        match settings.as_ref().map(audit::open).transpose().map_err(failed)? {
+        match settings
+            .as_ref()
+            .map(audit::open)
+            .transpose()
+            .map_err(failed)?
+        {
             None => Ok(None),
             Some(audit::Sink::File(file)) => Ok(Some(file)),
             Some(audit::Sink::Stdout { .. }) => Err(Failure::failed(
@@ -54,34 +62,47 @@ impl Flags {
         details: Map<String, Value>,
         work: impl Future<Output = Result<Done, Failure>>,
     ) -> Result<(), Failure> {
-        let Some(file) = self.file(config)? else { return work.await?.print() };
+        let Some(file) = self.file(config)? else {
+            return work.await?.print();
+        };
         let mut all: Map<String, Value> = details;
         // No argument is ever a secret, but for the query of a presigned URL; and an operator's reasons stand there.
-        let arguments = std::env::args_os().skip(1).map(|argument| recordable(&argument.to_string_lossy()));
+        let arguments = std::env::args_os()
+            .skip(1)
+            .map(|argument| recordable(&argument.to_string_lossy()));
         all.insert("arguments".into(), arguments.collect::<Vec<_>>().into());
         if let Ok(folder) = std::env::current_dir() {
             all.insert("folder".into(), folder.display().to_string().into());
         }
-        let act = Act::begin(file, name, all, Clock::system())
-            .map_err(|error| failed(error).with_advice("nothing was done, because it could not be recorded"))?;
+        let act = Act::begin(file, name, all, Clock::system()).map_err(|error| {
+            failed(error).with_advice("nothing was done, because it could not be recorded")
+        })?;
         let result = work.await;
         let (outcome, details) = match &result {
             Ok(done) => (Outcome::Done, done.details()),
-            Err(failure) => (failure.outcome(), Map::from_iter([("error".to_owned(), failure.message().into())])),
+            Err(failure) => (
+                failure.outcome(),
+                Map::from_iter([("error".to_owned(), failure.message().into())]),
+            ),
         };
         match (act.end(outcome, details), result) {
             // Only now: an output that can't be written changes nothing of what was done.
-            (Ok(_), Ok(done)) => done.print().map_err(|failure| failure.with_advice("it was done, and the audit log says so")),
+            (Ok(_), Ok(done)) => done
+                .print()
+                .map_err(|failure| failure.with_advice("it was done, and the audit log says so")),
             (Ok(_), Err(failure)) => Err(failure),
             (Err(error), Ok(done)) => {
-                let unrecorded =
-                    failed(error).with_advice("it was done, and the audit log says that it was begun, but not how it ended");
+                let unrecorded = failed(error).with_advice(
+                    "it was done, and the audit log says that it was begun, but not how it ended",
+                );
                 Err(match done.print() {
                     Ok(()) => unrecorded,
                     Err(failure) => unrecorded.with_advice(failure.message()),
                 })
             }
-            (Err(error), Err(failure)) => Err(failure.with_advice(&format!("{error}: this outcome is not recorded"))),
+            (Err(error), Err(failure)) => {
+                Err(failure.with_advice(&format!("{error}: this outcome is not recorded")))
+            }
         }
     }
 }
@@ -90,7 +111,9 @@ impl Flags {
 fn recordable(argument: &str) -> String {
     match (argument.parse(), argument.split_once('=')) {
         (Ok(location @ Location::Web(_)), _) => location.to_string(),
-        (_, Some((flag, value))) if flag.starts_with("--") => format!("{flag}={}", recordable(value)),
+        (_, Some((flag, value))) if flag.starts_with("--") => {
+            format!("{flag}={}", recordable(value))
+        }
         _ => argument.to_owned(),
     }
 }
@@ -115,7 +138,12 @@ pub(super) struct Verify {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// The key came into use with this record: those before it need no MAC, and the chain alone holds them.
-    #[arg(long, value_name = "SEQ", requires = "key", conflicts_with = "several_chains")]
+    #[arg(
+        long,
+        value_name = "SEQ",
+        requires = "key",
+        conflicts_with = "several_chains"
+    )]
     keyed_from: Option<u64>,
     /// A record that was noted elsewhere and must be there, such as a sidecar's /status gives it.
     #[arg(long, value_name = "SEQ:HASH", value_parser = Link::from_str)]
@@ -150,7 +178,12 @@ impl Command {
 
 impl Verify {
     fn run(self, format: Format) -> Result<(), Failure> {
-        let key = self.key.as_deref().map(MacKey::from_file).transpose().map_err(failed)?;
+        let key = self
+            .key
+            .as_deref()
+            .map(MacKey::from_file)
+            .transpose()
+            .map_err(failed)?;
         let demands = Demands {
             key: key.as_ref(),
             keyed_from: self.keyed_from.unwrap_or(0),
@@ -161,37 +194,75 @@ impl Verify {
             VerifyError::Unreadable { .. } => failed(error),
             broken => Failure::broken(broken.to_string()),
         })?;
-        let Report { records, first, last, torn_lines, ends_torn, has_head } = report;
+        let Report {
+            records,
+            first,
+            last,
+            torn_lines,
+            ends_torn,
+            has_head,
+        } = report;
         let (keyed, keyed_from) = (key.is_some(), self.keyed_from);
         let hash = last.map(|last| last.hex());
         let last = last.map(|last| last.seq);
-        let verified = Verified { records, first, last, hash, keyed, keyed_from, has_head, torn_lines, ends_torn };
+        let verified = Verified {
+            records,
+            first,
+            last,
+            hash,
+            keyed,
+            keyed_from,
+            has_head,
+            torn_lines,
+            ends_torn,
+        };
         print(format, &verified, || describe(&verified, &self.file))
     }
 }
 
 fn describe(verified: &Verified, files: &[PathBuf]) -> String {
-    let files = files.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", ");
-    let (Some(first), Some(last), Some(hash)) = (verified.first, verified.last, &verified.hash) else {
-        let no_head = if verified.has_head { "" } else { ", and no head that tells whether there were any" };
+    let files = files
+        .iter()
+        .map(|file| shown(file))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let (Some(first), Some(last), Some(hash)) = (verified.first, verified.last, &verified.hash)
+    else {
+        let no_head = if verified.has_head {
+            ""
+        } else {
+            ", and no head that tells whether there were any"
+        };
         return format!("{files}: no record{no_head}\n");
     };
-    let verdict = if verified.has_head { "are whole" } else { "follow from each other" };
-    let mut text = format!("{files}: records {first} to {last} {verdict}\nthe last one is {last}:{hash}\n");
+    let verdict = if verified.has_head {
+        "are whole"
+    } else {
+        "follow from each other"
+    };
+    let mut text =
+        format!("{files}: records {first} to {last} {verdict}\nthe last one is {last}:{hash}\n");
     if !verified.has_head {
         text.push_str("beside the last file lies no head (FILE.head) that says where the log ends: a cut end would not show\n");
     }
     if first > 1 {
-        text.push_str(&format!("what came before record {first} is not in these files\n"));
+        text.push_str(&format!(
+            "what came before record {first} is not in these files\n"
+        ));
     }
     if verified.torn_lines > 0 {
-        text.push_str(&format!("{} lines are unfinished, as a crash leaves them\n", verified.torn_lines));
+        text.push_str(&format!(
+            "{} lines are unfinished, as a crash leaves them\n",
+            verified.torn_lines
+        ));
     }
     if let Some(seq) = verified.keyed_from {
         text.push_str(&format!("the key vouches for record {seq} and what follows; those before it could have been made anew\n"));
     }
     if !verified.keyed {
-        text.push_str("without --key: whoever can write the files could have made all of it anew\n");
+        text.push_str(
+            "without --key: whoever can write the files could have made all of it anew\n",
+        );
     }
     text
 }

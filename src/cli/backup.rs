@@ -130,8 +130,8 @@ impl Opening {
 }
 
 fn ask(prompt: &str) -> Result<Passphrase, Failure> {
-    let text =
-        rpassword::prompt_password(prompt).map_err(|error| Failure::failed(format!("can't ask for the passphrase: {error}")))?;
+    let text = rpassword::prompt_password(prompt)
+        .map_err(|error| Failure::failed(format!("can't ask for the passphrase: {error}")))?;
     Ok(Passphrase::new(&zeroize::Zeroizing::new(text)))
 }
 
@@ -149,9 +149,14 @@ impl BackUp {
         }
         let (file, backup) = match (self.to, self.verify) {
             (Some(file), _) => {
-                let Some(lock) = lock else { unreachable!("made above for a new backup") };
-                let opener =
-                    opening.identity.as_ref().map(|file| Opener::from_identity_file(file).map_err(failed)).transpose()?;
+                let Some(lock) = lock else {
+                    unreachable!("made above for a new backup")
+                };
+                let opener = opening
+                    .identity
+                    .as_ref()
+                    .map(|file| Opener::from_identity_file(file).map_err(failed))
+                    .transpose()?;
                 let backup = admin.back_up(&file, &lock, opener.as_ref()).await?;
                 (file, backup)
             }
@@ -164,8 +169,16 @@ impl BackUp {
         };
         let verified = backup.proof == Proof::Holder;
         let recorded = if records && verified {
-            let advice = format!("the backup {} is whole; to record it: keyring backup LOCATION --verify FILE", shown(&file));
-            Some(admin.record(&backup).await.map_err(|error| Failure::from(error).with_advice(&advice))?)
+            let advice = format!(
+                "the backup {} is whole; to record it: keyring backup LOCATION --verify FILE",
+                shown(&file)
+            );
+            Some(
+                admin
+                    .record(&backup)
+                    .await
+                    .map_err(|error| Failure::from(error).with_advice(&advice))?,
+            )
         } else {
             None
         };
@@ -184,13 +197,18 @@ impl BackUp {
         for file in &self.recipients_file {
             let found = recipients_in(file).map_err(failed)?;
             if found.is_empty() {
-                return Err(Failure::failed(format!("{}: no recipient is in it", shown(file))));
+                return Err(Failure::failed(format!(
+                    "{}: no recipient is in it",
+                    shown(file)
+                )));
             }
             recipients.extend(found);
         }
         if recipients.is_empty() {
             if self.opening.identity.is_some() {
-                return Err(Failure::usage("--identity shows that a recipient can open the backup, so give --recipient, too"));
+                return Err(Failure::usage(
+                    "--identity shows that a recipient can open the backup, so give --recipient, too",
+                ));
             }
             return Ok(Some(Lock::Passphrase(self.opening.passphrase(true)?)));
         }
@@ -198,7 +216,13 @@ impl BackUp {
     }
 }
 
-fn report(format: Format, file: &str, backup: &Backup, recorded: Option<&Document>, wanted: bool) -> Result<Done, Failure> {
+fn report(
+    format: Format,
+    file: &str,
+    backup: &Backup,
+    recorded: Option<&Document>,
+    wanted: bool,
+) -> Result<Done, Failure> {
     let name = backup.keyring();
     let report = BackedUp {
         file: file.to_owned(),
@@ -229,9 +253,12 @@ fn report(format: Format, file: &str, backup: &Backup, recorded: Option<&Documen
         keyring: Some(name.to_string()),
         generation: report.recorded_in.or(Some(report.generation)),
         version: None,
-        details: [("backup_sha256".to_owned(), report.sha256.into()), ("verified".to_owned(), report.verified.into())]
-            .into_iter()
-            .collect(),
+        details: [
+            ("backup_sha256".to_owned(), report.sha256.into()),
+            ("verified".to_owned(), report.verified.into()),
+        ]
+        .into_iter()
+        .collect(),
         output,
     })
 }
@@ -256,7 +283,13 @@ impl Restore {
             (false, true) => "the backup is restored, under the KEKs that it names",
             (false, false) => "the backup is restored, under other KEKs",
         };
-        changed(format, &admin, &restored.document, None, &with_damage(what, restored.damage.as_deref()))
+        changed(
+            format,
+            &admin,
+            &restored.document,
+            None,
+            &with_damage(what, restored.damage.as_deref()),
+        )
     }
 }
 
@@ -271,7 +304,9 @@ impl Recover {
     pub(super) async fn run(self, format: Format) -> Result<Done, Failure> {
         let admin = self.target.admin()?;
         let fleet = (*self.sidecars).into();
-        let recovered = admin.recover(self.name.as_ref(), &fleet, &self.trusted_signer).await?;
+        let recovered = admin
+            .recover(self.name.as_ref(), &fleet, &self.trusted_signer)
+            .await?;
         for passed in &recovered.passed_over {
             eprintln!("sidekey: passed over, because it is not authentic: {passed}");
         }
@@ -279,6 +314,12 @@ impl Recover {
             Some(sidecar) => format!("the manifest that {sidecar} has in force is in place again"),
             None => "the newest manifest is in place already".into(),
         };
-        changed(format, &admin, &recovered.document, None, &with_damage(&what, recovered.damage.as_deref()))
+        changed(
+            format,
+            &admin,
+            &recovered.document,
+            None,
+            &with_damage(&what, recovered.damage.as_deref()),
+        )
     }
 }

@@ -31,7 +31,12 @@ const WHOLE: usize = 1 << 20;
 #[derive(Debug, Args)]
 pub(super) struct Connection {
     /// The sidecar's socket.
-    #[arg(long, value_name = "PATH", env = "SIDEKEY_SOCKET", default_value = ".sidekey/sidekey.sock")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "SIDEKEY_SOCKET",
+        default_value = ".sidekey/sidekey.sock"
+    )]
     socket: PathBuf,
 }
 
@@ -79,19 +84,34 @@ impl Connection {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body).map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
+        let request = request
+            .body(body)
+            .map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
         let response = self.socket().send(request).await?;
-        if response.status() == StatusCode::OK { Ok(response) } else { Err(refusal(response).await.into()) }
+        if response.status() == StatusCode::OK {
+            Ok(response)
+        } else {
+            Err(refusal(response).await.into())
+        }
     }
 
-    async fn fetch(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, Failure> {
+    async fn fetch(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Bytes, Failure> {
         Ok(read(self.send(method, path, headers, whole(body)).await?).await?)
     }
 
     /// What `GET /v1/keyrings` answers.
     pub(super) async fn keyrings(&self) -> Result<Value, Failure> {
-        let body = self.fetch(Method::GET, "/v1/keyrings", &[], Bytes::new()).await?;
-        serde_json::from_slice(&body).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))
+        let body = self
+            .fetch(Method::GET, "/v1/keyrings", &[], Bytes::new())
+            .await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))
     }
 
     pub(super) async fn status(self, format: Format) -> Result<(), Failure> {
@@ -101,14 +121,36 @@ impl Connection {
 }
 
 fn describe(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let mut rows = vec![["KEYRING", "GENERATION", "WAVE", "PRIMARY", "VERSIONS", "ENCRYPTS UNTIL"].map(String::from).to_vec()];
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let mut rows = vec![
+        [
+            "KEYRING",
+            "GENERATION",
+            "WAVE",
+            "PRIMARY",
+            "VERSIONS",
+            "ENCRYPTS UNTIL",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
     for keyring in status["keyrings"].as_array().into_iter().flatten() {
         let versions = keyring["versions"].as_array().into_iter().flatten();
-        let versions: Vec<String> =
-            versions.map(|version| format!("{} {}", text(&version["version"]), text(&version["role"]))).collect();
-        let columns = ["name", "generation", "wave", "primary"].map(|member| text(&keyring[member]));
-        rows.push(columns.into_iter().chain([versions.join(", "), text(&keyring["encrypt_until"])]).collect());
+        let versions: Vec<String> = versions
+            .map(|version| format!("{} {}", text(&version["version"]), text(&version["role"])))
+            .collect();
+        let columns =
+            ["name", "generation", "wave", "primary"].map(|member| text(&keyring[member]));
+        rows.push(
+            columns
+                .into_iter()
+                .chain([versions.join(", "), text(&keyring["encrypt_until"])])
+                .collect(),
+        );
     }
     columns(&rows)
 }
@@ -117,11 +159,18 @@ impl Transform {
     pub(super) async fn encrypt(self, format: Format) -> Result<(), Failure> {
         let mut input = Input::open(self.input.as_deref())?;
         if self.lines {
-            return self.as_lines("encrypt", input, Line::Plaintext, Line::Ciphertext).await;
+            return self
+                .as_lines("encrypt", input, Line::Plaintext, Line::Ciphertext)
+                .await;
         }
         if format == Format::Json {
             let plaintext = STANDARD.encode(input.take(usize::MAX)?);
-            return self.as_json("encrypt", json!({ "plaintext": plaintext, "aad": STANDARD.encode(&self.aad) })).await;
+            return self
+                .as_json(
+                    "encrypt",
+                    json!({ "plaintext": plaintext, "aad": STANDARD.encode(&self.aad) }),
+                )
+                .await;
         }
         let head = input.take(WHOLE + 1)?;
         self.as_bytes("encrypt", head, Some(input)).await
@@ -140,10 +189,17 @@ impl Transform {
         self.of_ciphertext("rewrap", Line::Ciphertext, format).await
     }
 
-    async fn of_ciphertext(self, operation: &str, result: Line, format: Format) -> Result<(), Failure> {
+    async fn of_ciphertext(
+        self,
+        operation: &str,
+        result: Line,
+        format: Format,
+    ) -> Result<(), Failure> {
         let mut input = Input::open(self.input.as_deref())?;
         if self.lines {
-            return self.as_lines(operation, input, Line::Ciphertext, result).await;
+            return self
+                .as_lines(operation, input, Line::Ciphertext, result)
+                .await;
         }
         let mut head = input.take(WHOLE + 1)?;
         let is_text = head.starts_with(TEXT_PREFIX.as_bytes());
@@ -153,14 +209,22 @@ impl Transform {
         if is_text {
             // What is not UTF-8 is not base64url either.
             let text = String::from_utf8_lossy(&head);
-            head = from_text(text.trim_end()).map_err(|error| Failure::failed(error.to_string()))?;
+            head =
+                from_text(text.trim_end()).map_err(|error| Failure::failed(error.to_string()))?;
         }
         match format {
             Format::Json => {
-                self.as_json(operation, json!({ "ciphertext": to_text(&head), "aad": STANDARD.encode(&self.aad) })).await
+                self.as_json(
+                    operation,
+                    json!({ "ciphertext": to_text(&head), "aad": STANDARD.encode(&self.aad) }),
+                )
+                .await
             }
             // The text is longer than the bytes that it stands for, so its file's length isn't that of the body.
-            Format::Text => self.as_bytes(operation, head, (!is_text).then_some(input)).await,
+            Format::Text => {
+                self.as_bytes(operation, head, (!is_text).then_some(input))
+                    .await
+            }
         }
     }
 
@@ -170,14 +234,27 @@ impl Transform {
 
     async fn as_json(&self, operation: &str, body: Value) -> Result<(), Failure> {
         let headers = [(CONTENT_TYPE.as_str(), "application/json")];
-        let answer = self.connection.fetch(Method::POST, &self.path(operation), &headers, body.to_string().into()).await?;
-        let answer: Value =
-            serde_json::from_slice(&answer).map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
+        let answer = self
+            .connection
+            .fetch(
+                Method::POST,
+                &self.path(operation),
+                &headers,
+                body.to_string().into(),
+            )
+            .await?;
+        let answer: Value = serde_json::from_slice(&answer)
+            .map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
         print(Format::Json, &answer, String::new)
     }
 
     /// Sends what was read already and, if there may be more, the rest of the input while it is read.
-    async fn as_bytes(&self, operation: &str, head: Vec<u8>, rest: Option<Input>) -> Result<(), Failure> {
+    async fn as_bytes(
+        &self,
+        operation: &str,
+        head: Vec<u8>,
+        rest: Option<Input>,
+    ) -> Result<(), Failure> {
         let rest = rest.filter(|_| head.len() > WHOLE);
         let bar = progress(rest.as_ref().and_then(|rest| rest.length));
         let body = match rest {
@@ -201,7 +278,13 @@ impl Transform {
         output.finish()
     }
 
-    async fn as_lines(&self, operation: &str, input: Input, line: Line, result: Line) -> Result<(), Failure> {
+    async fn as_lines(
+        &self,
+        operation: &str,
+        input: Input,
+        line: Line,
+        result: Line,
+    ) -> Result<(), Failure> {
         let sent = Arc::default();
         let body = lines::upload(input, line, &sent).boxed_unsync();
         let mut answer = self.post(operation, BATCH, body).await?;
@@ -215,13 +298,21 @@ impl Transform {
         lines.finish()
     }
 
-    async fn post(&self, operation: &str, content_type: &str, body: RequestBody) -> Result<Incoming, Failure> {
+    async fn post(
+        &self,
+        operation: &str,
+        content_type: &str,
+        body: RequestBody,
+    ) -> Result<Incoming, Failure> {
         let aad = STANDARD.encode(&self.aad);
         let mut headers = vec![(CONTENT_TYPE.as_str(), content_type)];
         if !aad.is_empty() {
             headers.push(("sidekey-aad", &aad));
         }
-        let response = self.connection.send(Method::POST, &self.path(operation), &headers, body).await?;
+        let response = self
+            .connection
+            .send(Method::POST, &self.path(operation), &headers, body)
+            .await?;
         let headers = response.headers();
         if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
             return Err(Failure::failed(

@@ -32,38 +32,60 @@ pub(super) struct Dev {
 
 impl Dev {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let folder =
-            std::path::absolute(&self.dir).map_err(|error| Failure::failed(format!("--dir {}: {error}", shown(&self.dir))))?;
+        let folder = std::path::absolute(&self.dir)
+            .map_err(|error| Failure::failed(format!("--dir {}: {error}", shown(&self.dir))))?;
         let config = on_one_thread(prepare(&folder))?;
         let mut settings = config::load(&config)?;
         if let Some(ops) = self.ops {
             settings.ops.listen = ops;
         }
         serve(&settings, async |bound| {
-            if tokio::time::timeout(Duration::from_secs(5), bound.ready()).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(5), bound.ready())
+                .await
+                .is_err()
+            {
                 // The log says why; it serves as soon as it can.
                 return Ok(());
             }
             let has_secret = settings.secrets.find("demo").is_some();
-            Ok(io::stdout().lock().write_all(instructions(&folder, bound, has_secret).as_bytes())?)
+            Ok(io::stdout()
+                .lock()
+                .write_all(instructions(&folder, bound, has_secret).as_bytes())?)
         })
     }
 }
 
 /// Makes what isn't there yet: folder, KEK, keyring, secret and config.
 async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
-    let failed = |path: &Path, error: io::Error| Failure::failed(format!("{}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: io::Error| Failure::failed(format!("{}: {error}", path.display()));
     let keyrings = folder.join("keyrings");
-    DirBuilder::new().recursive(true).mode(0o700).create(&keyrings).map_err(|error| failed(&keyrings, error))?;
-    let (kek, manifest, config) = (folder.join("kek"), keyrings.join("demo.json"), folder.join("sidekey.toml"));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&keyrings)
+        .map_err(|error| failed(&keyrings, error))?;
+    let (kek, manifest, config) = (
+        folder.join("kek"),
+        keyrings.join("demo.json"),
+        folder.join("sidekey.toml"),
+    );
     if !kek.exists() {
         LocalKek::create(&kek).map_err(|error| Failure::failed(error.to_string()))?;
     }
     if !manifest.exists() {
-        let admin = Admin::new(Location::File(manifest), Signing::Unless, &Backends::new(&Default::default()), Clock::system())?;
-        let uri =
-            format!("local:{}", kek.display()).parse().map_err(|error| Failure::failed(format!("{}: {error}", kek.display())))?;
-        let name = "demo".parse().map_err(|error| Failure::failed(format!("demo: {error}")))?;
+        let admin = Admin::new(
+            Location::File(manifest),
+            Signing::Unless,
+            &Backends::new(&Default::default()),
+            Clock::system(),
+        )?;
+        let uri = format!("local:{}", kek.display())
+            .parse()
+            .map_err(|error| Failure::failed(format!("{}: {error}", kek.display())))?;
+        let name = "demo"
+            .parse()
+            .map_err(|error| Failure::failed(format!("demo: {error}")))?;
         admin.init(name, &[uri], Policy::default()).await?;
     }
     let secret = folder.join("secret.json");
@@ -74,8 +96,13 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let text = format!("{{\"user\":\"demo\",\"password\":\"{password}\"}}");
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret);
-        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&secret, error))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&secret);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| failed(&secret, error))?;
     }
     if !config.exists() {
         let uid = rustix::process::geteuid().as_raw();
@@ -121,7 +148,8 @@ uids = [{uid}]
 }
 
 fn instructions(folder: &Path, bound: &app::Bound, has_secret: bool) -> String {
-    let program = std::env::current_exe().map_or_else(|_| "sidekey".into(), |path| path.display().to_string());
+    let program = std::env::current_exe()
+        .map_or_else(|_| "sidekey".into(), |path| path.display().to_string());
     let (socket, manifest) = (bound.socket().display(), folder.join("keyrings/demo.json"));
     let (manifest, ops) = (manifest.display(), bound.ops());
     let secret = folder.join("secret.json");

@@ -7,7 +7,9 @@ use clap::Args;
 use super::{client::Connection, on_one_thread, output::Failure};
 use crate::{
     config::Span,
-    exec::{self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError},
+    exec::{
+        self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError,
+    },
 };
 
 #[derive(Debug, Args)]
@@ -24,7 +26,11 @@ pub(super) struct Exec {
     #[arg(long, value_name = "DIR", requires = "file")]
     dir: Option<PathBuf>,
     /// What is done when a value has changed; files are up to date before.
-    #[arg(long, value_name = "restart|ignore|signal:NAME", default_value = "restart")]
+    #[arg(
+        long,
+        value_name = "restart|ignore|signal:NAME",
+        default_value = "restart"
+    )]
     on_change: Change,
     /// How long the program has to end, before it is killed, when it is restarted.
     #[arg(long, value_name = "TIME", default_value = "10s")]
@@ -53,7 +59,9 @@ impl FromStr for Change {
         let change = match text.split_once(':') {
             None if text == "restart" => OnChange::Restart,
             None if text == "ignore" => OnChange::Ignore,
-            Some(("signal", name)) => OnChange::Signal(name.parse().map_err(|error| format!("{error}"))?),
+            Some(("signal", name)) => {
+                OnChange::Signal(name.parse().map_err(|error| format!("{error}"))?)
+            }
             _ => return Err("write restart, ignore, or signal: and a name such as HUP".into()),
         };
         Ok(Self(change))
@@ -83,7 +91,8 @@ impl From<ExecError> for Failure {
 impl Exec {
     /// Gives the program's exit code.
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let bindings = Bindings::new(self.env, self.file).map_err(|error| Failure::usage(error.to_string()))?;
+        let bindings = Bindings::new(self.env, self.file)
+            .map_err(|error| Failure::usage(error.to_string()))?;
         let (program, arguments) = split(self.command)?;
         let plan = Plan {
             socket: self.connection.socket(),
@@ -104,13 +113,21 @@ impl Exec {
 impl Become {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let (program, arguments) = split(self.command)?;
-        let error = Launch { parent: self.parent, foreground: self.foreground, program, arguments }.run();
+        let error = Launch {
+            parent: self.parent,
+            foreground: self.foreground,
+            program,
+            arguments,
+        }
+        .run();
         Err(Failure::not_started(error.exit(), error.to_string()))
     }
 }
 
 fn split(command: Vec<OsString>) -> Result<(OsString, Vec<OsString>), Failure> {
     let mut command = command.into_iter();
-    let program = command.next().ok_or_else(|| Failure::usage("there is no program to start"))?;
+    let program = command
+        .next()
+        .ok_or_else(|| Failure::usage("there is no program to start"))?;
     Ok((program, command.collect()))
 }

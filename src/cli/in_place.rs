@@ -86,10 +86,15 @@ impl Rewrap {
         let mut sidecar = Sidecar::new(socket, keyring.clone(), &aad);
         // Hidden unless standard error is a terminal.
         let bar = ProgressBar::new(0).with_style(style());
-        let result = rewrap(&self.in_place, &mut sidecar, self.dry_run, |progress| match progress {
-            Progress::Found(bytes) => bar.inc_length(bytes),
-            Progress::Searched(bytes) => bar.inc(bytes),
-        })
+        let result = rewrap(
+            &self.in_place,
+            &mut sidecar,
+            self.dry_run,
+            |progress| match progress {
+                Progress::Found(bytes) => bar.inc_length(bytes),
+                Progress::Searched(bytes) => bar.inc(bytes),
+            },
+        )
         .await;
         bar.finish_and_clear();
         let report = result?;
@@ -97,8 +102,13 @@ impl Rewrap {
         let summary = summary(keyring, self.dry_run, report);
         print(format, &summary, || describe(&summary))?;
         match &summary.stopped {
-            Some(reason) => Err(Failure::failed(format!("stopped at {}\nrun it again to go on", printable(reason)))),
-            None if failed > 0 => Err(Failure::failed(format!("{failed} failures; what failed is as it was"))),
+            Some(reason) => Err(Failure::failed(format!(
+                "stopped at {}\nrun it again to go on",
+                printable(reason)
+            ))),
+            None if failed > 0 => Err(Failure::failed(format!(
+                "{failed} failures; what failed is as it was"
+            ))),
             None => Ok(()),
         }
     }
@@ -109,19 +119,42 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
         keyring,
         primary: report.primary,
         dry_run,
-        files: Files { examined: report.examined, changed: report.changed.len(), leftovers_removed: report.leftovers },
+        files: Files {
+            examined: report.examined,
+            changed: report.changed.len(),
+            leftovers_removed: report.leftovers,
+        },
         ciphertexts: Ciphertexts {
             rewrapped: report.items.rewrapped,
             current: report.items.current,
             other_keyrings: report.items.foreign,
             failed: report.items.failed,
         },
-        changed: report.changed.into_iter().map(|(path, rewrapped)| Changed { path: exact(&path), rewrapped }).collect(),
-        skipped: report.skipped.into_iter().map(|(path, what)| Skipped { path: exact(&path), what }).collect(),
+        changed: report
+            .changed
+            .into_iter()
+            .map(|(path, rewrapped)| Changed {
+                path: exact(&path),
+                rewrapped,
+            })
+            .collect(),
+        skipped: report
+            .skipped
+            .into_iter()
+            .map(|(path, what)| Skipped {
+                path: exact(&path),
+                what,
+            })
+            .collect(),
         failures: report
             .faults
             .into_iter()
-            .map(|fault| Failed { path: exact(&fault.path), line: fault.line, code: fault.code, message: fault.message })
+            .map(|fault| Failed {
+                path: exact(&fault.path),
+                line: fault.line,
+                code: fault.code,
+                message: fault.message,
+            })
             .collect(),
         stopped: report.stopped,
     }
@@ -130,14 +163,36 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
 fn describe(summary: &Summary) -> String {
     let mut text = String::new();
     if !summary.changed.is_empty() {
-        let heading = if summary.dry_run { "WOULD BE REWRAPPED" } else { "REWRAPPED" };
+        let heading = if summary.dry_run {
+            "WOULD BE REWRAPPED"
+        } else {
+            "REWRAPPED"
+        };
         let mut table = vec![vec!["FILE".to_owned(), heading.to_owned()]];
-        table.extend(summary.changed.iter().map(|changed| vec![printable(&changed.path), changed.rewrapped.to_string()]));
+        table.extend(
+            summary
+                .changed
+                .iter()
+                .map(|changed| vec![printable(&changed.path), changed.rewrapped.to_string()]),
+        );
         text.push_str(&format!("{}\n", columns(&table)));
     }
-    let Ciphertexts { rewrapped, current, other_keyrings, failed } = summary.ciphertexts;
-    let Files { examined, changed, leftovers_removed } = summary.files;
-    let verb = if summary.dry_run { "would be rewrapped" } else { "rewrapped" };
+    let Ciphertexts {
+        rewrapped,
+        current,
+        other_keyrings,
+        failed,
+    } = summary.ciphertexts;
+    let Files {
+        examined,
+        changed,
+        leftovers_removed,
+    } = summary.files;
+    let verb = if summary.dry_run {
+        "would be rewrapped"
+    } else {
+        "rewrapped"
+    };
     text.push_str(&format!(
         "{}: {rewrapped} ciphertexts {verb} under version {} in {changed} of {examined} files; {current} were under it already\n",
         summary.keyring, summary.primary
@@ -145,16 +200,29 @@ fn describe(summary: &Summary) -> String {
     for (count, what) in [
         (failed, "ciphertexts failed and are as they were"),
         (other_keyrings, "ciphertexts of other keyrings left alone"),
-        (summary.skipped.len() as u64, "links and special files skipped"),
+        (
+            summary.skipped.len() as u64,
+            "links and special files skipped",
+        ),
         (leftovers_removed, "temporary files of earlier runs removed"),
     ] {
         if count > 0 {
             text.push_str(&format!("{count} {what}\n"));
         }
     }
-    for Failed { path, line, code, message } in &summary.failures {
+    for Failed {
+        path,
+        line,
+        code,
+        message,
+    } in &summary.failures
+    {
         let line = line.map(|line| format!(":{line}")).unwrap_or_default();
-        text.push_str(&format!("  {}{line}: {} ({code})\n", printable(path), printable(message)));
+        text.push_str(&format!(
+            "  {}{line}: {} ({code})\n",
+            printable(path),
+            printable(message)
+        ));
     }
     text
 }

@@ -39,34 +39,58 @@ impl RewrapKek {
     pub(super) async fn run(self, format: Format) -> Result<Done, Failure> {
         let (add, remove) = (anchored(&self.add)?, anchored(&self.remove)?);
         let admin = self.target.admin()?;
-        let refresh_before = if self.refresh { Some(admin.now()) } else { self.refresh_before };
+        let refresh_before = if self.refresh {
+            Some(admin.now())
+        } else {
+            self.refresh_before
+        };
         // Hidden unless standard error is a terminal.
         let bar = ProgressBar::new(0).with_style(style());
         let progress = |done: usize, of: usize| {
             bar.set_length(of as u64);
             bar.set_position(done as u64);
         };
-        let result = admin.rewrap(&KekChange { add, remove, refresh_before }, progress).await;
+        let result = admin
+            .rewrap(
+                &KekChange {
+                    add,
+                    remove,
+                    refresh_before,
+                },
+                progress,
+            )
+            .await;
         bar.finish_and_clear();
         let (document, done) = result.map_err(|error| {
             let failure = Failure::from(error);
             match refresh_before {
-                Some(time) => failure.with_advice(&format!("to go on from here: --refresh-before {time}")),
+                Some(time) => {
+                    failure.with_advice(&format!("to go on from here: --refresh-before {time}"))
+                }
                 None => failure,
             }
         })?;
-        changed(format, &admin, &document, None, &format!("{done} versions have other wraps now"))
+        changed(
+            format,
+            &admin,
+            &document,
+            None,
+            &format!("{done} versions have other wraps now"),
+        )
     }
 }
 
 /// The same KEKs, named so that the names mean them from every folder.
 pub(super) fn anchored(keks: &[KekUri]) -> Result<Vec<KekUri>, Failure> {
-    keks.iter().map(|kek| backend::anchored(kek).map_err(|error| Failure::failed(error.to_string()))).collect()
+    keks.iter()
+        .map(|kek| backend::anchored(kek).map_err(|error| Failure::failed(error.to_string())))
+        .collect()
 }
 
 fn style() -> ProgressStyle {
     // The template is right, so the default is never taken.
-    ProgressStyle::with_template("{bar:40} {pos}/{len} versions  {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{bar:40} {pos}/{len} versions  {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[derive(Debug, Args)]
@@ -102,14 +126,18 @@ impl Verify {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
         let admin = self.reach.admin(self.location)?;
         let document = admin.verify(&self.trusted_signer).await?;
-        let wraps = admin.try_wraps(&document).await.into_iter().flat_map(|(version, trials)| {
-            trials.into_iter().map(move |trial| Tried {
-                version,
-                kek: trial.uri,
-                took_ms: trial.took.as_secs_f64() * 1000.0,
-                error: trial.result.err().map(|error| error.to_string()),
-            })
-        });
+        let wraps = admin
+            .try_wraps(&document)
+            .await
+            .into_iter()
+            .flat_map(|(version, trials)| {
+                trials.into_iter().map(move |trial| Tried {
+                    version,
+                    kek: trial.uri,
+                    took_ms: trial.took.as_secs_f64() * 1000.0,
+                    error: trial.result.err().map(|error| error.to_string()),
+                })
+            });
         let manifest = document.manifest();
         let verified = Verified {
             location: admin.location().to_string(),
@@ -118,9 +146,16 @@ impl Verify {
             wraps: wraps.collect(),
         };
         print(format, &verified, || describe(&verified))?;
-        let closed = verified.wraps.iter().filter(|tried| tried.error.is_some()).count();
+        let closed = verified
+            .wraps
+            .iter()
+            .filter(|tried| tried.error.is_some())
+            .count();
         if closed > 0 {
-            return Err(Failure::failed(format!("{closed} of {} wraps don't open", verified.wraps.len())));
+            return Err(Failure::failed(format!(
+                "{closed} of {} wraps don't open",
+                verified.wraps.len()
+            )));
         }
         Ok(())
     }
@@ -131,7 +166,17 @@ fn describe(verified: &Verified<'_>) -> String {
     let mut rows = vec![heading.map(String::from).to_vec()];
     for tried in &verified.wraps {
         let result = tried.error.clone().unwrap_or_else(|| "ok".into());
-        rows.push(vec![tried.version.to_string(), tried.kek.to_string(), format!("{:.0} ms", tried.took_ms), result]);
+        rows.push(vec![
+            tried.version.to_string(),
+            tried.kek.to_string(),
+            format!("{:.0} ms", tried.took_ms),
+            result,
+        ]);
     }
-    format!("{}: every MAC is right (generation {})\n\n{}", verified.keyring, verified.generation, columns(&rows))
+    format!(
+        "{}: every MAC is right (generation {})\n\n{}",
+        verified.keyring,
+        verified.generation,
+        columns(&rows)
+    )
 }

@@ -20,8 +20,8 @@ use crate::{
     config::{self, CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
     crypto::{KeyringId, SigningKey},
     keyring::{
-        self, Activation, BackupRecord, Destruction, Document, Evidence, Policy, Reign, State, WaveSelector, primaries, reign,
-        scheduled,
+        self, Activation, BackupRecord, Destruction, Document, Evidence, Policy, Reign, State,
+        WaveSelector, primaries, reign, scheduled,
     },
 };
 
@@ -103,12 +103,22 @@ impl Reach {
         if self.kek_passphrase_file.is_some() {
             settings.local.passphrase_file = self.kek_passphrase_file;
         }
-        let admin = Admin::new(location, signing, &Backends::new(&settings), Clock::system())?;
+        let admin = Admin::new(
+            location,
+            signing,
+            &Backends::new(&settings),
+            Clock::system(),
+        )?;
         if self.patterns.is_empty() {
             return Ok(admin);
         }
-        let folder = std::env::current_dir().map_err(|error| Failure::failed(format!("the working folder: {error}")))?;
-        let patterns = self.patterns.into_iter().map(|pattern| pattern.anchored(&folder)).collect();
+        let folder = std::env::current_dir()
+            .map_err(|error| Failure::failed(format!("the working folder: {error}")))?;
+        let patterns = self
+            .patterns
+            .into_iter()
+            .map(|pattern| pattern.anchored(&folder))
+            .collect();
         Ok(admin.within(KekScope::Only(patterns)))
     }
 }
@@ -217,8 +227,21 @@ pub(super) struct Sidecars {
 
 impl From<Sidecars> for Fleet {
     fn from(arguments: Sidecars) -> Self {
-        let Sidecars { sidecar, sidecar_ca, sidecar_cert, sidecar_key, sidecar_name } = arguments;
-        Self { urls: sidecar, tls: OpsTls { ca_file: sidecar_ca, client: sidecar_cert.zip(sidecar_key), name: sidecar_name } }
+        let Sidecars {
+            sidecar,
+            sidecar_ca,
+            sidecar_cert,
+            sidecar_key,
+            sidecar_name,
+        } = arguments;
+        Self {
+            urls: sidecar,
+            tls: OpsTls {
+                ca_file: sidecar_ca,
+                client: sidecar_cert.zip(sidecar_key),
+                name: sidecar_name,
+            },
+        }
     }
 }
 
@@ -239,8 +262,13 @@ pub(super) struct Destroy {
 
 /// Arguments are recorded, and messages name sidecars by their URLs.
 fn sidecar_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("this is not a URL: {error}"))?;
-    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+    let url: Uri = text
+        .parse()
+        .map_err(|error| format!("this is not a URL: {error}"))?;
+    if url
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
         return Err("a sidecar's URL carries no user and password; log in by --sidecar-cert and --sidecar-key".into());
     }
     Ok(url)
@@ -249,17 +277,19 @@ fn sidecar_url(text: &str) -> Result<Uri, String> {
 fn takeover(text: &str) -> Result<Takeover, String> {
     match text {
         "now" => Ok(Takeover::Now),
-        time => time.parse().map(Takeover::At).map_err(|_| "write `now`, or a time such as 2027-01-31T06:00:00Z".into()),
+        time => time
+            .parse()
+            .map(Takeover::At)
+            .map_err(|_| "write `now`, or a time such as 2027-01-31T06:00:00Z".into()),
     }
 }
 
 impl Target {
     pub(super) fn admin(self) -> Result<Admin, Failure> {
         let signing = match (&self.sign_key, self.unsigned) {
-            (Some(file), _) => Signing::With(
-                SigningKey::from_pem_file(file)
-                    .map_err(|error| Failure::failed(format!("--sign-key {}: {error}", shown(file))))?,
-            ),
+            (Some(file), _) => Signing::With(SigningKey::from_pem_file(file).map_err(|error| {
+                Failure::failed(format!("--sign-key {}: {error}", shown(file)))
+            })?),
             (None, true) => Signing::Drop,
             (None, false) => Signing::Unless,
         };
@@ -291,18 +321,32 @@ impl Done {
 
     pub(super) fn details(&self) -> Map<String, Value> {
         let mut details = self.details.clone();
-        details.extend(self.keyring.clone().map(|keyring| ("keyring".to_owned(), keyring.into())));
-        details.extend(self.generation.map(|generation| ("generation".to_owned(), generation.into())));
-        details.extend(self.version.map(|version| ("version".to_owned(), version.into())));
+        details.extend(
+            self.keyring
+                .clone()
+                .map(|keyring| ("keyring".to_owned(), keyring.into())),
+        );
+        details.extend(
+            self.generation
+                .map(|generation| ("generation".to_owned(), generation.into())),
+        );
+        details.extend(
+            self.version
+                .map(|version| ("version".to_owned(), version.into())),
+        );
         details
     }
 }
 
 impl Command {
     pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
-        let Some((name, target, details)) = self.act() else { return self.perform(format).await?.print() };
+        let Some((name, target, details)) = self.act() else {
+            return self.perform(format).await?.print();
+        };
         let (flags, config) = (target.audit.clone(), target.reach.config.clone());
-        flags.around(config.as_ref(), name, details, self.perform(format)).await
+        flags
+            .around(config.as_ref(), name, details, self.perform(format))
+            .await
     }
 
     /// What the audit log is told of it before it is done; nothing of what changes nothing.
@@ -310,11 +354,23 @@ impl Command {
         let (name, target, version) = match self {
             Self::Init(init) => ("keyring.init", &init.target, None),
             Self::Rotate(rotate) => ("keyring.rotate", &rotate.target, None),
-            Self::Activate(activate) => ("keyring.activate", &activate.target, Some(activate.version)),
-            Self::Disable(disable) => ("keyring.disable", &disable.change.target, Some(disable.change.version)),
+            Self::Activate(activate) => {
+                ("keyring.activate", &activate.target, Some(activate.version))
+            }
+            Self::Disable(disable) => (
+                "keyring.disable",
+                &disable.change.target,
+                Some(disable.change.version),
+            ),
             Self::Enable(change) => ("keyring.enable", &change.target, Some(change.version)),
-            Self::Destroy(destroy) => ("keyring.destroy", &destroy.change.target, Some(destroy.change.version)),
-            Self::Compromise(change) => ("keyring.compromise", &change.target, Some(change.version)),
+            Self::Destroy(destroy) => (
+                "keyring.destroy",
+                &destroy.change.target,
+                Some(destroy.change.version),
+            ),
+            Self::Compromise(change) => {
+                ("keyring.compromise", &change.target, Some(change.version))
+            }
             Self::Touch(target) => ("keyring.touch", target, None),
             Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target, None),
             Self::Backup(backup) => ("keyring.backup", &backup.target, None),
@@ -322,13 +378,20 @@ impl Command {
             Self::Recover(recover) => ("keyring.recover", &recover.target, None),
             Self::Status(_) | Self::Verify(_) => return None,
         };
-        let mut details = Map::from_iter([("location".to_owned(), target.location.to_string().into())]);
+        let mut details =
+            Map::from_iter([("location".to_owned(), target.location.to_string().into())]);
         details.extend(version.map(|version| ("version".to_owned(), version.into())));
         match self {
-            Self::Disable(Disable { override_reason: Some(reason), .. }) => {
+            Self::Disable(Disable {
+                override_reason: Some(reason),
+                ..
+            }) => {
                 details.insert("override".into(), reason.as_str().into());
             }
-            Self::Destroy(Destroy { confirm: Some(words), .. }) => {
+            Self::Destroy(Destroy {
+                confirm: Some(words),
+                ..
+            }) => {
                 details.insert("confirmed".into(), words.as_str().into());
             }
             _ => {}
@@ -345,12 +408,24 @@ impl Command {
             Self::Destroy(arguments) => arguments.run(format).await,
             Self::Enable(Change { target, version }) => {
                 let admin = target.admin()?;
-                let document = admin.change(None, |current, now| keyring::enable(current, version, now)).await?;
-                changed(format, &admin, &document, Some(version), &format!("version {version} decrypts again"))
+                let document = admin
+                    .change(None, |current, now| keyring::enable(current, version, now))
+                    .await?;
+                changed(
+                    format,
+                    &admin,
+                    &document,
+                    Some(version),
+                    &format!("version {version} decrypts again"),
+                )
             }
             Self::Compromise(Change { target, version }) => {
                 let admin = target.admin()?;
-                let document = admin.change(None, |current, now| keyring::compromise(current, version, now)).await?;
+                let document = admin
+                    .change(None, |current, now| {
+                        keyring::compromise(current, version, now)
+                    })
+                    .await?;
                 let manifest = document.manifest();
                 let what = match reign(&manifest.activations, version, manifest.updated_at) {
                     Reign::CurrentOrScheduled => format!(
@@ -358,14 +433,18 @@ impl Command {
                          `keyring rotate --activate now` ends that"
                     ),
                     Reign::Never | Reign::Ended(_) => {
-                        format!("version {version} is marked as compromised and never encrypts again")
+                        format!(
+                            "version {version} is marked as compromised and never encrypts again"
+                        )
                     }
                 };
                 changed(format, &admin, &document, Some(version), &what)
             }
             Self::Touch(target) => {
                 let admin = target.admin()?;
-                let document = admin.change(None, |current, now| Ok(keyring::touch(current, now))).await?;
+                let document = admin
+                    .change(None, |current, now| Ok(keyring::touch(current, now)))
+                    .await?;
                 changed(format, &admin, &document, None, "the manifest is confirmed")
             }
             Self::Status(read) => {
@@ -399,7 +478,13 @@ impl Init {
             }
             other => other.into(),
         })?;
-        changed(format, &admin, &document, Some(1), "the keyring is made; version 1 encrypts")
+        changed(
+            format,
+            &admin,
+            &document,
+            Some(1),
+            "the keyring is made; version 1 encrypts",
+        )
     }
 }
 
@@ -411,7 +496,9 @@ impl Rotate {
         let (document, version) = admin.rotate(&keks, takeover).await?;
         let what = match takeover {
             Takeover::Later => {
-                format!("version {version} is added and pending; `keyring activate --version {version}` lets it encrypt")
+                format!(
+                    "version {version} is added and pending; `keyring activate --version {version}` lets it encrypt"
+                )
             }
             Takeover::Now => format!("version {version} is added and encrypts"),
             Takeover::At(at) => format!("version {version} is added and encrypts from {at} on"),
@@ -423,7 +510,9 @@ impl Rotate {
 impl Activate {
     async fn run(self, format: Format) -> Result<Done, Failure> {
         let admin = self.target.admin()?;
-        let document = admin.activate(self.version, self.wave.clone(), self.at).await?;
+        let document = admin
+            .activate(self.version, self.wave.clone(), self.at)
+            .await?;
         let from = self.at.map_or_else(|| "now".into(), |at| at.to_string());
         let whom = match &self.wave {
             WaveSelector::Every => "every wave".into(),
@@ -434,7 +523,10 @@ impl Activate {
             &admin,
             &document,
             Some(self.version),
-            &format!("version {} encrypts for {whom} from {from} on", self.version),
+            &format!(
+                "version {} encrypts for {whom} from {from} on",
+                self.version
+            ),
         )
     }
 }
@@ -446,19 +538,39 @@ impl Disable {
         let document = match self.override_reason {
             Some(reason) => {
                 let evidence = Evidence::Override(reason);
-                admin.change(None, |current, now| keyring::disable(current, version, &evidence, now)).await?
+                admin
+                    .change(None, |current, now| {
+                        keyring::disable(current, version, &evidence, now)
+                    })
+                    .await?
             }
             None => {
                 let current = admin.read().await?;
                 let manifest = current.manifest();
-                let reports = ask_sidecars(&(*self.sidecars).into(), &manifest.name, manifest.id, version).await;
+                let reports = ask_sidecars(
+                    &(*self.sidecars).into(),
+                    &manifest.name,
+                    manifest.id,
+                    version,
+                )
+                .await;
                 let reports = reports.map_err(Failure::failed)?;
                 // A change in between shows as sidecars that serve another generation.
                 let evidence = Evidence::Fleet(reports);
-                admin.change(None, |current, now| keyring::disable(current, version, &evidence, now)).await?
+                admin
+                    .change(None, |current, now| {
+                        keyring::disable(current, version, &evidence, now)
+                    })
+                    .await?
             }
         };
-        changed(format, &admin, &document, Some(version), &format!("version {version} is disabled; `keyring enable` undoes it"))
+        changed(
+            format,
+            &admin,
+            &document,
+            Some(version),
+            &format!("version {version} is disabled; `keyring enable` undoes it"),
+        )
     }
 }
 
@@ -468,12 +580,28 @@ impl Destroy {
         let admin = self.change.target.admin()?;
         let confirm = self.confirm.as_deref();
         let (lost, how) = if self.lost {
-            (Some(Loss { version, confirm }), Destruction::Lost { confirm, successor: self.successor })
+            (
+                Some(Loss { version, confirm }),
+                Destruction::Lost {
+                    confirm,
+                    successor: self.successor,
+                },
+            )
         } else {
             (None, Destruction::Orderly { confirm })
         };
-        let document = admin.change(lost, |current, now| keyring::destroy(current, version, how, now)).await?;
-        changed(format, &admin, &document, Some(version), &format!("version {version} is destroyed"))
+        let document = admin
+            .change(lost, |current, now| {
+                keyring::destroy(current, version, how, now)
+            })
+            .await?;
+        changed(
+            format,
+            &admin,
+            &document,
+            Some(version),
+            &format!("version {version} is destroyed"),
+        )
     }
 }
 
@@ -503,9 +631,20 @@ pub(super) fn changed(
         version,
         message,
     };
-    let output = render(format, &report, || format!("{}: {message} (generation {})\n", manifest.name, manifest.generation))?;
+    let output = render(format, &report, || {
+        format!(
+            "{}: {message} (generation {})\n",
+            manifest.name, manifest.generation
+        )
+    })?;
     let keyring = Some(manifest.name.to_string());
-    Ok(Done { keyring, generation: Some(manifest.generation), version, details: Map::new(), output })
+    Ok(Done {
+        keyring,
+        generation: Some(manifest.generation),
+        version,
+        details: Map::new(),
+        output,
+    })
 }
 
 #[derive(Serialize)]
@@ -535,8 +674,10 @@ struct VersionStatus<'a> {
 
 fn status(format: Format, document: &Document, now: Timestamp) -> Result<(), Failure> {
     let manifest = document.manifest();
-    let primaries: BTreeMap<String, Option<u32>> =
-        primaries(&manifest.activations, now).into_iter().map(|(wave, version)| (wave.to_string(), version)).collect();
+    let primaries: BTreeMap<String, Option<u32>> = primaries(&manifest.activations, now)
+        .into_iter()
+        .map(|(wave, version)| (wave.to_string(), version))
+        .collect();
     let versions = manifest.versions.iter().map(|version| VersionStatus {
         version: version.version,
         state: version.state,
@@ -564,24 +705,51 @@ fn status(format: Format, document: &Document, now: Timestamp) -> Result<(), Fai
 }
 
 fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
-    let mut text =
-        format!("{}  id {}  generation {}  updated {:.3}\n\n", status.name, status.id, status.generation, status.updated_at);
+    let mut text = format!(
+        "{}  id {}  generation {}  updated {:.3}\n\n",
+        status.name, status.id, status.generation, status.updated_at
+    );
     let heading = ["VERSION", "STATE", "ENCRYPTS FOR", "CREATED", "KEKS"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for version in &status.versions {
-        let state = if version.compromised { format!("{}, compromised", version.state) } else { version.state.to_string() };
-        let waves = if version.primary_for.is_empty() { "-".into() } else { version.primary_for.join(", ") };
+        let state = if version.compromised {
+            format!("{}, compromised", version.state)
+        } else {
+            version.state.to_string()
+        };
+        let waves = if version.primary_for.is_empty() {
+            "-".into()
+        } else {
+            version.primary_for.join(", ")
+        };
         let keks: Vec<&str> = version.keks.iter().map(|kek| kek.as_str()).collect();
-        let keks = if keks.is_empty() { "-".into() } else { keks.join(", ") };
-        rows.push(vec![version.version.to_string(), state, waves, format!("{:.3}", version.created_at), keks]);
+        let keks = if keks.is_empty() {
+            "-".into()
+        } else {
+            keks.join(", ")
+        };
+        rows.push(vec![
+            version.version.to_string(),
+            state,
+            waves,
+            format!("{:.3}", version.created_at),
+            keks,
+        ]);
     }
     text.push_str(&columns(&rows));
     if let Some(backup) = status.last_backup {
-        let (newest, verified, sha256) = (backup.newest_version, backup.verified_at, backup.sha256_hex());
+        let (newest, verified, sha256) = (
+            backup.newest_version,
+            backup.verified_at,
+            backup.sha256_hex(),
+        );
         text.push_str(&format!("\nlast backup: versions up to {newest}, shown to open {verified:.3}, SHA-256 {sha256}\n"));
     }
     for activation in scheduled(status.activations, now) {
-        text.push_str(&format!("\nfrom {} on, version {} encrypts for {}\n", activation.at, activation.version, activation.wave));
+        text.push_str(&format!(
+            "\nfrom {} on, version {} encrypts for {}\n",
+            activation.at, activation.version, activation.wave
+        ));
     }
     text
 }

@@ -69,7 +69,12 @@ pub(super) fn upload(input: Input, line: Line, sent: &Arc<AtomicU64>) -> Upload 
             }
             let consumed = lines.len() - rest.len();
             lines.drain(..consumed);
-            if !block.is_empty() && sender.blocking_send(Ok(std::mem::take(&mut block))).is_err() || read == 0 {
+            if !block.is_empty()
+                && sender
+                    .blocking_send(Ok(std::mem::take(&mut block)))
+                    .is_err()
+                || read == 0
+            {
                 return;
             }
         }
@@ -83,7 +88,9 @@ fn append(block: &mut Vec<u8>, line: Line, text: &[u8]) {
         Line::Plaintext => text,
         // What is no text form becomes an empty item, which the sidecar calls malformed in its turn.
         Line::Ciphertext => {
-            decoded = std::str::from_utf8(text).ok().and_then(|text| from_text(text.trim_end_matches('\r')).ok());
+            decoded = std::str::from_utf8(text)
+                .ok()
+                .and_then(|text| from_text(text.trim_end_matches('\r')).ok());
             decoded.as_deref().unwrap_or_default()
         }
     };
@@ -103,7 +110,13 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(line: Line) -> Self {
-        Self { frames: Frames::new(u32::MAX as usize), line, seen: 0, failed: 0, text: Vec::new() }
+        Self {
+            frames: Frames::new(u32::MAX as usize),
+            line,
+            seen: 0,
+            failed: 0,
+            text: Vec::new(),
+        }
     }
 
     /// Goes on with more of the answer.
@@ -120,7 +133,9 @@ impl Lines {
                     self.text.extend_from_slice(item);
                     Ok(())
                 }
-                (Some((&DONE, _)), Line::Plaintext) => Err("it has a line break inside; decrypt it on its own".into()),
+                (Some((&DONE, _)), Line::Plaintext) => {
+                    Err("it has a line break inside; decrypt it on its own".into())
+                }
                 (Some((_, problem)), _) => Err(match serde_json::from_slice::<Problem>(problem) {
                     Ok(problem) => format!("{} ({})", problem.detail, problem.code),
                     Err(_) => "the sidecar's answer is not understood".into(),
@@ -148,7 +163,10 @@ impl Lines {
         if self.seen == sent && self.frames.is_between_frames() {
             return Ok(());
         }
-        Err(Failure::failed(format!("the answer ended early: {} of {sent} lines were answered", self.seen)))
+        Err(Failure::failed(format!(
+            "the answer ended early: {} of {sent} lines were answered",
+            self.seen
+        )))
     }
 
     /// What is to be said at the end.
@@ -156,6 +174,9 @@ impl Lines {
         if self.failed == 0 {
             return Ok(());
         }
-        Err(Failure::failed(format!("{} of {} lines failed and are empty in the result", self.failed, self.seen)))
+        Err(Failure::failed(format!(
+            "{} of {} lines failed and are empty in the result",
+            self.failed, self.seen
+        )))
     }
 }

@@ -87,8 +87,16 @@ impl Arguments {
 pub fn run(arguments: Arguments) -> ExitCode {
     let Arguments { output, command } = arguments;
     let result = match command {
-        Command::Exec(arguments) => return arguments.run().unwrap_or_else(|failure| failure.report(output)),
-        Command::Launch(arguments) => return arguments.run().unwrap_or_else(|failure| failure.report(output)),
+        Command::Exec(arguments) => {
+            return arguments
+                .run()
+                .unwrap_or_else(|failure| failure.report(output));
+        }
+        Command::Launch(arguments) => {
+            return arguments
+                .run()
+                .unwrap_or_else(|failure| failure.report(output));
+        }
         #[cfg(feature = "local")]
         Command::Dev(arguments) => arguments.run(),
         Command::Serve(arguments) => arguments.serve(),
@@ -111,7 +119,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn on_one_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("can't start: {error}")))?;
     let result = runtime.block_on(work);
     // Not waiting for file work that nobody waits for any more: its disk may hang.

@@ -8,7 +8,9 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::signal::unix::SignalKind;
 
-use crate::{admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, keyring::Refusal};
+use crate::{
+    admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, keyring::Refusal,
+};
 
 /// The form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,36 +31,64 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn failed(message: impl Into<String>) -> Self {
-        Self { exit: 1, code: "failed".into(), message: message.into() }
+        Self {
+            exit: 1,
+            code: "failed".into(),
+            message: message.into(),
+        }
     }
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self { exit: 2, code: "usage".into(), message: message.into() }
+        Self {
+            exit: 2,
+            code: "usage".into(),
+            message: message.into(),
+        }
     }
 
     /// What was asked for is not so.
     pub(super) fn refused(message: impl Into<String>) -> Self {
-        Self { exit: 3, code: "refused".into(), message: message.into() }
+        Self {
+            exit: 3,
+            code: "refused".into(),
+            message: message.into(),
+        }
     }
 
     /// A program could not be started; `exit` as shells number it.
     pub(super) fn not_started(exit: u8, message: impl Into<String>) -> Self {
-        Self { exit, code: "not_started".into(), message: message.into() }
+        Self {
+            exit,
+            code: "not_started".into(),
+            message: message.into(),
+        }
     }
 
     /// A problem that the sidecar answered with.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
-        Self { exit: 1, code: code.into(), message: message.into() }
+        Self {
+            exit: 1,
+            code: code.into(),
+            message: message.into(),
+        }
     }
 
     /// An audit log that was tampered with.
     pub(super) fn broken(message: impl Into<String>) -> Self {
-        Self { exit: 3, code: "broken".into(), message: message.into() }
+        Self {
+            exit: 3,
+            code: "broken".into(),
+            message: message.into(),
+        }
     }
 
     /// What the audit log calls it.
     pub(super) fn outcome(&self) -> Outcome {
-        if self.exit == 3 { Outcome::Refused } else { Outcome::Failed }
+        if self.exit == 3 {
+            Outcome::Refused
+        } else {
+            Outcome::Failed
+        }
     }
 
     pub(super) fn message(&self) -> &str {
@@ -85,7 +115,10 @@ impl Failure {
     pub(super) fn report(self, format: Format) -> ExitCode {
         match format {
             Format::Text => eprintln!("sidekey: {}", printable_lines(&self.message)),
-            Format::Json => eprintln!("{}", json!({ "error": { "code": self.code, "message": self.message } })),
+            Format::Json => eprintln!(
+                "{}",
+                json!({ "error": { "code": self.code, "message": self.message } })
+            ),
         }
         ExitCode::from(self.exit)
     }
@@ -93,7 +126,11 @@ impl Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self { exit: 3, code: "refused".into(), message: format!("refused: {refusal}") }
+        Self {
+            exit: 3,
+            code: "refused".into(),
+            message: format!("refused: {refusal}"),
+        }
     }
 }
 
@@ -128,12 +165,20 @@ impl From<io::Error> for Failure {
 }
 
 /// Prints a result: `value` as JSON, or `text`.
-pub(super) fn print(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+pub(super) fn print(
+    format: Format,
+    value: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
     write_out(&render(format, value, text)?)
 }
 
 /// The same as it would be printed.
-pub(super) fn render(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String, Failure> {
+pub(super) fn render(
+    format: Format,
+    value: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<String, Failure> {
     match format {
         Format::Text => Ok(printable_lines(&text())),
         Format::Json => match serde_json::to_string_pretty(value) {
@@ -156,22 +201,39 @@ pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
         let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if turns || character.is_control() { shown.extend(character.escape_default()) } else { shown.push(character) }
+        if turns || character.is_control() {
+            shown.extend(character.escape_default())
+        } else {
+            shown.push(character)
+        }
     }
     shown
 }
 
 /// The same of a text whose lines are ours.
 fn printable_lines(text: &str) -> String {
-    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+    text.split('\n')
+        .map(printable)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Rows in columns as wide as their widest cell; the first row heads them.
 pub(super) fn columns(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
@@ -183,8 +245,14 @@ mod tests {
 
     #[test]
     fn what_steers_a_terminal_is_escaped_and_the_rest_stays() {
-        assert_eq!(printable("a\u{1b}[2J\n\r\t\u{7}\u{7f}\u{9b}31m"), "a\\u{1b}[2J\\n\\r\\t\\u{7}\\u{7f}\\u{9b}31m");
-        assert_eq!(printable("gpj.\u{202e}txt\u{2066}"), "gpj.\\u{202e}txt\\u{2066}");
+        assert_eq!(
+            printable("a\u{1b}[2J\n\r\t\u{7}\u{7f}\u{9b}31m"),
+            "a\\u{1b}[2J\\n\\r\\t\\u{7}\\u{7f}\\u{9b}31m"
+        );
+        assert_eq!(
+            printable("gpj.\u{202e}txt\u{2066}"),
+            "gpj.\\u{202e}txt\\u{2066}"
+        );
         let name = "Büro 数据 \\ 'x' \"y\" 👩\u{200d}💻";
         assert_eq!(printable(name), name);
         assert_eq!(printable_lines("one\ntwo\u{1b}c\n"), "one\ntwo\\u{1b}c\n");

@@ -65,11 +65,17 @@ impl FromStr for Unwanted {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (keyring, version) = match text.rsplit_once(':') {
-            Some((keyring, version)) => (Some(keyring.parse().map_err(|error| format!("{error}"))?), version),
+            Some((keyring, version)) => (
+                Some(keyring.parse().map_err(|error| format!("{error}"))?),
+                version,
+            ),
             None => (None, text),
         };
         let version = version.parse().ok().filter(|version| *version > 0);
-        Ok(Self { keyring, version: version.ok_or("write a version such as 3, or orders:3")? })
+        Ok(Self {
+            keyring,
+            version: version.ok_or("write a version such as 3, or orders:3")?,
+        })
     }
 }
 
@@ -87,7 +93,12 @@ impl Unwanted {
                 Ok(())
             };
         };
-        match known.iter().filter(|known| known.name == *name).map(Known::newest).max() {
+        match known
+            .iter()
+            .filter(|known| known.name == *name)
+            .map(Known::newest)
+            .max()
+        {
             None => Err(Failure::usage(format!(
                 "--fail-if-version: the keyring {name} is not known, so none of its ciphertexts could be told; \
                  give --location, --config or --socket"
@@ -179,12 +190,18 @@ struct Found {
 impl Scan {
     pub(super) fn run(self, format: Format) -> Result<(), Failure> {
         let known = on_one_thread(self.known())?;
-        self.fail_if_version.iter().try_for_each(|unwanted| unwanted.check(&known))?;
-        let search = Search::new(known.iter().map(|known| known.id.tag())).map_err(|error| Failure::failed(error.to_string()))?;
+        self.fail_if_version
+            .iter()
+            .try_for_each(|unwanted| unwanted.check(&known))?;
+        let search = Search::new(known.iter().map(|known| known.id.tag()))
+            .map_err(|error| Failure::failed(error.to_string()))?;
         let roots: Vec<Root> = self.paths.iter().map(|path| root(path)).collect();
         let options = Options {
             follow_links: self.follow,
-            threads: self.threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
+            threads: self
+                .threads
+                .or_else(|| thread::available_parallelism().ok())
+                .unwrap_or(NonZeroUsize::MIN),
             lists_files: self.files,
         };
         // Hidden unless standard error is a terminal.
@@ -201,7 +218,11 @@ impl Scan {
     }
 
     async fn known(&self) -> Result<Vec<Known>, Failure> {
-        let (mut known, mut locations, mut settings) = (Vec::new(), self.location.clone(), config::Backends::default());
+        let (mut known, mut locations, mut settings) = (
+            Vec::new(),
+            self.location.clone(),
+            config::Backends::default(),
+        );
         if let Some(file) = &self.config {
             let config = config::load(file)?;
             locations.extend(config.keyrings.into_iter().map(|keyring| keyring.location));
@@ -209,22 +230,40 @@ impl Scan {
         }
         let backends = Backends::new(&settings);
         for location in locations {
-            let document = Admin::new(location, Signing::Unless, &backends, Clock::system())?.read().await?;
+            let document = Admin::new(location, Signing::Unless, &backends, Clock::system())?
+                .read()
+                .await?;
             let manifest = document.manifest();
-            let versions = manifest.versions.iter().map(|version| version.version).collect();
-            known.push(Known { name: manifest.name.clone(), id: manifest.id, versions });
+            let versions = manifest
+                .versions
+                .iter()
+                .map(|version| version.version)
+                .collect();
+            known.push(Known {
+                name: manifest.name.clone(),
+                id: manifest.id,
+                versions,
+            });
         }
 
         if let Some(socket) = &self.socket {
             let answer = Connection::to(socket.clone()).keyrings().await?;
-            let unexpected = || Failure::failed(format!("{}: the answer is not that of a sidecar", shown(socket)));
+            let unexpected = || {
+                Failure::failed(format!(
+                    "{}: the answer is not that of a sidecar",
+                    shown(socket)
+                ))
+            };
             for keyring in answer["keyrings"].as_array().ok_or_else(unexpected)? {
                 let member = |name: &str| keyring[name].as_str().ok_or_else(unexpected);
                 let versions = keyring["versions"].as_array().ok_or_else(unexpected)?;
                 known.push(Known {
                     name: member("name")?.parse().map_err(|_| unexpected())?,
                     id: member("id")?.parse().map_err(|_| unexpected())?,
-                    versions: versions.iter().filter_map(|version| version["version"].as_u64()?.try_into().ok()).collect(),
+                    versions: versions
+                        .iter()
+                        .filter_map(|version| version["version"].as_u64()?.try_into().ok())
+                        .collect(),
                 });
             }
         }
@@ -241,43 +280,76 @@ impl Scan {
             .iter()
             .filter(|((tag, version), _)| {
                 self.fail_if_version.iter().any(|unwanted| {
-                    let is_meant = |known: &Known| known.id.tag() == *tag && Some(&known.name) == unwanted.keyring.as_ref();
-                    unwanted.version == *version && (unwanted.keyring.is_none() || known.iter().any(is_meant))
+                    let is_meant = |known: &Known| {
+                        known.id.tag() == *tag && Some(&known.name) == unwanted.keyring.as_ref()
+                    };
+                    unwanted.version == *version
+                        && (unwanted.keyring.is_none() || known.iter().any(is_meant))
                 })
             })
             .map(|((tag, version), counts)| {
-                let keyring = name(known, *tag).unwrap_or_else(|| format!("an unknown keyring ({})", hex(*tag)));
-                let files = report.files_by_key.get(&(*tag, *version)).copied().unwrap_or_default();
-                format!("version {version} of {keyring}: {} ciphertexts in {files} files", counts.total())
+                let keyring = name(known, *tag)
+                    .unwrap_or_else(|| format!("an unknown keyring ({})", hex(*tag)));
+                let files = report
+                    .files_by_key
+                    .get(&(*tag, *version))
+                    .copied()
+                    .unwrap_or_default();
+                format!(
+                    "version {version} of {keyring}: {} ciphertexts in {files} files",
+                    counts.total()
+                )
             })
             .collect();
         if !unwanted.is_empty() {
-            return Err(Failure::refused(format!("still there: {}", unwanted.join("; "))));
+            return Err(Failure::refused(format!(
+                "still there: {}",
+                unwanted.join("; ")
+            )));
         }
         if !report.failures.is_empty() {
-            return Err(Failure::failed(format!("{} paths could not be read", report.failures.len())));
+            return Err(Failure::failed(format!(
+                "{} paths could not be read",
+                report.failures.len()
+            )));
         }
         let is_proof = self.fail_if_unseen || !self.fail_if_version.is_empty();
         if is_proof && !report.empty.is_empty() {
-            let paths = report.empty.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", ");
+            let paths = report
+                .empty
+                .iter()
+                .map(|path| shown(path))
+                .collect::<Vec<_>>()
+                .join(", ");
             return Err(Failure::failed(format!(
                 "there was nothing to search in {paths}; is it mounted, and did its writer succeed?"
             )));
         }
         if self.fail_if_unseen && report.opaque + report.skipped > 0 {
-            return Err(Failure::failed(format!("{} paths could not be searched", report.opaque + report.skipped)));
+            return Err(Failure::failed(format!(
+                "{} paths could not be searched",
+                report.opaque + report.skipped
+            )));
         }
         Ok(())
     }
 }
 
 fn root(path: &std::path::Path) -> Root {
-    if path.as_os_str() == "-" { Root::Stdin } else { Root::Path(path.into()) }
+    if path.as_os_str() == "-" {
+        Root::Stdin
+    } else {
+        Root::Path(path.into())
+    }
 }
 
 /// The names of the keyrings with a tag; almost always one.
 fn name(known: &[Known], tag: [u8; 4]) -> Option<String> {
-    let names: Vec<&str> = known.iter().filter(|known| known.id.tag() == tag).map(|known| known.name.as_str()).collect();
+    let names: Vec<&str> = known
+        .iter()
+        .filter(|known| known.id.tag() == tag)
+        .map(|known| known.name.as_str())
+        .collect();
     (!names.is_empty()).then(|| names.join("|"))
 }
 
@@ -314,21 +386,47 @@ fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), 
     let mut rows: Vec<Row> = tally.into_iter().map(row).collect();
     // Known ones first, by name.
     rows.sort_by(|a, b| {
-        (a.keyring.is_none(), &a.keyring, &a.tag, a.version).cmp(&(b.keyring.is_none(), &b.keyring, &b.tag, b.version))
+        (a.keyring.is_none(), &a.keyring, &a.tag, a.version).cmp(&(
+            b.keyring.is_none(),
+            &b.keyring,
+            &b.tag,
+            b.version,
+        ))
     });
     rows
 }
 
 fn found(known: Vec<Known>, report: Report, lists_files: bool) -> Found {
-    let files = report.files.iter().map(|file| FileRows { path: exact(&file.path), found: rows(&known, &file.tally, None) });
-    let paths = report.unseen.iter().map(|(path, what)| UnseenPath { path: exact(path), what });
+    let files = report.files.iter().map(|file| FileRows {
+        path: exact(&file.path),
+        found: rows(&known, &file.tally, None),
+    });
+    let paths = report.unseen.iter().map(|(path, what)| UnseenPath {
+        path: exact(path),
+        what,
+    });
     Found {
         found: rows(&known, &report.tally, Some(&report.files_by_key)),
         files: lists_files.then(|| files.collect()),
-        searched: Searched { files: report.searched_files, bytes: report.searched_bytes, embedded: !known.is_empty() },
-        unseen: Unseen { opaque: report.opaque, skipped: report.skipped, paths: lists_files.then(|| paths.collect()) },
+        searched: Searched {
+            files: report.searched_files,
+            bytes: report.searched_bytes,
+            embedded: !known.is_empty(),
+        },
+        unseen: Unseen {
+            opaque: report.opaque,
+            skipped: report.skipped,
+            paths: lists_files.then(|| paths.collect()),
+        },
         empty: report.empty.iter().map(|path| exact(path)).collect(),
-        failures: report.failures.iter().map(|(path, reason)| Unread { path: exact(path), reason: reason.clone() }).collect(),
+        failures: report
+            .failures
+            .iter()
+            .map(|(path, reason)| Unread {
+                path: exact(path),
+                reason: reason.clone(),
+            })
+            .collect(),
         keyrings: known,
     }
 }
@@ -336,40 +434,80 @@ fn found(known: Vec<Known>, report: Report, lists_files: bool) -> Found {
 fn describe(found: &Found) -> String {
     let mut text = String::new();
     let cells = |row: &Row| {
-        let forms = row.forms.iter().filter(|(_, count)| **count > 0).map(|(form, count)| format!("{form} {count}"));
+        let forms = row
+            .forms
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(form, count)| format!("{form} {count}"));
         let cut_off = (row.cut_off > 0).then(|| format!("cut off {}", row.cut_off));
-        let keyring = row.keyring.clone().unwrap_or_else(|| format!("? {}", row.tag));
+        let keyring = row
+            .keyring
+            .clone()
+            .unwrap_or_else(|| format!("? {}", row.tag));
         let forms = forms.chain(cut_off).collect::<Vec<_>>().join(", ");
-        (keyring, row.version.to_string(), row.ciphertexts.to_string(), forms)
+        (
+            keyring,
+            row.version.to_string(),
+            row.ciphertexts.to_string(),
+            forms,
+        )
     };
     if found.found.is_empty() {
         text.push_str("no ciphertext found\n");
     } else {
-        let mut table = vec![["KEYRING", "VERSION", "CIPHERTEXTS", "FILES", "FORMS"].map(String::from).to_vec()];
+        let mut table = vec![
+            ["KEYRING", "VERSION", "CIPHERTEXTS", "FILES", "FORMS"]
+                .map(String::from)
+                .to_vec(),
+        ];
         for row in &found.found {
             let (keyring, version, ciphertexts, forms) = cells(row);
-            table.push(vec![keyring, version, ciphertexts, row.files.unwrap_or_default().to_string(), forms]);
+            table.push(vec![
+                keyring,
+                version,
+                ciphertexts,
+                row.files.unwrap_or_default().to_string(),
+                forms,
+            ]);
         }
         text.push_str(&columns(&table));
     }
     if let Some(files) = found.files.as_ref().filter(|files| !files.is_empty()) {
-        let mut table = vec![["FILE", "KEYRING", "VERSION", "CIPHERTEXTS", "FORMS"].map(String::from).to_vec()];
+        let mut table = vec![
+            ["FILE", "KEYRING", "VERSION", "CIPHERTEXTS", "FORMS"]
+                .map(String::from)
+                .to_vec(),
+        ];
         for file in files {
             for row in &file.found {
                 let (keyring, version, ciphertexts, forms) = cells(row);
-                table.push(vec![printable(&file.path), keyring, version, ciphertexts, forms]);
+                table.push(vec![
+                    printable(&file.path),
+                    keyring,
+                    version,
+                    ciphertexts,
+                    forms,
+                ]);
             }
         }
         text.push_str(&format!("\n{}", columns(&table)));
     }
-    let Searched { files, bytes, embedded } = found.searched;
+    let Searched {
+        files,
+        bytes,
+        embedded,
+    } = found.searched;
     text.push_str(&format!("\nsearched: {files} files, {bytes} bytes\n"));
     if !embedded {
         text.push_str(
             "not looked for: bytes, hex and base64 inside of files, since no keyring is known (--location, --config, --socket)\n",
         );
     }
-    let Unseen { opaque, skipped, paths } = &found.unseen;
+    let Unseen {
+        opaque,
+        skipped,
+        paths,
+    } = &found.unseen;
     if opaque + skipped > 0 {
         text.push_str(&format!(
             "not seen: {opaque} files compressed or encrypted by something else, {skipped} links and special files\n"
@@ -402,11 +540,15 @@ mod tests {
 
     #[test]
     fn reads_versions_with_and_without_a_keyring() {
-        let unwanted =
-            |keyring: Option<&str>, version| Unwanted { keyring: keyring.map(|name| name.parse().expect("name")), version };
+        let unwanted = |keyring: Option<&str>, version| Unwanted {
+            keyring: keyring.map(|name| name.parse().expect("name")),
+            version,
+        };
         assert_eq!("3".parse(), Ok(unwanted(None, 3)));
         assert_eq!("orders:12".parse(), Ok(unwanted(Some("orders"), 12)));
-        for wrong in ["", "0", "orders", "orders:", ":1", "orders:0", "1:orders", "-1"] {
+        for wrong in [
+            "", "0", "orders", "orders:", ":1", "orders:0", "1:orders", "-1",
+        ] {
             assert!(wrong.parse::<Unwanted>().is_err(), "{wrong}");
         }
     }

@@ -29,7 +29,9 @@ impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Unreadable { .. } => Self::failed(error.to_string()),
-            LoadError::Invalid(problems) => Self::failed(format!("the config is not valid\n{problems}")),
+            LoadError::Invalid(problems) => {
+                Self::failed(format!("the config is not valid\n{problems}"))
+            }
         }
     }
 }
@@ -71,9 +73,11 @@ impl Check {
             (Ok(settings), _) => {
                 let (keyrings, secrets) = (settings.keyrings.len(), &settings.secrets);
                 let secrets = secrets.named.len() + secrets.mappings.len();
-                print(format, &json!({ "file": file, "valid": true, "keyrings": keyrings, "secrets": secrets }), || {
-                    format!("{file}: valid, {keyrings} keyrings, {secrets} secrets\n")
-                })
+                print(
+                    format,
+                    &json!({ "file": file, "valid": true, "keyrings": keyrings, "secrets": secrets }),
+                    || format!("{file}: valid, {keyrings} keyrings, {secrets} secrets\n"),
+                )
             }
             (Err(LoadError::Invalid(problems)), Format::Json) => {
                 let items: Vec<_> = problems
@@ -81,7 +85,11 @@ impl Check {
                     .iter()
                     .map(|item| json!({ "line": item.line, "key": item.key, "message": item.message }))
                     .collect();
-                print(format, &json!({ "file": file, "valid": false, "problems": items }), String::new)?;
+                print(
+                    format,
+                    &json!({ "file": file, "valid": false, "problems": items }),
+                    String::new,
+                )?;
                 Err(Failure::failed(format!("{file}: the config is not valid")))
             }
             (Err(error), _) => Err(error.into()),
@@ -99,31 +107,59 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
                 Purpose::Secret(name) => (None, Some(name)),
             };
             let took_ms = probe.took.as_secs_f64() * 1000.0;
-            Tried { keyring, secret, subject: probe.subject, took_ms, error: probe.result.err() }
+            Tried {
+                keyring,
+                secret,
+                subject: probe.subject,
+                took_ms,
+                error: probe.result.err(),
+            }
         })
         .collect();
     let text = || {
-        let heading = ["FOR", "LOCATION, KEK OR SOURCE", "TOOK", "RESULT"].map(String::from).to_vec();
+        let heading = ["FOR", "LOCATION, KEK OR SOURCE", "TOOK", "RESULT"]
+            .map(String::from)
+            .to_vec();
         let row = |tried: &Tried| {
             let result = tried.error.clone().unwrap_or_else(|| "ok".into());
             let keyring = tried.keyring.as_ref().map(|name| format!("keyring {name}"));
             let secret = tried.secret.as_ref().map(|name| format!("secret {name}"));
-            vec![keyring.or(secret).unwrap_or_default(), tried.subject.clone(), format!("{:.0} ms", tried.took_ms), result]
+            vec![
+                keyring.or(secret).unwrap_or_default(),
+                tried.subject.clone(),
+                format!("{:.0} ms", tried.took_ms),
+                result,
+            ]
         };
-        columns(&std::iter::once(heading).chain(tried.iter().map(row)).collect::<Vec<_>>())
+        columns(
+            &std::iter::once(heading)
+                .chain(tried.iter().map(row))
+                .collect::<Vec<_>>(),
+        )
     };
-    print(format, &json!({ "file": file, "valid": true, "tried": tried }), text)?;
+    print(
+        format,
+        &json!({ "file": file, "valid": true, "tried": tried }),
+        text,
+    )?;
     match tried.iter().filter(|tried| tried.error.is_some()).count() {
         0 => Ok(()),
-        failed => Err(Failure::failed(format!("{failed} of {} tries failed", tried.len()))),
+        failed => Err(Failure::failed(format!(
+            "{failed} of {} tries failed",
+            tried.len()
+        ))),
     }
 }
 
-pub(super) fn serve(settings: &Settings, started: impl AsyncFnOnce(&app::Bound) -> Result<(), Failure>) -> Result<(), Failure> {
+pub(super) fn serve(
+    settings: &Settings,
+    started: impl AsyncFnOnce(&app::Bound) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     telemetry::init_logging(&settings.log).map_err(Failure::failed)?;
     on_one_thread(async {
         // Before anything else, so that no signal ends the process the hard way.
-        let signals = Signals::listen().map_err(|error| Failure::failed(format!("can't listen to signals: {error}")))?;
+        let signals = Signals::listen()
+            .map_err(|error| Failure::failed(format!("can't listen to signals: {error}")))?;
         let bound = app::build(settings, Clock::system()).await?;
         tell_started();
         started(&bound).await?;

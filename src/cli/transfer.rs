@@ -41,15 +41,28 @@ impl Input {
             None => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?),
         };
         let metadata = file.metadata().map_err(failed)?;
-        let length =
-            if metadata.is_file() { Some(metadata.len().saturating_sub(file.stream_position().map_err(failed)?)) } else { None };
-        Ok(Self { source: Box::new(file), length, name })
+        let length = if metadata.is_file() {
+            Some(
+                metadata
+                    .len()
+                    .saturating_sub(file.stream_position().map_err(failed)?),
+            )
+        } else {
+            None
+        };
+        Ok(Self {
+            source: Box::new(file),
+            length,
+            name,
+        })
     }
 
     /// Up to `length` bytes; fewer only at the end.
     pub(super) fn take(&mut self, length: usize) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
-        let read = (&mut self.source).take(length as u64).read_to_end(&mut bytes);
+        let read = (&mut self.source)
+            .take(length as u64)
+            .read_to_end(&mut bytes);
         read.map_err(|error| unreadable(&self.name, &error))?;
         Ok(bytes)
     }
@@ -61,7 +74,11 @@ impl Input {
     /// A request's body: `head`, which was taken already, and the rest while it is read.
     pub(super) fn into_body(self, head: Vec<u8>, progress: &ProgressBar) -> Upload {
         let (sender, blocks) = mpsc::channel(AHEAD);
-        let Self { mut source, length, name } = self;
+        let Self {
+            mut source,
+            length,
+            name,
+        } = self;
         // Some files say that they are empty and are not, those of /proc for example.
         let remaining = length.filter(|length| *length >= head.len() as u64);
         // Reading may block for as long as it likes; it ends when nobody takes the blocks any more.
@@ -71,18 +88,28 @@ impl Input {
                 let block = match next {
                     Ok(block) if block.is_empty() => return,
                     Ok(block) => Ok(block),
-                    Err(error) => Err(io::Error::new(error.kind(), format!("can't read {name}: {error}"))),
+                    Err(error) => Err(io::Error::new(
+                        error.kind(),
+                        format!("can't read {name}: {error}"),
+                    )),
                 };
                 let is_failure = block.is_err();
                 if sender.blocking_send(block).is_err() || is_failure {
                     return;
                 }
                 let mut block = Vec::with_capacity(BLOCK);
-                next = (&mut source).take(BLOCK as u64).read_to_end(&mut block).map(|_| block);
+                next = (&mut source)
+                    .take(BLOCK as u64)
+                    .read_to_end(&mut block)
+                    .map(|_| block);
             }
         };
         thread::spawn(reader);
-        Upload { blocks, remaining, progress: progress.clone() }
+        Upload {
+            blocks,
+            remaining,
+            progress: progress.clone(),
+        }
     }
 }
 
@@ -100,7 +127,11 @@ pub(super) struct Upload {
 impl Upload {
     /// One whose blocks somebody else makes.
     pub(super) fn from_blocks(blocks: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
-        Self { blocks, remaining: None, progress: ProgressBar::hidden() }
+        Self {
+            blocks,
+            remaining: None,
+            progress: ProgressBar::hidden(),
+        }
     }
 }
 
@@ -108,12 +139,17 @@ impl Body for Upload {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let block = ready!(self.blocks.poll_recv(cx));
         if let Some(Ok(block)) = &block {
             let length = block.len() as u64;
             if self.remaining.is_some_and(|remaining| remaining < length) {
-                return Poll::Ready(Some(Err(io::Error::other("the input grew while it was read"))));
+                return Poll::Ready(Some(Err(io::Error::other(
+                    "the input grew while it was read",
+                ))));
             }
             self.remaining = self.remaining.map(|remaining| remaining - length);
             self.progress.inc(length);
@@ -122,7 +158,8 @@ impl Body for Upload {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.remaining
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -149,12 +186,15 @@ impl Output {
     pub(super) fn open(path: Option<&Path>) -> Result<Self, Failure> {
         match path {
             Some(path) => Self::file(path),
-            None => Self::stdout().map_err(|error| Failure::failed(format!("can't write to standard output: {error}"))),
+            None => Self::stdout().map_err(|error| {
+                Failure::failed(format!("can't write to standard output: {error}"))
+            }),
         }
     }
 
     fn file(path: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::failed(format!("can't write {}: {error}", shown(path)));
+        let failed =
+            |error: io::Error| Failure::failed(format!("can't write {}: {error}", shown(path)));
         // A link stays, and what it points to is exchanged.
         let target = match fs::canonicalize(path) {
             Ok(target) => target,
@@ -164,17 +204,38 @@ impl Output {
         let former = fs::metadata(&target).ok();
         if former.as_ref().is_some_and(|former| !former.is_file()) {
             // A device or a pipe is written to; nothing of it can be taken back.
-            let file = OpenOptions::new().write(true).open(&target).map_err(failed)?;
-            return Ok(Self { file, name: shown(path), kind: Kind::Pipe, is_finished: false });
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&target)
+                .map_err(failed)?;
+            return Ok(Self {
+                file,
+                name: shown(path),
+                kind: Kind::Pipe,
+                is_finished: false,
+            });
         }
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{:016x}.part", fastrand::u64(..)));
         let temporary = target.with_file_name(name);
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|error| Failure::failed(format!("can't write {}: {error}", shown(&temporary))))?;
-        let output = Self { file, name: shown(path), kind: Kind::Temporary { temporary, target }, is_finished: false };
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary);
+        let file = file.map_err(|error| {
+            Failure::failed(format!("can't write {}: {error}", shown(&temporary)))
+        })?;
+        let output = Self {
+            file,
+            name: shown(path),
+            kind: Kind::Temporary { temporary, target },
+            is_finished: false,
+        };
         if let Some(former) = former {
-            output.file.set_permissions(former.permissions()).map_err(failed)?;
+            output
+                .file
+                .set_permissions(former.permissions())
+                .map_err(failed)?;
         }
         Ok(output)
     }
@@ -185,21 +246,35 @@ impl Output {
         let kind = if !metadata.is_file() {
             Kind::Pipe
         } else if fcntl_getfl(&file)?.contains(OFlags::APPEND) {
-            Kind::Redirected { length: metadata.len() }
+            Kind::Redirected {
+                length: metadata.len(),
+            }
         } else {
-            Kind::Redirected { length: file.stream_position()? }
+            Kind::Redirected {
+                length: file.stream_position()?,
+            }
         };
-        Ok(Self { file, name: "standard output".into(), kind, is_finished: false })
+        Ok(Self {
+            file,
+            name: "standard output".into(),
+            kind,
+            is_finished: false,
+        })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(bytes).map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
     }
 
     /// Keeps what was written.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         if let Kind::Temporary { temporary, target } = &self.kind {
-            let kept = self.file.sync_all().and_then(|()| fs::rename(temporary, target));
+            let kept = self
+                .file
+                .sync_all()
+                .and_then(|()| fs::rename(temporary, target));
             kept.map_err(|error| Failure::failed(format!("can't write {}: {error}", self.name)))?;
         }
         self.is_finished = true;
@@ -214,13 +289,17 @@ impl Drop for Output {
         }
         let undone = match &self.kind {
             Kind::Temporary { temporary, .. } => fs::remove_file(temporary),
-            Kind::Redirected { length } => {
-                self.file.set_len(*length).and_then(|()| self.file.seek(io::SeekFrom::Start(*length)).map(drop))
-            }
+            Kind::Redirected { length } => self
+                .file
+                .set_len(*length)
+                .and_then(|()| self.file.seek(io::SeekFrom::Start(*length)).map(drop)),
             Kind::Pipe => Ok(()),
         };
         if let Err(error) = undone {
-            eprintln!("sidekey: part of a result is left in {}: {error}", self.name);
+            eprintln!(
+                "sidekey: part of a result is left in {}: {error}",
+                self.name
+            );
         }
     }
 }
@@ -231,9 +310,17 @@ pub(super) fn progress(length: Option<u64>) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let (bar, template) = match length {
-        Some(length) => (ProgressBar::new(length), "{bar:40} {bytes} of {total_bytes} {binary_bytes_per_sec} {eta}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {binary_bytes_per_sec}"),
+        Some(length) => (
+            ProgressBar::new(length),
+            "{bar:40} {bytes} of {total_bytes} {binary_bytes_per_sec} {eta}",
+        ),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {bytes} {binary_bytes_per_sec}",
+        ),
     };
     // The templates above are valid.
-    ProgressStyle::with_template(template).map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    ProgressStyle::with_template(template)
+        .map(|style| bar.clone().with_style(style))
+        .unwrap_or(bar)
 }

@@ -52,7 +52,10 @@ impl Watch {
                 News::Listening => {}
                 News::Event(event) => self.show(&event, format)?,
                 // Nobody may read it, which is no reason to end.
-                News::Lost(reason) => drop(writeln!(io::stderr().lock(), "sidekey: {reason}; trying again")),
+                News::Lost(reason) => drop(writeln!(
+                    io::stderr().lock(),
+                    "sidekey: {reason}; trying again"
+                )),
             }
         }
     }
@@ -62,11 +65,17 @@ impl Watch {
         let (is_wanted, text) = match event.kind.as_str() {
             "keyring" => {
                 let change: KeyringChange = parse(event)?;
-                (self.wants(&self.keyring, &change.keyring), change.describe(now))
+                (
+                    self.wants(&self.keyring, &change.keyring),
+                    change.describe(now),
+                )
             }
             "secret" => {
                 let change: SecretChange = parse(event)?;
-                (self.wants(&self.secret, &change.secret), change.describe(now))
+                (
+                    self.wants(&self.secret, &change.secret),
+                    change.describe(now),
+                )
             }
             // What a later sidecar may tell.
             _ => return Ok(()),
@@ -85,19 +94,33 @@ impl Watch {
 
     /// Whether a change is told of what stands in one list, if anything stands in either.
     fn wants(&self, list: &[String], name: &str) -> bool {
-        self.keyring.is_empty() && self.secret.is_empty() || list.iter().any(|wanted| wanted == name)
+        self.keyring.is_empty() && self.secret.is_empty()
+            || list.iter().any(|wanted| wanted == name)
     }
 }
 
 fn parse<'e, T: Deserialize<'e>>(event: &'e Event) -> Result<T, Failure> {
-    serde_json::from_str(&event.data).map_err(|error| Failure::failed(format!("an event is not understood: {error}")))
+    serde_json::from_str(&event.data)
+        .map_err(|error| Failure::failed(format!("an event is not understood: {error}")))
 }
 
 impl KeyringChange {
     fn describe(&self, now: Timestamp) -> String {
-        let versions: Vec<String> = self.versions.iter().map(|version| format!("{} {}", version.version, version.role)).collect();
-        let who = self.primary.map_or_else(|| "nothing encrypts".into(), |primary| format!("version {primary} encrypts"));
-        format!("{now:.0}  {}  generation {}  {who}  ({})", self.keyring, self.generation, versions.join(", "))
+        let versions: Vec<String> = self
+            .versions
+            .iter()
+            .map(|version| format!("{} {}", version.version, version.role))
+            .collect();
+        let who = self.primary.map_or_else(
+            || "nothing encrypts".into(),
+            |primary| format!("version {primary} encrypts"),
+        );
+        format!(
+            "{now:.0}  {}  generation {}  {who}  ({})",
+            self.keyring,
+            self.generation,
+            versions.join(", ")
+        )
     }
 }
 
@@ -107,7 +130,11 @@ impl SecretChange {
             Some(version) => format!("version {version}"),
             None => "deleted at its provider".into(),
         };
-        let before = self.previous.as_ref().map(|previous| format!("  (before: {previous})")).unwrap_or_default();
+        let before = self
+            .previous
+            .as_ref()
+            .map(|previous| format!("  (before: {previous})"))
+            .unwrap_or_default();
         format!("{now:.0}  secret {}  {state}{before}", self.secret)
     }
 }

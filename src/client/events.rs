@@ -53,7 +53,14 @@ pub struct Feed {
 impl Feed {
     /// The events of the sidecar behind `socket`. Nothing is asked yet.
     pub fn new(socket: Socket) -> Self {
-        Self { socket, answer: None, parser: Parser::default(), last_id: None, was_there: false, pause: SHORTEST_PAUSE }
+        Self {
+            socket,
+            answer: None,
+            parser: Parser::default(),
+            last_id: None,
+            was_there: false,
+            pause: SHORTEST_PAUSE,
+        }
     }
 
     /// What comes next. Dropping the future may lose an event.
@@ -77,10 +84,12 @@ impl Feed {
                 Err(_) => format!("nothing was heard for {SILENCE:?}"),
                 Ok(None) => "the sidecar ended".into(),
                 Ok(Some(Err(error))) => format!("the sidecar is gone: {error}"),
-                Ok(Some(Ok(frame))) => match self.parser.take(&frame.into_data().unwrap_or_default()) {
-                    Ok(()) => continue,
-                    Err(reason) => reason,
-                },
+                Ok(Some(Ok(frame))) => {
+                    match self.parser.take(&frame.into_data().unwrap_or_default()) {
+                        Ok(()) => continue,
+                        Err(reason) => reason,
+                    }
+                }
             };
             self.answer = None;
             return Ok(News::Lost(reason));
@@ -107,9 +116,13 @@ impl Feed {
         if let Some(id) = &self.last_id {
             request = request.header("last-event-id", id);
         }
-        let request = request.body(whole("")).map_err(|error| SidecarError::Unexpected(error.to_string()))?;
+        let request = request
+            .body(whole(""))
+            .map_err(|error| SidecarError::Unexpected(error.to_string()))?;
         let silent = |_| SidecarError::Unexpected(format!("nothing was answered for {SILENCE:?}"));
-        let response = timeout(SILENCE, self.socket.send(request)).await.map_err(silent)??;
+        let response = timeout(SILENCE, self.socket.send(request))
+            .await
+            .map_err(silent)??;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
@@ -176,11 +189,14 @@ mod tests {
 
     use super::*;
 
-    const TEXT: &str =
-        ": hello\n\nid: 1-1\nevent: keyring\ndata: {\"a\":1}\n\n:\n\nevent:secret\r\ndata: one\ndata: two\nodd\n\ndata: cut off";
+    const TEXT: &str = ": hello\n\nid: 1-1\nevent: keyring\ndata: {\"a\":1}\n\n:\n\nevent:secret\r\ndata: one\ndata: two\nodd\n\ndata: cut off";
 
     fn event(id: Option<&str>, kind: &str, data: &str) -> Event {
-        Event { id: id.map(str::to_owned), kind: kind.into(), data: data.into() }
+        Event {
+            id: id.map(str::to_owned),
+            kind: kind.into(),
+            data: data.into(),
+        }
     }
 
     proptest! {

@@ -37,12 +37,17 @@ pub type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A body that is all there.
 pub fn whole(bytes: impl Into<Bytes>) -> RequestBody {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A request for `path`, without headers of its own.
 pub fn request(method: Method, path: &str) -> request::Builder {
-    Request::builder().method(method).uri(path).header(HOST, "sidekey")
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "sidekey")
 }
 
 /// Why a sidecar did not do what it was asked for.
@@ -117,19 +122,25 @@ impl Problem {
     pub async fn of(response: Response<Incoming>) -> Result<Self, SidecarError> {
         let status = response.status();
         let body = read(response).await?;
-        serde_json::from_slice(&body).map_err(|_| SidecarError::Unexpected(format!("status {status}")))
+        serde_json::from_slice(&body)
+            .map_err(|_| SidecarError::Unexpected(format!("status {status}")))
     }
 }
 
 impl From<Problem> for SidecarError {
     fn from(problem: Problem) -> Self {
-        Self::Refused { message: problem.message(), code: problem.code }
+        Self::Refused {
+            message: problem.message(),
+            code: problem.code,
+        }
     }
 }
 
 /// Why an answer that isn't good isn't.
 pub async fn refusal(response: Response<Incoming>) -> SidecarError {
-    Problem::of(response).await.map_or_else(|error| error, SidecarError::from)
+    Problem::of(response)
+        .await
+        .map_or_else(|error| error, SidecarError::from)
 }
 
 /// An answer's whole body.
@@ -137,13 +148,17 @@ pub async fn refusal(response: Response<Incoming>) -> SidecarError {
 /// # Errors
 /// It broke off, or is longer than [`LONGEST_ANSWER`].
 pub async fn read(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER)
+        .collect()
+        .await;
     Ok(body.map_err(|error| broken_off(&*error))?.to_bytes())
 }
 
 /// What to say of an answer that broke off.
 pub fn broken_off(error: &dyn Error) -> SidecarError {
-    SidecarError::Unexpected(format!("it broke off, so nothing of it can be relied on: {error}"))
+    SidecarError::Unexpected(format!(
+        "it broke off, so nothing of it can be relied on: {error}"
+    ))
 }
 
 /// A sidecar's Unix socket.
@@ -171,8 +186,12 @@ impl Socket {
     where
         B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
-        let stream = UnixStream::connect(&self.path).await.map_err(|error| self.unreachable(&error))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.unreachable(&error))?;
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.unreachable(&error))?;
         // Its end shows at the sender.
         tokio::spawn(connection);
         Ok(sender)
@@ -182,20 +201,34 @@ impl Socket {
     ///
     /// # Errors
     /// Whatever keeps an answer from coming. An answer that is a problem is no error here.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, SidecarError> {
-        self.connect().await?.send_request(request).await.map_err(|error| self.not_sent(&error))
+    pub async fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SidecarError> {
+        self.connect()
+            .await?
+            .send_request(request)
+            .await
+            .map_err(|error| self.not_sent(&error))
     }
 
     /// What to say of a request that did not get through.
     pub fn not_sent(&self, error: &hyper::Error) -> SidecarError {
         if error.is_user() {
             // Of a body that is read while it is sent: the only bodies that fail are files.
-            return SidecarError::Unreadable(error.source().map_or_else(|| error.to_string(), ToString::to_string));
+            return SidecarError::Unreadable(
+                error
+                    .source()
+                    .map_or_else(|| error.to_string(), ToString::to_string),
+            );
         }
         self.unreachable(error)
     }
 
     fn unreachable(&self, error: &dyn Error) -> SidecarError {
-        SidecarError::Unreachable { socket: self.path.clone(), error: error.to_string() }
+        SidecarError::Unreachable {
+            socket: self.path.clone(),
+            error: error.to_string(),
+        }
     }
 }

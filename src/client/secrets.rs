@@ -28,18 +28,35 @@ pub struct Fetched {
 ///
 /// # Errors
 /// The sidecar can't be reached, refuses, or is silent.
-pub async fn fetch_secret(socket: &Socket, name: &SecretName, field: Option<&str>) -> Result<Fetched, SidecarError> {
+pub async fn fetch_secret(
+    socket: &Socket,
+    name: &SecretName,
+    field: Option<&str>,
+) -> Result<Fetched, SidecarError> {
     let silent = |_| SidecarError::Unexpected(format!("it was not whole within {PATIENCE:?}"));
-    timeout(PATIENCE, fetch(socket, name, field)).await.map_err(silent)?
+    timeout(PATIENCE, fetch(socket, name, field))
+        .await
+        .map_err(silent)?
 }
 
-async fn fetch(socket: &Socket, name: &SecretName, field: Option<&str>) -> Result<Fetched, SidecarError> {
+async fn fetch(
+    socket: &Socket,
+    name: &SecretName,
+    field: Option<&str>,
+) -> Result<Fetched, SidecarError> {
     let mut path = format!("/v1/secrets/{name}");
     if let Some(field) = field {
-        path.push_str(&format!("?field={}", utf8_percent_encode(field, NON_ALPHANUMERIC)));
+        path.push_str(&format!(
+            "?field={}",
+            utf8_percent_encode(field, NON_ALPHANUMERIC)
+        ));
     }
-    let request = request(Method::GET, &path).header(ACCEPT, OCTETS).body(whole(""));
-    let response = socket.send(request.map_err(|error| SidecarError::Unexpected(error.to_string()))?).await?;
+    let request = request(Method::GET, &path)
+        .header(ACCEPT, OCTETS)
+        .body(whole(""));
+    let response = socket
+        .send(request.map_err(|error| SidecarError::Unexpected(error.to_string()))?)
+        .await?;
     if response.status() != StatusCode::OK {
         return Err(refusal(response).await);
     }
@@ -47,7 +64,10 @@ async fn fetch(socket: &Socket, name: &SecretName, field: Option<&str>) -> Resul
     let mut body = Limited::new(response.into_body(), LONGEST_VALUE);
     let mut value = Zeroizing::new(Vec::new());
     while let Some(frame) = body.frame().await {
-        let piece = frame.map_err(|error| broken_off(&*error))?.into_data().unwrap_or_default();
+        let piece = frame
+            .map_err(|error| broken_off(&*error))?
+            .into_data()
+            .unwrap_or_default();
         append(&mut value, &piece);
     }
     Ok(Fetched { value, version })
@@ -56,7 +76,9 @@ async fn fetch(socket: &Socket, name: &SecretName, field: Option<&str>) -> Resul
 /// A vector that grows leaves its bytes behind, so this one moves to a new one.
 fn append(value: &mut Zeroizing<Vec<u8>>, piece: &[u8]) {
     if value.capacity() - value.len() < piece.len() {
-        let mut longer = Zeroizing::new(Vec::with_capacity((value.len() + piece.len()).next_power_of_two()));
+        let mut longer = Zeroizing::new(Vec::with_capacity(
+            (value.len() + piece.len()).next_power_of_two(),
+        ));
         longer.extend_from_slice(value);
         *value = longer;
     }
@@ -64,5 +86,9 @@ fn append(value: &mut Zeroizing<Vec<u8>>, piece: &[u8]) {
 }
 
 fn version(headers: &HeaderMap) -> Option<String> {
-    headers.get("sidekey-secret-version")?.to_str().ok().map(str::to_owned)
+    headers
+        .get("sidekey-secret-version")?
+        .to_str()
+        .ok()
+        .map(str::to_owned)
 }

@@ -29,10 +29,14 @@ pub(super) fn audit(section: &Section<'_>, folder: &Path) -> Read<Option<Audit>>
     let key_file = section.maybe("key_file", path);
     let (file, stdout, key_file) = (file?, stdout?, key_file?);
     let sink = match (file, stdout) {
-        (Some(_), true) => return Err(section.problem("goes to one place: give file, or stdout = true, not both")),
+        (Some(_), true) => {
+            return Err(section.problem("goes to one place: give file, or stdout = true, not both"));
+        }
         (Some(path), false) => AuditSink::File(path),
         (None, true) => AuditSink::Stdout,
-        (None, false) if key_file.is_some() => return Err(section.absence("file", "is required with key_file, or stdout = true")),
+        (None, false) if key_file.is_some() => {
+            return Err(section.absence("file", "is required with key_file, or stdout = true"));
+        }
         (None, false) => return Ok(None),
     };
     Ok(Some(Audit { sink, key_file }))

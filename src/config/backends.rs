@@ -163,22 +163,42 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     let vault = root.section("vault", |section| vault(section, folder));
     let aws = root.section("aws", aws);
     let azure = root.section("azure", |section| azure(section, folder));
-    let pkcs11 =
-        root.section("pkcs11", |section| section.maybe("module", |value| path(value, folder)).map(|module| Pkcs11 { module }));
+    let pkcs11 = root.section("pkcs11", |section| {
+        section
+            .maybe("module", |value| path(value, folder))
+            .map(|module| Pkcs11 { module })
+    });
     let local = root.section("local", |section| {
-        section.maybe("passphrase_file", |value| path(value, folder)).map(|passphrase_file| Local { passphrase_file })
+        section
+            .maybe("passphrase_file", |value| path(value, folder))
+            .map(|passphrase_file| Local { passphrase_file })
     });
     let web = root.section("web", |section| {
         let (ca_file, client_certificate, client_key) = tls(section, folder)?;
-        Ok(Web { ca_file, client_certificate, client_key })
+        Ok(Web {
+            ca_file,
+            client_certificate,
+            client_key,
+        })
     });
     let both = root.section("backends", |section| {
-        let plain_http = section.or("plain_http", Vec::new(), |value| value.list(|item| text(&item)));
+        let plain_http = section.or("plain_http", Vec::new(), |value| {
+            value.list(|item| text(&item))
+        });
         let local_keks = section.or("local_keks", false, Value::boolean);
         Ok((plain_http?, local_keks?))
     });
     let (plain_http, local_keks) = both?;
-    Ok(Backends { vault: vault?, aws: aws?, azure: azure?, pkcs11: pkcs11?, local: local?, web: web?, plain_http, local_keks })
+    Ok(Backends {
+        vault: vault?,
+        aws: aws?,
+        azure: azure?,
+        pkcs11: pkcs11?,
+        local: local?,
+        web: web?,
+        plain_http,
+        local_keks,
+    })
 }
 
 fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
@@ -187,7 +207,14 @@ fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
     let tls = tls(section, folder);
     let login = login(section, folder);
     let (ca_file, client_certificate, client_key) = tls?;
-    Ok(Vault { address: address?, namespace: namespace?, ca_file, client_certificate, client_key, login: login? })
+    Ok(Vault {
+        address: address?,
+        namespace: namespace?,
+        ca_file,
+        client_certificate,
+        client_key,
+        login: login?,
+    })
 }
 
 /// Authorities, our certificate and its key.
@@ -198,7 +225,9 @@ fn tls(section: &Section<'_>, folder: &Path) -> Read<Tls> {
     let client_certificate = section.maybe("client_certificate", |value| path(value, folder));
     let client_key = section.maybe("client_key", |value| path(value, folder));
     match (ca_file?, client_certificate?, client_key?) {
-        (_, Some(_), None) | (_, None, Some(_)) => Err(section.problem("client_certificate and client_key go together")),
+        (_, Some(_), None) | (_, None, Some(_)) => {
+            Err(section.problem("client_certificate and client_key go together"))
+        }
         tls => Ok(tls),
     }
 }
@@ -226,17 +255,30 @@ fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
         let mount = |default: &str| section.or("mount", default.to_owned(), text);
         let jwt = |mount: Read<String>, token_file: Read<PathBuf>| {
             let role = section.required("role").and_then(|value| text(&value));
-            Ok(VaultLogin::Jwt { mount: mount?, role: role?, token_file: token_file? })
+            Ok(VaultLogin::Jwt {
+                mount: mount?,
+                role: role?,
+                token_file: token_file?,
+            })
         };
-        match section.required("method").and_then(|value| value.choice(&methods))? {
+        match section
+            .required("method")
+            .and_then(|value| value.choice(&methods))?
+        {
             Method::TokenFile => file("token_file").map(VaultLogin::TokenFile),
             Method::AppRole => {
                 let role_id = section.required("role_id").and_then(|value| text(&value));
                 let (mount, secret_id_file) = (mount("approle"), file("secret_id_file"));
-                Ok(VaultLogin::AppRole { mount: mount?, role_id: role_id?, secret_id_file: secret_id_file? })
+                Ok(VaultLogin::AppRole {
+                    mount: mount?,
+                    role_id: role_id?,
+                    secret_id_file: secret_id_file?,
+                })
             }
             Method::Kubernetes => {
-                let token_file = section.or("token_file", SERVICE_ACCOUNT_TOKEN.into(), |value| path(value, folder));
+                let token_file = section.or("token_file", SERVICE_ACCOUNT_TOKEN.into(), |value| {
+                    path(value, folder)
+                });
                 jwt(mount("kubernetes"), token_file)
             }
             Method::Jwt => jwt(mount("jwt"), file("token_file")),
@@ -249,7 +291,12 @@ fn aws(section: &Section<'_>) -> Read<Aws> {
     let profile = section.maybe("profile", text);
     let endpoint = section.maybe("endpoint", text);
     let fips = section.or("fips", false, Value::boolean);
-    Ok(Aws { region: region?, profile: profile?, endpoint: endpoint?, fips: fips? })
+    Ok(Aws {
+        region: region?,
+        profile: profile?,
+        endpoint: endpoint?,
+        fips: fips?,
+    })
 }
 
 fn azure(section: &Section<'_>, folder: &Path) -> Read<Azure> {

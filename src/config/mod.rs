@@ -18,7 +18,8 @@ pub use parse::{LoadError, Problem, Problems, load, parse};
 pub use render::{Content, Notice, Render, Signal, temporary_beside};
 pub use secrets::{Keeping, NamePattern, Secret, SecretMapping, SecretSource, Secrets};
 pub use settings::{
-    Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime, Settings, Tcp, Timeouts,
+    Confirm, Keyring, Limits, Listen, Log, LogFormat, Operation, Ops, Refresh, Rule, Runtime,
+    Settings, Tcp, Timeouts,
 };
 pub use tls::{CertificateName, Tls, TlsClients, TlsVersion};
 #[cfg(feature = "vault")]

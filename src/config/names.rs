@@ -75,12 +75,15 @@ text_type!(
 pub(super) use text_type;
 
 pub(super) fn check_name(text: &str) -> Result<(), Malformed> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let allowed =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let starts_well = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     if starts_well && text.len() <= 63 && text.chars().all(allowed) {
         Ok(())
     } else {
-        Err(Malformed::new("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit"))
+        Err(Malformed::new(
+            "a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-' and begins with a letter or a digit",
+        ))
     }
 }
 
@@ -97,7 +100,9 @@ impl FromStr for SignerKey {
             .and_then(|encoded| STANDARD.decode(encoded).ok())
             .and_then(|bytes| bytes.try_into().ok())
             .map(Self)
-            .ok_or_else(|| Malformed::new("a signer is `ed25519:` and a 32-byte public key in base64"))
+            .ok_or_else(|| {
+                Malformed::new("a signer is `ed25519:` and a 32-byte public key in base64")
+            })
     }
 }
 
@@ -122,7 +127,9 @@ impl Serialize for SignerKey {
 
 impl<'de> Deserialize<'de> for SignerKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -151,7 +158,9 @@ impl FromStr for Span {
             // A century bounds every sum of a time and a span within what a timestamp holds.
             .filter(|duration| *duration <= std::time::Duration::from_secs(36_525 * 24 * 60 * 60))
             .map(Self)
-            .ok_or_else(|| Malformed::new("write a duration such as `30s`, `12h` or `30d`, at most 36525d"))
+            .ok_or_else(|| {
+                Malformed::new("write a duration such as `30s`, `12h` or `30d`, at most 36525d")
+            })
     }
 }
 
@@ -181,6 +190,8 @@ impl Serialize for Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }

@@ -12,8 +12,8 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat, NamePattern, Operation, Ops,
-    Refresh, Rule, Runtime, Settings, Span, Tcp, Timeouts, Wave,
+    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat,
+    NamePattern, Operation, Ops, Refresh, Rule, Runtime, Settings, Span, Tcp, Timeouts, Wave,
     audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
@@ -73,7 +73,11 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { line, key, message } = self;
-        if key.is_empty() { write!(f, "{line}: {message}") } else { write!(f, "{line}: {key}: {message}") }
+        if key.is_empty() {
+            write!(f, "{line}: {message}")
+        } else {
+            write!(f, "{line}: {key}: {message}")
+        }
     }
 }
 
@@ -83,7 +87,10 @@ impl fmt::Display for Problem {
 ///
 /// The file can't be read, or isn't valid.
 pub fn load(file: &Path) -> Result<Settings, LoadError> {
-    let text = fs::read_to_string(file).map_err(|cause| LoadError::Unreadable { file: file.to_owned(), cause })?;
+    let text = fs::read_to_string(file).map_err(|cause| LoadError::Unreadable {
+        file: file.to_owned(),
+        cause,
+    })?;
     Ok(parse(file, &text)?)
 }
 
@@ -96,10 +103,15 @@ pub fn load(file: &Path) -> Result<Settings, LoadError> {
 pub fn parse(file: &Path, text: &str) -> Result<Settings, Problems> {
     let (table, syntax_errors) = DeTable::parse_recoverable(text);
     let notes = Notes::new(text, &syntax_errors);
-    let settings = Section::file(&notes, table.get_ref(), |root| settings(root, &folder(file)));
+    let settings = Section::file(&notes, table.get_ref(), |root| {
+        settings(root, &folder(file))
+    });
     match (settings, notes.into_problems()) {
         (Ok(settings), items) if items.is_empty() => Ok(settings),
-        (_, items) => Err(Problems { file: file.to_owned(), items }),
+        (_, items) => Err(Problems {
+            file: file.to_owned(),
+            items,
+        }),
     }
 }
 
@@ -135,9 +147,14 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
     }
     let renders = renders(root, folder, secrets.as_ref().ok());
     if named.is_empty() && secret_names.is_empty() && !root.has("keyring") && !root.has("secret") {
-        root.absence("keyring", "at least one [[keyring]] or [[secret]] is required");
+        root.absence(
+            "keyring",
+            "at least one [[keyring]] or [[secret]] is required",
+        );
     }
-    let policy = root.sections("policy", |section| rule(section, &named, &secret_names, has_tcp));
+    let policy = root.sections("policy", |section| {
+        rule(section, &named, &secret_names, has_tcp)
+    });
     Ok(Settings {
         wave: wave?,
         listen: listen?,
@@ -159,17 +176,27 @@ fn settings(root: &Section<'_>, folder: &Path) -> Read<Settings> {
 fn wave(root: &Section<'_>) -> Read<Wave> {
     match root.optional("wave") {
         Some(value) => value.parsed(),
-        None => "standard".parse().map_err(|why| root.problem(&format!("the default wave: {why}"))),
+        None => "standard"
+            .parse()
+            .map_err(|why| root.problem(&format!("the default wave: {why}"))),
     }
 }
 
 fn listen(section: &Section<'_>, folder: &Path) -> Read<Listen> {
-    let socket = section.required("socket").and_then(|value| socket(&value, folder));
+    let socket = section
+        .required("socket")
+        .and_then(|value| socket(&value, folder));
     let mode = section.or("mode", 0o660, mode);
     let owner = section.maybe("owner", name_or_id);
     let group = section.maybe("group", name_or_id);
     let tcp = tcp(section, folder);
-    Ok(Listen { socket: socket?, mode: mode?, owner: owner?, group: group?, tcp: tcp? })
+    Ok(Listen {
+        socket: socket?,
+        mode: mode?,
+        owner: owner?,
+        group: group?,
+        tcp: tcp?,
+    })
 }
 
 fn socket(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
@@ -179,9 +206,10 @@ fn socket(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
     let path = path(value, folder)?;
     match path.as_os_str().len() {
         0..=LONGEST => Ok(path),
-        length => {
-            Err(value.problem(format_args!("{} has {length} bytes; a socket's path has at most {LONGEST}", path.display())))
-        }
+        length => Err(value.problem(format_args!(
+            "{} has {length} bytes; a socket's path has at most {LONGEST}",
+            path.display()
+        ))),
     }
 }
 
@@ -207,12 +235,20 @@ pub(super) fn mode(value: &Value<'_>) -> Read<u32> {
 const IDS: RangeInclusive<u32> = 0..=u32::MAX - 1;
 
 fn name_or_id(value: &Value<'_>) -> Read<String> {
-    if value.is_integer() { value.integer(IDS).map(|id| id.to_string()) } else { name(value).map(str::to_owned) }
+    if value.is_integer() {
+        value.integer(IDS).map(|id| id.to_string())
+    } else {
+        name(value).map(str::to_owned)
+    }
 }
 
 /// A user's or a group's name, where there could have been a number.
 fn name<'t>(value: &Value<'t>) -> Read<&'t str> {
-    if value.is_text() { value.some_text() } else { Err(value.unexpected("a string or an integer")) }
+    if value.is_text() {
+        value.some_text()
+    } else {
+        Err(value.unexpected("a string or an integer"))
+    }
 }
 
 fn tcp(section: &Section<'_>, folder: &Path) -> Read<Option<Tcp>> {
@@ -220,14 +256,22 @@ fn tcp(section: &Section<'_>, folder: &Path) -> Read<Option<Tcp>> {
     match (section.optional("tcp"), section.optional("token_file")) {
         (None, None) => match tls? {
             None => Ok(None),
-            Some(_) => Err(section.absence("tcp", "is required with listen.tls, which is for TCP alone")),
+            Some(_) => {
+                Err(section.absence("tcp", "is required with listen.tls, which is for TCP alone"))
+            }
         },
         (None, Some(token_file)) => Err(token_file.absence("has no use without listen.tcp")),
         (Some(address), token_file) => {
             let address = loopback(&address);
             let missing = || section.absence("token_file", "is required with listen.tcp");
-            let token_file = token_file.ok_or_else(missing).and_then(|value| path(&value, folder));
-            Ok(Some(Tcp { address: address?, token_file: token_file?, tls: tls? }))
+            let token_file = token_file
+                .ok_or_else(missing)
+                .and_then(|value| path(&value, folder));
+            Ok(Some(Tcp {
+                address: address?,
+                token_file: token_file?,
+                tls: tls?,
+            }))
         }
     }
 }
@@ -241,13 +285,17 @@ fn loopback(value: &Value<'_>) -> Read<SocketAddr> {
 
 fn address(value: &Value<'_>) -> Read<SocketAddr> {
     let text = value.text()?;
-    text.parse().map_err(|_| value.problem("write an IP address and a port such as \"127.0.0.1:8200\""))
+    text.parse()
+        .map_err(|_| value.problem("write an IP address and a port such as \"127.0.0.1:8200\""))
 }
 
 fn ops(section: &Section<'_>, folder: &Path) -> Read<Ops> {
     let listen = section.or("listen", SocketAddr::from(([127, 0, 0, 1], 9464)), address);
     let tls = tls(section, folder);
-    Ok(Ops { listen: listen?, tls: tls? })
+    Ok(Ops {
+        listen: listen?,
+        tls: tls?,
+    })
 }
 
 const KIB: usize = 1 << 10;
@@ -256,15 +304,27 @@ const MIB: usize = 1 << 20;
 fn limits(section: &Section<'_>) -> Read<Limits> {
     let default = Limits::default();
     let body = section.or("body", default.body, |value| value.size(1..=16 * MIB));
-    let json_body = section.or("json_body", default.json_body, |value| value.size(KIB..=64 * MIB));
+    let json_body = section.or("json_body", default.json_body, |value| {
+        value.size(KIB..=64 * MIB)
+    });
     // A faulty body bounds nothing, so that one mistake isn't reported twice.
     let item = Limits::ITEM_COST * (body.unwrap_or(1) + KIB) + Limits::FLOW_COST;
     let longest_body = item.max(Limits::JSON_COST * json_body.unwrap_or(1));
-    let body_memory = section.or("body_memory", default.body_memory, |value| body_memory(value, longest_body));
-    let batch_items = section.or("batch_items", default.batch_items, |value| value.integer(1..=100_000));
-    let connections = section.or("connections", default.connections, |value| value.integer(1..=100_000));
-    let header_bytes = section.or("header_bytes", default.header_bytes, |value| value.size(8 * KIB..=MIB));
-    let streams = section.or("streams", default.streams, |value| value.integer(1..=10_000));
+    let body_memory = section.or("body_memory", default.body_memory, |value| {
+        body_memory(value, longest_body)
+    });
+    let batch_items = section.or("batch_items", default.batch_items, |value| {
+        value.integer(1..=100_000)
+    });
+    let connections = section.or("connections", default.connections, |value| {
+        value.integer(1..=100_000)
+    });
+    let header_bytes = section.or("header_bytes", default.header_bytes, |value| {
+        value.size(8 * KIB..=MIB)
+    });
+    let streams = section.or("streams", default.streams, |value| {
+        value.integer(1..=10_000)
+    });
     Ok(Limits {
         body: body?,
         json_body: json_body?,
@@ -296,24 +356,40 @@ fn timeouts(section: &Section<'_>) -> Read<Timeouts> {
     let body = section.or("body", default.body, up_to_a_day);
     let idle = section.or("idle", default.idle, up_to_a_day);
     let drain = section.or("drain_timeout", default.drain, up_to_a_day);
-    Ok(Timeouts { header: header?, body: body?, idle: idle?, drain: drain? })
+    Ok(Timeouts {
+        header: header?,
+        body: body?,
+        idle: idle?,
+        drain: drain?,
+    })
 }
 
 fn log(section: &Section<'_>) -> Read<Log> {
     let default = Log::default();
-    let format =
-        section.or("format", default.format, |value| value.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
+    let format = section.or("format", default.format, |value| {
+        value.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
+    });
     let filter = section.or("level", default.filter, filter);
-    Ok(Log { format: format?, filter: filter? })
+    Ok(Log {
+        format: format?,
+        filter: filter?,
+    })
 }
 
 /// Directives come back without the space around them: tracing-subscriber 0.3.23 reads one with space before it wrongly, and
 /// panics on some such text.
 fn filter(value: &Value<'_>) -> Read<String> {
-    let filter = value.some_text()?.split(',').map(str::trim).collect::<Vec<_>>().join(",");
+    let filter = value
+        .some_text()?
+        .split(',')
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(",");
     match EnvFilter::builder().parse(&filter) {
         Ok(_) => Ok(filter),
-        Err(why) => Err(value.problem(format_args!("write a level such as \"info\" or a tracing filter: {why}"))),
+        Err(why) => Err(value.problem(format_args!(
+            "write a level such as \"info\" or a tracing filter: {why}"
+        ))),
     }
 }
 
@@ -323,12 +399,16 @@ fn refresh(section: &Section<'_>, folder: &Path) -> Read<Refresh> {
 
     let more_than_none = |value: &Value<'_>| value.duration(INSTANT..=LONGEST);
     let default = Refresh::default();
-    let poll = section.or("poll", default.poll, |value| value.duration(Duration::from_millis(100)..=LONGEST));
+    let poll = section.or("poll", default.poll, |value| {
+        value.duration(Duration::from_millis(100)..=LONGEST)
+    });
     let read_timeout = section.or("read_timeout", default.read_timeout, more_than_none);
     let kek_timeout = section.or("kek_timeout", default.kek_timeout, more_than_none);
     let unknown_interval = section.or("unknown_interval", default.unknown_interval, more_than_none);
     let miss_ttl = section.or("miss_ttl", default.miss_ttl, more_than_none);
-    let manifest_bytes = section.or("manifest_bytes", default.manifest_bytes, |value| value.size(KIB..=256 * MIB));
+    let manifest_bytes = section.or("manifest_bytes", default.manifest_bytes, |value| {
+        value.size(KIB..=256 * MIB)
+    });
     let max_backoff = section.or("max_backoff", default.max_backoff, more_than_none);
     let cache_dir = section.maybe("cache_dir", |value| path(value, folder));
     let hedge = section.or("hedge", default.hedge, more_than_none);
@@ -353,17 +433,28 @@ fn runtime(section: &Section<'_>) -> Read<Runtime> {
 /// A keyring's name as it stands in the file, valid or not, and its line.
 type Named<'t> = (&'t str, usize);
 
-fn keyrings<'t>(root: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>) -> Read<Vec<Keyring>> {
+fn keyrings<'t>(
+    root: &Section<'t>,
+    folder: &Path,
+    named: &mut Vec<Named<'t>>,
+) -> Read<Vec<Keyring>> {
     root.sections("keyring", |section| keyring(section, folder, named))
 }
 
 fn keyring<'t>(section: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>) -> Read<Keyring> {
-    let name = section.required("name").and_then(|value| new_name(&value, named));
-    let location = section.required("location").and_then(|value| location(&value, folder));
-    let confirm =
-        section.or("confirm", Confirm::Read, |value| value.choice(&[("read", Confirm::Read), ("stamp", Confirm::Stamp)]));
+    let name = section
+        .required("name")
+        .and_then(|value| new_name(&value, named));
+    let location = section
+        .required("location")
+        .and_then(|value| location(&value, folder));
+    let confirm = section.or("confirm", Confirm::Read, |value| {
+        value.choice(&[("read", Confirm::Read), ("stamp", Confirm::Stamp)])
+    });
     let min_generation = section.or("min_generation", 0, |value| value.integer(0..=u64::MAX));
-    let trusted_signers = section.or("trusted_signers", Vec::new(), |value| value.list(|item| item.parsed()));
+    let trusted_signers = section.or("trusted_signers", Vec::new(), |value| {
+        value.list(|item| item.parsed())
+    });
     let needs_keks = trusted_signers.as_ref().is_ok_and(Vec::is_empty);
     let keks = keks(section, folder, needs_keks);
     let wave = section.maybe("wave", Value::parsed);
@@ -381,7 +472,9 @@ fn keyring<'t>(section: &Section<'t>, folder: &Path, named: &mut Vec<Named<'t>>)
 fn new_name<'t>(value: &Value<'t>, named: &mut Vec<Named<'t>>) -> Read<KeyringName> {
     let text = value.text()?;
     if let Some((_, line)) = named.iter().find(|(name, _)| *name == text) {
-        return Err(value.problem(format_args!("the keyring {text:?} is on line {line} already")));
+        return Err(value.problem(format_args!(
+            "the keyring {text:?} is on line {line} already"
+        )));
     }
     named.push((text, value.line()));
     value.parsed()
@@ -413,14 +506,32 @@ fn keks(section: &Section<'_>, folder: &Path, needed: bool) -> Read<KekScope> {
     }
 }
 
-fn rule(section: &Section<'_>, named: &[Named<'_>], secrets: &[(NamePattern, usize)], has_tcp: bool) -> Read<Rule> {
+fn rule(
+    section: &Section<'_>,
+    named: &[Named<'_>],
+    secrets: &[(NamePattern, usize)],
+    has_tcp: bool,
+) -> Read<Rule> {
     // Either kind of thing, or both; what is done with keyrings has to be said.
-    let is_of_keyrings = section.has("keyrings") || section.has("operations") || !section.has("secrets");
-    let keyrings = if is_of_keyrings { section.required("keyrings").map(Some) } else { Ok(None) };
-    let keyrings =
-        keyrings.and_then(|value| value.map_or(Ok(Some(Vec::new())), |value| selection(&value, |item| known_name(item, named))));
-    let operations = if is_of_keyrings { section.required("operations").map(Some) } else { Ok(None) };
-    let operations = operations.and_then(|value| value.map_or(Ok(Some(Vec::new())), |value| selection(&value, operation)));
+    let is_of_keyrings =
+        section.has("keyrings") || section.has("operations") || !section.has("secrets");
+    let keyrings = if is_of_keyrings {
+        section.required("keyrings").map(Some)
+    } else {
+        Ok(None)
+    };
+    let keyrings = keyrings.and_then(|value| {
+        value.map_or(Ok(Some(Vec::new())), |value| {
+            selection(&value, |item| known_name(item, named))
+        })
+    });
+    let operations = if is_of_keyrings {
+        section.required("operations").map(Some)
+    } else {
+        Ok(None)
+    };
+    let operations = operations
+        .and_then(|value| value.map_or(Ok(Some(Vec::new())), |value| selection(&value, operation)));
     let secrets = section.or("secrets", Vec::new(), |value| rule_secrets(value, secrets));
     let uids = section.or("uids", Vec::new(), |value| value.list(|item| uid(&item)));
     let gids = section.or("gids", Vec::new(), |value| value.list(|item| gid(&item)));
@@ -431,23 +542,44 @@ fn rule(section: &Section<'_>, named: &[Named<'_>], secrets: &[(NamePattern, usi
     {
         return Err(section.problem("names nobody: give uids, gids or token = true"));
     }
-    let implied = || Operation::ALL.into_iter().filter(|operation| operation.is_implied()).collect();
+    let implied = || {
+        Operation::ALL
+            .into_iter()
+            .filter(|operation| operation.is_implied())
+            .collect()
+    };
     let operations = operations?.unwrap_or_else(implied);
-    Ok(Rule { keyrings: keyrings?, operations, secrets: secrets?, uids: uids?, gids: gids?, token: token? })
+    Ok(Rule {
+        keyrings: keyrings?,
+        operations,
+        secrets: secrets?,
+        uids: uids?,
+        gids: gids?,
+        token: token?,
+    })
 }
 
 /// Stands for every name.
 const EVERY: &str = "*";
 
 /// A list of at least one name; none if it is, or holds, [`EVERY`].
-fn selection<T>(value: &Value<'_>, mut read: impl FnMut(&Value<'_>) -> Read<T>) -> Read<Option<Vec<T>>> {
+fn selection<T>(
+    value: &Value<'_>,
+    mut read: impl FnMut(&Value<'_>) -> Read<T>,
+) -> Read<Option<Vec<T>>> {
     if value.is(EVERY) {
         return Ok(None);
     }
     if !value.is_array() {
         return Err(value.unexpected("an array or \"*\""));
     }
-    let items = value.list(|item| if item.is(EVERY) { Ok(None) } else { read(&item).map(Some) })?;
+    let items = value.list(|item| {
+        if item.is(EVERY) {
+            Ok(None)
+        } else {
+            read(&item).map(Some)
+        }
+    })?;
     if items.is_empty() {
         return Err(value.problem("names nothing; write \"*\" for all"));
     }
@@ -462,7 +594,13 @@ fn rule_secrets(value: &Value<'_>, secrets: &[(NamePattern, usize)]) -> Read<Vec
     if !value.is_array() {
         return Err(value.unexpected("an array or \"*\""));
     }
-    let patterns = value.list(|item| if item.is(EVERY) { item.parsed() } else { known_secret(&item, secrets) })?;
+    let patterns = value.list(|item| {
+        if item.is(EVERY) {
+            item.parsed()
+        } else {
+            known_secret(&item, secrets)
+        }
+    })?;
     if patterns.is_empty() {
         return Err(value.problem("names nothing; write \"*\" for all"));
     }
@@ -487,7 +625,8 @@ pub(super) fn uid(value: &Value<'_>) -> Read<u32> {
     }
     let name = name(value)?;
     let user = uzers::get_user_by_name(name);
-    user.map(|user| user.uid()).ok_or_else(|| value.problem(format_args!("this machine has no user {name:?}")))
+    user.map(|user| user.uid())
+        .ok_or_else(|| value.problem(format_args!("this machine has no user {name:?}")))
 }
 
 pub(super) fn gid(value: &Value<'_>) -> Read<u32> {
@@ -496,7 +635,9 @@ pub(super) fn gid(value: &Value<'_>) -> Read<u32> {
     }
     let name = name(value)?;
     let group = uzers::get_group_by_name(name);
-    group.map(|group| group.gid()).ok_or_else(|| value.problem(format_args!("this machine has no group {name:?}")))
+    group
+        .map(|group| group.gid())
+        .ok_or_else(|| value.problem(format_args!("this machine has no group {name:?}")))
 }
 
 fn token(value: &Value<'_>, has_tcp: bool) -> Read<bool> {

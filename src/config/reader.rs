@@ -3,7 +3,9 @@
 //! A read that fails has noted why and gives [`Noted`]. Whoever reads a table reads all of it before he gives up, so that one
 //! look at a file finds every mistake in it.
 
-use std::{cell::RefCell, collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{
+    cell::RefCell, collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr, time::Duration,
+};
 
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
@@ -34,10 +36,16 @@ impl Notes {
     /// Begins with the syntax errors, the first of each line: the others follow from it.
     pub(super) fn new(text: &str, syntax_errors: &[toml::de::Error]) -> Self {
         let newlines = text.match_indices('\n').map(|(at, _)| at).collect();
-        let mut notes = Self { newlines, broken: BTreeSet::new(), problems: RefCell::default() };
+        let mut notes = Self {
+            newlines,
+            broken: BTreeSet::new(),
+            problems: RefCell::default(),
+        };
         for error in syntax_errors {
             // An error at the file's end belongs to the last line that holds anything.
-            let at = error.span().map_or(0, |span| span.start.min(text.trim_end().len()));
+            let at = error
+                .span()
+                .map_or(0, |span| span.start.min(text.trim_end().len()));
             let line = notes.line(at);
             if notes.broken.insert(line) {
                 notes.push(line, "", error.message());
@@ -74,7 +82,11 @@ impl Notes {
     }
 
     fn push(&self, line: usize, key: &str, message: &str) {
-        let problem = Problem { line, key: key.to_owned(), message: one_line(message) };
+        let problem = Problem {
+            line,
+            key: key.to_owned(),
+            message: one_line(message),
+        };
         self.problems.borrow_mut().push(problem);
     }
 }
@@ -82,7 +94,11 @@ impl Notes {
 fn one_line(message: &str) -> String {
     let mut line = String::with_capacity(message.len());
     for c in message.chars() {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if c.is_control() {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
     }
     line
 }
@@ -99,12 +115,20 @@ pub(super) struct Section<'t> {
 
 impl<'t> Section<'t> {
     /// Reads the whole file with `read`; see [`Section::section`].
-    pub(super) fn file<T>(notes: &'t Notes, table: &'t DeTable<'t>, read: impl FnOnce(&Self) -> Read<T>) -> Read<T> {
+    pub(super) fn file<T>(
+        notes: &'t Notes,
+        table: &'t DeTable<'t>,
+        read: impl FnOnce(&Self) -> Read<T>,
+    ) -> Read<T> {
         Self::new(notes, Some(table), String::new(), 0).read(read)
     }
 
     /// Reads the table `key` with `read`, then notes every key of it that `read` didn't ask for.
-    pub(super) fn section<T>(&self, key: &'static str, read: impl FnOnce(&Section<'t>) -> Read<T>) -> Read<T> {
+    pub(super) fn section<T>(
+        &self,
+        key: &'static str,
+        read: impl FnOnce(&Section<'t>) -> Read<T>,
+    ) -> Read<T> {
         match self.optional(key) {
             Some(value) => value.section(read),
             None => Self::new(self.notes, None, self.path_of(key), self.at).read(read),
@@ -112,7 +136,11 @@ impl<'t> Section<'t> {
     }
 
     /// Reads each table of the array `key` as [`Section::section`] does; none if the array isn't there.
-    pub(super) fn sections<T>(&self, key: &'static str, mut read: impl FnMut(&Section<'t>) -> Read<T>) -> Read<Vec<T>> {
+    pub(super) fn sections<T>(
+        &self,
+        key: &'static str,
+        mut read: impl FnMut(&Section<'t>) -> Read<T>,
+    ) -> Read<Vec<T>> {
         self.or(key, Vec::new(), |value| match value.value {
             DeValue::Array(array) => all(value.items(array).map(|item| item.section(&mut read))),
             _ => Err(value.unexpected(&format!("an array of tables, each headed [[{key}]]"))),
@@ -129,21 +157,36 @@ impl<'t> Section<'t> {
         self.known.borrow_mut().push(key);
         // The key's place and not the value's: both begin on one line, and a value that was never written has no place.
         let (spanned, value) = self.table?.get_key_value(key)?;
-        Some(Value { notes: self.notes, value: value.get_ref(), path: self.path_of(key), at: spanned.span().start })
+        Some(Value {
+            notes: self.notes,
+            value: value.get_ref(),
+            path: self.path_of(key),
+            at: spanned.span().start,
+        })
     }
 
     /// The value of `key`; its absence is a problem.
     pub(super) fn required(&self, key: &'static str) -> Read<Value<'t>> {
-        self.optional(key).ok_or_else(|| self.absence(key, "is required"))
+        self.optional(key)
+            .ok_or_else(|| self.absence(key, "is required"))
     }
 
     /// What `read` makes of `key`, or `default` if the key isn't there.
-    pub(super) fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'t>) -> Read<T>) -> Read<T> {
+    pub(super) fn or<T>(
+        &self,
+        key: &'static str,
+        default: T,
+        read: impl FnOnce(&Value<'t>) -> Read<T>,
+    ) -> Read<T> {
         self.optional(key).map_or(Ok(default), |value| read(&value))
     }
 
     /// What `read` makes of `key`, if the key is there.
-    pub(super) fn maybe<T>(&self, key: &'static str, read: impl FnOnce(&Value<'t>) -> Read<T>) -> Read<Option<T>> {
+    pub(super) fn maybe<T>(
+        &self,
+        key: &'static str,
+        read: impl FnOnce(&Value<'t>) -> Read<T>,
+    ) -> Read<Option<T>> {
         self.or(key, None, |value| read(value).map(Some))
     }
 
@@ -158,7 +201,13 @@ impl<'t> Section<'t> {
     }
 
     fn new(notes: &'t Notes, table: Option<&'t DeTable<'t>>, path: String, at: usize) -> Self {
-        Self { notes, table, path, at, known: RefCell::default() }
+        Self {
+            notes,
+            table,
+            path,
+            at,
+            known: RefCell::default(),
+        }
     }
 
     fn read<T>(self, read: impl FnOnce(&Self) -> Read<T>) -> Read<T> {
@@ -167,16 +216,31 @@ impl<'t> Section<'t> {
         for key in self.table.into_iter().flat_map(|table| table.keys()) {
             let name: &str = key.get_ref();
             if !known.contains(&name) {
-                self.notes.problem(key.span().start, &self.path_of(name), &unknown_key(name, &known));
+                self.notes.problem(
+                    key.span().start,
+                    &self.path_of(name),
+                    &unknown_key(name, &known),
+                );
             }
         }
         result
     }
 
     fn path_of(&self, key: &str) -> String {
-        let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-        let key = if bare { key.to_owned() } else { format!("{key:?}") };
-        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
+        let bare = !key.is_empty()
+            && key
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+        let key = if bare {
+            key.to_owned()
+        } else {
+            format!("{key:?}")
+        };
+        if self.path.is_empty() {
+            key
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 }
 
@@ -184,7 +248,10 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     /// Below this similarity, a guess misleads more often than it helps.
     const NEAR: f64 = 0.8;
 
-    let near = known.iter().map(|name| (similarity(key, name), name)).filter(|(similarity, _)| *similarity >= NEAR);
+    let near = known
+        .iter()
+        .map(|name| (similarity(key, name), name))
+        .filter(|(similarity, _)| *similarity >= NEAR);
     match near.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
         Some((_, name)) => format!("unknown key; did you mean `{name}`?"),
         None => format!("unknown key; known here: {}", known.join(", ")),
@@ -193,8 +260,13 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
 
 /// From 0 to 1, which a single slip keeps: Jaro-Winkler alone sees little likeness between `tpc` and `tcp`.
 fn similarity(key: &str, name: &str) -> f64 {
-    let one_slip = key.len().abs_diff(name.len()) <= 1 && strsim::damerau_levenshtein(key, name) <= 1;
-    if one_slip { 1.0 } else { strsim::jaro_winkler(key, name) }
+    let one_slip =
+        key.len().abs_diff(name.len()) <= 1 && strsim::damerau_levenshtein(key, name) <= 1;
+    if one_slip {
+        1.0
+    } else {
+        strsim::jaro_winkler(key, name)
+    }
 }
 
 /// A value and where it stands.
@@ -208,17 +280,22 @@ pub(super) struct Value<'t> {
 impl<'t> Value<'t> {
     /// Notes a problem with this value.
     pub(super) fn problem(&self, message: impl fmt::Display) -> Noted {
-        self.notes.problem(self.at, &self.path, &message.to_string())
+        self.notes
+            .problem(self.at, &self.path, &message.to_string())
     }
 
     /// Notes that this value needs something that isn't there.
     pub(super) fn absence(&self, message: impl fmt::Display) -> Noted {
-        self.notes.absence(self.at, &self.path, &message.to_string())
+        self.notes
+            .absence(self.at, &self.path, &message.to_string())
     }
 
     /// Notes that this value is of the wrong type.
     pub(super) fn unexpected(&self, expected: &str) -> Noted {
-        self.problem(format_args!("expected {expected}, found {}", kind(self.value)))
+        self.problem(format_args!(
+            "expected {expected}, found {}",
+            kind(self.value)
+        ))
     }
 
     /// The line on which it stands, from 1.
@@ -250,7 +327,9 @@ impl<'t> Value<'t> {
     pub(super) fn text(&self) -> Read<&'t str> {
         match self.value.as_str() {
             None => Err(self.unexpected("a string")),
-            Some(text) if text.contains('\0') => Err(self.problem("must not contain a NUL character")),
+            Some(text) if text.contains('\0') => {
+                Err(self.problem("must not contain a NUL character"))
+            }
             Some(text) => Ok(text),
         }
     }
@@ -271,30 +350,52 @@ impl<'t> Value<'t> {
     /// One of a few strings, each with what it stands for.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Read<T> {
         let text = self.text()?;
-        choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
-            let names: Vec<_> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-            self.problem(format_args!("expected {}, found {text:?}", names.join(" or ")))
-        })
+        choices
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, choice)| *choice)
+            .ok_or_else(|| {
+                let names: Vec<_> = choices
+                    .iter()
+                    .map(|(name, _)| format!("{name:?}"))
+                    .collect();
+                self.problem(format_args!(
+                    "expected {}, found {text:?}",
+                    names.join(" or ")
+                ))
+            })
     }
 
     /// A boolean.
     pub(super) fn boolean(&self) -> Read<bool> {
-        self.value.as_bool().ok_or_else(|| self.unexpected("a boolean"))
+        self.value
+            .as_bool()
+            .ok_or_else(|| self.unexpected("a boolean"))
     }
 
     /// An integer within `range`.
-    pub(super) fn integer<T: TryFrom<i128> + PartialOrd + fmt::Display>(&self, range: RangeInclusive<T>) -> Read<T> {
-        let integer = whole(self.value.as_integer().ok_or_else(|| self.unexpected("an integer"))?);
-        T::try_from(integer).ok().filter(|integer| range.contains(integer)).ok_or_else(|| self.out_of(range.start(), range.end()))
+    pub(super) fn integer<T: TryFrom<i128> + PartialOrd + fmt::Display>(
+        &self,
+        range: RangeInclusive<T>,
+    ) -> Read<T> {
+        let integer = whole(
+            self.value
+                .as_integer()
+                .ok_or_else(|| self.unexpected("an integer"))?,
+        );
+        T::try_from(integer)
+            .ok()
+            .filter(|integer| range.contains(integer))
+            .ok_or_else(|| self.out_of(range.start(), range.end()))
     }
 
     /// A number of bytes within `range`: an integer, or a string with the suffix KiB or MiB.
     pub(super) fn size(&self, range: RangeInclusive<usize>) -> Read<usize> {
         let bytes = match self.value {
             DeValue::Integer(integer) => whole(integer),
-            DeValue::String(text) => {
-                bytes(text).ok_or_else(|| self.problem("write a size such as 65536, \"64KiB\" or \"1MiB\""))?.into()
-            }
+            DeValue::String(text) => bytes(text)
+                .ok_or_else(|| self.problem("write a size such as 65536, \"64KiB\" or \"1MiB\""))?
+                .into(),
             _ => return Err(self.unexpected("an integer or a string such as \"1MiB\"")),
         };
         usize::try_from(bytes)
@@ -306,18 +407,28 @@ impl<'t> Value<'t> {
     /// A duration within `range`, written as [`Span`] reads it.
     pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Read<Duration> {
         let Span(duration) = self.parsed()?;
-        if range.contains(&duration) { Ok(duration) } else { Err(self.out_of(Span(*range.start()), Span(*range.end()))) }
+        if range.contains(&duration) {
+            Ok(duration)
+        } else {
+            Err(self.out_of(Span(*range.start()), Span(*range.end())))
+        }
     }
 
     /// What `read` makes of each item of an array.
     pub(super) fn list<T>(&self, read: impl FnMut(Value<'t>) -> Read<T>) -> Read<Vec<T>> {
-        let array = self.value.as_array().ok_or_else(|| self.unexpected("an array"))?;
+        let array = self
+            .value
+            .as_array()
+            .ok_or_else(|| self.unexpected("an array"))?;
         all(self.items(array).map(read))
     }
 
     /// Reads a table as [`Section::section`] does.
     pub(super) fn section<T>(&self, read: impl FnOnce(&Section<'t>) -> Read<T>) -> Read<T> {
-        let table = self.value.as_table().ok_or_else(|| self.unexpected("a table"))?;
+        let table = self
+            .value
+            .as_table()
+            .ok_or_else(|| self.unexpected("a table"))?;
         Section::new(self.notes, Some(table), self.path.clone(), self.at).read(read)
     }
 
@@ -353,12 +464,21 @@ fn whole(integer: &DeInteger<'_>) -> i128 {
 }
 
 fn bytes(text: &str) -> Option<u64> {
-    let (digits, unit) = [("KiB", 1 << 10), ("MiB", 1 << 20)]
-        .into_iter()
-        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits.trim_end(), unit)))?;
+    let (digits, unit) =
+        [("KiB", 1 << 10), ("MiB", 1 << 20)]
+            .into_iter()
+            .find_map(|(suffix, unit)| {
+                text.strip_suffix(suffix)
+                    .map(|digits| (digits.trim_end(), unit))
+            })?;
     let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     // More digits than 64 bits hold are out of every range, as the greatest size is.
-    all_digits.then(|| digits.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(unit))
+    all_digits.then(|| {
+        digits
+            .parse::<u64>()
+            .unwrap_or(u64::MAX)
+            .saturating_mul(unit)
+    })
 }
 
 fn size_text(bytes: usize) -> String {
@@ -377,7 +497,12 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_they_are_read() {
-        for (text, size) in [("8KiB", 8 << 10), ("1MiB", 1 << 20), ("1024MiB", 1 << 30), ("1025KiB", 1025 << 10)] {
+        for (text, size) in [
+            ("8KiB", 8 << 10),
+            ("1MiB", 1 << 20),
+            ("1024MiB", 1 << 30),
+            ("1025KiB", 1025 << 10),
+        ] {
             assert_eq!(bytes(text), Some(size));
             assert_eq!(size_text(usize::try_from(size).expect("64 bits")), text);
         }
@@ -386,7 +511,9 @@ mod tests {
 
     #[test]
     fn a_size_needs_digits_and_a_suffix() {
-        for text in ["", "KiB", "1", "1GiB", "1MB", "-1KiB", "+1KiB", "1.5MiB", "1 kib", "٣KiB"] {
+        for text in [
+            "", "KiB", "1", "1GiB", "1MB", "-1KiB", "+1KiB", "1.5MiB", "1 kib", "٣KiB",
+        ] {
             assert_eq!(bytes(text), None, "{text}");
         }
         assert_eq!(bytes("99999999999999999999999MiB"), Some(u64::MAX));
@@ -395,8 +522,17 @@ mod tests {
     #[test]
     fn a_far_key_gets_the_list_and_a_near_one_a_guess() {
         let known = ["socket", "mode", "tcp"];
-        assert_eq!(unknown_key("sockt", &known), "unknown key; did you mean `socket`?");
-        assert_eq!(unknown_key("modus", &known), "unknown key; did you mean `mode`?");
-        assert_eq!(unknown_key("workers", &known), "unknown key; known here: socket, mode, tcp");
+        assert_eq!(
+            unknown_key("sockt", &known),
+            "unknown key; did you mean `socket`?"
+        );
+        assert_eq!(
+            unknown_key("modus", &known),
+            "unknown key; did you mean `mode`?"
+        );
+        assert_eq!(
+            unknown_key("workers", &known),
+            "unknown key; known here: socket, mode, tcp"
+        );
     }
 }

@@ -23,7 +23,9 @@ impl NamePattern {
         let rest = name.strip_prefix(&self.prefix)?;
         match &self.suffix {
             None => rest.is_empty().then_some(rest),
-            Some(suffix) => rest.strip_suffix(suffix.as_str()).filter(|matched| !matched.is_empty()),
+            Some(suffix) => rest
+                .strip_suffix(suffix.as_str())
+                .filter(|matched| !matched.is_empty()),
         }
     }
 
@@ -45,8 +47,14 @@ impl FromStr for NamePattern {
         // With one `*`, some character stands in its place, and the whole has to be a name.
         check_name(&text.replacen('*', "x", 1))?;
         Ok(match text.split_once('*') {
-            None => Self { prefix: text.into(), suffix: None },
-            Some((prefix, suffix)) => Self { prefix: prefix.into(), suffix: Some(suffix.into()) },
+            None => Self {
+                prefix: text.into(),
+                suffix: None,
+            },
+            Some((prefix, suffix)) => Self {
+                prefix: prefix.into(),
+                suffix: Some(suffix.into()),
+            },
         })
     }
 }
@@ -94,20 +102,30 @@ impl FromStr for SecretSource {
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let malformed = |how: &str| Err(Malformed::new(format!("write {how}")));
-        let Some((scheme, rest)) = text.split_once(':').filter(|_| !text.contains(char::is_control)) else {
-            return Err(Malformed::new(format!("a source begins with one of {SOURCES}")));
+        let Some((scheme, rest)) = text
+            .split_once(':')
+            .filter(|_| !text.contains(char::is_control))
+        else {
+            return Err(Malformed::new(format!(
+                "a source begins with one of {SOURCES}"
+            )));
         };
         match scheme {
             "file" if !rest.is_empty() => Ok(Self::File(rest.into())),
             "file" => malformed("file:PATH"),
             "vault-kv" => match rest.split_once('/') {
-                Some((mount, path)) if rest.split('/').all(is_path_segment) => {
-                    Ok(Self::VaultKv { mount: mount.to_owned(), path: path.to_owned() })
-                }
+                Some((mount, path)) if rest.split('/').all(is_path_segment) => Ok(Self::VaultKv {
+                    mount: mount.to_owned(),
+                    path: path.to_owned(),
+                }),
                 _ => malformed("vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`"),
             },
-            "vault-lease" if rest.contains('/') && rest.split('/').all(is_path_segment) => Ok(Self::VaultLease(rest.to_owned())),
-            "vault-lease" => malformed("vault-lease:MOUNT/creds/ROLE, of letters, digits, `.`, `_` and `-`"),
+            "vault-lease" if rest.contains('/') && rest.split('/').all(is_path_segment) => {
+                Ok(Self::VaultLease(rest.to_owned()))
+            }
+            "vault-lease" => {
+                malformed("vault-lease:MOUNT/creds/ROLE, of letters, digits, `.`, `_` and `-`")
+            }
             "aws-sm" if !rest.is_empty() => Ok(Self::AwsSm(rest.to_owned())),
             "aws-sm" => malformed("aws-sm:NAME"),
             "aws-ssm" if !rest.is_empty() && (rest.starts_with("arn:") || !rest.contains(':')) => {
@@ -115,10 +133,15 @@ impl FromStr for SecretSource {
             }
             "aws-ssm" => malformed("aws-ssm:NAME, without a version or a label"),
             "azure-kv" => match azure(rest) {
-                Some((vault, name)) => Ok(Self::AzureKv { vault: vault.to_owned(), name: name.to_owned() }),
+                Some((vault, name)) => Ok(Self::AzureKv {
+                    vault: vault.to_owned(),
+                    name: name.to_owned(),
+                }),
                 None => malformed("azure-kv:https://VAULT/secrets/NAME, without a version"),
             },
-            _ => Err(Malformed::new(format!("`{scheme}:` is not a source of secrets; known: {SOURCES}"))),
+            _ => Err(Malformed::new(format!(
+                "`{scheme}:` is not a source of secrets; known: {SOURCES}"
+            ))),
         }
     }
 }
@@ -126,9 +149,16 @@ impl FromStr for SecretSource {
 /// The vault and the secret's name in `https://VAULT/secrets/NAME`.
 fn azure(rest: &str) -> Option<(&str, &str)> {
     let (vault, name) = rest.split_once("/secrets/")?;
-    let host = vault.strip_prefix("https://").or_else(|| vault.strip_prefix("http://"))?;
-    let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '[' | ']'));
-    let is_name = !name.is_empty() && name.len() <= 127 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    let host = vault
+        .strip_prefix("https://")
+        .or_else(|| vault.strip_prefix("http://"))?;
+    let is_host = !host.is_empty()
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '[' | ']'));
+    let is_name = !name.is_empty()
+        && name.len() <= 127
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     (is_host && is_name).then_some((vault, name))
 }
 
@@ -204,8 +234,16 @@ impl Secrets {
 
     /// The secret that a name stands for: its own, or what the first mapping that covers it makes of it.
     pub fn find(&self, name: &str) -> Option<Secret> {
-        let own = self.named.iter().find(|secret| secret.name.as_str() == name).cloned();
-        own.or_else(|| self.mappings.iter().find_map(|mapping| mapping.secret(name)))
+        let own = self
+            .named
+            .iter()
+            .find(|secret| secret.name.as_str() == name)
+            .cloned();
+        own.or_else(|| {
+            self.mappings
+                .iter()
+                .find_map(|mapping| mapping.secret(name))
+        })
     }
 }
 
@@ -267,7 +305,12 @@ impl SecretMapping {
 
     /// The files that they come from, with the `*`; none if they come from elsewhere.
     pub(super) fn files(&self) -> Option<PathBuf> {
-        match self.source.parse::<SecretSource>().ok()?.anchored(&self.folder) {
+        match self
+            .source
+            .parse::<SecretSource>()
+            .ok()?
+            .anchored(&self.folder)
+        {
             SecretSource::File(path) => Some(path),
             _ => None,
         }
@@ -282,7 +325,12 @@ impl SecretMapping {
         }
         let source: SecretSource = self.source.replace('*', matched).parse().ok()?;
         let (name, source) = (name.parse().ok()?, source.anchored(&self.folder));
-        Some(Secret { name, source, required: false, keeping: self.keeping.clone() })
+        Some(Secret {
+            name,
+            source,
+            required: false,
+            keeping: self.keeping.clone(),
+        })
     }
 }
 
@@ -296,8 +344,12 @@ pub(super) fn secrets(root: &Section<'_>, folder: &Path, names: &mut Vec<Named>)
         let common = keeping_of(section, &Keeping::default());
         let miss_ttl = section.or("miss_ttl", default.miss_ttl, some_time);
         let force_interval = section.or("force_interval", default.force_interval, some_time);
-        let value_bytes = section.or("value_bytes", default.value_bytes, |value| value.size(1024..=16 << 20));
-        let wild_names = section.or("wild_names", default.wild_names, |value| value.integer(1..=100_000));
+        let value_bytes = section.or("value_bytes", default.value_bytes, |value| {
+            value.size(1024..=16 << 20)
+        });
+        let wild_names = section.or("wild_names", default.wild_names, |value| {
+            value.integer(1..=100_000)
+        });
         keeping = common?;
         Ok(Secrets {
             miss_ttl: miss_ttl?,
@@ -308,9 +360,15 @@ pub(super) fn secrets(root: &Section<'_>, folder: &Path, names: &mut Vec<Named>)
         })
     });
     let mut mappings = Vec::new();
-    let named = root.sections("secret", |section| entry(section, folder, &keeping, names, &mut mappings));
+    let named = root.sections("secret", |section| {
+        entry(section, folder, &keeping, names, &mut mappings)
+    });
     let named = named?.into_iter().flatten().collect();
-    Ok(Secrets { named, mappings, ..all? })
+    Ok(Secrets {
+        named,
+        mappings,
+        ..all?
+    })
 }
 
 fn some_time(value: &Value<'_>) -> Read<Duration> {
@@ -320,10 +378,18 @@ fn some_time(value: &Value<'_>) -> Read<Duration> {
 fn keeping_of(section: &Section<'_>, default: &Keeping) -> Read<Keeping> {
     const LONGEST: Duration = Span::from_days(36_525).0;
 
-    let refresh = section.or("refresh", default.refresh, |value| value.duration(Duration::from_millis(100)..=LONGEST));
-    let previous_ttl = section.or("previous_ttl", default.previous_ttl, |value| value.duration(Duration::ZERO..=LONGEST));
-    let stale_if_error = section.or("stale_if_error", default.stale_if_error, |value| value.duration(Duration::ZERO..=LONGEST));
-    let rotate_after = section.maybe("rotate_after", |value| value.duration(Duration::from_secs(1)..=LONGEST));
+    let refresh = section.or("refresh", default.refresh, |value| {
+        value.duration(Duration::from_millis(100)..=LONGEST)
+    });
+    let previous_ttl = section.or("previous_ttl", default.previous_ttl, |value| {
+        value.duration(Duration::ZERO..=LONGEST)
+    });
+    let stale_if_error = section.or("stale_if_error", default.stale_if_error, |value| {
+        value.duration(Duration::ZERO..=LONGEST)
+    });
+    let rotate_after = section.maybe("rotate_after", |value| {
+        value.duration(Duration::from_secs(1)..=LONGEST)
+    });
     let revoke = section.or("revoke", default.revoke, Value::boolean);
     Ok(Keeping {
         refresh: refresh?,
@@ -342,16 +408,30 @@ fn entry(
     names: &mut Vec<Named>,
     mappings: &mut Vec<SecretMapping>,
 ) -> Read<Option<Secret>> {
-    let name = section.required("name").and_then(|value| new_name(&value, names));
+    let name = section
+        .required("name")
+        .and_then(|value| new_name(&value, names));
     let keeping = keeping_of(section, default);
     let is_wild = name.as_ref().is_ok_and(NamePattern::is_wild);
-    let source = section.required("source").and_then(|value| source(&value, is_wild));
+    let source = section
+        .required("source")
+        .and_then(|value| source(&value, is_wild));
     if is_wild {
         let allow = section.required("allow").and_then(|value| {
             let allow: Vec<NamePattern> = value.list(|item| item.parsed())?;
-            if allow.is_empty() { Err(value.problem("allows nothing")) } else { Ok(allow) }
+            if allow.is_empty() {
+                Err(value.problem("allows nothing"))
+            } else {
+                Ok(allow)
+            }
         });
-        let mapping = SecretMapping { name: name?, source: source?, folder: folder.to_owned(), allow: allow?, keeping: keeping? };
+        let mapping = SecretMapping {
+            name: name?,
+            source: source?,
+            folder: folder.to_owned(),
+            allow: allow?,
+            keeping: keeping?,
+        };
         mappings.push(mapping);
         return Ok(None);
     }
@@ -370,7 +450,9 @@ fn entry(
 fn new_name(value: &Value<'_>, names: &mut Vec<Named>) -> Read<NamePattern> {
     let pattern: NamePattern = value.parsed()?;
     if let Some((_, line)) = names.iter().find(|(name, _)| *name == pattern) {
-        return Err(value.problem(format_args!("the secret {pattern} is on line {line} already")));
+        return Err(value.problem(format_args!(
+            "the secret {pattern} is on line {line} already"
+        )));
     }
     names.push((pattern.clone(), value.line()));
     Ok(pattern)
@@ -381,7 +463,11 @@ fn source(value: &Value<'_>, is_wild: bool) -> Read<String> {
     let text = value.some_text()?;
     match (text.matches('*').count(), is_wild) {
         (1, true) | (0, false) => {}
-        (_, true) => return Err(value.problem("needs one `*`, which becomes what the one in the name stands for")),
+        (_, true) => {
+            return Err(
+                value.problem("needs one `*`, which becomes what the one in the name stands for")
+            );
+        }
         (_, false) => return Err(value.problem("has a `*`, and the name has none")),
     }
     match text.replace('*', "x").parse::<SecretSource>() {
@@ -396,9 +482,15 @@ pub(super) fn known_secret(value: &Value<'_>, names: &[Named]) -> Read<NamePatte
     let text = pattern.to_string();
     let is_known = names.iter().any(|(name, _)| {
         // Each as if it were a name: a `*` may stand under a wider one, either way round.
-        *name == pattern || name.covers(&text.replace('*', "x")) || pattern.covers(&name.to_string().replace('*', "x"))
+        *name == pattern
+            || name.covers(&text.replace('*', "x"))
+            || pattern.covers(&name.to_string().replace('*', "x"))
     });
-    if is_known { Ok(pattern) } else { Err(value.absence(format_args!("there is no secret {text:?}"))) }
+    if is_known {
+        Ok(pattern)
+    } else {
+        Err(value.absence(format_args!("there is no secret {text:?}")))
+    }
 }
 
 #[cfg(test)]
@@ -450,7 +542,12 @@ mod tests {
 
     #[test]
     fn a_mapping_gives_what_its_list_allows_and_leads_nowhere_else() {
-        let patterns = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("pattern")).collect();
+        let patterns = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().expect("pattern"))
+                .collect()
+        };
         let mapping = SecretMapping {
             name: "team-*".parse().expect("pattern"),
             source: "file:secrets/*".into(),

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Audit, Backends, KekScope, KeyringName, Location, NamePattern, Render, Secrets, SignerKey, Tls, Wave};
+use super::{
+    Audit, Backends, KekScope, KeyringName, Location, NamePattern, Render, Secrets, SignerKey, Tls,
+    Wave,
+};
 
 /// A whole config file.
 #[derive(Debug, Clone)]
@@ -149,7 +152,10 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".into() }
+        Self {
+            format: LogFormat::Text,
+            filter: "info".into(),
+        }
     }
 }
 
@@ -270,7 +276,13 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 5] = [Self::Encrypt, Self::Decrypt, Self::Rewrap, Self::DataKey, Self::Inspect];
+    pub const ALL: [Self; 5] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Rewrap,
+        Self::DataKey,
+        Self::Inspect,
+    ];
 
     /// Whether a rule for all operations, or no rule at all, allows it. One that hands out a key has to be named.
     pub fn is_implied(self) -> bool {

@@ -65,9 +65,9 @@ impl CertificateName {
             Self::Dns(_) => false,
             Self::Uri(own) => own == uri,
             // A segment that leads upwards would lead out of the prefix.
-            Self::UriPrefix(prefix) => uri
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| !rest.is_empty() && !rest.split('/').any(|segment| matches!(segment, "." | ".."))),
+            Self::UriPrefix(prefix) => uri.strip_prefix(prefix.as_str()).is_some_and(|rest| {
+                !rest.is_empty() && !rest.split('/').any(|segment| matches!(segment, "." | ".."))
+            }),
         }
     }
 }
@@ -82,24 +82,40 @@ impl FromStr for CertificateName {
                  or the beginning of URIs with \"/*\" behind it",
             )
         };
-        if !text.is_ascii() || text.contains(|c: char| c.is_ascii_whitespace() || c.is_ascii_control()) {
+        if !text.is_ascii()
+            || text.contains(|c: char| c.is_ascii_whitespace() || c.is_ascii_control())
+        {
             return Err(malformed());
         }
         match text.split_once("://") {
             Some((scheme, rest)) => {
-                let (path, is_prefix) = rest.strip_suffix('*').map_or((rest, false), |path| (path, true));
-                let is_whole = !scheme.is_empty() && !path.starts_with('/') && !path.is_empty() && !path.contains('*');
+                let (path, is_prefix) = rest
+                    .strip_suffix('*')
+                    .map_or((rest, false), |path| (path, true));
+                let is_whole = !scheme.is_empty()
+                    && !path.starts_with('/')
+                    && !path.is_empty()
+                    && !path.contains('*');
                 match (is_whole, is_prefix) {
                     (true, false) => Ok(Self::Uri(text.to_owned())),
-                    (true, true) if path.ends_with('/') => Ok(Self::UriPrefix(format!("{scheme}://{path}"))),
+                    (true, true) if path.ends_with('/') => {
+                        Ok(Self::UriPrefix(format!("{scheme}://{path}")))
+                    }
                     _ => Err(malformed()),
                 }
             }
             None => {
                 let is_label = |label: &str| {
-                    !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                    !label.is_empty()
+                        && label
+                            .bytes()
+                            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
                 };
-                if text.split('.').all(is_label) { Ok(Self::Dns(text.to_ascii_lowercase())) } else { Err(malformed()) }
+                if text.split('.').all(is_label) {
+                    Ok(Self::Dns(text.to_ascii_lowercase()))
+                } else {
+                    Err(malformed())
+                }
             }
         }
     }
@@ -118,21 +134,39 @@ impl fmt::Display for CertificateName {
 pub(super) fn tls(section: &Section<'_>, folder: &Path) -> Read<Option<Tls>> {
     section.maybe("tls", |value| {
         let tls = value.section(|section| table(section, folder));
-        if cfg!(feature = "tls") { tls } else { Err(value.problem("this build has no TLS (the feature `tls`)")) }
+        if cfg!(feature = "tls") {
+            tls
+        } else {
+            Err(value.problem("this build has no TLS (the feature `tls`)"))
+        }
     })
 }
 
 fn table(section: &Section<'_>, folder: &Path) -> Read<Tls> {
     let path = |value: &Value<'_>| value.some_text().map(|text| folder.join(text));
-    let certificate = section.required("certificate").and_then(|value| path(&value));
+    let certificate = section
+        .required("certificate")
+        .and_then(|value| path(&value));
     let key = section.required("key").and_then(|value| path(&value));
     let ca = section.maybe("client_ca", path);
-    let names = section.maybe("client_names", |value| names(value, section.has("client_ca")));
+    let names = section.maybe("client_names", |value| {
+        names(value, section.has("client_ca"))
+    });
     let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-    let min_version = section.or("min_version", TlsVersion::V1_3, |value| value.choice(&versions));
+    let min_version = section.or("min_version", TlsVersion::V1_3, |value| {
+        value.choice(&versions)
+    });
     let (ca, names) = (ca?, names?);
-    let clients = ca.map(|ca| TlsClients { ca, names: names.unwrap_or_default() });
-    Ok(Tls { certificate: certificate?, key: key?, clients, min_version: min_version? })
+    let clients = ca.map(|ca| TlsClients {
+        ca,
+        names: names.unwrap_or_default(),
+    });
+    Ok(Tls {
+        certificate: certificate?,
+        key: key?,
+        clients,
+        min_version: min_version?,
+    })
 }
 
 fn names(value: &Value<'_>, has_ca: bool) -> Read<Vec<CertificateName>> {
@@ -141,7 +175,9 @@ fn names(value: &Value<'_>, has_ca: bool) -> Read<Vec<CertificateName>> {
         return Err(value.absence("has no use without client_ca: only authorities vouch for names"));
     }
     if names.is_empty() {
-        return Err(value.problem("names nobody; leave it out to let in every certificate of client_ca"));
+        return Err(
+            value.problem("names nobody; leave it out to let in every certificate of client_ca")
+        );
     }
     Ok(names)
 }
@@ -157,25 +193,53 @@ mod tests {
     #[test]
     fn a_name_speaks_of_what_it_says_and_no_more() {
         assert!(name("Ops.Example.com").is_dns("ops.example.COM"));
-        assert!(!name("ops.example.com").is_dns("x.ops.example.com") && !name("ops.example.com").is_uri("ops.example.com"));
+        assert!(
+            !name("ops.example.com").is_dns("x.ops.example.com")
+                && !name("ops.example.com").is_uri("ops.example.com")
+        );
         let exact = name("spiffe://example.org/ns/ops/sa/prometheus");
         assert!(exact.is_uri("spiffe://example.org/ns/ops/sa/prometheus"));
-        assert!(!exact.is_uri("spiffe://example.org/ns/ops/sa/prometheus2") && !exact.is_dns("example.org"));
+        assert!(
+            !exact.is_uri("spiffe://example.org/ns/ops/sa/prometheus2")
+                && !exact.is_dns("example.org")
+        );
         let many = name("spiffe://example.org/ns/ops/*");
-        assert!(!many.is_uri("spiffe://example.org/ns/ops/../shop/sa/a") && !many.is_uri("spiffe://example.org/ns/ops/./a"));
+        assert!(
+            !many.is_uri("spiffe://example.org/ns/ops/../shop/sa/a")
+                && !many.is_uri("spiffe://example.org/ns/ops/./a")
+        );
         assert!(many.is_uri("spiffe://example.org/ns/ops/sa/prometheus"));
-        for other in ["spiffe://example.org/ns/ops/", "spiffe://example.org/ns/ops", "spiffe://example.org/ns/ops2/sa/x"] {
+        for other in [
+            "spiffe://example.org/ns/ops/",
+            "spiffe://example.org/ns/ops",
+            "spiffe://example.org/ns/ops2/sa/x",
+        ] {
             assert!(!many.is_uri(other), "{other}");
         }
-        for text in ["ops.example.com", "spiffe://example.org/a", "spiffe://example.org/a/*"] {
+        for text in [
+            "ops.example.com",
+            "spiffe://example.org/a",
+            "spiffe://example.org/a/*",
+        ] {
             assert_eq!(name(text).to_string(), text);
         }
     }
 
     #[test]
     fn what_could_mean_anybody_is_no_name() {
-        let texts =
-            ["", "*", "*.example.com", "a..b", "a b", "spiffe://*", "spiffe:///a", "spiffe://a*", "spiffe://a/*/b", "é", "a/b"];
+        let texts = [
+            "",
+            "*",
+            "*.example.com",
+            "a..b",
+            "a b",
+            "spiffe://*",
+            "spiffe:///a",
+            "spiffe://a*",
+            "spiffe://a/*/b",
+            "é",
+            "a/b",
+        ];
         for text in texts {
             assert!(text.parse::<CertificateName>().is_err(), "{text}");
         }

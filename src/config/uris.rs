@@ -16,12 +16,16 @@ text_type!(
 fn check_kek_uri(text: &str) -> Result<(), Malformed> {
     let is_scheme = |scheme: &str| {
         scheme.starts_with(|c: char| c.is_ascii_lowercase())
-            && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
     match text.split_once(':') {
         Some((scheme, "")) => Err(Malformed::new(format!("nothing follows `{scheme}:`"))),
         Some((scheme, _)) if is_scheme(scheme) && !text.contains(char::is_control) => Ok(()),
-        _ => Err(Malformed::new("a KEK's URI begins with its backend, as in `local:/etc/sidekey/kek`")),
+        _ => Err(Malformed::new(
+            "a KEK's URI begins with its backend, as in `local:/etc/sidekey/kek`",
+        )),
     }
 }
 
@@ -79,8 +83,15 @@ impl KekPattern {
 
     /// The same pattern with a `local:` path, if there is any, counted from `folder`.
     pub fn anchored(self, folder: &std::path::Path) -> Self {
-        match self.uri.strip_prefix("local:").filter(|path| !path.is_empty()) {
-            Some(path) => Self { uri: format!("local:{}", folder.join(path).display()), ..self },
+        match self
+            .uri
+            .strip_prefix("local:")
+            .filter(|path| !path.is_empty())
+        {
+            Some(path) => Self {
+                uri: format!("local:{}", folder.join(path).display()),
+                ..self
+            },
             _ => self,
         }
     }
@@ -95,10 +106,15 @@ impl FromStr for KekPattern {
             None => (text, false),
         };
         if uri.contains('*') || is_prefix && !uri.ends_with([':', '/']) {
-            return Err(Malformed::new("a `*` stands at the end alone, behind a `:` or `/`"));
+            return Err(Malformed::new(
+                "a `*` stands at the end alone, behind a `:` or `/`",
+            ));
         }
         check_kek_uri(text)?;
-        Ok(Self { uri: uri.into(), is_prefix })
+        Ok(Self {
+            uri: uri.into(),
+            is_prefix,
+        })
     }
 }
 
@@ -145,9 +161,15 @@ impl FromStr for Location {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let is_scheme = |scheme: &str| scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let is_scheme = |scheme: &str| {
+            scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-')
+        };
         let pair = |what: &str, rest: &str| match rest.split_once('/') {
-            Some((first, rest)) if !first.is_empty() && !rest.is_empty() => Ok((first.to_owned(), rest.to_owned())),
+            Some((first, rest)) if !first.is_empty() && !rest.is_empty() => {
+                Ok((first.to_owned(), rest.to_owned()))
+            }
             _ => Err(Malformed::new(format!("write {what}"))),
         };
         match text.split_once(':') {
@@ -155,14 +177,19 @@ impl FromStr for Location {
             Some(("file", "")) => Err(Malformed::new("the path is empty")),
             Some(("file", path)) => Ok(Self::File(path.into())),
             Some(("vault-kv", rest)) => match rest.split_once('/') {
-                Some((mount, path)) if rest.split('/').all(is_path_segment) => {
-                    Ok(Self::VaultKv { mount: mount.to_owned(), path: path.to_owned() })
-                }
-                _ => Err(Malformed::new("write vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`")),
+                Some((mount, path)) if rest.split('/').all(is_path_segment) => Ok(Self::VaultKv {
+                    mount: mount.to_owned(),
+                    path: path.to_owned(),
+                }),
+                _ => Err(Malformed::new(
+                    "write vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`",
+                )),
             },
             Some(("aws-sm", name)) if !name.is_empty() => Ok(Self::AwsSm(name.to_owned())),
             Some(("s3", rest)) => match rest.strip_prefix("//") {
-                Some(rest) => pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key }),
+                Some(rest) => {
+                    pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key })
+                }
                 None => Err(Malformed::new("write s3://BUCKET/KEY")),
             },
             Some(("https" | "http", rest)) if rest.len() > 2 && rest.starts_with("//") => {
@@ -174,9 +201,9 @@ impl FromStr for Location {
                 }
                 Ok(Self::Web(text.to_owned()))
             }
-            Some((scheme, _)) if is_scheme(scheme) => {
-                Err(Malformed::new(format!("`{scheme}:` is not a manifest location; known: {LOCATIONS}")))
-            }
+            Some((scheme, _)) if is_scheme(scheme) => Err(Malformed::new(format!(
+                "`{scheme}:` is not a manifest location; known: {LOCATIONS}"
+            ))),
             _ => Ok(Self::File(text.into())),
         }
     }
@@ -204,19 +231,29 @@ mod tests {
 
     #[test]
     fn a_pattern_covers_its_uri_or_what_begins_with_it() {
-        let covers =
-            |pattern: &str, uri: &str| pattern.parse::<KekPattern>().expect("pattern").covers(&uri.parse().expect("URI"));
+        let covers = |pattern: &str, uri: &str| {
+            pattern
+                .parse::<KekPattern>()
+                .expect("pattern")
+                .covers(&uri.parse().expect("URI"))
+        };
         assert!(covers("local:/etc/kek", "local:/etc/kek"));
         assert!(!covers("local:/etc/kek", "local:/etc/kek2"));
         assert!(covers("local:/etc/keks/*", "local:/etc/keks/one"));
-        assert!(!covers("local:/etc/keks/*", "local:/etc/keks/../../tmp/mine"));
+        assert!(!covers(
+            "local:/etc/keks/*",
+            "local:/etc/keks/../../tmp/mine"
+        ));
         assert!(!covers("local:/etc/keks/*", "local:/etc/keks2"));
         assert!(!covers("local:/etc/keks/*", "local:/etc/keks/"));
         assert!(covers("aws-kms:*", "aws-kms:alias/a"));
         for malformed in ["*", "aws-kms:a*", "aws-kms:*/key", "kek", "local:"] {
             malformed.parse::<KekPattern>().expect_err(malformed);
         }
-        let anchored = "local:keks/*".parse::<KekPattern>().expect("pattern").anchored("/etc".as_ref());
+        let anchored = "local:keks/*"
+            .parse::<KekPattern>()
+            .expect("pattern")
+            .anchored("/etc".as_ref());
         assert_eq!(anchored.to_string(), "local:/etc/keks/*");
     }
 
@@ -233,24 +270,55 @@ mod tests {
         }
         assert_eq!("a/b".parse(), Ok(Location::File("a/b".into())));
         // What lets somebody in is asked with and not shown.
-        let signed: Location = "https://host/a?X-Amz-Signature=secret".parse().expect("presigned");
+        let signed: Location = "https://host/a?X-Amz-Signature=secret"
+            .parse()
+            .expect("presigned");
         assert_eq!(signed.to_string(), "https://host/a?…");
-        assert_eq!(signed, Location::Web("https://host/a?X-Amz-Signature=secret".into()));
-        for with_password in ["https://user:pw@host/a", "https://token@host", "http://user:pw@host?a"] {
-            let error = with_password.parse::<Location>().expect_err(with_password).to_string();
-            assert!(!error.contains("pw@") && error.contains("no user and password"), "{error}");
+        assert_eq!(
+            signed,
+            Location::Web("https://host/a?X-Amz-Signature=secret".into())
+        );
+        for with_password in [
+            "https://user:pw@host/a",
+            "https://token@host",
+            "http://user:pw@host?a",
+        ] {
+            let error = with_password
+                .parse::<Location>()
+                .expect_err(with_password)
+                .to_string();
+            assert!(
+                !error.contains("pw@") && error.contains("no user and password"),
+                "{error}"
+            );
         }
         "https://host/a@b".parse::<Location>().expect("no user");
-        for malformed in
-            ["", "file:", "vault-kv:secret", "vault-kv:/a", "aws-sm:", "s3:bucket/key", "s3://bucket/", "s4://a/b", "https:a"]
-        {
+        for malformed in [
+            "",
+            "file:",
+            "vault-kv:secret",
+            "vault-kv:/a",
+            "aws-sm:",
+            "s3:bucket/key",
+            "s3://bucket/",
+            "s4://a/b",
+            "https:a",
+        ] {
             malformed.parse::<Location>().expect_err(malformed);
         }
         // Each would ask Vault for something else than it says.
-        for elsewhere in
-            ["secret/../sys/seal", "secret/a//b", "secret/a/", "secret/./a", "secret/a?version=1", "secret/a b", "../a"]
-        {
-            format!("vault-kv:{elsewhere}").parse::<Location>().expect_err(elsewhere);
+        for elsewhere in [
+            "secret/../sys/seal",
+            "secret/a//b",
+            "secret/a/",
+            "secret/./a",
+            "secret/a?version=1",
+            "secret/a b",
+            "../a",
+        ] {
+            format!("vault-kv:{elsewhere}")
+                .parse::<Location>()
+                .expect_err(elsewhere);
         }
     }
 }

@@ -39,10 +39,16 @@ impl FromStr for KeyringId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const REASON: &str = "a keyring id is 32 lower-case hexadecimal digits";
         let digits = text.as_bytes();
-        if digits.len() != 32 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+        if digits.len() != 32
+            || !digits
+                .iter()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(REASON);
         }
-        u128::from_str_radix(text, 16).map(|value| Self(value.to_be_bytes())).map_err(|_| REASON)
+        u128::from_str_radix(text, 16)
+            .map(|value| Self(value.to_be_bytes()))
+            .map_err(|_| REASON)
     }
 }
 
@@ -54,6 +60,8 @@ impl Serialize for KeyringId {
 
 impl<'de> Deserialize<'de> for KeyringId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }

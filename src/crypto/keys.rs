@@ -8,7 +8,9 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-use super::{KeyringId, RandomnessUnavailable, equal_in_constant_time, memory::LockedBlock, random};
+use super::{
+    KeyringId, RandomnessUnavailable, equal_in_constant_time, memory::LockedBlock, random,
+};
 
 /// The length of every key, in bytes.
 pub const KEY_LEN: usize = 32;
@@ -60,7 +62,10 @@ impl Dek {
     /// The check value that the manifest carries: it finds a wrong unwrap at load, and commits to the key.
     pub fn check_value(&self, keyring: &KeyringId, version: u32) -> [u8; 32] {
         let mut value = [0; 32];
-        self.expand(&[CHECK_LABEL, &keyring.0, &version.to_be_bytes()], &mut value);
+        self.expand(
+            &[CHECK_LABEL, &keyring.0, &version.to_be_bytes()],
+            &mut value,
+        );
         value
     }
 
@@ -77,9 +82,15 @@ impl Dek {
             }
         }
         let prk = Prk::new_less_safe(HKDF_SHA256, self.expose());
-        let filled = prk.expand(info, Length(out.len())).and_then(|okm| okm.fill(out));
+        let filled = prk
+            .expand(info, Length(out.len()))
+            .and_then(|okm| okm.fill(out));
         // RFC 5869 §2.3: the only limit is 255 hashes of output; every caller asks for one.
-        assert!(filled.is_ok(), "HKDF-Expand of {} bytes is within its limit", out.len());
+        assert!(
+            filled.is_ok(),
+            "HKDF-Expand of {} bytes is within its limit",
+            out.len()
+        );
     }
 }
 
@@ -102,7 +113,9 @@ impl VersionKeys {
                 dek.expand(&[label], subkey);
             }
         })?;
-        Ok(Self { block: Arc::new(block) })
+        Ok(Self {
+            block: Arc::new(block),
+        })
     }
 
     const LEN: usize = 3 * KEY_LEN;

@@ -59,15 +59,23 @@ impl MacKey {
     /// # Errors
     /// [`MacKeyError`]
     pub fn from_file(path: &Path) -> Result<Self, MacKeyError> {
-        let failed = |reason: String| MacKeyError { path: path.to_owned(), reason };
+        let failed = |reason: String| MacKeyError {
+            path: path.to_owned(),
+            reason,
+        };
         let unreadable = |error: io::Error| failed(format!("can't read the audit key: {error}"));
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
         if mode & 0o007 != 0 {
-            return Err(failed(format!("everybody can open this key (mode {mode:04o}); run: chmod o= {}", path.display())));
+            return Err(failed(format!(
+                "everybody can open this key (mode {mode:04o}); run: chmod o= {}",
+                path.display()
+            )));
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LEN + 1));
-        file.take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        file.take(KEY_LEN as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
         Self::from_slice(&bytes).ok_or_else(|| {
             failed(format!(
                 "an audit key is {KEY_LEN} bytes long; make one with: (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)"

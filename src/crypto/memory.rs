@@ -7,7 +7,9 @@ use std::{
 };
 
 use memmap2::{Advice, MmapMut};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use zeroize::Zeroize;
 
 static LOCKED: AtomicUsize = AtomicUsize::new(0);
@@ -39,7 +41,8 @@ impl LockedBlock {
 impl Drop for LockedBlock {
     fn drop(&mut self) {
         self.map.zeroize();
-        if self.locked { &LOCKED } else { &UNLOCKED }.fetch_sub(pages(self.map.len()), Ordering::Relaxed);
+        if self.locked { &LOCKED } else { &UNLOCKED }
+            .fetch_sub(pages(self.map.len()), Ordering::Relaxed);
     }
 }
 
@@ -73,7 +76,13 @@ pub fn lock_report() -> LockReport {
 /// # Errors
 /// The kernel's refusal, which no known kernel gives.
 pub fn harden_process() -> io::Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
     hide_process()
 }
 

@@ -47,7 +47,11 @@ pub struct Header {
 
 impl Header {
     pub(super) fn new(suite: u8, version: u32, keyring: &KeyringId) -> Self {
-        Self { suite, version, tag: keyring.tag() }
+        Self {
+            suite,
+            version,
+            tag: keyring.tag(),
+        }
     }
 
     /// Reads the header of a whole ciphertext, or of a part of it that is at least as long as the shortest ([`OVERHEAD`]).
@@ -59,14 +63,24 @@ impl Header {
             return Err(MessageError::Malformed("shorter than any ciphertext"));
         };
         if ![SUITE_MESSAGE, SUITE_STREAM].contains(suite) {
-            return Err(MessageError::Malformed("the first byte is not that of a ciphertext"));
+            return Err(MessageError::Malformed(
+                "the first byte is not that of a ciphertext",
+            ));
         }
         if ciphertext.len() < OVERHEAD {
             return Err(MessageError::Malformed("shorter than any ciphertext"));
         }
         let [t0, t1, t2, t3, v0, v1, v2, v3] = *header;
-        let header = Self { suite: *suite, version: u32::from_be_bytes([v0, v1, v2, v3]), tag: [t0, t1, t2, t3] };
-        if header.tag == keyring.tag() { Ok(header) } else { Err(MessageError::WrongKeyring) }
+        let header = Self {
+            suite: *suite,
+            version: u32::from_be_bytes([v0, v1, v2, v3]),
+            tag: [t0, t1, t2, t3],
+        };
+        if header.tag == keyring.tag() {
+            Ok(header)
+        } else {
+            Err(MessageError::WrongKeyring)
+        }
     }
 
     pub(super) fn bytes(&self) -> [u8; HEADER_LEN] {
@@ -107,7 +121,11 @@ pub fn peek(bytes: &[u8]) -> Option<Peek> {
     };
     let version = u32::from_be_bytes([*v0, *v1, *v2, *v3]);
     // Versions count from 1.
-    (version > 0).then_some(Peek { tag: [*t0, *t1, *t2, *t3], version, is_stream })
+    (version > 0).then_some(Peek {
+        tag: [*t0, *t1, *t2, *t3],
+        version,
+        is_stream,
+    })
 }
 
 /// Encrypts the messages of one request: one nonce is drawn and one key derived, and item *i* adds *i* to the nonce's second half.
@@ -123,13 +141,27 @@ impl Sealer {
     ///
     /// # Errors
     /// The operating system gave no randomness.
-    pub fn new(keys: &VersionKeys, keyring: KeyringId, version: u32) -> Result<Self, RandomnessUnavailable> {
+    pub fn new(
+        keys: &VersionKeys,
+        keyring: KeyringId,
+        version: u32,
+    ) -> Result<Self, RandomnessUnavailable> {
         Ok(Self::with_nonce(keys, keyring, version, random()?))
     }
 
-    fn with_nonce(keys: &VersionKeys, keyring: KeyringId, version: u32, nonce: [u8; NONCE_LEN]) -> Self {
+    fn with_nonce(
+        keys: &VersionKeys,
+        keyring: KeyringId,
+        version: u32,
+        nonce: [u8; NONCE_LEN],
+    ) -> Self {
         let header = Header::new(SUITE_MESSAGE, version, &keyring);
-        Self { keyring, header, key: derive(keys, &nonce), nonce }
+        Self {
+            keyring,
+            header,
+            key: derive(keys, &nonce),
+            nonce,
+        }
     }
 
     /// Turns what `buffer` holds from `from` on, [`PREFIX_LEN`] bytes of room and then the plaintext, into a message in place.
@@ -140,8 +172,12 @@ impl Sealer {
         let (prefix, plaintext) = buffer[from..].split_at_mut(PREFIX_LEN);
         prefix[..HEADER_LEN].copy_from_slice(&self.header.bytes());
         prefix[HEADER_LEN..].copy_from_slice(&self.nonce);
-        let sealed = self.key.seal(&self.nonce, &self.header.aad(&self.keyring, aad), plaintext);
-        let Ok(tag) = sealed else { panic!("a plaintext is shorter than 64 GiB") };
+        let sealed = self
+            .key
+            .seal(&self.nonce, &self.header.aad(&self.keyring, aad), plaintext);
+        let Ok(tag) = sealed else {
+            panic!("a plaintext is shorter than 64 GiB")
+        };
         buffer.extend_from_slice(&tag);
         self.advance();
     }
@@ -189,7 +225,9 @@ impl Opener {
         if header.suite == SUITE_STREAM {
             return StreamOpener::open_all(keys, keyring, aad, message);
         }
-        let (prefix, sealed) = message.split_at_mut_checked(PREFIX_LEN).ok_or(MessageError::DecryptionFailed)?;
+        let (prefix, sealed) = message
+            .split_at_mut_checked(PREFIX_LEN)
+            .ok_or(MessageError::DecryptionFailed)?;
         let mut nonce = [0; NONCE_LEN];
         nonce.copy_from_slice(&prefix[HEADER_LEN..]);
         self.key(keys, header.version, &nonce)
@@ -200,16 +238,22 @@ impl Opener {
     fn key(&mut self, keys: &VersionKeys, version: u32, nonce: &[u8; NONCE_LEN]) -> &DerivedKey {
         let mut half = [0; NONCE_LEN / 2];
         half.copy_from_slice(&nonce[..NONCE_LEN / 2]);
-        if !matches!(&self.last, Some((last_version, last_half, _)) if (*last_version, *last_half) == (version, half)) {
+        if !matches!(&self.last, Some((last_version, last_half, _)) if (*last_version, *last_half) == (version, half))
+        {
             self.last = None;
         }
-        &self.last.get_or_insert_with(|| (version, half, derive(keys, nonce))).2
+        &self
+            .last
+            .get_or_insert_with(|| (version, half, derive(keys, nonce)))
+            .2
     }
 }
 
 fn derive(keys: &VersionKeys, nonce: &[u8; NONCE_LEN]) -> DerivedKey {
     // The only failures are a key or an input of another length than the types here allow, and no memory.
-    let Ok(key) = DerivedKey::new(keys.message_key(), nonce) else { panic!("a 32-byte key derives") };
+    let Ok(key) = DerivedKey::new(keys.message_key(), nonce) else {
+        panic!("a 32-byte key derives")
+    };
     key
 }
 
@@ -226,8 +270,12 @@ pub fn to_text(message: &[u8]) -> String {
 /// # Errors
 /// [`MessageError::Malformed`] says which part is not a text form's.
 pub fn from_text(text: &str) -> Result<Vec<u8>, MessageError> {
-    let encoded = text.strip_prefix(TEXT_PREFIX).ok_or(MessageError::Malformed("the text form begins with `sk1.`"))?;
-    URL_SAFE_NO_PAD.decode(encoded).map_err(|_| MessageError::Malformed("what follows `sk1.` is not base64url without padding"))
+    let encoded = text
+        .strip_prefix(TEXT_PREFIX)
+        .ok_or(MessageError::Malformed("the text form begins with `sk1.`"))?;
+    URL_SAFE_NO_PAD.decode(encoded).map_err(|_| {
+        MessageError::Malformed("what follows `sk1.` is not base64url without padding")
+    })
 }
 
 #[cfg(test)]
@@ -245,7 +293,9 @@ mod tests {
 
     fn open(keys: &VersionKeys, aad: &[u8], mut message: Vec<u8>) -> Result<Vec<u8>, MessageError> {
         let header = Header::parse(&message, &ID)?;
-        Opener::default().open(keys, &ID, &header, aad, &mut message).map(|plaintext| plaintext.to_vec())
+        Opener::default()
+            .open(keys, &ID, &header, aad, &mut message)
+            .map(|plaintext| plaintext.to_vec())
     }
 
     proptest! {
@@ -277,37 +327,71 @@ mod tests {
     #[test]
     fn refuses_every_truncation() {
         let keys = keys(1);
-        let message = Sealer::new(&keys, ID, 1).expect("random").seal_copy(b"", b"plaintext");
+        let message = Sealer::new(&keys, ID, 1)
+            .expect("random")
+            .seal_copy(b"", b"plaintext");
         for len in 0..message.len() {
-            assert!(open(&keys, b"", message[..len].to_vec()).is_err(), "{len} bytes");
+            assert!(
+                open(&keys, b"", message[..len].to_vec()).is_err(),
+                "{len} bytes"
+            );
         }
     }
 
     #[test]
     fn refuses_other_aad_keyrings_and_keys() {
         let keys = keys(1);
-        let message = Sealer::new(&keys, ID, 1).expect("random").seal_copy(b"aad", b"plaintext");
-        assert_eq!(open(&keys, b"other", message.clone()), Err(MessageError::DecryptionFailed));
-        assert_eq!(open(&super::tests::keys(2), b"aad", message.clone()), Err(MessageError::DecryptionFailed));
-        assert_eq!(Header::parse(&message, &KeyringId([0; 16])), Err(MessageError::WrongKeyring));
+        let message = Sealer::new(&keys, ID, 1)
+            .expect("random")
+            .seal_copy(b"aad", b"plaintext");
+        assert_eq!(
+            open(&keys, b"other", message.clone()),
+            Err(MessageError::DecryptionFailed)
+        );
+        assert_eq!(
+            open(&super::tests::keys(2), b"aad", message.clone()),
+            Err(MessageError::DecryptionFailed)
+        );
+        assert_eq!(
+            Header::parse(&message, &KeyringId([0; 16])),
+            Err(MessageError::WrongKeyring)
+        );
         // Another keyring that shares the four-byte tag is told apart by the AAD.
         let mut twin = ID;
         twin.0[15] ^= 1;
         let header = Header::parse(&message, &twin).expect("same tag");
-        let opened =
-            Opener::default().open(&keys, &twin, &header, b"aad", &mut message.clone()).map(|plaintext| plaintext.to_vec());
+        let opened = Opener::default()
+            .open(&keys, &twin, &header, b"aad", &mut message.clone())
+            .map(|plaintext| plaintext.to_vec());
         assert_eq!(opened, Err(MessageError::DecryptionFailed));
     }
 
     #[test]
     fn peeks_at_what_the_sealer_wrote() {
-        let message = Sealer::new(&keys(1), ID, 7).expect("random").seal_copy(b"", b"");
-        let peeked = Peek { tag: ID.tag(), version: 7, is_stream: false };
+        let message = Sealer::new(&keys(1), ID, 7)
+            .expect("random")
+            .seal_copy(b"", b"");
+        let peeked = Peek {
+            tag: ID.tag(),
+            version: 7,
+            is_stream: false,
+        };
         assert_eq!(peek(&message), Some(peeked));
         assert_eq!(peek(&message[..PEEK_LEN]), Some(peeked));
         assert_eq!(peek(&message[..PEEK_LEN - 1]), None);
-        assert_eq!(peek(&[2, 0, 0, 0, 0, 0, 0, 1, 0]), Some(Peek { tag: [0; 4], version: 256, is_stream: true }));
-        for other in [[1, 9, 9, 9, 9, 0, 0, 0, 0], [0, 9, 9, 9, 9, 0, 0, 0, 1], [3, 9, 9, 9, 9, 0, 0, 0, 1]] {
+        assert_eq!(
+            peek(&[2, 0, 0, 0, 0, 0, 0, 1, 0]),
+            Some(Peek {
+                tag: [0; 4],
+                version: 256,
+                is_stream: true
+            })
+        );
+        for other in [
+            [1, 9, 9, 9, 9, 0, 0, 0, 0],
+            [0, 9, 9, 9, 9, 0, 0, 0, 1],
+            [3, 9, 9, 9, 9, 0, 0, 0, 1],
+        ] {
             assert_eq!(peek(&other), None);
         }
     }
@@ -319,13 +403,21 @@ mod tests {
         nonce[NONCE_LEN - 1] = 0xFE;
         let mut sealer = Sealer::with_nonce(&keys, ID, 1, nonce);
         let messages: Vec<_> = (0..3).map(|_| sealer.seal_copy(b"", b"same")).collect();
-        let tails: Vec<_> = messages.iter().map(|message| message[HEADER_LEN + 12..PREFIX_LEN].to_vec()).collect();
+        let tails: Vec<_> = messages
+            .iter()
+            .map(|message| message[HEADER_LEN + 12..PREFIX_LEN].to_vec())
+            .collect();
         assert_eq!(tails[1], [0xFF; 12]);
         assert_eq!(tails[2], [0; 12]);
         let mut opener = Opener::default();
         for mut message in messages {
             let header = Header::parse(&message, &ID).expect("header");
-            assert_eq!(opener.open(&keys, &ID, &header, b"", &mut message).expect("open"), b"same");
+            assert_eq!(
+                opener
+                    .open(&keys, &ID, &header, b"", &mut message)
+                    .expect("open"),
+                b"same"
+            );
         }
     }
 
@@ -337,7 +429,12 @@ mod tests {
         for (keys, version) in [(&first, 1), (&second, 2), (&first, 1)] {
             let mut message = Sealer::with_nonce(keys, ID, version, nonce).seal_copy(b"", b"text");
             let header = Header::parse(&message, &ID).expect("header");
-            assert_eq!(opener.open(keys, &ID, &header, b"", &mut message).expect("open"), b"text");
+            assert_eq!(
+                opener
+                    .open(keys, &ID, &header, b"", &mut message)
+                    .expect("open"),
+                b"text"
+            );
         }
     }
 }

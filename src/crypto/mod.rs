@@ -18,11 +18,14 @@ pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MacKey, MacKeyError, NamingKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{
-    Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer, TEXT_PREFIX, from_text, peek,
-    to_text,
+    Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer,
+    TEXT_PREFIX, from_text, peek, to_text,
 };
 pub use signature::{SigningKey, verify_signature};
-pub use stream::{CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len};
+pub use stream::{
+    CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len,
+    sealed_stream_len,
+};
 pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};
 
 use std::io;

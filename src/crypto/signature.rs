@@ -22,8 +22,11 @@ pub enum SigningKeyError {
 impl SigningKey {
     /// Reads a PKCS#8 key in PEM (RFC 5958, RFC 7468), as `openssl genpkey -algorithm ed25519` writes it.
     pub fn from_pem_file(file: &Path) -> Result<Self, SigningKeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_file(file).map_err(|error| SigningKeyError::Pem(error.to_string()))?;
-        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map(Self).map_err(|_| SigningKeyError::NotEd25519)
+        let der = PrivatePkcs8KeyDer::from_pem_file(file)
+            .map_err(|error| SigningKeyError::Pem(error.to_string()))?;
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
+            .map(Self)
+            .map_err(|_| SigningKeyError::NotEd25519)
     }
 
     /// The public half.
@@ -43,5 +46,7 @@ impl SigningKey {
 
 /// Whether `signature` over `message` is that of the holder of `public_key`.
 pub fn verify_signature(public_key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ED25519, public_key).verify(message, signature).is_ok()
+    UnparsedPublicKey::new(&ED25519, public_key)
+        .verify(message, signature)
+        .is_ok()
 }

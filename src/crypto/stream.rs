@@ -27,13 +27,16 @@ const LABEL: &[u8] = b"sidekey stream v1";
 /// How long the stream of a plaintext is, in bytes; `None` if that is more than 2^64.
 pub fn sealed_stream_len(plaintext: u64) -> Option<u64> {
     let chunks = plaintext.div_ceil(CHUNK_LEN as u64).max(1);
-    plaintext.checked_add(PREFIX_LEN as u64)?.checked_add(chunks.checked_mul(TAG_LEN as u64)?)
+    plaintext
+        .checked_add(PREFIX_LEN as u64)?
+        .checked_add(chunks.checked_mul(TAG_LEN as u64)?)
 }
 
 /// How long the plaintext of a stream is, in bytes; `None` if no stream has that length.
 pub fn opened_stream_len(stream: u64) -> Option<u64> {
     let sealed = stream.checked_sub(PREFIX_LEN as u64)?;
-    let plaintext = sealed.checked_sub(sealed.div_ceil(SEALED_CHUNK_LEN as u64).max(1) * TAG_LEN as u64)?;
+    let plaintext =
+        sealed.checked_sub(sealed.div_ceil(SEALED_CHUNK_LEN as u64).max(1) * TAG_LEN as u64)?;
     (sealed_stream_len(plaintext) == Some(stream)).then_some(plaintext)
 }
 
@@ -66,12 +69,18 @@ impl StreamSealer {
     pub fn seal(&mut self, is_last: bool, buffer: &mut Vec<u8>, from: usize) {
         let length = buffer.len() - from;
         assert!(
-            length == CHUNK_LEN || is_last && length < CHUNK_LEN && (length > 0 || self.0.next == 0),
+            length == CHUNK_LEN
+                || is_last && length < CHUNK_LEN && (length > 0 || self.0.next == 0),
             "a chunk of {length} bytes"
         );
         let nonce = self.0.nonce(is_last);
-        let tag = self.0.key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut buffer[from..]);
-        let Ok(tag) = tag else { unreachable!("64 KiB are not too much for AES-GCM") };
+        let tag = self
+            .0
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::empty(), &mut buffer[from..]);
+        let Ok(tag) = tag else {
+            unreachable!("64 KiB are not too much for AES-GCM")
+        };
         buffer.extend_from_slice(tag.as_ref());
     }
 }
@@ -81,7 +90,12 @@ pub struct StreamOpener(Chunks);
 
 impl StreamOpener {
     /// An opener for the stream that begins with `prefix`, by the keys of the version that its header names.
-    pub fn new(keys: &VersionKeys, keyring: &KeyringId, prefix: &[u8; PREFIX_LEN], aad: &[u8]) -> Self {
+    pub fn new(
+        keys: &VersionKeys,
+        keyring: &KeyringId,
+        prefix: &[u8; PREFIX_LEN],
+        aad: &[u8],
+    ) -> Self {
         Self(Chunks::new(keys, keyring, prefix, aad))
     }
 
@@ -90,14 +104,22 @@ impl StreamOpener {
     /// # Errors
     /// [`MessageError::DecryptionFailed`]: other bytes than were sealed, another AAD, or not the chunk that stood here. A chunk of
     /// a length that no sealer makes is the same. The rest of the stream is then of no use.
-    pub fn open<'c>(&mut self, is_last: bool, chunk: &'c mut [u8]) -> Result<&'c mut [u8], MessageError> {
+    pub fn open<'c>(
+        &mut self,
+        is_last: bool,
+        chunk: &'c mut [u8],
+    ) -> Result<&'c mut [u8], MessageError> {
         let is_whole = chunk.len() == SEALED_CHUNK_LEN;
-        let is_shorter = chunk.len() < SEALED_CHUNK_LEN && (chunk.len() > TAG_LEN || self.0.next == 0);
+        let is_shorter =
+            chunk.len() < SEALED_CHUNK_LEN && (chunk.len() > TAG_LEN || self.0.next == 0);
         if !(is_whole || is_last && is_shorter) {
             return Err(MessageError::DecryptionFailed);
         }
         let nonce = self.0.nonce(is_last);
-        self.0.key.open_in_place(nonce, Aad::empty(), chunk).map_err(|Unspecified| MessageError::DecryptionFailed)
+        self.0
+            .key
+            .open_in_place(nonce, Aad::empty(), chunk)
+            .map_err(|Unspecified| MessageError::DecryptionFailed)
     }
 
     /// Decrypts a whole stream that is in memory, in place, and gives its plaintext, which stands behind the prefix.
@@ -110,12 +132,16 @@ impl StreamOpener {
         aad: &[u8],
         stream: &'s mut [u8],
     ) -> Result<&'s mut [u8], MessageError> {
-        let (prefix, sealed) = stream.split_first_chunk_mut::<PREFIX_LEN>().ok_or(MessageError::DecryptionFailed)?;
+        let (prefix, sealed) = stream
+            .split_first_chunk_mut::<PREFIX_LEN>()
+            .ok_or(MessageError::DecryptionFailed)?;
         let mut opener = Self::new(keys, keyring, prefix, aad);
         let (mut read, mut written) = (0, 0);
         loop {
             let end = sealed.len().min(read + SEALED_CHUNK_LEN);
-            let length = opener.open(end == sealed.len(), &mut sealed[read..end])?.len();
+            let length = opener
+                .open(end == sealed.len(), &mut sealed[read..end])?
+                .len();
             sealed.copy_within(read..read + length, written);
             (read, written) = (end, written + length);
             if read == sealed.len() {
@@ -138,8 +164,14 @@ impl Chunks {
         let info = [LABEL, header, &keyring.0, &fingerprint(aad)];
         let prk = Salt::new(HKDF_SHA256, nonce).extract(keys.stream_key());
         // RFC 5869 §2.3: the only limit is 255 hashes of output; a key is one.
-        let Ok(okm) = prk.expand(&info, &AES_256_GCM) else { unreachable!("a key of 32 bytes expands") };
-        Self { key: LessSafeKey::new(UnboundKey::from(okm)), next: 0, is_over: false }
+        let Ok(okm) = prk.expand(&info, &AES_256_GCM) else {
+            unreachable!("a key of 32 bytes expands")
+        };
+        Self {
+            key: LessSafeKey::new(UnboundKey::from(okm)),
+            next: 0,
+            is_over: false,
+        }
     }
 
     /// The next chunk's nonce: its number in 11 bytes, and whether it is the last in one.

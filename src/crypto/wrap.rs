@@ -20,35 +20,53 @@ pub struct WrapContext {
 impl WrapContext {
     /// The context as bytes, for a KEK that takes additional authenticated data.
     pub fn to_bytes(self) -> Vec<u8> {
-        [b"sidekey wrap v1".as_slice(), &self.keyring.0, &self.version.to_be_bytes()].concat()
+        [
+            b"sidekey wrap v1".as_slice(),
+            &self.keyring.0,
+            &self.version.to_be_bytes(),
+        ]
+        .concat()
     }
 }
 
 /// A data key with its context's SHA-256 behind it: what a KEK without AAD encrypts.
 pub fn bind_dek(dek: &Dek, context: WrapContext) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new([dek.expose().as_slice(), digest(&SHA256, &context.to_bytes()).as_ref()].concat())
+    Zeroizing::new(
+        [
+            dek.expose().as_slice(),
+            digest(&SHA256, &context.to_bytes()).as_ref(),
+        ]
+        .concat(),
+    )
 }
 
 /// The data key in what [`bind_dek`] made, or `None` when it was made for another context or is something else.
 pub fn unbind_dek(bound: &[u8], context: WrapContext) -> Option<Dek> {
     let (dek, hash) = bound.split_at_checked(KEY_LEN)?;
-    equal_in_constant_time(hash, digest(&SHA256, &context.to_bytes()).as_ref()).then(|| Dek::from_slice(dek))?
+    equal_in_constant_time(hash, digest(&SHA256, &context.to_bytes()).as_ref())
+        .then(|| Dek::from_slice(dek))?
 }
 
 const FORMAT: u8 = 0x01;
 const WRAP_LEN: usize = 1 + NONCE_LEN + KEY_LEN + TAG_LEN;
 
 /// Wraps a data key: format byte 0x01, nonce (24), XAES-256-GCM of the key (32), tag (16).
-pub fn wrap_dek(kek: &SecretKey, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, RandomnessUnavailable> {
+pub fn wrap_dek(
+    kek: &SecretKey,
+    dek: &Dek,
+    context: WrapContext,
+) -> Result<Vec<u8>, RandomnessUnavailable> {
     let nonce = random()?;
     let mut wrap = Vec::with_capacity(WRAP_LEN);
     wrap.push(FORMAT);
     wrap.extend_from_slice(&nonce);
     wrap.extend_from_slice(dek.expose());
-    let sealed =
-        DerivedKey::new(kek.expose(), &nonce).and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
+    let sealed = DerivedKey::new(kek.expose(), &nonce)
+        .and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
     // Key and input have fixed lengths within every limit of the algorithm.
-    let Ok(tag) = sealed else { panic!("XAES-256-GCM seals 32 bytes") };
+    let Ok(tag) = sealed else {
+        panic!("XAES-256-GCM seals 32 bytes")
+    };
     wrap.extend_from_slice(&tag);
     Ok(wrap)
 }
@@ -56,11 +74,15 @@ pub fn wrap_dek(kek: &SecretKey, dek: &Dek, context: WrapContext) -> Result<Vec<
 /// The data key in a wrap, or `None` when the KEK is another, the wrap was changed, or its context is another.
 pub fn unwrap_dek(kek: &SecretKey, wrap: &[u8], context: WrapContext) -> Option<Dek> {
     let wrap: &[u8; WRAP_LEN] = wrap.try_into().ok()?;
-    let ([FORMAT], rest) = wrap.split_first_chunk::<1>()? else { return None };
+    let ([FORMAT], rest) = wrap.split_first_chunk::<1>()? else {
+        return None;
+    };
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
     let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
-    let dek = DerivedKey::new(kek.expose(), nonce)
-        .and_then(|key| key.open(nonce, &context.to_bytes(), &mut sealed).map(|dek| Dek::from_slice(dek)));
+    let dek = DerivedKey::new(kek.expose(), nonce).and_then(|key| {
+        key.open(nonce, &context.to_bytes(), &mut sealed)
+            .map(|dek| Dek::from_slice(dek))
+    });
     dek.ok().flatten()
 }
 
@@ -68,7 +90,10 @@ pub fn unwrap_dek(kek: &SecretKey, wrap: &[u8], context: WrapContext) -> Option<
 mod tests {
     use super::*;
 
-    const CONTEXT: WrapContext = WrapContext { keyring: KeyringId([7; 16]), version: 3 };
+    const CONTEXT: WrapContext = WrapContext {
+        keyring: KeyringId([7; 16]),
+        version: 3,
+    };
 
     fn key(byte: u8) -> SecretKey {
         SecretKey::from_slice(&[byte; 32]).expect("32 bytes")
@@ -78,14 +103,42 @@ mod tests {
     fn unwraps_under_the_same_kek_and_context_only() {
         let dek = Dek::generate().expect("random");
         let wrap = wrap_dek(&key(1), &dek, CONTEXT).expect("wrap");
-        assert_eq!(unwrap_dek(&key(1), &wrap, CONTEXT).expect("unwrap").expose(), dek.expose());
+        assert_eq!(
+            unwrap_dek(&key(1), &wrap, CONTEXT)
+                .expect("unwrap")
+                .expose(),
+            dek.expose()
+        );
         assert!(unwrap_dek(&key(2), &wrap, CONTEXT).is_none());
-        assert!(unwrap_dek(&key(1), &wrap, WrapContext { version: 4, ..CONTEXT }).is_none());
-        assert!(unwrap_dek(&key(1), &wrap, WrapContext { keyring: KeyringId([8; 16]), ..CONTEXT }).is_none());
+        assert!(
+            unwrap_dek(
+                &key(1),
+                &wrap,
+                WrapContext {
+                    version: 4,
+                    ..CONTEXT
+                }
+            )
+            .is_none()
+        );
+        assert!(
+            unwrap_dek(
+                &key(1),
+                &wrap,
+                WrapContext {
+                    keyring: KeyringId([8; 16]),
+                    ..CONTEXT
+                }
+            )
+            .is_none()
+        );
         for at in 0..wrap.len() {
             let mut changed = wrap.clone();
             changed[at] ^= 1;
-            assert!(unwrap_dek(&key(1), &changed, CONTEXT).is_none(), "byte {at}");
+            assert!(
+                unwrap_dek(&key(1), &changed, CONTEXT).is_none(),
+                "byte {at}"
+            );
         }
         assert!(unwrap_dek(&key(1), &wrap[1..], CONTEXT).is_none());
     }

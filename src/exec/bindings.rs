@@ -45,17 +45,29 @@ impl FromStr for EnvBinding {
     type Err = BindingError;
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
-        let form = || BindingError("write NAME=secret:SECRET, NAME=secret:SECRET#FIELD or NAME=file:FILE".into());
-        let (name, source) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(form)?;
+        let form = || {
+            BindingError(
+                "write NAME=secret:SECRET, NAME=secret:SECRET#FIELD or NAME=file:FILE".into(),
+            )
+        };
+        let (name, source) = text
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(form)?;
         if name == FILES {
-            return Err(BindingError(format!("{FILES} names the folder of the files")));
+            return Err(BindingError(format!(
+                "{FILES} names the folder of the files"
+            )));
         }
         let source = match source.split_once(':').ok_or_else(form)? {
             ("secret", piece) => EnvSource::Secret(piece.parse()?),
             ("file", file) => EnvSource::File(file.into()),
             _ => return Err(form()),
         };
-        Ok(Self { name: name.into(), source })
+        Ok(Self {
+            name: name.into(),
+            source,
+        })
     }
 }
 
@@ -66,10 +78,20 @@ impl FromStr for FileBinding {
         let form = || BindingError("write NAME=secret:SECRET or NAME=secret:SECRET#FIELD".into());
         let (name, piece) = text.split_once("=secret:").ok_or_else(form)?;
         // The folder's own names begin with a dot.
-        if name.is_empty() || name.len() > 255 || name.starts_with('.') || name.contains(['/', '\0']) {
-            return Err(BindingError("a file's name has no slash, doesn't begin with a dot, and has at most 255 bytes".into()));
+        if name.is_empty()
+            || name.len() > 255
+            || name.starts_with('.')
+            || name.contains(['/', '\0'])
+        {
+            return Err(BindingError(
+                "a file's name has no slash, doesn't begin with a dot, and has at most 255 bytes"
+                    .into(),
+            ));
         }
-        Ok(Self { name: name.into(), piece: piece.parse()? })
+        Ok(Self {
+            name: name.into(),
+            piece: piece.parse()?,
+        })
     }
 }
 
@@ -82,7 +104,9 @@ impl FromStr for Piece {
             Some((secret, field)) => (secret, Some(field.to_owned())),
             None => (text, None),
         };
-        let secret = secret.parse().map_err(|error| BindingError(format!("the secret's name: {error}")))?;
+        let secret = secret
+            .parse()
+            .map_err(|error| BindingError(format!("the secret's name: {error}")))?;
         Ok(Self { secret, field })
     }
 }
@@ -101,7 +125,9 @@ impl Bindings {
     /// There is none, a name is taken twice, or a variable names a file that there is not.
     pub fn new(env: Vec<EnvBinding>, files: Vec<FileBinding>) -> Result<Self, BindingError> {
         if env.is_empty() && files.is_empty() {
-            return Err(BindingError("the program gets no secret; say which one by --env or --file".into()));
+            return Err(BindingError(
+                "the program gets no secret; say which one by --env or --file".into(),
+            ));
         }
         let names = |flag, names: Vec<&String>| {
             let mut seen = BTreeSet::new();
@@ -111,12 +137,18 @@ impl Bindings {
             }
         };
         names("--env", env.iter().map(|binding| &binding.name).collect())?;
-        names("--file", files.iter().map(|binding| &binding.name).collect())?;
+        names(
+            "--file",
+            files.iter().map(|binding| &binding.name).collect(),
+        )?;
         for binding in &env {
             if let EnvSource::File(file) = &binding.source
                 && files.iter().all(|binding| binding.name != *file)
             {
-                return Err(BindingError(format!("--env {}: there is no --file {file}", binding.name)));
+                return Err(BindingError(format!(
+                    "--env {}: there is no --file {file}",
+                    binding.name
+                )));
             }
         }
         Ok(Self { env, files })
@@ -128,7 +160,9 @@ impl Bindings {
             EnvSource::Secret(piece) => Some(piece),
             EnvSource::File(_) => None,
         });
-        env.chain(self.files.iter().map(|binding| &binding.piece)).cloned().collect()
+        env.chain(self.files.iter().map(|binding| &binding.piece))
+            .cloned()
+            .collect()
     }
 }
 
@@ -146,20 +180,49 @@ mod tests {
 
     #[test]
     fn a_binding_names_a_secret_a_field_or_a_file() {
-        let piece = |field: Option<&str>| Piece { secret: "db".parse().expect("name"), field: field.map(str::to_owned) };
-        assert_eq!(env("PW=secret:db").expect("valid").source, EnvSource::Secret(piece(None)));
-        assert_eq!(env("PW=secret:db#a=b#c").expect("valid").source, EnvSource::Secret(piece(Some("a=b#c"))));
-        assert_eq!(env("PW=file:pw").expect("valid").source, EnvSource::File("pw".into()));
+        let piece = |field: Option<&str>| Piece {
+            secret: "db".parse().expect("name"),
+            field: field.map(str::to_owned),
+        };
+        assert_eq!(
+            env("PW=secret:db").expect("valid").source,
+            EnvSource::Secret(piece(None))
+        );
+        assert_eq!(
+            env("PW=secret:db#a=b#c").expect("valid").source,
+            EnvSource::Secret(piece(Some("a=b#c")))
+        );
+        assert_eq!(
+            env("PW=file:pw").expect("valid").source,
+            EnvSource::File("pw".into())
+        );
         assert_eq!(
             file("tls.key=secret:db#key").expect("valid"),
-            FileBinding { name: "tls.key".into(), piece: piece(Some("key")) }
+            FileBinding {
+                name: "tls.key".into(),
+                piece: piece(Some("key"))
+            }
         );
-        for wrong in
-            ["PW", "=secret:db", "PW=db", "PW=secret:", "PW=secret:db#", "PW=secret:a b", "PW=vault:x", "SIDEKEY_FILES=secret:db"]
-        {
+        for wrong in [
+            "PW",
+            "=secret:db",
+            "PW=db",
+            "PW=secret:",
+            "PW=secret:db#",
+            "PW=secret:a b",
+            "PW=vault:x",
+            "SIDEKEY_FILES=secret:db",
+        ] {
             assert!(env(wrong).is_err(), "{wrong}");
         }
-        for wrong in ["pw", "=secret:db", ".pw=secret:db", "../pw=secret:db", "a/b=secret:db", "pw=file:x"] {
+        for wrong in [
+            "pw",
+            "=secret:db",
+            ".pw=secret:db",
+            "../pw=secret:db",
+            "a/b=secret:db",
+            "pw=file:x",
+        ] {
             assert!(file(wrong).is_err(), "{wrong}");
         }
     }
@@ -167,15 +230,33 @@ mod tests {
     #[test]
     fn bindings_that_contradict_each_other_are_refused() {
         let refused = |env: &[&str], files: &[&str]| {
-            let env = env.iter().map(|text| text.parse().expect("valid")).collect();
-            Bindings::new(env, files.iter().map(|text| text.parse().expect("valid")).collect())
-                .err()
-                .map(|error| error.to_string())
+            let env = env
+                .iter()
+                .map(|text| text.parse().expect("valid"))
+                .collect();
+            Bindings::new(
+                env,
+                files
+                    .iter()
+                    .map(|text| text.parse().expect("valid"))
+                    .collect(),
+            )
+            .err()
+            .map(|error| error.to_string())
         };
         assert_eq!(refused(&["A=secret:a", "B=file:b"], &["b=secret:a"]), None);
-        assert_eq!(refused(&["A=secret:a", "A=secret:b"], &[]).as_deref(), Some("--env A is there twice"));
-        assert_eq!(refused(&[], &["a=secret:a", "a=secret:b"]).as_deref(), Some("--file a is there twice"));
-        assert_eq!(refused(&["A=file:a"], &[]).as_deref(), Some("--env A: there is no --file a"));
+        assert_eq!(
+            refused(&["A=secret:a", "A=secret:b"], &[]).as_deref(),
+            Some("--env A is there twice")
+        );
+        assert_eq!(
+            refused(&[], &["a=secret:a", "a=secret:b"]).as_deref(),
+            Some("--file a is there twice")
+        );
+        assert_eq!(
+            refused(&["A=file:a"], &[]).as_deref(),
+            Some("--env A: there is no --file a")
+        );
         assert!(refused(&[], &[]).is_some());
     }
 }

@@ -67,11 +67,19 @@ impl Folder {
     /// Makes an empty folder at `place`, or where there usually is memory. What killed processes left there is removed.
     pub(super) fn create(place: Option<&Path>) -> Result<Self, FolderError> {
         if let Some(place) = place {
-            return Self::at(place).map_err(|reason| FolderError::Place { place: place.into(), reason });
+            return Self::at(place).map_err(|reason| FolderError::Place {
+                place: place.into(),
+                reason,
+            });
         }
-        let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let runtime = env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute());
         let mut reasons = Vec::new();
-        for place in runtime.into_iter().chain(["/dev/shm", "/run"].map(PathBuf::from)) {
+        for place in runtime
+            .into_iter()
+            .chain(["/dev/shm", "/run"].map(PathBuf::from))
+        {
             match Self::at(&place) {
                 Ok(folder) => return Ok(folder),
                 Err(reason) => reasons.push(format!("{}: {reason}", place.display())),
@@ -84,14 +92,24 @@ impl Folder {
         // The program may change its working directory.
         let place = place.canonicalize().map_err(|error| error.to_string())?;
         let path = place.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
-        let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
+        let made = DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .and_then(|()| File::open(&path));
         let held = made.map_err(|error| format!("can't make a folder: {error}"))?;
-        let folder = Self { path, _held: held, current: None, prepared: None, begun: 0 };
+        let folder = Self {
+            path,
+            _held: held,
+            current: None,
+            prepared: None,
+            begun: 0,
+        };
         let file_system = fstatfs(&folder._held).map_err(|error| error.to_string())?;
         if !IN_MEMORY.contains(&(file_system.f_type as u32)) {
             return Err("this is no tmpfs, and secrets are not written to a disk".into());
         }
-        flock(&folder._held, FlockOperation::NonBlockingLockExclusive).map_err(|error| error.to_string())?;
+        flock(&folder._held, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| error.to_string())?;
         sweep(&place);
         Ok(folder)
     }
@@ -102,7 +120,10 @@ impl Folder {
 
     /// Writes a set of files beside the one in force. What is short, memory above all, is short here and not when they are exchanged. If it
     /// fails, nothing has changed.
-    pub(super) fn prepare<'f>(&mut self, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> Result<(), FolderError> {
+    pub(super) fn prepare<'f>(
+        &mut self,
+        files: impl Iterator<Item = (&'f str, &'f [u8])>,
+    ) -> Result<(), FolderError> {
         self.begun += 1;
         let set = self.set(self.begun);
         if let Err(error) = self.write(&set, self.begun, files) {
@@ -118,8 +139,11 @@ impl Folder {
     /// Exchanges all files at once for those that were prepared, if any were. A reader sees the old ones or the new ones, never some of
     /// each, if it opens `..data` first.
     pub(super) fn exchange(&mut self) -> Result<(), FolderError> {
-        let Some(next) = self.prepared else { return Ok(()) };
-        fs::rename(self.set(next).join(NEXT), self.path.join(CURRENT)).map_err(|error| self.failed(error))?;
+        let Some(next) = self.prepared else {
+            return Ok(());
+        };
+        fs::rename(self.set(next).join(NEXT), self.path.join(CURRENT))
+            .map_err(|error| self.failed(error))?;
         self.prepared = None;
         if let Some(before) = self.current.replace(next) {
             discard(&self.set(before));
@@ -127,10 +151,19 @@ impl Folder {
         Ok(())
     }
 
-    fn write<'f>(&self, set: &Path, number: u64, files: impl Iterator<Item = (&'f str, &'f [u8])>) -> io::Result<()> {
+    fn write<'f>(
+        &self,
+        set: &Path,
+        number: u64,
+        files: impl Iterator<Item = (&'f str, &'f [u8])>,
+    ) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(set)?;
         for (name, value) in files {
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(set.join(name));
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(set.join(name));
             file?.write_all(value)?;
             if number == 1 {
                 symlink(Path::new(CURRENT).join(name), self.path.join(name))?;
@@ -144,7 +177,10 @@ impl Folder {
     }
 
     fn failed(&self, error: io::Error) -> FolderError {
-        FolderError::Write { path: self.path.clone(), error }
+        FolderError::Write {
+            path: self.path.clone(),
+            error,
+        }
     }
 }
 
@@ -172,30 +208,47 @@ fn remove(path: &Path) -> io::Result<()> {
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+    removed.or_else(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })
 }
 
 /// Removes folders of ours that nobody holds any more, since whoever did was killed.
 fn sweep(place: &Path) {
-    let Ok(entries) = fs::read_dir(place) else { return };
+    let Ok(entries) = fs::read_dir(place) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_left_over(&path) {
             continue;
         }
         if let Err(error) = remove(&path) {
-            say(format_args!("can't remove {}, which is left over: {error}", path.display()));
+            say(format_args!(
+                "can't remove {}, which is left over: {error}",
+                path.display()
+            ));
         }
     }
 }
 
 fn is_left_over(path: &Path) -> bool {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return false };
-    let age = metadata.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return false;
+    };
+    let age = metadata
+        .modified()
+        .ok()
+        .and_then(|at| SystemTime::now().duration_since(at).ok());
     metadata.is_dir()
         && metadata.uid() == geteuid().as_raw()
         && age.is_some_and(|age| age > IN_THE_MAKING)
-        && File::open(path).is_ok_and(|folder| flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok())
+        && File::open(path)
+            .is_ok_and(|folder| flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
 #[cfg(test)]
@@ -214,7 +267,13 @@ mod tests {
     }
 
     fn entries(path: &Path) -> Vec<String> {
-        let name = |entry: io::Result<fs::DirEntry>| entry.expect("entry").file_name().into_string().expect("text");
+        let name = |entry: io::Result<fs::DirEntry>| {
+            entry
+                .expect("entry")
+                .file_name()
+                .into_string()
+                .expect("text")
+        };
         let mut names: Vec<String> = fs::read_dir(path).expect("folder").map(name).collect();
         names.sort();
         names
@@ -225,8 +284,16 @@ mod tests {
         let mut folder = folder();
         write(&mut folder, &[("a", b"1"), ("b", b"2\0\xff")]);
         let path = folder.path().to_owned();
-        let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
-        assert_eq!((mode(&path), mode(&path.join("..data")), mode(&path.join("a"))), (0o700, 0o700, 0o400));
+        let mode =
+            |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
+        assert_eq!(
+            (
+                mode(&path),
+                mode(&path.join("..data")),
+                mode(&path.join("a"))
+            ),
+            (0o700, 0o700, 0o400)
+        );
         // Whoever holds the set sees the old one whole.
         let old = fs::canonicalize(path.join("..data")).expect("set");
         let open = File::open(path.join("a")).expect("file");
@@ -246,13 +313,29 @@ mod tests {
         write(&mut folder, &[("a", b"1")]);
         let path = folder.path().to_owned();
         let read = || fs::read(path.join("a")).expect("file");
-        folder.prepare([("a", &b"2"[..])].into_iter()).expect("written");
+        folder
+            .prepare([("a", &b"2"[..])].into_iter())
+            .expect("written");
         assert_eq!(read(), b"1", "not in force yet");
-        folder.prepare([("a", &b"3"[..]), ("a", b"3")].into_iter()).expect_err("the same name twice");
-        assert_eq!((read(), entries(&path)), (b"1".into(), ["..1", "..2", "..data", "a"].map(str::to_owned).into()));
+        folder
+            .prepare([("a", &b"3"[..]), ("a", b"3")].into_iter())
+            .expect_err("the same name twice");
+        assert_eq!(
+            (read(), entries(&path)),
+            (
+                b"1".into(),
+                ["..1", "..2", "..data", "a"].map(str::to_owned).into()
+            )
+        );
         folder.exchange().expect("exchanged");
         folder.exchange().expect("nothing to do");
-        assert_eq!((read(), entries(&path)), (b"2".into(), ["..2", "..data", "a"].map(str::to_owned).into()));
+        assert_eq!(
+            (read(), entries(&path)),
+            (
+                b"2".into(),
+                ["..2", "..data", "a"].map(str::to_owned).into()
+            )
+        );
     }
 
     #[test]
@@ -260,7 +343,10 @@ mod tests {
         let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
         fs::create_dir_all(&disk).expect("folder");
         let place = tempfile::tempdir_in(disk).expect("folder");
-        let refused = Folder::create(Some(place.path())).err().expect("no memory").to_string();
+        let refused = Folder::create(Some(place.path()))
+            .err()
+            .expect("no memory")
+            .to_string();
         assert!(refused.contains("no tmpfs"), "{refused}");
         assert_eq!(entries(place.path()), Vec::<String>::new());
     }
@@ -272,15 +358,24 @@ mod tests {
             let path = place.path().join(name);
             fs::create_dir(&path).expect("folder");
             let at = SystemTime::now() - Duration::from_secs(age);
-            File::open(&path).and_then(|folder| folder.set_modified(at)).expect("time");
+            File::open(&path)
+                .and_then(|folder| folder.set_modified(at))
+                .expect("time");
             path
         };
-        let (old, young, other) = (made("sidekey-exec-1", 3600), made("sidekey-exec-2", 0), made("somebody", 3600));
+        let (old, young, other) = (
+            made("sidekey-exec-1", 3600),
+            made("sidekey-exec-2", 0),
+            made("somebody", 3600),
+        );
         let held = made("sidekey-exec-3", 3600);
         let holder = File::open(&held).expect("folder");
         flock(&holder, FlockOperation::NonBlockingLockExclusive).expect("lock");
         let folder = Folder::create(Some(place.path())).expect("memory");
-        assert_eq!([&old, &young, &other, &held].map(|path| path.exists()), [false, true, true, true]);
+        assert_eq!(
+            [&old, &young, &other, &held].map(|path| path.exists()),
+            [false, true, true, true]
+        );
         drop(folder);
     }
 }

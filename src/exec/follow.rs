@@ -27,12 +27,27 @@ struct Change {
 }
 
 /// The values from now on, beginning with those that were read already. Needs a Tokio runtime.
-pub(super) fn follow(plan: &Plan, pieces: BTreeSet<Piece>, values: Arc<Values>) -> watch::Receiver<Arc<Values>> {
+pub(super) fn follow(
+    plan: &Plan,
+    pieces: BTreeSet<Piece>,
+    values: Arc<Values>,
+) -> watch::Receiver<Arc<Values>> {
     let (sender, receiver) = watch::channel(values);
     let hints = Arc::new(Notify::new());
     let secrets = pieces.iter().map(|piece| piece.secret.clone()).collect();
-    tokio::spawn(listen(Feed::new(plan.socket.clone()), secrets, Arc::clone(&hints)));
-    let reader = Reader { socket: plan.socket.clone(), pieces, settle: plan.settle, splay: plan.splay, hints, sender };
+    tokio::spawn(listen(
+        Feed::new(plan.socket.clone()),
+        secrets,
+        Arc::clone(&hints),
+    ));
+    let reader = Reader {
+        socket: plan.socket.clone(),
+        pieces,
+        settle: plan.settle,
+        splay: plan.splay,
+        hints,
+        sender,
+    };
     tokio::spawn(reader.run());
     receiver
 }
@@ -51,7 +66,8 @@ async fn listen(mut feed: Feed, secrets: BTreeSet<SecretName>, hints: Arc<Notify
                 hints.notify_one();
             }
             Ok(News::Event(event)) if event.kind == "secret" => {
-                let is_ours = |change: Change| secrets.iter().any(|name| name.as_str() == change.secret);
+                let is_ours =
+                    |change: Change| secrets.iter().any(|name| name.as_str() == change.secret);
                 // What isn't understood may be about ours.
                 if serde_json::from_str(&event.data).map_or(true, is_ours) {
                     hints.notify_one();
@@ -60,7 +76,9 @@ async fn listen(mut feed: Feed, secrets: BTreeSet<SecretName>, hints: Arc<Notify
             Ok(News::Event(_)) => {}
             Ok(News::Lost(reason)) => {
                 said = true;
-                say(format_args!("{reason}; the program goes on, and changes are taken up when the sidecar is back"));
+                say(format_args!(
+                    "{reason}; the program goes on, and changes are taken up when the sidecar is back"
+                ));
             }
             Err(error) => {
                 if !std::mem::replace(&mut said, true) {
@@ -98,7 +116,9 @@ impl Reader {
     /// Waits until nothing more happens, so that a rotation of several secrets is one change.
     async fn settled(&self) {
         let latest = Instant::now() + self.settle * LONGEST_BURST;
-        while let Ok(Ok(())) = timeout_at(latest, timeout(self.settle, self.hints.notified())).await {}
+        while let Ok(Ok(())) = timeout_at(latest, timeout(self.settle, self.hints.notified())).await
+        {
+        }
         sleep(self.splay.mul_f64(fastrand::f64())).await;
     }
 
@@ -111,7 +131,9 @@ impl Reader {
                 Ok(values) => return Some(values),
                 Err(error) => {
                     if !std::mem::replace(&mut said, true) {
-                        say(format_args!("{error}; the program goes on with the values that it has"));
+                        say(format_args!(
+                            "{error}; the program goes on with the values that it has"
+                        ));
                     }
                     if error.is_final() {
                         return None;

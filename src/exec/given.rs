@@ -29,8 +29,18 @@ pub(super) struct Given {
 
 impl Given {
     /// The first values, in files already.
-    pub(super) fn new(plan: &Plan, folder: Option<Folder>, values: Arc<Values>) -> Result<Self, FolderError> {
-        let mut given = Self { folder, values: Arc::clone(&values), next: None, again: None, pause: SHORTEST_PAUSE };
+    pub(super) fn new(
+        plan: &Plan,
+        folder: Option<Folder>,
+        values: Arc<Values>,
+    ) -> Result<Self, FolderError> {
+        let mut given = Self {
+            folder,
+            values: Arc::clone(&values),
+            next: None,
+            again: None,
+            pause: SHORTEST_PAUSE,
+        };
         given.prepare(plan, values)?;
         given.take_effect()?;
         Ok(given)
@@ -54,7 +64,11 @@ impl Given {
     }
 
     /// Makes values ready for a program that is started with them. If it fails, what was ready before still is.
-    pub(super) fn prepare_start(&mut self, plan: &Plan, values: Arc<Values>) -> Result<(), ExecError> {
+    pub(super) fn prepare_start(
+        &mut self,
+        plan: &Plan,
+        values: Arc<Values>,
+    ) -> Result<(), ExecError> {
         self.again = None;
         environment(plan, &values, self.folder())?;
         Ok(self.prepare(plan, values)?)
@@ -63,8 +77,15 @@ impl Given {
     /// The same for a program that runs, whose environment can't change.
     pub(super) fn prepare(&mut self, plan: &Plan, values: Arc<Values>) -> Result<(), FolderError> {
         self.again = None;
-        let files = plan.bindings.files.iter().map(|file| (file.name.as_str(), values.of(&file.piece)));
-        let written = self.folder.as_mut().map_or(Ok(()), |folder| folder.prepare(files));
+        let files = plan
+            .bindings
+            .files
+            .iter()
+            .map(|file| (file.name.as_str(), values.of(&file.piece)));
+        let written = self
+            .folder
+            .as_mut()
+            .map_or(Ok(()), |folder| folder.prepare(files));
         self.unless_failed(written)?;
         self.next = Some(values);
         Ok(())
@@ -72,7 +93,9 @@ impl Given {
 
     /// Puts into force what is ready, if anything is. If it fails, what the program has stays as it is.
     pub(super) fn take_effect(&mut self) -> Result<(), FolderError> {
-        let Some(next) = self.next.take() else { return Ok(()) };
+        let Some(next) = self.next.take() else {
+            return Ok(());
+        };
         let exchanged = self.folder.as_mut().map_or(Ok(()), Folder::exchange);
         self.unless_failed(exchanged)?;
         self.values = next;

@@ -30,7 +30,11 @@ pub struct LaunchError {
 impl LaunchError {
     /// As shells number it: 127 if it isn't there, 126 if it can't be run.
     pub fn exit(&self) -> u8 {
-        if self.error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+        if self.error.kind() == io::ErrorKind::NotFound {
+            127
+        } else {
+            126
+        }
     }
 }
 
@@ -42,7 +46,10 @@ impl Launch {
             Ok(()) => Command::new(&self.program).args(&self.arguments).exec(),
             Err(error) => error,
         };
-        LaunchError { program: self.program, error }
+        LaunchError {
+            program: self.program,
+            error,
+        }
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -51,6 +58,10 @@ impl Launch {
         if getppid().map(Pid::as_raw_pid).map(i32::cast_unsigned) != Some(self.parent) {
             return Err(io::Error::other("whoever looks after it is gone"));
         }
-        if self.foreground { terminal::take() } else { Ok(()) }
+        if self.foreground {
+            terminal::take()
+        } else {
+            Ok(())
+        }
     }
 }

@@ -13,8 +13,8 @@ use std::{
 use rustix::{
     io::Errno,
     process::{
-        Pid, Resource, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, getrlimit, kill_process, kill_process_group, wait,
-        waitid,
+        Pid, Resource, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, getrlimit, kill_process,
+        kill_process_group, wait, waitid,
     },
 };
 
@@ -34,7 +34,9 @@ const LONGEST_VARIABLE: usize = 128 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A variable can't hold everything.
-    #[error("secret {secret} contains a NUL byte, which the variable {name} can't hold; give it as a --file")]
+    #[error(
+        "secret {secret} contains a NUL byte, which the variable {name} can't hold; give it as a --file"
+    )]
     Nul {
         /// The secret.
         secret: SecretName,
@@ -96,22 +98,38 @@ pub(super) fn environment<'b>(
                 let value: &[u8] = values.of(piece);
                 let (secret, variable) = (|| piece.secret.clone(), || name.clone());
                 if value.contains(&0) {
-                    return Err(StartError::Nul { secret: secret(), name: variable() });
+                    return Err(StartError::Nul {
+                        secret: secret(),
+                        name: variable(),
+                    });
                 }
                 if name.len() + value.len() + "=\0".len() > LONGEST_VARIABLE {
-                    return Err(StartError::TooLong { secret: secret(), name: variable() });
+                    return Err(StartError::TooLong {
+                        secret: secret(),
+                        name: variable(),
+                    });
                 }
                 OsStr::from_bytes(value).into()
             }
-            EnvSource::File(file) => folder.unwrap_or(Path::new("")).join(file).into_os_string().into(),
+            EnvSource::File(file) => folder
+                .unwrap_or(Path::new(""))
+                .join(file)
+                .into_os_string()
+                .into(),
         };
         environment.push((OsStr::new(name), value));
     }
-    let inherited = env::vars_os().filter(|(name, _)| environment.iter().all(|(ours, _)| name != ours));
+    let inherited =
+        env::vars_os().filter(|(name, _)| environment.iter().all(|(ours, _)| name != ours));
     let inherited = inherited.map(|(name, value)| room(name.len() + "=".len() + value.len()));
-    let added = environment.iter().map(|(name, value)| room(name.len() + "=".len() + value.len()));
+    let added = environment
+        .iter()
+        .map(|(name, value)| room(name.len() + "=".len() + value.len()));
     // The program is there twice: as what is run, and as an argument.
-    let run = [&plan.program, &plan.program].into_iter().chain(&plan.arguments).map(|argument| room(argument.len()));
+    let run = [&plan.program, &plan.program]
+        .into_iter()
+        .chain(&plan.arguments)
+        .map(|argument| room(argument.len()));
     let bytes = inherited.chain(added).chain(run).sum();
     let stack = getrlimit(Resource::Stack).current.unwrap_or(u64::MAX);
     let limit = (stack / 4).clamp(LEAST_ROOM, MOST_ROOM) - SPARE_ROOM;
@@ -135,17 +153,29 @@ pub(super) enum Fate {
 
 impl Program {
     /// Starts it, at the head of a process group of its own.
-    pub(super) fn start(plan: &Plan, values: &Values, folder: Option<&Path>, foreground: bool) -> Result<Self, StartError> {
+    pub(super) fn start(
+        plan: &Plan,
+        values: &Values,
+        folder: Option<&Path>,
+        foreground: bool,
+    ) -> Result<Self, StartError> {
         let mut command = Command::new(OURSELVES);
-        command.arg0("sidekey").args(["launch", "--parent", &getpid().as_raw_pid().to_string()]);
+        command
+            .arg0("sidekey")
+            .args(["launch", "--parent", &getpid().as_raw_pid().to_string()]);
         if foreground {
             command.arg("--foreground");
         }
-        command.arg("--").arg(&plan.program).args(&plan.arguments).process_group(0);
+        command
+            .arg("--")
+            .arg(&plan.program)
+            .args(&plan.arguments)
+            .process_group(0);
         command.envs(environment(plan, values, folder)?);
         let child = command.spawn().map_err(StartError::Spawn)?;
         // Linux numbers processes from 1.
-        let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| StartError::Spawn(Errno::SRCH.into()))?;
+        let pid = Pid::from_raw(child.id().cast_signed())
+            .ok_or_else(|| StartError::Spawn(Errno::SRCH.into()))?;
         Ok(Self { pid })
     }
 
@@ -177,9 +207,15 @@ impl Program {
             match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) if pid == self.pid => {
                     let code = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-                    fate = match (status.exit_status(), status.terminating_signal(), status.stopping_signal()) {
+                    fate = match (
+                        status.exit_status(),
+                        status.terminating_signal(),
+                        status.stopping_signal(),
+                    ) {
                         (Some(exit), ..) => Some(Fate::Ended { exit: code(exit) }),
-                        (_, Some(signal), _) => Some(Fate::Ended { exit: code(128 + signal) }),
+                        (_, Some(signal), _) => Some(Fate::Ended {
+                            exit: code(128 + signal),
+                        }),
                         (.., Some(signal)) => Some(Fate::Stopped(signal)),
                         _ => fate,
                     };

@@ -39,14 +39,21 @@ impl FromStr for SignalName {
 
     fn from_str(text: &str) -> Result<Self, UnknownSignal> {
         let name = text.strip_prefix("SIG").unwrap_or(text);
-        let known = NAMES.iter().find(|(known, signal)| *known == name && *signal != Signal::TSTP);
+        let known = NAMES
+            .iter()
+            .find(|(known, signal)| *known == name && *signal != Signal::TSTP);
         known.map(|(_, signal)| Self(*signal)).ok_or(UnknownSignal)
     }
 }
 
 impl std::fmt::Display for SignalName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(NAMES.iter().find(|(_, signal)| *signal == self.0).map_or("?", |(name, _)| name))
+        f.write_str(
+            NAMES
+                .iter()
+                .find(|(_, signal)| *signal == self.0)
+                .map_or("?", |(name, _)| name),
+        )
     }
 }
 
@@ -75,9 +82,16 @@ impl Signals {
     /// Listens from now on. What this process was started to ignore stays ignored, for the program as well, as `nohup` wants it.
     pub(super) fn listen() -> io::Result<Self> {
         let ignored = ignored();
-        let forwarded = NAMES.iter().map(|(_, signal)| *signal).filter(|wanted| ignored & bit(*wanted) == 0);
-        let forwarded = forwarded.map(|wanted| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?)));
-        Ok(Self { child: signal(SignalKind::child())?, forwarded: forwarded.collect::<io::Result<_>>()? })
+        let forwarded = NAMES
+            .iter()
+            .map(|(_, signal)| *signal)
+            .filter(|wanted| ignored & bit(*wanted) == 0);
+        let forwarded =
+            forwarded.map(|wanted| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?)));
+        Ok(Self {
+            child: signal(SignalKind::child())?,
+            forwarded: forwarded.collect::<io::Result<_>>()?,
+        })
     }
 
     /// The next one. Nothing is lost when the future is dropped.
@@ -98,7 +112,8 @@ impl Signals {
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// Whether this process was started to ignore a signal that it doesn't listen to.

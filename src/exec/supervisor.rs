@@ -1,6 +1,9 @@
 //! Looks after the program from start to end, as an init does: passes signals on, reaps what is left, gives back the exit code.
 
-use std::{collections::BTreeSet, future::pending, io, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, future::pending, io, ops::ControlFlow, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, getpid, kill_current_process_group, set_child_subreaper};
 use tokio::{
@@ -37,7 +40,11 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
     let mut signals = Signals::listen()?;
     let terminal = Terminal::open()?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
-    let folder = if plan.bindings.files.is_empty() { None } else { Some(Folder::create(plan.folder.as_deref())?) };
+    let folder = if plan.bindings.files.is_empty() {
+        None
+    } else {
+        Some(Folder::create(plan.folder.as_deref())?)
+    };
     let pieces = plan.bindings.pieces();
     let values = tokio::select! {
         values = first_values(&plan, &pieces) => Arc::new(values?),
@@ -45,7 +52,14 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
     };
     let changes = follow(&plan, pieces, Arc::clone(&values));
     let given = Given::new(&plan, folder, values)?;
-    let mut supervisor = Supervisor { plan, terminal, given, stopping: None, end_asked_for: false, last: None };
+    let mut supervisor = Supervisor {
+        plan,
+        terminal,
+        given,
+        stopping: None,
+        end_asked_for: false,
+        last: None,
+    };
     let program = supervisor.start()?;
     supervisor.look_after(program, &mut signals, changes).await
 }
@@ -57,10 +71,15 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
     loop {
         match timeout_at(until, Values::fetch(&plan.socket, pieces)).await {
             Ok(Ok(values)) => return Ok(values),
-            Ok(Err(error)) if error.is_final() && !error.is_missing() => return Err(ExecError::Fetch(error)),
+            Ok(Err(error)) if error.is_final() && !error.is_missing() => {
+                return Err(ExecError::Fetch(error));
+            }
             Ok(Err(error)) => {
                 if last.is_none() {
-                    say(format_args!("{error}; waiting for up to {}", humantime::format_duration(plan.wait)));
+                    say(format_args!(
+                        "{error}; waiting for up to {}",
+                        humantime::format_duration(plan.wait)
+                    ));
                 }
                 last = Some(error);
             }
@@ -68,7 +87,10 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
         }
         // An answer that is there at once is taken, however late it is.
         if Instant::now() >= until {
-            return Err(ExecError::Waited { waited: plan.wait, error: last });
+            return Err(ExecError::Waited {
+                waited: plan.wait,
+                error: last,
+            });
         }
         sleep_until(until.min(Instant::now() + PAUSE)).await;
     }
@@ -78,7 +100,9 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
 async fn end_asked_for(signals: &mut Signals) -> Signal {
     loop {
         match signals.next().await {
-            Heard::Signal(SignalName(signal)) if ends(signal) || signal == Signal::HUP => return signal,
+            Heard::Signal(SignalName(signal)) if ends(signal) || signal == Signal::HUP => {
+                return signal;
+            }
             Heard::Signal(SignalName(Signal::TSTP)) => {
                 let _ = kill_current_process_group(Signal::STOP);
             }
@@ -111,16 +135,26 @@ struct Supervisor {
 impl Supervisor {
     fn start(&mut self) -> Result<Program, ExecError> {
         let foreground = self.terminal.is_ours(self.last);
-        let program = Program::start(&self.plan, self.given.values(), self.given.folder(), foreground)?;
+        let program = Program::start(
+            &self.plan,
+            self.given.values(),
+            self.given.folder(),
+            foreground,
+        )?;
         self.last = Some(program.pid());
         Ok(program)
     }
 
     /// Starts it with what is ready for it; gives the exit code if somebody wants the end while the system refuses a process.
-    async fn start_anew(&mut self, signals: &mut Signals) -> Result<ControlFlow<u8, Program>, ExecError> {
+    async fn start_anew(
+        &mut self,
+        signals: &mut Signals,
+    ) -> Result<ControlFlow<u8, Program>, ExecError> {
         self.stopping = None;
         if let Err(error) = self.given.take_effect() {
-            say(format_args!("{error}; starting the program with the values that it had"));
+            say(format_args!(
+                "{error}; starting the program with the values that it had"
+            ));
         }
         let until = Instant::now() + self.plan.wait;
         let mut pause = PAUSE;
@@ -129,7 +163,10 @@ impl Supervisor {
                 Ok(program) => return Ok(ControlFlow::Continue(program)),
                 Err(error) if Instant::now() >= until => return Err(error),
                 Err(error) if pause == PAUSE => {
-                    say(format_args!("{error}; trying for up to {}", humantime::format_duration(self.plan.wait)));
+                    say(format_args!(
+                        "{error}; trying for up to {}",
+                        humantime::format_duration(self.plan.wait)
+                    ));
                 }
                 Err(_) => {}
             }
@@ -212,7 +249,11 @@ impl Supervisor {
     }
 
     fn suspend(&self, signal: i32, program: &Program) {
-        if [Signal::TTIN, Signal::TTOU].map(Signal::as_raw).contains(&signal) && self.terminal.lend(program.pid()) {
+        if [Signal::TTIN, Signal::TTOU]
+            .map(Signal::as_raw)
+            .contains(&signal)
+            && self.terminal.lend(program.pid())
+        {
             program.signal_group(Signal::CONT);
             return;
         }
@@ -236,35 +277,54 @@ impl Supervisor {
         let changed = names(&changed);
         if self.end_asked_for {
             self.given.is_up_to_date();
-            say(format_args!("{changed} changed; the program was asked to end and is not told"));
+            say(format_args!(
+                "{changed} changed; the program was asked to end and is not told"
+            ));
             return;
         }
         // Before the program is ended for values that it can't be started with.
         let given = match self.plan.on_change {
             OnChange::Restart => self.given.prepare_start(&self.plan, values),
-            OnChange::Ignore | OnChange::Signal(_) => {
-                self.given.prepare(&self.plan, values).and_then(|()| self.given.take_effect()).map_err(ExecError::from)
-            }
+            OnChange::Ignore | OnChange::Signal(_) => self
+                .given
+                .prepare(&self.plan, values)
+                .and_then(|()| self.given.take_effect())
+                .map_err(ExecError::from),
         };
         if let Err(error) = given {
             if nth == Try::First {
-                let again = if self.given.again().is_some() { "; trying again" } else { "" };
-                let what =
-                    if self.stopping.is_some() { "is started with those before" } else { "goes on with the values that it has" };
-                say(format_args!("{changed} changed: {error}; the program {what}{again}"));
+                let again = if self.given.again().is_some() {
+                    "; trying again"
+                } else {
+                    ""
+                };
+                let what = if self.stopping.is_some() {
+                    "is started with those before"
+                } else {
+                    "goes on with the values that it has"
+                };
+                say(format_args!(
+                    "{changed} changed: {error}; the program {what}{again}"
+                ));
             }
             return;
         }
         match self.plan.on_change {
             OnChange::Ignore => {}
             OnChange::Signal(signal) => {
-                say(format_args!("{changed} changed; sending SIG{signal} to {}", shown(&self.plan.program)));
+                say(format_args!(
+                    "{changed} changed; sending SIG{signal} to {}",
+                    shown(&self.plan.program)
+                ));
                 program.signal(signal.0);
             }
             // The program that is started next gets them.
             OnChange::Restart if self.stopping.is_some() => {}
             OnChange::Restart => {
-                say(format_args!("{changed} changed; restarting {}", shown(&self.plan.program)));
+                say(format_args!(
+                    "{changed} changed; restarting {}",
+                    shown(&self.plan.program)
+                ));
                 self.stopping = Some(Instant::now() + self.plan.grace);
                 program.signal(Signal::TERM);
                 // One that is stopped would not hear of it.
@@ -294,7 +354,11 @@ async fn at(time: Option<Instant>) {
 }
 
 fn names(secrets: &BTreeSet<SecretName>) -> String {
-    secrets.iter().map(SecretName::as_str).collect::<Vec<_>>().join(", ")
+    secrets
+        .iter()
+        .map(SecretName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn shown(program: &std::ffi::OsStr) -> std::path::Display<'_> {

@@ -31,7 +31,8 @@ impl Terminal {
     pub(super) fn open() -> io::Result<Self> {
         // Whoever gives the terminal away from the background is stopped by this signal, unless it is blocked.
         block_stop_by_output()?;
-        let is_pipe = fstat(io::stdout()).is_ok_and(|stdout| FileType::from_raw_mode(stdout.st_mode) == FileType::Fifo);
+        let is_pipe = fstat(io::stdout())
+            .is_ok_and(|stdout| FileType::from_raw_mode(stdout.st_mode) == FileType::Fifo);
         // A program that ignores being stopped, as in a shell's `$(...)`, could not ask.
         let shared = is_pipe && !is_ignored(Signal::TTIN);
         // A group outside of our pid namespace has no number here: the terminal could not be given back to it.
@@ -41,7 +42,8 @@ impl Terminal {
 
     /// Whether what is typed comes to us alone or to `program`, and so may be given to one that follows it.
     pub(super) fn is_ours(&self, program: Option<Pid>) -> bool {
-        self.foreground().is_some_and(|group| group == self.own && !self.shared || Some(group) == program)
+        self.foreground()
+            .is_some_and(|group| group == self.own && !self.shared || Some(group) == program)
     }
 
     /// Gives the terminal to `program` if it is ours alone.
@@ -119,7 +121,12 @@ fn own_group() -> Option<Pid> {
 }
 
 fn terminal() -> Option<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open("/dev/tty").ok()
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+        .open("/dev/tty")
+        .ok()
 }
 
 fn block_stop_by_output() -> io::Result<()> {

@@ -39,14 +39,20 @@ pub(super) struct Values(BTreeMap<Piece, Zeroizing<Vec<u8>>>);
 
 impl Values {
     /// Reads them, all fields of one secret in one version.
-    pub(super) async fn fetch(socket: &Socket, pieces: &BTreeSet<Piece>) -> Result<Self, FetchError> {
+    pub(super) async fn fetch(
+        socket: &Socket,
+        pieces: &BTreeSet<Piece>,
+    ) -> Result<Self, FetchError> {
         let mut values = BTreeMap::new();
         let mut secrets: BTreeMap<&SecretName, Vec<&Piece>> = BTreeMap::new();
         for piece in pieces {
             secrets.entry(&piece.secret).or_default().push(piece);
         }
         for (secret, pieces) in secrets {
-            let read = read(socket, &pieces).await.map_err(|error| FetchError { secret: secret.clone(), error })?;
+            let read = read(socket, &pieces).await.map_err(|error| FetchError {
+                secret: secret.clone(),
+                error,
+            })?;
             values.extend(pieces.into_iter().cloned().zip(read));
         }
         Ok(Self(values))
@@ -60,7 +66,11 @@ impl Values {
     /// The secrets whose values are others there.
     pub(super) fn changed(&self, other: &Self) -> BTreeSet<SecretName> {
         let differs = |piece: &&Piece| !equal_in_constant_time(self.of(piece), other.of(piece));
-        self.0.keys().filter(differs).map(|piece| piece.secret.clone()).collect()
+        self.0
+            .keys()
+            .filter(differs)
+            .map(|piece| piece.secret.clone())
+            .collect()
     }
 }
 
@@ -71,9 +81,14 @@ async fn read(socket: &Socket, pieces: &[&Piece]) -> Result<Vec<Zeroizing<Vec<u8
         for piece in pieces {
             read.push(fetch_secret(socket, &piece.secret, piece.field.as_deref()).await?);
         }
-        if read.iter().all(|fetched| fetched.version == read[0].version) {
+        if read
+            .iter()
+            .all(|fetched| fetched.version == read[0].version)
+        {
             return Ok(read.into_iter().map(|fetched| fetched.value).collect());
         }
     }
-    Err(SidecarError::Unexpected("the secret changes faster than its fields can be read".into()))
+    Err(SidecarError::Unexpected(
+        "the secret changes faster than its fields can be read".into(),
+    ))
 }

@@ -85,7 +85,10 @@ pub async fn rewrap(
     progress: impl Fn(Progress),
 ) -> Result<Report, SidecarError> {
     let in_force = sidecar.in_force().await?;
-    let mut report = Report { primary: in_force.primary, ..Report::default() };
+    let mut report = Report {
+        primary: in_force.primary,
+        ..Report::default()
+    };
     // A path may be given twice, or stand beneath another.
     let roots: BTreeSet<&PathBuf> = paths.iter().collect();
     for visit in roots.into_iter().flat_map(|root| walk(root, false)) {
@@ -96,13 +99,25 @@ pub async fn rewrap(
                 continue;
             }
             Visit::Pipe(path) => {
-                report.fault(Fault { path, line: None, code: "unreadable".into(), message: "is a pipe, and no file".into() });
+                report.fault(Fault {
+                    path,
+                    line: None,
+                    code: "unreadable".into(),
+                    message: "is a pipe, and no file".into(),
+                });
                 continue;
             }
             // Gone since the folder was read, because its original was rewrapped anew.
-            Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => continue,
+            Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => {
+                continue;
+            }
             Visit::Failed(path, reason) => {
-                report.fault(Fault { path, line: None, code: "unreadable".into(), message: reason });
+                report.fault(Fault {
+                    path,
+                    line: None,
+                    code: "unreadable".into(),
+                    message: reason,
+                });
                 continue;
             }
         };
@@ -114,7 +129,13 @@ pub async fn rewrap(
         report.examined += 1;
         let mut items = report.items;
         let faults = &mut |fault| report.fault(fault);
-        let rewrite = Rewrite { path: &path, in_force, is_dry_run, progress: &progress, faults };
+        let rewrite = Rewrite {
+            path: &path,
+            in_force,
+            is_dry_run,
+            progress: &progress,
+            faults,
+        };
         let result = rewrite.run(sidecar, &mut items).await;
         report.items = items;
         match result {
@@ -133,16 +154,23 @@ pub async fn rewrap(
 
 fn sweep(path: &Path, is_dry_run: bool, report: &mut Report) {
     if is_dry_run {
-        return report.skipped.push((path.into(), "temporary file of a rewrap"));
+        return report
+            .skipped
+            .push((path.into(), "temporary file of a rewrap"));
     }
     match replacement::remove_leftover(path) {
         Ok(Leftover::Removed) => report.leftovers += 1,
-        Ok(Leftover::InUse) => report.skipped.push((path.into(), "temporary file of another rewrap that runs now")),
+        Ok(Leftover::InUse) => report.skipped.push((
+            path.into(),
+            "temporary file of another rewrap that runs now",
+        )),
         Err(error) => report.fault(Fault {
             path: path.into(),
             line: None,
             code: "leftover".into(),
-            message: format!("a rewrap that was killed left this behind, and it can't be removed: {error}"),
+            message: format!(
+                "a rewrap that was killed left this behind, and it can't be removed: {error}"
+            ),
         }),
     }
 }

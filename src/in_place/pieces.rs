@@ -52,7 +52,15 @@ impl<'f> Pieces<'f> {
     }
 
     fn with_window(file: &'f File, size: usize) -> Self {
-        Self { file, window: Vec::new(), filled: 0, consumed: 0, base: 0, line: 1, size }
+        Self {
+            file,
+            window: Vec::new(),
+            filled: 0,
+            consumed: 0,
+            base: 0,
+            line: 1,
+            size,
+        }
     }
 
     /// Where the window begins in the file.
@@ -72,14 +80,19 @@ impl<'f> Pieces<'f> {
 
     /// The next step; none at the end.
     pub(super) fn next(&mut self) -> io::Result<Option<Step>> {
-        self.line += memchr::memchr_iter(b'\n', &self.window[..self.consumed.min(self.filled)]).count() as u64;
+        self.line += memchr::memchr_iter(b'\n', &self.window[..self.consumed.min(self.filled)])
+            .count() as u64;
         self.window.resize(self.size, 0);
-        self.window.copy_within(self.consumed.min(self.filled)..self.filled, 0);
+        self.window
+            .copy_within(self.consumed.min(self.filled)..self.filled, 0);
         self.base += self.consumed as u64;
         self.filled = self.filled.saturating_sub(self.consumed);
         let mut is_last = false;
         while self.filled < self.size && !is_last {
-            let read = self.file.read_at(&mut self.window[self.filled..], self.base + self.filled as u64);
+            let read = self.file.read_at(
+                &mut self.window[self.filled..],
+                self.base + self.filled as u64,
+            );
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => {
@@ -101,7 +114,10 @@ impl<'f> Pieces<'f> {
         // The window is full and begins with a ciphertext whose end it doesn't hold.
         let Some(header) = peek_text(&window[TEXT_NEEDLE.len()..]) else {
             self.consumed = TEXT_NEEDLE.len();
-            return Ok(Some(Step::Pieces(vec![Piece::Other(0..self.consumed)], self.line)));
+            return Ok(Some(Step::Pieces(
+                vec![Piece::Other(0..self.consumed)],
+                self.line,
+            )));
         };
         let end = self.end_of_giant()?;
         self.consumed = (end - self.base) as usize;
@@ -141,7 +157,8 @@ fn split(window: &[u8], is_last: bool, pieces: &mut Vec<Piece>) -> usize {
         // Behind the ciphertext may stand the dot of another one's `sk1.`, whose first letters look like this one's last.
         let next = window.get(end..).unwrap_or_default();
         let runs_into_another = window[text..end].ends_with(&TEXT_NEEDLE[..3]);
-        let is_open = next.is_empty() || (runs_into_another && next[0] == b'.' && next.len() <= PEEK_TEXT);
+        let is_open =
+            next.is_empty() || (runs_into_another && next[0] == b'.' && next.len() <= PEEK_TEXT);
         if is_open && !is_last {
             other(copied..start, pieces);
             return start;
@@ -159,14 +176,23 @@ fn split(window: &[u8], is_last: bool, pieces: &mut Vec<Piece>) -> usize {
         }
     }
     // The first bytes of `sk1.` may be the window's last.
-    let end = if is_last { window.len() } else { window.len().saturating_sub(TEXT_NEEDLE.len() - 1).max(copied) };
+    let end = if is_last {
+        window.len()
+    } else {
+        window
+            .len()
+            .saturating_sub(TEXT_NEEDLE.len() - 1)
+            .max(copied)
+    };
     other(copied..end, pieces);
     end
 }
 
 pub(super) fn peek_text(text: &[u8]) -> Option<Peek> {
     let mut bytes = [0; PEEK_LEN];
-    URL_SAFE_NO_PAD.decode_slice(text.get(..PEEK_TEXT)?, &mut bytes).ok()?;
+    URL_SAFE_NO_PAD
+        .decode_slice(text.get(..PEEK_TEXT)?, &mut bytes)
+        .ok()?;
     peek(&bytes)
 }
 
@@ -208,7 +234,8 @@ mod tests {
                                 line += part.iter().filter(|byte| **byte == b'\n').count() as u64;
                             }
                             Piece::Token(range, header) => {
-                                let part = std::str::from_utf8(&pieces.window()[range]).expect("text");
+                                let part =
+                                    std::str::from_utf8(&pieces.window()[range]).expect("text");
                                 text.push_str(&format!("[{}:{part}]", header.version));
                                 lines.push(line);
                             }
@@ -216,7 +243,9 @@ mod tests {
                     }
                 }
                 Step::Giant(range, header, line) => {
-                    let part = std::str::from_utf8(&bytes[range.start as usize..range.end as usize]).expect("text");
+                    let part =
+                        std::str::from_utf8(&bytes[range.start as usize..range.end as usize])
+                            .expect("text");
                     text.push_str(&format!("[{}:{part}]", header.version));
                     lines.push(line);
                 }
@@ -231,10 +260,13 @@ mod tests {
     #[test]
     fn splits_lines_csv_and_json() {
         let (one, two) = (token(1, 60), token(2, 49));
-        let data = format!("a,{one},b\n{{\"x\":\"{two}\"}}\nsk1.… sk1. {one}{two}.\n{one}=\nsk1.tooshort\nsk1");
+        let data = format!(
+            "a,{one},b\n{{\"x\":\"{two}\"}}\nsk1.… sk1. {one}{two}.\n{one}=\nsk1.tooshort\nsk1"
+        );
         let (text, lines) = bracketed(data.as_bytes(), 1 << 12);
-        let expected =
-            format!("a,[1:{one}],b\n{{\"x\":\"[2:{two}]\"}}\nsk1.… sk1. [1:{one}][2:{two}].\n[1:{one}]=\nsk1.tooshort\nsk1");
+        let expected = format!(
+            "a,[1:{one}],b\n{{\"x\":\"[2:{two}]\"}}\nsk1.… sk1. [1:{one}][2:{two}].\n[1:{one}]=\nsk1.tooshort\nsk1"
+        );
         assert_eq!(text, expected);
         assert_eq!(lines, [1, 2, 3, 3, 4]);
     }

@@ -22,9 +22,13 @@ const PREFIX: &str = ".sidekey-rewrap-";
 /// Why a file was left as it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("has {0} hard links, and the others would keep the old ciphertexts; make it a file of its own first")]
+    #[error(
+        "has {0} hard links, and the others would keep the old ciphertexts; make it a file of its own first"
+    )]
     HardLinks(u64),
-    #[error("{0} ciphertexts stand in a file that is no text, such as a database's; let its own program exchange them")]
+    #[error(
+        "{0} ciphertexts stand in a file that is no text, such as a database's; let its own program exchange them"
+    )]
     Binary(u64),
     #[error("another rewrap works on it now")]
     Busy,
@@ -59,14 +63,25 @@ pub(super) struct Original {
 impl Original {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         // The target of a link that was named is exchanged, and the link stays.
-        let path = if fs::symlink_metadata(path)?.is_symlink() { fs::canonicalize(path)? } else { path.to_owned() };
+        let path = if fs::symlink_metadata(path)?.is_symlink() {
+            fs::canonicalize(path)?
+        } else {
+            path.to_owned()
+        };
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits() as i32)
+            .open(&path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("is no regular file any more"));
         }
-        Ok(Self { file: Arc::new(file), path, metadata })
+        Ok(Self {
+            file: Arc::new(file),
+            path,
+            metadata,
+        })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -75,7 +90,17 @@ impl Original {
 
     /// Whether the path still is this file, with the same contents and attributes.
     fn is_unchanged(&self) -> io::Result<bool> {
-        let identity = |of: &Metadata| (of.dev(), of.ino(), of.size(), of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+        let identity = |of: &Metadata| {
+            (
+                of.dev(),
+                of.ino(),
+                of.size(),
+                of.mtime(),
+                of.mtime_nsec(),
+                of.ctime(),
+                of.ctime_nsec(),
+            )
+        };
         match fs::symlink_metadata(&self.path) {
             Ok(now) => Ok(identity(&now) == identity(&self.metadata)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -100,7 +125,12 @@ impl Replacement {
         }
         let path = temporary_beside(&original.path);
         let file = loop {
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            match OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+            {
                 Ok(file) if is_locked(&file, &path)? => break file,
                 // Somebody took it for a leftover.
                 Ok(_) => continue,
@@ -112,7 +142,11 @@ impl Replacement {
                 Leftover::InUse => return Err(Refusal::Busy),
             }
         };
-        let replacement = Self { out: BufWriter::with_capacity(256 << 10, file), path, is_committed: false };
+        let replacement = Self {
+            out: BufWriter::with_capacity(256 << 10, file),
+            path,
+            is_committed: false,
+        };
         keep_attributes(original, replacement.out.get_ref()).map_err(Refusal::Attributes)?;
         Ok(replacement)
     }
@@ -169,21 +203,35 @@ pub(super) enum Leftover {
 
 /// Whether a path is that of a temporary file.
 pub(super) fn is_temporary(path: &Path) -> bool {
-    let digits = path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX));
-    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')))
+    let digits = path
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix(PREFIX));
+    digits.is_some_and(|digits| {
+        digits.len() == 16
+            && digits
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// Removes a temporary file, unless the run that made it still lives.
 pub(super) fn remove_leftover(path: &Path) -> io::Result<Leftover> {
     // The name is predictable, so somebody may have put a pipe there, and opening that would wait.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Leftover::Removed),
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is in the way, and no regular file", path.display())));
+        return Err(io::Error::other(format!(
+            "{} is in the way, and no regular file",
+            path.display()
+        )));
     }
     // Only who holds the lock of the file that the path names may rename or remove that path, so it can't be another's by then.
     if !is_locked(&file, path)? {
@@ -215,16 +263,25 @@ fn keep_attributes(original: &Original, new: &File) -> io::Result<()> {
     }
     // After the owner, whose change clears some bits.
     new.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
-    let names = match read_sized(|| flistxattr_query(&original.file), |buffer| flistxattr(&original.file, buffer)) {
+    let names = match read_sized(
+        || flistxattr_query(&original.file),
+        |buffer| flistxattr(&original.file, buffer),
+    ) {
         Err(Errno::OPNOTSUPP) => return Ok(()),
         names => names?,
     };
     for name in names.split_inclusive(|byte| *byte == 0) {
-        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        let value = read_sized(|| fgetxattr_query(&original.file, name), |buffer| fgetxattr(&original.file, name, buffer));
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        let value = read_sized(
+            || fgetxattr_query(&original.file, name),
+            |buffer| fgetxattr(&original.file, name, buffer),
+        );
         let kept = value.and_then(|value| fsetxattr(new, name, &value, XattrFlags::empty()));
         // Labels of the system's own security modules are set by policy, mostly to the same; access lists and users' own attributes stay.
-        let is_optional = name.to_bytes().starts_with(b"security.") || name.to_bytes().starts_with(b"trusted.");
+        let is_optional =
+            name.to_bytes().starts_with(b"security.") || name.to_bytes().starts_with(b"trusted.");
         match kept {
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) if is_optional => {}
             kept => kept?,
@@ -247,7 +304,9 @@ fn read_sized(
 }
 
 fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn temporary_beside(path: &Path) -> PathBuf {
@@ -269,8 +328,12 @@ mod tests {
     }
 
     fn names(folder: &tempfile::TempDir) -> Vec<String> {
-        let names = fs::read_dir(folder.path()).expect("folder").map(|entry| entry.expect("entry").file_name());
-        let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        let names = fs::read_dir(folder.path())
+            .expect("folder")
+            .map(|entry| entry.expect("entry").file_name());
+        let mut names: Vec<_> = names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -294,7 +357,10 @@ mod tests {
         replace(&link, || ()).expect("replace");
         assert_eq!(fs::read(&path).expect("read"), b"new");
         assert!(fs::symlink_metadata(&link).expect("link").is_symlink());
-        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o7777, 0o4640);
+        assert_eq!(
+            fs::metadata(&path).expect("metadata").permissions().mode() & 0o7777,
+            0o4640
+        );
         if attribute.is_ok() {
             let mut value = [0; 9];
             let len = rustix::fs::getxattr(&path, "user.note", &mut value[..]).expect("attribute");
@@ -308,7 +374,10 @@ mod tests {
         type Change = fn(&Path);
         let changes: [(Change, Option<&str>); 4] = [
             (|path| fs::write(path, "mine").expect("write"), Some("mine")),
-            (|path| fs::set_permissions(path, Permissions::from_mode(0o600)).expect("chmod"), Some("old")),
+            (
+                |path| fs::set_permissions(path, Permissions::from_mode(0o600)).expect("chmod"),
+                Some("old"),
+            ),
             (
                 |path| {
                     fs::write(path.with_extension("tmp"), "old").expect("write");
@@ -320,7 +389,10 @@ mod tests {
         ];
         for (change, left) in changes {
             let (folder, path) = folder();
-            assert!(matches!(replace(&path, || change(&path)), Err(Refusal::Changed)));
+            assert!(matches!(
+                replace(&path, || change(&path)),
+                Err(Refusal::Changed)
+            ));
             assert_eq!(fs::read_to_string(&path).ok().as_deref(), left);
             assert!(!names(&folder).iter().any(|name| name.starts_with(PREFIX)));
         }
@@ -347,9 +419,15 @@ mod tests {
         // As after a kill: the file is there, and nobody holds it.
         fs::write(temporary_beside(&path), "half").expect("write");
         replace(&path, || ()).expect("replace");
-        assert_eq!((fs::read(&path).expect("read"), names(&folder)), (b"new".to_vec(), vec!["data.csv".to_owned()]));
+        assert_eq!(
+            (fs::read(&path).expect("read"), names(&folder)),
+            (b"new".to_vec(), vec!["data.csv".to_owned()])
+        );
         fs::write(temporary_beside(&path), "half").expect("write");
-        assert!(matches!(remove_leftover(&temporary_beside(&path)), Ok(Leftover::Removed)));
+        assert!(matches!(
+            remove_leftover(&temporary_beside(&path)),
+            Ok(Leftover::Removed)
+        ));
         assert_eq!(names(&folder), ["data.csv"]);
     }
 
@@ -357,19 +435,36 @@ mod tests {
     fn a_pipe_in_the_way_is_refused_and_not_waited_for() {
         let (folder, path) = folder();
         let pipe = temporary_beside(&path);
-        let status = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        let status = std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .expect("mkfifo");
         assert!(status.success());
         let refused = || {
-            let Err(Refusal::Io(error)) = replace(&path, || ()) else { panic!("not refused") };
-            assert!(error.to_string().ends_with("is in the way, and no regular file"), "{error}");
+            let Err(Refusal::Io(error)) = replace(&path, || ()) else {
+                panic!("not refused")
+            };
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("is in the way, and no regular file"),
+                "{error}"
+            );
             assert!(remove_leftover(&pipe).is_err());
         };
         // With somebody at the other end, who makes that opening it doesn't wait, and with nobody.
-        let other_end = OpenOptions::new().read(true).write(true).open(&pipe).expect("open");
+        let other_end = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&pipe)
+            .expect("open");
         refused();
         drop(other_end);
         refused();
-        assert_eq!((fs::read(&path).expect("read"), names(&folder).len()), (b"old".to_vec(), 2));
+        assert_eq!(
+            (fs::read(&path).expect("read"), names(&folder).len()),
+            (b"old".to_vec(), 2)
+        );
     }
 
     #[test]
@@ -390,9 +485,12 @@ mod tests {
     fn knows_its_own_temporary_files_alone() {
         assert!(is_temporary(&temporary_beside(Path::new("/x/y"))));
         assert!(is_temporary(&temporary_beside(Path::new("y"))));
-        for other in
-            [".sidekey-rewrap-", ".sidekey-rewrap-0123", "sidekey-rewrap-0123456789abcdef", ".sidekey-rewrap-0123456789ABCDEF"]
-        {
+        for other in [
+            ".sidekey-rewrap-",
+            ".sidekey-rewrap-0123",
+            "sidekey-rewrap-0123456789abcdef",
+            ".sidekey-rewrap-0123456789ABCDEF",
+        ] {
             assert!(!is_temporary(Path::new(other)), "{other}");
         }
     }

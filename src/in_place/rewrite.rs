@@ -68,7 +68,11 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
     ///
     /// # Errors
     /// The sidecar does nothing more. The file is as it was.
-    pub(super) async fn run(mut self, sidecar: &mut Sidecar, items: &mut Items) -> Result<u64, SidecarError> {
+    pub(super) async fn run(
+        mut self,
+        sidecar: &mut Sidecar,
+        items: &mut Items,
+    ) -> Result<u64, SidecarError> {
         let mut survey = Survey::default();
         let mut done = Items::default();
         let left = self.file(sidecar, &mut survey, &mut done).await.err();
@@ -89,7 +93,12 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         }
     }
 
-    async fn file(&mut self, sidecar: &mut Sidecar, survey: &mut Survey, items: &mut Items) -> Result<(), Left> {
+    async fn file(
+        &mut self,
+        sidecar: &mut Sidecar,
+        survey: &mut Survey,
+        items: &mut Items,
+    ) -> Result<(), Left> {
         let original = Original::open(self.path)?;
         self.survey(&original, survey, items)?;
         if survey.stale == 0 {
@@ -105,10 +114,17 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         (self.progress)(Progress::Found(original.len()));
         let mut replacement = Replacement::of(&original)?;
         if survey.is_whole {
-            let source = Source { file: Arc::clone(&original.file), from: 0, to: original.len(), is_text: false };
-            self.whole(sidecar, &source, None, &mut replacement, items).await?;
+            let source = Source {
+                file: Arc::clone(&original.file),
+                from: 0,
+                to: original.len(),
+                is_text: false,
+            };
+            self.whole(sidecar, &source, None, &mut replacement, items)
+                .await?;
         } else {
-            self.text(sidecar, &original, &mut replacement, items).await?;
+            self.text(sidecar, &original, &mut replacement, items)
+                .await?;
         }
         // Otherwise it would be a copy of what is there.
         if items.rewrapped > 0 {
@@ -117,13 +133,20 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         Ok(())
     }
 
-    fn survey(&mut self, original: &Original, survey: &mut Survey, items: &mut Items) -> io::Result<()> {
+    fn survey(
+        &mut self,
+        original: &Original,
+        survey: &mut Survey,
+        items: &mut Items,
+    ) -> io::Result<()> {
         let mut first = [0; PEEK_LEN];
         let is_long = original.len() >= OVERHEAD as u64;
         if is_long {
             original.file.read_exact_at(&mut first, 0)?;
         }
-        if let Some(header) = peek(&first).filter(|header| is_long && header.tag == self.in_force.tag) {
+        if let Some(header) =
+            peek(&first).filter(|header| is_long && header.tag == self.in_force.tag)
+        {
             survey.is_whole = true;
             match kind(self.in_force, header, SHORTEST_TEXT) {
                 Kind::Stale => survey.stale = 1,
@@ -142,12 +165,16 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     for piece in list {
                         match piece {
                             Piece::Other(range) => line += lines(&window[range]),
-                            Piece::Token(range, header) => tokens.push((header, range.len() - TEXT_PREFIX.len(), line)),
+                            Piece::Token(range, header) => {
+                                tokens.push((header, range.len() - TEXT_PREFIX.len(), line))
+                            }
                         }
                     }
                     tokens
                 }
-                Step::Giant(range, header, line) => vec![(header, (range.end - range.start) as usize, line)],
+                Step::Giant(range, header, line) => {
+                    vec![(header, (range.end - range.start) as usize, line)]
+                }
             };
             for (header, len, line) in tokens {
                 match kind(self.in_force, header, len) {
@@ -157,7 +184,11 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     Kind::CutOff => {
                         survey.cut_off += 1;
                         items.failed += 1;
-                        self.fault(Some(line), "cut_off", format!("shorter than any ciphertext of version {}", header.version));
+                        self.fault(
+                            Some(line),
+                            "cut_off",
+                            format!("shorter than any ciphertext of version {}", header.version),
+                        );
                     }
                 }
             }
@@ -180,44 +211,72 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     let (window, base) = (pieces.window(), pieces.base());
                     let in_force = self.in_force;
                     let is_stale = |range: &Range<usize>, header: &Peek| {
-                        matches!(kind(in_force, *header, range.len() - TEXT_PREFIX.len()), Kind::Stale)
+                        matches!(
+                            kind(in_force, *header, range.len() - TEXT_PREFIX.len()),
+                            Kind::Stale
+                        )
                     };
                     let stale = list.iter().filter_map(|piece| match piece {
-                        Piece::Token(range, header) if is_stale(range, header) => str::from_utf8(&window[range.clone()]).ok(),
+                        Piece::Token(range, header) if is_stale(range, header) => {
+                            str::from_utf8(&window[range.clone()]).ok()
+                        }
                         _ => None,
                     });
-                    let mut answers = self.rewrapped(sidecar, &stale.collect::<Vec<_>>()).await?.into_iter();
+                    let mut answers = self
+                        .rewrapped(sidecar, &stale.collect::<Vec<_>>())
+                        .await?
+                        .into_iter();
                     for piece in list {
                         match piece {
                             Piece::Other(range) => {
                                 line += lines(&window[range.clone()]);
                                 replacement.write_all(&window[range])?;
                             }
-                            Piece::Token(range, header) => match is_stale(&range, &header).then(|| answers.next()).flatten() {
-                                Some(Ok(text)) => {
-                                    items.rewrapped += 1;
-                                    replacement.write_all(text.as_bytes())?;
-                                }
-                                // A stream, or a message that has no room beside its AAD.
-                                Some(Err(error)) if error.code == "body_too_large" => {
-                                    let range = base + range.start as u64..base + range.end as u64;
-                                    self.giant(sidecar, original, range, Some(line), replacement, items).await?;
-                                }
-                                other => {
-                                    replacement.write_all(&window[range])?;
-                                    if let Some(Err(error)) = other {
-                                        items.failed += 1;
-                                        self.fault(Some(line), &error.code, error.message);
+                            Piece::Token(range, header) => {
+                                match is_stale(&range, &header).then(|| answers.next()).flatten() {
+                                    Some(Ok(text)) => {
+                                        items.rewrapped += 1;
+                                        replacement.write_all(text.as_bytes())?;
+                                    }
+                                    // A stream, or a message that has no room beside its AAD.
+                                    Some(Err(error)) if error.code == "body_too_large" => {
+                                        let range =
+                                            base + range.start as u64..base + range.end as u64;
+                                        self.giant(
+                                            sidecar,
+                                            original,
+                                            range,
+                                            Some(line),
+                                            replacement,
+                                            items,
+                                        )
+                                        .await?;
+                                    }
+                                    other => {
+                                        replacement.write_all(&window[range])?;
+                                        if let Some(Err(error)) = other {
+                                            items.failed += 1;
+                                            self.fault(Some(line), &error.code, error.message);
+                                        }
                                     }
                                 }
-                            },
+                            }
                         }
                     }
                     (self.progress)(Progress::Searched(pieces.step_len()));
                 }
                 Step::Giant(range, header, line) => {
-                    let is_stale = matches!(kind(self.in_force, header, SHORTEST_TEXT), Kind::Stale);
-                    self.giant(sidecar, original, range, is_stale.then_some(line), replacement, items).await?;
+                    let is_stale =
+                        matches!(kind(self.in_force, header, SHORTEST_TEXT), Kind::Stale);
+                    self.giant(
+                        sidecar,
+                        original,
+                        range,
+                        is_stale.then_some(line),
+                        replacement,
+                        items,
+                    )
+                    .await?;
                 }
             }
         }
@@ -235,10 +294,16 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         items: &mut Items,
     ) -> Result<(), Left> {
         let file = Arc::clone(&original.file);
-        let source = Source { file, from: range.start + TEXT_PREFIX.len() as u64, to: range.end, is_text: true };
+        let source = Source {
+            file,
+            from: range.start + TEXT_PREFIX.len() as u64,
+            to: range.end,
+            is_text: true,
+        };
         let before = items.rewrapped;
         if stale_line.is_some() {
-            self.whole(sidecar, &source, stale_line, replacement, items).await?;
+            self.whole(sidecar, &source, stale_line, replacement, items)
+                .await?;
         }
         if items.rewrapped == before {
             copy(&source, range.start, replacement)?;
@@ -247,16 +312,26 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
     }
 
     /// Rewraps items, and looks at the answers before they are written among other data.
-    async fn rewrapped(&self, sidecar: &mut Sidecar, stale: &[&str]) -> Result<Vec<Result<String, ItemError>>, Left> {
+    async fn rewrapped(
+        &self,
+        sidecar: &mut Sidecar,
+        stale: &[&str],
+    ) -> Result<Vec<Result<String, ItemError>>, Left> {
         let answers = sidecar.items(stale).await.map_err(Left::Stopped)?;
         let is_ours = |answer: &str| {
-            let text = answer.strip_prefix(TEXT_PREFIX).unwrap_or_default().as_bytes();
-            text_run(text, text.len()) == text.len() && peek_text(text).is_some_and(|header| header.tag == self.in_force.tag)
+            let text = answer
+                .strip_prefix(TEXT_PREFIX)
+                .unwrap_or_default()
+                .as_bytes();
+            text_run(text, text.len()) == text.len()
+                && peek_text(text).is_some_and(|header| header.tag == self.in_force.tag)
         };
         if answers.iter().flatten().all(|answer| is_ours(answer)) {
             return Ok(answers);
         }
-        Err(Left::Stopped(SidecarError::Unexpected("what came back is no ciphertext of this keyring".into())))
+        Err(Left::Stopped(SidecarError::Unexpected(
+            "what came back is no ciphertext of this keyring".into(),
+        )))
     }
 
     /// Rewraps one ciphertext of any length. If it fails, nothing of it is in the replacement.
@@ -275,14 +350,20 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         let result = if source.ends_well()? {
             let mut sink = Sink::new(&mut *replacement, source.is_text);
             let progress = |bytes| (self.progress)(Progress::Searched(bytes));
-            match sidecar.whole(source, self.in_force, &mut sink, progress).await {
+            match sidecar
+                .whole(source, self.in_force, &mut sink, progress)
+                .await
+            {
                 Ok(()) => sink.finish().map(|()| None)?,
                 Err(WholeError::Item(error)) => Some(error),
                 Err(WholeError::Sidecar(error)) => return Err(Left::Stopped(error)),
                 Err(WholeError::File(error)) => return Err(error.into()),
             }
         } else {
-            Some(ItemError { code: "malformed_ciphertext".into(), message: "its last characters are no base64url".into() })
+            Some(ItemError {
+                code: "malformed_ciphertext".into(),
+                message: "its last characters are no base64url".into(),
+            })
         };
         match result {
             None => items.rewrapped += 1,
@@ -296,7 +377,12 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
     }
 
     fn fault(&mut self, line: Option<u64>, code: &str, message: String) {
-        (self.faults)(Fault { path: self.path.into(), line, code: code.into(), message });
+        (self.faults)(Fault {
+            path: self.path.into(),
+            line,
+            code: code.into(),
+            message,
+        });
     }
 }
 

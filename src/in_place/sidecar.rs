@@ -64,54 +64,94 @@ struct Status {
 
 impl From<Problem> for ItemError {
     fn from(problem: Problem) -> Self {
-        Self { message: problem.message(), code: problem.code }
+        Self {
+            message: problem.message(),
+            code: problem.code,
+        }
     }
 }
 
 impl Sidecar {
     /// The sidecar at `socket`. Nothing is sent yet.
     pub fn new(socket: PathBuf, keyring: String, aad: &str) -> Self {
-        Self { socket: Socket::new(socket), keyring, aad: aad.into(), connection: None }
+        Self {
+            socket: Socket::new(socket),
+            keyring,
+            aad: aad.into(),
+            connection: None,
+        }
     }
 
     /// Which version is the primary.
     pub(super) async fn in_force(&mut self) -> Result<InForce, SidecarError> {
         let path = format!("/v1/keyrings/{}", self.keyring);
-        let response = self.send(Method::GET, &path, None, || Either::Left(Full::default())).await?;
+        let response = self
+            .send(Method::GET, &path, None, || Either::Left(Full::default()))
+            .await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
         let status: Status = parse(&read(response).await?)?;
         let no_primary = || SidecarError::Refused {
             code: "no_primary".into(),
-            message: format!("no version of {} encrypts for this sidecar's wave", self.keyring),
+            message: format!(
+                "no version of {} encrypts for this sidecar's wave",
+                self.keyring
+            ),
         };
-        Ok(InForce { tag: status.id.tag(), primary: status.primary.ok_or_else(no_primary)? })
+        Ok(InForce {
+            tag: status.id.tag(),
+            primary: status.primary.ok_or_else(no_primary)?,
+        })
     }
 
     /// Rewraps text forms, each on its own, in order.
-    pub(super) async fn items(&mut self, texts: &[&str]) -> Result<Vec<Result<String, ItemError>>, SidecarError> {
-        let malformed = |error: MessageError| ItemError { code: "malformed_ciphertext".into(), message: error.to_string() };
-        let messages: Vec<_> = texts.iter().map(|text| from_text(text).map_err(malformed)).collect();
+    pub(super) async fn items(
+        &mut self,
+        texts: &[&str],
+    ) -> Result<Vec<Result<String, ItemError>>, SidecarError> {
+        let malformed = |error: MessageError| ItemError {
+            code: "malformed_ciphertext".into(),
+            message: error.to_string(),
+        };
+        let messages: Vec<_> = texts
+            .iter()
+            .map(|text| from_text(text).map_err(malformed))
+            .collect();
         let sent: Vec<&[u8]> = messages.iter().flatten().map(Vec::as_slice).collect();
         let mut answers = Vec::with_capacity(sent.len());
         while answers.len() < sent.len() {
             self.batch(&sent[answers.len()..], &mut answers).await?;
         }
         let mut answers = answers.into_iter();
-        Ok(messages.into_iter().filter_map(|message| message.map_or_else(|error| Some(Err(error)), |_| answers.next())).collect())
+        Ok(messages
+            .into_iter()
+            .filter_map(|message| message.map_or_else(|error| Some(Err(error)), |_| answers.next()))
+            .collect())
     }
 
     /// Appends the answers to some messages, one at least; not to all of them if the sidecar broke off in between, as it does when it
     /// has no room for the next one. Whoever asks for the rest hears why, since that then stands at the beginning.
-    async fn batch(&mut self, messages: &[&[u8]], answers: &mut Vec<Result<String, ItemError>>) -> Result<(), SidecarError> {
+    async fn batch(
+        &mut self,
+        messages: &[&[u8]],
+        answers: &mut Vec<Result<String, ItemError>>,
+    ) -> Result<(), SidecarError> {
         let request = batch_of(messages, self.aad.as_bytes())?;
         let path = format!("/v1/keyrings/{}/rewrap", self.keyring);
-        let response = self.send(Method::POST, &path, Some(BATCH), || Either::Left(Full::new(request.clone()))).await?;
+        let response = self
+            .send(Method::POST, &path, Some(BATCH), || {
+                Either::Left(Full::new(request.clone()))
+            })
+            .await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
-        let (mut body, mut frames, before) = (response.into_body(), Frames::new(LONGEST_ANSWER), answers.len());
+        let (mut body, mut frames, before) = (
+            response.into_body(),
+            Frames::new(LONGEST_ANSWER),
+            answers.len(),
+        );
         while let Some(piece) = body.frame().await {
             let piece = match piece {
                 Ok(piece) => piece.into_data().unwrap_or_default(),
@@ -125,14 +165,20 @@ impl Sidecar {
             let mut data = &piece[..];
             while let Some(frame) = frames.next(&mut data) {
                 if answers.len() - before == messages.len() {
-                    return Err(SidecarError::Unexpected(format!("more than {} results", messages.len())));
+                    return Err(SidecarError::Unexpected(format!(
+                        "more than {} results",
+                        messages.len()
+                    )));
                 }
                 answers.push(answer(frame)?);
             }
         }
         match answers.len() - before {
             count if count == messages.len() && frames.is_between_frames() => Ok(()),
-            count => Err(SidecarError::Unexpected(format!("{count} results for {} items", messages.len()))),
+            count => Err(SidecarError::Unexpected(format!(
+                "{count} results for {} items",
+                messages.len()
+            ))),
         }
     }
 
@@ -174,18 +220,24 @@ impl Sidecar {
             let broke_off = |error: hyper::Error| {
                 WholeError::Item(ItemError {
                     code: "answer_broke_off".into(),
-                    message: format!("the answer broke off, as it does at a chunk that is damaged: {error}"),
+                    message: format!(
+                        "the answer broke off, as it does at a chunk that is damaged: {error}"
+                    ),
                 })
             };
             if let Ok(data) = frame.map_err(broke_off)?.into_data() {
-                first.extend_from_slice(&data[..data.len().min(PEEK_LEN.saturating_sub(first.len()))]);
+                first.extend_from_slice(
+                    &data[..data.len().min(PEEK_LEN.saturating_sub(first.len()))],
+                );
                 sink.write(&data).map_err(WholeError::File)?;
                 progress(data.len() as u64);
             }
         }
         match peek(&first) {
             Some(Peek { tag, .. }) if tag == in_force.tag => Ok(()),
-            _ => Err(WholeError::Sidecar(SidecarError::Unexpected("no ciphertext of this keyring came back".into()))),
+            _ => Err(WholeError::Sidecar(SidecarError::Unexpected(
+                "no ciphertext of this keyring came back".into(),
+            ))),
         }
     }
 
@@ -207,11 +259,16 @@ impl Sidecar {
                     request = request.header("Sidekey-Aad", STANDARD.encode(&self.aad));
                 }
             }
-            let request = request.body(payload()).map_err(|error| SidecarError::Unexpected(error.to_string()))?;
+            let request = request
+                .body(payload())
+                .map_err(|error| SidecarError::Unexpected(error.to_string()))?;
             match sender.send_request(request).await {
                 Ok(response) => {
                     self.connection = Some(sender);
-                    let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                    let wait = response
+                        .headers()
+                        .get(RETRY_AFTER)
+                        .and_then(|value| value.to_str().ok()?.parse().ok());
                     match wait.map(Duration::from_secs) {
                         Some(wait)
                             if response.status() == StatusCode::SERVICE_UNAVAILABLE
@@ -244,7 +301,8 @@ impl Sidecar {
 /// The body that asks for some messages' rewrap.
 fn batch_of(messages: &[&[u8]], aad: &[u8]) -> Result<Bytes, SidecarError> {
     let length = |length: usize| {
-        let length = u32::try_from(length).map_err(|_| SidecarError::Unreadable("an AAD has less than 4 GiB".into()))?;
+        let length = u32::try_from(length)
+            .map_err(|_| SidecarError::Unreadable("an AAD has less than 4 GiB".into()))?;
         Ok::<_, SidecarError>(length.to_be_bytes())
     };
     let mut body = vec![ITEMS_HAVE_AAD];
@@ -260,7 +318,9 @@ fn batch_of(messages: &[&[u8]], aad: &[u8]) -> Result<Bytes, SidecarError> {
 /// What a frame of a batch's answer says of its item.
 fn answer(frame: Frame<'_>) -> Result<Result<String, ItemError>, SidecarError> {
     let Frame::Whole(frame) = frame else {
-        return Err(SidecarError::Unexpected("a result is longer than anything that was sent".into()));
+        return Err(SidecarError::Unexpected(
+            "a result is longer than anything that was sent".into(),
+        ));
     };
     match frame.split_first() {
         Some((&DONE, message)) => Ok(Ok(to_text(message))),
@@ -284,7 +344,10 @@ mod tests {
 
     use super::*;
 
-    const IN_FORCE: InForce = InForce { tag: [7; 4], primary: 2 };
+    const IN_FORCE: InForce = InForce {
+        tag: [7; 4],
+        primary: 2,
+    };
     /// What a fake answers to one item, and its text form.
     const NEW: [u8; 9] = [1, 7, 7, 7, 7, 0, 0, 0, 2];
     const END: &str = "0\r\n\r\n";
@@ -323,8 +386,13 @@ mod tests {
 
     fn is_whole(request: &[u8]) -> bool {
         let text = String::from_utf8_lossy(request);
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-        let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            return false;
+        };
+        let length = head
+            .to_lowercase()
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
         body.len() >= length.unwrap_or(0)
     }
 
@@ -337,14 +405,22 @@ mod tests {
     fn source() -> Source {
         let mut file = tempfile::tempfile().expect("file");
         io::Write::write_all(&mut file, &[1; 60]).expect("write");
-        Source { file: Arc::new(file), from: 0, to: 60, is_text: false }
+        Source {
+            file: Arc::new(file),
+            from: 0,
+            to: 60,
+            is_text: false,
+        }
     }
 
     #[tokio::test]
     async fn a_closed_connection_is_followed_by_another() {
         let (_folder, mut sidecar) = fake(vec![batch(1, END); 3]).await;
         for _ in 0..3 {
-            assert_eq!(sidecar.items(&["sk1.olds"]).await.expect("an answer"), [Ok(NEW_TEXT.to_owned())]);
+            assert_eq!(
+                sidecar.items(&["sk1.olds"]).await.expect("an answer"),
+                [Ok(NEW_TEXT.to_owned())]
+            );
         }
     }
 
@@ -352,8 +428,16 @@ mod tests {
     async fn asks_again_where_there_was_no_room_and_not_where_waiting_would_be_long() {
         let busy = problem("503 Service Unavailable", 0, "overloaded");
         let (_folder, mut sidecar) = fake(vec![busy.clone(), busy, batch(1, END)]).await;
-        assert_eq!(sidecar.items(&["sk1.olds"]).await.expect("an answer"), [Ok(NEW_TEXT.to_owned())]);
-        let (_folder, mut sidecar) = fake(vec![problem("503 Service Unavailable", 60, "lease_expired")]).await;
+        assert_eq!(
+            sidecar.items(&["sk1.olds"]).await.expect("an answer"),
+            [Ok(NEW_TEXT.to_owned())]
+        );
+        let (_folder, mut sidecar) = fake(vec![problem(
+            "503 Service Unavailable",
+            60,
+            "lease_expired",
+        )])
+        .await;
         let refused = sidecar.items(&["sk1.olds"]).await.expect_err("no lease");
         assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
     }
@@ -362,15 +446,40 @@ mod tests {
     async fn a_batch_that_breaks_off_goes_on_where_it_did_and_says_why_it_cannot() {
         let (_folder, mut sidecar) = fake(vec![batch(2, ""), batch(1, ""), batch(1, END)]).await;
         // The second one never gets to the sidecar.
-        let answers = sidecar.items(&["sk1.olds", "sk1.x", "sk1.olds", "sk1.olds", "sk1.olds"]).await.expect("answers");
-        let good: Vec<_> = answers.iter().map(|answer| answer.as_deref().ok()).collect();
-        assert_eq!(good, [Some(NEW_TEXT), None, Some(NEW_TEXT), Some(NEW_TEXT), Some(NEW_TEXT)]);
-        assert_eq!(answers[1].as_ref().expect_err("no base64url").code, "malformed_ciphertext");
-        let (_folder, mut sidecar) = fake(vec![batch(1, ""), problem("503 Service Unavailable", 60, "lease_expired")]).await;
+        let answers = sidecar
+            .items(&["sk1.olds", "sk1.x", "sk1.olds", "sk1.olds", "sk1.olds"])
+            .await
+            .expect("answers");
+        let good: Vec<_> = answers
+            .iter()
+            .map(|answer| answer.as_deref().ok())
+            .collect();
+        assert_eq!(
+            good,
+            [
+                Some(NEW_TEXT),
+                None,
+                Some(NEW_TEXT),
+                Some(NEW_TEXT),
+                Some(NEW_TEXT)
+            ]
+        );
+        assert_eq!(
+            answers[1].as_ref().expect_err("no base64url").code,
+            "malformed_ciphertext"
+        );
+        let (_folder, mut sidecar) = fake(vec![
+            batch(1, ""),
+            problem("503 Service Unavailable", 60, "lease_expired"),
+        ])
+        .await;
         let refused = sidecar.items(&["sk1.olds"; 2]).await.expect_err("no lease");
         assert_eq!(refused.to_string(), "Title: detail (lease_expired)");
         let (_folder, mut sidecar) = fake(vec![batch(0, "")]).await;
-        assert!(matches!(sidecar.items(&["sk1.olds"]).await, Err(SidecarError::Unexpected(_))));
+        assert!(matches!(
+            sidecar.items(&["sk1.olds"]).await,
+            Err(SidecarError::Unexpected(_))
+        ));
     }
 
     #[tokio::test]
@@ -378,23 +487,48 @@ mod tests {
         let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n".to_vec();
         answer.extend([1, 7, 7, 7, 7, 0, 0, 0, 2]);
         answer.extend(b"\r\n");
-        let (_folder, mut sidecar) = fake(vec![answer.clone(), [&answer[..], b"0\r\n\r\n"].concat()]).await;
+        let (_folder, mut sidecar) =
+            fake(vec![answer.clone(), [&answer[..], b"0\r\n\r\n"].concat()]).await;
         let mut out = Vec::new();
-        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
-        assert!(matches!(result, Err(WholeError::Item(ItemError { code, .. })) if code == "answer_broke_off"));
-        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
+        let result = sidecar
+            .whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ())
+            .await;
+        assert!(
+            matches!(result, Err(WholeError::Item(ItemError { code, .. })) if code == "answer_broke_off")
+        );
+        let result = sidecar
+            .whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ())
+            .await;
         assert!(result.is_ok(), "the same with an end");
     }
 
     #[tokio::test]
     async fn what_comes_back_has_to_be_a_ciphertext_of_the_keyring() {
-        let strange = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x01\x08\x08\x08\x08\0\0\0\x02".to_vec();
-        let (_folder, mut sidecar) = fake(vec![strange, batch(0, END), batch(2, END), batch(1, "2\r\n\0\0\r\n0\r\n\r\n")]).await;
+        let strange =
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x01\x08\x08\x08\x08\0\0\0\x02".to_vec();
+        let (_folder, mut sidecar) = fake(vec![
+            strange,
+            batch(0, END),
+            batch(2, END),
+            batch(1, "2\r\n\0\0\r\n0\r\n\r\n"),
+        ])
+        .await;
         let mut out = Vec::new();
-        let result = sidecar.whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ()).await;
-        assert!(matches!(result, Err(WholeError::Sidecar(SidecarError::Unexpected(_)))));
+        let result = sidecar
+            .whole(&source(), IN_FORCE, &mut Sink::new(&mut out, false), |_| ())
+            .await;
+        assert!(matches!(
+            result,
+            Err(WholeError::Sidecar(SidecarError::Unexpected(_)))
+        ));
         for what in ["too few", "too many", "with a piece behind it"] {
-            assert!(matches!(sidecar.items(&["sk1.olds"]).await, Err(SidecarError::Unexpected(_))), "{what}");
+            assert!(
+                matches!(
+                    sidecar.items(&["sk1.olds"]).await,
+                    Err(SidecarError::Unexpected(_))
+                ),
+                "{what}"
+            );
         }
     }
 
@@ -402,7 +536,9 @@ mod tests {
     async fn a_file_that_became_shorter_is_not_the_sidecars_fault() {
         let (_folder, mut sidecar) = fake(vec![Vec::new()]).await;
         let source = Source { to: 90, ..source() };
-        let result = sidecar.whole(&source, IN_FORCE, &mut Sink::new(Vec::new(), false), |_| ()).await;
+        let result = sidecar
+            .whole(&source, IN_FORCE, &mut Sink::new(Vec::new(), false), |_| ())
+            .await;
         assert!(matches!(result, Err(WholeError::File(_))));
     }
 }

@@ -31,7 +31,11 @@ impl Source {
     /// How many bytes it is as a body.
     fn len(&self) -> u64 {
         let len = self.to - self.from;
-        if self.is_text { len / 4 * 3 + (len % 4).saturating_sub(1) } else { len }
+        if self.is_text {
+            len / 4 * 3 + (len % 4).saturating_sub(1)
+        } else {
+            len
+        }
     }
 
     /// Whether the last characters of a text form can be its end.
@@ -55,7 +59,9 @@ impl Source {
         self.from += len;
         if self.is_text {
             let decoded = URL_SAFE_NO_PAD.decode(&chunk);
-            chunk = decoded.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no base64url without padding"))?;
+            chunk = decoded.map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidData, "no base64url without padding")
+            })?;
         }
         Ok(Some(chunk.into()))
     }
@@ -66,8 +72,16 @@ impl Body for Source {
     type Error = io::Error;
 
     // Reading blocks the command's one thread, which has nothing else to do meanwhile.
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        Poll::Ready(self.get_mut().read().map(|chunk| chunk.map(Frame::data)).transpose())
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        Poll::Ready(
+            self.get_mut()
+                .read()
+                .map(|chunk| chunk.map(Frame::data))
+                .transpose(),
+        )
     }
 
     fn is_end_stream(&self) -> bool {
@@ -89,7 +103,11 @@ pub(super) struct Sink<W> {
 
 impl<W: io::Write> Sink<W> {
     pub(super) fn new(out: W, is_text: bool) -> Self {
-        Self { out, is_text, rest: Vec::new() }
+        Self {
+            out,
+            is_text,
+            rest: Vec::new(),
+        }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -98,14 +116,16 @@ impl<W: io::Write> Sink<W> {
         }
         self.rest.extend_from_slice(bytes);
         let whole = self.rest.len() / 3 * 3;
-        self.out.write_all(URL_SAFE_NO_PAD.encode(&self.rest[..whole]).as_bytes())?;
+        self.out
+            .write_all(URL_SAFE_NO_PAD.encode(&self.rest[..whole]).as_bytes())?;
         self.rest.drain(..whole);
         Ok(())
     }
 
     /// Writes what is left.
     pub(super) fn finish(mut self) -> io::Result<()> {
-        self.out.write_all(URL_SAFE_NO_PAD.encode(&self.rest).as_bytes())
+        self.out
+            .write_all(URL_SAFE_NO_PAD.encode(&self.rest).as_bytes())
     }
 }
 

@@ -50,7 +50,9 @@ impl Serialize for WaveSelector {
 
 impl<'de> Deserialize<'de> for WaveSelector {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -87,23 +89,42 @@ fn primary_for(activations: &[Activation], now: Timestamp, wave: Option<&Wave>) 
     deciding(activations, now, wave).map(|activation| activation.version)
 }
 
-fn deciding<'a>(activations: &'a [Activation], now: Timestamp, wave: Option<&Wave>) -> Option<&'a Activation> {
-    activations.iter().rev().find(|activation| activation.at <= now && activation.wave.covers(wave))
+fn deciding<'a>(
+    activations: &'a [Activation],
+    now: Timestamp,
+    wave: Option<&Wave>,
+) -> Option<&'a Activation> {
+    activations
+        .iter()
+        .rev()
+        .find(|activation| activation.at <= now && activation.wave.covers(wave))
 }
 
 /// The version that encrypts now for every wave that the list names, and last for any other (`*`).
 pub fn primaries(activations: &[Activation], now: Timestamp) -> Vec<(WaveSelector, Option<u32>)> {
-    let named: BTreeSet<&Wave> = activations.iter().filter_map(|activation| activation.wave.name()).collect();
+    let named: BTreeSet<&Wave> = activations
+        .iter()
+        .filter_map(|activation| activation.wave.name())
+        .collect();
     let of = |selector, wave| (selector, primary_for(activations, now, wave));
-    named.into_iter().map(|wave| of(WaveSelector::One(wave.clone()), Some(wave))).chain([of(WaveSelector::Every, None)]).collect()
+    named
+        .into_iter()
+        .map(|wave| of(WaveSelector::One(wave.clone()), Some(wave)))
+        .chain([of(WaveSelector::Every, None)])
+        .collect()
 }
 
 /// The activations that are not due yet and that no later decision has called off for all their waves.
 pub fn scheduled(activations: &[Activation], now: Timestamp) -> impl Iterator<Item = &Activation> {
-    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
+    let waves: BTreeSet<Option<&Wave>> = activations
+        .iter()
+        .map(|activation| activation.wave.name())
+        .chain([None])
+        .collect();
     activations.iter().filter(move |activation| {
         let decides = |wave: &Option<&Wave>| {
-            deciding(activations, activation.at, *wave).is_some_and(|found| std::ptr::eq(found, *activation))
+            deciding(activations, activation.at, *wave)
+                .is_some_and(|found| std::ptr::eq(found, *activation))
         };
         activation.at > now && waves.iter().any(decides)
     })
@@ -126,18 +147,29 @@ pub enum Reign {
 /// such a later decision overtook before it was due still counts as ended then: a sidecar that hasn't heard of the decision may
 /// follow it, and nobody writes an activation with a time in the past, so it last confirmed its manifest no later than that.
 pub fn reign(activations: &[Activation], version: u32, now: Timestamp) -> Reign {
-    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
+    let waves: BTreeSet<Option<&Wave>> = activations
+        .iter()
+        .map(|activation| activation.wave.name())
+        .chain([None])
+        .collect();
     let mut last_end = None;
     for wave in waves {
         let mut superseded: Option<Timestamp> = None;
-        for activation in activations.iter().rev().filter(|activation| activation.wave.covers(wave)) {
+        for activation in activations
+            .iter()
+            .rev()
+            .filter(|activation| activation.wave.covers(wave))
+        {
             if activation.version == version {
                 match superseded {
-                    Some(end) if end <= now || end <= activation.at => last_end = last_end.max(Some(end)),
+                    Some(end) if end <= now || end <= activation.at => {
+                        last_end = last_end.max(Some(end))
+                    }
                     _ => return Reign::CurrentOrScheduled,
                 }
             }
-            superseded = Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
+            superseded =
+                Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
         }
     }
     last_end.map_or(Reign::Never, Reign::Ended)
@@ -145,15 +177,24 @@ pub fn reign(activations: &[Activation], version: u32, now: Timestamp) -> Reign 
 
 /// Every version that is some wave's primary at `now` or will become it: [`reign`] for all at once.
 pub(super) fn reigning(activations: &[Activation], now: Timestamp) -> BTreeSet<u32> {
-    let waves: BTreeSet<Option<&Wave>> = activations.iter().map(|activation| activation.wave.name()).chain([None]).collect();
+    let waves: BTreeSet<Option<&Wave>> = activations
+        .iter()
+        .map(|activation| activation.wave.name())
+        .chain([None])
+        .collect();
     let mut found = BTreeSet::new();
     for wave in waves {
         let mut superseded: Option<Timestamp> = None;
-        for activation in activations.iter().rev().filter(|activation| activation.wave.covers(wave)) {
+        for activation in activations
+            .iter()
+            .rev()
+            .filter(|activation| activation.wave.covers(wave))
+        {
             if superseded.is_none_or(|end| end > now && end > activation.at) {
                 found.insert(activation.version);
             }
-            superseded = Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
+            superseded =
+                Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
         }
     }
     found
@@ -168,8 +209,16 @@ mod tests {
     }
 
     fn activation(version: u32, wave: &str, second: i64) -> Activation {
-        let wave = if wave == "*" { WaveSelector::Every } else { WaveSelector::One(wave.parse().expect("wave")) };
-        Activation { version, wave, at: at(second) }
+        let wave = if wave == "*" {
+            WaveSelector::Every
+        } else {
+            WaveSelector::One(wave.parse().expect("wave"))
+        };
+        Activation {
+            version,
+            wave,
+            at: at(second),
+        }
     }
 
     fn wave(name: &str) -> Wave {
@@ -178,7 +227,11 @@ mod tests {
 
     #[test]
     fn takes_over_wave_by_wave_and_everywhere_at_an_instant() {
-        let list = [activation(1, "*", 0), activation(2, "canary", 10), activation(2, "*", 20)];
+        let list = [
+            activation(1, "*", 0),
+            activation(2, "canary", 10),
+            activation(2, "*", 20),
+        ];
         assert_eq!(primary_at(&list, at(-1), &wave("canary")), None);
         assert_eq!(primary_at(&list, at(10), &wave("canary")), Some(2));
         assert_eq!(primary_at(&list, at(19), &wave("critical")), Some(1));
@@ -187,23 +240,42 @@ mod tests {
 
     #[test]
     fn a_later_decision_wins_over_a_later_time() {
-        let list = [activation(1, "*", 0), activation(2, "*", 100), activation(1, "*", 50)];
+        let list = [
+            activation(1, "*", 0),
+            activation(2, "*", 100),
+            activation(1, "*", 50),
+        ];
         assert_eq!(primary_at(&list, at(200), &wave("any")), Some(1));
     }
 
     #[test]
     fn a_reign_ends_when_the_last_wave_moves_on() {
-        let list = [activation(1, "*", 0), activation(2, "canary", 10), activation(2, "*", 30)];
+        let list = [
+            activation(1, "*", 0),
+            activation(2, "canary", 10),
+            activation(2, "*", 30),
+        ];
         assert_eq!(reign(&list, 1, at(20)), Reign::CurrentOrScheduled);
         assert_eq!(reign(&list, 1, at(40)), Reign::Ended(at(30)));
         assert_eq!(reign(&list, 2, at(5)), Reign::CurrentOrScheduled);
         assert_eq!(reign(&list, 3, at(5)), Reign::Never);
-        let cancelled = [activation(1, "*", 0), activation(2, "*", 100), activation(1, "*", 50)];
+        let cancelled = [
+            activation(1, "*", 0),
+            activation(2, "*", 100),
+            activation(1, "*", 50),
+        ];
         assert_eq!(reign(&cancelled, 2, at(60)), Reign::Ended(at(50)));
         assert_eq!(reigning(&cancelled, at(60)), BTreeSet::from([1]));
         assert_eq!(reigning(&list, at(20)), BTreeSet::from([1, 2]));
-        assert_eq!(scheduled(&cancelled, at(60)).count(), 0, "a later decision called it off");
-        assert_eq!(scheduled(&list, at(5)).collect::<Vec<_>>(), [&list[1], &list[2]]);
+        assert_eq!(
+            scheduled(&cancelled, at(60)).count(),
+            0,
+            "a later decision called it off"
+        );
+        assert_eq!(
+            scheduled(&list, at(5)).collect::<Vec<_>>(),
+            [&list[1], &list[2]]
+        );
     }
 
     #[test]

@@ -17,26 +17,34 @@ pub fn authenticate(
     keys: &BTreeMap<u32, VersionKeys>,
     signer: Option<&SigningKey>,
 ) -> Result<Document, Vec<u32>> {
-    let missing: Vec<u32> =
-        manifest.live().map(|version| version.version).filter(|version| !keys.contains_key(version)).collect();
+    let missing: Vec<u32> = manifest
+        .live()
+        .map(|version| version.version)
+        .filter(|version| !keys.contains_key(version))
+        .collect();
     if !missing.is_empty() {
         return Err(missing);
     }
-    Ok(Document::compose(manifest, |manifest, canonical| Authentication {
-        macs: manifest
-            .live()
-            .filter_map(|version| {
-                let keys = keys.get(&version.version)?;
-                Some(Mac { version: version.version, mac: Base64(keys.manifest_mac(canonical).to_vec()) })
-            })
-            .collect(),
-        signatures: signer
-            .map(|signer| Signature {
-                signer: SignerKey(signer.public_key()),
-                signature: Base64(signer.sign(canonical).to_vec()),
-            })
-            .into_iter()
-            .collect(),
+    Ok(Document::compose(manifest, |manifest, canonical| {
+        Authentication {
+            macs: manifest
+                .live()
+                .filter_map(|version| {
+                    let keys = keys.get(&version.version)?;
+                    Some(Mac {
+                        version: version.version,
+                        mac: Base64(keys.manifest_mac(canonical).to_vec()),
+                    })
+                })
+                .collect(),
+            signatures: signer
+                .map(|signer| Signature {
+                    signer: SignerKey(signer.public_key()),
+                    signature: Base64(signer.sign(canonical).to_vec()),
+                })
+                .into_iter()
+                .collect(),
+        }
     }))
 }
 
@@ -45,33 +53,69 @@ pub fn authenticate(
 ///
 /// # Errors
 /// [`Rejection::Unauthenticated`], [`Rejection::NothingOpened`] or [`Rejection::Unsigned`].
-pub fn verify(document: &Document, keys: &BTreeMap<u32, VersionKeys>, trusted: &[SignerKey]) -> Result<(), Rejection> {
-    verify_macs(document, keys.iter().map(|(version, keys)| (*version, keys)))?;
+pub fn verify(
+    document: &Document,
+    keys: &BTreeMap<u32, VersionKeys>,
+    trusted: &[SignerKey],
+) -> Result<(), Rejection> {
+    verify_macs(
+        document,
+        keys.iter().map(|(version, keys)| (*version, keys)),
+    )?;
     verify_signatures(document, trusted)
 }
 
 /// Demands a valid MAC from every one of `keys` that the manifest doesn't call destroyed, and from at least one.
-pub(super) fn verify_macs<'a>(document: &Document, keys: impl Iterator<Item = (u32, &'a VersionKeys)>) -> Result<(), Rejection> {
-    let macs: BTreeMap<u32, &[u8]> =
-        document.manifest().authentication.macs.iter().map(|mac| (mac.version, mac.mac.0.as_slice())).collect();
+pub(super) fn verify_macs<'a>(
+    document: &Document,
+    keys: impl Iterator<Item = (u32, &'a VersionKeys)>,
+) -> Result<(), Rejection> {
+    let macs: BTreeMap<u32, &[u8]> = document
+        .manifest()
+        .authentication
+        .macs
+        .iter()
+        .map(|mac| (mac.version, mac.mac.0.as_slice()))
+        .collect();
     let mut verified = 0;
     for (version, keys) in keys {
         // Parsing made sure that exactly the destroyed versions have none.
-        let Some(mac) = macs.get(&version) else { continue };
+        let Some(mac) = macs.get(&version) else {
+            continue;
+        };
         if !keys.verifies_manifest(document.canonical(), mac) {
             return Err(Rejection::Unauthenticated(version));
         }
         verified += 1;
     }
-    if verified == 0 { Err(Rejection::NothingOpened("none is held".into())) } else { Ok(()) }
+    if verified == 0 {
+        Err(Rejection::NothingOpened("none is held".into()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Demands a valid signature from one of `trusted`; an empty list demands none.
-pub(super) fn verify_signatures(document: &Document, trusted: &[SignerKey]) -> Result<(), Rejection> {
+pub(super) fn verify_signatures(
+    document: &Document,
+    trusted: &[SignerKey],
+) -> Result<(), Rejection> {
     let valid = |signature: &Signature| {
-        trusted.contains(&signature.signer) && verify_signature(&signature.signer.0, document.canonical(), &signature.signature.0)
+        trusted.contains(&signature.signer)
+            && verify_signature(
+                &signature.signer.0,
+                document.canonical(),
+                &signature.signature.0,
+            )
     };
-    if trusted.is_empty() || document.manifest().authentication.signatures.iter().any(valid) {
+    if trusted.is_empty()
+        || document
+            .manifest()
+            .authentication
+            .signatures
+            .iter()
+            .any(valid)
+    {
         Ok(())
     } else {
         Err(Rejection::Unsigned)

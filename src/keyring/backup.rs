@@ -10,7 +10,11 @@ use crate::crypto::KeyringId;
 impl BackupRecord {
     /// The file's SHA-256 as `sha256sum` prints it.
     pub fn sha256_hex(&self) -> String {
-        self.sha256.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.sha256
+            .0
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -18,10 +22,19 @@ impl BackupRecord {
 ///
 /// # Errors
 /// [`Refusal`] if it is of another keyring or of a generation that hasn't come yet.
-pub fn record_backup(current: &Manifest, id: KeyringId, backup: &BackupRecord, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn record_backup(
+    current: &Manifest,
+    id: KeyringId,
+    backup: &BackupRecord,
+    now: Timestamp,
+) -> Result<Manifest, Refusal> {
     if current.id != id {
         let expected = current.id.to_string();
-        return Err(Refusal::Diverged(Rejection::OtherKeyring { expected, found: current.name.clone(), found_id: id }));
+        return Err(Refusal::Diverged(Rejection::OtherKeyring {
+            expected,
+            found: current.name.clone(),
+            found_id: id,
+        }));
     }
     if backup.generation > current.generation || current.version(backup.newest_version).is_none() {
         return Err(Refusal::NoBackup(format!(
@@ -30,18 +43,33 @@ pub fn record_backup(current: &Manifest, id: KeyringId, backup: &BackupRecord, n
         )));
     }
     let mut next = successor(current, now);
-    next.last_backup = Some(BackupRecord { verified_at: next.updated_at, ..backup.clone() });
+    next.last_backup = Some(BackupRecord {
+        verified_at: next.updated_at,
+        ..backup.clone()
+    });
     Ok(next)
 }
 
 /// The generation after `base`, with other wraps where `wraps` has any, that notes the backup from which it was restored.
-pub fn restore(base: &Manifest, wraps: BTreeMap<u32, Vec<Wrap>>, backup: &BackupRecord, now: Timestamp) -> Manifest {
+pub fn restore(
+    base: &Manifest,
+    wraps: BTreeMap<u32, Vec<Wrap>>,
+    backup: &BackupRecord,
+    now: Timestamp,
+) -> Manifest {
     let mut next = successor(base, now);
-    for version in next.versions.iter_mut().filter(|version| version.state != State::Destroyed) {
+    for version in next
+        .versions
+        .iter_mut()
+        .filter(|version| version.state != State::Destroyed)
+    {
         if let Some(wraps) = wraps.get(&version.version) {
             version.wraps.clone_from(wraps);
         }
     }
-    next.last_backup = Some(BackupRecord { verified_at: next.updated_at, ..backup.clone() });
+    next.last_backup = Some(BackupRecord {
+        verified_at: next.updated_at,
+        ..backup.clone()
+    });
     next
 }

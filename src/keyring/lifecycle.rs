@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Activation, Manifest, Policy, Reign, Rejection, State, Version, WaveSelector, Wrap, manifest::Base64, reign};
+use super::{
+    Activation, Manifest, Policy, Reign, Rejection, State, Version, WaveSelector, Wrap,
+    manifest::Base64, reign,
+};
 use crate::{
     config::{KeyringName, Span},
     crypto::KeyringId,
@@ -35,10 +38,14 @@ pub enum Refusal {
         needed: &'static str,
     },
     /// The version is known to others, so nothing new may be encrypted under it.
-    #[error("version {0} is marked compromised and can't become primary; make a new one with `keyring rotate`")]
+    #[error(
+        "version {0} is marked compromised and can't become primary; make a new one with `keyring rotate`"
+    )]
     Compromised(u32),
     /// Some wave encrypts with it, or is about to.
-    #[error("version {0} is, or is scheduled to become, a wave's primary; activate another version for that wave first")]
+    #[error(
+        "version {0} is, or is scheduled to become, a wave's primary; activate another version for that wave first"
+    )]
     IsPrimary(u32),
     /// The same of a version that is lost.
     #[error(
@@ -46,7 +53,9 @@ pub enum Refusal {
     )]
     LostPrimary(u32),
     /// A version that is called lost and opens.
-    #[error("version {0} opens, so it isn't lost; disable it and destroy it after its waiting times")]
+    #[error(
+        "version {0} opens, so it isn't lost; disable it and destroy it after its waiting times"
+    )]
     NotLost(u32),
     /// A version that is called lost, and a KEK that may only be away.
     #[error(
@@ -61,7 +70,9 @@ pub enum Refusal {
         phrase: String,
     },
     /// Nothing could open it any more.
-    #[error("version {0} would be left without a KEK; add another one first (`keyring rewrap-kek --add URI`)")]
+    #[error(
+        "version {0} would be left without a KEK; add another one first (`keyring rewrap-kek --add URI`)"
+    )]
     LastWrap(u32),
     /// An activation may not rewrite what was.
     #[error("{at} is in the past; an activation takes effect now or later")]
@@ -145,7 +156,11 @@ pub enum Refusal {
 }
 
 fn list(items: &[String]) -> String {
-    items.iter().map(|item| format!("  - {item}")).collect::<Vec<_>>().join("\n")
+    items
+        .iter()
+        .map(|item| format!("  - {item}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A data key that its KEKs have wrapped, on its way into a manifest.
@@ -158,10 +173,20 @@ pub struct NewVersion {
 }
 
 /// A new keyring: version 1, primary everywhere at once.
-pub fn init(name: KeyringName, id: KeyringId, policy: Policy, new: NewVersion, now: Timestamp) -> Manifest {
+pub fn init(
+    name: KeyringName,
+    id: KeyringId,
+    policy: Policy,
+    new: NewVersion,
+    now: Timestamp,
+) -> Manifest {
     let mut manifest = Manifest::empty(name, id, policy, now);
     push_version(&mut manifest, new, now);
-    manifest.activations.push(Activation { version: 1, wave: WaveSelector::Every, at: now });
+    manifest.activations.push(Activation {
+        version: 1,
+        wave: WaveSelector::Every,
+        at: now,
+    });
     manifest.generation = 1;
     manifest
 }
@@ -187,7 +212,11 @@ pub fn activate(
 ) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     let target = find(&mut next, version)?;
-    require(target, State::Enabled, "only an enabled version can become primary (`keyring enable`)")?;
+    require(
+        target,
+        State::Enabled,
+        "only an enabled version can become primary (`keyring enable`)",
+    )?;
     if target.compromised {
         return Err(Refusal::Compromised(version));
     }
@@ -232,11 +261,20 @@ pub struct VersionUse {
 ///
 /// # Errors
 /// [`Refusal`] for a primary, and without evidence (I5).
-pub fn disable(current: &Manifest, version: u32, evidence: &Evidence, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn disable(
+    current: &Manifest,
+    version: u32,
+    evidence: &Evidence,
+    now: Timestamp,
+) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     let now = next.updated_at;
     let target = find(&mut next, version)?;
-    require(target, State::Enabled, "only an enabled version can be disabled")?;
+    require(
+        target,
+        State::Enabled,
+        "only an enabled version can be disabled",
+    )?;
     if reign(&current.activations, version, now) == Reign::CurrentOrScheduled {
         return Err(Refusal::IsPrimary(version));
     }
@@ -263,11 +301,19 @@ fn missing_evidence(reports: &[SidecarReport], current: &Manifest, now: Timestam
     let quiet_since = before(now, quiet);
     let objection = |usage: &VersionUse| {
         if usage.generation != current.generation {
-            Some(format!("serves generation {}, not {}", usage.generation, current.generation))
+            Some(format!(
+                "serves generation {}, not {}",
+                usage.generation, current.generation
+            ))
         } else if usage.last_used.is_some_and(|used| used > quiet_since) {
-            usage.last_used.map(|used| format!("used it at {used}, within the quiet period of {quiet}"))
+            usage
+                .last_used
+                .map(|used| format!("used it at {used}, within the quiet period of {quiet}"))
         } else if usage.observed_since > quiet_since {
-            Some(format!("has been counting only since {}, which is less than the quiet period of {quiet}", usage.observed_since))
+            Some(format!(
+                "has been counting only since {}, which is less than the quiet period of {quiet}",
+                usage.observed_since
+            ))
         } else {
             None
         }
@@ -292,7 +338,11 @@ pub fn enable(current: &Manifest, version: u32, now: Timestamp) -> Result<Manife
     let mut next = successor(current, now);
     let now = next.updated_at;
     let target = find(&mut next, version)?;
-    require(target, State::Disabled, "only a disabled version can be enabled")?;
+    require(
+        target,
+        State::Disabled,
+        "only a disabled version can be enabled",
+    )?;
     target.state = State::Enabled;
     target.state_changed_at = now;
     Ok(next)
@@ -312,12 +362,20 @@ pub fn compromise(current: &Manifest, version: u32, now: Timestamp) -> Result<Ma
 ///
 /// # Errors
 /// [`Refusal`] for a version that isn't there or is destroyed, and for one that would be left without a wrap.
-pub fn rewrap(current: &Manifest, wraps: BTreeMap<u32, Vec<Wrap>>, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn rewrap(
+    current: &Manifest,
+    wraps: BTreeMap<u32, Vec<Wrap>>,
+    now: Timestamp,
+) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     for (version, wraps) in wraps {
         let target = find(&mut next, version)?;
         if target.state == State::Destroyed {
-            return Err(Refusal::WrongState { version, state: State::Destroyed, needed: "its key is gone for good" });
+            return Err(Refusal::WrongState {
+                version,
+                state: State::Destroyed,
+                needed: "its key is gone for good",
+            });
         }
         if wraps.is_empty() {
             return Err(Refusal::LastWrap(version));
@@ -369,10 +427,19 @@ pub fn doubted_loss_phrase(keyring: &KeyringName, version: u32) -> String {
 /// # Errors
 /// [`Refusal`] unless it is disabled, both waiting times are over (I5, I11), and a verified backup holds it or the operator said in
 /// words that none does.
-pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn destroy(
+    current: &Manifest,
+    version: u32,
+    how: Destruction<'_>,
+    now: Timestamp,
+) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     let now = next.updated_at;
-    if let Destruction::Lost { successor: Some(successor), .. } = how {
+    if let Destruction::Lost {
+        successor: Some(successor),
+        ..
+    } = how
+    {
         // Nobody can open the lost version, so nobody could authenticate a generation in between.
         let activated = activate(current, successor, WaveSelector::Every, None, now)?;
         next.activations = activated.activations;
@@ -387,13 +454,20 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
     }
     let (confirm, phrase) = match how {
         Destruction::Orderly { confirm } => {
-            require(target, State::Disabled, "only a disabled version can be destroyed (`keyring disable`)")?;
+            require(
+                target,
+                State::Disabled,
+                "only a disabled version can be destroyed (`keyring disable`)",
+            )?;
             let early = |from, why| Refusal::TooEarly { version, from, why };
             let disabled_long_enough = after(target.state_changed_at, current.policy.destroy_after);
             if now < disabled_long_enough {
                 return Err(early(
                     disabled_long_enough,
-                    format!("destroy_after ({}) has to pass from disabling", current.policy.destroy_after),
+                    format!(
+                        "destroy_after ({}) has to pass from disabling",
+                        current.policy.destroy_after
+                    ),
                 ));
             }
             if let Reign::Ended(end) = reign {
@@ -410,23 +484,36 @@ pub fn destroy(current: &Manifest, version: u32, how: Destruction<'_>, now: Time
         }
         Destruction::Lost { confirm, .. } => {
             if target.state == State::Destroyed {
-                return Err(Refusal::WrongState { version, state: State::Destroyed, needed: "it is destroyed already" });
+                return Err(Refusal::WrongState {
+                    version,
+                    state: State::Destroyed,
+                    needed: "it is destroyed already",
+                });
             }
             (confirm, lost_phrase(&current.name, version))
         }
     };
-    let backup = current.last_backup.as_ref().filter(|backup| version <= backup.newest_version);
+    let backup = current
+        .last_backup
+        .as_ref()
+        .filter(|backup| version <= backup.newest_version);
     match (how, backup) {
         // It can be brought back from the backup, should that be wanted.
         (Destruction::Orderly { .. }, Some(_)) => {}
         _ if confirm == Some(phrase.as_str()) => {}
-        (Destruction::Lost { .. }, _) if confirm == Some(doubted_loss_phrase(&current.name, version).as_str()) => {}
+        (Destruction::Lost { .. }, _)
+            if confirm == Some(doubted_loss_phrase(&current.name, version).as_str()) => {}
         (Destruction::Orderly { .. }, None) | (Destruction::Lost { .. }, None) => {
             return Err(Refusal::NotConfirmed { version, phrase });
         }
         (Destruction::Lost { .. }, Some(backup)) => {
             let (verified_at, sha256) = (backup.verified_at, backup.sha256_hex());
-            return Err(Refusal::NotLostWithBackup { version, verified_at, sha256, phrase });
+            return Err(Refusal::NotLostWithBackup {
+                version,
+                verified_at,
+                sha256,
+                phrase,
+            });
         }
     }
     target.state = State::Destroyed;
@@ -459,15 +546,27 @@ fn push_version(manifest: &mut Manifest, new: NewVersion, now: Timestamp) {
 
 fn find(manifest: &mut Manifest, version: u32) -> Result<&mut Version, Refusal> {
     let last = manifest.versions.last().map_or(0, |last| last.version);
-    let missing = Refusal::NoSuchVersion { keyring: manifest.name.clone(), version, last };
-    manifest.versions.iter_mut().find(|candidate| candidate.version == version).ok_or(missing)
+    let missing = Refusal::NoSuchVersion {
+        keyring: manifest.name.clone(),
+        version,
+        last,
+    };
+    manifest
+        .versions
+        .iter_mut()
+        .find(|candidate| candidate.version == version)
+        .ok_or(missing)
 }
 
 fn require(version: &Version, state: State, needed: &'static str) -> Result<(), Refusal> {
     if version.state == state {
         Ok(())
     } else {
-        Err(Refusal::WrongState { version: version.version, state: version.state, needed })
+        Err(Refusal::WrongState {
+            version: version.version,
+            state: version.state,
+            needed,
+        })
     }
 }
 

@@ -41,7 +41,11 @@ pub struct Manifest {
     /// The keyring's rules.
     pub policy: Policy,
     /// The last backup that was shown to open; none if there never was one.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub last_backup: Option<BackupRecord>,
     /// What proves that holders of the keys wrote this.
     pub authentication: Authentication,
@@ -189,7 +193,10 @@ impl Serialize for Base64 {
 impl<'de> Deserialize<'de> for Base64 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        STANDARD.decode(text).map(Self).map_err(|_| de::Error::custom("not base64 with padding"))
+        STANDARD
+            .decode(text)
+            .map(Self)
+            .map_err(|_| de::Error::custom("not base64 with padding"))
     }
 }
 
@@ -208,7 +215,12 @@ pub enum ManifestError {
 fn some(problems: &[String]) -> String {
     const SHOWN: usize = 5;
 
-    let shown = problems.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let shown = problems
+        .iter()
+        .take(SHOWN)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("; ");
     match problems.len().saturating_sub(SHOWN) {
         0 => shown,
         more => format!("{shown}; and {more} more"),
@@ -226,7 +238,10 @@ pub struct Document {
 /// Whether bytes that don't parse are a manifest of another format, such as a newer Sidekey's, and not a damaged one.
 pub fn is_of_another_format(bytes: &[u8]) -> bool {
     let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
-    value.as_ref().and_then(|value| value.get("format")?.as_str()).is_some_and(|format| format != FORMAT)
+    value
+        .as_ref()
+        .and_then(|value| value.get("format")?.as_str())
+        .is_some_and(|format| format != FORMAT)
 }
 
 impl Document {
@@ -243,19 +258,32 @@ impl Document {
         if !problems.is_empty() {
             return Err(ManifestError::Invalid(problems));
         }
-        Ok(Self { manifest, bytes: bytes.to_vec(), canonical: canonical(value) })
+        Ok(Self {
+            manifest,
+            bytes: bytes.to_vec(),
+            canonical: canonical(value),
+        })
     }
 
     /// A manifest on its way to a store. `prove` makes the authentication from the bytes that it covers.
-    pub(super) fn compose(mut manifest: Manifest, prove: impl FnOnce(&Manifest, &[u8]) -> Authentication) -> Self {
+    pub(super) fn compose(
+        mut manifest: Manifest,
+        prove: impl FnOnce(&Manifest, &[u8]) -> Authentication,
+    ) -> Self {
         let canonical = canonical(to_value(&manifest));
         manifest.authentication = prove(&manifest, &canonical);
         let mut bytes = match serde_json::to_vec_pretty(&manifest) {
             Ok(bytes) => bytes,
-            Err(error) => unreachable!("a manifest has string keys and finite numbers only: {error}"),
+            Err(error) => {
+                unreachable!("a manifest has string keys and finite numbers only: {error}")
+            }
         };
         bytes.push(b'\n');
-        Self { manifest, bytes, canonical }
+        Self {
+            manifest,
+            bytes,
+            canonical,
+        }
     }
 
     /// What it says.
@@ -310,21 +338,30 @@ impl Manifest {
 
     /// The version of that number.
     pub fn version(&self, number: u32) -> Option<&Version> {
-        self.versions.get(usize::try_from(number.checked_sub(1)?).ok()?)
+        self.versions
+            .get(usize::try_from(number.checked_sub(1)?).ok()?)
     }
 
     /// The versions that still have a key.
     pub fn live(&self) -> impl Iterator<Item = &Version> {
-        self.versions.iter().filter(|version| version.state != State::Destroyed)
+        self.versions
+            .iter()
+            .filter(|version| version.state != State::Destroyed)
     }
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.format != FORMAT {
-            problems.push(format!("format is {:?}, this build reads {FORMAT:?}", self.format));
+            problems.push(format!(
+                "format is {:?}, this build reads {FORMAT:?}",
+                self.format
+            ));
         }
         if !(1..=MAX_GENERATION).contains(&self.generation) {
-            problems.push(format!("generation {} is not within 1 to 2^53-1", self.generation));
+            problems.push(format!(
+                "generation {} is not within 1 to 2^53-1",
+                self.generation
+            ));
         }
         if self.versions.is_empty() {
             problems.push("there is no version".into());
@@ -338,22 +375,45 @@ impl Manifest {
                 // Every later one would be off, too.
                 break;
             }
-            problems.extend(version.problems().map(|problem| format!("version {expected}: {problem}")));
+            problems.extend(
+                version
+                    .problems()
+                    .map(|problem| format!("version {expected}: {problem}")),
+            );
         }
         // Before anything is computed whose cost grows with them: this manifest may be anybody's.
-        let waves: BTreeSet<&WaveSelector> = self.activations.iter().map(|activation| &activation.wave).collect();
-        if self.versions.len() > MAX_VERSIONS || self.activations.len() > MAX_ACTIVATIONS || waves.len() > MAX_WAVES {
-            return vec![format!("more than {MAX_VERSIONS} versions, {MAX_ACTIVATIONS} activations or {MAX_WAVES} waves")];
+        let waves: BTreeSet<&WaveSelector> = self
+            .activations
+            .iter()
+            .map(|activation| &activation.wave)
+            .collect();
+        if self.versions.len() > MAX_VERSIONS
+            || self.activations.len() > MAX_ACTIVATIONS
+            || waves.len() > MAX_WAVES
+        {
+            return vec![format!(
+                "more than {MAX_VERSIONS} versions, {MAX_ACTIVATIONS} activations or {MAX_WAVES} waves"
+            )];
         }
         for activation in &self.activations {
             if self.version(activation.version).is_none() {
-                problems.push(format!("an activation names version {}, which isn't there", activation.version));
+                problems.push(format!(
+                    "an activation names version {}, which isn't there",
+                    activation.version
+                ));
             }
         }
         let reigning = reigning(&self.activations, self.updated_at);
-        for version in self.versions.iter().filter(|version| version.state != State::Enabled) {
+        for version in self
+            .versions
+            .iter()
+            .filter(|version| version.state != State::Enabled)
+        {
             if reigning.contains(&version.version) {
-                problems.push(format!("version {} is {} but is or becomes a wave's primary", version.version, version.state));
+                problems.push(format!(
+                    "version {} is {} but is or becomes a wave's primary",
+                    version.version, version.state
+                ));
             }
         }
         problems.extend(self.backup_problem());
@@ -366,20 +426,38 @@ impl Manifest {
         let is_right = backup.sha256.0.len() == 32
             && (1..self.generation).contains(&backup.generation)
             && self.version(backup.newest_version).is_some();
-        (!is_right).then(|| "last_backup names no SHA-256, no earlier generation or no version of this keyring".into())
+        (!is_right).then(|| {
+            "last_backup names no SHA-256, no earlier generation or no version of this keyring"
+                .into()
+        })
     }
 
     fn authentication_problems(&self) -> impl Iterator<Item = String> {
         let live: BTreeSet<u32> = self.live().map(|version| version.version).collect();
-        let authenticated: BTreeSet<u32> = self.authentication.macs.iter().map(|mac| mac.version).collect();
+        let authenticated: BTreeSet<u32> = self
+            .authentication
+            .macs
+            .iter()
+            .map(|mac| mac.version)
+            .collect();
         let mut problems = Vec::new();
         if live != authenticated || authenticated.len() != self.authentication.macs.len() {
             problems.push("authentication.macs has not exactly one entry for every version that is not destroyed".into());
         }
-        if self.authentication.macs.iter().any(|mac| mac.mac.0.len() != 32) {
+        if self
+            .authentication
+            .macs
+            .iter()
+            .any(|mac| mac.mac.0.len() != 32)
+        {
             problems.push("a MAC is not 32 bytes long".into());
         }
-        if self.authentication.signatures.iter().any(|signature| signature.signature.0.len() != 64) {
+        if self
+            .authentication
+            .signatures
+            .iter()
+            .any(|signature| signature.signature.0.len() != 64)
+        {
             problems.push("a signature is not 64 bytes long".into());
         }
         problems.into_iter()
@@ -390,12 +468,23 @@ impl Version {
     fn problems(&self) -> impl Iterator<Item = &'static str> {
         let keks: BTreeSet<&KekUri> = self.wraps.iter().map(|wrap| &wrap.kek).collect();
         let found = [
-            (self.check.0.len() != 32, "its check value is not 32 bytes long"),
-            (self.state == State::Destroyed && !self.wraps.is_empty(), "it is destroyed but has wraps"),
-            (self.state != State::Destroyed && self.wraps.is_empty(), "it has no wrap"),
+            (
+                self.check.0.len() != 32,
+                "its check value is not 32 bytes long",
+            ),
+            (
+                self.state == State::Destroyed && !self.wraps.is_empty(),
+                "it is destroyed but has wraps",
+            ),
+            (
+                self.state != State::Destroyed && self.wraps.is_empty(),
+                "it has no wrap",
+            ),
             (self.wraps.len() > MAX_WRAPS, "it has more than 16 wraps"),
             (keks.len() != self.wraps.len(), "one KEK wraps it twice"),
         ];
-        found.into_iter().filter_map(|(wrong, problem)| wrong.then_some(problem))
+        found
+            .into_iter()
+            .filter_map(|(wrong, problem)| wrong.then_some(problem))
     }
 }

@@ -16,12 +16,13 @@ pub use activation::{Activation, Reign, WaveSelector, primaries, primary_at, rei
 pub use authentication::{authenticate, verify};
 pub use backup::{record_backup, restore};
 pub use lifecycle::{
-    Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase, compromise, destroy, disable,
-    doubted_loss_phrase, enable, init, lost_phrase, rewrap, rotate, touch,
+    Destruction, Evidence, NewVersion, Refusal, SidecarReport, VersionUse, activate, backup_phrase,
+    compromise, destroy, disable, doubted_loss_phrase, enable, init, lost_phrase, rewrap, rotate,
+    touch,
 };
 pub use manifest::{
-    Authentication, BackupRecord, Base64, Document, Mac, Manifest, ManifestError, Policy, Signature, State, Version, Wrap,
-    is_of_another_format,
+    Authentication, BackupRecord, Base64, Document, Mac, Manifest, ManifestError, Policy,
+    Signature, State, Version, Wrap, is_of_another_format,
 };
 pub use succession::succeeds;
 pub use table::{Expectations, KeyTable, Opened, Rejection, Role, Slot, Succession};

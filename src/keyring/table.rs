@@ -76,7 +76,9 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// Another keyring's manifest.
-    #[error("the manifest is that of keyring {found} ({found_id}), not of {expected}; check `location`")]
+    #[error(
+        "the manifest is that of keyring {found} ({found_id}), not of {expected}; check `location`"
+    )]
     OtherKeyring {
         /// The name in the config, with the id if one is in force.
         expected: String,
@@ -96,7 +98,9 @@ pub enum Rejection {
         least: u64,
     },
     /// Two different manifests of one generation.
-    #[error("generation {0} was seen with other content: two operators wrote past each other, or somebody tampers")]
+    #[error(
+        "generation {0} was seen with other content: two operators wrote past each other, or somebody tampers"
+    )]
     Forked(u64),
     /// A version that this sidecar holds is missing.
     #[error("version {0} vanished; a destroyed version leaves a tombstone")]
@@ -108,7 +112,9 @@ pub enum Rejection {
     #[error("version {0} has another check value than before: its key was exchanged")]
     Exchanged(u32),
     /// A MAC doesn't verify.
-    #[error("the MAC by version {0} doesn't verify: the manifest was not written by a holder of that key")]
+    #[error(
+        "the MAC by version {0} doesn't verify: the manifest was not written by a holder of that key"
+    )]
     Unauthenticated(u32),
     /// No key to verify a MAC with.
     #[error("no key version could be opened, so nothing proves who wrote the manifest: {0}")]
@@ -179,7 +185,11 @@ pub enum Succession {
 const UNANSWERED: &str = "its KEKs have not answered yet";
 
 fn reasons(opened: &Opened, candidate: &Document) -> String {
-    let enabled = candidate.manifest().versions.iter().filter(|version| version.state == State::Enabled);
+    let enabled = candidate
+        .manifest()
+        .versions
+        .iter()
+        .filter(|version| version.state == State::Enabled);
     let failed = enabled.filter_map(|version| match opened.get(&version.version) {
         Some(Ok(_)) => None,
         Some(Err(reason)) => Some(format!("version {}: {reason}", version.version)),
@@ -193,23 +203,36 @@ impl KeyTable {
     ///
     /// # Errors
     /// [`Rejection`]
-    pub fn examine(current: Option<&Self>, candidate: &Document, expect: &Expectations) -> Result<Succession, Rejection> {
+    pub fn examine(
+        current: Option<&Self>,
+        candidate: &Document,
+        expect: &Expectations,
+    ) -> Result<Succession, Rejection> {
         let found = candidate.manifest();
         let id_differs = current.is_some_and(|table| table.id() != found.id);
         if found.name != expect.name || id_differs {
-            let id = current.map(|table| format!(" ({})", table.id())).unwrap_or_default();
+            let id = current
+                .map(|table| format!(" ({})", table.id()))
+                .unwrap_or_default();
             return Err(Rejection::OtherKeyring {
                 expected: format!("{}{id}", expect.name),
                 found: found.name.clone(),
                 found_id: found.id,
             });
         }
-        let least = current.map_or(0, Self::generation).max(expect.min_generation);
+        let least = current
+            .map_or(0, Self::generation)
+            .max(expect.min_generation);
         if found.generation < least {
-            return Err(Rejection::WentBack { found: found.generation, least });
+            return Err(Rejection::WentBack {
+                found: found.generation,
+                least,
+            });
         }
         verify_signatures(candidate, &expect.trusted_signers)?;
-        let Some(current) = current else { return Ok(Succession::Newer) };
+        let Some(current) = current else {
+            return Ok(Succession::Newer);
+        };
         succeeds(&current.document, candidate)?;
         if found.generation == current.generation() {
             return Ok(Succession::Unchanged);
@@ -219,8 +242,18 @@ impl KeyTable {
 
     /// The enabled versions of a manifest whose keys the table in force doesn't hold.
     pub fn wanted<'d>(current: Option<&Self>, candidate: &'d Document) -> Vec<&'d Version> {
-        let held = |version: &Version| matches!(current.and_then(|table| table.slot(version.version)), Some(Slot::Open(_)));
-        candidate.manifest().versions.iter().filter(|version| version.state == State::Enabled && !held(version)).collect()
+        let held = |version: &Version| {
+            matches!(
+                current.and_then(|table| table.slot(version.version)),
+                Some(Slot::Open(_))
+            )
+        };
+        candidate
+            .manifest()
+            .versions
+            .iter()
+            .filter(|version| version.state == State::Enabled && !held(version))
+            .collect()
     }
 
     /// The next table: keys that are held are carried over, those in `opened` join them, and every one of them must vouch for the
@@ -236,7 +269,9 @@ impl KeyTable {
         now: Timestamp,
     ) -> Result<Self, Rejection> {
         let held = current.into_iter().flat_map(Self::open_slots);
-        let fresh = opened.iter().filter_map(|(version, result)| Some((*version, result.as_ref().ok()?)));
+        let fresh = opened
+            .iter()
+            .filter_map(|(version, result)| Some((*version, result.as_ref().ok()?)));
         verify_macs(&candidate, held.chain(fresh)).map_err(|rejection| match rejection {
             Rejection::NothingOpened(_) => Rejection::NothingOpened(reasons(opened, &candidate)),
             other => other,
@@ -246,7 +281,10 @@ impl KeyTable {
         let slots = manifest.versions.iter().map(|version| match version.state {
             State::Destroyed => Slot::Destroyed,
             State::Disabled => Slot::Disabled,
-            State::Enabled => match (current.and_then(|table| table.slot(version.version)), opened.get(&version.version)) {
+            State::Enabled => match (
+                current.and_then(|table| table.slot(version.version)),
+                opened.get(&version.version),
+            ) {
                 (Some(Slot::Open(keys)), _) | (_, Some(Ok(keys))) => Slot::Open(keys.clone()),
                 (_, Some(Err(reason))) => Slot::Unopened(reason.clone()),
                 (_, None) => Slot::Unopened(UNANSWERED.into()),
@@ -257,16 +295,33 @@ impl KeyTable {
             WaveSelector::Every => true,
             WaveSelector::One(name) => *name == wave,
         };
-        let schedule = manifest.activations.iter().filter(speaks).cloned().collect();
-        let table = Self { document: candidate, wave, slots, schedule };
+        let schedule = manifest
+            .activations
+            .iter()
+            .filter(speaks)
+            .cloned()
+            .collect();
+        let table = Self {
+            document: candidate,
+            wave,
+            slots,
+            schedule,
+        };
 
         // A sidecar that can't encrypt has nothing to lose, and at least decrypts with what it gets.
-        if current.is_none_or(|current| current.encrypting(now).is_none()) || table.encrypting(now).is_some() {
+        if current.is_none_or(|current| current.encrypting(now).is_none())
+            || table.encrypting(now).is_some()
+        {
             return Ok(table);
         }
-        let primary = table.primary(now).ok_or_else(|| Rejection::NoPrimary(table.wave.clone()))?;
+        let primary = table
+            .primary(now)
+            .ok_or_else(|| Rejection::NoPrimary(table.wave.clone()))?;
         match table.slot(primary) {
-            Some(Slot::Unopened(reason)) => Err(Rejection::PrimaryUnavailable { version: primary, reason: reason.clone() }),
+            Some(Slot::Unopened(reason)) => Err(Rejection::PrimaryUnavailable {
+                version: primary,
+                reason: reason.clone(),
+            }),
             _ => Ok(table),
         }
     }
@@ -298,7 +353,8 @@ impl KeyTable {
 
     /// What is held of a version; `None` for one that was never heard of.
     pub fn slot(&self, version: u32) -> Option<&Slot> {
-        self.slots.get(usize::try_from(version.checked_sub(1)?).ok()?)
+        self.slots
+            .get(usize::try_from(version.checked_sub(1)?).ok()?)
     }
 
     /// The version that encrypts at `now`.
@@ -308,23 +364,37 @@ impl KeyTable {
 
     /// When the primary took over, as far as `now` can tell.
     pub fn primary_since(&self, now: Timestamp) -> Option<Timestamp> {
-        self.schedule.iter().rev().find(|activation| activation.at <= now).map(|activation| activation.at)
+        self.schedule
+            .iter()
+            .rev()
+            .find(|activation| activation.at <= now)
+            .map(|activation| activation.at)
     }
 
     /// When the next activation of this wave is due after `now`.
     pub fn next_takeover(&self, now: Timestamp) -> Option<Timestamp> {
-        self.schedule.iter().map(|activation| activation.at).filter(|at| *at > now).min()
+        self.schedule
+            .iter()
+            .map(|activation| activation.at)
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// Whether the primary's key is open.
     pub fn has_open_primary(&self, now: Timestamp) -> bool {
-        self.primary(now).is_some_and(|primary| matches!(self.slot(primary), Some(Slot::Open(_))))
+        self.primary(now)
+            .is_some_and(|primary| matches!(self.slot(primary), Some(Slot::Open(_))))
     }
 
     /// The version that this sidecar encrypts with: the primary or, while no KEK opens that, the open version that it most lately
     /// took over from and that nobody else may know (I10).
     pub fn encrypting(&self, now: Timestamp) -> Option<(u32, &VersionKeys)> {
-        let mut due = self.schedule.iter().rev().filter(|activation| activation.at <= now).map(|activation| activation.version);
+        let mut due = self
+            .schedule
+            .iter()
+            .rev()
+            .filter(|activation| activation.at <= now)
+            .map(|activation| activation.version);
         let primary = due.next()?;
         match self.slot(primary) {
             Some(Slot::Open(keys)) => Some((primary, keys)),
@@ -336,7 +406,9 @@ impl KeyTable {
     }
 
     fn is_compromised(&self, version: u32) -> bool {
-        self.manifest().version(version).is_some_and(|version| version.compromised)
+        self.manifest()
+            .version(version)
+            .is_some_and(|version| version.compromised)
     }
 
     /// The role of a version; `None` for one that was never heard of.
@@ -344,26 +416,39 @@ impl KeyTable {
         Some(match self.slot(version)? {
             Slot::Disabled => Role::Disabled,
             Slot::Destroyed => Role::Destroyed,
-            Slot::Open(_) | Slot::Unopened(_) if self.primary(now) == Some(version) => Role::Primary,
+            Slot::Open(_) | Slot::Unopened(_) if self.primary(now) == Some(version) => {
+                Role::Primary
+            }
             Slot::Open(_) | Slot::Unopened(_) => {
-                let activated = self.schedule.iter().any(|activation| activation.version == version && activation.at <= now);
-                if activated { Role::DecryptOnly } else { Role::Pending }
+                let activated = self
+                    .schedule
+                    .iter()
+                    .any(|activation| activation.version == version && activation.at <= now);
+                if activated {
+                    Role::DecryptOnly
+                } else {
+                    Role::Pending
+                }
             }
         })
     }
 
     /// The versions that could not be opened, with the reasons.
     pub fn unopened(&self) -> impl Iterator<Item = (u32, &str)> {
-        (1..).zip(&self.slots).filter_map(|(version, slot)| match slot {
-            Slot::Unopened(reason) => Some((version, reason.as_str())),
-            _ => None,
-        })
+        (1..)
+            .zip(&self.slots)
+            .filter_map(|(version, slot)| match slot {
+                Slot::Unopened(reason) => Some((version, reason.as_str())),
+                _ => None,
+            })
     }
 
     fn open_slots(&self) -> impl Iterator<Item = (u32, &VersionKeys)> {
-        (1..).zip(&self.slots).filter_map(|(version, slot)| match slot {
-            Slot::Open(keys) => Some((version, keys)),
-            _ => None,
-        })
+        (1..)
+            .zip(&self.slots)
+            .filter_map(|(version, slot)| match slot {
+                Slot::Open(keys) => Some((version, keys)),
+                _ => None,
+            })
     }
 }

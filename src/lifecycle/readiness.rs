@@ -33,9 +33,25 @@ impl Readiness {
         draining: CancellationToken,
         clock: Clock,
     ) -> Self {
-        let required = secrets.all().into_iter().filter(|secret| secret.settings().required).collect();
-        let files = renders.all().iter().filter(|render| render.settings().required).cloned().collect();
-        Self { keyrings, required, files, was_ready: AtomicBool::new(false), draining, clock }
+        let required = secrets
+            .all()
+            .into_iter()
+            .filter(|secret| secret.settings().required)
+            .collect();
+        let files = renders
+            .all()
+            .iter()
+            .filter(|render| render.settings().required)
+            .cloned()
+            .collect();
+        Self {
+            keyrings,
+            required,
+            files,
+            was_ready: AtomicBool::new(false),
+            draining,
+            clock,
+        }
     }
 
     /// What is awaited, a line each; empty when ready.
@@ -46,7 +62,10 @@ impl Readiness {
         if self.was_ready.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        let keyrings = self.keyrings.iter().filter_map(|keyring| self.reason(keyring));
+        let keyrings = self
+            .keyrings
+            .iter()
+            .filter_map(|keyring| self.reason(keyring));
         let secrets = self.required.iter().filter_map(|secret| missing(secret));
         let files = self.files.iter().filter_map(|file| unwritten(file));
         let pending: Vec<String> = keyrings.chain(secrets).chain(files).collect();
@@ -79,16 +98,23 @@ impl Readiness {
         let name = keyring.name();
         let snapshot = keyring.snapshot();
         let Some(table) = snapshot.as_ref().map(|snapshot| &snapshot.table) else {
-            let failure =
-                keyring.standing().failure.map_or_else(|| "its manifest is being read".into(), |(_, failure)| failure.message);
+            let failure = keyring.standing().failure.map_or_else(
+                || "its manifest is being read".into(),
+                |(_, failure)| failure.message,
+            );
             return Some(format!("keyring {name}: {failure}"));
         };
         let now = self.clock.now();
         if table.has_open_primary(now) {
             return None;
         }
-        let why = match table.primary(now).and_then(|primary| Some((primary, table.slot(primary)?))) {
-            Some((primary, Slot::Unopened(reason))) => format!("its primary, version {primary}, is not open: {reason}"),
+        let why = match table
+            .primary(now)
+            .and_then(|primary| Some((primary, table.slot(primary)?)))
+        {
+            Some((primary, Slot::Unopened(reason))) => {
+                format!("its primary, version {primary}, is not open: {reason}")
+            }
             _ => format!("no version is activated for wave {} yet", table.wave()),
         };
         Some(format!("keyring {name}: {why}"))
@@ -100,7 +126,9 @@ fn missing(secret: &Secret) -> Option<String> {
     if standing.current.is_some() {
         return None;
     }
-    let why = standing.failure.map_or_else(|| "it is being read".into(), |(_, error)| error.to_string());
+    let why = standing
+        .failure
+        .map_or_else(|| "it is being read".into(), |(_, error)| error.to_string());
     Some(format!("secret {}: {why}", secret.name()))
 }
 
@@ -109,6 +137,9 @@ fn unwritten(render: &Render) -> Option<String> {
     if standing.written.is_some() {
         return None;
     }
-    let why = standing.failure.map_or_else(|| "it is being rendered".into(), |(_, failure)| failure.message);
+    let why = standing.failure.map_or_else(
+        || "it is being rendered".into(),
+        |(_, failure)| failure.message,
+    );
     Some(format!("file {}: {why}", render.settings().file.display()))
 }

@@ -17,26 +17,40 @@ pub struct Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self { code: error.code(), message: error.to_string() }
+        Self {
+            code: error.code(),
+            message: error.to_string(),
+        }
     }
 }
 
 impl From<ManifestError> for Failure {
     fn from(error: ManifestError) -> Self {
-        Self { code: "malformed", message: error.to_string() }
+        Self {
+            code: "malformed",
+            message: error.to_string(),
+        }
     }
 }
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
-        Self { code: rejection.code(), message: rejection.to_string() }
+        Self {
+            code: rejection.code(),
+            message: rejection.to_string(),
+        }
     }
 }
 
 impl Failure {
     /// Nothing came in time.
     pub(super) fn timed_out(what: &str, limit: std::time::Duration, late: Late) -> Self {
-        let heard = late.heard.map_or_else(String::new, |(_, said)| format!("; until then: {said}"));
-        Self { code: "source_unavailable", message: format!("{what} took longer than {limit:?}{heard}") }
+        let heard = late
+            .heard
+            .map_or_else(String::new, |(_, said)| format!("; until then: {said}"));
+        Self {
+            code: "source_unavailable",
+            message: format!("{what} took longer than {limit:?}{heard}"),
+        }
     }
 }

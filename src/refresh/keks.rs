@@ -106,26 +106,46 @@ pub(super) fn describe_metrics(registry: &Registry) {
     );
     registry.describe_histogram(DURATION, "Time that a KEK took to answer, well or badly.");
     registry.describe_gauge(LAST_SUCCESS, "When a KEK last wrapped or unwrapped.");
-    registry.describe_gauge(CIRCUIT_OPEN, "1 while a KEK is asked last because it failed several times in a row.");
+    registry.describe_gauge(
+        CIRCUIT_OPEN,
+        "1 while a KEK is asked last because it failed several times in a row.",
+    );
 }
 
 impl Keks {
     /// KEKs behind `backends`, asked within the times of `settings`.
-    pub fn new(backends: Arc<Backends>, settings: &config::Refresh, clock: Clock, registry: Arc<Registry>) -> Self {
+    pub fn new(
+        backends: Arc<Backends>,
+        settings: &config::Refresh,
+        clock: Clock,
+        registry: Arc<Registry>,
+    ) -> Self {
         let (time_limit, hedge) = (settings.kek_timeout, settings.hedge);
-        Self { backends, entries: Mutex::default(), time_limit, hedge, clock, registry }
+        Self {
+            backends,
+            entries: Mutex::default(),
+            time_limit,
+            hedge,
+            clock,
+            registry,
+        }
     }
 
     /// Every KEK that was asked so far.
     pub fn health(&self) -> Vec<KekHealth> {
-        self.entries().values().map(|entry| entry.report()).collect()
+        self.entries()
+            .values()
+            .map(|entry| entry.report())
+            .collect()
     }
 
     /// Brings the gauges up to now; called before metrics are rendered.
     pub fn observe(&self) {
         for entry in self.entries().values() {
             let health = entry.report();
-            entry.circuit_open.set(if health.is_circuit_open { 1.0 } else { 0.0 });
+            entry
+                .circuit_open
+                .set(if health.is_circuit_open { 1.0 } else { 0.0 });
             if let Some(at) = health.last_success {
                 entry.last_success.set(seconds(at));
             }
@@ -136,26 +156,46 @@ impl Keks {
     ///
     /// # Errors
     /// A KEK that refused.
-    pub async fn wrap(&self, keks: &[KekUri], dek: &Dek, context: WrapContext) -> Result<Vec<Wrap>, KekError> {
+    pub async fn wrap(
+        &self,
+        keks: &[KekUri],
+        dek: &Dek,
+        context: WrapContext,
+    ) -> Result<Vec<Wrap>, KekError> {
         let wraps = keks.iter().map(async |kek| {
             let entry = self.entry(kek);
             let wrap = async { entry.client.clone()?.wrap(dek, context).await };
             let ciphertext = self.timed(&entry, "wrap", wrap).await?;
-            Ok(Wrap { kek: kek.clone(), ciphertext: Base64(ciphertext), wrapped_at: self.clock.now() })
+            Ok(Wrap {
+                kek: kek.clone(),
+                ciphertext: Base64(ciphertext),
+                wrapped_at: self.clock.now(),
+            })
         });
         futures_util::future::try_join_all(wraps).await
     }
 
     /// Tries every wrap of a version within `scope`, all at once.
-    pub async fn try_each(&self, keyring: KeyringId, version: &Version, scope: &KekScope) -> Vec<Trial> {
+    pub async fn try_each(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        scope: &KekScope,
+    ) -> Vec<Trial> {
         let trials = version.wraps.iter().map(async |wrap| {
             let begun = Instant::now();
             let result = if scope.covers(&wrap.kek) {
-                self.attempt(&self.entry(&wrap.kek), keyring, version, wrap).await.map(drop)
+                self.attempt(&self.entry(&wrap.kek), keyring, version, wrap)
+                    .await
+                    .map(drop)
             } else {
                 Err(foreign(&wrap.kek))
             };
-            Trial { uri: wrap.kek.clone(), took: begun.elapsed(), result }
+            Trial {
+                uri: wrap.kek.clone(),
+                took: begun.elapsed(),
+                result,
+            }
         });
         futures_util::future::join_all(trials).await
     }
@@ -165,10 +205,21 @@ impl Keks {
     ///
     /// # Errors
     /// What every one of them said.
-    pub async fn unwrap(&self, keyring: KeyringId, version: &Version, scope: &KekScope) -> Result<Dek, String> {
+    pub async fn unwrap(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        scope: &KekScope,
+    ) -> Result<Dek, String> {
         // A KEK that isn't ours isn't even asked: its owner knows what it opens.
-        let (ours, foreigners): (Vec<_>, Vec<_>) = version.wraps.iter().partition(|wrap| scope.covers(&wrap.kek));
-        let mut reasons: Vec<String> = foreigners.into_iter().map(|wrap| foreign(&wrap.kek).to_string()).collect();
+        let (ours, foreigners): (Vec<_>, Vec<_>) = version
+            .wraps
+            .iter()
+            .partition(|wrap| scope.covers(&wrap.kek));
+        let mut reasons: Vec<String> = foreigners
+            .into_iter()
+            .map(|wrap| foreign(&wrap.kek).to_string())
+            .collect();
         let mut candidates: Vec<(Rank, Arc<Entry>, &Wrap)> = ours
             .into_iter()
             .map(|wrap| {
@@ -185,7 +236,9 @@ impl Keks {
             if let Some((_, entry, wrap)) = candidates.next() {
                 let index = asked.len();
                 asked.push(Some(Arc::clone(&entry)));
-                running.push(async move { (index, self.attempt(&entry, keyring, version, wrap).await) });
+                running.push(
+                    async move { (index, self.attempt(&entry, keyring, version, wrap).await) },
+                );
             } else if running.is_empty() {
                 return Err(reasons.join("; "));
             }
@@ -213,16 +266,35 @@ impl Keks {
         }
     }
 
-    async fn attempt(&self, entry: &Entry, keyring: KeyringId, version: &Version, wrap: &Wrap) -> Result<Dek, KekError> {
-        let context = WrapContext { keyring, version: version.version };
+    async fn attempt(
+        &self,
+        entry: &Entry,
+        keyring: KeyringId,
+        version: &Version,
+        wrap: &Wrap,
+    ) -> Result<Dek, KekError> {
+        let context = WrapContext {
+            keyring,
+            version: version.version,
+        };
         // Nobody closes it, so there is always a permit.
         let _permit = entry.permits.acquire().await;
         let unwrap = async {
-            let dek = entry.client.clone()?.unwrap(&wrap.ciphertext.0, context).await?;
+            let dek = entry
+                .client
+                .clone()?
+                .unwrap(&wrap.ciphertext.0, context)
+                .await?;
             if dek.matches_check(&keyring, version.version, &version.check.0) {
                 return Ok(dek);
             }
-            Err(KekError::new(KekFault::Refused, format!("{}: gave another key than the manifest commits to", entry.uri)))
+            Err(KekError::new(
+                KekFault::Refused,
+                format!(
+                    "{}: gave another key than the manifest commits to",
+                    entry.uri
+                ),
+            ))
         };
         self.timed(entry, "unwrap", unwrap).await
     }
@@ -234,13 +306,17 @@ impl Keks {
         answer: impl Future<Output = Result<T, KekError>>,
     ) -> Result<T, KekError> {
         let begun = Instant::now();
-        let result = backend::within(self.time_limit, answer).await.unwrap_or_else(|late| Err(self.gave_up(entry, late)));
+        let result = backend::within(self.time_limit, answer)
+            .await
+            .unwrap_or_else(|late| Err(self.gave_up(entry, late)));
         let took = begun.elapsed();
         entry.duration.record(took);
         match (&result, operation) {
             (Ok(_), "unwrap") => entry.unwrapped.increment(1),
             (Ok(_), _) => self.requests(&entry.uri, operation, "ok").increment(1),
-            (Err(error), _) => self.requests(&entry.uri, operation, error.fault.as_str()).increment(1),
+            (Err(error), _) => self
+                .requests(&entry.uri, operation, error.fault.as_str())
+                .increment(1),
         }
         entry.record(result.as_ref().err(), took, self.clock.now());
         result
@@ -249,10 +325,14 @@ impl Keks {
     fn gave_up(&self, entry: &Entry, late: Late) -> KekError {
         let (uri, limit) = (&entry.uri, self.time_limit);
         match late.heard {
-            None => KekError::new(KekFault::Unavailable, format!("{uri}: no answer within {limit:?} (`refresh.kek_timeout`)")),
-            Some((fault, said)) => {
-                KekError::new(fault, format!("{uri}: {said}; tried until {limit:?} were over (`refresh.kek_timeout`)"))
-            }
+            None => KekError::new(
+                KekFault::Unavailable,
+                format!("{uri}: no answer within {limit:?} (`refresh.kek_timeout`)"),
+            ),
+            Some((fault, said)) => KekError::new(
+                fault,
+                format!("{uri}: {said}; tried until {limit:?} were over (`refresh.kek_timeout`)"),
+            ),
         }
     }
 
@@ -277,7 +357,14 @@ impl Keks {
     }
 
     fn requests(&self, uri: &KekUri, operation: &'static str, result: &'static str) -> Counter {
-        self.registry.counter(REQUESTS, &[("kek", uri.as_str()), ("operation", operation), ("result", result)])
+        self.registry.counter(
+            REQUESTS,
+            &[
+                ("kek", uri.as_str()),
+                ("operation", operation),
+                ("result", result),
+            ],
+        )
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<KekUri, Arc<Entry>>> {
@@ -286,7 +373,8 @@ impl Keks {
 }
 
 fn foreign(uri: &KekUri) -> KekError {
-    let message = format!("{uri}: not one of the KEKs that may open this keyring (`keks` in the config)");
+    let message =
+        format!("{uri}: not one of the KEKs that may open this keyring (`keks` in the config)");
     KekError::new(KekFault::Misconfigured, message)
 }
 
@@ -305,7 +393,11 @@ impl Entry {
 
     fn rank(&self) -> Rank {
         let health = self.health();
-        Rank { is_paused: health.is_paused(), is_failing: health.failures > 0, latency: health.latency.unwrap_or_default() }
+        Rank {
+            is_paused: health.is_paused(),
+            is_failing: health.failures > 0,
+            latency: health.latency.unwrap_or_default(),
+        }
     }
 
     fn report(&self) -> KekHealth {
@@ -333,7 +425,9 @@ impl Entry {
                 health.failures = health.failures.saturating_add(1);
                 health.last_failure = Some((now, error.clone()));
                 if let Some(further) = health.failures.checked_sub(FAILURES) {
-                    let pause = FIRST_PAUSE.saturating_mul(1 << further.min(16)).min(LONGEST_PAUSE);
+                    let pause = FIRST_PAUSE
+                        .saturating_mul(1 << further.min(16))
+                        .min(LONGEST_PAUSE);
                     health.paused_until = Some(Instant::now() + pause);
                 }
             }
@@ -351,10 +445,14 @@ impl Entry {
 
 impl Health {
     fn is_paused(&self) -> bool {
-        self.paused_until.is_some_and(|until| Instant::now() < until)
+        self.paused_until
+            .is_some_and(|until| Instant::now() < until)
     }
 
     fn saw(&mut self, took: Duration) {
-        self.latency = Some(self.latency.map_or(took, |latency| (latency * 3 + took) / 4));
+        self.latency = Some(
+            self.latency
+                .map_or(took, |latency| (latency * 3 + took) / 4),
+        );
     }
 }

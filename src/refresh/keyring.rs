@@ -69,7 +69,10 @@ pub(super) struct Waiter {
 }
 
 impl Keyring {
-    pub(super) fn new(settings: &config::Keyring, shared: &Shared) -> (Arc<Self>, mpsc::Receiver<Request>) {
+    pub(super) fn new(
+        settings: &config::Keyring,
+        shared: &Shared,
+    ) -> (Arc<Self>, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let keyring = Self {
             name: settings.name.clone(),
@@ -117,13 +120,19 @@ impl Keyring {
 
     /// How the refreshes go.
     pub fn standing(&self) -> Standing {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Asks for a refresh and doesn't wait for it.
     pub fn request(&self, trigger: Trigger) {
         // A full queue means that a refresh is due anyway, and it will read what is newest then.
-        let _ = self.requests.try_send(Request { trigger, waiter: None });
+        let _ = self.requests.try_send(Request {
+            trigger,
+            waiter: None,
+        });
     }
 
     /// Refreshes because a ciphertext names a version that the table in force lacks, and gives what is in force
@@ -135,11 +144,19 @@ impl Keyring {
         }
         let (done, finished) = oneshot::channel();
         let waiter = Some(Waiter { version, done });
-        self.requests.try_send(Request { trigger: Trigger::UnknownVersion, waiter }).ok()?;
+        self.requests
+            .try_send(Request {
+                trigger: Trigger::UnknownVersion,
+                waiter,
+            })
+            .ok()?;
         // An error is a refresh that was not made; the snapshot tells either way.
         let _ = timeout(self.patience, finished).await;
         let newest = self.snapshot.load_full();
-        if newest.as_ref().is_none_or(|snapshot| snapshot.table.slot(version).is_none()) {
+        if newest
+            .as_ref()
+            .is_none_or(|snapshot| snapshot.table.slot(version).is_none())
+        {
             self.remember_miss(version);
         }
         newest
@@ -147,7 +164,9 @@ impl Keyring {
 
     fn missed_lately(&self, version: u32) -> bool {
         let misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
-        misses.get(&version).is_some_and(|until| Instant::now() < *until)
+        misses
+            .get(&version)
+            .is_some_and(|until| Instant::now() < *until)
     }
 
     fn remember_miss(&self, version: u32) {
@@ -170,7 +189,9 @@ impl Keyring {
     /// Until when a table of this keyring may encrypt (I11).
     pub fn lease_end(&self, table: &KeyTable) -> Timestamp {
         let lease = table.manifest().policy.encrypt_lease.0;
-        self.confirmed_at().and_then(|confirmed| confirmed.checked_add(lease).ok()).unwrap_or(Timestamp::MIN)
+        self.confirmed_at()
+            .and_then(|confirmed| confirmed.checked_add(lease).ok())
+            .unwrap_or(Timestamp::MIN)
     }
 
     /// Tells of every change of the generation in force; `None` until there is one.
@@ -190,15 +211,22 @@ impl Keyring {
             Confirm::Read => read_at,
             Confirm::Stamp => table.manifest().updated_at,
         };
-        self.confirmed_at.store(confirmed.as_millisecond(), Ordering::Relaxed);
+        self.confirmed_at
+            .store(confirmed.as_millisecond(), Ordering::Relaxed);
     }
 
     /// Records whether a refresh found the manifest good and what is wrong all the same, and gives what was wrong before.
-    pub(super) fn record(&self, at: Timestamp, read: bool, failure: Option<Failure>) -> Option<Failure> {
+    pub(super) fn record(
+        &self,
+        at: Timestamp,
+        read: bool,
+        failure: Option<Failure>,
+    ) -> Option<Failure> {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         if read {
             standing.last_success = Some(at);
         }
-        std::mem::replace(&mut standing.failure, failure.map(|failure| (at, failure))).map(|(_, failure)| failure)
+        std::mem::replace(&mut standing.failure, failure.map(|failure| (at, failure)))
+            .map(|(_, failure)| failure)
     }
 }

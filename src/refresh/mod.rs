@@ -54,8 +54,16 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    const ALL: [Self; 8] =
-        [Self::Start, Self::Copy, Self::File, Self::Signal, Self::Push, Self::Poll, Self::Retry, Self::UnknownVersion];
+    const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Copy,
+        Self::File,
+        Self::Signal,
+        Self::Push,
+        Self::Poll,
+        Self::Retry,
+        Self::UnknownVersion,
+    ];
 
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -100,7 +108,16 @@ pub struct Shared {
 pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>, StoreError> {
     let store = shared.backends.store(&settings.location)?;
     let (keyring, requests) = Keyring::new(settings, shared);
-    tokio::spawn(task::Refresher::new(Arc::clone(&keyring), store, settings, shared.clone(), requests).run());
+    tokio::spawn(
+        task::Refresher::new(
+            Arc::clone(&keyring),
+            store,
+            settings,
+            shared.clone(),
+            requests,
+        )
+        .run(),
+    );
     Ok(keyring)
 }
 

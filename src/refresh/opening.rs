@@ -40,15 +40,23 @@ pub(super) struct Opening {
 
 impl Opening {
     /// Begins to open a version, unless that is under way.
-    pub(super) fn start(&mut self, keks: &Arc<Keks>, keyring: KeyringId, version: &Version, scope: &Arc<KekScope>) {
+    pub(super) fn start(
+        &mut self,
+        keks: &Arc<Keks>,
+        keyring: KeyringId,
+        version: &Version,
+        scope: &Arc<KekScope>,
+    ) {
         if !self.under_way.insert(version.version) {
             return;
         }
         let (keks, scope, version) = (Arc::clone(keks), Arc::clone(scope), version.clone());
         self.tasks.spawn(async move {
             let opened = keks.unwrap(keyring, &version, &scope).await;
-            let keys =
-                opened.and_then(|dek| VersionKeys::derive(&dek).map_err(|error| format!("no memory for its keys: {error}")));
+            let keys = opened.and_then(|dek| {
+                VersionKeys::derive(&dek)
+                    .map_err(|error| format!("no memory for its keys: {error}"))
+            });
             (version.version, keys)
         });
     }

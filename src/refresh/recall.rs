@@ -26,7 +26,11 @@ pub(super) struct Copy {
 impl Copy {
     pub(super) fn new(keyring: &config::Keyring, settings: &config::Refresh) -> Option<Self> {
         let folder = settings.cache_dir.as_ref()?;
-        Some(Self { file: LocalCopy::new(folder, &keyring.name), held: None, has_warned: false })
+        Some(Self {
+            file: LocalCopy::new(folder, &keyring.name),
+            held: None,
+            has_warned: false,
+        })
     }
 }
 
@@ -36,24 +40,35 @@ impl Refresher {
     pub(super) async fn recall(&mut self) {
         let Some(copy) = &mut self.copy else { return };
         let limit = self.shared.settings.read_timeout;
-        let loaded = match timeout(limit, copy.file.load(self.shared.settings.manifest_bytes)).await {
+        let loaded = match timeout(limit, copy.file.load(self.shared.settings.manifest_bytes)).await
+        {
             Ok(Ok(None)) => return,
-            Ok(Ok(Some((bytes, confirmed)))) => {
-                parse(bytes).await.map(|document| (document, confirmed)).map_err(|failure| failure.to_string())
-            }
+            Ok(Ok(Some((bytes, confirmed)))) => parse(bytes)
+                .await
+                .map(|document| (document, confirmed))
+                .map_err(|failure| failure.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("{}: reading it took longer than {limit:?}", copy.file.path().display())),
+            Err(_) => Err(format!(
+                "{}: reading it took longer than {limit:?}",
+                copy.file.path().display()
+            )),
         };
         let examined = loaded.and_then(|(document, confirmed)| {
-            KeyTable::examine(None, &document, &self.expectations).map_err(|error| error.to_string())?;
+            KeyTable::examine(None, &document, &self.expectations)
+                .map_err(|error| error.to_string())?;
             // A clock that was ahead must not lengthen the lease.
             Ok((document, confirmed.min(self.shared.clock.now())))
         });
         match examined {
             Ok((document, confirmed)) => {
                 copy.held = Some((document.bytes().to_vec(), confirmed));
-                self.expectations.min_generation = self.expectations.min_generation.max(document.manifest().generation);
-                let result = self.take_up(Arc::new(document), confirmed, Trigger::Copy).await;
+                self.expectations.min_generation = self
+                    .expectations
+                    .min_generation
+                    .max(document.manifest().generation);
+                let result = self
+                    .take_up(Arc::new(document), confirmed, Trigger::Copy)
+                    .await;
                 self.conclude(Trigger::Copy, result);
             }
             Err(reason) => {
@@ -68,7 +83,9 @@ impl Refresher {
     /// Keeps what is in force, and when it was last confirmed.
     pub(super) async fn keep_copy(&mut self) {
         let Some(copy) = &mut self.copy else { return };
-        let Some(snapshot) = self.keyring.snapshot().clone() else { return };
+        let Some(snapshot) = self.keyring.snapshot().clone() else {
+            return;
+        };
         let bytes = snapshot.table.document().bytes();
         let confirmed = self.keyring.confirmed_at().unwrap_or(Timestamp::UNIX_EPOCH);
         let saved = match &copy.held {
@@ -76,9 +93,19 @@ impl Refresher {
                 if confirmed.duration_since(*stamped) < STAMP_EVERY {
                     return;
                 }
-                timeout(self.shared.settings.read_timeout, copy.file.confirm(confirmed)).await
+                timeout(
+                    self.shared.settings.read_timeout,
+                    copy.file.confirm(confirmed),
+                )
+                .await
             }
-            _ => timeout(self.shared.settings.read_timeout, copy.file.save(bytes.to_vec(), confirmed)).await,
+            _ => {
+                timeout(
+                    self.shared.settings.read_timeout,
+                    copy.file.save(bytes.to_vec(), confirmed),
+                )
+                .await
+            }
         };
         let failure = match saved {
             Ok(Ok(())) => {

@@ -25,7 +25,12 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// A snapshot of `table`. The meters of versions that `former` had go on counting.
-    pub(super) fn new(table: KeyTable, former: Option<&Self>, name: &KeyringName, registry: &Registry) -> Self {
+    pub(super) fn new(
+        table: KeyTable,
+        former: Option<&Self>,
+        name: &KeyringName,
+        registry: &Registry,
+    ) -> Self {
         let kept = former.map_or(&[][..], |former| &former.meters);
         let fresh = table
             .manifest()
@@ -39,7 +44,9 @@ impl Snapshot {
 
     /// The meter of a version that the table knows.
     pub fn meter(&self, version: u32) -> Option<&VersionMeter> {
-        self.meters.get(usize::try_from(version.checked_sub(1)?).ok()?).map(Arc::as_ref)
+        self.meters
+            .get(usize::try_from(version.checked_sub(1)?).ok()?)
+            .map(Arc::as_ref)
     }
 }
 
@@ -55,7 +62,11 @@ impl VersionMeter {
     fn new(keyring: &KeyringName, version: u32, registry: &Registry) -> Self {
         let version = version.to_string();
         let counter = |operation: Operation| {
-            let labels = [("keyring", keyring.as_str()), ("version", &version), ("operation", operation.as_str())];
+            let labels = [
+                ("keyring", keyring.as_str()),
+                ("version", &version),
+                ("operation", operation.as_str()),
+            ];
             registry.counter(OPERATIONS, &labels)
         };
         Self {
@@ -66,7 +77,10 @@ impl VersionMeter {
     }
 
     pub(super) fn describe(registry: &Registry) {
-        registry.describe_counter(OPERATIONS, "Messages encrypted and decrypted under a key version; a rewrap is one of each.");
+        registry.describe_counter(
+            OPERATIONS,
+            "Messages encrypted and decrypted under a key version; a rewrap is one of each.",
+        );
     }
 
     /// Notes that `count` messages were encrypted under the version.
@@ -83,7 +97,8 @@ impl VersionMeter {
 
     /// Notes that something that was counted already still goes on.
     pub fn used(&self, now: Timestamp) {
-        self.last_used.fetch_max(now.as_millisecond(), Ordering::Relaxed);
+        self.last_used
+            .fetch_max(now.as_millisecond(), Ordering::Relaxed);
     }
 
     /// The last use that this sidecar saw.

@@ -165,7 +165,10 @@ impl Refresher {
         }
         let mut batch = vec![first];
         // Garbage may name unknown versions without end; the store is asked at a bounded rate, and whoever comes meanwhile joins.
-        while batch.iter().all(|request| request.trigger == Trigger::UnknownVersion) {
+        while batch
+            .iter()
+            .all(|request| request.trigger == Trigger::UnknownVersion)
+        {
             tokio::select! {
                 Some(request) = self.requests.recv() => batch.push(request),
                 () = sleep_until(self.unknown_allowed) => break,
@@ -178,18 +181,23 @@ impl Refresher {
     }
 
     async fn serve(&mut self, batch: Vec<Request>) {
-        let trigger = batch.first().map_or(Trigger::Poll, |request| request.trigger);
+        let trigger = batch
+            .first()
+            .map_or(Trigger::Poll, |request| request.trigger);
         let result = self.refresh(trigger).await;
         if trigger == Trigger::UnknownVersion {
             self.unknown_allowed = Instant::now() + self.shared.settings.unknown_interval;
         }
-        self.waiters.extend(batch.into_iter().filter_map(|request| request.waiter));
+        self.waiters
+            .extend(batch.into_iter().filter_map(|request| request.waiter));
         self.conclude(trigger, result);
     }
 
     /// Puts in force what KEKs gave after the grace.
     async fn serve_late(&mut self) {
-        let Some(candidate) = &mut self.candidate else { return };
+        let Some(candidate) = &mut self.candidate else {
+            return;
+        };
         candidate.gather().await;
         let trigger = candidate.trigger;
         let result = self.install();
@@ -202,7 +210,9 @@ impl Refresher {
             Ok(outcome) => outcome.as_str(),
             Err(failure) => failure.code,
         };
-        self.keyring.meters.refreshed(&self.shared.registry, trigger, label);
+        self.keyring
+            .meters
+            .refreshed(&self.shared.registry, trigger, label);
         self.report(trigger, &result);
         self.witness.observe(&self.keyring, self.shared.clock.now());
         self.warn_of_lease();
@@ -214,14 +224,28 @@ impl Refresher {
             }
             Ok(Outcome::Partial) | Err(_) => {
                 self.failures = self.failures.saturating_add(1);
-                (Trigger::Retry, now + spread(backoff(FIRST_BACKOFF, self.failures, self.shared.settings.max_backoff)))
+                (
+                    Trigger::Retry,
+                    now + spread(backoff(
+                        FIRST_BACKOFF,
+                        self.failures,
+                        self.shared.settings.max_backoff,
+                    )),
+                )
             }
         };
-        if self.candidate.as_ref().is_some_and(|candidate| candidate.opening.is_over()) {
+        if self
+            .candidate
+            .as_ref()
+            .is_some_and(|candidate| candidate.opening.is_over())
+        {
             self.candidate = None;
         }
-        let undecided =
-            |waiter: &mut Waiter| self.candidate.as_ref().is_some_and(|candidate| candidate.opening.is_under_way(waiter.version));
+        let undecided = |waiter: &mut Waiter| {
+            self.candidate
+                .as_ref()
+                .is_some_and(|candidate| candidate.opening.is_under_way(waiter.version))
+        };
         for waiter in self.waiters.extract_if(.., |waiter| !undecided(waiter)) {
             // Whoever gave up waiting needs no answer.
             let _ = waiter.done.send(());
@@ -231,14 +255,22 @@ impl Refresher {
     async fn refresh(&mut self, trigger: Trigger) -> Result<Outcome, Failure> {
         let read_at = self.shared.clock.now();
         let limit = self.shared.settings.read_timeout;
-        let read = self.store.read_watched(self.shared.settings.manifest_bytes, self.watch.take(), self.changed());
+        let read = self.store.read_watched(
+            self.shared.settings.manifest_bytes,
+            self.watch.take(),
+            self.changed(),
+        );
         let bytes = match backend::within(limit, read).await {
             Ok((read, watch)) => {
                 self.keep_watch(watch);
                 read?
             }
             Err(late) => {
-                return Err(Failure::timed_out(&format!("{}: reading the manifest", self.keyring.location()), limit, late));
+                return Err(Failure::timed_out(
+                    &format!("{}: reading the manifest", self.keyring.location()),
+                    limit,
+                    late,
+                ));
             }
         };
         let current = self.keyring.snapshot().clone();
@@ -278,10 +310,19 @@ impl Refresher {
                 opened: Opened::new(),
             },
         };
-        let candidate = self.candidate.insert(Candidate { read_at, trigger, ..candidate });
+        let candidate = self.candidate.insert(Candidate {
+            read_at,
+            trigger,
+            ..candidate
+        });
         for version in KeyTable::wanted(in_force, &document) {
             if !matches!(candidate.opened.get(&version.version), Some(Ok(_))) {
-                candidate.opening.start(&self.shared.keks, document.manifest().id, version, &self.scope);
+                candidate.opening.start(
+                    &self.shared.keks,
+                    document.manifest().id,
+                    version,
+                    &self.scope,
+                );
             }
         }
         candidate.gather().await;
@@ -290,17 +331,34 @@ impl Refresher {
 
     /// Puts the candidate in force with the versions that have opened so far.
     fn install(&mut self) -> Result<Outcome, Failure> {
-        let Some(candidate) = &mut self.candidate else { return Ok(Outcome::Unchanged) };
+        let Some(candidate) = &mut self.candidate else {
+            return Ok(Outcome::Unchanged);
+        };
         let current = self.keyring.snapshot().clone();
         let in_force = current.as_deref().map(|snapshot| &snapshot.table);
         let (document, wave) = (Arc::clone(&candidate.document), self.keyring.wave().clone());
-        let table = KeyTable::build(in_force, document, &candidate.opened, wave, self.shared.clock.now())?;
+        let table = KeyTable::build(
+            in_force,
+            document,
+            &candidate.opened,
+            wave,
+            self.shared.clock.now(),
+        )?;
         // The table has them now, and alone decides how long they stay in memory.
         candidate.opened.retain(|_, result| result.is_err());
         let read_at = candidate.read_at;
-        let outcome = if table.unopened().next().is_some() { Outcome::Partial } else { Outcome::Changed };
+        let outcome = if table.unopened().next().is_some() {
+            Outcome::Partial
+        } else {
+            Outcome::Changed
+        };
         self.confirm(&table, read_at);
-        self.keyring.publish(Snapshot::new(table, current.as_deref(), self.keyring.name(), &self.shared.registry));
+        self.keyring.publish(Snapshot::new(
+            table,
+            current.as_deref(),
+            self.keyring.name(),
+            &self.shared.registry,
+        ));
         Ok(outcome)
     }
 
@@ -341,9 +399,15 @@ impl Refresher {
         let now = self.shared.clock.now();
         let snapshot = self.keyring.snapshot().clone();
         let unopened = snapshot.as_deref().and_then(|snapshot| {
-            let reasons: Vec<String> =
-                snapshot.table.unopened().map(|(version, reason)| format!("version {version}: {reason}")).collect();
-            (!reasons.is_empty()).then(|| Failure { code: "kek_unavailable", message: reasons.join("; ") })
+            let reasons: Vec<String> = snapshot
+                .table
+                .unopened()
+                .map(|(version, reason)| format!("version {version}: {reason}"))
+                .collect();
+            (!reasons.is_empty()).then(|| Failure {
+                code: "kek_unavailable",
+                message: reasons.join("; "),
+            })
         });
         let failure = match result {
             Ok(_) => unopened,
@@ -354,13 +418,16 @@ impl Refresher {
         if let Some(failure) = &failure {
             if is_news {
                 self.witness.refused(&self.keyring, failure);
-                let serving = snapshot.as_deref().map(|snapshot| snapshot.table.generation());
+                let serving = snapshot
+                    .as_deref()
+                    .map(|snapshot| snapshot.table.generation());
                 warn!(keyring = %name, trigger = trigger.as_str(), code = failure.code, generation_served = serving, "refresh: {failure}");
             }
         } else if before.is_some() {
             info!(keyring = %name, trigger = trigger.as_str(), "refreshing works again");
         }
-        let changed = matches!(result, Ok(Outcome::Changed)) || (matches!(result, Ok(Outcome::Partial)) && is_news);
+        let changed = matches!(result, Ok(Outcome::Changed))
+            || (matches!(result, Ok(Outcome::Partial)) && is_news);
         if let Some(snapshot) = snapshot.filter(|_| changed) {
             let table = &snapshot.table;
             info!(keyring = %name, trigger = trigger.as_str(), generation = table.generation(), primary = table.primary(now), "keyring in force");
@@ -369,10 +436,14 @@ impl Refresher {
 
     fn warn_of_lease(&mut self) {
         let snapshot = self.keyring.snapshot();
-        let Some(table) = snapshot.as_deref().map(|snapshot| &snapshot.table) else { return };
+        let Some(table) = snapshot.as_deref().map(|snapshot| &snapshot.table) else {
+            return;
+        };
         let now = self.shared.clock.now();
         let end = self.keyring.lease_end(table);
-        let late = now.checked_add(table.manifest().policy.encrypt_lease.0 / 2).is_ok_and(|half_ahead| half_ahead > end);
+        let late = now
+            .checked_add(table.manifest().policy.encrypt_lease.0 / 2)
+            .is_ok_and(|half_ahead| half_ahead > end);
         if late && !self.warned_of_lease {
             warn!(
                 keyring = %self.keyring.name(), %end,
@@ -384,6 +455,10 @@ impl Refresher {
 }
 
 pub(super) async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
-    let parsed = if bytes.len() > LONG { backend::aside(move || Document::parse(&bytes)).await } else { Document::parse(&bytes) };
+    let parsed = if bytes.len() > LONG {
+        backend::aside(move || Document::parse(&bytes)).await
+    } else {
+        Document::parse(&bytes)
+    };
     Ok(parsed?)
 }

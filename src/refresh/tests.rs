@@ -26,7 +26,8 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         LocalKek::create(&folder.path().join("kek")).expect("KEK");
-        let (clock, hands) = Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
+        let (clock, hands) =
+            Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
         let (settings, registry) = (config::Refresh::default(), Arc::new(Registry::default()));
         let backends = Backends::new(&Default::default());
         let shared = Shared {
@@ -34,12 +35,22 @@ impl World {
             wave: "standard".parse().expect("wave"),
             clock: clock.clone(),
             registry: Arc::clone(&registry),
-            keks: Arc::new(Keks::new(Arc::clone(&backends), &settings, clock.clone(), Arc::clone(&registry))),
+            keks: Arc::new(Keks::new(
+                Arc::clone(&backends),
+                &settings,
+                clock.clone(),
+                Arc::clone(&registry),
+            )),
             backends,
             audit: Default::default(),
             shutdown: CancellationToken::new(),
         };
-        Self { folder, clock, hands, shared }
+        Self {
+            folder,
+            clock,
+            hands,
+            shared,
+        }
     }
 
     fn location(&self) -> Location {
@@ -50,18 +61,41 @@ impl World {
     async fn write(&self, change: impl FnOnce(Manifest, Timestamp) -> Manifest) -> Document {
         let now = self.clock.now();
         let id = KeyringId::generate().expect("random");
-        let kek = [format!("local:{}", self.folder.path().join("kek").display()).parse().expect("URI")];
+        let kek = [
+            format!("local:{}", self.folder.path().join("kek").display())
+                .parse()
+                .expect("URI"),
+        ];
         let mut keys = std::collections::BTreeMap::new();
         let mut new = Vec::new();
         for version in [1, 2] {
             let dek = Dek::generate().expect("random");
-            let wraps = self.shared.keks.wrap(&kek, &dek, WrapContext { keyring: id, version }).await.expect("wrap");
-            new.push(NewVersion { wraps, check: dek.check_value(&id, version) });
+            let wraps = self
+                .shared
+                .keks
+                .wrap(
+                    &kek,
+                    &dek,
+                    WrapContext {
+                        keyring: id,
+                        version,
+                    },
+                )
+                .await
+                .expect("wrap");
+            new.push(NewVersion {
+                wraps,
+                check: dek.check_value(&id, version),
+            });
             keys.insert(version, VersionKeys::derive(&dek).expect("memory"));
         }
         let [first, second] = <[NewVersion; 2]>::try_from(new).expect("two");
         let name = "demo".parse().expect("name");
-        let manifest = keyring::rotate(&keyring::init(name, id, Policy::default(), first, now), second, now);
+        let manifest = keyring::rotate(
+            &keyring::init(name, id, Policy::default(), first, now),
+            second,
+            now,
+        );
         let document = keyring::authenticate(change(manifest, now), &keys, None).expect("keys");
         self.shared
             .backends
@@ -93,8 +127,17 @@ impl World {
 /// What a restart of the process is, with the clock at another time: the same folder, and nothing of memory.
 fn restarted(world: World, at: Timestamp) -> World {
     let (clock, hands) = Clock::manual(at);
-    let shared = Shared { clock: clock.clone(), shutdown: CancellationToken::new(), ..world.shared };
-    World { clock, hands, shared, ..world }
+    let shared = Shared {
+        clock: clock.clone(),
+        shutdown: CancellationToken::new(),
+        ..world.shared
+    };
+    World {
+        clock,
+        hands,
+        shared,
+        ..world
+    }
 }
 
 fn lease_is_over(keyring: &Keyring, now: Timestamp) -> bool {
@@ -103,7 +146,12 @@ fn lease_is_over(keyring: &Keyring, now: Timestamp) -> bool {
 }
 
 fn primary(keyring: &Keyring, now: Timestamp) -> Option<u32> {
-    keyring.snapshot().as_ref().expect("loaded").table.primary(now)
+    keyring
+        .snapshot()
+        .as_ref()
+        .expect("loaded")
+        .table
+        .primary(now)
 }
 
 async fn refreshed(world: &World, keyring: &Keyring, trigger: Trigger) {
@@ -128,9 +176,15 @@ async fn the_lease_runs_from_the_last_successful_read() {
     world.hands.advance(LEASE - MINUTE);
     assert!(!lease_is_over(&keyring, world.clock.now()));
     world.hands.advance(MINUTE);
-    assert!(lease_is_over(&keyring, world.clock.now()), "nothing confirmed the manifest for a whole lease");
+    assert!(
+        lease_is_over(&keyring, world.clock.now()),
+        "nothing confirmed the manifest for a whole lease"
+    );
     refreshed(&world, &keyring, Trigger::Signal).await;
-    assert!(!lease_is_over(&keyring, world.clock.now()), "a read confirms it");
+    assert!(
+        !lease_is_over(&keyring, world.clock.now()),
+        "a read confirms it"
+    );
 }
 
 #[tokio::test]
@@ -144,7 +198,11 @@ async fn a_lease_goes_on_from_the_copy_after_a_restart_and_no_clock_lengthens_it
     let confirmed = world.clock.now();
     let copy = world.folder.path().join("cache/demo.json");
     let stamp = || std::fs::metadata(&copy).and_then(|metadata| metadata.modified());
-    while stamp().ok().and_then(|stamp| Timestamp::try_from(stamp).ok()) != Some(confirmed) {
+    while stamp()
+        .ok()
+        .and_then(|stamp| Timestamp::try_from(stamp).ok())
+        != Some(confirmed)
+    {
         tokio::task::yield_now().await;
     }
     world.shared.shutdown.cancel();
@@ -176,7 +234,10 @@ async fn a_copy_is_confirmed_by_its_stamp_and_not_by_reading_it() {
     let keyring = world.serve(Confirm::Stamp).await;
     world.hands.advance(LEASE);
     refreshed(&world, &keyring, Trigger::Signal).await;
-    assert!(lease_is_over(&keyring, world.clock.now()), "reading an old copy confirms nothing");
+    assert!(
+        lease_is_over(&keyring, world.clock.now()),
+        "reading an old copy confirms nothing"
+    );
 }
 
 #[tokio::test]
@@ -201,7 +262,8 @@ async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lea
     let other = world.folder.path().join("other");
     world
         .write(|mut manifest, now| {
-            manifest.versions[1].wraps[0].kek = format!("local:{}", other.display()).parse().expect("URI");
+            manifest.versions[1].wraps[0].kek =
+                format!("local:{}", other.display()).parse().expect("URI");
             let later = now.checked_add(MINUTE).expect("in range");
             keyring::activate(&manifest, 2, WaveSelector::Every, Some(later), now).expect("allowed")
         })
@@ -209,13 +271,24 @@ async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lea
     let keyring = world.serve(Confirm::Read).await;
     let encrypting = || {
         let snapshot = keyring.snapshot();
-        snapshot.as_ref().expect("loaded").table.encrypting(world.clock.now()).map(|(version, _)| version)
+        snapshot
+            .as_ref()
+            .expect("loaded")
+            .table
+            .encrypting(world.clock.now())
+            .map(|(version, _)| version)
     };
     world.hands.advance(MINUTE);
-    assert_eq!((primary(&keyring, world.clock.now()), encrypting()), (Some(2), Some(1)));
+    assert_eq!(
+        (primary(&keyring, world.clock.now()), encrypting()),
+        (Some(2), Some(1))
+    );
     world.hands.advance(LEASE - MINUTE);
     refreshed(&world, &keyring, Trigger::Signal).await;
-    assert!(lease_is_over(&keyring, world.clock.now()), "reading confirms no version that should not encrypt any more");
+    assert!(
+        lease_is_over(&keyring, world.clock.now()),
+        "reading confirms no version that should not encrypt any more"
+    );
     std::fs::copy(world.folder.path().join("kek"), &other).expect("copied");
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert_eq!(encrypting(), Some(2));
@@ -245,26 +318,50 @@ async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests()
     let world = World::new();
     let pipe = world.folder.path().join("pipe");
     // Opening a pipe for reading hangs until somebody writes.
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
-        .expect("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .expect("pipe");
     world
         .write(|mut manifest, _| {
-            manifest.versions[1].wraps[0].kek = format!("local:{}", pipe.display()).parse().expect("URI");
+            manifest.versions[1].wraps[0].kek =
+                format!("local:{}", pipe.display()).parse().expect("URI");
             manifest
         })
         .await;
     let keyring = world.serve(Confirm::Read).await;
     let slot_is_open = |version| {
         let snapshot = keyring.snapshot();
-        matches!(snapshot.as_ref().expect("loaded").table.slot(version), Some(Slot::Open(_)))
+        matches!(
+            snapshot.as_ref().expect("loaded").table.slot(version),
+            Some(Slot::Open(_))
+        )
     };
-    assert!(slot_is_open(1) && !slot_is_open(2), "what opens is served while the rest is awaited");
-    assert!(keyring.standing().failure.expect("told").1.message.contains("have not answered yet"));
+    assert!(
+        slot_is_open(1) && !slot_is_open(2),
+        "what opens is served while the rest is awaited"
+    );
+    assert!(
+        keyring
+            .standing()
+            .failure
+            .expect("told")
+            .1
+            .message
+            .contains("have not answered yet")
+    );
     // Changes are still seen, however long the other KEK takes.
     refreshed(&world, &keyring, Trigger::Signal).await;
     // Ends what hangs, so that the test can end.
     let open = move || std::fs::OpenOptions::new().write(true).open(pipe);
-    tokio::task::spawn_blocking(open).await.expect("joined").expect("the other end is open");
+    tokio::task::spawn_blocking(open)
+        .await
+        .expect("joined")
+        .expect("the other end is open");
 }
 
 #[tokio::test]
@@ -273,12 +370,21 @@ async fn a_version_that_nobody_has_is_looked_for_once_and_then_remembered_as_mis
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
     world.hands.advance(MINUTE);
-    assert!(keyring.learn(9).await.is_some_and(|newest| newest.table.slot(9).is_none()));
+    assert!(
+        keyring
+            .learn(9)
+            .await
+            .is_some_and(|newest| newest.table.slot(9).is_none())
+    );
     let looked = keyring.standing().last_success;
     assert_eq!(looked, Some(world.clock.now()), "the location was read");
     world.hands.advance(MINUTE);
     assert!(keyring.learn(9).await.is_none());
-    assert_eq!(keyring.standing().last_success, looked, "the miss was remembered, the location left alone");
+    assert_eq!(
+        keyring.standing().last_success,
+        looked,
+        "the miss was remembered, the location left alone"
+    );
 }
 
 #[tokio::test]
@@ -287,11 +393,30 @@ async fn meters_go_on_counting_over_a_refresh() {
     let document = world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
     let used = world.clock.now();
-    keyring.snapshot().as_ref().expect("loaded").meter(1).expect("version 1").encrypted(1, used);
+    keyring
+        .snapshot()
+        .as_ref()
+        .expect("loaded")
+        .meter(1)
+        .expect("version 1")
+        .encrypted(1, used);
     // The same manifest, with white space at its end: content that doesn't count as a change.
-    std::fs::write(world.folder.path().join("demo.json"), [document.bytes(), b"\n"].concat()).expect("written");
+    std::fs::write(
+        world.folder.path().join("demo.json"),
+        [document.bytes(), b"\n"].concat(),
+    )
+    .expect("written");
     world.hands.advance(MINUTE);
     refreshed(&world, &keyring, Trigger::Signal).await;
-    assert_eq!(keyring.snapshot().as_ref().expect("loaded").meter(1).expect("version 1").last_used(), Some(used));
+    assert_eq!(
+        keyring
+            .snapshot()
+            .as_ref()
+            .expect("loaded")
+            .meter(1)
+            .expect("version 1")
+            .last_used(),
+        Some(used)
+    );
     assert_eq!(keyring.standing().failure, None);
 }

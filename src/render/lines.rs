@@ -33,7 +33,10 @@ impl Guarded {
     fn of<'a>(values: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut heads: Vec<Zeroizing<Vec<u8>>> = Vec::new();
         let mut add = |text: &[u8]| {
-            let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| line.len() >= SHORTEST);
+            let lines = text
+                .split(|byte| *byte == b'\n')
+                .map(<[u8]>::trim_ascii)
+                .filter(|line| line.len() >= SHORTEST);
             heads.extend(lines.map(|line| Zeroizing::new(line[..line.len().min(HEAD)].to_vec())));
         };
         for value in values {
@@ -56,7 +59,9 @@ impl Guarded {
     /// text begins with it.
     fn is_at_the_start_of(&self, text: &[u8]) -> bool {
         let after = self.0.partition_point(|head| head.as_slice() <= text);
-        after.checked_sub(1).is_some_and(|last| text.starts_with(&self.0[last]))
+        after
+            .checked_sub(1)
+            .is_some_and(|last| text.starts_with(&self.0[last]))
     }
 }
 
@@ -64,7 +69,9 @@ fn each_text(json: &serde_json::Value, add: &mut impl FnMut(&[u8])) {
     match json {
         serde_json::Value::String(text) => add(text.as_bytes()),
         serde_json::Value::Array(items) => items.iter().for_each(|item| each_text(item, add)),
-        serde_json::Value::Object(members) => members.values().for_each(|member| each_text(member, add)),
+        serde_json::Value::Object(members) => {
+            members.values().for_each(|member| each_text(member, add))
+        }
         _ => {}
     }
 }
@@ -95,7 +102,12 @@ pub(super) struct Lines<'g> {
 
 impl<'g> Lines<'g> {
     pub(super) fn new(guarded: &'g Guarded) -> Self {
-        Self { guarded, line: Zeroizing::new(Vec::with_capacity(KEPT)), is_open: false, count: 0 }
+        Self {
+            guarded,
+            line: Zeroizing::new(Vec::with_capacity(KEPT)),
+            is_open: false,
+            count: 0,
+        }
     }
 
     pub(super) fn take(&mut self, bytes: &[u8], mut show: impl FnMut(&str)) {
@@ -150,7 +162,11 @@ fn shown(line: &[u8]) -> String {
     let text = text.trim_end();
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\t' { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if c.is_control() && c != '\t' {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
     }
     if is_cut {
         shown.push('…');
@@ -174,16 +190,29 @@ mod tests {
 
     #[test]
     fn lines_come_whole_however_they_were_cut() {
-        assert_eq!(lines(&[], &["on", "e\ntw", "o\r\n\nthree"]), ["one", "two", "", "three"]);
+        assert_eq!(
+            lines(&[], &["on", "e\ntw", "o\r\n\nthree"]),
+            ["one", "two", "", "three"]
+        );
         assert_eq!(lines(&[], &["\u{1b}[31mred\n"]), ["\\u{1b}[31mred"]);
     }
 
     #[test]
     fn a_line_that_holds_a_secret_is_not_shown() {
-        let values = ["s3cret-token\n", r#"{"password":"a\"bcdefg","port":5432,"deep":[{"key":"line one\nline two!"}]}"#, "ok"];
-        let said = ["ok\nt=s3cret-", "token;\np=a\"bcdefg\n5432\n> line two!\nline t\n"];
+        let values = [
+            "s3cret-token\n",
+            r#"{"password":"a\"bcdefg","port":5432,"deep":[{"key":"line one\nline two!"}]}"#,
+            "ok",
+        ];
+        let said = [
+            "ok\nt=s3cret-",
+            "token;\np=a\"bcdefg\n5432\n> line two!\nline t\n",
+        ];
         let hidden = "(a line that holds a secret)";
-        assert_eq!(lines(&values, &said), ["ok", hidden, hidden, "5432", hidden, "line t"]);
+        assert_eq!(
+            lines(&values, &said),
+            ["ok", hidden, hidden, "5432", hidden, "line t"]
+        );
         // Where a line is cut, no part of a secret is left over.
         let long = format!("{}s3cret-token\n", "x".repeat(SHOWN - 5));
         assert_eq!(lines(&values, &[&long]), [hidden]);
@@ -193,30 +222,54 @@ mod tests {
     fn a_secret_that_is_longer_than_what_is_kept_of_a_line_is_not_shown() {
         let long = format!("s3cret{}", "x".repeat(2 * KEPT));
         for value in [long.clone(), format!("{{\"a\": \"{long}\"}}")] {
-            assert_eq!(lines(&[&value], &["it is ", &long, "\nfine"]), ["(a line that holds a secret)", "fine"]);
+            assert_eq!(
+                lines(&[&value], &["it is ", &long, "\nfine"]),
+                ["(a line that holds a secret)", "fine"]
+            );
         }
     }
 
     #[test]
     fn a_number_in_json_is_a_secret_as_it_stands_there() {
-        let values = [r#"{"pin":9876543210,"ratio":-1.250e10,"name\\":"\"4242424242","list":[1,123456]}"#];
+        let values =
+            [r#"{"pin":9876543210,"ratio":-1.250e10,"name\\":"\"4242424242","list":[1,123456]}"#];
         let said = "9876543210\n-1.250e10\n12345\n0123456\n4242424\ntrue\n";
         let hidden = "(a line that holds a secret)";
-        assert_eq!(lines(&values, &[said]), [hidden, hidden, "12345", hidden, "4242424", "true"]);
+        assert_eq!(
+            lines(&values, &[said]),
+            [hidden, hidden, "12345", hidden, "4242424", "true"]
+        );
     }
 
     /// A megabyte in one line once cost hundreds of megabytes.
     #[test]
     fn what_is_looked_for_stays_small_and_finds_the_same() {
         let one_line = "x".repeat(1 << 20);
-        assert!(Guarded::of([one_line.as_bytes()].into_iter()).0.iter().map(|head| head.len()).sum::<usize>() <= HEAD);
+        assert!(
+            Guarded::of([one_line.as_bytes()].into_iter())
+                .0
+                .iter()
+                .map(|head| head.len())
+                .sum::<usize>()
+                <= HEAD
+        );
         let words = ["abcdef", "abcdefgh", "abcdeg", "bcdefg", "zzzzzz", "abcdef"];
         let guarded = Guarded::of(words.iter().map(|word| word.as_bytes()));
         assert_eq!(
-            guarded.0.iter().map(|head| head.as_slice()).collect::<Vec<_>>(),
+            guarded
+                .0
+                .iter()
+                .map(|head| head.as_slice())
+                .collect::<Vec<_>>(),
             [&b"abcdef"[..], b"abcdeg", b"bcdefg", b"zzzzzz"]
         );
-        for (line, is_in) in [("-abcdefx", true), ("abcdehabcdeg", true), ("zzzzz", false), ("zzzzz{zzzzzz", true), ("", false)] {
+        for (line, is_in) in [
+            ("-abcdefx", true),
+            ("abcdehabcdeg", true),
+            ("zzzzz", false),
+            ("zzzzz{zzzzzz", true),
+            ("", false),
+        ] {
             assert_eq!(guarded.is_in(line.as_bytes()), is_in, "{line}");
         }
         assert!(Guarded::everything().is_in(b"") && Guarded::everything().is_in(b"word"));
@@ -229,10 +282,16 @@ mod tests {
         for last in ["x", "x\n"] {
             let many = format!("{}{last}", "x\n".repeat(LINES + 6));
             for size in [1, 3, many.len()] {
-                let pieces: Vec<_> =
-                    many.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).expect("text")).collect();
+                let pieces: Vec<_> = many
+                    .as_bytes()
+                    .chunks(size)
+                    .map(|piece| std::str::from_utf8(piece).expect("text"))
+                    .collect();
                 let many = lines(&[], &pieces);
-                assert_eq!((many.len(), many[LINES].as_str()), (LINES + 1, "(7 more lines)"));
+                assert_eq!(
+                    (many.len(), many[LINES].as_str()),
+                    (LINES + 1, "(7 more lines)")
+                );
             }
         }
     }

@@ -19,12 +19,30 @@ const NOTICE_FAILING: &str = "sidekey_render_notice_failing";
 
 /// Describes the metrics of every rendered file.
 pub fn describe(registry: &Registry) {
-    registry.describe_counter(WRITES, "How often a rendered file was written because it had changed.");
-    registry.describe_counter(FAILURES, "Attempts at rendering a file that gave nothing, by reason.");
-    registry.describe_gauge(FAILING, "1 while the last attempt at rendering a file gave nothing.");
-    registry.describe_gauge(LAST_SUCCESS, "When a file was last found or made as it has to be; 0 for never.");
-    registry.describe_counter(NOTICES, "Commands that were run and signals that were sent after a change, by result.");
-    registry.describe_gauge(NOTICE_FAILING, "1 while the last notice of a change failed.");
+    registry.describe_counter(
+        WRITES,
+        "How often a rendered file was written because it had changed.",
+    );
+    registry.describe_counter(
+        FAILURES,
+        "Attempts at rendering a file that gave nothing, by reason.",
+    );
+    registry.describe_gauge(
+        FAILING,
+        "1 while the last attempt at rendering a file gave nothing.",
+    );
+    registry.describe_gauge(
+        LAST_SUCCESS,
+        "When a file was last found or made as it has to be; 0 for never.",
+    );
+    registry.describe_counter(
+        NOTICES,
+        "Commands that were run and signals that were sent after a change, by result.",
+    );
+    registry.describe_gauge(
+        NOTICE_FAILING,
+        "1 while the last notice of a change failed.",
+    );
 }
 
 pub(super) struct RenderMeters {
@@ -45,7 +63,10 @@ impl RenderMeters {
             writes: registry.counter(WRITES, &labels),
             failing: registry.gauge(FAILING, &labels),
             last_success: registry.gauge(LAST_SUCCESS, &labels),
-            notice_failing: settings.notice.as_ref().map(|_| registry.gauge(NOTICE_FAILING, &labels)),
+            notice_failing: settings
+                .notice
+                .as_ref()
+                .map(|_| registry.gauge(NOTICE_FAILING, &labels)),
             registry: Arc::clone(registry),
             file,
         }
@@ -61,11 +82,15 @@ impl RenderMeters {
 
     pub(super) fn failed(&self, reason: &str) {
         self.failing.set(1.0);
-        self.registry.counter(FAILURES, &[("file", &self.file), ("reason", reason)]).increment(1);
+        self.registry
+            .counter(FAILURES, &[("file", &self.file), ("reason", reason)])
+            .increment(1);
     }
 
     pub(super) fn told(&self, result: &str) {
-        self.registry.counter(NOTICES, &[("file", &self.file), ("result", result)]).increment(1);
+        self.registry
+            .counter(NOTICES, &[("file", &self.file), ("result", result)])
+            .increment(1);
         if let Some(failing) = &self.notice_failing {
             failing.set(if result == "ok" { 0.0 } else { 1.0 });
         }

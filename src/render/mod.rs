@@ -68,7 +68,12 @@ impl Renders {
         let start = |settings: &config::Render| {
             let render = Arc::new(Render::new(settings.clone(), parts));
             let changes = parts.secrets.changes();
-            let renderer = task::Renderer::new(Arc::clone(&render), Arc::clone(parts.secrets), changes, parts);
+            let renderer = task::Renderer::new(
+                Arc::clone(&render),
+                Arc::clone(parts.secrets),
+                changes,
+                parts,
+            );
             let (stop, written) = (stopping.clone(), CancellationToken::new());
             let last_written = written.clone().drop_guard();
             tasks.spawn(async move {
@@ -81,7 +86,11 @@ impl Renders {
             render
         };
         let renders = parts.settings.renders.iter().map(start).collect();
-        Self { renders, stopping, tasks }
+        Self {
+            renders,
+            stopping,
+            tasks,
+        }
     }
 
     /// All of them.
@@ -93,7 +102,12 @@ impl Renders {
     pub fn request(&self) {
         for render in &self.renders {
             render.requested.notify_one();
-            if render.state().notice.as_ref().is_some_and(|notice| notice.failure.is_some()) {
+            if render
+                .state()
+                .notice
+                .as_ref()
+                .is_some_and(|notice| notice.failure.is_some())
+            {
                 render.due.notify_one();
             }
         }
@@ -103,7 +117,10 @@ impl Renders {
     pub async fn close(&self) {
         self.stopping.cancel();
         self.tasks.close();
-        if tokio::time::timeout(FAREWELL + REAPING, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(FAREWELL + REAPING, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("a file was still being written when the time for it was over");
         }
     }
@@ -206,14 +223,23 @@ impl Render {
     fn note_use(&self, now: Timestamp, anew: &[Used]) {
         let lately = self.lately();
         let is_anew = |used: &&Used| anew.iter().any(|new| used.is_same(new));
-        for used in lately.back().into_iter().flatten().filter(|used| !is_anew(used)) {
+        for used in lately
+            .back()
+            .into_iter()
+            .flatten()
+            .filter(|used| !is_anew(used))
+        {
             used.value.used(now);
         }
     }
 
     /// Notes what stands in the file now.
     fn hold(&self, used: Vec<Used>, was_written: bool) {
-        let most = if self.settings.notice.is_some() { LATELY } else { 1 };
+        let most = if self.settings.notice.is_some() {
+            LATELY
+        } else {
+            1
+        };
         let mut lately = self.lately();
         if !was_written {
             lately.pop_back();

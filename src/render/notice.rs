@@ -48,9 +48,18 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    pub(super) fn new(render: &Arc<Render>, stopping: CancellationToken, written: CancellationToken) -> Option<Self> {
+    pub(super) fn new(
+        render: &Arc<Render>,
+        stopping: CancellationToken,
+        written: CancellationToken,
+    ) -> Option<Self> {
         let notice = render.settings.notice.clone()?;
-        Some(Self { render: Arc::clone(render), notice, stopping, written })
+        Some(Self {
+            render: Arc::clone(render),
+            notice,
+            stopping,
+            written,
+        })
     }
 
     /// Ends once nothing is written any more, and nothing that was written is left untold.
@@ -77,7 +86,10 @@ impl Notifier {
             let failure = result.err();
             let has_failed = failure.is_some();
             self.note(failure, failures);
-            if !has_failed || failures >= self.render.settings.retries || self.stopping.is_cancelled() {
+            if !has_failed
+                || failures >= self.render.settings.retries
+                || self.stopping.is_cancelled()
+            {
                 return;
             }
             failures += 1;
@@ -94,7 +106,9 @@ impl Notifier {
 
     /// The secrets that stand in the file now, or stood there lately. On a thread that may take its time, for there may be many.
     async fn guarded(&self) -> Arc<Guarded> {
-        let Notice::Command(_) = self.notice else { return Arc::new(Guarded::everything()) };
+        let Notice::Command(_) = self.notice else {
+            return Arc::new(Guarded::everything());
+        };
         let lately: Vec<_> = self.render.lately().iter().flatten().cloned().collect();
         let guarded = tokio::task::spawn_blocking(move || Guarded::new(&lately)).await;
         Arc::new(guarded.unwrap_or_else(|_| Guarded::everything()))
@@ -102,7 +116,9 @@ impl Notifier {
 
     fn note(&self, failure: Option<Failure>, failures: u32) {
         let file = self.render.settings.file.display();
-        self.render.meters.told(failure.as_ref().map_or("ok", |failure| failure.reason));
+        self.render
+            .meters
+            .told(failure.as_ref().map_or("ok", |failure| failure.reason));
         match &failure {
             None => info!(%file, "the change was told"),
             Some(failure) => {
@@ -110,11 +126,16 @@ impl Notifier {
                 warn!(%file, reason = failure.reason, retries_left = left, "the change was not told: {}", failure.message);
             }
         }
-        self.render.state().notice = Some(Told { at: self.render.clock.now(), failure });
+        self.render.state().notice = Some(Told {
+            at: self.render.clock.now(),
+            failure,
+        });
     }
 
     async fn run_command(&self, argv: &[String], guarded: &Arc<Guarded>) -> Result<(), Failure> {
-        let Some((program, arguments)) = argv.split_first() else { unreachable!("the config has looked for a program") };
+        let Some((program, arguments)) = argv.split_first() else {
+            unreachable!("the config has looked for a program")
+        };
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -125,12 +146,24 @@ impl Notifier {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let child = command.spawn().map_err(|error| failed("failed", format!("can't start {program}: {error}")))?;
+        let child = command
+            .spawn()
+            .map_err(|error| failed("failed", format!("can't start {program}: {error}")))?;
         let mut running = Running::new(child);
         let (over, readers) = (CancellationToken::new(), TaskTracker::new());
         // Its output is read all the while, for a pipe that is full would hold it up.
-        readers.spawn(log(running.child.stdout.take(), Arc::clone(&self.render), Arc::clone(guarded), over.clone()));
-        readers.spawn(log(running.child.stderr.take(), Arc::clone(&self.render), Arc::clone(guarded), over.clone()));
+        readers.spawn(log(
+            running.child.stdout.take(),
+            Arc::clone(&self.render),
+            Arc::clone(guarded),
+            over.clone(),
+        ));
+        readers.spawn(log(
+            running.child.stderr.take(),
+            Arc::clone(&self.render),
+            Arc::clone(guarded),
+            over.clone(),
+        ));
         readers.close();
         let limit = self.render.settings.timeout;
         let stopped = async {
@@ -164,7 +197,11 @@ struct Running {
 impl Running {
     fn new(child: Child) -> Self {
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        Self { child, group, is_over: false }
+        Self {
+            child,
+            group,
+            is_over: false,
+        }
     }
 
     /// Kills it with its children, and waits for its end; nothing if it has ended.
@@ -203,12 +240,20 @@ fn check(program: &str, ended: io::Result<ExitStatus>) -> Result<(), Failure> {
     match ended {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(failed("failed", format!("{program}: {status}"))),
-        Err(error) => Err(failed("failed", format!("can't wait for {program}: {error}"))),
+        Err(error) => Err(failed(
+            "failed",
+            format!("can't wait for {program}: {error}"),
+        )),
     }
 }
 
 /// Writes what a command says to the log, until it says no more or `over` is cancelled.
-async fn log(stream: Option<impl AsyncRead + Unpin>, render: Arc<Render>, guarded: Arc<Guarded>, over: CancellationToken) {
+async fn log(
+    stream: Option<impl AsyncRead + Unpin>,
+    render: Arc<Render>,
+    guarded: Arc<Guarded>,
+    over: CancellationToken,
+) {
     let Some(mut stream) = stream else { return };
     let file = render.settings.file.display();
     let show = |line: &str| info!(%file, "the command says: {line}");
@@ -222,13 +267,26 @@ async fn log(stream: Option<impl AsyncRead + Unpin>, render: Arc<Render>, guarde
 async fn send(signal: Signal, pid_file: &Path) -> Result<(), Failure> {
     let path = pid_file.to_owned();
     let sent = tokio::task::spawn_blocking(move || {
-        let pid = read_pid(&path).map_err(|why| failed("failed", format!("{} (`pid_file`): {why}", path.display())))?;
+        let pid = read_pid(&path)
+            .map_err(|why| failed("failed", format!("{} (`pid_file`): {why}", path.display())))?;
         let failed = |error| {
-            failed("failed", format!("can't send SIG{} to the process {pid} of {}: {error}", signal.name, path.display()))
+            failed(
+                "failed",
+                format!(
+                    "can't send SIG{} to the process {pid} of {}: {error}",
+                    signal.name,
+                    path.display()
+                ),
+            )
         };
         kill_process(pid, signal.number).map_err(failed)
     });
-    sent.await.unwrap_or_else(|error| Err(failed("failed", format!("sending the signal was given up: {error}"))))
+    sent.await.unwrap_or_else(|error| {
+        Err(failed(
+            "failed",
+            format!("sending the signal was given up: {error}"),
+        ))
+    })
 }
 
 fn read_pid(path: &Path) -> Result<Pid, String> {
@@ -236,15 +294,27 @@ fn read_pid(path: &Path) -> Result<Pid, String> {
     let unreadable = |error| format!("can't read it: {error}");
     // A pipe would have nobody at its other end.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(unreadable)?;
     if !file.metadata().map_err(unreadable)?.is_file() {
         return Err("it is not a file".into());
     }
-    file.take(PID_FILE).read_to_string(&mut text).map_err(unreadable)?;
+    file.take(PID_FILE)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
     // A number that isn't positive means a whole group of processes.
     let number = text.trim().parse::<i32>().ok().filter(|number| *number > 0);
-    let pid = number.and_then(Pid::from_raw).ok_or("it does not hold a process's id")?;
-    if pid == getpid() { Err("it names this sidecar itself".into()) } else { Ok(pid) }
+    let pid = number
+        .and_then(Pid::from_raw)
+        .ok_or("it does not hold a process's id")?;
+    if pid == getpid() {
+        Err("it names this sidecar itself".into())
+    } else {
+        Ok(pid)
+    }
 }
 
 fn backoff(failures: u32) -> Duration {
@@ -264,10 +334,21 @@ mod tests {
         };
         assert_eq!(read(" 4711\n"), Ok(4711));
         for text in ["", "0", "-1", "-4711", "1 2", "nginx", "99999999999"] {
-            assert_eq!(read(text), Err("it does not hold a process's id".into()), "{text}");
+            assert_eq!(
+                read(text),
+                Err("it does not hold a process's id".into()),
+                "{text}"
+            );
         }
-        assert_eq!(read(&std::process::id().to_string()), Err("it names this sidecar itself".into()));
-        assert!(read_pid(Path::new("/nowhere/pid")).expect_err("missing").contains("No such file"));
+        assert_eq!(
+            read(&std::process::id().to_string()),
+            Err("it names this sidecar itself".into())
+        );
+        assert!(
+            read_pid(Path::new("/nowhere/pid"))
+                .expect_err("missing")
+                .contains("No such file")
+        );
     }
 
     /// Opening one as a file would wait for ever.
@@ -282,7 +363,10 @@ mod tests {
 
     #[test]
     fn waits_grow_up_to_a_bound() {
-        assert_eq!([1, 2, 3].map(backoff), [250, 500, 1000].map(Duration::from_millis));
+        assert_eq!(
+            [1, 2, 3].map(backoff),
+            [250, 500, 1000].map(Duration::from_millis)
+        );
         assert_eq!(backoff(u32::MAX), LONGEST_BACKOFF);
     }
 }

@@ -50,7 +50,10 @@ pub(super) struct Maker {
 
 impl Maker {
     pub(super) fn new(secrets: Arc<Secrets>) -> Self {
-        Self { secrets, asked: BTreeSet::new() }
+        Self {
+            secrets,
+            asked: BTreeSet::new(),
+        }
     }
 
     pub(super) async fn make(&mut self, content: &Content) -> Result<Made, Failure> {
@@ -67,13 +70,22 @@ impl Maker {
             None => Zeroizing::new(value.bytes().to_vec()),
             Some(field) => value.field(field).map_err(|why| {
                 let why = match why {
-                    NoField::NotAnObject => "its value is not a JSON object, so it has no fields".to_owned(),
+                    NoField::NotAnObject => {
+                        "its value is not a JSON object, so it has no fields".to_owned()
+                    }
                     NoField::Missing => format!("its value has no field {field:?}"),
                 };
                 unavailable(name, &why)
             })?,
         };
-        Ok(Made { bytes, used: vec![Used { secret: name.to_owned(), value }], previous_end: None })
+        Ok(Made {
+            bytes,
+            used: vec![Used {
+                secret: name.to_owned(),
+                value,
+            }],
+            previous_end: None,
+        })
     }
 
     /// Renders until nothing is missing: a template may ask for what it found in another secret.
@@ -83,26 +95,52 @@ impl Maker {
         loop {
             let (attempt, values) = (Arc::clone(template), given.clone());
             let pass = tokio::task::spawn_blocking(move || attempt.render(&values)).await;
-            let pass =
-                pass.map_err(|error| Failure { reason: "template", message: format!("rendering was given up: {error}") })?;
+            let pass = pass.map_err(|error| Failure {
+                reason: "template",
+                message: format!("rendering was given up: {error}"),
+            })?;
             self.asked.clone_from(&pass.used);
             if pass.wants.is_empty() {
                 let bytes = pass.result.map_err(|fault| {
-                    let line = fault.line.map_or_else(String::new, |line| format!(":{line}"));
-                    Failure { reason: "template", message: format!("{}{line}: {}", template.name(), fault.message) }
+                    let line = fault
+                        .line
+                        .map_or_else(String::new, |line| format!(":{line}"));
+                    Failure {
+                        reason: "template",
+                        message: format!("{}{line}: {}", template.name(), fault.message),
+                    }
                 })?;
                 used.retain(|used: &Used| pass.used.contains(&used.secret));
-                return Ok(Made { bytes, used, previous_end });
+                return Ok(Made {
+                    bytes,
+                    used,
+                    previous_end,
+                });
             }
             if used.len() > MOST {
-                return Err(Failure { reason: "template", message: format!("it asks for more than {MOST} secrets") });
+                return Err(Failure {
+                    reason: "template",
+                    message: format!("it asks for more than {MOST} secrets"),
+                });
             }
             for want in pass.wants {
                 match want {
                     Want::Secret(name) if !given.contains_key(&name) => {
-                        let value = self.current(&name, self.shown(template, &name)).await?.value;
-                        given.insert(name.clone(), Given { current: held(&value), previous: None });
-                        used.push(Used { secret: name, value });
+                        let value = self
+                            .current(&name, self.shown(template, &name))
+                            .await?
+                            .value;
+                        given.insert(
+                            name.clone(),
+                            Given {
+                                current: held(&value),
+                                previous: None,
+                            },
+                        );
+                        used.push(Used {
+                            secret: name,
+                            value,
+                        });
                     }
                     Want::Previous(name) => {
                         let previous = self.previous(&name, self.shown(template, &name)).await?;
@@ -113,7 +151,10 @@ impl Maker {
                         if let Some(given) = given.get_mut(&name) {
                             given.previous = Some(value.as_ref().map(held));
                         }
-                        used.extend(value.map(|value| Used { secret: name, value }));
+                        used.extend(value.map(|value| Used {
+                            secret: name,
+                            value,
+                        }));
                     }
                     Want::Secret(_) => {}
                 }
@@ -124,7 +165,11 @@ impl Maker {
     /// What a secret that a template asks for is called where it is told of. A name that stands for nothing may be a value that the
     /// template took for a name.
     fn shown<'n>(&self, template: &Template, name: &'n str) -> &'n str {
-        let is_public = self.secrets.knows(name) || template.mentions().iter().any(|mention| mention.secret == name);
+        let is_public = self.secrets.knows(name)
+            || template
+                .mentions()
+                .iter()
+                .any(|mention| mention.secret == name);
         if is_public { name } else { NAMELESS }
     }
 
@@ -136,27 +181,60 @@ impl Maker {
     }
 
     /// The value before the current one while it is handed out, and when that may end without a change that tells.
-    async fn previous(&self, name: &str, shown: &str) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, Failure> {
+    async fn previous(
+        &self,
+        name: &str,
+        shown: &str,
+    ) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, Failure> {
         let served = match self.ask(name, shown, Which::Previous).await? {
             Ok(served) => served,
             Err(Refused::Over) => return Ok(None),
-            Err(Refused::Provider(error)) if error.fault == SecretFault::NotFound => return Ok(None),
-            Err(refused) => return Err(unavailable(shown, &format!("the value before the current one: {}", why(refused)))),
+            Err(Refused::Provider(error)) if error.fault == SecretFault::NotFound => {
+                return Ok(None);
+            }
+            Err(refused) => {
+                return Err(unavailable(
+                    shown,
+                    &format!("the value before the current one: {}", why(refused)),
+                ));
+            }
         };
         let current = self.current(name, shown).await?.value;
-        let ttl = self.secrets.find(name).map(|secret| secret.settings().keeping.previous_ttl);
-        let end = current.created_at().zip(ttl).and_then(|(made, ttl)| made.checked_add(ttl).ok());
+        let ttl = self
+            .secrets
+            .find(name)
+            .map(|secret| secret.settings().keeping.previous_ttl);
+        let end = current
+            .created_at()
+            .zip(ttl)
+            .and_then(|(made, ttl)| made.checked_add(ttl).ok());
         Ok(Some((served.value, end)))
     }
 
-    async fn ask(&self, name: &str, shown: &str, which: Which) -> Result<Result<Served, Refused>, Failure> {
-        let secret = self.secrets.find(name).ok_or_else(|| unavailable(shown, "no such secret is configured"))?;
-        Ok(secret.get(&Ask { which, demand: Demand::Kept }).await)
+    async fn ask(
+        &self,
+        name: &str,
+        shown: &str,
+        which: Which,
+    ) -> Result<Result<Served, Refused>, Failure> {
+        let secret = self
+            .secrets
+            .find(name)
+            .ok_or_else(|| unavailable(shown, "no such secret is configured"))?;
+        Ok(secret
+            .get(&Ask {
+                which,
+                demand: Demand::Kept,
+            })
+            .await)
     }
 }
 
 fn held(value: &Arc<Value>) -> Held {
-    Held { bytes: value.bytes().clone(), version: value.version().to_owned() }
+    Held {
+        bytes: value.bytes().clone(),
+        version: value.version().to_owned(),
+    }
 }
 
 fn why(refused: Refused) -> String {
@@ -168,6 +246,13 @@ fn why(refused: Refused) -> String {
 }
 
 fn unavailable(shown: &str, why: &str) -> Failure {
-    let secret = if shown == NAMELESS { NAMELESS.to_owned() } else { format!("the secret {shown}") };
-    Failure { reason: "secret", message: format!("{secret}: {why}") }
+    let secret = if shown == NAMELESS {
+        NAMELESS.to_owned()
+    } else {
+        format!("the secret {shown}")
+    };
+    Failure {
+        reason: "secret",
+        message: format!("{secret}: {why}"),
+    }
 }

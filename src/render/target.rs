@@ -44,21 +44,38 @@ impl Target {
     /// may write in the folder could lead it elsewhere.
     pub(super) fn place(&mut self, render: &config::Render, bytes: &[u8]) -> Result<bool, Failure> {
         let path = &render.file;
-        let failed = |message: String| Failure { reason: "write", message: format!("{}: {message}", path.display()) };
+        let failed = |message: String| Failure {
+            reason: "write",
+            message: format!("{}: {message}", path.display()),
+        };
         let parent = path.parent().unwrap_or(Path::new("/"));
         let of_folder = parent.metadata().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => failed(format!("the folder {} is missing; make it", parent.display())),
-            _ => failed(format!("can't inspect the folder {}: {error}", parent.display())),
+            ErrorKind::NotFound => failed(format!(
+                "the folder {} is missing; make it",
+                parent.display()
+            )),
+            _ => failed(format!(
+                "can't inspect the folder {}: {error}",
+                parent.display()
+            )),
         })?;
         let wanted = Attributes::new(render, &of_folder);
-        if self.is_as_it_should_be(path, &wanted, bytes).map_err(failed)? {
+        if self
+            .is_as_it_should_be(path, &wanted, bytes)
+            .map_err(failed)?
+        {
             if let Err(error) = remove_leftover(path) {
                 warn!(file = %path.display(), "what a write that was cut short left beside it can't be removed: {error}");
             }
             return Ok(false);
         }
         self.last = None;
-        let cant_open = |error| failed(format!("can't open the folder {}: {error}", parent.display()));
+        let cant_open = |error| {
+            failed(format!(
+                "can't open the folder {}: {error}",
+                parent.display()
+            ))
+        };
         let folder = File::open(parent).map_err(cant_open)?;
         let mut reason = None;
         let written = replace_whole(path, bytes, |file| {
@@ -67,12 +84,20 @@ impl Target {
                 error
             })
         });
-        written.map_err(|error| failed(format!("{}: {error}", reason.as_deref().unwrap_or("can't write it"))))?;
+        written.map_err(|error| {
+            failed(format!(
+                "{}: {error}",
+                reason.as_deref().unwrap_or("can't write it")
+            ))
+        })?;
         // It is there, and whoever reads it has to be told, whatever a crash makes of it.
         if let Err(error) = folder.sync_all() {
             warn!(file = %path.display(), "the file is written, but its folder can't be synced: {error}");
         }
-        self.last = path.symlink_metadata().ok().map(|metadata| self.note(&metadata, bytes));
+        self.last = path
+            .symlink_metadata()
+            .ok()
+            .map(|metadata| self.note(&metadata, bytes));
         Ok(true)
     }
 
@@ -84,29 +109,48 @@ impl Target {
         }
     }
 
-    fn is_as_it_should_be(&self, path: &Path, wanted: &Attributes, bytes: &[u8]) -> Result<bool, String> {
+    fn is_as_it_should_be(
+        &self,
+        path: &Path,
+        wanted: &Attributes,
+        bytes: &[u8],
+    ) -> Result<bool, String> {
         let metadata = match path.symlink_metadata() {
-            Ok(metadata) if metadata.is_symlink() => return Err("it is a symbolic link; name the file itself".into()),
-            Ok(metadata) if !metadata.is_file() => return Err("something that is not a file stands in its place".into()),
+            Ok(metadata) if metadata.is_symlink() => {
+                return Err("it is a symbolic link; name the file itself".into());
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                return Err("something that is not a file stands in its place".into());
+            }
             Ok(metadata) => metadata,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(format!("can't inspect it: {error}")),
         };
         // Whoever exchanged it for a pipe meanwhile has nobody at its other end.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path);
         let Ok(mut file) = opened else {
             // What can't be read is written anew, unless it is still what this process wrote.
             let now = self.note(&metadata, bytes);
-            let is_ours = |last: &Last| (last.inode, last.changed, last.digest) == (now.inode, now.changed, now.digest);
+            let is_ours = |last: &Last| {
+                (last.inode, last.changed, last.digest) == (now.inode, now.changed, now.digest)
+            };
             return Ok(wanted.are_those_of(&metadata) && self.last.as_ref().is_some_and(is_ours));
         };
-        let metadata = file.metadata().map_err(|error| format!("can't inspect it: {error}"))?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| format!("can't inspect it: {error}"))?;
         if metadata.len() != bytes.len() as u64 || !wanted.are_those_of(&metadata) {
             return Ok(false);
         }
         let mut present = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
-        let read = file.by_ref().take(bytes.len() as u64 + 1).read_to_end(&mut present);
+        let read = file
+            .by_ref()
+            .take(bytes.len() as u64 + 1)
+            .read_to_end(&mut present);
         Ok(read.is_ok() && **present == *bytes)
     }
 }
@@ -121,7 +165,13 @@ struct Attributes {
 impl Attributes {
     /// What the config says; where it is silent, what a new file of this process gets in the folder.
     fn new(render: &config::Render, folder: &Metadata) -> Self {
-        let usual_group = || if folder.mode() & SET_GROUP == 0 { getegid().as_raw() } else { folder.gid() };
+        let usual_group = || {
+            if folder.mode() & SET_GROUP == 0 {
+                getegid().as_raw()
+            } else {
+                folder.gid()
+            }
+        };
         Self {
             mode: render.mode,
             owner: render.owner.unwrap_or_else(|| geteuid().as_raw()),
@@ -134,10 +184,12 @@ impl Attributes {
         let told = |why: &'static str| move |error| (why.to_owned(), error);
         let made = file.metadata().map_err(told("can't inspect it"))?;
         if made.gid() != self.group {
-            let needs = "can't give it its group (that needs to be a member of it, root, or CAP_CHOWN)";
+            let needs =
+                "can't give it its group (that needs to be a member of it, root, or CAP_CHOWN)";
             fchown(file, None, Some(self.group)).map_err(told(needs))?;
         }
-        file.set_permissions(Permissions::from_mode(self.mode)).map_err(told("can't set its mode"))?;
+        file.set_permissions(Permissions::from_mode(self.mode))
+            .map_err(told("can't set its mode"))?;
         if made.uid() != self.owner {
             let needs = "can't give it its owner (that needs to be root, or CAP_CHOWN)";
             fchown(file, Some(self.owner), None).map_err(told(needs))?;
@@ -146,12 +198,16 @@ impl Attributes {
         if self.are_those_of(&metadata) {
             Ok(())
         } else {
-            Err(("its file system does not keep mode, owner and group".to_owned(), ErrorKind::Unsupported.into()))
+            Err((
+                "its file system does not keep mode, owner and group".to_owned(),
+                ErrorKind::Unsupported.into(),
+            ))
         }
     }
 
     fn are_those_of(&self, metadata: &Metadata) -> bool {
-        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (self.mode, self.owner, self.group)
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+            == (self.mode, self.owner, self.group)
     }
 }
 
@@ -201,15 +257,27 @@ mod tests {
             (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
         };
         assert_eq!(target.place(&render, b"one"), Ok(true));
-        assert_eq!((target.place(&render, b"one"), owners(&render)), (Ok(false), (1234, 2345, 0o640)));
+        assert_eq!(
+            (target.place(&render, b"one"), owners(&render)),
+            (Ok(false), (1234, 2345, 0o640))
+        );
         render.owner = None;
-        assert_eq!((target.place(&render, b"one"), owners(&render)), (Ok(true), (0, 2345, 0o640)));
+        assert_eq!(
+            (target.place(&render, b"one"), owners(&render)),
+            (Ok(true), (0, 2345, 0o640))
+        );
         render.group = None;
-        assert_eq!((target.place(&render, b"one"), owners(&render)), (Ok(true), (0, getegid().as_raw(), 0o640)));
+        assert_eq!(
+            (target.place(&render, b"one"), owners(&render)),
+            (Ok(true), (0, getegid().as_raw(), 0o640))
+        );
         // A folder that gives its group to what is made in it does so here, too.
         std::os::unix::fs::chown(folder.path(), None, Some(2345)).expect("chown");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o2700)).expect("chmod");
-        assert_eq!((target.place(&render, b"one"), owners(&render)), (Ok(true), (0, 2345, 0o640)));
+        assert_eq!(
+            (target.place(&render, b"one"), owners(&render)),
+            (Ok(true), (0, 2345, 0o640))
+        );
         assert_eq!(target.place(&render, b"one"), Ok(false));
     }
 
@@ -217,7 +285,9 @@ mod tests {
     #[test]
     fn a_file_of_another_owner_needs_only_the_right_to_give_it_away_and_is_written_once() {
         // Capabilities belong to a thread.
-        std::thread::spawn(give_away_with_one_capability).join().expect("it holds");
+        std::thread::spawn(give_away_with_one_capability)
+            .join()
+            .expect("it holds");
     }
 
     fn give_away_with_one_capability() {

@@ -62,7 +62,12 @@ impl Renderer {
         let render = Arc::clone(&self.render);
         loop {
             self.due = None;
-            let Some(made) = stopping.run_until_cancelled(self.maker.make(&render.settings.content)).await else { return };
+            let Some(made) = stopping
+                .run_until_cancelled(self.maker.make(&render.settings.content))
+                .await
+            else {
+                return;
+            };
             self.attempt(made).await;
             if stopping.run_until_cancelled(self.next()).await.is_none() {
                 return;
@@ -133,7 +138,10 @@ impl Renderer {
                 self.target = target;
                 placed
             }
-            Err(error) => Err(Failure { reason: "write", message: format!("writing was given up: {error}") }),
+            Err(error) => Err(Failure {
+                reason: "write",
+                message: format!("writing was given up: {error}"),
+            }),
         }
     }
 
@@ -145,27 +153,49 @@ impl Renderer {
         for used in &made.used {
             used.value.used(now);
         }
-        let secrets: Vec<_> = made.used.iter().map(|used| (used.secret.clone(), used.value.version().to_owned())).collect();
+        let secrets: Vec<_> = made
+            .used
+            .iter()
+            .map(|used| (used.secret.clone(), used.value.version().to_owned()))
+            .collect();
         let file = render.settings.file.display();
         {
             let mut state = render.state();
             if state.failure.take().is_some() {
                 info!(%file, "rendering it works again");
             }
-            let written_at = if was_written { Some(now) } else { state.written.as_ref().and_then(|written| written.written_at) };
-            state.written = Some(Written { confirmed_at: now, written_at, secrets: secrets.clone() });
+            let written_at = if was_written {
+                Some(now)
+            } else {
+                state
+                    .written
+                    .as_ref()
+                    .and_then(|written| written.written_at)
+            };
+            state.written = Some(Written {
+                confirmed_at: now,
+                written_at,
+                secrets: secrets.clone(),
+            });
         }
         render.meters.succeeded(now, was_written);
         render.hold(made.used, was_written);
         if !was_written {
             return;
         }
-        let versions: Vec<_> = secrets.iter().map(|(secret, version)| format!("{secret} {version}")).collect();
+        let versions: Vec<_> = secrets
+            .iter()
+            .map(|(secret, version)| format!("{secret} {version}"))
+            .collect();
         info!(%file, secrets = versions.join(", "), "file written");
         self.audit.record("render.written", |event| {
-            let secrets: Vec<_> =
-                secrets.iter().map(|(secret, version)| json!({ "secret": secret, "version": version })).collect();
-            event.with("file", file.to_string()).with("secrets", secrets)
+            let secrets: Vec<_> = secrets
+                .iter()
+                .map(|(secret, version)| json!({ "secret": secret, "version": version }))
+                .collect();
+            event
+                .with("file", file.to_string())
+                .with("secrets", secrets)
         });
         if render.settings.notice.is_some() {
             render.due.notify_one();
@@ -174,14 +204,16 @@ impl Renderer {
 
     fn fail(&mut self, failure: Failure) {
         self.failures = self.failures.saturating_add(1);
-        self.due = Some(Instant::now() + spread(backoff(FIRST_BACKOFF, self.failures, self.max_backoff)));
+        self.due =
+            Some(Instant::now() + spread(backoff(FIRST_BACKOFF, self.failures, self.max_backoff)));
         self.render.meters.failed(failure.reason);
         // Whoever reads the file uses what stands there all the same.
         self.render.note_use(self.render.clock.now(), &[]);
         let mut state = self.render.state();
         let is_news = state.failure.as_ref().is_none_or(|(_, before)| {
             // A provider's words may differ every time, and its secret's own failures are in the log.
-            before.reason != failure.reason || (failure.reason != "secret" && before.message != failure.message)
+            before.reason != failure.reason
+                || (failure.reason != "secret" && before.message != failure.message)
         });
         if is_news {
             warn!(file = %self.render.settings.file.display(), reason = failure.reason, "the file stays as it is: {}", failure.message);
@@ -199,6 +231,8 @@ async fn at(due: Option<Instant>) {
 
 /// The instant of a time that is still to come.
 fn from_now(end: Timestamp, now: Timestamp) -> Option<Instant> {
-    let left = Duration::try_from(end.duration_since(now)).ok().filter(|left| !left.is_zero())?;
+    let left = Duration::try_from(end.duration_since(now))
+        .ok()
+        .filter(|left| !left.is_zero())?;
     Instant::now().checked_add(left)
 }

@@ -90,9 +90,19 @@ pub struct FileReport {
 }
 
 /// Searches everything beneath `roots`. It never fails as a whole: the report says what could not be read.
-pub fn scan(roots: &[Root], search: &Search, options: Options, progress: &(impl Fn(Progress) + Sync)) -> Report {
+pub fn scan(
+    roots: &[Root],
+    search: &Search,
+    options: Options,
+    progress: &(impl Fn(Progress) + Sync),
+) -> Report {
     let report = Mutex::new(Report::default());
-    let scan = Scan { search, options, progress, report: &report };
+    let scan = Scan {
+        search,
+        options,
+        progress,
+        report: &report,
+    };
     let (sender, receiver) = sync_channel(QUEUE);
     let receiver = Mutex::new(receiver);
     thread::scope(|scope| {
@@ -180,7 +190,11 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                         for from in (0..len).step_by(SEGMENT as usize) {
                             // The last part goes on to wherever the end is by then.
                             let to = Some(from + SEGMENT).filter(|to| *to < len);
-                            send(Job::Part(Part { file: Arc::clone(&file), from, to }));
+                            send(Job::Part(Part {
+                                file: Arc::clone(&file),
+                                from,
+                                to,
+                            }));
                         }
                     }
                     Err(error) => self.failed(path, error.to_string()),
@@ -207,7 +221,14 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             let job = locked(queue).recv();
             match job {
                 Ok(Job::Small(path)) => match open(&path, 1) {
-                    Ok(file) => self.read_part(&Part { file: Arc::new(file), from: 0, to: None }, &mut buffer),
+                    Ok(file) => self.read_part(
+                        &Part {
+                            file: Arc::new(file),
+                            from: 0,
+                            to: None,
+                        },
+                        &mut buffer,
+                    ),
                     Err(error) => self.failed(path, error.to_string()),
                 },
                 Ok(Job::Part(part)) => self.read_part(&part, &mut buffer),
@@ -219,10 +240,15 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     fn read_part(&self, part: &Part, buffer: &mut [u8]) {
         let file = &*part.file;
         let mut outcome = Outcome::default();
-        let end = self.read(part.from, part.to, buffer, &mut outcome, |buffer, at| file.file.read_at(buffer, at));
+        let end = self.read(part.from, part.to, buffer, &mut outcome, |buffer, at| {
+            file.file.read_at(buffer, at)
+        });
         match end {
             Ok(end) => {
-                outcome.bytes = part.to.map_or(end, |to| end.min(to)).saturating_sub(part.from);
+                outcome.bytes = part
+                    .to
+                    .map_or(end, |to| end.min(to))
+                    .saturating_sub(part.from);
                 if end < part.to.unwrap_or(file.len) {
                     outcome.failure = Some("became shorter while it was read".into());
                 }
@@ -242,7 +268,9 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     /// Reads what can be read only once, and by one.
     fn read_stream(&self, path: &Path, mut stream: impl Read) {
         let mut outcome = Outcome::default();
-        let end = self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| stream.read(buffer));
+        let end = self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| {
+            stream.read(buffer)
+        });
         match end {
             // As from a dump that failed.
             Ok(0) => self.report().empty.push(path.into()),
@@ -268,7 +296,9 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
         let limit = to.map(|to| to + LOOK_AHEAD as u64);
         loop {
             let room = buffer.len() - filled;
-            let wanted = limit.map_or(room, |limit| (limit.saturating_sub(base + filled as u64) as usize).min(room));
+            let wanted = limit.map_or(room, |limit| {
+                (limit.saturating_sub(base + filled as u64) as usize).min(room)
+            });
             let read = match read_at(&mut buffer[filled..filled + wanted], base + filled as u64) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
@@ -324,7 +354,10 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             None => report.searched_files += 1,
         }
         if self.options.lists_files && outcome.tally != Tally::default() {
-            report.files.push(FileReport { path: path.into(), tally: outcome.tally });
+            report.files.push(FileReport {
+                path: path.into(),
+                tally: outcome.tally,
+            });
         }
     }
 
@@ -344,7 +377,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn open(path: &Path, parts: u64) -> io::Result<Opened> {
     // What was a file a moment ago may be a pipe now, and opening that would wait.
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("is no regular file any more"));
@@ -352,13 +388,23 @@ fn open(path: &Path, parts: u64) -> io::Result<Opened> {
     // Advice alone: some file systems take none.
     let _ = fadvise(&file, 0, None, Advice::Sequential);
     let open_parts = AtomicUsize::new(parts as usize);
-    Ok(Opened { path: path.into(), file, len: metadata.len(), open_parts, outcome: Mutex::default() })
+    Ok(Opened {
+        path: path.into(),
+        file,
+        len: metadata.len(),
+        open_parts,
+        outcome: Mutex::default(),
+    })
 }
 
 impl Report {
     /// The counts of one keyring and version.
     pub fn counts(&self, tag: [u8; 4], version: u32) -> Counts {
-        self.tally.0.get(&(tag, version)).copied().unwrap_or_default()
+        self.tally
+            .0
+            .get(&(tag, version))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -382,7 +428,11 @@ mod tests {
     }
 
     fn options(threads: usize) -> Options {
-        Options { follow_links: false, threads: NonZeroUsize::new(threads).expect("one"), lists_files: true }
+        Options {
+            follow_links: false,
+            threads: NonZeroUsize::new(threads).expect("one"),
+            lists_files: true,
+        }
     }
 
     proptest! {
@@ -436,13 +486,29 @@ mod tests {
         // Sparse: it costs no disk. One ciphertext across the border of two segments, one at the very end.
         file.set_len(2 * SEGMENT).expect("length");
         let text = to_text(&message(3, 60));
-        file.write_all_at(text.as_bytes(), SEGMENT - 30).expect("write");
-        file.write_all_at(text.as_bytes(), 2 * SEGMENT).expect("write");
+        file.write_all_at(text.as_bytes(), SEGMENT - 30)
+            .expect("write");
+        file.write_all_at(text.as_bytes(), 2 * SEGMENT)
+            .expect("write");
         let search = Search::new([]).expect("search");
-        let report = scan(&[Root::Path(folder.path().into())], &search, options(3), &|_| ());
+        let report = scan(
+            &[Root::Path(folder.path().into())],
+            &search,
+            options(3),
+            &|_| (),
+        );
         assert_eq!(report.failures, []);
-        assert_eq!((report.counts(KNOWN, 3).text, report.counts(KNOWN, 3).cut_off), (2, 0));
-        assert_eq!((report.searched_files, report.files_by_key[&(KNOWN, 3)]), (1, 1));
+        assert_eq!(
+            (
+                report.counts(KNOWN, 3).text,
+                report.counts(KNOWN, 3).cut_off
+            ),
+            (2, 0)
+        );
+        assert_eq!(
+            (report.searched_files, report.files_by_key[&(KNOWN, 3)]),
+            (1, 1)
+        );
         assert_eq!(report.searched_bytes, 2 * SEGMENT + text.len() as u64);
     }
 
@@ -458,11 +524,32 @@ mod tests {
         let roots = [Root::Path(folder.path().into()), Root::Path(at("none"))];
         let search = Search::new([]).expect("search");
         let report = scan(&roots, &search, options(2), &|_| ());
-        let unseen = vec![(at("dump.gz"), "gzip"), (at("link"), "symbolic link"), (at("socket"), "socket")];
-        assert_eq!((report.unseen, report.opaque, report.skipped), (unseen, 1, 2));
-        assert_eq!(report.failures, [(at("none"), "No such file or directory (os error 2)".to_owned())]);
+        let unseen = vec![
+            (at("dump.gz"), "gzip"),
+            (at("link"), "symbolic link"),
+            (at("socket"), "socket"),
+        ];
+        assert_eq!(
+            (report.unseen, report.opaque, report.skipped),
+            (unseen, 1, 2)
+        );
+        assert_eq!(
+            report.failures,
+            [(
+                at("none"),
+                "No such file or directory (os error 2)".to_owned()
+            )]
+        );
         assert_eq!((report.searched_files, report.tally.0.len()), (2, 1));
-        let followed = scan(&roots[..1], &search, Options { follow_links: true, ..options(2) }, &|_| ());
+        let followed = scan(
+            &roots[..1],
+            &search,
+            Options {
+                follow_links: true,
+                ..options(2)
+            },
+            &|_| (),
+        );
         assert_eq!(followed.counts(KNOWN, 1).text, 2);
     }
 
@@ -472,9 +559,21 @@ mod tests {
         std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).expect("link");
         let search = Search::new([]).expect("search");
         let roots = [Root::Path(folder.path().into())];
-        let report = scan(&roots, &search, Options { follow_links: true, ..options(1) }, &|_| ());
+        let report = scan(
+            &roots,
+            &search,
+            Options {
+                follow_links: true,
+                ..options(1)
+            },
+            &|_| (),
+        );
         assert_eq!(report.failures.len(), 1);
-        assert!(report.failures[0].1.starts_with("a link back to"), "{:?}", report.failures);
+        assert!(
+            report.failures[0].1.starts_with("a link back to"),
+            "{:?}",
+            report.failures
+        );
     }
 
     #[test]
@@ -482,10 +581,23 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join("whole"), message(5, 49)).expect("write");
         let search = Search::new([]).expect("search");
-        let report = scan(&[Root::Path(folder.path().into())], &search, options(1), &|_| ());
-        let header = Peek { tag: KNOWN, version: 5, is_stream: false };
+        let report = scan(
+            &[Root::Path(folder.path().into())],
+            &search,
+            options(1),
+            &|_| (),
+        );
+        let header = Peek {
+            tag: KNOWN,
+            version: 5,
+            is_stream: false,
+        };
         let mut expected = Tally::default();
-        expected.count(Finding { header, form: Form::Binary, is_cut_off: false });
+        expected.count(Finding {
+            header,
+            form: Form::Binary,
+            is_cut_off: false,
+        });
         assert_eq!(report.tally, expected);
     }
 }

@@ -20,5 +20,8 @@ pub(super) fn opaque(first: &[u8]) -> Option<&'static str> {
         (b"age-encryption.org/", "age"),
         (b"LUKS\xba\xbe", "LUKS"),
     ];
-    KINDS.iter().find(|(magic, _)| first.starts_with(magic)).map(|(_, kind)| *kind)
+    KINDS
+        .iter()
+        .find(|(magic, _)| first.starts_with(magic))
+        .map(|(_, kind)| *kind)
 }

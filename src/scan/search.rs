@@ -79,11 +79,25 @@ impl Search {
         let tags: BTreeSet<_> = tags.into_iter().collect();
         let mut needles = BTreeSet::new();
         let mut add_characters = |text: &str, form| {
-            needles.insert((text.as_bytes().to_vec(), Pattern { form, is_wide: false }));
-            needles.insert((widened(text.as_bytes()), Pattern { form, is_wide: true }));
+            needles.insert((
+                text.as_bytes().to_vec(),
+                Pattern {
+                    form,
+                    is_wide: false,
+                },
+            ));
+            needles.insert((
+                widened(text.as_bytes()),
+                Pattern {
+                    form,
+                    is_wide: true,
+                },
+            ));
         };
         add_characters(TEXT_PREFIX, Form::Text);
-        let starts = tags.iter().flat_map(|[a, b, c, d]| [0x01, 0x02].map(|suite| [suite, *a, *b, *c, *d]));
+        let starts = tags
+            .iter()
+            .flat_map(|[a, b, c, d]| [0x01, 0x02].map(|suite| [suite, *a, *b, *c, *d]));
         for start in starts.clone() {
             let hex: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
             add_characters(&hex.to_ascii_uppercase(), Form::Hex);
@@ -92,10 +106,24 @@ impl Search {
                 add_characters(&text[..NEEDLE_TEXT], Form::Base64);
             }
         }
-        needles.extend(starts.map(|start| (start.to_vec(), Pattern { form: Form::Binary, is_wide: false })));
+        needles.extend(starts.map(|start| {
+            (
+                start.to_vec(),
+                Pattern {
+                    form: Form::Binary,
+                    is_wide: false,
+                },
+            )
+        }));
         let (needles, patterns): (Vec<_>, Vec<_>) = needles.into_iter().unzip();
-        let needles = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(needles)?;
-        Ok(Self { tags, needles, patterns })
+        let needles = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostFirst)
+            .build(needles)?;
+        Ok(Self {
+            tags,
+            needles,
+            patterns,
+        })
     }
 
     /// Whether the keyring of a tag is known.
@@ -106,15 +134,28 @@ impl Search {
     /// Reports every ciphertext that begins in `window[from..]`, as far as the window decides it, and returns how far that is:
     /// everything, if nothing comes behind the window (`is_last`), else [`LOOK_AHEAD`] bytes less. The next window has to have the
     /// [`LOOK_BEHIND`] bytes before that position, too, and `from` to point behind them.
-    pub fn look(&self, window: &[u8], from: usize, is_last: bool, mut found: impl FnMut(usize, Finding)) -> usize {
-        let decided = if is_last { window.len() } else { window.len().saturating_sub(LOOK_AHEAD) }.max(from);
+    pub fn look(
+        &self,
+        window: &[u8],
+        from: usize,
+        is_last: bool,
+        mut found: impl FnMut(usize, Finding),
+    ) -> usize {
+        let decided = if is_last {
+            window.len()
+        } else {
+            window.len().saturating_sub(LOOK_AHEAD)
+        }
+        .max(from);
         let mut at = from;
         while let Some(candidate) = self.needles.find(Input::new(window).range(at..)) {
             let start = candidate.start();
             if start >= decided {
                 break;
             }
-            if let Some(finding) = self.examine(window, start, self.patterns[candidate.pattern().as_usize()]) {
+            if let Some(finding) =
+                self.examine(window, start, self.patterns[candidate.pattern().as_usize()])
+            {
                 found(start, finding);
             }
             // Each position is judged on its own, so that windows make no difference.
@@ -126,19 +167,34 @@ impl Search {
     /// What the first bytes of a whole file are, if they look like a ciphertext of a keyring that is not known; [`Search::look`]
     /// finds those of known ones.
     pub fn stranger(&self, first: &[u8]) -> Option<Finding> {
-        let header = peek(first).filter(|header| header.version <= MOST_VERSIONS && !self.knows(header.tag))?;
-        (first.len() >= OVERHEAD).then_some(Finding { header, form: Form::Binary, is_cut_off: false })
+        let header = peek(first)
+            .filter(|header| header.version <= MOST_VERSIONS && !self.knows(header.tag))?;
+        (first.len() >= OVERHEAD).then_some(Finding {
+            header,
+            form: Form::Binary,
+            is_cut_off: false,
+        })
     }
 
-    fn examine(&self, window: &[u8], start: usize, Pattern { form, is_wide }: Pattern) -> Option<Finding> {
+    fn examine(
+        &self,
+        window: &[u8],
+        start: usize,
+        Pattern { form, is_wide }: Pattern,
+    ) -> Option<Finding> {
         let (before, here) = window.split_at(start);
         if !is_wide {
             return self.judge(form, here, before.ends_with(TEXT_NEEDLE));
         }
         // In either byte order the prefix's last zero stands before the next character's other byte.
-        let is_text_form = before.strip_suffix(&[0]).is_some_and(|before| before.ends_with(&widened(TEXT_NEEDLE)));
+        let is_text_form = before
+            .strip_suffix(&[0])
+            .is_some_and(|before| before.ends_with(&widened(TEXT_NEEDLE)));
         let finding = self.judge(form, &narrowed(here), is_text_form)?;
-        Some(Finding { form: Form::Utf16, ..finding })
+        Some(Finding {
+            form: Form::Utf16,
+            ..finding
+        })
     }
 
     /// Whether what begins `here` with a needle of a form is a ciphertext. Behind the text form's prefix it is that form's own.
@@ -146,17 +202,27 @@ impl Search {
         let (header, is_cut_off) = match form {
             Form::Text | Form::Utf16 => {
                 let text = &here[TEXT_NEEDLE.len()..];
-                (peek_text(&URL_SAFE_NO_PAD, text)?, text_run(text, SHORTEST_TEXT) < SHORTEST_TEXT)
+                (
+                    peek_text(&URL_SAFE_NO_PAD, text)?,
+                    text_run(text, SHORTEST_TEXT) < SHORTEST_TEXT,
+                )
             }
             Form::Binary => (peek(here)?, here.len() < OVERHEAD),
             Form::Hex => {
-                let digits = here.iter().take(2 * OVERHEAD).take_while(|byte| byte.is_ascii_hexdigit()).count();
+                let digits = here
+                    .iter()
+                    .take(2 * OVERHEAD)
+                    .take_while(|byte| byte.is_ascii_hexdigit())
+                    .count();
                 (peek_hex(here)?, digits < 2 * OVERHEAD)
             }
             Form::Base64 if is_behind_prefix => return None,
             Form::Base64 => {
-                let header = peek_text(&STANDARD_NO_PAD, here).or_else(|| peek_text(&URL_SAFE_NO_PAD, here))?;
-                let is_digit = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+' | b'/');
+                let header = peek_text(&STANDARD_NO_PAD, here)
+                    .or_else(|| peek_text(&URL_SAFE_NO_PAD, here))?;
+                let is_digit = |byte: &&u8| {
+                    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+' | b'/')
+                };
                 let digits = here.iter().take(SHORTEST_TEXT).take_while(is_digit).count();
                 // Base64 may go on in the next line, whose end may be written as an escape.
                 let goes_on = matches!(here.get(digits), Some(b'\r' | b'\n' | b'\\'));
@@ -165,9 +231,15 @@ impl Search {
         };
         let is_plausible = match form {
             Form::Text | Form::Utf16 => true,
-            Form::Binary | Form::Hex | Form::Base64 => self.knows(header.tag) && header.version <= MOST_VERSIONS,
+            Form::Binary | Form::Hex | Form::Base64 => {
+                self.knows(header.tag) && header.version <= MOST_VERSIONS
+            }
         };
-        is_plausible.then_some(Finding { header, form, is_cut_off })
+        is_plausible.then_some(Finding {
+            header,
+            form,
+            is_cut_off,
+        })
     }
 }
 
@@ -181,19 +253,31 @@ fn widened(text: &[u8]) -> Vec<u8> {
 /// The ASCII characters that UTF-16 begins with, as many as decide.
 fn narrowed(wide: &[u8]) -> Vec<u8> {
     let (first, rest) = wide.split_at(wide.len().min(1));
-    let more = rest.chunks_exact(2).map_while(|pair| (pair[0] == 0).then_some(pair[1]));
-    first.iter().copied().chain(more).take(MOST_CHARACTERS).collect()
+    let more = rest
+        .chunks_exact(2)
+        .map_while(|pair| (pair[0] == 0).then_some(pair[1]));
+    first
+        .iter()
+        .copied()
+        .chain(more)
+        .take(MOST_CHARACTERS)
+        .collect()
 }
 
 fn peek_text(engine: &impl Engine, text: &[u8]) -> Option<Peek> {
     let mut bytes = [0; PEEK_LEN];
-    engine.decode_slice(text.get(..PEEK_TEXT)?, &mut bytes).ok()?;
+    engine
+        .decode_slice(text.get(..PEEK_TEXT)?, &mut bytes)
+        .ok()?;
     peek(&bytes)
 }
 
 fn peek_hex(digits: &[u8]) -> Option<Peek> {
     let mut bytes = [0; PEEK_LEN];
-    for (byte, pair) in bytes.iter_mut().zip(digits.get(..2 * PEEK_LEN)?.chunks_exact(2)) {
+    for (byte, pair) in bytes
+        .iter_mut()
+        .zip(digits.get(..2 * PEEK_LEN)?.chunks_exact(2))
+    {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     peek(&bytes)
@@ -224,25 +308,39 @@ mod tests {
     }
 
     fn utf16(text: &str, is_big: bool) -> Vec<u8> {
-        text.encode_utf16().flat_map(|unit| if is_big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect()
+        text.encode_utf16()
+            .flat_map(|unit| {
+                if is_big {
+                    unit.to_be_bytes()
+                } else {
+                    unit.to_le_bytes()
+                }
+            })
+            .collect()
     }
 
     fn whole(search: &Search, data: &[u8]) -> Vec<(usize, Finding)> {
         let mut findings = Vec::new();
-        assert_eq!(search.look(data, 0, true, |at, finding| findings.push((at, finding))), data.len());
+        assert_eq!(
+            search.look(data, 0, true, |at, finding| findings.push((at, finding))),
+            data.len()
+        );
         findings
     }
 
     /// As a reader does it: `chunks` are appended to what is undecided.
     fn in_chunks(search: &Search, data: &[u8], chunks: &[usize]) -> Vec<(usize, Finding)> {
-        let (mut findings, mut window, mut base, mut from, mut read) = (Vec::new(), Vec::new(), 0, 0, 0);
+        let (mut findings, mut window, mut base, mut from, mut read) =
+            (Vec::new(), Vec::new(), 0, 0, 0);
         let mut sizes = chunks.iter().copied().cycle();
         loop {
             let size = sizes.next().unwrap_or(1).min(data.len() - read);
             window.extend_from_slice(&data[read..read + size]);
             read += size;
             let is_last = read == data.len();
-            let decided = search.look(&window, from, is_last, |at, finding| findings.push((base + at, finding)));
+            let decided = search.look(&window, from, is_last, |at, finding| {
+                findings.push((base + at, finding))
+            });
             if is_last {
                 return findings;
             }
@@ -256,8 +354,17 @@ mod tests {
     /// Position by position, without needles or windows.
     fn naive(data: &[u8]) -> Vec<(usize, Peek, Form)> {
         let text_at = |at: usize, step: usize| -> Option<Peek> {
-            let text: Vec<u8> = data[at..].iter().step_by(step).take(PEEK_TEXT).copied().collect();
-            let zeros = data[at..].iter().skip(1).step_by(step).take(if step == 2 { PEEK_TEXT - 1 } else { 0 });
+            let text: Vec<u8> = data[at..]
+                .iter()
+                .step_by(step)
+                .take(PEEK_TEXT)
+                .copied()
+                .collect();
+            let zeros = data[at..].iter().skip(1).step_by(step).take(if step == 2 {
+                PEEK_TEXT - 1
+            } else {
+                0
+            });
             if step == 2 && !zeros.clone().all(|byte| *byte == 0) {
                 return None;
             }
@@ -273,13 +380,26 @@ mod tests {
             if here.starts_with(b"s\0k\x001\0.\0") {
                 findings.extend(text_at(at + 8, 2).map(|header| (at, header, Form::Utf16)));
             }
-            findings.extend(peek(here).filter(known).map(|header| (at, header, Form::Binary)));
-            findings.extend(encoded(here, data[..at].ends_with(b"sk1.")).map(|(header, form)| (at, header, form)));
+            findings.extend(
+                peek(here)
+                    .filter(known)
+                    .map(|header| (at, header, Form::Binary)),
+            );
+            findings.extend(
+                encoded(here, data[..at].ends_with(b"sk1."))
+                    .map(|(header, form)| (at, header, form)),
+            );
             // Each character but the first has a zero before it.
-            let zeros = here[1..].iter().step_by(2).take_while(|byte| **byte == 0).count();
+            let zeros = here[1..]
+                .iter()
+                .step_by(2)
+                .take_while(|byte| **byte == 0)
+                .count();
             let characters: Vec<u8> = here.iter().step_by(2).take(zeros + 1).copied().collect();
             let is_behind_prefix = data[..at].ends_with(b"s\0k\x001\0.\0");
-            findings.extend(encoded(&characters, is_behind_prefix).map(|(header, _)| (at, header, Form::Utf16)));
+            findings.extend(
+                encoded(&characters, is_behind_prefix).map(|(header, _)| (at, header, Form::Utf16)),
+            );
         }
         findings
     }
@@ -288,8 +408,13 @@ mod tests {
     fn encoded(here: &[u8], is_behind_prefix: bool) -> Option<(Peek, Form)> {
         let known = |header: &Peek| header.tag == KNOWN && header.version <= MOST_VERSIONS;
         let digits: String = here.iter().take(18).map(|byte| char::from(*byte)).collect();
-        if digits.len() == 18 && !digits.starts_with('+') && [digits.to_lowercase(), digits.to_uppercase()].contains(&digits) {
-            let bytes: Option<Vec<u8>> = (0..9).map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+        if digits.len() == 18
+            && !digits.starts_with('+')
+            && [digits.to_lowercase(), digits.to_uppercase()].contains(&digits)
+        {
+            let bytes: Option<Vec<u8>> = (0..9)
+                .map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok())
+                .collect();
             if let Some(header) = bytes.and_then(|bytes| peek(&bytes)).filter(known) {
                 return Some((header, Form::Hex));
             }
@@ -303,12 +428,19 @@ mod tests {
             other => *other,
         });
         let bytes = STANDARD_NO_PAD.decode(standard.collect::<Vec<u8>>()).ok()?;
-        peek(&bytes).filter(known).map(|header| (header, Form::Base64))
+        peek(&bytes)
+            .filter(known)
+            .map(|header| (header, Form::Base64))
     }
 
     /// Pieces of what stands in files: ciphertexts in every form, whole and cut off, and what resembles them.
     fn piece() -> impl Strategy<Value = Vec<u8>> {
-        let message = (1..=3u8, prop_oneof![Just(KNOWN), any::<[u8; 4]>()], prop_oneof![0..4u32, any::<u32>()], 9..120usize)
+        let message = (
+            1..=3u8,
+            prop_oneof![Just(KNOWN), any::<[u8; 4]>()],
+            prop_oneof![0..4u32, any::<u32>()],
+            9..120usize,
+        )
             .prop_map(|(suite, tag, version, len)| message(suite, tag, version, len));
         let form = (message, 0..12u8).prop_map(|(message, form)| match form {
             0 => to_text(&message).into_bytes(),
@@ -324,10 +456,19 @@ mod tests {
             10 => utf16(&URL_SAFE_NO_PAD.encode(&message), false),
             _ => message,
         });
-        let cut = (form.clone(), any::<prop::sample::Index>()).prop_map(|(form, at)| form[..at.index(form.len())].to_vec());
+        let cut = (form.clone(), any::<prop::sample::Index>())
+            .prop_map(|(form, at)| form[..at.index(form.len())].to_vec());
         let noise = prop::collection::vec(any::<u8>(), 0..200);
-        let nearly =
-            prop::sample::select(vec![&b"sk1"[..], b"sk1.", b"sk1.AW", b"s\0k\x001\0", b"\x01\x6A", b"\n", b",\"", b"\\x"]);
+        let nearly = prop::sample::select(vec![
+            &b"sk1"[..],
+            b"sk1.",
+            b"sk1.AW",
+            b"s\0k\x001\0",
+            b"\x01\x6A",
+            b"\n",
+            b",\"",
+            b"\\x",
+        ]);
         prop_oneof![4 => form, 2 => cut, 2 => noise, 2 => nearly.prop_map(<[u8]>::to_vec)]
     }
 
@@ -348,7 +489,11 @@ mod tests {
     #[test]
     fn finds_every_form() {
         let (ours, search) = (message(1, KNOWN, 3, 60), search());
-        let header = Peek { tag: KNOWN, version: 3, is_stream: false };
+        let header = Peek {
+            tag: KNOWN,
+            version: 3,
+            is_stream: false,
+        };
         let text = to_text(&ours);
         let cases: [(Form, Vec<u8>); 12] = [
             (Form::Text, format!("id,name\n7,{text}\n").into_bytes()),
@@ -357,37 +502,80 @@ mod tests {
             (Form::Utf16, utf16(&format!("x {text} y"), true)),
             (Form::Binary, [b"row \0\0".to_vec(), ours.clone()].concat()),
             (Form::Hex, format!("7\t\\\\x{}\n", hex(&ours)).into_bytes()),
-            (Form::Hex, format!("(7, 0x{})", hex(&ours).to_ascii_uppercase()).into_bytes()),
-            (Form::Base64, format!("\"{}\"", STANDARD_NO_PAD.encode(&ours)).into_bytes()),
-            (Form::Utf16, utf16(&format!("7\t0x{}\r\n", hex(&ours).to_ascii_uppercase()), false)),
-            (Form::Utf16, utf16(&format!("\u{3b1}{}\u{3b1}", hex(&ours)), true)),
-            (Form::Utf16, utf16(&format!("7\t{}\r\n", STANDARD_NO_PAD.encode(&ours)), false)),
+            (
+                Form::Hex,
+                format!("(7, 0x{})", hex(&ours).to_ascii_uppercase()).into_bytes(),
+            ),
+            (
+                Form::Base64,
+                format!("\"{}\"", STANDARD_NO_PAD.encode(&ours)).into_bytes(),
+            ),
+            (
+                Form::Utf16,
+                utf16(
+                    &format!("7\t0x{}\r\n", hex(&ours).to_ascii_uppercase()),
+                    false,
+                ),
+            ),
+            (
+                Form::Utf16,
+                utf16(&format!("\u{3b1}{}\u{3b1}", hex(&ours)), true),
+            ),
+            (
+                Form::Utf16,
+                utf16(&format!("7\t{}\r\n", STANDARD_NO_PAD.encode(&ours)), false),
+            ),
             (Form::Utf16, utf16(&URL_SAFE_NO_PAD.encode(&ours), true)),
         ];
         for (form, data) in cases {
-            let findings: Vec<_> = whole(&search, &data).into_iter().map(|(_, finding)| finding).collect();
-            assert_eq!(findings, [Finding { header, form, is_cut_off: false }], "{form:?}");
+            let findings: Vec<_> = whole(&search, &data)
+                .into_iter()
+                .map(|(_, finding)| finding)
+                .collect();
+            assert_eq!(
+                findings,
+                [Finding {
+                    header,
+                    form,
+                    is_cut_off: false
+                }],
+                "{form:?}"
+            );
         }
     }
 
     #[test]
     fn tells_what_is_cut_off_from_what_is_short() {
         let search = search();
-        let cut_off = |data: &[u8]| whole(&search, data).iter().map(|(_, finding)| finding.is_cut_off).collect::<Vec<_>>();
+        let cut_off = |data: &[u8]| {
+            whole(&search, data)
+                .iter()
+                .map(|(_, finding)| finding.is_cut_off)
+                .collect::<Vec<_>>()
+        };
         for (len, expected) in [(48, true), (49, false)] {
             let ours = message(1, KNOWN, 1, len);
             assert_eq!(cut_off(to_text(&ours).as_bytes()), [expected]);
             assert_eq!(cut_off(&ours), [expected]);
             assert_eq!(cut_off(hex(&ours).as_bytes()), [expected]);
-            assert_eq!(cut_off(STANDARD_NO_PAD.encode(&ours).as_bytes()), [expected]);
+            assert_eq!(
+                cut_off(STANDARD_NO_PAD.encode(&ours).as_bytes()),
+                [expected]
+            );
             for is_big in [false, true] {
                 assert_eq!(cut_off(&utf16(&hex(&ours), is_big)), [expected]);
-                assert_eq!(cut_off(&utf16(&STANDARD_NO_PAD.encode(&ours), is_big)), [expected]);
+                assert_eq!(
+                    cut_off(&utf16(&STANDARD_NO_PAD.encode(&ours), is_big)),
+                    [expected]
+                );
             }
         }
         // Base64 in lines of 64 characters.
         let wrapped = STANDARD_NO_PAD.encode(message(1, KNOWN, 1, 90));
-        assert_eq!(cut_off(format!("{}\n{}", &wrapped[..64], &wrapped[64..]).as_bytes()), [false]);
+        assert_eq!(
+            cut_off(format!("{}\n{}", &wrapped[..64], &wrapped[64..]).as_bytes()),
+            [false]
+        );
     }
 
     #[test]
@@ -395,9 +583,19 @@ mod tests {
         let (theirs, search) = (message(2, [9; 4], 1, 60), search());
         assert_eq!(whole(&search, &theirs), []);
         let stranger = search.stranger(&theirs).expect("looks like a stream");
-        assert_eq!(stranger.header, Peek { tag: [9; 4], version: 1, is_stream: true });
+        assert_eq!(
+            stranger.header,
+            Peek {
+                tag: [9; 4],
+                version: 1,
+                is_stream: true
+            }
+        );
         assert_eq!(whole(&search, to_text(&theirs).as_bytes()).len(), 1);
-        assert_eq!(search.stranger(&message(1, [9; 4], MOST_VERSIONS + 1, 60)), None);
+        assert_eq!(
+            search.stranger(&message(1, [9; 4], MOST_VERSIONS + 1, 60)),
+            None
+        );
         assert_eq!(search.stranger(&message(1, [9; 4], 1, 48)), None);
         assert_eq!(search.stranger(&message(1, KNOWN, 1, 60)), None);
     }

@@ -33,8 +33,11 @@ impl Counts {
 
 impl From<Finding> for Counts {
     fn from(finding: Finding) -> Self {
-        let mut counts =
-            Self { streams: u64::from(finding.header.is_stream), cut_off: u64::from(finding.is_cut_off), ..Self::default() };
+        let mut counts = Self {
+            streams: u64::from(finding.header.is_stream),
+            cut_off: u64::from(finding.is_cut_off),
+            ..Self::default()
+        };
         match finding.form {
             Form::Text => counts.text = 1,
             Form::Utf16 => counts.utf16 = 1,
@@ -74,7 +77,10 @@ pub struct Tally(pub BTreeMap<([u8; 4], u32), Counts>);
 
 impl Tally {
     pub(super) fn count(&mut self, finding: Finding) {
-        *self.0.entry((finding.header.tag, finding.header.version)).or_default() += finding.into();
+        *self
+            .0
+            .entry((finding.header.tag, finding.header.version))
+            .or_default() += finding.into();
     }
 
     pub(super) fn add(&mut self, other: &Self) {

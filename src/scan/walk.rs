@@ -43,7 +43,10 @@ pub fn walk(root: &Path, follow_links: bool) -> Box<dyn Iterator<Item = Visit>> 
 fn named(root: PathBuf, metadata: &fs::Metadata) -> Visit {
     match visit(root, metadata) {
         Visit::Skipped(path, _) if metadata.file_type().is_fifo() => Visit::Pipe(path),
-        Visit::Skipped(path, what) => Visit::Failed(path, format!("is a {what}, and neither a file, a folder nor a pipe")),
+        Visit::Skipped(path, what) => Visit::Failed(
+            path,
+            format!("is a {what}, and neither a file, a folder nor a pipe"),
+        ),
         visit => visit,
     }
 }

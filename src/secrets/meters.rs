@@ -28,13 +28,22 @@ pub(super) fn describe(registry: &Registry) {
         REQUESTS,
         "Requests by secret and the answer's code; `ok` is success, an empty secret none that is configured.",
     );
-    registry.describe_counter(FETCHES, "Reads of a secret at its provider, by what caused them and what came of them.");
-    registry.describe_counter(SERVED_STALE, "Answers with a value that the provider did not confirm when it should have.");
+    registry.describe_counter(
+        FETCHES,
+        "Reads of a secret at its provider, by what caused them and what came of them.",
+    );
+    registry.describe_counter(
+        SERVED_STALE,
+        "Answers with a value that the provider did not confirm when it should have.",
+    );
     registry.describe_gauge(
         AGE,
         "How long ago the current value was made; of one whose provider doesn't tell, when it was first seen.",
     );
-    registry.describe_gauge(CONFIRMED, "When the provider last gave the current value or confirmed it.");
+    registry.describe_gauge(
+        CONFIRMED,
+        "When the provider last gave the current value or confirmed it.",
+    );
     registry.describe_gauge(FAILING, "1 while the last read at the provider failed.");
     registry.describe_gauge(LEASE, "How long the current value's lease still runs.");
 }
@@ -66,7 +75,11 @@ impl SecretMeters {
     }
 
     pub(super) fn fetched(&self, registry: &Registry, name: &str, trigger: Trigger, result: &str) {
-        let labels = [("secret", name), ("trigger", trigger.as_str()), ("result", result)];
+        let labels = [
+            ("secret", name),
+            ("trigger", trigger.as_str()),
+            ("result", result),
+        ];
         registry.counter(FETCHES, &labels).increment(1);
     }
 }
@@ -80,13 +93,19 @@ impl Secret {
         let name = self.name();
         let meters = self.meters.of(name, registry);
         let standing = self.standing();
-        meters.failing.set(if standing.failure.is_some() { 1.0 } else { 0.0 });
+        meters
+            .failing
+            .set(if standing.failure.is_some() { 1.0 } else { 0.0 });
         if let Some(current) = &standing.current {
-            meters.age.set(now.duration_since(current.since).as_secs_f64());
+            meters
+                .age
+                .set(now.duration_since(current.since).as_secs_f64());
             meters.confirmed.set(seconds(current.confirmed_at));
         }
         if let Some(remaining) = standing.lease_remaining {
-            registry.gauge(LEASE, &[("secret", name.as_str())]).set(remaining.as_secs_f64());
+            registry
+                .gauge(LEASE, &[("secret", name.as_str())])
+                .set(remaining.as_secs_f64());
         }
     }
 }
@@ -98,14 +117,30 @@ pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
         let (name, standing) = (secret.name().as_str(), secret.standing());
         for usage in secret.usages() {
             let version = escaped(usage.version());
-            let current = standing.current.as_ref().filter(|current| current.version == usage.version()).map(|_| "current");
-            let previous = standing.previous.as_ref().filter(|previous| *previous == usage.version()).map(|_| "previous");
+            let current = standing
+                .current
+                .as_ref()
+                .filter(|current| current.version == usage.version())
+                .map(|_| "current");
+            let previous = standing
+                .previous
+                .as_ref()
+                .filter(|previous| *previous == usage.version())
+                .map(|_| "previous");
             if let Some(stage) = current.or(previous) {
-                info += &format!("{VERSION}{{secret=\"{name}\",version=\"{version}\",stage=\"{stage}\"}} 1\n");
+                info += &format!(
+                    "{VERSION}{{secret=\"{name}\",version=\"{version}\",stage=\"{stage}\"}} 1\n"
+                );
             }
-            uses += &format!("{USES}{{secret=\"{name}\",version=\"{version}\"}} {}\n", usage.count());
+            uses += &format!(
+                "{USES}{{secret=\"{name}\",version=\"{version}\"}} {}\n",
+                usage.count()
+            );
             if let Some(last) = usage.last() {
-                last_use += &format!("{LAST_USE}{{secret=\"{name}\",version=\"{version}\"}} {}\n", seconds(last));
+                last_use += &format!(
+                    "{LAST_USE}{{secret=\"{name}\",version=\"{version}\"}} {}\n",
+                    seconds(last)
+                );
             }
         }
     }
@@ -113,12 +148,27 @@ pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
         true => series,
         false => format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{series}\n"),
     };
-    family(VERSION, "gauge", "1 for the version that is current or previous.", info)
-        + &family(USES, "counter", "How often a version of a secret was handed out here.", uses)
-        + &family(LAST_USE, "gauge", "When a version of a secret was last handed out here.", last_use)
+    family(
+        VERSION,
+        "gauge",
+        "1 for the version that is current or previous.",
+        info,
+    ) + &family(
+        USES,
+        "counter",
+        "How often a version of a secret was handed out here.",
+        uses,
+    ) + &family(
+        LAST_USE,
+        "gauge",
+        "When a version of a secret was last handed out here.",
+        last_use,
+    )
 }
 
 /// As a label's value (Prometheus' text format).
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }

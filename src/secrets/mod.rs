@@ -121,7 +121,11 @@ impl Shared {
     fn reads(&self, source: &SecretSource, is_new: bool) -> Arc<Semaphore> {
         let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
         let turns = if is_new { NEW_READS } else { READS };
-        Arc::clone(reads.entry((source.scheme(), is_new)).or_insert_with(|| Arc::new(Semaphore::new(turns))))
+        Arc::clone(
+            reads
+                .entry((source.scheme(), is_new))
+                .or_insert_with(|| Arc::new(Semaphore::new(turns))),
+        )
     }
 }
 
@@ -155,7 +159,13 @@ impl Secrets {
     /// # Errors
     /// This build has no backend for a source, or its settings are wrong. A secret that can't be read yet is none.
     pub fn start(parts: Parts<'_>) -> Result<Arc<Self>, SecretError> {
-        let Parts { settings, clock, registry, audit, backends } = parts;
+        let Parts {
+            settings,
+            clock,
+            registry,
+            audit,
+            backends,
+        } = parts;
         let shared = Arc::new(Shared {
             settings: settings.secrets.clone(),
             read_timeout: settings.refresh.read_timeout,
@@ -166,14 +176,30 @@ impl Secrets {
             backends,
             control: Handle::current(),
             reads: Mutex::default(),
-            fingerprints: NamingKey::draw().map_err(|error| SecretError::new(SecretFault::Unavailable, error.to_string()))?,
+            fingerprints: NamingKey::draw()
+                .map_err(|error| SecretError::new(SecretFault::Unavailable, error.to_string()))?,
             changes: broadcast::Sender::new(CHANGES),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         });
-        let start = |settings: &config::Secret| Ok((settings.name.to_string(), shared.spawn(settings.clone(), false)?));
-        let named = settings.secrets.named.iter().map(start).collect::<Result<_, SecretError>>()?;
-        Ok(Arc::new(Self { shared, named, wild: ArcSwap::default(), adding: Mutex::default() }))
+        let start = |settings: &config::Secret| {
+            Ok((
+                settings.name.to_string(),
+                shared.spawn(settings.clone(), false)?,
+            ))
+        };
+        let named = settings
+            .secrets
+            .named
+            .iter()
+            .map(start)
+            .collect::<Result<_, SecretError>>()?;
+        Ok(Arc::new(Self {
+            shared,
+            named,
+            wild: ArcSwap::default(),
+            adding: Mutex::default(),
+        }))
     }
 
     /// The secret of a name that is kept already.
@@ -187,7 +213,8 @@ impl Secrets {
     /// The secret of a name that is configured, or stands under a `*` and is allowed there, which is kept from now on. It
     /// may have no value. None either while there are as many under a `*` as there may be.
     pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
-        self.kept(name).or_else(|| self.add(self.shared.settings.find(name)?))
+        self.kept(name)
+            .or_else(|| self.add(self.shared.settings.find(name)?))
     }
 
     /// Whether a name is configured, or stands under a `*` and is allowed there.
@@ -223,7 +250,11 @@ impl Secrets {
 
     /// All secrets, and those under a `*` that somebody asked for.
     pub fn all(&self) -> Vec<Arc<Secret>> {
-        self.named.values().cloned().chain(self.wild.load().values().cloned()).collect()
+        self.named
+            .values()
+            .cloned()
+            .chain(self.wild.load().values().cloned())
+            .collect()
     }
 
     /// Reads every secret anew.
@@ -255,10 +286,17 @@ impl Drop for Secrets {
 }
 
 impl Shared {
-    fn spawn(self: &Arc<Self>, settings: config::Secret, is_wild: bool) -> Result<Arc<Secret>, SecretError> {
+    fn spawn(
+        self: &Arc<Self>,
+        settings: config::Secret,
+        is_wild: bool,
+    ) -> Result<Arc<Secret>, SecretError> {
         let provider = self.backends.secret(&settings.source)?;
         let (secret, requests) = Secret::new(settings, provider, self, is_wild);
-        self.tasks.spawn_on(task::Refresher::new(Arc::clone(&secret), requests).run(), &self.control);
+        self.tasks.spawn_on(
+            task::Refresher::new(Arc::clone(&secret), requests).run(),
+            &self.control,
+        );
         Ok(secret)
     }
 }

@@ -50,11 +50,17 @@ impl Entry {
         match (&self.value, &self.failure) {
             (Some(value), None) => Ok(Served::other(value, stage, None)),
             // It was good a while ago.
-            (Some(value), Some((error, _))) if error.fault != SecretFault::NotFound && stale.is_some_and(|age| age <= bound) => {
+            (Some(value), Some((error, _)))
+                if error.fault != SecretFault::NotFound
+                    && stale.is_some_and(|age| age <= bound) =>
+            {
                 Ok(Served::other(value, stage, stale))
             }
             (_, Some((error, _))) => Err(Refused::Provider(error.clone())),
-            (None, None) => Err(Refused::Provider(SecretError::new(SecretFault::Unavailable, "it is being read"))),
+            (None, None) => Err(Refused::Provider(SecretError::new(
+                SecretFault::Unavailable,
+                "it is being read",
+            ))),
         }
     }
 }
@@ -76,7 +82,10 @@ impl Others {
         // Its end is told by the sender's, too.
         let _ = timeout(secret.shared.read_timeout, read.changed()).await;
         match self.lock().get(which) {
-            Some(entry) if entry.beside == current.value.version() && (entry.reading.is_none() || entry.value.is_some()) => {
+            Some(entry)
+                if entry.beside == current.value.version()
+                    && (entry.reading.is_none() || entry.value.is_some()) =>
+            {
                 entry.answer(stage, bound)
             }
             _ => Err(crowded(secret)),
@@ -84,7 +93,13 @@ impl Others {
     }
 
     /// What is kept, or a read of it, which begins now if none is under way.
-    fn look(&self, secret: &Arc<Secret>, which: &Which, current: &Arc<Value>, stage: Stage) -> Look {
+    fn look(
+        &self,
+        secret: &Arc<Secret>,
+        which: &Which,
+        current: &Arc<Value>,
+        stage: Stage,
+    ) -> Look {
         let mut entries = self.lock();
         let now = Instant::now();
         let beside = current.version();
@@ -93,17 +108,30 @@ impl Others {
                 return Look::Read(reading.clone());
             }
             if now < entry.until {
-                return Look::Kept(Box::new(entry.answer(stage, secret.settings.keeping.stale_if_error)));
+                return Look::Kept(Box::new(
+                    entry.answer(stage, secret.settings.keeping.stale_if_error),
+                ));
             }
         }
-        if entries.values().filter(|entry| entry.reading.is_some()).count() >= WAITING {
+        if entries
+            .values()
+            .filter(|entry| entry.reading.is_some())
+            .count()
+            >= WAITING
+        {
             return Look::Crowded;
         }
         let former = entries.remove(which).filter(|entry| entry.beside == beside);
         make_room(&mut entries, now);
         let (done, reading) = watch::channel(());
         let (value, failure) = former.map_or((None, None), |entry| (entry.value, entry.failure));
-        let entry = Entry { beside: beside.to_owned(), value, failure, until: now, reading: Some(reading.clone()) };
+        let entry = Entry {
+            beside: beside.to_owned(),
+            value,
+            failure,
+            until: now,
+            reading: Some(reading.clone()),
+        };
         entries.insert(which.clone(), entry);
         drop(entries);
         let (secret, which, current) = (Arc::clone(secret), which.clone(), Arc::clone(current));
@@ -111,7 +139,9 @@ impl Others {
         // On the control plane and by itself: whoever asked may go away, and others wait for the same.
         control.spawn(async move {
             let ending = secret.ending.clone();
-            ending.run_until_cancelled(read(&secret, &which, &current)).await;
+            ending
+                .run_until_cancelled(read(&secret, &which, &current))
+                .await;
             drop(done);
         });
         Look::Read(reading)
@@ -120,9 +150,11 @@ impl Others {
     /// Forgets what was read beside another current value than this one, and the one before it once its time is over.
     pub(super) fn sweep(&self, current: Option<&str>, has_rotated_lately: bool) {
         let is_wanted = |which: &Which, entry: &Entry| {
-            Some(entry.beside.as_str()) == current && (has_rotated_lately || *which != Which::Previous)
+            Some(entry.beside.as_str()) == current
+                && (has_rotated_lately || *which != Which::Previous)
         };
-        self.lock().retain(|which, entry| entry.reading.is_some() || is_wanted(which, entry));
+        self.lock()
+            .retain(|which, entry| entry.reading.is_some() || is_wanted(which, entry));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Which, Entry>> {
@@ -138,18 +170,29 @@ enum Look {
 }
 
 fn crowded(secret: &Secret) -> Refused {
-    let message = format!("{}: too many other versions are asked for", secret.settings.source);
+    let message = format!(
+        "{}: too many other versions are asked for",
+        secret.settings.source
+    );
     Refused::Provider(SecretError::new(SecretFault::Throttled, message))
 }
 
 /// Drops the entry that is the first to be read anew anyway, if there are too many; never one that is being read.
 fn make_room(entries: &mut BTreeMap<Which, Entry>, now: Instant) {
-    let idle = |entries: &BTreeMap<Which, Entry>| entries.values().filter(|entry| entry.reading.is_none()).count();
+    let idle = |entries: &BTreeMap<Which, Entry>| {
+        entries
+            .values()
+            .filter(|entry| entry.reading.is_none())
+            .count()
+    };
     if idle(entries) >= KEPT {
         entries.retain(|_, entry| entry.reading.is_some() || now < entry.until);
     }
     if idle(entries) >= KEPT {
-        let oldest = entries.iter().filter(|(_, entry)| entry.reading.is_none()).min_by_key(|(_, entry)| entry.until);
+        let oldest = entries
+            .iter()
+            .filter(|(_, entry)| entry.reading.is_none())
+            .min_by_key(|(_, entry)| entry.until);
         if let Some(which) = oldest.map(|(which, _)| which.clone()) {
             entries.remove(&which);
         }
@@ -169,13 +212,23 @@ async fn read(secret: &Arc<Secret>, which: &Which, current: &Arc<Value>) {
     drop(turn);
     let keeping = &secret.settings.keeping;
     let mut entries = others.lock();
-    let Some(entry) = entries.get_mut(which).filter(|entry| entry.beside == current.version()) else { return };
+    let Some(entry) = entries
+        .get_mut(which)
+        .filter(|entry| entry.beside == current.version())
+    else {
+        return;
+    };
     entry.reading = None;
     match result {
         Ok(value) => {
             entry.value = Some(value);
             entry.failure = None;
-            entry.until = now + if matches!(which, Which::Version(_)) { keeping.refresh } else { keeping.refresh.min(BRIEFLY) };
+            entry.until = now
+                + if matches!(which, Which::Version(_)) {
+                    keeping.refresh
+                } else {
+                    keeping.refresh.min(BRIEFLY)
+                };
         }
         Err(error) => {
             let since = entry.failure.take().map_or(now, |(_, since)| since);
@@ -185,17 +238,36 @@ async fn read(secret: &Arc<Secret>, which: &Which, current: &Arc<Value>) {
     }
 }
 
-async fn fetch(secret: &Arc<Secret>, which: &Which, current: &Value) -> Result<Arc<Value>, SecretError> {
+async fn fetch(
+    secret: &Arc<Secret>,
+    which: &Which,
+    current: &Value,
+) -> Result<Arc<Value>, SecretError> {
     let (shared, source) = (&secret.shared, &secret.settings.source);
     let limit = shared.read_timeout;
-    let held = Some(Held { version: current.version(), bytes: current.bytes() });
-    let result = match backend::within(limit, secret.provider.fetch(which, held, shared.settings.value_bytes)).await {
+    let held = Some(Held {
+        version: current.version(),
+        bytes: current.bytes(),
+    });
+    let result = match backend::within(
+        limit,
+        secret
+            .provider
+            .fetch(which, held, shared.settings.value_bytes),
+    )
+    .await
+    {
         Ok(Ok(Answer::Value(fetched))) => Ok(secret.adopt(fetched)),
-        Ok(Ok(Answer::Unchanged)) => Err(SecretError::new(SecretFault::Unavailable, format!("{source}: it gave no value"))),
+        Ok(Ok(Answer::Unchanged)) => Err(SecretError::new(
+            SecretFault::Unavailable,
+            format!("{source}: it gave no value"),
+        )),
         Ok(Err(error)) => Err(error),
         Err(late) => Err(super::late(source, limit, late)),
     };
-    let label = result.as_ref().map_or_else(|error: &SecretError| error.fault.as_str(), |_| "ok");
+    let label = result
+        .as_ref()
+        .map_or_else(|error: &SecretError| error.fault.as_str(), |_| "ok");
     secret.fetched(Trigger::Demand, label);
     if let Err(error) = &result {
         // At a bounded rate, as the reads are. That there is no such value is the caller's affair.

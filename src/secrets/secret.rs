@@ -82,7 +82,11 @@ pub struct Served {
 impl Served {
     /// A value that isn't the current one.
     pub(super) fn other(value: &Arc<Value>, stage: Stage, stale: Option<Duration>) -> Self {
-        Self { value: Arc::clone(value), stage, stale }
+        Self {
+            value: Arc::clone(value),
+            stage,
+            stale,
+        }
     }
 
     /// Whether this is what most ask for, whose answer is kept.
@@ -208,7 +212,9 @@ impl Secret {
 
     async fn get_slowly(self: &Arc<Self>, ask: &Ask) -> Result<Served, Refused> {
         let is_answered = self.refreshed(&ask.demand).await;
-        let Some(state) = self.state.load_full() else { return Err(Refused::Provider(self.silent())) };
+        let Some(state) = self.state.load_full() else {
+            return Err(Refused::Provider(self.silent()));
+        };
         match &ask.which {
             Which::Current => {
                 let mut served = self.current(&state)?;
@@ -216,14 +222,21 @@ impl Secret {
                     // Its provider was to be asked first, and hasn't answered yet.
                     let confirmed_at = state.current.as_ref().map(|current| current.confirmed_at);
                     let age = confirmed_at.map(|at| self.shared.clock.now().duration_since(at));
-                    served.stale = Some(age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default());
+                    served.stale = Some(
+                        age.and_then(|age| Duration::try_from(age).ok())
+                            .unwrap_or_default(),
+                    );
                 }
                 match &ask.demand {
-                    Demand::AtLeast(least) if !satisfies(served.value.version(), least) => Err(match &state.failure {
-                        Some(failed) => Refused::Provider(failed.error.clone()),
-                        None if !is_answered => Refused::Provider(self.silent()),
-                        None => Refused::TooOld { version: served.value.version().to_owned() },
-                    }),
+                    Demand::AtLeast(least) if !satisfies(served.value.version(), least) => {
+                        Err(match &state.failure {
+                            Some(failed) => Refused::Provider(failed.error.clone()),
+                            None if !is_answered => Refused::Provider(self.silent()),
+                            None => Refused::TooOld {
+                                version: served.value.version().to_owned(),
+                            },
+                        })
+                    }
                     _ => Ok(served),
                 }
             }
@@ -233,20 +246,33 @@ impl Secret {
                 match self.previous(&state) {
                     Some(previous) => Ok(previous),
                     None if self.has_rotated_lately(&current.value) => {
-                        self.others.get(self, &ask.which, &current, Stage::Previous).await
+                        self.others
+                            .get(self, &ask.which, &current, Stage::Previous)
+                            .await
                     }
                     None => Err(Refused::Over),
                 }
             }
-            Which::Pending => self.others.get(self, &ask.which, &self.current(&state)?, Stage::Pending).await,
+            Which::Pending => {
+                self.others
+                    .get(self, &ask.which, &self.current(&state)?, Stage::Pending)
+                    .await
+            }
             Which::Version(version) => {
                 let current = self.current(&state)?;
                 if current.value.version() == version {
                     return Ok(current);
                 }
-                match self.previous(&state).filter(|previous| previous.value.version() == version) {
+                match self
+                    .previous(&state)
+                    .filter(|previous| previous.value.version() == version)
+                {
                     Some(previous) => Ok(previous),
-                    None => self.others.get(self, &ask.which, &current, Stage::Other).await,
+                    None => {
+                        self.others
+                            .get(self, &ask.which, &current, Stage::Other)
+                            .await
+                    }
                 }
             }
         }
@@ -259,12 +285,18 @@ impl Secret {
             let held = state.as_ref().and_then(|state| state.current.as_ref());
             match (held, demand) {
                 (Some(_), Demand::Kept) => return true,
-                (Some(current), Demand::AtLeast(least)) if satisfies(current.value.version(), least) => return true,
+                (Some(current), Demand::AtLeast(least))
+                    if satisfies(current.value.version(), least) =>
+                {
+                    return true;
+                }
                 (Some(_), _) => true,
                 (None, _) => {
                     // What a provider just refused it refuses again.
                     let failed = state.as_ref().and_then(|state| state.failure.as_ref());
-                    if failed.is_some_and(|failed| failed.instant.elapsed() < self.shared.settings.miss_ttl) {
+                    if failed.is_some_and(|failed| {
+                        failed.instant.elapsed() < self.shared.settings.miss_ttl
+                    }) {
                         return true;
                     }
                     *demand != Demand::Kept
@@ -274,23 +306,47 @@ impl Secret {
         let mut attempts = self.attempts.subscribe();
         let Attempts { begun, ended } = *attempts.borrow_and_update();
         // An attempt that has begun already may have read before the change that this caller knows of.
-        let wanted = if begun > ended && !wants_newer { begun } else { begun + 1 };
+        let wanted = if begun > ended && !wants_newer {
+            begun
+        } else {
+            begun + 1
+        };
         if wanted > begun {
             // A full queue means that an attempt is due anyway.
             let _ = self.requests.try_send(Trigger::Demand);
         }
         let patience = self.shared.read_timeout + self.shared.settings.force_interval;
-        timeout(patience, attempts.wait_for(|attempts| attempts.ended >= wanted)).await.is_ok()
+        timeout(
+            patience,
+            attempts.wait_for(|attempts| attempts.ended >= wanted),
+        )
+        .await
+        .is_ok()
     }
 
     /// The current value of a state, unless its provider said that there is none, or was silent for too long.
     fn current(&self, state: &State) -> Result<Served, Refused> {
         let Some(current) = &state.current else {
-            return Err(Refused::Provider(state.failure.as_ref().map_or_else(|| self.silent(), |failed| failed.error.clone())));
+            return Err(Refused::Provider(
+                state
+                    .failure
+                    .as_ref()
+                    .map_or_else(|| self.silent(), |failed| failed.error.clone()),
+            ));
         };
         if current.valid_until.is_some_and(|end| Instant::now() >= end) {
-            let ended = || SecretError::new(SecretFault::Unavailable, format!("{}: the lease ended", self.settings.source));
-            return Err(Refused::Provider(state.failure.as_ref().map_or_else(ended, |failed| failed.error.clone())));
+            let ended = || {
+                SecretError::new(
+                    SecretFault::Unavailable,
+                    format!("{}: the lease ended", self.settings.source),
+                )
+            };
+            return Err(Refused::Provider(
+                state
+                    .failure
+                    .as_ref()
+                    .map_or_else(ended, |failed| failed.error.clone()),
+            ));
         }
         let stale = match &state.failure {
             None => None,
@@ -302,22 +358,34 @@ impl Secret {
                 Some(age)
             }
         };
-        Ok(Served { value: Arc::clone(&current.value), stage: Stage::Current, stale })
+        Ok(Served {
+            value: Arc::clone(&current.value),
+            stage: Stage::Current,
+            stale,
+        })
     }
 
     fn previous(&self, state: &State) -> Option<Served> {
-        let previous = state.previous.as_ref().filter(|previous| Instant::now() < previous.until)?;
+        let previous = state
+            .previous
+            .as_ref()
+            .filter(|previous| Instant::now() < previous.until)?;
         Some(Served::other(&previous.value, Stage::Previous, None))
     }
 
     /// Whether the value before the current one would still be handed out, had this sidecar seen the rotation.
     fn has_rotated_lately(&self, current: &Value) -> bool {
-        let until = current.created_at().and_then(|made| made.checked_add(self.settings.keeping.previous_ttl).ok());
+        let until = current
+            .created_at()
+            .and_then(|made| made.checked_add(self.settings.keeping.previous_ttl).ok());
         until.is_some_and(|until| self.shared.clock.now() < until)
     }
 
     fn silent(&self) -> SecretError {
-        let message = format!("{}: no answer within {:?}", self.settings.source, self.shared.read_timeout);
+        let message = format!(
+            "{}: no answer within {:?}",
+            self.settings.source, self.shared.read_timeout
+        );
         SecretError::new(SecretFault::Unavailable, message)
     }
 
@@ -341,18 +409,26 @@ impl Secret {
     pub fn standing(&self) -> Standing {
         let state = self.state.load();
         let state = state.as_deref();
-        let current = state.and_then(|state| state.current.as_ref()).map(|current| InForce {
-            version: current.value.version().to_owned(),
-            created_at: current.value.created_at(),
-            since: current.since,
-            confirmed_at: current.confirmed_at,
-        });
-        let previous = state.and_then(|state| state.previous.as_ref()).filter(|previous| Instant::now() < previous.until);
-        let lease_end = state.and_then(|state| state.current.as_ref()).and_then(|current| current.valid_until);
+        let current = state
+            .and_then(|state| state.current.as_ref())
+            .map(|current| InForce {
+                version: current.value.version().to_owned(),
+                created_at: current.value.created_at(),
+                since: current.since,
+                confirmed_at: current.confirmed_at,
+            });
+        let previous = state
+            .and_then(|state| state.previous.as_ref())
+            .filter(|previous| Instant::now() < previous.until);
+        let lease_end = state
+            .and_then(|state| state.current.as_ref())
+            .and_then(|current| current.valid_until);
         Standing {
             current,
             previous: previous.map(|previous| previous.value.version().to_owned()),
-            failure: state.and_then(|state| state.failure.as_ref()).map(|failed| (failed.at, failed.error.clone())),
+            failure: state
+                .and_then(|state| state.failure.as_ref())
+                .map(|failed| (failed.at, failed.error.clone())),
             lease_remaining: lease_end.map(|end| end.saturating_duration_since(Instant::now())),
         }
     }
@@ -369,13 +445,23 @@ impl Secret {
     /// Takes up a value that was fetched; the count of a version that was known goes on.
     pub(super) fn adopt(&self, fetched: crate::backend::Fetched) -> Arc<Value> {
         let mut usages = self.lock_usages();
-        let known = usages.iter().find(|usage| usage.version() == fetched.version).cloned();
+        let known = usages
+            .iter()
+            .find(|usage| usage.version() == fetched.version)
+            .cloned();
         let is_new = known.is_none();
         let fingerprint = self.shared.fingerprints.name(&fetched.bytes);
-        let value = Arc::new(Value::new(fetched, self.shared.clock.now(), &fingerprint, known));
+        let value = Arc::new(Value::new(
+            fetched,
+            self.shared.clock.now(),
+            &fingerprint,
+            known,
+        ));
         if is_new {
             // Never that of a value that may still be handed out.
-            let oldest = usages.iter().position(|usage| Arc::strong_count(usage) == 1);
+            let oldest = usages
+                .iter()
+                .position(|usage| Arc::strong_count(usage) == 1);
             if usages.len() >= USAGES
                 && let Some(oldest) = oldest
             {
@@ -393,8 +479,13 @@ impl Secret {
 
     /// Counts a read at the provider. A name under a `*` that never had a value counts among all such.
     pub(super) fn fetched(&self, trigger: Trigger, result: &str) {
-        let name = if self.has_series() { self.name().as_str() } else { "" };
-        self.meters.fetched(&self.shared.registry, name, trigger, result);
+        let name = if self.has_series() {
+            self.name().as_str()
+        } else {
+            ""
+        };
+        self.meters
+            .fetched(&self.shared.registry, name, trigger, result);
     }
 
     /// Whether it ever had a value here.
@@ -405,15 +496,25 @@ impl Secret {
     /// Whether it leads to nothing and nobody waits for it.
     pub(super) fn is_idle(&self) -> bool {
         let Attempts { begun, ended } = *self.attempts.borrow();
-        begun > 0 && begun == ended && self.state.load().as_ref().is_none_or(|state| state.current.is_none())
+        begun > 0
+            && begun == ended
+            && self
+                .state
+                .load()
+                .as_ref()
+                .is_none_or(|state| state.current.is_none())
     }
 
     /// Forgets values that stood beside another current one, or whose time is over.
     pub(super) fn sweep_others(&self) {
         let state = self.state.load_full();
         let current = state.as_ref().and_then(|state| state.current.as_ref());
-        let has_rotated_lately = current.is_some_and(|current| self.has_rotated_lately(&current.value));
-        self.others.sweep(current.map(|current| current.value.version()), has_rotated_lately);
+        let has_rotated_lately =
+            current.is_some_and(|current| self.has_rotated_lately(&current.value));
+        self.others.sweep(
+            current.map(|current| current.value.version()),
+            has_rotated_lately,
+        );
     }
 
     pub(super) fn state(&self) -> Option<Arc<State>> {
@@ -429,7 +530,8 @@ impl Secret {
     }
 
     pub(super) fn end_attempt(&self) {
-        self.attempts.send_modify(|attempts| attempts.ended = attempts.begun);
+        self.attempts
+            .send_modify(|attempts| attempts.ended = attempts.begun);
     }
 
     /// Tells of every attempt that ended.
@@ -445,7 +547,10 @@ pub(super) fn number(version: &str) -> Option<u64> {
 
 /// Whether a version will do for who wants `least`: the same or, of numbers, a greater one.
 fn satisfies(version: &str, least: &str) -> bool {
-    version == least || number(version).zip(number(least)).is_some_and(|(version, least)| version >= least)
+    version == least
+        || number(version)
+            .zip(number(least))
+            .is_some_and(|(version, least)| version >= least)
 }
 
 #[cfg(test)]
@@ -454,7 +559,12 @@ mod tests {
 
     #[test]
     fn numbers_have_an_order_and_ids_have_none() {
-        assert!(satisfies("7", "7") && satisfies("2~", "2") && satisfies("10", "9") && !satisfies("9", "10"));
+        assert!(
+            satisfies("7", "7")
+                && satisfies("2~", "2")
+                && satisfies("10", "9")
+                && !satisfies("9", "10")
+        );
         assert!(satisfies("b", "b") && !satisfies("b", "a"));
     }
 }

@@ -15,7 +15,9 @@ use super::{
     value::{Current, Failed, Previous, State},
 };
 use crate::{
-    backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which},
+    backend::{
+        self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which,
+    },
     clock::{backoff, spread},
 };
 
@@ -60,7 +62,11 @@ struct Running {
 impl Running {
     fn new(lease: Arc<dyn Lease>, read: Instant) -> Self {
         let life = lease.duration().min(FAR);
-        Self { lease, life, end: read + life }
+        Self {
+            lease,
+            life,
+            end: read + life,
+        }
     }
 
     fn remaining(&self) -> Duration {
@@ -112,7 +118,9 @@ impl Refresher {
         }
         if may_lease {
             let leases = self.retired.drain(..).map(|(_, lease)| lease);
-            let leases: Vec<_> = leases.chain(self.lease.take().map(|running| running.lease)).collect();
+            let leases: Vec<_> = leases
+                .chain(self.lease.take().map(|running| running.lease))
+                .collect();
             for lease in leases {
                 Self::revoke(&self.secret, &*lease).await;
             }
@@ -145,27 +153,45 @@ impl Refresher {
 
     fn next_retirement(&self) -> Instant {
         let state = self.secret.state();
-        let previous = state.as_ref().and_then(|state| state.previous.as_ref()).map(|previous| previous.until);
+        let previous = state
+            .as_ref()
+            .and_then(|state| state.previous.as_ref())
+            .map(|previous| previous.until);
         let leases = self.retired.iter().map(|(at, _)| *at);
-        leases.chain(previous).min().unwrap_or_else(|| Instant::now() + FAR)
+        leases
+            .chain(previous)
+            .min()
+            .unwrap_or_else(|| Instant::now() + FAR)
     }
 
     async fn retire(&mut self) {
         let now = Instant::now();
         if let Some(state) = self.secret.state()
-            && state.previous.as_ref().is_some_and(|previous| previous.until <= now)
+            && state
+                .previous
+                .as_ref()
+                .is_some_and(|previous| previous.until <= now)
         {
-            self.secret.publish(State { current: state.current.clone(), previous: None, failure: state.failure.clone() });
+            self.secret.publish(State {
+                current: state.current.clone(),
+                previous: None,
+                failure: state.failure.clone(),
+            });
             if let Some(current) = &state.current {
                 let version = Some(current.value.version().to_owned());
                 // Nobody may be listening.
-                let _ = self.secret.shared.changes.send(Change { secret: self.secret.name().clone(), version, previous: None });
+                let _ = self.secret.shared.changes.send(Change {
+                    secret: self.secret.name().clone(),
+                    version,
+                    previous: None,
+                });
             }
         }
         // Each is forgotten only once it is given back: the end may come in between.
         while let Some((at, lease)) = self.retired.iter().find(|(at, _)| *at <= now).cloned() {
             Self::revoke(&self.secret, &*lease).await;
-            self.retired.retain(|(other, kept)| *other != at || !Arc::ptr_eq(kept, &lease));
+            self.retired
+                .retain(|(other, kept)| *other != at || !Arc::ptr_eq(kept, &lease));
         }
     }
 
@@ -179,7 +205,9 @@ impl Refresher {
         };
         match result {
             Ok(()) => info!(secret = %name, "a lease was given back"),
-            Err(error) => warn!(secret = %name, "a lease can't be given back and ends by itself: {error}"),
+            Err(error) => {
+                warn!(secret = %name, "a lease can't be given back and ends by itself: {error}")
+            }
         }
     }
 
@@ -200,7 +228,11 @@ impl Refresher {
         }
         // After what it brought: the first value gives a name its series.
         self.secret.fetched(trigger, label);
-        self.failures = if is_good { 0 } else { self.failures.saturating_add(1) };
+        self.failures = if is_good {
+            0
+        } else {
+            self.failures.saturating_add(1)
+        };
         self.schedule(is_good);
         self.demand_allowed = Instant::now() + self.secret.shared.settings.force_interval;
         self.secret.sweep_others();
@@ -216,8 +248,15 @@ impl Refresher {
                 secret.request(Trigger::File);
             }
         });
-        let (limit, source) = (self.secret.shared.read_timeout, &self.secret.settings.source);
-        let watch = backend::within(limit, self.secret.provider.watch(self.watch.take(), changed)).await;
+        let (limit, source) = (
+            self.secret.shared.read_timeout,
+            &self.secret.settings.source,
+        );
+        let watch = backend::within(
+            limit,
+            self.secret.provider.watch(self.watch.take(), changed),
+        )
+        .await;
         match watch.unwrap_or_else(|late| Err(super::late(source, limit, late))) {
             Ok(guard) => {
                 self.watch = guard;
@@ -237,8 +276,12 @@ impl Refresher {
         let source = &self.secret.settings.source;
         let limit = shared.read_timeout;
         let is_new = !self.secret.has_series();
-        let Ok(_turn) = shared.reads(source, is_new).acquire_owned().await else { unreachable!("nobody closes this semaphore") };
-        let is_due = self.end.is_some_and(|(_, end)| Instant::now() + self.lead() >= end);
+        let Ok(_turn) = shared.reads(source, is_new).acquire_owned().await else {
+            unreachable!("nobody closes this semaphore")
+        };
+        let is_due = self
+            .end
+            .is_some_and(|(_, end)| Instant::now() + self.lead() >= end);
         // Credentials that are to be replaced are renewed all the same: both work for a while, and the old ones while there are no new ones.
         if let Some(running) = self.lease.as_mut() {
             let asked = Instant::now();
@@ -255,20 +298,37 @@ impl Refresher {
                     running.end = asked;
                 }
                 Ok(Err(error)) if !is_due && !running.nears_its_end() => return Err(error),
-                Err(late) if !is_due && !running.nears_its_end() => return Err(super::late(source, limit, late)),
+                Err(late) if !is_due && !running.nears_its_end() => {
+                    return Err(super::late(source, limit, late));
+                }
                 // New credentials may be had where the old ones can't be kept.
                 Ok(Err(_)) | Err(_) => {}
             }
         }
         let state = self.secret.state();
         let current = state.as_ref().and_then(|state| state.current.as_ref());
-        let held = current.map(|current| Held { version: current.value.version(), bytes: current.value.bytes() });
-        match backend::within(limit, self.secret.provider.fetch(&Which::Current, held, shared.settings.value_bytes)).await {
+        let held = current.map(|current| Held {
+            version: current.value.version(),
+            bytes: current.value.bytes(),
+        });
+        match backend::within(
+            limit,
+            self.secret
+                .provider
+                .fetch(&Which::Current, held, shared.settings.value_bytes),
+        )
+        .await
+        {
             Ok(Ok(Answer::Unchanged)) => Ok(Outcome::Unchanged),
             Ok(Ok(Answer::Value(fetched))) => {
-                let is_same = held.is_some_and(|held| held.version == fetched.version && *held.bytes == **fetched.bytes);
+                let is_same = held.is_some_and(|held| {
+                    held.version == fetched.version && *held.bytes == **fetched.bytes
+                });
                 if is_same && fetched.lease.is_none() {
-                    self.end = self.end_of(fetched.expires_at, fetched.created_at.or(current.map(|current| current.since)));
+                    self.end = self.end_of(
+                        fetched.expires_at,
+                        fetched.created_at.or(current.map(|current| current.since)),
+                    );
                     return Ok(Outcome::Unchanged);
                 }
                 self.doubt(held, &fetched)?;
@@ -284,26 +344,45 @@ impl Refresher {
     /// # Errors
     /// It is doubted.
     fn doubt(&mut self, held: Option<Held<'_>>, fetched: &Fetched) -> Result<(), SecretError> {
-        let numbers = held.and_then(|held| number(held.version)).zip(number(&fetched.version));
-        if numbers.is_none_or(|(held, fetched)| fetched >= held) || self.doubted.as_ref() == Some(&fetched.version) {
+        let numbers = held
+            .and_then(|held| number(held.version))
+            .zip(number(&fetched.version));
+        if numbers.is_none_or(|(held, fetched)| fetched >= held)
+            || self.doubted.as_ref() == Some(&fetched.version)
+        {
             self.doubted = None;
             return Ok(());
         }
         self.doubted = Some(fetched.version.clone());
         let source = &self.secret.settings.source;
-        let message = format!("{source}: its provider gave version {} after a later one; asking once more", fetched.version);
+        let message = format!(
+            "{source}: its provider gave version {} after a later one; asking once more",
+            fetched.version
+        );
         Err(SecretError::new(SecretFault::Unavailable, message))
     }
 
     /// The provider says that the current value still is the one.
     fn confirm(&mut self) {
-        let Some(state) = self.secret.state() else { return };
+        let Some(state) = self.secret.state() else {
+            return;
+        };
         self.is_missing = false;
         self.report_recovery(&state);
-        let (previous, valid_until) = (state.previous.clone(), self.lease.as_ref().map(|running| running.end));
-        let current =
-            state.current.clone().map(|current| Current { confirmed_at: self.secret.shared.clock.now(), valid_until, ..current });
-        self.secret.publish(State { current, previous, failure: None });
+        let (previous, valid_until) = (
+            state.previous.clone(),
+            self.lease.as_ref().map(|running| running.end),
+        );
+        let current = state.current.clone().map(|current| Current {
+            confirmed_at: self.secret.shared.clock.now(),
+            valid_until,
+            ..current
+        });
+        self.secret.publish(State {
+            current,
+            previous,
+            failure: None,
+        });
     }
 
     fn install(&mut self, fetched: Fetched, trigger: Trigger) {
@@ -323,25 +402,54 @@ impl Refresher {
                 self.retired.push((until, old.lease));
             }
         }
-        self.end = self.end_of(fetched.expires_at, fetched.created_at.filter(|_| fetched.lease.is_none()));
+        self.end = self.end_of(
+            fetched.expires_at,
+            fetched.created_at.filter(|_| fetched.lease.is_none()),
+        );
         // One without a length is none: nothing could be done about its end.
-        self.lease = fetched.lease.clone().filter(|lease| !lease.duration().is_zero()).map(|lease| Running::new(lease, now));
-        let previous = before.as_ref().filter(|_| until > now).map(|before| Previous { value: Arc::clone(&before.value), until });
+        self.lease = fetched
+            .lease
+            .clone()
+            .filter(|lease| !lease.duration().is_zero())
+            .map(|lease| Running::new(lease, now));
+        let previous = before
+            .as_ref()
+            .filter(|_| until > now)
+            .map(|before| Previous {
+                value: Arc::clone(&before.value),
+                until,
+            });
         let value = self.secret.adopt(fetched);
         let (name, version) = (self.secret.name().clone(), value.version().to_owned());
-        let version_before = before.as_ref().map(|before| before.value.version().to_owned());
+        let version_before = before
+            .as_ref()
+            .map(|before| before.value.version().to_owned());
         let since = value.created_at().unwrap_or(at);
         let valid_until = self.lease.as_ref().map(|running| running.end);
-        let current = Current { value, since, confirmed_at: at, valid_until };
+        let current = Current {
+            value,
+            since,
+            confirmed_at: at,
+            valid_until,
+        };
         let change = Change {
             secret: name.clone(),
             version: Some(version.clone()),
-            previous: previous.as_ref().map(|previous| previous.value.version().to_owned()),
+            previous: previous
+                .as_ref()
+                .map(|previous| previous.value.version().to_owned()),
         };
-        self.secret.publish(State { current: Some(current), previous, failure: None });
+        self.secret.publish(State {
+            current: Some(current),
+            previous,
+            failure: None,
+        });
         info!(secret = %name, %version, before = version_before, trigger = trigger.as_str(), "secret in force");
         self.secret.shared.audit.record("secret.in_force", |event| {
-            event.with("secret", name.as_str()).with("version", version).with("version_before", version_before)
+            event
+                .with("secret", name.as_str())
+                .with("version", version)
+                .with("version_before", version_before)
         });
         // Nobody may be listening.
         let _ = self.secret.shared.changes.send(change);
@@ -350,8 +458,9 @@ impl Refresher {
     fn fail(&mut self, error: SecretError, trigger: Trigger) {
         let state = self.secret.state();
         let name = self.secret.name();
-        let (mut current, mut previous) =
-            state.as_ref().map_or((None, None), |state| (state.current.clone(), state.previous.clone()));
+        let (mut current, mut previous) = state.as_ref().map_or((None, None), |state| {
+            (state.current.clone(), state.previous.clone())
+        });
         if let (Some(current), Some(running)) = (&mut current, &self.lease) {
             current.valid_until = Some(running.end);
         }
@@ -369,19 +478,41 @@ impl Refresher {
         let is_of_a_new_kind = before.is_none_or(|before| before.error.fault != error.fault);
         if is_news || is_deleted {
             let serving = current.as_ref().map(|current| current.value.version());
-            let what = if is_deleted { "secret deleted" } else { "secret" };
+            let what = if is_deleted {
+                "secret deleted"
+            } else {
+                "secret"
+            };
             warn!(secret = %name, trigger = trigger.as_str(), fault = error.fault.as_str(), serving, "{what}: {error}");
         }
         let since = before.map_or(now, |before| before.since);
-        let failure = Some(Failed { error: error.clone(), at: self.secret.shared.clock.now(), instant: now, since });
-        self.secret.publish(State { current, previous, failure });
+        let failure = Some(Failed {
+            error: error.clone(),
+            at: self.secret.shared.clock.now(),
+            instant: now,
+            since,
+        });
+        self.secret.publish(State {
+            current,
+            previous,
+            failure,
+        });
         if is_deleted {
             self.end = None;
-            self.secret.shared.audit.record("secret.deleted", |event| event.with("secret", name.as_str()));
-            let _ = self.secret.shared.changes.send(Change { secret: name.clone(), version: None, previous: None });
+            self.secret.shared.audit.record("secret.deleted", |event| {
+                event.with("secret", name.as_str())
+            });
+            let _ = self.secret.shared.changes.send(Change {
+                secret: name.clone(),
+                version: None,
+                previous: None,
+            });
         } else if is_of_a_new_kind {
             self.secret.shared.audit.record("secret.failed", |event| {
-                event.with("secret", name.as_str()).with("fault", error.fault.as_str()).with("reason", error.to_string())
+                event
+                    .with("secret", name.as_str())
+                    .with("fault", error.fault.as_str())
+                    .with("reason", error.to_string())
             });
         }
     }
@@ -393,19 +524,40 @@ impl Refresher {
     }
 
     /// When a value's time is over: its provider says so, or the age that the config knows.
-    fn end_of(&self, expires_at: Option<Timestamp>, created_at: Option<Timestamp>) -> Option<(Timestamp, Instant)> {
+    fn end_of(
+        &self,
+        expires_at: Option<Timestamp>,
+        created_at: Option<Timestamp>,
+    ) -> Option<(Timestamp, Instant)> {
         let now = self.secret.shared.clock.now();
-        let rotated = self.secret.settings.keeping.rotate_after.and_then(|age| created_at.unwrap_or(now).checked_add(age).ok());
+        let rotated = self
+            .secret
+            .settings
+            .keeping
+            .rotate_after
+            .and_then(|age| created_at.unwrap_or(now).checked_add(age).ok());
         let at = expires_at.into_iter().chain(rotated).min()?;
         // What is known already stays where it was, whatever was done to the clock since.
         let known = self.end.filter(|(known, _)| *known == at);
-        let from_here = || (at, Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or_default().min(FAR));
+        let from_here = || {
+            (
+                at,
+                Instant::now()
+                    + Duration::try_from(at.duration_since(now))
+                        .unwrap_or_default()
+                        .min(FAR),
+            )
+        };
         Some(known.unwrap_or_else(from_here))
     }
 
     /// How long before its end a successor is looked for.
     fn lead(&self) -> Duration {
-        self.secret.settings.keeping.rotate_after.map_or(LEAD, |age| (age / 10).min(LEAD))
+        self.secret
+            .settings
+            .keeping
+            .rotate_after
+            .map_or(LEAD, |age| (age / 10).min(LEAD))
     }
 
     fn schedule(&mut self, is_good: bool) {
@@ -414,7 +566,14 @@ impl Refresher {
         let mut next = if is_good {
             (Trigger::Poll, now + spread(keeping.refresh))
         } else {
-            (Trigger::Retry, now + spread(backoff(FIRST_BACKOFF, self.failures, self.secret.shared.max_backoff)))
+            (
+                Trigger::Retry,
+                now + spread(backoff(
+                    FIRST_BACKOFF,
+                    self.failures,
+                    self.secret.shared.max_backoff,
+                )),
+            )
         };
         if !is_good && !self.secret.has_series() {
             // A name that leads to nothing is asked for again when somebody asks for it.
@@ -422,7 +581,11 @@ impl Refresher {
         }
         if is_good && let Some(running) = &self.lease {
             // Between half and two thirds of what is left.
-            let due = now + running.remaining().mul_f64(0.5 + fastrand::f64() / 6.0).max(LEAST_PAUSE);
+            let due = now
+                + running
+                    .remaining()
+                    .mul_f64(0.5 + fastrand::f64() / 6.0)
+                    .max(LEAST_PAUSE);
             next = earlier(next, (Trigger::Lease, due));
         }
         if is_good && let Some((_, end)) = self.end {

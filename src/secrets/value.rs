@@ -43,10 +43,18 @@ impl Labels {
     /// value, as a file's time does; the fingerprint tells them apart and tells nobody else anything.
     fn new(version: &str, fingerprint: &[u8; 16]) -> Self {
         // A provider's word for a version is visible ASCII.
-        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
-        let fingerprint: String = fingerprint[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let value =
+            |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
+        let fingerprint: String = fingerprint[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let tag = |form: &str| value(format!("W/\"{version}.{fingerprint}{form}\""));
-        Self { version: value(version.to_owned()), json: tag("j"), octets: tag("b") }
+        Self {
+            version: value(version.to_owned()),
+            json: tag("j"),
+            octets: tag("b"),
+        }
     }
 }
 
@@ -60,7 +68,11 @@ pub struct Usage {
 
 impl Usage {
     fn new(version: &str) -> Arc<Self> {
-        Arc::new(Self { version: version.to_owned(), count: AtomicU64::new(0), last: AtomicI64::new(i64::MIN) })
+        Arc::new(Self {
+            version: version.to_owned(),
+            count: AtomicU64::new(0),
+            last: AtomicI64::new(i64::MIN),
+        })
     }
 
     /// The version.
@@ -90,7 +102,12 @@ pub enum NoField {
 
 impl Value {
     /// `usage` goes on counting for a version that was known before.
-    pub(super) fn new(fetched: Fetched, fetched_at: Timestamp, fingerprint: &[u8; 16], usage: Option<Arc<Usage>>) -> Self {
+    pub(super) fn new(
+        fetched: Fetched,
+        fetched_at: Timestamp,
+        fingerprint: &[u8; 16],
+        usage: Option<Arc<Usage>>,
+    ) -> Self {
         let usage = usage.unwrap_or_else(|| Usage::new(&fetched.version));
         Self {
             bytes: Bytes::from_owner(fetched.bytes),
@@ -136,7 +153,9 @@ impl Value {
     /// Notes that it was handed out.
     pub fn used(&self, now: Timestamp) {
         self.usage.count.fetch_add(1, Ordering::Relaxed);
-        self.usage.last.fetch_max(now.as_millisecond(), Ordering::Relaxed);
+        self.usage
+            .last
+            .fetch_max(now.as_millisecond(), Ordering::Relaxed);
     }
 
     pub(super) fn usage(&self) -> &Arc<Usage> {
@@ -148,11 +167,15 @@ impl Value {
     /// # Errors
     /// [`NoField`]
     pub fn field(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, NoField> {
-        let members: HashMap<String, &RawValue> = serde_json::from_slice(&self.bytes).map_err(|_| NoField::NotAnObject)?;
+        let members: HashMap<String, &RawValue> =
+            serde_json::from_slice(&self.bytes).map_err(|_| NoField::NotAnObject)?;
         let member = members.get(name).ok_or(NoField::Missing)?.get();
         // A string; what isn't one stays what it is.
         let text: Option<String> = serde_json::from_str(member).ok();
-        Ok(Zeroizing::new(text.map_or_else(|| member.as_bytes().to_vec(), String::into_bytes)))
+        Ok(Zeroizing::new(text.map_or_else(
+            || member.as_bytes().to_vec(),
+            String::into_bytes,
+        )))
     }
 }
 
@@ -199,14 +222,24 @@ mod tests {
 
     fn value(text: &str) -> Value {
         let bytes = Zeroizing::new(text.as_bytes().to_vec());
-        let fetched = Fetched { bytes, version: "1".into(), created_at: None, expires_at: None, lease: None };
+        let fetched = Fetched {
+            bytes,
+            version: "1".into(),
+            created_at: None,
+            expires_at: None,
+            lease: None,
+        };
         Value::new(fetched, Timestamp::UNIX_EPOCH, &[0; 16], None)
     }
 
     #[test]
     fn a_field_is_a_strings_text_or_what_stands_there() {
         let value = value(r#"{"password":"a\"b\u00e9","port":5432,"tls":{"on":true},"none":null}"#);
-        let field = |name| value.field(name).map(|field| String::from_utf8(field.to_vec()).expect("text"));
+        let field = |name| {
+            value
+                .field(name)
+                .map(|field| String::from_utf8(field.to_vec()).expect("text"))
+        };
         assert_eq!(field("password").as_deref(), Ok("a\"b\u{e9}"));
         assert_eq!(field("port").as_deref(), Ok("5432"));
         assert_eq!(field("tls").as_deref(), Ok(r#"{"on":true}"#));
@@ -217,7 +250,11 @@ mod tests {
     #[test]
     fn only_an_object_has_fields() {
         for text in ["secret", "[1]", "{", ""] {
-            assert_eq!(value(text).field("a").err(), Some(NoField::NotAnObject), "{text}");
+            assert_eq!(
+                value(text).field("a").err(),
+                Some(NoField::NotAnObject),
+                "{text}"
+            );
         }
     }
 }

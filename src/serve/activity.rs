@@ -68,7 +68,12 @@ impl Busy {
             return bytes;
         }
         let epoch = activity.epoch.load(Ordering::Relaxed);
-        let untaken = Untaken { bytes, activity: Arc::clone(activity), is_piece: self.is_flow, epoch };
+        let untaken = Untaken {
+            bytes,
+            activity: Arc::clone(activity),
+            is_piece: self.is_flow,
+            epoch,
+        };
         untaken.count().fetch_add(1, Ordering::Relaxed);
         Bytes::from_owner(untaken)
     }
@@ -93,7 +98,11 @@ struct Untaken {
 
 impl Untaken {
     fn count(&self) -> &AtomicU32 {
-        let counts = if self.is_piece { &self.activity.untaken_pieces } else { &self.activity.untaken };
+        let counts = if self.is_piece {
+            &self.activity.untaken_pieces
+        } else {
+            &self.activity.untaken
+        };
         &counts[self.epoch]
     }
 }
@@ -115,8 +124,12 @@ impl Activity {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.is_reading.store(false, Ordering::Relaxed);
-        self.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
-        Busy { activity: Arc::clone(self), is_flow: false }
+        self.is_http2
+            .store(version == Version::HTTP_2, Ordering::Relaxed);
+        Busy {
+            activity: Arc::clone(self),
+            is_flow: false,
+        }
     }
 
     /// Notes what a request was told.
@@ -160,7 +173,11 @@ impl Activity {
         let tick = limits.header.min(limits.idle) / 4;
         let now = || {
             let moves = self.moves.load(Ordering::Relaxed);
-            (self.begun.load(Ordering::Relaxed), self.is_reading.load(Ordering::Relaxed), moves)
+            (
+                self.begun.load(Ordering::Relaxed),
+                self.is_reading.load(Ordering::Relaxed),
+                moves,
+            )
         };
         let (mut last, mut since) = (now(), Instant::now());
         loop {
@@ -173,7 +190,11 @@ impl Activity {
                 continue;
             }
             let is_waiting = self.is_welcome.load(Ordering::Relaxed) && !state.1;
-            let limit = if is_waiting || flowing > 0 { limits.idle } else { limits.header };
+            let limit = if is_waiting || flowing > 0 {
+                limits.idle
+            } else {
+                limits.header
+            };
             if since.elapsed() >= limit {
                 return;
             }
@@ -225,7 +246,11 @@ pub(super) struct Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
@@ -236,11 +261,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -97,40 +97,61 @@ impl Admission {
     pub(super) fn place(self: &Arc<Self>) -> Option<Place> {
         let hold = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => Hold::Taken(permit),
-            Err(_) if self.unwelcome.end_oldest() => queue(Arc::clone(&self.permits).acquire_owned()),
+            Err(_) if self.unwelcome.end_oldest() => {
+                queue(Arc::clone(&self.permits).acquire_owned())
+            }
             Err(_) => return None,
         };
         let activity = Arc::<Activity>::default();
         // At once, so that it can be found however long its task has to wait.
         let ticket = self.unwelcome.enter(&activity);
-        Some(Place { hold, activity, ticket, admission: Arc::clone(self) })
+        Some(Place {
+            hold,
+            activity,
+            ticket,
+            admission: Arc::clone(self),
+        })
     }
 
     /// Answers the first request of a connection that is one too many.
     pub(super) async fn refuse(&self, arrival: impl Arrival) {
-        let Ok(_permit) = self.refusals.try_acquire() else { return };
+        let Ok(_permit) = self.refusals.try_acquire() else {
+            return;
+        };
         let answer = service_fn(|_: Request<Incoming>| async {
             let problem = Problem::new(
                 Code::TooManyConnections,
                 "all of `limits.connections` are in use; keep connections open and reuse them",
             );
             let mut response = problem.retry_after(1).into_response().map(Full::new);
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
             Ok::<_, Infallible>(response)
         });
         let connection = async {
-            let Some((stream, _)) = arrival.establish().await else { return };
+            let Some((stream, _)) = arrival.establish().await else {
+                return;
+            };
             // However it ends, it was refused.
-            let _ = http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer).await;
+            let _ = http1::Builder::new()
+                .header_read_timeout(None)
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
         };
         let _ = timeout(REFUSAL_TIME, connection).await;
     }
 }
 
 /// Takes a number now, not when the task first runs, so that nobody who comes meanwhile is served before.
-fn queue(acquire: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + 'static) -> Hold {
+fn queue(
+    acquire: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + 'static,
+) -> Hold {
     let mut queued: Queued = Box::pin(acquire);
-    match queued.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    match queued
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
         Poll::Ready(Ok(permit)) => Hold::Taken(permit),
         Poll::Ready(Err(_)) => unreachable!("nobody closes the semaphore"),
         Poll::Pending => Hold::Queued(queued),
@@ -162,7 +183,12 @@ impl Unwelcome {
 
     fn end_oldest(&self) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = queue.iter().position(|(_, activity)| activity.is_dispensable()) else { return false };
+        let Some(at) = queue
+            .iter()
+            .position(|(_, activity)| activity.is_dispensable())
+        else {
+            return false;
+        };
         let gone = queue.remove(at);
         if let Some((_, activity)) = gone {
             activity.evict();

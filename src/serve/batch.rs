@@ -49,7 +49,15 @@ pub(super) struct Batch {
 
 impl Batch {
     /// The answer's pieces, and the version that encrypts if one does.
-    pub(super) fn perform(self) -> Result<(impl Stream<Item = Result<Bytes, Problem>> + Send, Option<u32>), Problem> {
+    pub(super) fn perform(
+        self,
+    ) -> Result<
+        (
+            impl Stream<Item = Result<Bytes, Problem>> + Send,
+            Option<u32>,
+        ),
+        Problem,
+    > {
         let session = Session::new(&self.keyring, self.clock.now())?;
         let encryptor = match self.operation {
             Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),
@@ -57,7 +65,17 @@ impl Batch {
         };
         let version = encryptor.as_ref().map(Encryptor::version);
         let snapshot = session.into_snapshot();
-        let Self { operation, keyring, meters, clock, audit, caller, aad, mut inflow, plaintext_limit } = self;
+        let Self {
+            operation,
+            keyring,
+            meters,
+            clock,
+            audit,
+            caller,
+            aad,
+            mut inflow,
+            plaintext_limit,
+        } = self;
         let pieces = try_stream! {
             let has_own_aad = match inflow.byte().await? {
                 Some(flags) if flags & !ITEMS_HAVE_AAD == 0 => flags == ITEMS_HAVE_AAD,
@@ -150,7 +168,10 @@ impl Worker<'_> {
     }
 
     /// Appends the answer to an item. What fails is the item alone; its code is given for the count, and for the audit log.
-    async fn answer(&mut self, item: Result<&[u8], Problem>) -> Result<Result<(), Failed>, Problem> {
+    async fn answer(
+        &mut self,
+        item: Result<&[u8], Problem>,
+    ) -> Result<Result<(), Failed>, Problem> {
         let start = self.out.len();
         self.out.extend_from_slice(&[0; LENGTH]);
         self.out.push(DONE);
@@ -179,7 +200,10 @@ impl Worker<'_> {
             return Err(too_long(self.item_limit));
         }
         if aad.len() > LONGEST_AAD {
-            return Err(Problem::new(Code::BodyTooLarge, format!("an item's AAD has at most {LONGEST_AAD} bytes")));
+            return Err(Problem::new(
+                Code::BodyTooLarge,
+                format!("an item's AAD has at most {LONGEST_AAD} bytes"),
+            ));
         }
         let from = self.out.len();
         if self.operation == Operation::Encrypt {
@@ -211,7 +235,10 @@ fn split_aad(frame: &[u8]) -> Result<(&[u8], &[u8]), Problem> {
 }
 
 fn too_long(limit: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("an item of such a batch has at most {limit} bytes"))
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("an item of such a batch has at most {limit} bytes"),
+    )
 }
 
 fn invalid(detail: &'static str) -> Problem {

@@ -69,7 +69,10 @@ pub(super) struct Share(Option<OwnedSemaphorePermit>);
 impl Share {
     /// The same as [`Self::keep_for`] of bytes that are zeroized when they are gone.
     pub(super) fn keep_zeroized(self, bytes: Zeroizing<Vec<u8>>) -> Bytes {
-        Bytes::from_owner(Counted { bytes, _permit: self.0 })
+        Bytes::from_owner(Counted {
+            bytes,
+            _permit: self.0,
+        })
     }
 
     /// Bytes that keep the share of their length until the last of them is gone, and give the rest back now.
@@ -78,7 +81,10 @@ impl Share {
             Some(mut permit) if bytes.len() > UNCOUNTED => {
                 let excess = permit.num_permits().saturating_sub(bytes.len());
                 drop(permit.split(excess));
-                Bytes::from_owner(Counted { bytes, _permit: Some(permit) })
+                Bytes::from_owner(Counted {
+                    bytes,
+                    _permit: Some(permit),
+                })
             }
             _ => Bytes::from(bytes),
         }
@@ -99,7 +105,12 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Counted<B> {
 impl BodyLimits {
     /// `memory` in bytes for all bodies together; the config keeps it below 2^30.
     pub(super) fn new(timeouts: &Timeouts, memory: usize) -> Self {
-        Self { time: timeouts.body, idle: timeouts.idle, memory: Arc::new(Semaphore::new(memory)), waiting: AtomicUsize::new(0) }
+        Self {
+            time: timeouts.body,
+            idle: timeouts.idle,
+            memory: Arc::new(Semaphore::new(memory)),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Reads a body, of which `first` has come already, behind what `buffer` makes for its length.
@@ -110,7 +121,11 @@ impl BodyLimits {
         form: Form,
         buffer: impl FnOnce(usize) -> Vec<u8>,
     ) -> Result<Read, Problem> {
-        let announced = body.remaining().map(|rest| usize::try_from(rest).unwrap_or(usize::MAX).saturating_add(first.len()));
+        let announced = body.remaining().map(|rest| {
+            usize::try_from(rest)
+                .unwrap_or(usize::MAX)
+                .saturating_add(first.len())
+        });
         if announced.is_some_and(|length| length > form.limit) {
             return Err(too_large(form.limit));
         }
@@ -120,16 +135,31 @@ impl BodyLimits {
 
     /// The first bytes of a body; none if it is empty.
     pub(super) async fn first(&self, body: &mut Arriving) -> Result<Bytes, Problem> {
-        self.within_time(async { Ok(body.next().await?.unwrap_or_default()) }).await
+        self.within_time(async { Ok(body.next().await?.unwrap_or_default()) })
+            .await
     }
 
     /// A body that is worked on while it comes, of which `first` has come already.
-    pub(super) async fn flow(self: &Arc<Self>, body: Arriving, first: Bytes) -> Result<Inflow, Problem> {
+    pub(super) async fn flow(
+        self: &Arc<Self>,
+        body: Arriving,
+        first: Bytes,
+    ) -> Result<Inflow, Problem> {
         let share = self.share(Limits::FLOW_COST).await?;
-        Ok(Inflow { body, first, pace: Pace::default(), limits: Arc::clone(self), received: Arc::default(), _share: share })
+        Ok(Inflow {
+            body,
+            first,
+            pace: Pace::default(),
+            limits: Arc::clone(self),
+            received: Arc::default(),
+            _share: share,
+        })
     }
 
-    async fn within_time<T>(&self, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    async fn within_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
         let mut work = pin!(work);
         // Most bodies come with their head, and cost no timer then.
         if let Poll::Ready(result) = poll!(work.as_mut()) {
@@ -137,7 +167,10 @@ impl BodyLimits {
         }
         match timeout(self.time, work).await {
             Ok(result) => result,
-            Err(_) => Err(late(format!("the body didn't arrive within {:?}", self.time))),
+            Err(_) => Err(late(format!(
+                "the body didn't arrive within {:?}",
+                self.time
+            ))),
         }
     }
 
@@ -164,14 +197,26 @@ impl BodyLimits {
             }
             bytes.extend_from_slice(&data);
             // Without a share, nobody waits for it.
-            came = if share.is_some() { pace.next(&mut body, self).await? } else { body.next().await? };
+            came = if share.is_some() {
+                pace.next(&mut body, self).await?
+            } else {
+                body.next().await?
+            };
         }
-        Ok(Read { length: bytes.len() - room, bytes, share: Share(share) })
+        Ok(Read {
+            length: bytes.len() - room,
+            bytes,
+            share: Share(share),
+        })
     }
 
     /// A share for an answer that no body led to.
     pub(super) async fn reserve(&self, bytes: usize) -> Result<Share, Problem> {
-        Ok(Share(if bytes <= UNCOUNTED { None } else { Some(self.share(bytes).await?) }))
+        Ok(Share(if bytes <= UNCOUNTED {
+            None
+        } else {
+            Some(self.share(bytes).await?)
+        }))
     }
 
     /// Whether requests wait for memory.
@@ -189,7 +234,11 @@ impl BodyLimits {
         // Half of the body's time for waiting, so that what gets its share still has time to arrive.
         match timeout(self.time / 2, memory.acquire_many_owned(permits)).await {
             Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Problem::new(Code::Overloaded, "other requests hold all of `limits.body_memory`; try again").retry_after(1)),
+            _ => Err(Problem::new(
+                Code::Overloaded,
+                "other requests hold all of `limits.body_memory`; try again",
+            )
+            .retry_after(1)),
         }
     }
 }
@@ -213,14 +262,23 @@ impl Inflow {
         } else {
             Some(std::mem::take(&mut self.first))
         };
-        self.received.fetch_add(data.as_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
+        self.received.fetch_add(
+            data.as_ref().map_or(0, Bytes::len) as u64,
+            Ordering::Relaxed,
+        );
         Ok(data)
     }
 
     /// Fills `buffer` up to `length`, or up to the body's end.
-    pub(super) async fn fill(&mut self, buffer: &mut Vec<u8>, length: usize) -> Result<(), Problem> {
+    pub(super) async fn fill(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        length: usize,
+    ) -> Result<(), Problem> {
         while buffer.len() < length {
-            let Some(mut data) = self.next().await? else { break };
+            let Some(mut data) = self.next().await? else {
+                break;
+            };
             let rest = data.split_off(data.len().min(length - buffer.len()));
             buffer.extend_from_slice(&data);
             self.give_back(rest);
@@ -230,7 +288,9 @@ impl Inflow {
 
     /// One byte; `None` at the end.
     pub(super) async fn byte(&mut self) -> Result<Option<u8>, Problem> {
-        let Some(mut data) = self.next().await? else { return Ok(None) };
+        let Some(mut data) = self.next().await? else {
+            return Ok(None);
+        };
         let rest = data.split_off(1);
         self.give_back(rest);
         Ok(data.first().copied())
@@ -247,14 +307,18 @@ impl Inflow {
         if !self.first.is_empty() || self.body.is_over() {
             return Ok(self.first.is_empty());
         }
-        let Some(data) = self.next().await? else { return Ok(true) };
+        let Some(data) = self.next().await? else {
+            return Ok(true);
+        };
         self.give_back(data);
         Ok(false)
     }
 
     /// How long the body is from here on, if that was announced.
     pub(super) fn remaining(&self) -> Option<u64> {
-        self.body.remaining().map(|rest| rest + self.first.len() as u64)
+        self.body
+            .remaining()
+            .map(|rest| rest + self.first.len() as u64)
     }
 
     /// Goes on telling how many bytes were taken.
@@ -263,7 +327,8 @@ impl Inflow {
     }
 
     fn give_back(&mut self, data: Bytes) {
-        self.received.fetch_sub(data.len() as u64, Ordering::Relaxed);
+        self.received
+            .fetch_sub(data.len() as u64, Ordering::Relaxed);
         self.first = data;
     }
 }
@@ -276,7 +341,11 @@ struct Pace {
 }
 
 impl Pace {
-    async fn next(&mut self, body: &mut Arriving, limits: &BodyLimits) -> Result<Option<Bytes>, Problem> {
+    async fn next(
+        &mut self,
+        body: &mut Arriving,
+        limits: &BodyLimits,
+    ) -> Result<Option<Bytes>, Problem> {
         let mut coming = pin!(body.next());
         let came = match poll!(coming.as_mut()) {
             Poll::Ready(came) => came?,
@@ -291,7 +360,10 @@ impl Pace {
                         return Err(late("the body came slowly while others waited for memory"));
                     }
                     if since.elapsed() >= limits.idle {
-                        return Err(late(format!("the body stopped coming for {:?}", limits.idle)));
+                        return Err(late(format!(
+                            "the body stopped coming for {:?}",
+                            limits.idle
+                        )));
                     }
                     (self.checked_at, self.came_since) = (Some(Instant::now()), 0);
                 }
@@ -313,9 +385,16 @@ impl Arriving {
 
     /// The data that comes next; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let Some(body) = &mut self.0 else { return Ok(None) };
+        let Some(body) = &mut self.0 else {
+            return Ok(None);
+        };
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::new(Code::InvalidRequest, "the body ended before its announced end"))?;
+            let frame = frame.map_err(|_| {
+                Problem::new(
+                    Code::InvalidRequest,
+                    "the body ended before its announced end",
+                )
+            })?;
             match frame.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(Some(data)),
                 // Trailers, or nothing.
@@ -332,7 +411,9 @@ impl Arriving {
 
     /// How much is still to come, if that was announced.
     pub(super) fn remaining(&self) -> Option<u64> {
-        self.0.as_ref().map_or(Some(0), |body| body.size_hint().exact())
+        self.0
+            .as_ref()
+            .map_or(Some(0), |body| body.size_hint().exact())
     }
 }
 
@@ -365,7 +446,10 @@ impl Drop for Waiting<'_> {
 }
 
 fn too_large(limit: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("a body of this form has at most {limit} bytes"))
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("a body of this form has at most {limit} bytes"),
+    )
 }
 
 fn late(detail: impl Into<Cow<'static, str>>) -> Problem {

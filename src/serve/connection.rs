@@ -42,7 +42,11 @@ pub(super) trait Handler: Send + Sync + 'static {
     /// Where the requests of one connection come from.
     type Source: Send + Sync + 'static;
 
-    fn answer(&self, source: &Self::Source, request: Request<Incoming>) -> impl Future<Output = Response<Reply>> + Send;
+    fn answer(
+        &self,
+        source: &Self::Source,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Reply>> + Send;
 
     /// Whether requests wait for the memory that others hold.
     fn is_pressed(&self) -> bool {
@@ -105,7 +109,10 @@ impl<H: Handler> Acceptor<H> {
     }
 
     /// Accepts until draining begins.
-    pub(super) async fn accept_all<A: Arrival<Source = H::Source>>(self: &Arc<Self>, side: &impl Side<Arrival = A>) {
+    pub(super) async fn accept_all<A: Arrival<Source = H::Source>>(
+        self: &Arc<Self>,
+        side: &impl Side<Arrival = A>,
+    ) {
         loop {
             let accepted = tokio::select! {
                 accepted = side.accept() => accepted,
@@ -113,7 +120,9 @@ impl<H: Handler> Acceptor<H> {
             };
             match accepted {
                 Ok(arrival) => self.admit(arrival),
-                Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection was over before it was accepted"),
+                Err(error) if is_of_one_connection(&error) => {
+                    debug!(%error, "a connection was over before it was accepted")
+                }
                 Err(error) => {
                     warn!(%error, "can't accept connections; trying again");
                     sleep(ACCEPT_PAUSE).await;
@@ -135,7 +144,9 @@ impl<H: Handler> Acceptor<H> {
         }
         let acceptor = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some(place) = place else { return acceptor.admission.refuse(arrival).await };
+            let Some(place) = place else {
+                return acceptor.admission.refuse(arrival).await;
+            };
             if let Some(place) = place.vacated().await {
                 acceptor.meters.open.increment(1);
                 if let Some((stream, source)) = acceptor.establish(arrival, &place.activity).await {
@@ -147,7 +158,11 @@ impl<H: Handler> Acceptor<H> {
     }
 
     /// Nobody was let in yet, so the connection has as long as for a request's head, and goes when its place is needed.
-    async fn establish<A: Arrival>(&self, arrival: A, activity: &Activity) -> Option<(A::Stream, A::Source)> {
+    async fn establish<A: Arrival>(
+        &self,
+        arrival: A,
+        activity: &Activity,
+    ) -> Option<(A::Stream, A::Source)> {
         tokio::select! {
             biased;
             established = arrival.establish() => established,
@@ -171,7 +186,10 @@ impl<H: Handler> Acceptor<H> {
             }
         });
         let builder = self.http();
-        let io = TokioIo::new(Watched { stream, activity: Arc::clone(activity) });
+        let io = TokioIo::new(Watched {
+            stream,
+            activity: Arc::clone(activity),
+        });
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
         let mut interruptions = self.interruptions(activity);
@@ -197,7 +215,8 @@ impl<H: Handler> Acceptor<H> {
         &'a self,
         activity: &'a Activity,
     ) -> FuturesUnordered<Pin<Box<dyn Future<Output = Interruption> + Send + 'a>>> {
-        let interruptions = FuturesUnordered::<Pin<Box<dyn Future<Output = Interruption> + Send>>>::new();
+        let interruptions =
+            FuturesUnordered::<Pin<Box<dyn Future<Output = Interruption> + Send>>>::new();
         interruptions.push(Box::pin(async {
             self.draining.cancelled().await;
             Interruption::Drain
@@ -221,12 +240,18 @@ impl<H: Handler> Acceptor<H> {
     fn http(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // Heads and idle connections are timed by `Activity`, which costs a request no timer.
-        builder.http1().header_read_timeout(None).max_buf_size(self.limits.header_bytes * HEAD_SLACK).half_close(true);
+        builder
+            .http1()
+            .header_read_timeout(None)
+            .max_buf_size(self.limits.header_bytes * HEAD_SLACK)
+            .half_close(true);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.streams)
-            .max_header_list_size(u32::try_from(self.limits.header_bytes * HEAD_SLACK).unwrap_or(u32::MAX))
+            .max_header_list_size(
+                u32::try_from(self.limits.header_bytes * HEAD_SLACK).unwrap_or(u32::MAX),
+            )
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(1 << 20);
         builder
@@ -243,7 +268,10 @@ enum Interruption {
 /// Errors that say something about one connection and nothing about the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
 }
 
 /// The applications' Unix socket: the kernel says who calls.
@@ -255,8 +283,19 @@ impl Side for UnixSide {
     async fn accept(&self) -> io::Result<Self::Arrival> {
         let (stream, _) = self.0.accept().await?;
         let peer = stream.peer_cred()?;
-        let caller = Caller::Process { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
-        Ok((stream, Source { caller, token: None, identity: Identity::NotAsked }))
+        let caller = Caller::Process {
+            uid: peer.uid(),
+            gid: peer.gid(),
+            pid: peer.pid(),
+        };
+        Ok((
+            stream,
+            Source {
+                caller,
+                token: None,
+                identity: Identity::NotAsked,
+            },
+        ))
     }
 }
 
@@ -280,7 +319,10 @@ impl Side for TokenSide {
     type Arrival = (Accepted, Arc<Token>);
 
     async fn accept(&self) -> io::Result<Self::Arrival> {
-        Ok((transport::accept(&self.listener, self.tls.as_ref()).await?, Arc::clone(&self.token)))
+        Ok((
+            transport::accept(&self.listener, self.tls.as_ref()).await?,
+            Arc::clone(&self.token),
+        ))
     }
 }
 
@@ -291,7 +333,14 @@ impl Arrival for (Accepted, Arc<Token>) {
     async fn establish(self) -> Option<(Transport, Source)> {
         let (accepted, token) = self;
         let (stream, identity) = accepted.shake_hands().await?;
-        Some((stream, Source { caller: Caller::TokenHolder, token: Some(token), identity }))
+        Some((
+            stream,
+            Source {
+                caller: Caller::TokenHolder,
+                token: Some(token),
+                identity,
+            },
+        ))
     }
 }
 

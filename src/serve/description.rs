@@ -30,7 +30,11 @@ impl Description {
     pub(super) fn of(keyring: &Keyring, now: Timestamp) -> Result<Self, Problem> {
         let snapshot = keyring.snapshot();
         let Some(snapshot) = snapshot.as_ref() else {
-            return Err(Problem::new(Code::ProviderUnavailable, "the keyring has not been loaded yet").retry_after(1));
+            return Err(Problem::new(
+                Code::ProviderUnavailable,
+                "the keyring has not been loaded yet",
+            )
+            .retry_after(1));
         };
         let table = &snapshot.table;
         let versions = table.manifest().versions.iter().filter_map(|version| {
@@ -74,13 +78,22 @@ impl Change {
     pub(super) fn of(keyring: &Keyring, now: Timestamp) -> Option<Self> {
         let snapshot = keyring.snapshot();
         let table = &snapshot.as_ref()?.table;
-        let versions = table.manifest().versions.iter().map(|version| version.version);
+        let versions = table
+            .manifest()
+            .versions
+            .iter()
+            .map(|version| version.version);
         Some(Self {
             keyring: keyring.name().to_string(),
             generation: table.generation(),
             primary: table.primary(now),
             versions: versions
-                .filter_map(|version| Some(VersionRole { version, role: table.role(version, now)?.as_str() }))
+                .filter_map(|version| {
+                    Some(VersionRole {
+                        version,
+                        role: table.role(version, now)?.as_str(),
+                    })
+                })
                 .collect(),
         })
     }
@@ -98,7 +111,11 @@ impl<'c> SecretChange<'c> {
     /// As JSON.
     pub(super) fn text(change: &'c secrets::Change) -> String {
         let (version, previous) = (change.version.as_deref(), change.previous.as_deref());
-        match serde_json::to_string(&Self { secret: change.secret.as_str(), version, previous }) {
+        match serde_json::to_string(&Self {
+            secret: change.secret.as_str(),
+            version,
+            previous,
+        }) {
             Ok(text) => text,
             Err(error) => unreachable!("three plain members serialize: {error}"),
         }

@@ -98,21 +98,35 @@ impl Events {
     /// Tells of changes until `ending` is cancelled.
     pub(super) fn watch(self: &Arc<Self>, ending: &CancellationToken) {
         let (events, changes) = (Arc::clone(self), self.secrets.changes());
-        tokio::spawn(ending.clone().run_until_cancelled_owned(async move { events.follow_secrets(changes).await }));
+        tokio::spawn(
+            ending
+                .clone()
+                .run_until_cancelled_owned(async move { events.follow_secrets(changes).await }),
+        );
         for keyring in &self.keyrings {
             let (events, keyring) = (Arc::clone(self), Arc::clone(keyring));
-            tokio::spawn(ending.clone().run_until_cancelled_owned(async move { events.follow(&keyring).await }));
+            tokio::spawn(
+                ending
+                    .clone()
+                    .run_until_cancelled_owned(async move { events.follow(&keyring).await }),
+            );
         }
     }
 
     async fn follow_secrets(&self, mut changes: broadcast::Receiver<secrets::Change>) {
         loop {
             match changes.recv().await {
-                Ok(change) => self.publish(Subject::Secret(change.secret.clone()), &SecretChange::text(&change)),
+                Ok(change) => self.publish(
+                    Subject::Secret(change.secret.clone()),
+                    &SecretChange::text(&change),
+                ),
                 // Too many at once: how everything stands tells as much.
                 Err(RecvError::Lagged(_)) => {
                     for change in self.standing_secrets() {
-                        self.publish(Subject::Secret(change.secret.clone()), &SecretChange::text(&change));
+                        self.publish(
+                            Subject::Secret(change.secret.clone()),
+                            &SecretChange::text(&change),
+                        );
                     }
                 }
                 Err(RecvError::Closed) => return,
@@ -126,7 +140,11 @@ impl Events {
             let version = standing.current.map(|current| current.version);
             // One that is gone is told of, too; one that never was isn't.
             let is_known = version.is_some() || secret.had_value();
-            is_known.then(|| secrets::Change { secret: secret.name().clone(), version, previous: standing.previous })
+            is_known.then(|| secrets::Change {
+                secret: secret.name().clone(),
+                version,
+                previous: standing.previous,
+            })
         };
         self.secrets.all().into_iter().filter_map(change).collect()
     }
@@ -143,7 +161,10 @@ impl Events {
                 self.publish(Subject::Keyring(keyring.name().clone()), &state);
                 last = state;
             }
-            let takeover = keyring.snapshot().as_ref().and_then(|snapshot| snapshot.table.next_takeover(now));
+            let takeover = keyring
+                .snapshot()
+                .as_ref()
+                .and_then(|snapshot| snapshot.table.next_takeover(now));
             let takeover = takeover.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
             match takeover {
                 // An error means that the keyring is gone.
@@ -152,7 +173,8 @@ impl Events {
                     Err(_) => return,
                 },
                 Some(wait) => {
-                    if let Ok(Err(_)) = timeout(wait.min(LONGEST_WAIT), generations.changed()).await {
+                    if let Ok(Err(_)) = timeout(wait.min(LONGEST_WAIT), generations.changed()).await
+                    {
                         return;
                     }
                 }
@@ -178,8 +200,16 @@ impl Events {
     }
 
     fn event(&self, number: u64, subject: Subject, data: &str) -> Event {
-        let text = format!("id: {}-{number}\nevent: {}\ndata: {data}\n\n", self.epoch, subject.kind());
-        Event { number, subject, text: text.into() }
+        let text = format!(
+            "id: {}-{number}\nevent: {}\ndata: {data}\n\n",
+            self.epoch,
+            subject.kind()
+        );
+        Event {
+            number,
+            subject,
+            text: text.into(),
+        }
     }
 
     /// What one listener is told, until `draining` is cancelled. `last_id` is the last event that it saw before.
@@ -190,7 +220,11 @@ impl Events {
         draining: CancellationToken,
     ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Problem::new(Code::TooManyConnections, "half of `limits.connections` listen to events already").retry_after(5)
+            Problem::new(
+                Code::TooManyConnections,
+                "half of `limits.connections` listen to events already",
+            )
+            .retry_after(5)
         })?;
         let events = Arc::clone(self);
         let (mut missed, mut receiver) = {
@@ -224,7 +258,11 @@ impl Events {
     }
 
     /// What came after the event with `last_id`; `None` if that can't be told.
-    fn missed(&self, recent: &VecDeque<Arc<Event>>, last_id: Option<&str>) -> Option<Vec<Arc<Event>>> {
+    fn missed(
+        &self,
+        recent: &VecDeque<Arc<Event>>,
+        last_id: Option<&str>,
+    ) -> Option<Vec<Arc<Event>>> {
         let (epoch, number) = last_id?.split_once('-')?;
         let number: u64 = number.parse().ok()?;
         let newest = recent.back().map_or(0, |event| event.number);
@@ -232,21 +270,40 @@ impl Events {
         if epoch != self.epoch.to_string() || number > newest || number + 1 < oldest {
             return None;
         }
-        Some(recent.iter().filter(|event| event.number > number).cloned().collect())
+        Some(
+            recent
+                .iter()
+                .filter(|event| event.number > number)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// How every keyring and secret stands now, as events that carry the newest number: who has seen them has missed nothing.
     fn everything(&self) -> Vec<Arc<Event>> {
-        let number = self.recent.lock().unwrap_or_else(PoisonError::into_inner).back().map_or(0, |event| event.number);
+        let number = self
+            .recent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .back()
+            .map_or(0, |event| event.number);
         let event = |keyring: &Arc<Keyring>| {
             let subject = Subject::Keyring(keyring.name().clone());
             Some(Arc::new(self.event(number, subject, &self.state(keyring)?)))
         };
         let of_secret = |change: secrets::Change| {
-            Arc::new(self.event(number, Subject::Secret(change.secret.clone()), &SecretChange::text(&change)))
+            Arc::new(self.event(
+                number,
+                Subject::Secret(change.secret.clone()),
+                &SecretChange::text(&change),
+            ))
         };
         let secrets = self.standing_secrets().into_iter().map(of_secret);
-        self.keyrings.iter().filter_map(event).chain(secrets).collect()
+        self.keyrings
+            .iter()
+            .filter_map(event)
+            .chain(secrets)
+            .collect()
     }
 }
 
@@ -259,7 +316,10 @@ pub(super) struct Listener {
 impl Listener {
     fn may_see(&self, subject: &Subject) -> bool {
         match subject {
-            Subject::Keyring(keyring) => self.policy.permissions(&self.caller, keyring).allow(Operation::Inspect),
+            Subject::Keyring(keyring) => self
+                .policy
+                .permissions(&self.caller, keyring)
+                .allow(Operation::Inspect),
             Subject::Secret(secret) => self.policy.may_fetch(&self.caller, secret),
         }
     }

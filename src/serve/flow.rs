@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    crypto::{CHUNK_LEN, MessageError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len, sealed_stream_len},
+    crypto::{
+        CHUNK_LEN, MessageError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len, sealed_stream_len,
+    },
     refresh::Keyring,
 };
 
@@ -35,11 +37,21 @@ pub(super) struct Streamed<S> {
 }
 
 impl Streaming {
-    pub(super) fn encrypt(self) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
+    pub(super) fn encrypt(
+        self,
+    ) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
         let session = Session::new(&self.keyring, self.clock.now())?;
         let (mut encryptor, prefix) = session.stream_encryptor(&self.aad)?;
-        let (version, length) = (encryptor.version(), self.inflow.remaining().and_then(sealed_stream_len));
-        let Self { keyring, clock, mut inflow, .. } = self;
+        let (version, length) = (
+            encryptor.version(),
+            self.inflow.remaining().and_then(sealed_stream_len),
+        );
+        let Self {
+            keyring,
+            clock,
+            mut inflow,
+            ..
+        } = self;
         let pieces = try_stream! {
             let mut from = PREFIX_LEN;
             loop {
@@ -55,10 +67,16 @@ impl Streaming {
                 from = 0;
             }
         };
-        Ok(Streamed { pieces, length, version })
+        Ok(Streamed {
+            pieces,
+            length,
+            version,
+        })
     }
 
-    pub(super) async fn decrypt(mut self) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
+    pub(super) async fn decrypt(
+        mut self,
+    ) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
         let announced = self.inflow.remaining();
         let prefix = self.prefix().await?;
         let mut session = Session::new(&self.keyring, self.clock.now())?;
@@ -76,18 +94,32 @@ impl Streaming {
                 }
             }
         };
-        Ok(Streamed { pieces, length, version })
+        Ok(Streamed {
+            pieces,
+            length,
+            version,
+        })
     }
 
-    pub(super) async fn rewrap(mut self) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
+    pub(super) async fn rewrap(
+        mut self,
+    ) -> Result<Streamed<impl Stream<Item = Result<Bytes, Problem>> + Send>, Problem> {
         let announced = self.inflow.remaining();
         let old = self.prefix().await?;
         let mut session = Session::new(&self.keyring, self.clock.now())?;
         let decryptor = session.stream_decryptor(&self.aad, &old).await?;
         let (mut encryptor, prefix) = session.stream_encryptor(&self.aad)?;
-        let length = announced.map(plaintext_len).transpose()?.and_then(sealed_stream_len);
+        let length = announced
+            .map(plaintext_len)
+            .transpose()?
+            .and_then(sealed_stream_len);
         let version = encryptor.version();
-        let Self { keyring, clock, inflow, .. } = self;
+        let Self {
+            keyring,
+            clock,
+            inflow,
+            ..
+        } = self;
         let pieces = try_stream! {
             let mut chunks = Chunks { inflow, decryptor };
             let mut head = Some(Bytes::copy_from_slice(&prefix));
@@ -104,13 +136,19 @@ impl Streaming {
                 }
             }
         };
-        Ok(Streamed { pieces, length, version })
+        Ok(Streamed {
+            pieces,
+            length,
+            version,
+        })
     }
 
     async fn prefix(&mut self) -> Result<[u8; PREFIX_LEN], Problem> {
         let mut prefix = Vec::with_capacity(PREFIX_LEN);
         self.inflow.fill(&mut prefix, PREFIX_LEN).await?;
-        prefix.try_into().map_err(|_| MessageError::Malformed("shorter than any ciphertext").into())
+        prefix
+            .try_into()
+            .map_err(|_| MessageError::Malformed("shorter than any ciphertext").into())
     }
 }
 
@@ -134,6 +172,9 @@ impl Chunks {
 
 fn plaintext_len(stream: u64) -> Result<u64, Problem> {
     opened_stream_len(stream).ok_or_else(|| {
-        Problem::new(Code::MalformedCiphertext, "no stream has this length: bytes are missing, or there are too many")
+        Problem::new(
+            Code::MalformedCiphertext,
+            "no stream has this length: bytes are missing, or there are too many",
+        )
     })
 }

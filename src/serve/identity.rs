@@ -4,7 +4,10 @@ use super::problem::{Code, Problem};
 
 /// What is known of whoever opened a connection, from its handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS nobody is asked"))]
+#[cfg_attr(
+    not(feature = "tls"),
+    expect(dead_code, reason = "without TLS nobody is asked")
+)]
 pub(super) enum Identity {
     /// Nobody was asked for a certificate.
     NotAsked,
@@ -21,8 +24,12 @@ impl Identity {
     pub(super) fn demand(self) -> Result<(), Problem> {
         let detail = match self {
             Self::NotAsked | Self::Proven => return Ok(()),
-            Self::None => "this needs a client certificate of an authority in the listener's `tls.client_ca`",
-            Self::NotListed => "no name of the client certificate is in the listener's `tls.client_names`",
+            Self::None => {
+                "this needs a client certificate of an authority in the listener's `tls.client_ca`"
+            }
+            Self::NotListed => {
+                "no name of the client certificate is in the listener's `tls.client_names`"
+            }
         };
         Err(Problem::new(Code::Forbidden, detail))
     }

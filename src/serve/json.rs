@@ -62,9 +62,17 @@ struct CiphertextItem<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Outcome {
-    Ciphertext { ciphertext: String, key_version: u32 },
-    Plaintext { plaintext: String, key_version: u32 },
-    Failure { error: Problem },
+    Ciphertext {
+        ciphertext: String,
+        key_version: u32,
+    },
+    Plaintext {
+        plaintext: String,
+        key_version: u32,
+    },
+    Failure {
+        error: Problem,
+    },
 }
 
 #[derive(Serialize)]
@@ -95,15 +103,26 @@ pub(super) async fn perform(
                 }));
             }
             let version = worker.encryptor.map(|encryptor| encryptor.version());
-            Ok(Answer { body: to_json(&BatchAnswer { batch: outcomes })?, version, failures })
+            Ok(Answer {
+                body: to_json(&BatchAnswer { batch: outcomes })?,
+                version,
+                failures,
+            })
         }
         None => {
-            let outcome = Worker::new(operation, session, limits)?.perform(whole.get()).await?;
+            let outcome = Worker::new(operation, session, limits)?
+                .perform(whole.get())
+                .await?;
             let version = match &outcome {
-                Outcome::Ciphertext { key_version, .. } | Outcome::Plaintext { key_version, .. } => Some(*key_version),
+                Outcome::Ciphertext { key_version, .. }
+                | Outcome::Plaintext { key_version, .. } => Some(*key_version),
                 Outcome::Failure { .. } => None,
             };
-            Ok(Answer { body: to_json(&outcome)?, version, failures: Vec::new() })
+            Ok(Answer {
+                body: to_json(&outcome)?,
+                version,
+                failures: Vec::new(),
+            })
         }
     }
 }
@@ -125,13 +144,28 @@ struct DataKey {
 /// A fresh 256-bit key, plain and as a message under the primary.
 pub(super) fn data_key(session: &Session<'_>, body: &[u8]) -> Result<Answer, Problem> {
     let text = std::str::from_utf8(body).map_err(|_| invalid("the body is not UTF-8"))?;
-    let aad = if text.is_empty() { Vec::new() } else { decode("aad", &parse::<DataKeyRequest<'_>>(text)?.aad)? };
+    let aad = if text.is_empty() {
+        Vec::new()
+    } else {
+        decode("aad", &parse::<DataKeyRequest<'_>>(text)?.aad)?
+    };
     let mut encryptor = session.encryptor()?;
     let key = SecretKey::generate()?;
     let message = encryptor.encrypt_copy(&aad, key.expose());
-    let (plaintext, key_version) = (Zeroizing::new(STANDARD.encode(key.expose())), encryptor.version());
-    let body = to_json(&DataKey { plaintext, ciphertext: to_text(&message), key_version })?;
-    Ok(Answer { body, version: Some(key_version), failures: Vec::new() })
+    let (plaintext, key_version) = (
+        Zeroizing::new(STANDARD.encode(key.expose())),
+        encryptor.version(),
+    );
+    let body = to_json(&DataKey {
+        plaintext,
+        ciphertext: to_text(&message),
+        key_version,
+    })?;
+    Ok(Answer {
+        body,
+        version: Some(key_version),
+        failures: Vec::new(),
+    })
 }
 
 fn batch_of(whole: &RawValue) -> Result<Option<&RawValue>, Problem> {
@@ -169,14 +203,22 @@ fn split(batch: &RawValue, most: usize) -> Result<Vec<&RawValue>, Problem> {
     impl<'de> DeserializeSeed<'de> for Items {
         type Value = Option<Vec<&'de RawValue>>;
 
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        fn deserialize<D: Deserializer<'de>>(
+            self,
+            deserializer: D,
+        ) -> Result<Self::Value, D::Error> {
             deserializer.deserialize_seq(self)
         }
     }
     let items = Items(most).deserialize(&mut serde_json::Deserializer::from_str(batch.get()));
     items
         .map_err(|error| invalid(format!("batch: {}", reason(&error))))?
-        .ok_or_else(|| Problem::new(Code::BatchTooLarge, format!("a batch has at most {most} items")))
+        .ok_or_else(|| {
+            Problem::new(
+                Code::BatchTooLarge,
+                format!("a batch has at most {most} items"),
+            )
+        })
 }
 
 struct Worker<'s, 'k> {
@@ -188,12 +230,21 @@ struct Worker<'s, 'k> {
 }
 
 impl<'s, 'k> Worker<'s, 'k> {
-    fn new(operation: Operation, session: &'s mut Session<'k>, limits: &Limits) -> Result<Self, Problem> {
+    fn new(
+        operation: Operation,
+        session: &'s mut Session<'k>,
+        limits: &Limits,
+    ) -> Result<Self, Problem> {
         let encryptor = match operation {
             Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),
             Operation::Decrypt | Operation::DataKey | Operation::Inspect => None,
         };
-        Ok(Self { operation, session, encryptor, most: limits.body })
+        Ok(Self {
+            operation,
+            session,
+            encryptor,
+            most: limits.body,
+        })
     }
 
     async fn perform(&mut self, item: &str) -> Result<Outcome, Problem> {
@@ -201,10 +252,15 @@ impl<'s, 'k> Worker<'s, 'k> {
             let item: PlaintextItem<'_> = parse(item)?;
             let aad = decode("aad", &item.aad)?;
             let mut buffer = message_buffer(item.plaintext.len() / 4 * 3 + 3);
-            ANY_PADDING.decode_vec(&*item.plaintext, &mut buffer).map_err(|_| not_base64("plaintext"))?;
+            ANY_PADDING
+                .decode_vec(&*item.plaintext, &mut buffer)
+                .map_err(|_| not_base64("plaintext"))?;
             // A longer one would make a message that no form takes back.
             if buffer.len() > PREFIX_LEN + self.most {
-                return Err(Problem::new(Code::BodyTooLarge, format!("a plaintext of an item has at most {} bytes", self.most)));
+                return Err(Problem::new(
+                    Code::BodyTooLarge,
+                    format!("a plaintext of an item has at most {} bytes", self.most),
+                ));
             }
             return Ok(self.encrypted(|encryptor| {
                 encryptor.encrypt(&aad, &mut buffer);
@@ -218,13 +274,21 @@ impl<'s, 'k> Worker<'s, 'k> {
         if self.operation == Operation::Rewrap {
             return Ok(self.encrypted(|encryptor| encryptor.encrypt_copy(&aad, plaintext)));
         }
-        Ok(Outcome::Plaintext { plaintext: STANDARD.encode(plaintext), key_version })
+        Ok(Outcome::Plaintext {
+            plaintext: STANDARD.encode(plaintext),
+            key_version,
+        })
     }
 
     fn encrypted(&mut self, encrypt: impl FnOnce(&mut Encryptor) -> Vec<u8>) -> Outcome {
-        let Some(encryptor) = &mut self.encryptor else { unreachable!("made in `new` for operations that encrypt") };
+        let Some(encryptor) = &mut self.encryptor else {
+            unreachable!("made in `new` for operations that encrypt")
+        };
         let message = encrypt(encryptor);
-        Outcome::Ciphertext { ciphertext: to_text(&message), key_version: encryptor.version() }
+        Outcome::Ciphertext {
+            ciphertext: to_text(&message),
+            key_version: encryptor.version(),
+        }
     }
 }
 
@@ -254,9 +318,14 @@ fn reason(error: &serde_json::Error) -> String {
     for safe in ["missing field", "unknown field", "duplicate field"] {
         if text.starts_with(safe) {
             // The names of unknown members come from the caller, but a secret may stand in the wrong place.
-            let known = text
-                .split_once("expected")
-                .map(|(_, known)| known.split(" at line").next().unwrap_or_default().trim_start_matches(" one of").trim());
+            let known = text.split_once("expected").map(|(_, known)| {
+                known
+                    .split(" at line")
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches(" one of")
+                    .trim()
+            });
             return match (safe, known) {
                 ("unknown field", Some(known)) => format!("a member is unknown; known: {known}"),
                 ("unknown field", None) => "a member is unknown".into(),

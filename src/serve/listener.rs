@@ -27,7 +27,9 @@ pub enum ListenError {
     #[error("{0}: another process listens on this socket; stop it, or set another `listen.socket`")]
     InUse(PathBuf),
     /// Something that isn't a socket.
-    #[error("{0}: there is something at `listen.socket` that is not a socket; remove it, or set another path")]
+    #[error(
+        "{0}: there is something at `listen.socket` that is not a socket; remove it, or set another path"
+    )]
     NotASocket(PathBuf),
     /// An owner or group that this machine doesn't know.
     #[error("listen.{key}: this machine knows no {kind} {name:?}")]
@@ -62,7 +64,10 @@ pub enum ListenError {
 }
 
 fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> ListenError {
-    move |error| ListenError::Io { what: what.into(), error }
+    move |error| ListenError::Io {
+        what: what.into(),
+        error,
+    }
 }
 
 /// A bound Unix socket. Its file is removed when this is dropped, unless another process has put its own there.
@@ -91,19 +96,33 @@ impl BoundSocket {
         };
         let listener = bound().map_err(refused(format!("can't listen on {shown}")))?;
         if owner.is_some() || group.is_some() {
-            std::os::unix::fs::chown(&path, owner, group).map_err(refused(format!("can't give {shown} its owner and group")))?;
+            std::os::unix::fs::chown(&path, owner, group)
+                .map_err(refused(format!("can't give {shown} its owner and group")))?;
         }
         let permissions = fs::Permissions::from_mode(settings.mode);
-        fs::set_permissions(&path, permissions).map_err(refused(format!("can't set the mode of {shown}")))?;
+        fs::set_permissions(&path, permissions)
+            .map_err(refused(format!("can't set the mode of {shown}")))?;
 
         let metadata = fs::metadata(&path).map_err(refused(format!("can't inspect {shown}")))?;
         let found = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-        let wanted = (settings.mode, owner.unwrap_or(found.1), group.unwrap_or(found.2));
+        let wanted = (
+            settings.mode,
+            owner.unwrap_or(found.1),
+            group.unwrap_or(found.2),
+        );
         if found != wanted {
             let say = |(mode, uid, gid)| format!("mode {mode:04o}, owner {uid}, group {gid}");
-            return Err(ListenError::NotAsSet { path, found: say(found), wanted: say(wanted) });
+            return Err(ListenError::NotAsSet {
+                path,
+                found: say(found),
+                wanted: say(wanted),
+            });
         }
-        Ok(Self { listener, path, inode: metadata.ino() })
+        Ok(Self {
+            listener,
+            path,
+            inode: metadata.ino(),
+        })
     }
 }
 
@@ -121,13 +140,17 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(refused(format!("can't inspect {}", path.display()))(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(refused(format!("can't remove the stale socket {}", path.display())))
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(refused(format!(
+                "can't remove the stale socket {}",
+                path.display()
+            ))),
         // Also when this process may not connect: somebody else's socket is not ours to remove.
         Ok(_) | Err(_) => Err(ListenError::InUse(path.to_owned())),
     }
@@ -135,12 +158,26 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 
 fn user_id(name: &str) -> Result<u32, ListenError> {
     let known = || uzers::get_user_by_name(name).map(|user| user.uid());
-    name.parse().ok().or_else(known).ok_or_else(|| ListenError::Unknown { key: "owner", kind: "user", name: name.into() })
+    name.parse()
+        .ok()
+        .or_else(known)
+        .ok_or_else(|| ListenError::Unknown {
+            key: "owner",
+            kind: "user",
+            name: name.into(),
+        })
 }
 
 fn group_id(name: &str) -> Result<u32, ListenError> {
     let known = || uzers::get_group_by_name(name).map(|group| group.gid());
-    name.parse().ok().or_else(known).ok_or_else(|| ListenError::Unknown { key: "group", kind: "group", name: name.into() })
+    name.parse()
+        .ok()
+        .or_else(known)
+        .ok_or_else(|| ListenError::Unknown {
+            key: "group",
+            kind: "group",
+            name: name.into(),
+        })
 }
 
 /// A loopback TCP listener.
@@ -158,7 +195,13 @@ mod tests {
     use super::*;
 
     fn settings(path: &Path, mode: u32) -> Listen {
-        Listen { socket: path.to_owned(), mode, owner: None, group: None, tcp: None }
+        Listen {
+            socket: path.to_owned(),
+            mode,
+            owner: None,
+            group: None,
+            tcp: None,
+        }
     }
 
     #[test]
@@ -177,18 +220,33 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).expect("bind"));
         let bound = BoundSocket::bind(&settings(&path, 0o660)).expect("replaces the stale one");
-        assert!(matches!(BoundSocket::bind(&settings(&path, 0o660)), Err(ListenError::InUse(_))));
+        assert!(matches!(
+            BoundSocket::bind(&settings(&path, 0o660)),
+            Err(ListenError::InUse(_))
+        ));
         drop(bound);
         fs::write(&path, "precious").expect("write");
-        assert!(matches!(BoundSocket::bind(&settings(&path, 0o660)), Err(ListenError::NotASocket(_))));
+        assert!(matches!(
+            BoundSocket::bind(&settings(&path, 0o660)),
+            Err(ListenError::NotASocket(_))
+        ));
         assert_eq!(fs::read(&path).expect("read"), b"precious");
     }
 
     #[test]
     fn an_owner_that_nobody_knows_is_named() {
         let folder = tempfile::tempdir().expect("folder");
-        let unknown = Listen { group: Some("no-such-group".into()), ..settings(&folder.path().join("s"), 0o660) };
-        let error = BoundSocket::bind(&unknown).err().expect("refused").to_string();
-        assert_eq!(error, "listen.group: this machine knows no group \"no-such-group\"");
+        let unknown = Listen {
+            group: Some("no-such-group".into()),
+            ..settings(&folder.path().join("s"), 0o660)
+        };
+        let error = BoundSocket::bind(&unknown)
+            .err()
+            .expect("refused")
+            .to_string();
+        assert_eq!(
+            error,
+            "listen.group: this machine knows no group \"no-such-group\""
+        );
     }
 }

@@ -36,8 +36,14 @@ pub(super) fn describe_metrics(registry: &Registry) {
         REQUESTS,
         "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",
     );
-    registry.describe_histogram(SECRET_DURATION, "Time from a request for a secret to its answer.");
-    registry.describe_counter(ITEM_ERRORS, "Items of batches that failed, by code; the batch itself counts as `ok`.");
+    registry.describe_histogram(
+        SECRET_DURATION,
+        "Time from a request for a secret to its answer.",
+    );
+    registry.describe_counter(
+        ITEM_ERRORS,
+        "Items of batches that failed, by code; the batch itself counts as `ok`.",
+    );
     registry.describe_histogram(
         DURATION,
         "Time from a request's head to its answer; of a stream or a binary batch, to the answer's end.",
@@ -46,7 +52,10 @@ pub(super) fn describe_metrics(registry: &Registry) {
     registry.describe_counter(SENT, "Bytes of answer bodies.");
     registry.describe_counter(DENIED, "Requests that the policy denied.");
     registry.describe_gauge(CONNECTIONS, "Open connections.");
-    registry.describe_counter(REFUSED, "Connections refused or ended early because there were too many.");
+    registry.describe_counter(
+        REFUSED,
+        "Connections refused or ended early because there were too many.",
+    );
 }
 
 /// One operation on one keyring.
@@ -62,8 +71,15 @@ pub(super) struct OperationMeters {
 }
 
 impl OperationMeters {
-    pub(super) fn new(registry: &Arc<Registry>, keyring: &KeyringName, operation: Operation) -> Self {
-        let labels = [("keyring", keyring.as_str()), ("operation", operation.as_str())];
+    pub(super) fn new(
+        registry: &Arc<Registry>,
+        keyring: &KeyringName,
+        operation: Operation,
+    ) -> Self {
+        let labels = [
+            ("keyring", keyring.as_str()),
+            ("operation", operation.as_str()),
+        ];
         Self {
             registry: Arc::clone(registry),
             keyring: keyring.clone(),
@@ -96,7 +112,11 @@ impl OperationMeters {
     }
 
     fn error(&self, name: &'static str, code: &str) {
-        let labels = [("keyring", self.keyring.as_str()), ("operation", self.operation.as_str()), ("code", code)];
+        let labels = [
+            ("keyring", self.keyring.as_str()),
+            ("operation", self.operation.as_str()),
+            ("code", code),
+        ];
         self.registry.counter(name, &labels).increment(1);
     }
 }
@@ -109,7 +129,10 @@ pub(super) struct SecretRequests {
 
 impl SecretRequests {
     pub(super) fn new(registry: &Arc<Registry>) -> Self {
-        Self { registry: Arc::clone(registry), duration: registry.histogram(SECRET_DURATION, &[]) }
+        Self {
+            registry: Arc::clone(registry),
+            duration: registry.histogram(SECRET_DURATION, &[]),
+        }
     }
 
     pub(super) fn succeeded(&self, took: Duration) {
@@ -117,8 +140,13 @@ impl SecretRequests {
     }
 
     pub(super) fn failed(&self, secret: Option<&SecretName>, code: Code, took: Duration) {
-        let labels = [("secret", secret.map_or("", SecretName::as_str)), ("code", code.as_str())];
-        self.registry.counter(secrets::REQUESTS, &labels).increment(1);
+        let labels = [
+            ("secret", secret.map_or("", SecretName::as_str)),
+            ("code", code.as_str()),
+        ];
+        self.registry
+            .counter(secrets::REQUESTS, &labels)
+            .increment(1);
         self.duration.record(took);
     }
 }
@@ -134,8 +162,18 @@ pub(super) struct Account {
 
 impl Account {
     /// For a request whose head came at `start` and whose body `received` counts.
-    pub(super) fn new(meters: Arc<OperationMeters>, start: Instant, received: Arc<AtomicU64>) -> Self {
-        Self { meters, start, received, sent: 0, is_settled: false }
+    pub(super) fn new(
+        meters: Arc<OperationMeters>,
+        start: Instant,
+        received: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            meters,
+            start,
+            received,
+            sent: 0,
+            is_settled: false,
+        }
     }
 
     pub(super) fn sent(&mut self, bytes: usize) {
@@ -164,7 +202,9 @@ impl Account {
             "ok" => meters.ok.increment(1),
             code => meters.error(REQUESTS, code),
         }
-        meters.received.increment(self.received.load(Ordering::Relaxed));
+        meters
+            .received
+            .increment(self.received.load(Ordering::Relaxed));
         meters.sent.increment(self.sent);
         meters.duration.record(self.start.elapsed());
     }
@@ -178,7 +218,12 @@ impl Drop for Account {
 
 /// Counts a request that is no keyring's, by its answer's code or `ok`.
 pub(super) fn unrouted(registry: &Registry, code: &'static str) {
-    registry.counter(REQUESTS, &[("keyring", ""), ("operation", ""), ("code", code)]).increment(1);
+    registry
+        .counter(
+            REQUESTS,
+            &[("keyring", ""), ("operation", ""), ("code", code)],
+        )
+        .increment(1);
 }
 
 /// A listener's connections.
@@ -191,6 +236,9 @@ pub(super) struct ConnectionMeters {
 impl ConnectionMeters {
     pub(super) fn new(registry: &Registry, listener: &'static str) -> Self {
         let labels = [("listener", listener)];
-        Self { open: registry.gauge(CONNECTIONS, &labels), refused: registry.counter(REFUSED, &labels) }
+        Self {
+            open: registry.gauge(CONNECTIONS, &labels),
+            refused: registry.counter(REFUSED, &labels),
+        }
     }
 }

@@ -50,7 +50,10 @@ use self::{
     meters::ConnectionMeters,
     service::Service,
 };
-use crate::{audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, secrets::Secrets, telemetry::Registry};
+use crate::{
+    audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, secrets::Secrets,
+    telemetry::Registry,
+};
 
 #[cfg(feature = "tls")]
 pub use self::tls::CertificateNames;
@@ -101,10 +104,16 @@ impl Listeners {
     /// [`BindError`]
     pub fn bind(settings: &Settings) -> Result<Self, BindError> {
         let tcp = match &settings.listen.tcp {
-            Some(tcp) => Some((listener::bind_tcp(tcp.address)?, token::Token::load(&tcp.token_file)?)),
+            Some(tcp) => Some((
+                listener::bind_tcp(tcp.address)?,
+                token::Token::load(&tcp.token_file)?,
+            )),
             None => None,
         };
-        Ok(Self { socket: BoundSocket::bind(&settings.listen)?, tcp })
+        Ok(Self {
+            socket: BoundSocket::bind(&settings.listen)?,
+            tcp,
+        })
     }
 
     /// The Unix socket's path.
@@ -114,13 +123,25 @@ impl Listeners {
 
     /// The TCP listener's real address.
     pub fn tcp(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+        self.tcp
+            .as_ref()
+            .and_then(|(listener, _)| listener.local_addr().ok())
     }
 
     /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
     /// The handle resolves when the last connection is over.
-    pub fn serve(self, parts: Parts, draining: CancellationToken, ending: CancellationToken, runtime: &Handle) -> JoinHandle<()> {
-        let (settings, registry, tls) = (parts.settings, Arc::clone(&parts.registry), parts.tls.clone());
+    pub fn serve(
+        self,
+        parts: Parts,
+        draining: CancellationToken,
+        ending: CancellationToken,
+        runtime: &Handle,
+    ) -> JoinHandle<()> {
+        let (settings, registry, tls) = (
+            parts.settings,
+            Arc::clone(&parts.registry),
+            parts.tls.clone(),
+        );
         let events = Events::new(
             parts.keyrings.clone(),
             Arc::clone(&parts.secrets),
@@ -133,9 +154,19 @@ impl Listeners {
         let acceptor = |listener| {
             let meters = ConnectionMeters::new(&registry, listener);
             let service = Arc::clone(&service);
-            Acceptor::new(service, &settings.limits, &settings.timeouts, meters, draining.clone(), ending.clone())
+            Acceptor::new(
+                service,
+                &settings.limits,
+                &settings.timeouts,
+                meters,
+                draining.clone(),
+                ending.clone(),
+            )
         };
-        let (unix, tcp) = (acceptor("unix"), self.tcp.map(|bound| (acceptor("tcp"), bound)));
+        let (unix, tcp) = (
+            acceptor("unix"),
+            self.tcp.map(|bound| (acceptor("tcp"), bound)),
+        );
         let socket = self.socket;
         runtime.spawn(async move {
             let on_unix = async {
@@ -147,7 +178,15 @@ impl Listeners {
             let on_tcp = async {
                 let (acceptor, (listener, token)) = tcp?;
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => acceptor.accept_all(&TokenSide { listener, tls, token: Arc::new(token) }).await,
+                    Ok(listener) => {
+                        acceptor
+                            .accept_all(&TokenSide {
+                                listener,
+                                tls,
+                                token: Arc::new(token),
+                            })
+                            .await
+                    }
                     Err(error) => error!(%error, "the TCP listener can't be served"),
                 }
                 Some(acceptor)

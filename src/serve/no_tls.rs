@@ -22,13 +22,21 @@ pub(super) fn describe_metrics(_: &Registry) {}
 impl Tls {
     /// # Errors
     /// Always.
-    pub async fn of_applications(_: &config::Tls, _: &Registry, _: &Clock) -> Result<Arc<Self>, TlsError> {
+    pub async fn of_applications(
+        _: &config::Tls,
+        _: &Registry,
+        _: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
         Err(TlsError)
     }
 
     /// # Errors
     /// Always.
-    pub async fn of_operators(_: &config::Tls, _: &Registry, _: &Clock) -> Result<Arc<Self>, TlsError> {
+    pub async fn of_operators(
+        _: &config::Tls,
+        _: &Registry,
+        _: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
         Err(TlsError)
     }
 

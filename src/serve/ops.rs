@@ -22,7 +22,9 @@ use super::{
     meters::ConnectionMeters,
     problem::{Code, Problem},
     reply::Reply,
-    status::{AuditStatus, KekStatus, KeyMemory, KeyringStatus, RenderStatus, SecretStatus, Status},
+    status::{
+        AuditStatus, KekStatus, KeyMemory, KeyringStatus, RenderStatus, SecretStatus, Status,
+    },
     tls::Tls,
 };
 use crate::{
@@ -94,8 +96,14 @@ type Answer = Response<Bytes>;
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum Push {
-    Keyring { keyring: String, generation: u64 },
-    Secret { secret: String, version: Option<String> },
+    Keyring {
+        keyring: String,
+        generation: u64,
+    },
+    Secret {
+        secret: String,
+        version: Option<String>,
+    },
 }
 
 impl OpsServer {
@@ -116,14 +124,23 @@ impl OpsServer {
             }
         }
         let registry = &parts.registry;
-        registry.describe_gauge(KEY_MEMORY, "Key memory by whether it is locked against swapping.");
+        registry.describe_gauge(
+            KEY_MEMORY,
+            "Key memory by whether it is locked against swapping.",
+        );
         registry.describe_gauge(BUILD, "Always 1; the labels tell the build.");
         registry.describe_gauge(STARTED, "When the process started.");
         registry.describe_gauge(READY, "1 once /readyz says yes.");
         let started_at = parts.clock.now();
-        registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        registry
+            .gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
+            .set(1.0);
         registry.gauge(STARTED, &[]).set(seconds(started_at));
-        Arc::new(Self { router, parts, started_at })
+        Arc::new(Self {
+            router,
+            parts,
+            started_at,
+        })
     }
 
     /// Binds the listener.
@@ -135,21 +152,42 @@ impl OpsServer {
     }
 
     /// Answers until `ending` is cancelled, over TLS if the listener has it.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, tls: Option<Arc<Tls>>, ending: CancellationToken) {
-        let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
-        let timeouts = Timeouts { header: HEADER_TIMEOUT, ..Timeouts::default() };
+    pub async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Option<Arc<Tls>>,
+        ending: CancellationToken,
+    ) {
+        let limits = Limits {
+            connections: CONNECTIONS,
+            ..Limits::default()
+        };
+        let timeouts = Timeouts {
+            header: HEADER_TIMEOUT,
+            ..Timeouts::default()
+        };
         let meters = ConnectionMeters::new(&self.parts.registry, "ops");
         let acceptor = Acceptor::new(self, &limits, &timeouts, meters, ending.clone(), ending);
         acceptor.accept_all(&OpsSide { listener, tls }).await;
     }
 
-    fn route(&self, identity: Identity, head: &request::Parts, body: &[u8]) -> Result<Answer, Problem> {
+    fn route(
+        &self,
+        identity: Identity,
+        head: &request::Parts,
+        body: &[u8],
+    ) -> Result<Answer, Problem> {
         let found = self.router.at(head.uri.path()).map_err(|_| {
-            Problem::new(Code::NotFound, "here are /livez, /readyz, /metrics, /status, /manifests/{keyring} and /push")
+            Problem::new(
+                Code::NotFound,
+                "here are /livez, /readyz, /metrics, /status, /manifests/{keyring} and /push",
+            )
         })?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         match found.value {
-            Route::Push if head.method != Method::POST => return Err(Problem::method_not_allowed("POST")),
+            Route::Push if head.method != Method::POST => {
+                return Err(Problem::method_not_allowed("POST"));
+            }
             Route::Push => {}
             _ if !is_read => return Err(Problem::method_not_allowed("GET, HEAD")),
             _ => {}
@@ -163,7 +201,8 @@ impl OpsServer {
             Route::Ready => Ok(self.ready()),
             Route::Metrics => Ok(answer(StatusCode::OK, PROMETHEUS, self.metrics())),
             Route::Status => {
-                let body = serde_json::to_vec(&self.status()).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+                let body = serde_json::to_vec(&self.status())
+                    .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
                 Ok(answer(StatusCode::OK, JSON, body))
             }
             Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
@@ -176,7 +215,14 @@ impl OpsServer {
         if pending.is_empty() {
             answer(StatusCode::OK, TEXT, "ok\n")
         } else {
-            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, pending.iter().map(|what| format!("{what}\n")).collect::<String>())
+            answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                pending
+                    .iter()
+                    .map(|what| format!("{what}\n"))
+                    .collect::<String>(),
+            )
         }
     }
 
@@ -193,9 +239,22 @@ impl OpsServer {
         // A sink that hangs gives no error; asking shows it.
         let _ = self.parts.audit.standing();
         let memory = lock_report();
-        self.parts.registry.gauge(KEY_MEMORY, &[("locked", "true")]).set(memory.locked as f64);
-        self.parts.registry.gauge(KEY_MEMORY, &[("locked", "false")]).set(memory.unlocked as f64);
-        self.parts.registry.gauge(READY, &[]).set(if (self.parts.pending)().is_empty() { 1.0 } else { 0.0 });
+        self.parts
+            .registry
+            .gauge(KEY_MEMORY, &[("locked", "true")])
+            .set(memory.locked as f64);
+        self.parts
+            .registry
+            .gauge(KEY_MEMORY, &[("locked", "false")])
+            .set(memory.unlocked as f64);
+        self.parts
+            .registry
+            .gauge(READY, &[])
+            .set(if (self.parts.pending)().is_empty() {
+                1.0
+            } else {
+                0.0
+            });
         self.parts.registry.render() + &secrets::render_versions(&secrets)
     }
 
@@ -210,17 +269,41 @@ impl OpsServer {
             key_memory: KeyMemory::now(),
             tls: self.parts.tls.iter().map(|tls| tls.status()).collect(),
             audit: self.parts.audit.standing().map(AuditStatus::from),
-            keks: self.parts.keks.health().into_iter().map(KekStatus::from).collect(),
-            keyrings: self.parts.keyrings.iter().map(|keyring| KeyringStatus::of(keyring, now)).collect(),
-            secrets: self.parts.secrets.all().iter().map(|secret| SecretStatus::of(secret)).collect(),
-            renders: self.parts.renders.all().iter().map(|render| RenderStatus::of(render)).collect(),
+            keks: self
+                .parts
+                .keks
+                .health()
+                .into_iter()
+                .map(KekStatus::from)
+                .collect(),
+            keyrings: self
+                .parts
+                .keyrings
+                .iter()
+                .map(|keyring| KeyringStatus::of(keyring, now))
+                .collect(),
+            secrets: self
+                .parts
+                .secrets
+                .all()
+                .iter()
+                .map(|secret| SecretStatus::of(secret))
+                .collect(),
+            renders: self
+                .parts
+                .renders
+                .all()
+                .iter()
+                .map(|render| RenderStatus::of(render))
+                .collect(),
         }
     }
 
     /// Takes a hint that there is something new. It carries nothing but a name: what is new is read where it always is.
     fn push(&self, identity: Identity, body: &[u8]) -> Result<Answer, Problem> {
         if identity != Identity::Proven {
-            let detail = "a push needs a client certificate, which `ops.tls` with `client_ca` asks for";
+            let detail =
+                "a push needs a client certificate, which `ops.tls` with `client_ca` asks for";
             return Err(Problem::new(Code::Forbidden, detail));
         }
         let invalid = |detail: String| Problem::new(Code::InvalidRequest, detail);
@@ -228,20 +311,38 @@ impl OpsServer {
             invalid(format!("send {{\"keyring\": NAME, \"generation\": N}} or {{\"secret\": NAME, \"version\": V}}: {error}"))
         })?;
         let is_news = match push {
-            Push::Keyring { keyring: name, generation } => {
+            Push::Keyring {
+                keyring: name,
+                generation,
+            } => {
                 let keyring = self.keyring(&name)?;
-                let in_force = keyring.snapshot().as_ref().map_or(0, |snapshot| snapshot.table.generation());
+                let in_force = keyring
+                    .snapshot()
+                    .as_ref()
+                    .map_or(0, |snapshot| snapshot.table.generation());
                 let is_news = generation > in_force;
                 if is_news {
                     keyring.request(refresh::Trigger::Push);
                 }
                 is_news
             }
-            Push::Secret { secret: name, version } => {
-                let secret = self.parts.secrets.all().into_iter().find(|secret| secret.name().as_str() == name);
+            Push::Secret {
+                secret: name,
+                version,
+            } => {
+                let secret = self
+                    .parts
+                    .secrets
+                    .all()
+                    .into_iter()
+                    .find(|secret| secret.name().as_str() == name);
                 // One under a `*` that nobody here asked for is read when somebody does.
-                let secret =
-                    secret.ok_or_else(|| Problem::new(Code::SecretNotFound, "/status lists the secrets that are kept"))?;
+                let secret = secret.ok_or_else(|| {
+                    Problem::new(
+                        Code::SecretNotFound,
+                        "/status lists the secrets that are kept",
+                    )
+                })?;
                 let in_force = secret.standing().current.map(|current| current.version);
                 let is_news = version.is_none() || version != in_force;
                 if is_news {
@@ -250,20 +351,45 @@ impl OpsServer {
                 is_news
             }
         };
-        Ok(answer(StatusCode::ACCEPTED, JSON, if is_news { "{\"refreshing\":true}" } else { "{\"refreshing\":false}" }))
+        Ok(answer(
+            StatusCode::ACCEPTED,
+            JSON,
+            if is_news {
+                "{\"refreshing\":true}"
+            } else {
+                "{\"refreshing\":false}"
+            },
+        ))
     }
 
     fn keyring(&self, name: &str) -> Result<&Arc<Keyring>, Problem> {
-        let keyring = self.parts.keyrings.iter().find(|keyring| keyring.name().as_str() == name);
-        keyring.ok_or_else(|| Problem::new(Code::KeyringNotFound, "/status lists the keyrings that are served"))
+        let keyring = self
+            .parts
+            .keyrings
+            .iter()
+            .find(|keyring| keyring.name().as_str() == name);
+        keyring.ok_or_else(|| {
+            Problem::new(
+                Code::KeyringNotFound,
+                "/status lists the keyrings that are served",
+            )
+        })
     }
 
     fn manifest(&self, name: &str) -> Result<Answer, Problem> {
         let snapshot = self.keyring(name)?.snapshot().clone();
         let snapshot = snapshot.ok_or_else(|| {
-            Problem::new(Code::ProviderUnavailable, "no manifest is in force yet; /status says why").retry_after(1)
+            Problem::new(
+                Code::ProviderUnavailable,
+                "no manifest is in force yet; /status says why",
+            )
+            .retry_after(1)
         })?;
-        Ok(answer(StatusCode::OK, JSON, snapshot.table.document().bytes().to_vec()))
+        Ok(answer(
+            StatusCode::OK,
+            JSON,
+            snapshot.table.document().bytes().to_vec(),
+        ))
     }
 }
 
@@ -277,7 +403,9 @@ impl Handler for OpsServer {
             Ok(body) => self.route(*identity, &head, &body),
             Err(problem) => Err(problem),
         };
-        answer.unwrap_or_else(Problem::into_response).map(Reply::from)
+        answer
+            .unwrap_or_else(Problem::into_response)
+            .map(Reply::from)
     }
 }
 
@@ -286,15 +414,25 @@ async fn read(body: Incoming) -> Result<Bytes, Problem> {
         return Ok(Bytes::new());
     }
     let body = timeout(HEADER_TIMEOUT, Limited::new(body, PUSH).collect()).await;
-    let body = body.map_err(|_| Problem::new(Code::RequestTimeout, "the body didn't arrive in time"))?;
-    let too_large = |_| Problem::new(Code::BodyTooLarge, format!("a push has at most {PUSH} bytes"));
+    let body =
+        body.map_err(|_| Problem::new(Code::RequestTimeout, "the body didn't arrive in time"))?;
+    let too_large = |_| {
+        Problem::new(
+            Code::BodyTooLarge,
+            format!("a push has at most {PUSH} bytes"),
+        )
+    };
     Ok(body.map_err(too_large)?.to_bytes())
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -88,7 +88,13 @@ pub struct Problem {
 impl Problem {
     /// A problem with what this caller can do about it.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), retry_after: None, allow: None, version: None }
+        Self {
+            code,
+            detail: detail.into(),
+            retry_after: None,
+            allow: None,
+            version: None,
+        }
     }
 
     /// Says that trying again in so many seconds may help.
@@ -105,7 +111,10 @@ impl Problem {
 
     /// Says which methods are allowed.
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
-        Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, format!("allowed here: {allow}")) }
+        Self {
+            allow: Some(allow),
+            ..Self::new(Code::MethodNotAllowed, format!("allowed here: {allow}"))
+        }
     }
 
     /// The problem details.
@@ -121,7 +130,10 @@ impl Problem {
         let mut response = Response::new(Bytes::from(self.to_json()));
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
@@ -151,10 +163,14 @@ impl From<MessageError> for Problem {
     fn from(error: MessageError) -> Self {
         match error {
             MessageError::Malformed(reason) => Self::new(Code::MalformedCiphertext, reason),
-            MessageError::WrongKeyring => Self::new(Code::WrongKeyring, "send it to the keyring that encrypted it"),
-            MessageError::DecryptionFailed => {
-                Self::new(Code::DecryptionFailed, "the ciphertext was changed, or the AAD is not the one it was encrypted with")
-            }
+            MessageError::WrongKeyring => Self::new(
+                Code::WrongKeyring,
+                "send it to the keyring that encrypted it",
+            ),
+            MessageError::DecryptionFailed => Self::new(
+                Code::DecryptionFailed,
+                "the ciphertext was changed, or the AAD is not the one it was encrypted with",
+            ),
         }
     }
 }
@@ -174,7 +190,10 @@ mod tests {
         let page = include_str!("../../docs/errors.md");
         for code in Code::ALL {
             let row = format!("| `{}` | {} |", code.as_str(), code.status().as_u16());
-            assert!(page.contains(&row), "docs/errors.md lacks a row that begins with {row}");
+            assert!(
+                page.contains(&row),
+                "docs/errors.md lacks a row that begins with {row}"
+            );
         }
     }
 }

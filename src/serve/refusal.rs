@@ -19,8 +19,17 @@ pub(super) enum Of<'a> {
 }
 
 /// Counts a refusal by policy, token or the state of a key; other failures aren't refusals.
-pub(super) fn note(recorder: &Recorder, caller: &Caller, of: Of<'_>, code: Code, version: Option<u32>) {
-    if !matches!(code, Code::Forbidden | Code::Unauthorized | Code::KeyVersionDisabled | Code::KeyVersionDestroyed) {
+pub(super) fn note(
+    recorder: &Recorder,
+    caller: &Caller,
+    of: Of<'_>,
+    code: Code,
+    version: Option<u32>,
+) {
+    if !matches!(
+        code,
+        Code::Forbidden | Code::Unauthorized | Code::KeyVersionDisabled | Code::KeyVersionDestroyed
+    ) {
         return;
     }
     let (who, pid) = match *caller {
@@ -33,5 +42,15 @@ pub(super) fn note(recorder: &Recorder, caller: &Caller, of: Of<'_>, code: Code,
         Of::Keyring(keyring, operation) => (Some(keyring.clone()), None, Some(operation.as_str())),
         Of::Secret(secret) => (None, secret.cloned(), Some("fetch")),
     };
-    recorder.refused(Refusal { code: code.as_str(), keyring, secret, operation, version, who }, pid);
+    recorder.refused(
+        Refusal {
+            code: code.as_str(),
+            keyring,
+            secret,
+            operation,
+            version,
+            who,
+        },
+        pid,
+    );
 }

@@ -55,12 +55,24 @@ impl Flow {
             account.cancel();
             return Err(problem);
         }
-        Ok(Self { pieces, remaining: length, account: Some(account), failure: None })
+        Ok(Self {
+            pieces,
+            remaining: length,
+            account: Some(account),
+            failure: None,
+        })
     }
 
     /// Pieces that go on for as long as the peer listens.
-    pub(super) fn endless(pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static) -> Self {
-        Self { pieces: Box::pin(pieces), remaining: None, account: None, failure: None }
+    pub(super) fn endless(
+        pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static,
+    ) -> Self {
+        Self {
+            pieces: Box::pin(pieces),
+            remaining: None,
+            account: None,
+            failure: None,
+        }
     }
 
     /// Whether the answer's length is known from its beginning.
@@ -89,7 +101,9 @@ impl Flow {
             },
         };
         if let Some(Ok(bytes)) = &piece {
-            self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(bytes.len() as u64));
+            self.remaining = self
+                .remaining
+                .map(|remaining| remaining.saturating_sub(bytes.len() as u64));
         }
         if let Some(account) = &mut self.account {
             match &piece {
@@ -122,7 +136,10 @@ impl Delivery {
         if matches!(reply, Reply::Flow(_)) {
             busy.flows();
         }
-        Self { reply: Some(reply), busy }
+        Self {
+            reply: Some(reply),
+            busy,
+        }
     }
 }
 
@@ -130,7 +147,10 @@ impl Body for Delivery {
     type Data = Bytes;
     type Error = BrokenOff;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let bytes = match &mut self.reply {
             None => return Poll::Ready(None),
             Some(Reply::Flow(flow)) => match ready!(flow.poll_piece(cx)) {
@@ -169,7 +189,9 @@ impl Body for Delivery {
         match &self.reply {
             None => SizeHint::with_exact(0),
             Some(Reply::Whole(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Some(Reply::Flow(flow)) => flow.remaining.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Some(Reply::Flow(flow)) => flow
+                .remaining
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

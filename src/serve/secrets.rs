@@ -52,18 +52,30 @@ impl Question {
                 "version" => set(&mut which, Which::Version(word(&key, &value)?)),
                 "field" => set(&mut field, word(&key, &value)?),
                 "min_version" => set(&mut least, word(&key, &value)?),
-                _ => return Err(invalid("the query has stage or version, field, and min_version; nothing else")),
+                _ => {
+                    return Err(invalid(
+                        "the query has stage or version, field, and min_version; nothing else",
+                    ));
+                }
             };
-            asked.ok_or_else(|| invalid("stage and version exclude each other, and nothing stands there twice"))?;
+            asked.ok_or_else(|| {
+                invalid("stage and version exclude each other, and nothing stands there twice")
+            })?;
         }
         let which = which.unwrap_or(Which::Current);
         let demand = match least {
-            Some(_) if which != Which::Current => return Err(invalid("min_version is of the current value alone")),
+            Some(_) if which != Which::Current => {
+                return Err(invalid("min_version is of the current value alone"));
+            }
             Some(least) => Demand::AtLeast(least),
             None if demands_fresh(headers) => Demand::Fresh,
             None => Demand::Kept,
         };
-        Ok(Self { ask: Ask { which, demand }, field, form: form(headers) })
+        Ok(Self {
+            ask: Ask { which, demand },
+            field,
+            form: form(headers),
+        })
     }
 }
 
@@ -87,15 +99,23 @@ fn stage(text: &str) -> Result<Which, Problem> {
 
 fn word(key: &str, text: &str) -> Result<String, Problem> {
     if text.is_empty() || text.len() > LONGEST || text.contains(char::is_control) {
-        return Err(Problem::new(Code::InvalidRequest, format!("{key} has 1 to {LONGEST} characters, none of them a control")));
+        return Err(Problem::new(
+            Code::InvalidRequest,
+            format!("{key} has 1 to {LONGEST} characters, none of them a control"),
+        ));
     }
     Ok(text.to_owned())
 }
 
 /// RFC 9111 §5.2.1.4.
 fn demands_fresh(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
+    let values = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
 }
 
 /// JSON, unless the bytes are liked better (RFC 9110 §12.5.1). Of two that are liked as well, the one that is named counts.
@@ -105,19 +125,30 @@ fn form(headers: &HeaderMap) -> Form {
         return Form::Json;
     }
     let (mut json, mut octets) = ((0, 0), (0, 0));
-    let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let values = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     for range in values.flat_map(|value| value.split(',')) {
         let mut parts = range.split(';').map(str::trim);
         let essence = parts.next().unwrap_or_default();
-        let weight = parts.find_map(|parameter| parameter.strip_prefix("q=")).map_or(1000, weight);
+        let weight = parts
+            .find_map(|parameter| parameter.strip_prefix("q="))
+            .map_or(1000, weight);
         match essence.to_ascii_lowercase().as_str() {
             JSON => json = json.max((weight, 1)),
             OCTETS => octets = octets.max((weight, 1)),
-            "*/*" | "application/*" => (json, octets) = (json.max((weight, 0)), octets.max((weight, 0))),
+            "*/*" | "application/*" => {
+                (json, octets) = (json.max((weight, 0)), octets.max((weight, 0)))
+            }
             _ => {}
         }
     }
-    if octets > json && octets.0 > 0 { Form::Octets } else { Form::Json }
+    if octets > json && octets.0 > 0 {
+        Form::Octets
+    } else {
+        Form::Json
+    }
 }
 
 /// In thousandths.
@@ -175,22 +206,36 @@ pub(super) async fn answer(
     bodies: &BodyLimits,
 ) -> Result<Response<Reply>, Problem> {
     let labels = served.value.labels();
-    let etag = if question.form == Form::Octets { &labels.octets } else { &labels.json };
-    let is_known = headers.get_all(IF_NONE_MATCH).iter().any(|value| matches(value, etag));
+    let etag = if question.form == Form::Octets {
+        &labels.octets
+    } else {
+        &labels.json
+    };
+    let is_known = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .any(|value| matches(value, etag));
     let body = match (&question.field, question.form) {
         _ if is_known => Bytes::new(),
         (None, Form::Octets) => served.value.bytes().clone(),
-        (None, Form::Json) if served.is_usual() => {
-            served.value.answer(|| Bytes::from_owner(to_json(secret, served, served.value.bytes())))
-        }
+        (None, Form::Json) if served.is_usual() => served
+            .value
+            .answer(|| Bytes::from_owner(to_json(secret, served, served.value.bytes()))),
         (None, Form::Json) => {
             let share = bodies.reserve(3 * served.value.bytes().len()).await?;
             share.keep_zeroized(to_json(secret, served, served.value.bytes()))
         }
         (Some(field), form) => {
             let share = bodies.reserve(3 * served.value.bytes().len()).await?;
-            let value = served.value.field(field).map_err(|why| no_field(secret, field, why))?;
-            share.keep_zeroized(if form == Form::Octets { value } else { to_json(secret, served, &value) })
+            let value = served
+                .value
+                .field(field)
+                .map_err(|why| no_field(secret, field, why))?;
+            share.keep_zeroized(if form == Form::Octets {
+                value
+            } else {
+                to_json(secret, served, &value)
+            })
         }
     };
     let mut response = Response::new(Reply::from(body));
@@ -201,12 +246,22 @@ pub(super) async fn answer(
     // All of them, and the two that hyper adds, without growing.
     headers.reserve(8);
     if !is_known {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(if question.form == Form::Octets { OCTETS } else { JSON }));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(if question.form == Form::Octets {
+                OCTETS
+            } else {
+                JSON
+            }),
+        );
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(ETAG, etag.clone());
     headers.insert(SECRET_VERSION, labels.version.clone());
-    headers.insert(SECRET_STAGE, HeaderValue::from_static(served.stage.as_str()));
+    headers.insert(
+        SECRET_STAGE,
+        HeaderValue::from_static(served.stage.as_str()),
+    );
     if let Some(stale) = served.stale {
         headers.insert(STALE, stale.as_secs().into());
     }
@@ -216,7 +271,9 @@ pub(super) async fn answer(
 /// Made once for each value that is kept; others cost a buffer that is zeroized.
 fn to_json(secret: &Secret, served: &Served, value: &[u8]) -> Zeroizing<Vec<u8>> {
     let text = std::str::from_utf8(value).ok();
-    let value_base64 = text.is_none().then(|| Zeroizing::new(STANDARD.encode(value)));
+    let value_base64 = text
+        .is_none()
+        .then(|| Zeroizing::new(STANDARD.encode(value)));
     let answer = Answer {
         name: secret.name().as_str(),
         value: text,
@@ -243,20 +300,28 @@ fn escaped(value: &[u8]) -> usize {
         _ => 1,
     };
     // In base64 it takes four thirds.
-    value.iter().map(length).sum::<usize>().max(value.len() / 3 * 4 + 4)
+    value
+        .iter()
+        .map(length)
+        .sum::<usize>()
+        .max(value.len() / 3 * 4 + 4)
 }
 
 /// RFC 9110 §13.1.2, by weak comparison.
 fn matches(if_none_match: &HeaderValue, etag: &HeaderValue) -> bool {
     let plain = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let (Ok(listed), Ok(etag)) = (if_none_match.to_str(), etag.to_str()) else { return false };
+    let (Ok(listed), Ok(etag)) = (if_none_match.to_str(), etag.to_str()) else {
+        return false;
+    };
     listed.trim() == "*" || listed.split(',').any(|tag| plain(tag) == plain(etag))
 }
 
 fn no_field(secret: &Secret, field: &str, why: NoField) -> Problem {
     let name = secret.name();
     let detail = match why {
-        NoField::NotAnObject => format!("the value of {name} is no JSON object, so it has no fields"),
+        NoField::NotAnObject => {
+            format!("the value of {name} is no JSON object, so it has no fields")
+        }
         NoField::Missing => format!("the value of {name} has no member {field:?}"),
     };
     Problem::new(Code::SecretFieldNotFound, detail)
@@ -272,7 +337,8 @@ pub(super) fn refused(secret: &Secret, which: &Which, refused: Refused) -> Probl
             format!("{name} has no previous value: none was seen, or its `previous_ttl` is over"),
         ),
         Refused::TooOld { version } => {
-            let detail = format!("the newest version of {name} that its provider gives is {version}");
+            let detail =
+                format!("the newest version of {name} that its provider gives is {version}");
             Problem::new(Code::SecretVersionUnavailable, detail).retry_after(1)
         }
     }
@@ -287,14 +353,21 @@ fn provider(name: &str, which: &Which, error: &SecretError) -> Problem {
     };
     match error.fault {
         SecretFault::NotFound => Problem::new(Code::SecretNotFound, format!("there is no {what}")),
-        SecretFault::Denied => {
-            Problem::new(Code::ProviderDenied, format!("the sidecar may not read {what}; its log says what is missing"))
+        SecretFault::Denied => Problem::new(
+            Code::ProviderDenied,
+            format!("the sidecar may not read {what}; its log says what is missing"),
+        ),
+        SecretFault::Throttled => {
+            Problem::new(Code::ProviderThrottled, format!("can't read {what} now")).retry_after(5)
         }
-        SecretFault::Throttled => Problem::new(Code::ProviderThrottled, format!("can't read {what} now")).retry_after(5),
-        SecretFault::Unavailable => Problem::new(Code::ProviderUnavailable, format!("can't read {what} now")).retry_after(1),
-        SecretFault::Misconfigured | SecretFault::TooLong => {
-            Problem::new(Code::ProviderUnavailable, format!("can't read {what}; the sidecar's log says why")).retry_after(30)
+        SecretFault::Unavailable => {
+            Problem::new(Code::ProviderUnavailable, format!("can't read {what} now")).retry_after(1)
         }
+        SecretFault::Misconfigured | SecretFault::TooLong => Problem::new(
+            Code::ProviderUnavailable,
+            format!("can't read {what}; the sidecar's log says why"),
+        )
+        .retry_after(30),
     }
 }
 
@@ -303,7 +376,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
+            .collect()
     }
 
     fn parse(query: &str, pairs: &[(HeaderName, &'static str)]) -> Result<Question, Code> {
@@ -313,13 +389,26 @@ mod tests {
     #[test]
     fn a_question_says_which_value_how_fresh_and_in_what_form() {
         let plain = parse("", &[]).expect("question");
-        assert_eq!(plain.ask, Ask { which: Which::Current, demand: Demand::Kept });
+        assert_eq!(
+            plain.ask,
+            Ask {
+                which: Which::Current,
+                demand: Demand::Kept
+            }
+        );
         assert_eq!((plain.field, plain.form), (None, Form::Json));
-        let asked = parse("stage=previous&field=pass%20word", &[(ACCEPT, OCTETS)]).expect("question");
-        assert_eq!((asked.ask.which, asked.field.as_deref(), asked.form), (Which::Previous, Some("pass word"), Form::Octets));
+        let asked =
+            parse("stage=previous&field=pass%20word", &[(ACCEPT, OCTETS)]).expect("question");
+        assert_eq!(
+            (asked.ask.which, asked.field.as_deref(), asked.form),
+            (Which::Previous, Some("pass word"), Form::Octets)
+        );
         let fresh = parse("", &[(CACHE_CONTROL, "max-age=0, No-Cache")]).expect("question");
         assert_eq!(fresh.ask.demand, Demand::Fresh);
-        assert_eq!(parse("min_version=7", &[]).expect("question").ask.demand, Demand::AtLeast("7".into()));
+        assert_eq!(
+            parse("min_version=7", &[]).expect("question").ask.demand,
+            Demand::AtLeast("7".into())
+        );
         for wrong in [
             "stage=next",
             "version=",
@@ -340,8 +429,14 @@ mod tests {
             ("application/json", Form::Json),
             ("application/octet-stream", Form::Octets),
             ("application/octet-stream, */*", Form::Octets),
-            ("application/octet-stream;q=0.5, application/json", Form::Json),
-            ("application/octet-stream, application/json;q=0.9", Form::Octets),
+            (
+                "application/octet-stream;q=0.5, application/json",
+                Form::Json,
+            ),
+            (
+                "application/octet-stream, application/json;q=0.9",
+                Form::Octets,
+            ),
             ("text/html", Form::Json),
             ("application/octet-stream;q=0", Form::Json),
         ] {
@@ -351,14 +446,29 @@ mod tests {
 
     #[test]
     fn tags_are_compared_weakly() {
-        let matches = |listed| matches(&HeaderValue::from_static(listed), &HeaderValue::from_static("W/\"7.j\""));
-        assert!(matches("W/\"7.j\"") && matches("\"7.j\"") && matches("\"a\", W/\"7.j\"") && matches("*"));
+        let matches = |listed| {
+            matches(
+                &HeaderValue::from_static(listed),
+                &HeaderValue::from_static("W/\"7.j\""),
+            )
+        };
+        assert!(
+            matches("W/\"7.j\"")
+                && matches("\"7.j\"")
+                && matches("\"a\", W/\"7.j\"")
+                && matches("*")
+        );
         assert!(!matches("\"7.b\"") && !matches("\"\""));
     }
 
     #[test]
     fn a_buffer_is_made_as_long_as_json_gets() {
-        for value in [&b"plain"[..], b"a\"b\\c\n\x01\x7f", "\u{e9}\u{2028}".as_bytes(), &[0xff; 1000]] {
+        for value in [
+            &b"plain"[..],
+            b"a\"b\\c\n\x01\x7f",
+            "\u{e9}\u{2028}".as_bytes(),
+            &[0xff; 1000],
+        ] {
             let json = match std::str::from_utf8(value) {
                 Ok(text) => serde_json::to_string(text).expect("text").len() - 2,
                 Err(_) => STANDARD.encode(value).len(),

@@ -8,7 +8,9 @@ use jiff::Timestamp;
 
 use super::problem::{Code, Problem};
 use crate::{
-    crypto::{Header, OVERHEAD, Opener, PREFIX_LEN, Sealer, StreamOpener, StreamSealer, VersionKeys},
+    crypto::{
+        Header, OVERHEAD, Opener, PREFIX_LEN, Sealer, StreamOpener, StreamSealer, VersionKeys,
+    },
     keyring::Slot,
     refresh::{Keyring, Snapshot},
 };
@@ -48,7 +50,13 @@ impl<'k> Session<'k> {
 
     /// The session of a request that goes on, with the generation that it saw from its beginning.
     pub(super) fn resume(keyring: &'k Keyring, snapshot: Arc<Snapshot>, now: Timestamp) -> Self {
-        Self { keyring, snapshot, now, opener: Opener::default(), has_learned: false }
+        Self {
+            keyring,
+            snapshot,
+            now,
+            opener: Opener::default(),
+            has_learned: false,
+        }
     }
 
     pub(super) fn keyring(&self) -> &'k Keyring {
@@ -69,28 +77,45 @@ impl<'k> Session<'k> {
     pub(super) fn encryptor(&self) -> Result<Encryptor, Problem> {
         let (version, keys) = self.encrypting()?;
         let sealer = Sealer::new(keys, self.snapshot.table.id(), version)?;
-        Ok(Encryptor { sealer, usage: Usage::new(self.keyring, &self.snapshot, version), now: self.now })
+        Ok(Encryptor {
+            sealer,
+            usage: Usage::new(self.keyring, &self.snapshot, version),
+            now: self.now,
+        })
     }
 
     fn encrypting(&self) -> Result<(u32, &VersionKeys), Problem> {
         let table = &self.snapshot.table;
-        let primary = table
-            .primary(self.now)
-            .ok_or_else(|| Problem::new(Code::NoPrimary, format!("no version is activated for wave {} yet", table.wave())))?;
+        let primary = table.primary(self.now).ok_or_else(|| {
+            Problem::new(
+                Code::NoPrimary,
+                format!("no version is activated for wave {} yet", table.wave()),
+            )
+        })?;
         let Some(found) = table.encrypting(self.now) else {
             return Err(keys(&self.snapshot, primary)
                 .err()
                 .unwrap_or_else(|| Problem::new(Code::NoPrimary, "no version encrypts")));
         };
         let end = self.keyring.lease_end(table);
-        if self.now < end { Ok(found) } else { Err(lease_expired(end)) }
+        if self.now < end {
+            Ok(found)
+        } else {
+            Err(lease_expired(end))
+        }
     }
 
     /// Decrypts a whole message or stream in place; gives its plaintext, which stands behind the prefix, and the version.
-    pub(super) async fn decrypt<'m>(&mut self, aad: &[u8], message: &'m mut [u8]) -> Result<(&'m mut [u8], u32), Problem> {
+    pub(super) async fn decrypt<'m>(
+        &mut self,
+        aad: &[u8],
+        message: &'m mut [u8],
+    ) -> Result<(&'m mut [u8], u32), Problem> {
         let header = self.find(message).await?;
         let keys = keys(&self.snapshot, header.version)?;
-        let plaintext = self.opener.open(keys, &self.snapshot.table.id(), &header, aad, message)?;
+        let plaintext = self
+            .opener
+            .open(keys, &self.snapshot.table.id(), &header, aad, message)?;
         if let Some(meter) = self.snapshot.meter(header.version) {
             meter.decrypted(1, self.now);
         }
@@ -98,9 +123,15 @@ impl<'k> Session<'k> {
     }
 
     /// The opener of a stream that begins so.
-    pub(super) async fn stream_decryptor(&mut self, aad: &[u8], prefix: &[u8; PREFIX_LEN]) -> Result<StreamDecryptor, Problem> {
+    pub(super) async fn stream_decryptor(
+        &mut self,
+        aad: &[u8],
+        prefix: &[u8; PREFIX_LEN],
+    ) -> Result<StreamDecryptor, Problem> {
         // The first chunk, which must follow, is checked as such.
-        let header = self.find(&[&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat()).await?;
+        let header = self
+            .find(&[&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat())
+            .await?;
         let keys = keys(&self.snapshot, header.version)?;
         let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
         let usage = Usage::new(self.keyring, &self.snapshot, header.version);
@@ -109,7 +140,10 @@ impl<'k> Session<'k> {
     }
 
     /// The encryptor of a stream, and what the stream begins with.
-    pub(super) fn stream_encryptor(&self, aad: &[u8]) -> Result<(StreamEncryptor, [u8; PREFIX_LEN]), Problem> {
+    pub(super) fn stream_encryptor(
+        &self,
+        aad: &[u8],
+    ) -> Result<(StreamEncryptor, [u8; PREFIX_LEN]), Problem> {
         let (version, keys) = self.encrypting()?;
         let (sealer, prefix) = StreamSealer::new(keys, &self.snapshot.table.id(), version, aad)?;
         let usage = Usage::new(self.keyring, &self.snapshot, version);
@@ -121,7 +155,9 @@ impl<'k> Session<'k> {
     async fn find(&mut self, ciphertext: &[u8]) -> Result<Header, Problem> {
         let header = Header::parse(ciphertext, &self.snapshot.table.id())?;
         let version = header.version;
-        let is_missing = |snapshot: &Snapshot| matches!(snapshot.table.slot(version), None | Some(Slot::Unopened(_)));
+        let is_missing = |snapshot: &Snapshot| {
+            matches!(snapshot.table.slot(version), None | Some(Slot::Unopened(_)))
+        };
         if is_missing(&self.snapshot) {
             // What is in force by now may have it: a request may take long.
             if let Some(newest) = self.keyring.snapshot().as_ref()
@@ -213,7 +249,12 @@ impl StreamDecryptor {
     }
 
     /// Decrypts the next chunk in place and gives its plaintext's length.
-    pub(super) fn decrypt(&mut self, now: Timestamp, is_last: bool, chunk: &mut [u8]) -> Result<usize, Problem> {
+    pub(super) fn decrypt(
+        &mut self,
+        now: Timestamp,
+        is_last: bool,
+        chunk: &mut [u8],
+    ) -> Result<usize, Problem> {
         let length = self.opener.open(is_last, chunk)?.len();
         self.usage.goes_on(now);
         Ok(length)
@@ -230,7 +271,11 @@ struct Usage {
 
 impl Usage {
     fn new(keyring: &Keyring, snapshot: &Arc<Snapshot>, version: u32) -> Self {
-        Self { snapshot: Arc::clone(snapshot), version, until: keyring.lease_end(&snapshot.table) }
+        Self {
+            snapshot: Arc::clone(snapshot),
+            version,
+            until: keyring.lease_end(&snapshot.table),
+        }
     }
 
     /// Whether a request that goes on may still encrypt (I11). It keeps the version that it began with, but not longer than a sidecar
@@ -239,11 +284,19 @@ impl Usage {
     fn check(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), Problem> {
         if let Some(newest) = keyring.snapshot().as_ref() {
             keys(newest, self.version)?;
-            if newest.table.encrypting(now).is_some_and(|(version, _)| version == self.version) {
+            if newest
+                .table
+                .encrypting(now)
+                .is_some_and(|(version, _)| version == self.version)
+            {
                 self.until = keyring.lease_end(&newest.table);
             }
         }
-        if now < self.until { Ok(()) } else { Err(lease_expired(self.until)) }
+        if now < self.until {
+            Ok(())
+        } else {
+            Err(lease_expired(self.until))
+        }
     }
 
     fn encrypted(&self, now: Timestamp) {
@@ -267,7 +320,9 @@ impl Usage {
 }
 
 fn lease_expired(end: Timestamp) -> Problem {
-    let detail = format!("the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on");
+    let detail = format!(
+        "the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on"
+    );
     Problem::new(Code::LeaseExpired, detail).retry_after(60)
 }
 
@@ -280,20 +335,29 @@ pub(super) fn message_buffer(len: usize) -> Vec<u8> {
 
 fn keys(snapshot: &Snapshot, version: u32) -> Result<&VersionKeys, Problem> {
     let unavailable = |why: &str| {
-        Problem::new(Code::KeyVersionUnavailable, format!("key version {version} {why}; try again")).retry_after(RETRY_SECONDS)
+        Problem::new(
+            Code::KeyVersionUnavailable,
+            format!("key version {version} {why}; try again"),
+        )
+        .retry_after(RETRY_SECONDS)
     };
     match snapshot.table.slot(version) {
         Some(Slot::Open(keys)) => Ok(keys),
         Some(Slot::Unopened(_)) => Err(unavailable("could not be opened by its KEKs yet")),
         Some(Slot::Disabled) => Err(Problem::new(
             Code::KeyVersionDisabled,
-            format!("key version {version} is disabled; `sidekey keyring enable` lets it decrypt again"),
+            format!(
+                "key version {version} is disabled; `sidekey keyring enable` lets it decrypt again"
+            ),
         )
         .of_version(version)),
-        Some(Slot::Destroyed) => {
-            Err(Problem::new(Code::KeyVersionDestroyed, format!("key version {version} was destroyed for good"))
-                .of_version(version))
-        }
-        None => Err(unavailable("is not in the newest manifest that could be read")),
+        Some(Slot::Destroyed) => Err(Problem::new(
+            Code::KeyVersionDestroyed,
+            format!("key version {version} was destroyed for good"),
+        )
+        .of_version(version)),
+        None => Err(unavailable(
+            "is not in the newest manifest that could be read",
+        )),
     }
 }

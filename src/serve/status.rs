@@ -66,7 +66,11 @@ pub struct AuditStatus {
 
 impl From<Standing> for AuditStatus {
     fn from(standing: Standing) -> Self {
-        let error = |(at, message)| RefreshError { at, code: "audit_unavailable".into(), message };
+        let error = |(at, message)| RefreshError {
+            at,
+            code: "audit_unavailable".into(),
+            message,
+        };
         Self {
             sink: standing.sink,
             keyed: standing.has_key,
@@ -215,7 +219,9 @@ impl SecretStatus {
             created_at: current.as_ref().and_then(|current| current.created_at),
             confirmed_at: current.map(|current| current.confirmed_at),
             previous: standing.previous,
-            lease_seconds: standing.lease_remaining.map(|remaining| remaining.as_secs()),
+            lease_seconds: standing
+                .lease_remaining
+                .map(|remaining| remaining.as_secs()),
             last_error: standing.failure.map(error),
             versions: secret.usages().iter().map(version).collect(),
         }
@@ -271,15 +277,24 @@ impl RenderStatus {
         };
         let notice = |told: render::Told| NoticeStatus {
             at: told.at,
-            result: told.failure.as_ref().map_or("ok", |failure| failure.reason).into(),
+            result: told
+                .failure
+                .as_ref()
+                .map_or("ok", |failure| failure.reason)
+                .into(),
             message: told.failure.map(|failure| failure.message),
         };
-        let secret = |(secret, version): &(String, String)| RenderedSecret { secret: secret.clone(), version: version.clone() };
+        let secret = |(secret, version): &(String, String)| RenderedSecret {
+            secret: secret.clone(),
+            version: version.clone(),
+        };
         let written = standing.written.as_ref();
         Self {
             file: settings.file.display().to_string(),
             required: settings.required,
-            secrets: written.map(|written| written.secrets.iter().map(secret).collect()).unwrap_or_default(),
+            secrets: written
+                .map(|written| written.secrets.iter().map(secret).collect())
+                .unwrap_or_default(),
             written_at: written.and_then(|written| written.written_at),
             confirmed_at: written.map(|written| written.confirmed_at),
             last_error: standing.failure.map(error),
@@ -345,7 +360,11 @@ pub struct VersionStatus {
 impl KeyMemory {
     pub(super) fn now() -> Self {
         let report = lock_report();
-        Self { locked_bytes: report.locked, unlocked_bytes: report.unlocked, limit_bytes: report.limit }
+        Self {
+            locked_bytes: report.locked,
+            unlocked_bytes: report.unlocked,
+            limit_bytes: report.limit,
+        }
     }
 }
 
@@ -359,7 +378,11 @@ impl KeyringStatus {
             wave: keyring.wave().clone(),
             observed_since: keyring.observed_since(),
             last_refresh: standing.last_success,
-            last_error: failure.map(|(at, failure)| RefreshError { at, code: failure.code.into(), message: failure.message }),
+            last_error: failure.map(|(at, failure)| RefreshError {
+                at,
+                code: failure.code.into(),
+                message: failure.message,
+            }),
             in_force: InForce::of(keyring, now),
         }
     }

@@ -30,15 +30,27 @@ pub struct TokenError {
 impl Token {
     /// Reads a token: one line of at least 32 visible characters in a file that nobody else can read.
     pub(super) fn load(path: &Path) -> Result<Self, TokenError> {
-        let failed = |reason: String| TokenError { path: path.to_owned(), reason };
-        let unreadable = |error: std::io::Error| failed(format!("can't read the token (`listen.token_file`): {error}"));
+        let failed = |reason: String| TokenError {
+            path: path.to_owned(),
+            reason,
+        };
+        let unreadable = |error: std::io::Error| {
+            failed(format!(
+                "can't read the token (`listen.token_file`): {error}"
+            ))
+        };
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
         if mode & 0o007 != 0 {
-            return Err(failed(format!("everybody can open this token (mode {mode:04o}); run: chmod o= {}", path.display())));
+            return Err(failed(format!(
+                "everybody can open this token (mode {mode:04o}); run: chmod o= {}",
+                path.display()
+            )));
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(MOST + 1));
-        file.take(MOST as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        file.take(MOST as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
         let length = bytes.trim_ascii_end().len();
         bytes.truncate(length);
         if !(LEAST..=MOST).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
@@ -51,9 +63,16 @@ impl Token {
 
     /// Demands the token in the header `Authorization`.
     pub(super) fn verify(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
+        let given = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.as_bytes().split_at_checked(7));
         match given {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") && equal_in_constant_time(token, &self.0) => Ok(()),
+            Some((scheme, token))
+                if scheme.eq_ignore_ascii_case(b"bearer ")
+                    && equal_in_constant_time(token, &self.0) =>
+            {
+                Ok(())
+            }
             _ => Err(Problem::new(
                 Code::Unauthorized,
                 "send the header Authorization: Bearer TOKEN with the token of `listen.token_file`",
@@ -81,20 +100,39 @@ mod tests {
         };
         verify(&format!("Bearer {text}")).expect("right");
         verify(&format!("bearer {text}")).expect("the scheme's case is free");
-        for wrong in
-            [format!("Bearer {text}0"), format!("Bearer {}", &text[1..]), format!("Basic {text}"), "Bearer ".into(), "é".into()]
-        {
+        for wrong in [
+            format!("Bearer {text}0"),
+            format!("Bearer {}", &text[1..]),
+            format!("Basic {text}"),
+            "Bearer ".into(),
+            "é".into(),
+        ] {
             assert_eq!(verify(&wrong).expect_err(&wrong).code, Code::Unauthorized);
         }
-        assert_eq!(token.verify(&HeaderMap::new()).expect_err("none").code, Code::Unauthorized);
+        assert_eq!(
+            token.verify(&HeaderMap::new()).expect_err("none").code,
+            Code::Unauthorized
+        );
     }
 
     #[test]
     fn refuses_files_that_hold_no_good_secret() {
         let file = tempfile::NamedTempFile::new().expect("file");
         std::fs::write(&file, "short").expect("write");
-        assert!(Token::load(file.path()).err().expect("refused").to_string().contains("32 to 4096"));
+        assert!(
+            Token::load(file.path())
+                .err()
+                .expect("refused")
+                .to_string()
+                .contains("32 to 4096")
+        );
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("chmod");
-        assert!(Token::load(file.path()).err().expect("refused").to_string().contains("chmod o="));
+        assert!(
+            Token::load(file.path())
+                .err()
+                .expect("refused")
+                .to_string()
+                .contains("chmod o=")
+        );
     }
 }

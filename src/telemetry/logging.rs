@@ -9,11 +9,21 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// The filter's fault, or that the log was sent somewhere already.
 pub fn init(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::builder().parse(&log.filter).map_err(|error| error.to_string())?;
+    let filter = EnvFilter::builder()
+        .parse(&log.filter)
+        .map_err(|error| error.to_string())?;
     let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
     match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).with_target(false).try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .try_init(),
+        LogFormat::Text => builder
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
     }
     .map_err(|error| error.to_string())
 }

@@ -18,8 +18,8 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// From 10 µs, below what a message costs, to 10 s, above every time-out on the request path.
 const BUCKETS: [f64; 19] = [
-    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-    2.5, 5.0, 10.0,
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025,
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
 /// The metrics of one sidecar, in Prometheus' text format (version 0.0.4).
@@ -35,7 +35,9 @@ impl Default for Registry {
             Ok(builder) => builder,
             Err(error) => unreachable!("the list of buckets isn't empty: {error}"),
         };
-        Self { recorder: builder.build_recorder() }
+        Self {
+            recorder: builder.build_recorder(),
+        }
     }
 }
 
@@ -44,22 +46,26 @@ const METADATA: Metadata<'static> = Metadata::new("sidekey", Level::INFO, None);
 impl Registry {
     /// Says what a counter counts.
     pub fn describe_counter(&self, name: &'static str, help: &'static str) {
-        self.recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
+        self.recorder
+            .describe_counter(KeyName::from_const_str(name), None, help.into());
     }
 
     /// Says what a gauge shows.
     pub fn describe_gauge(&self, name: &'static str, help: &'static str) {
-        self.recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
+        self.recorder
+            .describe_gauge(KeyName::from_const_str(name), None, help.into());
     }
 
     /// Says what a histogram is of.
     pub fn describe_histogram(&self, name: &'static str, help: &'static str) {
-        self.recorder.describe_histogram(KeyName::from_const_str(name), None, help.into());
+        self.recorder
+            .describe_histogram(KeyName::from_const_str(name), None, help.into());
     }
 
     /// A counter, at 0 if it is new.
     pub fn counter(&self, name: &'static str, labels: &[LabelPair<'_>]) -> Counter {
-        self.recorder.register_counter(&key(name, labels), &METADATA)
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
     }
 
     /// A gauge, at 0 if it is new.
@@ -69,7 +75,8 @@ impl Registry {
 
     /// A histogram of seconds.
     pub fn histogram(&self, name: &'static str, labels: &[LabelPair<'_>]) -> Histogram {
-        self.recorder.register_histogram(&key(name, labels), &METADATA)
+        self.recorder
+            .register_histogram(&key(name, labels), &METADATA)
     }
 
     /// Everything, as text.
@@ -89,6 +96,9 @@ pub fn seconds(time: Timestamp) -> f64 {
 }
 
 fn key(name: &'static str, labels: &[LabelPair<'_>]) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect();
     Key::from_parts(name, labels)
 }

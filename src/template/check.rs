@@ -18,7 +18,12 @@ pub(super) fn nesting(source: &str) -> Result<(), Fault> {
     let (mut length, mut elifs) = (0, 0);
     let mut is_first = false;
     for (token, line) in tokens(source) {
-        let fault = |message: String| Err(Fault { line: Some(line), message });
+        let fault = |message: String| {
+            Err(Fault {
+                line: Some(line),
+                message,
+            })
+        };
         length += 1;
         elifs += usize::from(is_first && matches!(token, Token::Ident("elif")));
         is_first = matches!(token, Token::BlockStart);
@@ -26,7 +31,9 @@ pub(super) fn nesting(source: &str) -> Result<(), Fault> {
             length = 0;
         }
         if length > LONGEST_TAG {
-            return fault(format!("a tag is longer than {LONGEST_TAG} words and signs"));
+            return fault(format!(
+                "a tag is longer than {LONGEST_TAG} words and signs"
+            ));
         }
         if elifs > MOST_ELIFS {
             return fault(format!("there are more than {MOST_ELIFS} times elif"));
@@ -36,22 +43,41 @@ pub(super) fn nesting(source: &str) -> Result<(), Fault> {
 }
 
 /// The secrets that a valid template mentions.
-pub(super) fn examine(environment: &Environment<'_>, name: &str, source: &str) -> Result<Vec<Mention>, Vec<Fault>> {
+pub(super) fn examine(
+    environment: &Environment<'_>,
+    name: &str,
+    source: &str,
+) -> Result<Vec<Mention>, Vec<Fault>> {
     let tokens = tokens(source);
     let mut faults = undefined(environment, name, &tokens);
     let mut mentions = Vec::new();
     for (at, (token, line)) in tokens.iter().enumerate() {
-        let before = at.checked_sub(1).and_then(|before| tokens.get(before)).map(|(token, _)| token);
-        let after: Vec<_> = tokens[at + 1..].iter().take(3).map(|(token, _)| token).collect();
-        let mut fault =
-            |what: &str, name: &str| faults.push(Fault { line: Some(*line), message: format!("there is no {what} {name:?}") });
+        let before = at
+            .checked_sub(1)
+            .and_then(|before| tokens.get(before))
+            .map(|(token, _)| token);
+        let after: Vec<_> = tokens[at + 1..]
+            .iter()
+            .take(3)
+            .map(|(token, _)| token)
+            .collect();
+        let mut fault = |what: &str, name: &str| {
+            faults.push(Fault {
+                line: Some(*line),
+                message: format!("there is no {what} {name:?}"),
+            })
+        };
         match (before, token, &*after) {
             // A member that happens to be called so.
             (Some(Token::Dot), ..) => {}
-            (_, Token::Pipe, [Token::Ident(filter), ..]) if !has_filter(environment, filter) => fault("filter", filter),
-            (_, Token::Ident("is"), [Token::Ident("not"), Token::Ident(test), ..] | [Token::Ident(test), ..])
-                if *test != "not" && !has_test(environment, test) =>
-            {
+            (_, Token::Pipe, [Token::Ident(filter), ..]) if !has_filter(environment, filter) => {
+                fault("filter", filter)
+            }
+            (
+                _,
+                Token::Ident("is"),
+                [Token::Ident("not"), Token::Ident(test), ..] | [Token::Ident(test), ..],
+            ) if *test != "not" && !has_test(environment, test) => {
                 fault("test", test);
             }
             (_, Token::Ident(SECRET), [Token::ParenOpen, literal, Token::ParenClose]) => {
@@ -61,30 +87,55 @@ pub(super) fn examine(environment: &Environment<'_>, name: &str, source: &str) -
                     // A name that is known when the template is rendered.
                     _ => continue,
                 };
-                mentions.push(Mention { secret, line: *line });
+                mentions.push(Mention {
+                    secret,
+                    line: *line,
+                });
             }
             _ => {}
         }
     }
     faults.sort_by_key(|fault| fault.line);
-    if faults.is_empty() { Ok(mentions) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(mentions)
+    } else {
+        Err(faults)
+    }
 }
 
 /// What the template is made of, without the text around its tags; each with its line.
 fn tokens(source: &str) -> Vec<(Token<'_>, usize)> {
     let tokens = tokenize(source, false, super::syntax()).map_while(Result::ok);
-    tokens.map(|(token, span)| (token, usize::from(span.start_line))).collect()
+    tokens
+        .map(|(token, span)| (token, usize::from(span.start_line)))
+        .collect()
 }
 
 /// The variables and functions that are neither set in the template nor known.
-fn undefined(environment: &Environment<'_>, name: &str, tokens: &[(Token<'_>, usize)]) -> Vec<Fault> {
-    let used = environment.get_template(name).map(|template| template.undeclared_variables(false)).unwrap_or_default();
-    let known: BTreeSet<_> = environment.globals().map(|(name, _)| name).chain([SECRET]).collect();
+fn undefined(
+    environment: &Environment<'_>,
+    name: &str,
+    tokens: &[(Token<'_>, usize)],
+) -> Vec<Fault> {
+    let used = environment
+        .get_template(name)
+        .map(|template| template.undeclared_variables(false))
+        .unwrap_or_default();
+    let known: BTreeSet<_> = environment
+        .globals()
+        .map(|(name, _)| name)
+        .chain([SECRET])
+        .collect();
     let unknown = used.iter().filter(|name| !known.contains(name.as_str()));
     let fault = |name: &String| {
-        let mention = tokens.iter().find(|(token, _)| matches!(token, Token::Ident(ident) if ident == name));
+        let mention = tokens
+            .iter()
+            .find(|(token, _)| matches!(token, Token::Ident(ident) if ident == name));
         let message = format!("{name} is not defined: a secret is written secret(\"NAME\")");
-        Fault { line: mention.map(|(_, line)| *line), message }
+        Fault {
+            line: mention.map(|(_, line)| *line),
+            message,
+        }
     };
     unknown.map(fault).collect()
 }

@@ -41,17 +41,23 @@ fn urlencode(value: &Value) -> Result<String, Error> {
 
 /// Of bytes or of text.
 fn b64encode(value: &Value) -> String {
-    value.as_bytes().map_or_else(|| STANDARD.encode(value.to_string()), |bytes| STANDARD.encode(bytes))
+    value.as_bytes().map_or_else(
+        || STANDARD.encode(value.to_string()),
+        |bytes| STANDARD.encode(bytes),
+    )
 }
 
 fn b64decode(text: String) -> Result<String, Error> {
     let without_breaks: String = text.split_ascii_whitespace().collect();
-    let bytes = STANDARD.decode(without_breaks).map_err(|_| Own::error("b64decode: this is not base64"))?;
+    let bytes = STANDARD
+        .decode(without_breaks)
+        .map_err(|_| Own::error("b64decode: this is not base64"))?;
     String::from_utf8(bytes).map_err(|_| Own::error("b64decode: what comes out is not text"))
 }
 
 fn fromjson(text: String) -> Result<Value, Error> {
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|_| Own::error("fromjson: this is not JSON"))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|_| Own::error("fromjson: this is not JSON"))?;
     Ok(Value::from(Serde(json)))
 }
 
@@ -59,5 +65,8 @@ fn fromjson(text: String) -> Result<Value, Error> {
 fn env(name: String) -> Value {
     // The system's function panics at such names.
     let is_name = !name.is_empty() && !name.contains(['=', '\0']);
-    is_name.then(|| std::env::var(name).ok()).flatten().map_or(Value::UNDEFINED, Value::from)
+    is_name
+        .then(|| std::env::var(name).ok())
+        .flatten()
+        .map_or(Value::UNDEFINED, Value::from)
 }

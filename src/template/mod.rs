@@ -8,7 +8,9 @@ mod values;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig};
+use minijinja::{
+    AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig,
+};
 use zeroize::Zeroizing;
 
 use output::Output;
@@ -76,11 +78,21 @@ impl Template {
         let mut environment = environment();
         if let Err(error) = environment.add_template_owned(name.to_owned(), source.clone()) {
             // Nothing has a value yet, so the whole error may be told.
-            let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-            return Err(vec![Fault { line: error.line(), message: detail }]);
+            let detail = error
+                .detail()
+                .map_or_else(|| error.kind().to_string(), str::to_owned);
+            return Err(vec![Fault {
+                line: error.line(),
+                message: detail,
+            }]);
         }
         let mentions = check::examine(&environment, name, &source)?;
-        Ok(Self { environment, name: name.to_owned(), source, mentions })
+        Ok(Self {
+            environment,
+            name: name.to_owned(),
+            source,
+            mentions,
+        })
     }
 
     /// What faults call it.
@@ -95,12 +107,24 @@ impl Template {
 
     /// Renders it with what is given.
     pub fn render(&self, values: &Values) -> Pass {
-        let cant =
-            |why: String| Pass { result: Err(Fault { line: None, message: why }), used: BTreeSet::new(), wants: Vec::new() };
+        let cant = |why: String| Pass {
+            result: Err(Fault {
+                line: None,
+                message: why,
+            }),
+            used: BTreeSet::new(),
+            wants: Vec::new(),
+        };
         std::thread::scope(|scope| {
             let render = || self.render_here(values);
-            match std::thread::Builder::new().name("template".into()).stack_size(STACK).spawn_scoped(scope, render) {
-                Ok(thread) => thread.join().unwrap_or_else(|_| cant("rendering was given up".into())),
+            match std::thread::Builder::new()
+                .name("template".into())
+                .stack_size(STACK)
+                .spawn_scoped(scope, render)
+            {
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|_| cant("rendering was given up".into())),
                 Err(error) => cant(format!("there is no thread to render it on: {error}")),
             }
         })
@@ -111,7 +135,11 @@ impl Template {
         let result = self.write(&trace);
         let (used, wants, missing) = trace.take();
         let result = result.map_err(|error| self.fault(&error, missing));
-        Pass { result, used, wants }
+        Pass {
+            result,
+            used,
+            wants,
+        }
     }
 
     fn write(&self, trace: &Arc<Trace>) -> Result<Zeroizing<Vec<u8>>, minijinja::Error> {
@@ -138,7 +166,9 @@ impl Template {
         let message = match (own, kind, missing) {
             (Some(own), ..) => own,
             // A name that the template makes up at run time may be made of a value; one that stands in it isn't.
-            (None, ErrorKind::UndefinedError, Some((secret, member))) if self.source.contains(&member) => {
+            (None, ErrorKind::UndefinedError, Some((secret, member)))
+                if self.source.contains(&member) =>
+            {
                 format!("undefined value: the secret {secret} has no member {member:?}")
             }
             (None, ErrorKind::OutOfFuel, _) => format!("it takes more than {STEPS} steps"),

@@ -10,7 +10,10 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(longest: usize) -> Self {
-        Self { bytes: Zeroizing::new(Vec::with_capacity(4096.min(longest))), longest }
+        Self {
+            bytes: Zeroizing::new(Vec::with_capacity(4096.min(longest))),
+            longest,
+        }
     }
 
     pub(super) fn into_bytes(self) -> Zeroizing<Vec<u8>> {
@@ -25,7 +28,8 @@ impl io::Write for Output {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         if length > self.bytes.capacity() {
-            let mut larger = Zeroizing::new(Vec::with_capacity(length.max(2 * self.bytes.capacity())));
+            let mut larger =
+                Zeroizing::new(Vec::with_capacity(length.max(2 * self.bytes.capacity())));
             larger.extend_from_slice(&self.bytes);
             self.bytes = larger;
         }
@@ -50,7 +54,10 @@ mod tests {
         for _ in 0..1000 {
             output.write_all(b"0123456789").expect("room");
         }
-        assert_eq!(output.write_all(b"x").expect_err("full").kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(
+            output.write_all(b"x").expect_err("full").kind(),
+            io::ErrorKind::FileTooLarge
+        );
         assert_eq!(*output.into_bytes(), b"0123456789".repeat(1000));
     }
 }

@@ -71,11 +71,18 @@ struct Asked {
 
 impl Trace {
     pub(super) fn new(given: Values) -> Self {
-        Self { given, asked: Mutex::default() }
+        Self {
+            given,
+            asked: Mutex::default(),
+        }
     }
 
     pub(super) fn take(&self) -> (BTreeSet<String>, Vec<Want>, Option<(String, String)>) {
-        let Asked { used, wants, missing } = std::mem::take(&mut *self.asked());
+        let Asked {
+            used,
+            wants,
+            missing,
+        } = std::mem::take(&mut *self.asked());
         (used, wants, missing)
     }
 
@@ -99,8 +106,14 @@ impl Object for Secrets {
     }
 
     fn call(self: &Arc<Self>, _: &mut State<'_, '_>, arguments: &[Value]) -> Result<Value, Error> {
-        let [name] = arguments else { return Err(Own::error("secret takes one name, such as secret(\"orders-db\")")) };
-        let name = name.as_str().ok_or_else(|| Own::error("secret takes a name, which is text"))?;
+        let [name] = arguments else {
+            return Err(Own::error(
+                "secret takes one name, such as secret(\"orders-db\")",
+            ));
+        };
+        let name = name
+            .as_str()
+            .ok_or_else(|| Own::error("secret takes a name, which is text"))?;
         let mut asked = self.0.asked();
         asked.used.insert(name.to_owned());
         let Some(given) = self.0.given.get(name) else {
@@ -109,7 +122,12 @@ impl Object for Secrets {
         };
         drop(asked);
         let (held, previous) = (given.current.clone(), Some(given.previous.clone()));
-        Ok(Value::from_object(Secret { trace: Arc::clone(&self.0), name: name.to_owned(), held, previous }))
+        Ok(Value::from_object(Secret {
+            trace: Arc::clone(&self.0),
+            name: name.to_owned(),
+            held,
+            previous,
+        }))
     }
 }
 
@@ -130,7 +148,12 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     fn text(&self) -> Result<&str, Error> {
-        let binary = |_| Own::error(format!("the secret {} is not text; take its .base64", self.name));
+        let binary = |_| {
+            Own::error(format!(
+                "the secret {} is not text; take its .base64",
+                self.name
+            ))
+        };
         std::str::from_utf8(&self.held.bytes).map_err(binary)
     }
 
@@ -139,7 +162,11 @@ impl Secret {
     }
 
     fn fields(&self) -> Option<Value> {
-        Some(Value::from_pairs(self.members()?.into_iter().map(|(name, raw)| (name, member(raw)))))
+        Some(Value::from_pairs(
+            self.members()?
+                .into_iter()
+                .map(|(name, raw)| (name, member(raw))),
+        ))
     }
 
     fn the_one_before(&self) -> Option<Value> {
@@ -147,12 +174,20 @@ impl Secret {
             Some(Some(held)) => held.clone(),
             Some(None) => return Some(Value::from(())),
             None => {
-                self.trace.asked().wants.push(Want::Previous(self.name.clone()));
+                self.trace
+                    .asked()
+                    .wants
+                    .push(Want::Previous(self.name.clone()));
                 return Some(Value::from(()));
             }
         };
         let (trace, name) = (Arc::clone(&self.trace), self.name.clone());
-        Some(Value::from_object(Self { trace, name, held, previous: None }))
+        Some(Value::from_object(Self {
+            trace,
+            name,
+            held,
+            previous: None,
+        }))
     }
 
     fn find(&self, key: &str) -> Option<Value> {
@@ -191,8 +226,13 @@ impl Object for Secret {
 fn member(raw: &RawValue) -> Value {
     let number = || {
         let number: serde_json::Number = serde_json::from_str(raw.get()).ok()?;
-        let whole = number.as_i64().map(Value::from).or_else(|| number.as_u64().map(Value::from));
-        whole.or_else(|| number.as_f64().map(Value::from)).filter(|number| number.to_string() == raw.get())
+        let whole = number
+            .as_i64()
+            .map(Value::from)
+            .or_else(|| number.as_u64().map(Value::from));
+        whole
+            .or_else(|| number.as_f64().map(Value::from))
+            .filter(|number| number.to_string() == raw.get())
     };
     match raw.get().bytes().next() {
         Some(b'0'..=b'9' | b'-') => number().unwrap_or_else(|| Value::from(raw.get())),

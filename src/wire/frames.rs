@@ -26,7 +26,12 @@ pub enum Frame<'d> {
 impl Frames {
     /// A finder of frames of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { limit, carried: Vec::new(), is_spent: false, to_skip: 0 }
+        Self {
+            limit,
+            carried: Vec::new(),
+            is_spent: false,
+            to_skip: 0,
+        }
     }
 
     /// The next frame, and takes its bytes off `data`; `None` when more bytes must come first, and `data` is then empty.

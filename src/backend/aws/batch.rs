@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_secretsmanager::{Client, operation::get_secret_value::GetSecretValueOutput, types::SecretValueEntry};
+use aws_sdk_secretsmanager::{
+    Client, operation::get_secret_value::GetSecretValueOutput, types::SecretValueEntry,
+};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::{sync::oneshot, time::sleep};
@@ -52,13 +54,21 @@ impl Value {
     pub(super) fn new(answer: GetSecretValueOutput) -> Option<Self> {
         let text = answer.secret_string.map(String::into_bytes);
         let bytes = text.or_else(|| answer.secret_binary.map(|binary| binary.into_inner()))?;
-        Some(Self { bytes: Zeroizing::new(bytes), version: answer.version_id?, created_at: timestamp(answer.created_date) })
+        Some(Self {
+            bytes: Zeroizing::new(bytes),
+            version: answer.version_id?,
+            created_at: timestamp(answer.created_date),
+        })
     }
 }
 
 impl Desk {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, waiting: Mutex::default(), may_batch: AtomicBool::new(true) }
+        Self {
+            client,
+            waiting: Mutex::default(),
+            may_batch: AtomicBool::new(true),
+        }
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -73,7 +83,11 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         let is_first = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.push(Request { id: id.to_owned(), ears: heard::ears(), answer });
+            waiting.push(Request {
+                id: id.to_owned(),
+                ears: heard::ears(),
+                answer,
+            });
             waiting.len() == 1
         };
         if is_first {
@@ -89,7 +103,8 @@ impl Desk {
     }
 
     async fn ask(&self) {
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         // Many may want the same secret.
         let mut ids: BTreeMap<String, Vec<Request>> = BTreeMap::new();
         for request in waiting {
@@ -97,24 +112,43 @@ impl Desk {
         }
         let mut batches = Vec::new();
         while !ids.is_empty() {
-            let rest = ids.keys().nth(MOST).cloned().map(|first| ids.split_off(&first)).unwrap_or_default();
+            let rest = ids
+                .keys()
+                .nth(MOST)
+                .cloned()
+                .map(|first| ids.split_off(&first))
+                .unwrap_or_default();
             batches.push(std::mem::replace(&mut ids, rest));
         }
         join_all(batches.into_iter().map(|batch| self.ask_batch(batch))).await;
     }
 
     async fn ask_batch(&self, mut batch: BTreeMap<String, Vec<Request>>) {
-        let ears = batch.values().flatten().flat_map(|request| request.ears.clone()).collect();
+        let ears = batch
+            .values()
+            .flatten()
+            .flat_map(|request| request.ears.clone())
+            .collect();
         let ids: Vec<String> = batch.keys().cloned().collect();
         let answers = {
-            let everybody_left = join_all(batch.values_mut().flatten().map(|request| request.answer.closed()));
+            let everybody_left = join_all(
+                batch
+                    .values_mut()
+                    .flatten()
+                    .map(|request| request.answer.closed()),
+            );
             tokio::select! {
                 answers = heard::for_all(ears, self.values(ids)) => answers,
                 _ = everybody_left => return,
             }
         };
         for (id, requests) in batch {
-            let missing = || Err(Fault::new(KekFault::Unavailable, "AWS' answer doesn't mention the secret"));
+            let missing = || {
+                Err(Fault::new(
+                    KekFault::Unavailable,
+                    "AWS' answer doesn't mention the secret",
+                ))
+            };
             let answer = answers.get(&id).cloned().unwrap_or_else(missing);
             for request in requests {
                 // Whoever left needs no answer.
@@ -131,7 +165,10 @@ impl Desk {
                 // One that can't be named so, or has no value, spoils a request for all; the role may lack the right. Then each is asked
                 // for by itself, and only what is wrong fails.
                 Err(_) if !self.may_batch.load(Ordering::Relaxed) => {}
-                Err(Fault { kind: KekFault::Missing | KekFault::Misconfigured, .. }) => {}
+                Err(Fault {
+                    kind: KekFault::Missing | KekFault::Misconfigured,
+                    ..
+                }) => {}
                 Err(fault) => return ids.into_iter().map(|id| (id, Err(fault.clone()))).collect(),
             }
             ids.retain(|id| !answers.contains_key(id));
@@ -146,7 +183,12 @@ impl Desk {
 
     /// The values of several secrets, or why there is none, as far as AWS mentions them.
     async fn many(&self, ids: &[String]) -> Result<BTreeMap<String, Result<Value, Fault>>, Fault> {
-        let answer = self.client.batch_get_secret_value().set_secret_id_list(Some(ids.to_vec())).send().await;
+        let answer = self
+            .client
+            .batch_get_secret_value()
+            .set_secret_id_list(Some(ids.to_vec()))
+            .send()
+            .await;
         let answer = answer.map_err(|error| {
             let fault = fault(&error);
             if fault.kind == KekFault::Denied && fault.reason.contains("AccessDenied") {
@@ -159,7 +201,10 @@ impl Desk {
         })?;
         let mut answers = BTreeMap::new();
         for error in answer.errors.unwrap_or_default() {
-            let (code, message) = (error.error_code.unwrap_or_default(), error.message.unwrap_or_default());
+            let (code, message) = (
+                error.error_code.unwrap_or_default(),
+                error.message.unwrap_or_default(),
+            );
             if let Some(id) = error.secret_id {
                 answers.insert(id, Err(said(&code, &message)));
             }
@@ -185,15 +230,26 @@ impl Desk {
             .send()
             .await
             .map_err(|error| fault(&error))?;
-        Value::new(answer).ok_or_else(|| Fault::new(KekFault::Unavailable, "AWS answered without a value or a version"))
+        Value::new(answer).ok_or_else(|| {
+            Fault::new(
+                KekFault::Unavailable,
+                "AWS answered without a value or a version",
+            )
+        })
     }
 }
 
 /// Whether a value is that of the secret that `id` names: its name, its ARN, or its ARN without the six characters that AWS puts at
 /// the end of one.
 fn is_named(entry: &SecretValueEntry, id: &str) -> bool {
-    let is_partial = |arn: &str| arn.strip_prefix(id).is_some_and(|rest| rest.len() == 7 && rest.starts_with('-'));
-    entry.name() == Some(id) || entry.arn().is_some_and(|arn| arn == id || id.starts_with("arn:") && is_partial(arn))
+    let is_partial = |arn: &str| {
+        arn.strip_prefix(id)
+            .is_some_and(|rest| rest.len() == 7 && rest.starts_with('-'))
+    };
+    entry.name() == Some(id)
+        || entry
+            .arn()
+            .is_some_and(|arn| arn == id || id.starts_with("arn:") && is_partial(arn))
 }
 
 /// The same as if it had been asked for by itself.
@@ -213,11 +269,20 @@ mod tests {
     #[test]
     fn a_secret_answers_to_its_name_and_its_arn() {
         let arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders/db-a1B2c3";
-        let entry = SecretValueEntry::builder().name("orders/db").arn(arn).build();
+        let entry = SecretValueEntry::builder()
+            .name("orders/db")
+            .arn(arn)
+            .build();
         for name in ["orders/db", arn, &arn[..arn.len() - 7]] {
             assert!(is_named(&entry, name), "{name}");
         }
-        for other in ["orders", "orders/db-a1B2c3", &arn[..arn.len() - 6], &arn[..arn.len() - 10], ""] {
+        for other in [
+            "orders",
+            "orders/db-a1B2c3",
+            &arn[..arn.len() - 6],
+            &arn[..arn.len() - 10],
+            "",
+        ] {
             assert!(!is_named(&entry, other), "{other}");
         }
     }

@@ -15,15 +15,20 @@ const SERVICES: [&str; 5] = ["KMS", "S3", "Secrets Manager", "SSM", "STS"];
 /// A sentence that names the URL and the setting that it comes from.
 pub(super) fn check(sdk: &SdkConfig, plain_http: &[String]) -> Result<(), String> {
     for service in SERVICES {
-        let Some(endpoint) = of(sdk, service) else { continue };
+        let Some(endpoint) = of(sdk, service) else {
+            continue;
+        };
         let of_whom = || {
             let variable = service.to_uppercase().replace(' ', "_");
             format!(
                 "for {service}: `aws.endpoint`, AWS_ENDPOINT_URL_{variable}, AWS_ENDPOINT_URL, or endpoint_url in the profile"
             )
         };
-        let url: Uri = endpoint.parse().map_err(|_| format!("{endpoint} is not a URL ({})", of_whom()))?;
-        plain_http::allows(&url, plain_http).map_err(|reason| format!("{reason} ({})", of_whom()))?;
+        let url: Uri = endpoint
+            .parse()
+            .map_err(|_| format!("{endpoint} is not a URL ({})", of_whom()))?;
+        plain_http::allows(&url, plain_http)
+            .map_err(|reason| format!("{reason} ({})", of_whom()))?;
     }
     Ok(())
 }
@@ -34,6 +39,13 @@ pub(super) fn of(sdk: &SdkConfig, service: &str) -> Option<String> {
     if sdk.get_origin("endpoint_url").is_client_config() {
         return everywhere();
     }
-    let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
-    sdk.service_config().and_then(|settings| settings.load_config(key)).or_else(everywhere)
+    let key = ServiceConfigKey::builder()
+        .service_id(service)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    sdk.service_config()
+        .and_then(|settings| settings.load_config(key))
+        .or_else(everywhere)
 }

@@ -42,11 +42,18 @@ impl KeyName {
         let (resource, home) = match text.strip_prefix("arn:") {
             None => (text, None),
             Some(arn) => {
-                let [partition, "kms", region, account, resource] = arn.splitn(5, ':').collect::<Vec<_>>()[..] else {
+                let [partition, "kms", region, account, resource] =
+                    arn.splitn(5, ':').collect::<Vec<_>>()[..]
+                else {
                     return None;
                 };
-                let is_word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-                if !is_word(partition) || !is_word(region) || account.len() != 12 || !account.chars().all(|c| c.is_ascii_digit())
+                let is_word = |text: &str| {
+                    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+                };
+                if !is_word(partition)
+                    || !is_word(region)
+                    || account.len() != 12
+                    || !account.chars().all(|c| c.is_ascii_digit())
                 {
                     return None;
                 }
@@ -59,14 +66,26 @@ impl KeyName {
             (false, true) => resource.strip_prefix("key/")?,
             (false, false) => resource,
         };
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || is_alias && matches!(c, '/' | '_');
+        let fits =
+            |c: char| c.is_ascii_alphanumeric() || c == '-' || is_alias && matches!(c, '/' | '_');
         let is_name = !name.is_empty() && name.len() <= 256 && name.chars().all(fits);
-        is_name.then(|| Self { id: text.to_owned(), home, is_alias })
+        is_name.then(|| Self {
+            id: text.to_owned(),
+            home,
+            is_alias,
+        })
     }
 
     /// Whether a wrap that `arn` made is this key's own.
     fn made(&self, arn: &str) -> bool {
-        let Some(Self { home: Some((_, account)), is_alias: false, .. }) = Self::parse(arn) else { return false };
+        let Some(Self {
+            home: Some((_, account)),
+            is_alias: false,
+            ..
+        }) = Self::parse(arn)
+        else {
+            return false;
+        };
         match (&self.home, self.is_alias) {
             (Some(_), false) => self.id == arn,
             (None, false) => arn.rsplit_once('/').is_some_and(|(_, id)| id == self.id),
@@ -86,10 +105,19 @@ fn context_of(context: WrapContext) -> HashMap<String, String> {
 impl KmsKek {
     pub(super) fn new(uri: &KekUri, room: Arc<Room>) -> Result<Self, Fault> {
         let key = KeyName::parse(uri.rest()).ok_or_else(|| {
-            let forms = "a key id, alias/NAME, or the ARN of either (arn:aws:kms:REGION:ACCOUNT:key/ID)";
-            Fault::new(KekFault::Misconfigured, format!("write aws-kms: and {forms}"))
+            let forms =
+                "a key id, alias/NAME, or the ARN of either (arn:aws:kms:REGION:ACCOUNT:key/ID)";
+            Fault::new(
+                KekFault::Misconfigured,
+                format!("write aws-kms: and {forms}"),
+            )
         })?;
-        Ok(Self { uri: uri.clone(), key, room, client: OnceCell::new() })
+        Ok(Self {
+            uri: uri.clone(),
+            key,
+            room,
+            client: OnceCell::new(),
+        })
     }
 
     async fn client(&self) -> Result<&Client, Fault> {
@@ -98,7 +126,9 @@ impl KmsKek {
             if let Some((region, _)) = &self.key.home {
                 config = config.region(Region::new(region.clone()));
             }
-            let config = config.interceptor(Listener::<DecryptError>::new()).interceptor(Listener::<EncryptError>::new());
+            let config = config
+                .interceptor(Listener::<DecryptError>::new())
+                .interceptor(Listener::<EncryptError>::new());
             Ok(Client::from_conf(config.build()))
         };
         self.client.get_or_try_init(make).await
@@ -106,28 +136,68 @@ impl KmsKek {
 
     async fn encrypt(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, Fault> {
         // The SDK keeps its copies of the plaintext in memory that it doesn't zeroize.
-        let request = self.client().await?.encrypt().key_id(&self.key.id).plaintext(Blob::new(dek.expose()));
-        let answer = request.set_encryption_context(Some(context_of(context))).send().await;
+        let request = self
+            .client()
+            .await?
+            .encrypt()
+            .key_id(&self.key.id)
+            .plaintext(Blob::new(dek.expose()));
+        let answer = request
+            .set_encryption_context(Some(context_of(context)))
+            .send()
+            .await;
         let answer = answer.map_err(|error| self.explain(fault(&error), "kms:Encrypt"))?;
-        let incomplete = || Fault::new(KekFault::Unavailable, "AWS answered without a key or a ciphertext");
-        let (arn, ciphertext) = answer.key_id.zip(answer.ciphertext_blob).ok_or_else(incomplete)?;
+        let incomplete = || {
+            Fault::new(
+                KekFault::Unavailable,
+                "AWS answered without a key or a ciphertext",
+            )
+        };
+        let (arn, ciphertext) = answer
+            .key_id
+            .zip(answer.ciphertext_blob)
+            .ok_or_else(incomplete)?;
         if !self.key.made(&arn) {
-            return Err(Fault::new(KekFault::Refused, format!("AWS encrypted with another key, {arn}")));
+            return Err(Fault::new(
+                KekFault::Refused,
+                format!("AWS encrypted with another key, {arn}"),
+            ));
         }
         Ok([arn.as_bytes(), &[0], ciphertext.as_ref()].concat())
     }
 
     async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Fault> {
         let foreign = || Fault::new(KekFault::Refused, "this is no wrap of this key");
-        let at = wrap.iter().position(|byte| *byte == 0).ok_or_else(foreign)?;
+        let at = wrap
+            .iter()
+            .position(|byte| *byte == 0)
+            .ok_or_else(foreign)?;
         let (arn, ciphertext) = (&wrap[..at], &wrap[at + 1..]);
-        let arn = std::str::from_utf8(arn).ok().filter(|arn| self.key.made(arn)).ok_or_else(foreign)?;
-        let request = self.client().await?.decrypt().key_id(arn).ciphertext_blob(Blob::new(ciphertext));
-        let answer = request.set_encryption_context(Some(context_of(context))).send().await;
+        let arn = std::str::from_utf8(arn)
+            .ok()
+            .filter(|arn| self.key.made(arn))
+            .ok_or_else(foreign)?;
+        let request = self
+            .client()
+            .await?
+            .decrypt()
+            .key_id(arn)
+            .ciphertext_blob(Blob::new(ciphertext));
+        let answer = request
+            .set_encryption_context(Some(context_of(context)))
+            .send()
+            .await;
         let answer = answer.map_err(|error| self.explain(fault(&error), "kms:Decrypt"))?;
-        let plaintext = answer.plaintext.map(|plaintext| Zeroizing::new(plaintext.into_inner()));
+        let plaintext = answer
+            .plaintext
+            .map(|plaintext| Zeroizing::new(plaintext.into_inner()));
         let dek = plaintext.and_then(|plaintext| Dek::from_slice(&plaintext));
-        dek.ok_or_else(|| Fault::new(KekFault::Refused, "AWS opened the wrap, and it holds no data key"))
+        dek.ok_or_else(|| {
+            Fault::new(
+                KekFault::Refused,
+                "AWS opened the wrap, and it holds no data key",
+            )
+        })
     }
 
     /// What to do about a failure.
@@ -156,12 +226,28 @@ impl KmsKek {
 }
 
 impl Kek for KmsKek {
-    fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>> {
-        Box::pin(async move { self.encrypt(dek, context).await.map_err(|fault| fault.of_kek(&self.uri)) })
+    fn wrap<'a>(
+        &'a self,
+        dek: &'a Dek,
+        context: WrapContext,
+    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+        Box::pin(async move {
+            self.encrypt(dek, context)
+                .await
+                .map_err(|fault| fault.of_kek(&self.uri))
+        })
     }
 
-    fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>> {
-        Box::pin(async move { self.decrypt(wrap, context).await.map_err(|fault| fault.of_kek(&self.uri)) })
+    fn unwrap<'a>(
+        &'a self,
+        wrap: &'a [u8],
+        context: WrapContext,
+    ) -> Pending<'a, Result<Dek, KekError>> {
+        Box::pin(async move {
+            self.decrypt(wrap, context)
+                .await
+                .map_err(|fault| fault.of_kek(&self.uri))
+        })
     }
 }
 
@@ -202,9 +288,15 @@ mod tests {
         let made = |name: &str, arn: &str| KeyName::parse(name).expect("name").made(arn);
         assert!(made(ID, ARN) && made(ARN, ARN) && made("alias/a", ARN));
         assert!(made("arn:aws:kms:eu-west-1:111122223333:alias/a", ARN));
-        assert!(!made("arn:aws:kms:eu-west-1:444455556666:alias/a", ARN), "another account's");
+        assert!(
+            !made("arn:aws:kms:eu-west-1:444455556666:alias/a", ARN),
+            "another account's"
+        );
         assert!(!made("5678abcd-12ab-34cd-56ef-1234567890ab", ARN));
-        assert!(!made(ARN, "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"));
+        assert!(!made(
+            ARN,
+            "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+        ));
         assert!(!made("alias/a", "not an ARN"));
     }
 }

@@ -20,7 +20,8 @@ use aws_sdk_kms::{
     config::{
         ConfigBag, Intercept, RuntimeComponents,
         interceptors::{
-            BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+            BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+            FinalizerInterceptorContextRef,
         },
     },
     error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError},
@@ -53,29 +54,62 @@ impl Room {
     }
 
     pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
-        Ok(Arc::new(kms::KmsKek::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?))
+        Ok(Arc::new(
+            kms::KmsKek::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?,
+        ))
     }
 
-    pub(super) fn secret(self: &Arc<Self>, source: &SecretSource, name: &str) -> Arc<dyn SecretProvider> {
+    pub(super) fn secret(
+        self: &Arc<Self>,
+        source: &SecretSource,
+        name: &str,
+    ) -> Arc<dyn SecretProvider> {
         Arc::new(secret::Secret::new(Arc::clone(self), name, source.clone()))
     }
 
-    pub(super) fn parameter(self: &Arc<Self>, source: &SecretSource, name: &str) -> Arc<dyn SecretProvider> {
-        Arc::new(parameter::Parameter::new(Arc::clone(self), name, source.clone()))
+    pub(super) fn parameter(
+        self: &Arc<Self>,
+        source: &SecretSource,
+        name: &str,
+    ) -> Arc<dyn SecretProvider> {
+        Arc::new(parameter::Parameter::new(
+            Arc::clone(self),
+            name,
+            source.clone(),
+        ))
     }
 
-    pub(super) fn manifest_secret(self: &Arc<Self>, location: &Location, name: &str) -> Arc<dyn ManifestStore> {
-        Arc::new(secrets_manager::SecretStore::new(Arc::clone(self), name, location.clone()))
+    pub(super) fn manifest_secret(
+        self: &Arc<Self>,
+        location: &Location,
+        name: &str,
+    ) -> Arc<dyn ManifestStore> {
+        Arc::new(secrets_manager::SecretStore::new(
+            Arc::clone(self),
+            name,
+            location.clone(),
+        ))
     }
 
-    pub(super) fn object(self: &Arc<Self>, location: &Location, bucket: &str, key: &str) -> Arc<dyn ManifestStore> {
-        Arc::new(s3::ObjectStore::new(Arc::clone(self), bucket, key, location.clone()))
+    pub(super) fn object(
+        self: &Arc<Self>,
+        location: &Location,
+        bucket: &str,
+        key: &str,
+    ) -> Arc<dyn ManifestStore> {
+        Arc::new(s3::ObjectStore::new(
+            Arc::clone(self),
+            bucket,
+            key,
+            location.clone(),
+        ))
     }
 
     async fn sdk(&self) -> Result<&SdkConfig, Fault> {
         let load = async || {
             // Adaptive: a client that is throttled slows down by itself.
-            let mut loader = aws_config::defaults(BehaviorVersion::latest()).retry_config(RetryConfig::adaptive());
+            let mut loader = aws_config::defaults(BehaviorVersion::latest())
+                .retry_config(RetryConfig::adaptive());
             if let Some(region) = &self.settings.region {
                 loader = loader.region(Region::new(region.clone()));
             }
@@ -89,7 +123,8 @@ impl Room {
                 loader = loader.use_fips(true);
             }
             let sdk = loader.load().await;
-            endpoint::check(&sdk, &self.plain_http).map_err(|reason| Fault::new(KekFault::Misconfigured, reason))?;
+            endpoint::check(&sdk, &self.plain_http)
+                .map_err(|reason| Fault::new(KekFault::Misconfigured, reason))?;
             Ok(sdk)
         };
         self.sdk.get_or_try_init(load).await
@@ -104,9 +139,18 @@ where
     let SdkError::ServiceError(answer) = error else {
         let text = DisplayErrorContext(error).to_string();
         return if text.contains("MissingRegion") || text.contains("region must be set") {
-            Fault::new(KekFault::Misconfigured, "no region is known; set `aws.region`, AWS_REGION, or use a key's ARN")
+            Fault::new(
+                KekFault::Misconfigured,
+                "no region is known; set `aws.region`, AWS_REGION, or use a key's ARN",
+            )
         } else if text.contains("redentials") {
-            Fault::new(KekFault::Denied, format!("no credentials were found, or they can't be got: {}", shortened(&text)))
+            Fault::new(
+                KekFault::Denied,
+                format!(
+                    "no credentials were found, or they can't be got: {}",
+                    shortened(&text)
+                ),
+            )
         } else {
             Fault::new(KekFault::Unavailable, shortened(&text))
         };
@@ -116,12 +160,19 @@ where
 
 /// What AWS' answer means.
 fn explained(error: &impl ProvideErrorMetadata) -> Fault {
-    said(error.code().unwrap_or("an error without a code"), error.message().unwrap_or_default())
+    said(
+        error.code().unwrap_or("an error without a code"),
+        error.message().unwrap_or_default(),
+    )
 }
 
 /// What an error's code and message mean.
 fn said(code: &str, message: &str) -> Fault {
-    let said = if message.is_empty() { format!("AWS answered {code}") } else { format!("AWS answered {code}: {message}") };
+    let said = if message.is_empty() {
+        format!("AWS answered {code}")
+    } else {
+        format!("AWS answered {code}: {message}")
+    };
     let kind = match code {
         "DisabledException" | "KMSInvalidStateException" => KekFault::Disabled,
         "AccessDeniedException" | "AccessDenied" | "Forbidden" => KekFault::Denied,
@@ -133,16 +184,21 @@ fn said(code: &str, message: &str) -> Fault {
         | "ExpiredTokenException"
         | "ExpiredToken"
         | "MissingAuthenticationToken" => KekFault::Denied,
-        "NotFoundException" | "ResourceNotFoundException" | "NoSuchKey" | "NoSuchBucket" => KekFault::Missing,
+        "NotFoundException" | "ResourceNotFoundException" | "NoSuchKey" | "NoSuchBucket" => {
+            KekFault::Missing
+        }
         "ParameterNotFound" | "ParameterVersionNotFound" => KekFault::Missing,
         // A secret that can still be restored.
-        "InvalidRequestException" if message.contains("marked for deletion") || message.contains("marked deleted") => {
+        "InvalidRequestException"
+            if message.contains("marked for deletion") || message.contains("marked deleted") =>
+        {
             KekFault::Missing
         }
         "IncorrectKeyException" | "InvalidCiphertextException" => KekFault::Refused,
-        "InvalidKeyUsageException" | "ValidationException" | "UnsupportedOperationException" | "InvalidArnException" => {
-            KekFault::Misconfigured
-        }
+        "InvalidKeyUsageException"
+        | "ValidationException"
+        | "UnsupportedOperationException"
+        | "InvalidArnException" => KekFault::Misconfigured,
         "InvalidParameterException" | "InvalidKeyId" => KekFault::Misconfigured,
         "ThrottlingException"
         | "Throttling"
@@ -165,11 +221,16 @@ struct Listener<E> {
 
 impl<E> Listener<E> {
     fn new() -> Self {
-        Self { throttled: Mutex::default(), errors: PhantomData }
+        Self {
+            throttled: Mutex::default(),
+            errors: PhantomData,
+        }
     }
 
     fn throttled(&self) -> MutexGuard<'_, Option<String>> {
-        self.throttled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.throttled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,7 +242,11 @@ where
         "Listener"
     }
 
-    fn read_before_execution(&self, _: &BeforeSerializationInterceptorContextRef<'_>, _: &mut ConfigBag) -> Result<(), BoxError> {
+    fn read_before_execution(
+        &self,
+        _: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
         if let Some(reason) = &*self.throttled() {
             heard::note(KekFault::Throttled, before(reason));
         }
@@ -209,7 +274,9 @@ where
         match context.output_or_error() {
             Some(Ok(_)) => *self.throttled() = None,
             Some(Err(error)) => {
-                let error = error.as_operation_error().and_then(|error| error.downcast_ref::<E>());
+                let error = error
+                    .as_operation_error()
+                    .and_then(|error| error.downcast_ref::<E>());
                 if let Some(Fault { kind, reason }) = error.map(explained) {
                     *self.throttled() = (kind == KekFault::Throttled).then(|| reason.clone());
                     heard::note(kind, reason);

@@ -17,7 +17,11 @@ pub(super) struct Secret {
 
 impl Secret {
     pub(super) fn new(room: Arc<Room>, name: &str, source: SecretSource) -> Self {
-        Self { room, name: name.to_owned(), source }
+        Self {
+            room,
+            name: name.to_owned(),
+            source,
+        }
     }
 
     async fn read(&self, which: &Which) -> Result<Value, Fault> {
@@ -36,13 +40,22 @@ impl Secret {
             }
         };
         let answer = request.send().await.map_err(|error| fault(&error))?;
-        Value::new(answer).ok_or_else(|| Fault::new(KekFault::Unavailable, "AWS answered without a value or a version"))
+        Value::new(answer).ok_or_else(|| {
+            Fault::new(
+                KekFault::Unavailable,
+                "AWS answered without a value or a version",
+            )
+        })
     }
 
     fn explain(&self, fault: Fault) -> SecretError {
         let Fault { kind, reason } = fault;
         let advice = if kind == KekFault::Denied && reason.contains("AccessDenied") {
-            let resource = if self.name.starts_with("arn:") { self.name.as_str() } else { "THE SECRET'S ARN" };
+            let resource = if self.name.starts_with("arn:") {
+                self.name.as_str()
+            } else {
+                "THE SECRET'S ARN"
+            };
             format!(
                 "; the role needs: {{\"Effect\": \"Allow\", \"Action\": \"secretsmanager:GetSecretValue\", \"Resource\": \"{resource}\"}}, \
                  and kms:Decrypt where a key of your own encrypts the secret"
@@ -55,14 +68,36 @@ impl Secret {
 }
 
 impl SecretProvider for Secret {
-    fn fetch<'a>(&'a self, which: &'a Which, held: Option<Held<'a>>, limit: usize) -> Pending<'a, Result<Answer, SecretError>> {
+    fn fetch<'a>(
+        &'a self,
+        which: &'a Which,
+        held: Option<Held<'a>>,
+        limit: usize,
+    ) -> Pending<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
-            let Value { bytes, version, created_at } = self.read(which).await.map_err(|fault| self.explain(fault))?;
+            let Value {
+                bytes,
+                version,
+                created_at,
+            } = self
+                .read(which)
+                .await
+                .map_err(|fault| self.explain(fault))?;
             if bytes.len() > limit {
                 return Err(SecretError::too_long(&self.source, limit));
             }
-            let fetched = Fetched { bytes, version, created_at, expires_at: None, lease: None };
-            Ok(if *which == Which::Current { Answer::current(fetched, held) } else { Answer::Value(fetched) })
+            let fetched = Fetched {
+                bytes,
+                version,
+                created_at,
+                expires_at: None,
+                lease: None,
+            };
+            Ok(if *which == Which::Current {
+                Answer::current(fetched, held)
+            } else {
+                Answer::Value(fetched)
+            })
         })
     }
 }

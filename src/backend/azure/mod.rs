@@ -44,7 +44,10 @@ type Clients<C> = Mutex<BTreeMap<String, Arc<C>>>;
 
 impl Room {
     pub(super) fn new(settings: &config::Backends) -> Arc<Self> {
-        let identity = Identity { ca_file: settings.azure.ca_file.clone(), client: None };
+        let identity = Identity {
+            ca_file: settings.azure.ca_file.clone(),
+            client: None,
+        };
         let platforms = [&settings.plain_http[..], &login::platform_hosts()].concat();
         Arc::new(Self {
             settings: settings.azure.clone(),
@@ -57,34 +60,64 @@ impl Room {
     }
 
     pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
-        Ok(Arc::new(key::VaultKey::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?))
+        Ok(Arc::new(
+            key::VaultKey::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?,
+        ))
     }
 
-    pub(super) fn secret(self: &Arc<Self>, source: &SecretSource, vault: &str, name: &str) -> Arc<dyn SecretProvider> {
-        Arc::new(secret::VaultSecret::new(Arc::clone(self), vault, name, source.clone()))
+    pub(super) fn secret(
+        self: &Arc<Self>,
+        source: &SecretSource,
+        vault: &str,
+        name: &str,
+    ) -> Arc<dyn SecretProvider> {
+        Arc::new(secret::VaultSecret::new(
+            Arc::clone(self),
+            vault,
+            name,
+            source.clone(),
+        ))
     }
 
     fn options(web: &Arc<Web>) -> ClientOptions {
         let transport = Transport::new(Arc::new(Courier(Arc::clone(web))));
         // Throttled, or failed within Azure: a few times, well within the time that one unwrap may take.
-        let times = ExponentialRetryOptions { max_retries: 3, ..ExponentialRetryOptions::default() };
-        ClientOptions { transport: Some(transport), retry: RetryOptions::exponential(times), ..ClientOptions::default() }
+        let times = ExponentialRetryOptions {
+            max_retries: 3,
+            ..ExponentialRetryOptions::default()
+        };
+        ClientOptions {
+            transport: Some(transport),
+            retry: RetryOptions::exponential(times),
+            ..ClientOptions::default()
+        }
     }
 
     /// The login; one that can't be made yet, because a file is missing, is tried again.
     fn credential(&self) -> Result<Arc<dyn TokenCredential>, Fault> {
-        let mut slot = self.credential.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self
+            .credential
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(credential) = &*slot {
             return Ok(Arc::clone(credential));
         }
-        let credential = login::credential(&self.settings, Self::options(&self.web), Self::options(&self.platform))?;
+        let credential = login::credential(
+            &self.settings,
+            Self::options(&self.web),
+            Self::options(&self.platform),
+        )?;
         Ok(Arc::clone(slot.insert(credential)))
     }
 
     fn keys_of(&self, vault: &str) -> Result<Arc<KeyClient>, Fault> {
         self.client(&self.key_clients, vault, |credential, client_options| {
             let verify_challenge_resource = Some(self.settings.verify_challenge);
-            let options = KeyClientOptions { client_options, verify_challenge_resource, ..KeyClientOptions::default() };
+            let options = KeyClientOptions {
+                client_options,
+                verify_challenge_resource,
+                ..KeyClientOptions::default()
+            };
             KeyClient::new(vault, credential, Some(options))
         })
     }
@@ -92,7 +125,11 @@ impl Room {
     fn secrets_of(&self, vault: &str) -> Result<Arc<SecretClient>, Fault> {
         self.client(&self.secret_clients, vault, |credential, client_options| {
             let verify_challenge_resource = Some(self.settings.verify_challenge);
-            let options = SecretClientOptions { client_options, verify_challenge_resource, ..SecretClientOptions::default() };
+            let options = SecretClientOptions {
+                client_options,
+                verify_challenge_resource,
+                ..SecretClientOptions::default()
+            };
             SecretClient::new(vault, credential, Some(options))
         })
     }
@@ -109,9 +146,14 @@ impl Room {
             return Ok(Arc::clone(client));
         }
         let misconfigured = |error: String| Fault::new(KekFault::Misconfigured, error);
-        let url: Uri = vault.parse().map_err(|_| misconfigured(format!("{vault} is not a URL")))?;
-        self.web.allows(&url).map_err(|error| misconfigured(error.to_string()))?;
-        let client = make(self.credential()?, Self::options(&self.web)).map_err(|error| misconfigured(error.to_string()))?;
+        let url: Uri = vault
+            .parse()
+            .map_err(|_| misconfigured(format!("{vault} is not a URL")))?;
+        self.web
+            .allows(&url)
+            .map_err(|error| misconfigured(error.to_string()))?;
+        let client = make(self.credential()?, Self::options(&self.web))
+            .map_err(|error| misconfigured(error.to_string()))?;
         let client = Arc::new(client);
         clients.insert(vault.to_owned(), Arc::clone(&client));
         Ok(client)
@@ -135,33 +177,55 @@ fn explain(error: &Error, thing: &Thing, right: &str) -> Fault {
         };
     };
     let (kind, advice) = match u16::from(*status) {
-        403 if text.contains("disabled") || text.contains("Disabled") => {
-            (KekFault::Disabled, format!("; the {name} or its version is disabled"))
-        }
-        401 | 403 => {
-            (KekFault::Denied, format!("; the identity needs the {name} permission {right}, as the role `{role}` gives it"))
-        }
-        404 => (KekFault::Missing, format!("; is this the vault's and the {name}'s name?")),
+        403 if text.contains("disabled") || text.contains("Disabled") => (
+            KekFault::Disabled,
+            format!("; the {name} or its version is disabled"),
+        ),
+        401 | 403 => (
+            KekFault::Denied,
+            format!(
+                "; the identity needs the {name} permission {right}, as the role `{role}` gives it"
+            ),
+        ),
+        404 => (
+            KekFault::Missing,
+            format!("; is this the vault's and the {name}'s name?"),
+        ),
         429 => (KekFault::Throttled, String::new()),
         400 | 409 | 422 => (KekFault::Refused, String::new()),
         _ => (KekFault::Unavailable, String::new()),
     };
-    Fault::new(kind, format!("Azure answered {}: {text}{advice}", u16::from(*status)))
+    Fault::new(
+        kind,
+        format!("Azure answered {}: {text}{advice}", u16::from(*status)),
+    )
 }
 
 /// An error and what it came from, on one line of bounded length.
 fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
+    let causes =
+        std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
     let mut text = String::new();
     for cause in causes.filter(|cause| !cause.is_empty()) {
         // Some repeat their causes in their own words.
         if !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+            text = if text.is_empty() {
+                cause
+            } else {
+                format!("{text}: {cause}")
+            };
         }
     }
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect()
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .take(400)
+        .collect()
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 127 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    !text.is_empty()
+        && text.len() <= 127
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }

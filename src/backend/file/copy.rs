@@ -26,7 +26,10 @@ pub struct LocalCopy {
 impl LocalCopy {
     /// The copy of a keyring's manifest in `folder`, which is made when it is needed.
     pub fn new(folder: &Path, keyring: &KeyringName) -> Self {
-        Self { path: folder.join(format!("{keyring}.json")), lane: Lane::new(1) }
+        Self {
+            path: folder.join(format!("{keyring}.json")),
+            lane: Lane::new(1),
+        }
     }
 
     /// Where it is.
@@ -49,7 +52,12 @@ impl LocalCopy {
     /// It can't be written.
     pub async fn save(&self, bytes: Vec<u8>, confirmed: Timestamp) -> Result<(), StoreError> {
         let copy = self.clone();
-        self.lane.run(move || copy.save_now(&bytes, confirmed).map_err(|error| copy.failed("can't keep a copy", &error))).await
+        self.lane
+            .run(move || {
+                copy.save_now(&bytes, confirmed)
+                    .map_err(|error| copy.failed("can't keep a copy", &error))
+            })
+            .await
     }
 
     /// Notes that its original was confirmed again.
@@ -59,7 +67,10 @@ impl LocalCopy {
     pub async fn confirm(&self, confirmed: Timestamp) -> Result<(), StoreError> {
         let copy = self.clone();
         let stamp = move || {
-            let stamped = File::options().append(true).open(&copy.path).and_then(|file| file.set_modified(system(confirmed)));
+            let stamped = File::options()
+                .append(true)
+                .open(&copy.path)
+                .and_then(|file| file.set_modified(system(confirmed)));
             stamped.map_err(|error| copy.failed("can't stamp the copy", &error))
         };
         self.lane.run(stamp).await
@@ -71,19 +82,33 @@ impl LocalCopy {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(failed)?,
         };
-        let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+        let modified = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .map_err(failed)?;
         let mut bytes = Vec::new();
-        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(limit as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         if bytes.len() > limit {
-            return Err(StoreError::TooLarge { location: self.location(), limit });
+            return Err(StoreError::TooLarge {
+                location: self.location(),
+                limit,
+            });
         }
         // A time that no timestamp holds confirms nothing.
-        Ok(Some((bytes, Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH))))
+        Ok(Some((
+            bytes,
+            Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
+        )))
     }
 
     fn save_now(&self, bytes: &[u8], confirmed: Timestamp) -> io::Result<()> {
         let folder = folder_of(&self.path);
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
         write_whole(&self.path, &File::open(folder)?, bytes, |file| {
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
             file.set_modified(system(confirmed))
@@ -91,7 +116,10 @@ impl LocalCopy {
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> StoreError {
-        StoreError::Failed { location: self.location(), reason: format!("{what} (`refresh.cache_dir`): {error}") }
+        StoreError::Failed {
+            location: self.location(),
+            reason: format!("{what} (`refresh.cache_dir`): {error}"),
+        }
     }
 
     fn location(&self) -> Location {

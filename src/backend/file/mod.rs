@@ -28,7 +28,10 @@ pub struct FileStore {
 impl FileStore {
     /// The manifest at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), lane: Lane::new(1) }
+        Self {
+            path: path.into(),
+            lane: Lane::new(1),
+        }
     }
 
     fn location(&self) -> Location {
@@ -39,10 +42,18 @@ impl FileStore {
         match error.kind() {
             ErrorKind::NotFound => StoreError::Missing(self.location()),
             ErrorKind::PermissionDenied => {
-                let reason = format!("{what}: {error}; let this user in, by owner, group or mode of the file and its folders");
-                StoreError::Denied { location: self.location(), reason }
+                let reason = format!(
+                    "{what}: {error}; let this user in, by owner, group or mode of the file and its folders"
+                );
+                StoreError::Denied {
+                    location: self.location(),
+                    reason,
+                }
             }
-            _ => StoreError::Failed { location: self.location(), reason: format!("{what}: {error}") },
+            _ => StoreError::Failed {
+                location: self.location(),
+                reason: format!("{what}: {error}"),
+            },
         }
     }
 
@@ -50,9 +61,14 @@ impl FileStore {
         let failed = |error| self.failed("can't read the manifest", &error);
         let file = File::open(&self.path).map_err(failed)?;
         let mut bytes = Vec::new();
-        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(limit as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         if bytes.len() > limit {
-            return Err(StoreError::TooLarge { location: self.location(), limit });
+            return Err(StoreError::TooLarge {
+                location: self.location(),
+                limit,
+            });
         }
         Ok(bytes)
     }
@@ -61,7 +77,10 @@ impl FileStore {
     fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), StoreError> {
         let failed = |what: &'static str| {
             move |error| match self.failed(what, &error) {
-                StoreError::Missing(location) => StoreError::Failed { location, reason: format!("{what}: {error}") },
+                StoreError::Missing(location) => StoreError::Failed {
+                    location,
+                    reason: format!("{what}: {error}"),
+                },
                 other => other,
             }
         };
@@ -72,10 +91,14 @@ impl FileStore {
         };
         let folder = folder_of(&target);
         let lock = File::open(folder).map_err(failed("can't open the manifest's folder"))?;
-        lock.lock().map_err(failed("can't lock the manifest's folder"))?;
+        lock.lock()
+            .map_err(failed("can't lock the manifest's folder"))?;
 
         let (present, former) = match fs::read(&target) {
-            Ok(bytes) => (Some(bytes), Some(fs::metadata(&target).map_err(failed("can't inspect the manifest"))?)),
+            Ok(bytes) => (
+                Some(bytes),
+                Some(fs::metadata(&target).map_err(failed("can't inspect the manifest"))?),
+            ),
             Err(error) if error.kind() == ErrorKind::NotFound => (None, None),
             Err(error) => return Err(failed("can't read the manifest")(error)),
         };
@@ -87,7 +110,11 @@ impl FileStore {
             if let Some(former) = &former {
                 fchown(file, Some(former.uid()), Some(former.gid()))?;
             }
-            file.set_permissions(former.as_ref().map_or(Permissions::from_mode(0o644), fs::Metadata::permissions))
+            file.set_permissions(
+                former
+                    .as_ref()
+                    .map_or(Permissions::from_mode(0o644), fs::Metadata::permissions),
+            )
         });
         written.map_err(failed("can't write the manifest"))
     }
@@ -98,7 +125,12 @@ impl FileStore {
 /// # Errors
 /// Those of [`replace_whole`], after which what was there stays. Or the folder can't be synced: the bytes are there, but may be gone
 /// after a crash.
-fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+fn write_whole(
+    target: &Path,
+    folder: &File,
+    bytes: &[u8],
+    finish: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     replace_whole(target, bytes, finish)?;
     folder.sync_all()
 }
@@ -108,10 +140,18 @@ fn write_whole(target: &Path, folder: &File, bytes: &[u8], finish: impl FnOnce(&
 ///
 /// # Errors
 /// The system's, or those of `finish`. What was there stays, and nothing else is left behind.
-pub fn replace_whole(target: &Path, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+pub fn replace_whole(
+    target: &Path,
+    bytes: &[u8],
+    finish: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     remove_leftover(target)?;
     let temporary = temporary_beside(target);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
     let fill = || {
         file.write_all(bytes)?;
         finish(&file)?;
@@ -147,7 +187,11 @@ impl FileStore {
     ///
     /// # Errors
     /// The system can't watch the file's folder.
-    pub fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<WatchGuard, StoreError>> {
+    pub fn watch(
+        &self,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> Pending<'_, Result<WatchGuard, StoreError>> {
         let store = self.clone();
         Box::pin(self.lane.run(move || {
             let guard = store.watch_now(&changed);
@@ -167,8 +211,13 @@ impl FileStore {
             watcher::subscribe(folder_of(path), Some(name), Arc::clone(changed)).map_err(failed)
         };
         // A file that is a link, or lies behind one, changes at the link and at its end.
-        let end = fs::canonicalize(&self.path).ok().filter(|end| *end != self.path);
-        let both = (subscribe(&self.path)?, end.as_deref().map(subscribe).transpose()?);
+        let end = fs::canonicalize(&self.path)
+            .ok()
+            .filter(|end| *end != self.path);
+        let both = (
+            subscribe(&self.path)?,
+            end.as_deref().map(subscribe).transpose()?,
+        );
         Ok(WatchGuard(Box::new(both)))
     }
 }
@@ -179,12 +228,24 @@ impl ManifestStore for FileStore {
         Box::pin(self.lane.run(move || store.read_now(limit)))
     }
 
-    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+    fn replace(
+        &self,
+        expected: Option<Vec<u8>>,
+        new: Vec<u8>,
+    ) -> Pending<'_, Result<(), StoreError>> {
         let store = self.clone();
-        Box::pin(self.lane.run(move || store.replace_now(expected.as_deref(), &new)))
+        Box::pin(
+            self.lane
+                .run(move || store.replace_now(expected.as_deref(), &new)),
+        )
     }
 
-    fn read_watched(&self, limit: usize, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Watched> {
+    fn read_watched(
+        &self,
+        limit: usize,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> Pending<'_, Watched> {
         let store = self.clone();
         // One job for both: at a start with many keyrings, the jobs are what takes time.
         Box::pin(self.lane.run(move || {
@@ -214,11 +275,20 @@ mod tests {
         let (_folder, store) = store();
         assert!(matches!(store.read_now(9), Err(StoreError::Missing(_))));
         store.replace_now(None, b"one").expect("new");
-        assert!(matches!(store.replace_now(None, b"two"), Err(StoreError::Conflict(_))));
-        assert!(matches!(store.replace_now(Some(b"on"), b"two"), Err(StoreError::Conflict(_))));
+        assert!(matches!(
+            store.replace_now(None, b"two"),
+            Err(StoreError::Conflict(_))
+        ));
+        assert!(matches!(
+            store.replace_now(Some(b"on"), b"two"),
+            Err(StoreError::Conflict(_))
+        ));
         store.replace_now(Some(b"one"), b"two").expect("swap");
         assert_eq!(store.read_now(3).expect("read"), b"two");
-        assert!(matches!(store.read_now(2), Err(StoreError::TooLarge { .. })));
+        assert!(matches!(
+            store.read_now(2),
+            Err(StoreError::TooLarge { .. })
+        ));
     }
 
     #[test]
@@ -230,17 +300,29 @@ mod tests {
         symlink("real.json", &store.path).expect("link");
         fs::write(temporary_beside(&real), "half").expect("write");
         store.replace_now(Some(b"one"), b"two").expect("swap");
-        assert!(fs::symlink_metadata(&store.path).expect("link").is_symlink());
+        assert!(
+            fs::symlink_metadata(&store.path)
+                .expect("link")
+                .is_symlink()
+        );
         assert_eq!(fs::read(&real).expect("read"), b"two");
-        assert_eq!(fs::metadata(&real).expect("metadata").permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(&real).expect("metadata").permissions().mode() & 0o777,
+            0o640
+        );
         assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
     }
 
     #[test]
     fn a_write_that_fails_leaves_nothing_behind() {
         let (folder, store) = store();
-        let refused = replace_whole(&store.path, b"plaintext", |_| Err(ErrorKind::PermissionDenied.into()));
-        assert_eq!(refused.expect_err("refused").kind(), ErrorKind::PermissionDenied);
+        let refused = replace_whole(&store.path, b"plaintext", |_| {
+            Err(ErrorKind::PermissionDenied.into())
+        });
+        assert_eq!(
+            refused.expect_err("refused").kind(),
+            ErrorKind::PermissionDenied
+        );
         fs::create_dir_all(store.path.join("in the way")).expect("folder");
         replace_whole(&store.path, b"plaintext", |_| Ok(())).expect_err("a folder stands there");
         assert!(!temporary_beside(&store.path).exists());
@@ -256,9 +338,13 @@ mod tests {
         symlink("..1", at("..data")).expect("link");
         symlink("..data/demo.json", at("demo.json")).expect("link");
         let (sender, events) = mpsc::channel();
-        let _guard = store.watch_now(&(Arc::new(move || sender.send(()).expect("receiver lives")) as Changed)).expect("watch");
+        let _guard = store
+            .watch_now(&(Arc::new(move || sender.send(()).expect("receiver lives")) as Changed))
+            .expect("watch");
         let seen = || {
-            events.recv_timeout(Duration::from_secs(10)).expect("an event");
+            events
+                .recv_timeout(Duration::from_secs(10))
+                .expect("an event");
             while events.recv_timeout(Duration::from_millis(50)).is_ok() {}
         };
         symlink("..2", at("..data_tmp")).expect("link");

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{folder_of, watcher};
 use crate::backend::{
-    Answer, Changed, Fetched, Held, Pending, SecretError, SecretFault, SecretProvider, WatchGuard, Which, lane::Lane,
+    Answer, Changed, Fetched, Held, Pending, SecretError, SecretFault, SecretProvider, WatchGuard,
+    Which, lane::Lane,
 };
 
 /// A secret on this machine. There is one value of it, and the file's time of modification is its version.
@@ -40,18 +41,30 @@ struct Found {
 
 impl FileSecret {
     pub(in crate::backend) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), lane: Lane::new(1) }
+        Self {
+            path: path.to_owned(),
+            lane: Lane::new(1),
+        }
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> SecretError {
         let path = self.path.display();
         match error.kind() {
-            ErrorKind::NotFound => SecretError::new(SecretFault::NotFound, format!("file:{path}: there is no such file")),
+            ErrorKind::NotFound => SecretError::new(
+                SecretFault::NotFound,
+                format!("file:{path}: there is no such file"),
+            ),
             ErrorKind::PermissionDenied => {
                 let how = "let this user in, by owner, group or mode of the file and its folders";
-                SecretError::new(SecretFault::Denied, format!("file:{path}: {what}: {error}; {how}"))
+                SecretError::new(
+                    SecretFault::Denied,
+                    format!("file:{path}: {what}: {error}; {how}"),
+                )
             }
-            _ => SecretError::new(SecretFault::Unavailable, format!("file:{path}: {what}: {error}")),
+            _ => SecretError::new(
+                SecretFault::Unavailable,
+                format!("file:{path}: {what}: {error}"),
+            ),
         }
     }
 
@@ -63,7 +76,10 @@ impl FileSecret {
             let found = self.lane.run(move || secret.find(limit)).await?;
             let is_held = held.is_some_and(|held| *held.bytes == **found.bytes);
             let age = Timestamp::now().duration_since(found.modified);
-            let rest = Duration::try_from(age).ok().and_then(|age| SETTLED.checked_sub(age)).filter(|rest| !rest.is_zero());
+            let rest = Duration::try_from(age)
+                .ok()
+                .and_then(|age| SETTLED.checked_sub(age))
+                .filter(|rest| !rest.is_zero());
             match rest.filter(|_| !is_held && !found.is_of_an_instant && waits < WAITS) {
                 Some(rest) => sleep(rest).await,
                 None => return Ok(found),
@@ -75,10 +91,17 @@ impl FileSecret {
     fn find(&self, limit: usize) -> Result<Found, SecretError> {
         let failed = |error| self.failed("can't read it", &error);
         let metadata = fs::metadata(&self.path).map_err(failed)?;
-        let found = if metadata.is_dir() { self.folder(limit)? } else { self.file(&self.path, limit)? };
+        let found = if metadata.is_dir() {
+            self.folder(limit)?
+        } else {
+            self.file(&self.path, limit)?
+        };
         if found.bytes.is_empty() {
             // Whoever writes a file in place leaves it empty for a moment.
-            let message = format!("file:{}: it is empty; write a new file beside it and rename that", self.path.display());
+            let message = format!(
+                "file:{}: it is empty; write a new file beside it and rename that",
+                self.path.display()
+            );
             return Err(SecretError::new(SecretFault::Unavailable, message));
         }
         Ok(found)
@@ -88,31 +111,49 @@ impl FileSecret {
         let failed = |error| self.failed("can't read it", &error);
         let mut file = File::open(path).map_err(failed)?;
         // All at once, for a buffer that grows leaves copies behind.
-        let length = usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(usize::MAX).min(limit);
+        let length = usize::try_from(file.metadata().map_err(failed)?.len())
+            .unwrap_or(usize::MAX)
+            .min(limit);
         let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
-        (&mut file).take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        (&mut file)
+            .take(limit as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         if bytes.len() > limit {
             return Err(self.too_long(limit));
         }
         // Only now, so that no write falls between the two unseen.
-        let modified = file.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+        let modified = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .map_err(failed)?;
         let modified = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
         // Through the link that Kubernetes swaps.
         let real = fs::canonicalize(path).unwrap_or_default();
         let folder = real.parent().and_then(Path::file_name);
-        let is_of_an_instant = folder.is_some_and(|folder| folder.as_encoded_bytes().starts_with(b".."));
-        Ok(Found { bytes, modified, is_of_an_instant })
+        let is_of_an_instant =
+            folder.is_some_and(|folder| folder.as_encoded_bytes().starts_with(b".."));
+        Ok(Found {
+            bytes,
+            modified,
+            is_of_an_instant,
+        })
     }
 
     /// The files of a folder, as Kubernetes mounts a Secret: what begins with a dot is its own, and `..data` leads to all the files of
     /// one instant.
     fn folder(&self, limit: usize) -> Result<Found, SecretError> {
         let failed = |error| self.failed("can't read it", &error);
-        let instant = fs::canonicalize(self.path.join("..data")).unwrap_or_else(|_| self.path.clone());
+        let instant =
+            fs::canonicalize(self.path.join("..data")).unwrap_or_else(|_| self.path.clone());
         let (mut members, mut modified, mut length) = (BTreeMap::new(), Timestamp::UNIX_EPOCH, 0);
         for entry in fs::read_dir(&instant).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else {
+            let Some(name) = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .filter(|name| !name.starts_with('.'))
+            else {
                 continue;
             };
             if fs::metadata(&path).map_err(failed)?.is_dir() {
@@ -124,10 +165,17 @@ impl FileSecret {
                 return Err(self.too_long(limit));
             }
             let not_text = |_| {
-                let message = format!("{}: it is not text; make it a secret of its own", path.display());
+                let message = format!(
+                    "{}: it is not text; make it a secret of its own",
+                    path.display()
+                );
                 SecretError::new(SecretFault::Misconfigured, message)
             };
-            let text = Zeroizing::new(std::str::from_utf8(&found.bytes).map_err(not_text)?.to_owned());
+            let text = Zeroizing::new(
+                std::str::from_utf8(&found.bytes)
+                    .map_err(not_text)?
+                    .to_owned(),
+            );
             modified = modified.max(found.modified);
             members.insert(name.to_owned(), text);
         }
@@ -135,21 +183,34 @@ impl FileSecret {
             let message = format!("file:{}: the folder has no files", self.path.display());
             return Err(SecretError::new(SecretFault::NotFound, message));
         }
-        let members: BTreeMap<&str, &str> = members.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let members: BTreeMap<&str, &str> = members
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .collect();
         // Escaped, a character takes six at most.
         let mut bytes = Zeroizing::new(Vec::with_capacity(6 * (length + 8 * members.len())));
         serde_json::to_writer(&mut *bytes, &members).map_err(|error| failed(error.into()))?;
-        Ok(Found { bytes, modified, is_of_an_instant: instant != self.path })
+        Ok(Found {
+            bytes,
+            modified,
+            is_of_an_instant: instant != self.path,
+        })
     }
 
     fn too_long(&self, limit: usize) -> SecretError {
-        let message = format!("file:{}: longer than {limit} bytes (`secrets.value_bytes`)", self.path.display());
+        let message = format!(
+            "file:{}: longer than {limit} bytes (`secrets.value_bytes`)",
+            self.path.display()
+        );
         SecretError::new(SecretFault::TooLong, message)
     }
 
     fn watch_now(&self, changed: &Changed) -> Result<WatchGuard, SecretError> {
         let failed = |error: notify::Error| {
-            let message = format!("file:{}: can't watch its folder: {error}", self.path.display());
+            let message = format!(
+                "file:{}: can't watch its folder: {error}",
+                self.path.display()
+            );
             SecretError::new(SecretFault::Unavailable, message)
         };
         let subscribe = |path: &Path| {
@@ -160,31 +221,56 @@ impl FileSecret {
             watcher::subscribe(folder_of(path), Some(name), Arc::clone(changed)).map_err(failed)
         };
         // What is a link, or lies behind one, changes at the link and at its end.
-        let end = fs::canonicalize(&self.path).ok().filter(|end| *end != self.path);
-        let both = (subscribe(&self.path)?, end.as_deref().map(subscribe).transpose()?);
+        let end = fs::canonicalize(&self.path)
+            .ok()
+            .filter(|end| *end != self.path);
+        let both = (
+            subscribe(&self.path)?,
+            end.as_deref().map(subscribe).transpose()?,
+        );
         Ok(WatchGuard(Box::new(both)))
     }
 }
 
 impl SecretProvider for FileSecret {
-    fn fetch<'a>(&'a self, which: &'a Which, held: Option<Held<'a>>, limit: usize) -> Pending<'a, Result<Answer, SecretError>> {
+    fn fetch<'a>(
+        &'a self,
+        which: &'a Which,
+        held: Option<Held<'a>>,
+        limit: usize,
+    ) -> Pending<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             if *which != Which::Current {
-                let message = format!("file:{}: a file has its current value alone", self.path.display());
+                let message = format!(
+                    "file:{}: a file has its current value alone",
+                    self.path.display()
+                );
                 return Err(SecretError::new(SecretFault::NotFound, message));
             }
-            let Found { bytes, modified, .. } = self.settled(held, limit).await?;
+            let Found {
+                bytes, modified, ..
+            } = self.settled(held, limit).await?;
             if held.is_some_and(|held| *held.bytes == **bytes) {
                 // A neighbour in the same volume changed, or somebody wrote the same again.
                 return Ok(Answer::Unchanged);
             }
             // Told apart from the one held should the clock be too coarse for that.
             let version = Held::told_apart(held, modified.to_string(), &bytes);
-            Ok(Answer::Value(Fetched { bytes, version, created_at: Some(modified), expires_at: None, lease: None }))
+            Ok(Answer::Value(Fetched {
+                bytes,
+                version,
+                created_at: Some(modified),
+                expires_at: None,
+                lease: None,
+            }))
         })
     }
 
-    fn watch(&self, former: Option<WatchGuard>, changed: Changed) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
+    fn watch(
+        &self,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
         let secret = self.clone();
         Box::pin(self.lane.run(move || {
             let guard = secret.watch_now(&changed);
@@ -220,9 +306,15 @@ mod tests {
         let secret = FileSecret::new(folder.path());
         assert_eq!(found(&secret), r#"{"password":"a\"b","user":"ann"}"#);
         assert_eq!(found(&FileSecret::new(&at("user"))), "ann");
-        assert_eq!(secret.find(10).err().expect("long").fault, SecretFault::TooLong);
+        assert_eq!(
+            secret.find(10).err().expect("long").fault,
+            SecretFault::TooLong
+        );
         fs::write(at("..1/blob"), [0xff]).expect("write");
-        assert_eq!(secret.find(100).err().expect("bytes").fault, SecretFault::Misconfigured);
+        assert_eq!(
+            secret.find(100).err().expect("bytes").fault,
+            SecretFault::Misconfigured
+        );
     }
 
     #[test]

@@ -37,7 +37,10 @@ pub struct PassphraseFile {
 impl PassphraseFile {
     /// The passphrase in the file at `path`. It is read when the first KEK needs it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), kept: Mutex::default() }
+        Self {
+            path: path.into(),
+            kept: Mutex::default(),
+        }
     }
 
     /// The key in an encrypted file.
@@ -50,11 +53,16 @@ impl PassphraseFile {
         };
         drop(kept);
         let result = decrypt(encrypted, passphrase, &self.path);
-        let may_have_changed = !is_fresh && self.path.metadata().is_ok_and(|metadata| metadata.is_file());
+        let may_have_changed = !is_fresh
+            && self
+                .path
+                .metadata()
+                .is_ok_and(|metadata| metadata.is_file());
         match result {
             Err((KekFault::Denied, _)) if may_have_changed => {
                 let passphrase = read(&self.path)?;
-                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(passphrase.clone());
+                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(passphrase.clone());
                 decrypt(encrypted, passphrase, &self.path)
             }
             result => result,
@@ -63,7 +71,10 @@ impl PassphraseFile {
 }
 
 /// The key in an encrypted file.
-pub(super) fn open(encrypted: &[u8], passphrase: Option<&PassphraseFile>) -> Result<SecretKey, (KekFault, String)> {
+pub(super) fn open(
+    encrypted: &[u8],
+    passphrase: Option<&PassphraseFile>,
+) -> Result<SecretKey, (KekFault, String)> {
     let passphrase = passphrase.ok_or_else(|| {
         let how = "name the file that holds it: `local.passphrase_file` in the config, for commands also --kek-passphrase-file";
         (KekFault::Misconfigured, format!("this KEK is encrypted with a passphrase; {how}"))
@@ -71,11 +82,23 @@ pub(super) fn open(encrypted: &[u8], passphrase: Option<&PassphraseFile>) -> Res
     passphrase.open(encrypted)
 }
 
-fn decrypt(encrypted: &[u8], passphrase: SecretString, file: &Path) -> Result<SecretKey, (KekFault, String)> {
-    let broken = |error: &dyn std::fmt::Display| (KekFault::Misconfigured, format!("this is no whole age file: {error}"));
+fn decrypt(
+    encrypted: &[u8],
+    passphrase: SecretString,
+    file: &Path,
+) -> Result<SecretKey, (KekFault, String)> {
+    let broken = |error: &dyn std::fmt::Display| {
+        (
+            KekFault::Misconfigured,
+            format!("this is no whole age file: {error}"),
+        )
+    };
     let decryptor = Decryptor::new(encrypted).map_err(|error| broken(&error))?;
     if !decryptor.is_scrypt() {
-        return Err((KekFault::Misconfigured, "this age file is not encrypted with a passphrase; make it with `age -p`".into()));
+        return Err((
+            KekFault::Misconfigured,
+            "this age file is not encrypted with a passphrase; make it with `age -p`".into(),
+        ));
     }
     let mut identity = age::scrypt::Identity::new(passphrase);
     identity.set_max_work_factor(GREATEST_WORK);
@@ -91,30 +114,61 @@ fn decrypt(encrypted: &[u8], passphrase: SecretString, file: &Path) -> Result<Se
         other => broken(&other),
     })?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LEN + 1));
-    plaintext.by_ref().take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
+    plaintext
+        .by_ref()
+        .take(KEY_LEN as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| broken(&error))?;
     let wrong_length = || {
-        let held = if bytes.len() > KEY_LEN { "more".into() } else { bytes.len().to_string() };
-        (KekFault::Misconfigured, format!("a KEK is {KEY_LEN} bytes long, and the file holds {held}"))
+        let held = if bytes.len() > KEY_LEN {
+            "more".into()
+        } else {
+            bytes.len().to_string()
+        };
+        (
+            KekFault::Misconfigured,
+            format!("a KEK is {KEY_LEN} bytes long, and the file holds {held}"),
+        )
     };
     SecretKey::from_slice(&bytes).ok_or_else(wrong_length)
 }
 
 /// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for it is read once.
 fn read(path: &Path) -> Result<SecretString, (KekFault, String)> {
-    let unreadable =
-        |error: io::Error| (KekFault::Denied, format!("can't read {} (`local.passphrase_file`): {error}", path.display()));
+    let unreadable = |error: io::Error| {
+        (
+            KekFault::Denied,
+            format!(
+                "can't read {} (`local.passphrase_file`): {error}",
+                path.display()
+            ),
+        )
+    };
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-        let reason = format!("everybody can read the passphrase; run: chmod o= {}", path.display());
+        let reason = format!(
+            "everybody can read the passphrase; run: chmod o= {}",
+            path.display()
+        );
         return Err((KekFault::Misconfigured, reason));
     }
     // Of its full length at once, so that no shorter buffer is left behind.
     let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
-    file.take(LONGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
-    match text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)) {
-        "" => Err((KekFault::Denied, format!("there is no passphrase in {}", path.display()))),
-        _ if text.len() as u64 > LONGEST => Err((KekFault::Misconfigured, format!("{} is too long", path.display()))),
+    file.take(LONGEST + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    match text.strip_suffix('\n').map_or(text.as_str(), |line| {
+        line.strip_suffix('\r').unwrap_or(line)
+    }) {
+        "" => Err((
+            KekFault::Denied,
+            format!("there is no passphrase in {}", path.display()),
+        )),
+        _ if text.len() as u64 > LONGEST => Err((
+            KekFault::Misconfigured,
+            format!("{} is too long", path.display()),
+        )),
         passphrase => Ok(SecretString::from(passphrase.to_owned())),
     }
 }

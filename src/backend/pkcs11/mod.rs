@@ -34,13 +34,20 @@ pub(super) struct Library {
 impl Library {
     /// The library that the settings name, or else the variable `PKCS11_MODULE_PATH`.
     pub(super) fn new(settings: &config::Pkcs11) -> Arc<Self> {
-        let path = settings.module.clone().or_else(|| std::env::var_os("PKCS11_MODULE_PATH").map(PathBuf::from));
-        Arc::new(Self { path, loaded: Mutex::default() })
+        let path = settings
+            .module
+            .clone()
+            .or_else(|| std::env::var_os("PKCS11_MODULE_PATH").map(PathBuf::from));
+        Arc::new(Self {
+            path,
+            loaded: Mutex::default(),
+        })
     }
 
     /// The KEK that a URI names.
     pub(super) fn kek(self: &Arc<Self>, kek: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
-        let misconfigured = |reason: String| KekError::new(KekFault::Misconfigured, format!("{kek}: {reason}"));
+        let misconfigured =
+            |reason: String| KekError::new(KekFault::Misconfigured, format!("{kek}: {reason}"));
         let uri = KeyUri::parse(kek.rest()).map_err(misconfigured)?;
         let path = self.path.as_deref().ok_or_else(|| {
             misconfigured("name the token's library: `pkcs11.module` in the config, or the variable PKCS11_MODULE_PATH".into())
@@ -48,10 +55,15 @@ impl Library {
         // A manifest must not choose what code this process loads.
         if uri.module.as_deref().is_some_and(|module| module != path) {
             let path = path.display();
-            return Err(misconfigured(format!("module-path is another library than the one that is configured, {path}")));
+            return Err(misconfigured(format!(
+                "module-path is another library than the one that is configured, {path}"
+            )));
         }
         let token = Token::new(kek.clone(), uri, Arc::clone(self));
-        Ok(Arc::new(TokenKek { token: Arc::new(token), lane: Lane::new(WIDTH) }))
+        Ok(Arc::new(TokenKek {
+            token: Arc::new(token),
+            lane: Lane::new(WIDTH),
+        }))
     }
 
     /// Loads the library unless it is loaded.
@@ -61,8 +73,12 @@ impl Library {
             return Ok(library.clone());
         }
         let path = self.path.as_deref().unwrap_or(Path::new(""));
-        let library = Pkcs11::new(path)
-            .map_err(|error| Trouble::new(KekFault::Misconfigured, format!("can't load {}: {error}", path.display())))?;
+        let library = Pkcs11::new(path).map_err(|error| {
+            Trouble::new(
+                KekFault::Misconfigured,
+                format!("can't load {}: {error}", path.display()),
+            )
+        })?;
         match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             // By an earlier value of this type; the library knows one user a process.
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
@@ -80,15 +96,25 @@ struct TokenKek {
 }
 
 impl Kek for TokenKek {
-    fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        dek: &'a Dek,
+        context: WrapContext,
+    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             let token = Arc::clone(&self.token);
-            let Some(dek) = Dek::from_slice(dek.expose()) else { unreachable!("a data key is as long as a data key") };
+            let Some(dek) = Dek::from_slice(dek.expose()) else {
+                unreachable!("a data key is as long as a data key")
+            };
             self.lane.run(move || token.wrap(&dek, context)).await
         })
     }
 
-    fn unwrap<'a>(&'a self, wrap: &'a [u8], context: WrapContext) -> Pending<'a, Result<Dek, KekError>> {
+    fn unwrap<'a>(
+        &'a self,
+        wrap: &'a [u8],
+        context: WrapContext,
+    ) -> Pending<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             let (token, wrap) = (Arc::clone(&self.token), wrap.to_vec());
             self.lane.run(move || token.unwrap(&wrap, context)).await
@@ -106,7 +132,11 @@ struct Trouble {
 
 impl Trouble {
     fn new(fault: KekFault, reason: impl Into<String>) -> Self {
-        Self { fault, reason: reason.into(), is_of_the_session: false }
+        Self {
+            fault,
+            reason: reason.into(),
+            is_of_the_session: false,
+        }
     }
 }
 
@@ -114,26 +144,54 @@ impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         use RvError as Rv;
         let Error::Pkcs11(code, _) = &error else {
-            return Self::new(KekFault::Unavailable, format!("the token's library failed: {error}"));
+            return Self::new(
+                KekFault::Unavailable,
+                format!("the token's library failed: {error}"),
+            );
         };
         let (fault, advice) = match code {
-            Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange => (KekFault::Denied, "the PIN is wrong"),
-            Rv::PinLocked => (KekFault::Denied, "the token has locked the PIN; its security officer unlocks it"),
-            Rv::PinExpired | Rv::UserPinNotInitialized => (KekFault::Denied, "the token wants a new PIN to be set"),
-            Rv::UserNotLoggedIn => (KekFault::Denied, "the token wants a login; give pin-source in the URI"),
-            Rv::KeyFunctionNotPermitted => {
-                (KekFault::Misconfigured, "the key's attributes don't allow it: CKA_ENCRYPT and CKA_DECRYPT must be true")
+            Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange => {
+                (KekFault::Denied, "the PIN is wrong")
             }
-            Rv::KeyTypeInconsistent | Rv::MechanismInvalid | Rv::MechanismParamInvalid | Rv::KeySizeRange => {
-                (KekFault::Misconfigured, "the token can't do AES-GCM, or RSA-OAEP, with this key")
+            Rv::PinLocked => (
+                KekFault::Denied,
+                "the token has locked the PIN; its security officer unlocks it",
+            ),
+            Rv::PinExpired | Rv::UserPinNotInitialized => {
+                (KekFault::Denied, "the token wants a new PIN to be set")
             }
-            Rv::EncryptedDataInvalid | Rv::EncryptedDataLenRange | Rv::DataInvalid | Rv::DataLenRange => {
-                (KekFault::Refused, "this key doesn't open the wrap: it is another key, or the wrap was changed")
+            Rv::UserNotLoggedIn => (
+                KekFault::Denied,
+                "the token wants a login; give pin-source in the URI",
+            ),
+            Rv::KeyFunctionNotPermitted => (
+                KekFault::Misconfigured,
+                "the key's attributes don't allow it: CKA_ENCRYPT and CKA_DECRYPT must be true",
+            ),
+            Rv::KeyTypeInconsistent
+            | Rv::MechanismInvalid
+            | Rv::MechanismParamInvalid
+            | Rv::KeySizeRange => (
+                KekFault::Misconfigured,
+                "the token can't do AES-GCM, or RSA-OAEP, with this key",
+            ),
+            Rv::EncryptedDataInvalid
+            | Rv::EncryptedDataLenRange
+            | Rv::DataInvalid
+            | Rv::DataLenRange => (
+                KekFault::Refused,
+                "this key doesn't open the wrap: it is another key, or the wrap was changed",
+            ),
+            Rv::TokenNotPresent | Rv::TokenNotRecognized | Rv::DeviceRemoved => {
+                (KekFault::Unavailable, "the token is gone")
             }
-            Rv::TokenNotPresent | Rv::TokenNotRecognized | Rv::DeviceRemoved => (KekFault::Unavailable, "the token is gone"),
             _ => (KekFault::Unavailable, "the token failed"),
         };
         let is_of_the_session = fault == KekFault::Unavailable || *code == Rv::UserNotLoggedIn;
-        Self { fault, reason: format!("{advice} ({error})"), is_of_the_session }
+        Self {
+            fault,
+            reason: format!("{advice} ({error})"),
+            is_of_the_session,
+        }
     }
 }

@@ -51,12 +51,19 @@ pub(super) struct Token {
 
 impl Token {
     pub(super) fn new(kek: KekUri, uri: KeyUri, library: Arc<Library>) -> Self {
-        Self { kek, uri, library, idle: Mutex::default(), refused_pin: Mutex::default() }
+        Self {
+            kek,
+            uri,
+            library,
+            idle: Mutex::default(),
+            refused_pin: Mutex::default(),
+        }
     }
 
     /// Encrypts a data key. One byte tells how, then come a nonce (AES alone) and the ciphertext.
     pub(super) fn wrap(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, KekError> {
-        let nonce = random::<NONCE_LEN>().map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
+        let nonce = random::<NONCE_LEN>()
+            .map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
         self.in_session(|session| match self.kind(session)? {
             Kind::Secret => {
                 let key = self.key(session, ObjectClass::SECRET_KEY)?;
@@ -70,7 +77,10 @@ impl Token {
                 let key = self.key(session, ObjectClass::PUBLIC_KEY)?;
                 let bound = bind_dek(dek, context);
                 match session.encrypt(&oaep(OAEP_SHA256)?, key, &bound) {
-                    Err(Error::Pkcs11(RvError::MechanismParamInvalid | RvError::ArgumentsBad, _)) => {
+                    Err(Error::Pkcs11(
+                        RvError::MechanismParamInvalid | RvError::ArgumentsBad,
+                        _,
+                    )) => {
                         let ciphertext = session.encrypt(&oaep(OAEP_SHA1)?, key, &bound)?;
                         Ok([&[OAEP_SHA1][..], &ciphertext].concat())
                     }
@@ -81,27 +91,41 @@ impl Token {
     }
 
     pub(super) fn unwrap(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, KekError> {
-        let refused = || Trouble::new(KekFault::Refused, "this is no wrap of a token's key, or of another keyring or version");
+        let refused = || {
+            Trouble::new(
+                KekFault::Refused,
+                "this is no wrap of a token's key, or of another keyring or version",
+            )
+        };
         self.in_session(|session| match wrap {
             [AES_GCM, rest @ ..] => {
-                let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(refused)?;
+                let (nonce, ciphertext) =
+                    rest.split_first_chunk::<NONCE_LEN>().ok_or_else(refused)?;
                 let key = self.key(session, ObjectClass::SECRET_KEY)?;
                 let mut iv = *nonce;
                 let aad = context.to_bytes();
                 let gcm = Mechanism::AesGcm(GcmParams::new(&mut iv, &aad, TAG_BITS.into())?);
                 // Some libraries have no better word for a tag that doesn't match.
-                let opened = session.decrypt(&gcm, key, ciphertext).map_err(|error| match error {
-                    Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => refused(),
-                    other => other.into(),
-                });
+                let opened = session
+                    .decrypt(&gcm, key, ciphertext)
+                    .map_err(|error| match error {
+                        Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => {
+                            refused()
+                        }
+                        other => other.into(),
+                    });
                 Dek::from_slice(&Zeroizing::new(opened?)).ok_or_else(refused)
             }
             [hash @ (OAEP_SHA256 | OAEP_SHA1), ciphertext @ ..] => {
                 let key = self.key(session, ObjectClass::PRIVATE_KEY)?;
-                let opened = session.decrypt(&oaep(*hash)?, key, ciphertext).map_err(|error| match error {
-                    Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => refused(),
-                    other => other.into(),
-                });
+                let opened = session
+                    .decrypt(&oaep(*hash)?, key, ciphertext)
+                    .map_err(|error| match error {
+                        Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => {
+                            refused()
+                        }
+                        other => other.into(),
+                    });
                 unbind_dek(&Zeroizing::new(opened?), context).ok_or_else(refused)
             }
             _ => Err(refused()),
@@ -152,7 +176,14 @@ impl Token {
         }
         let [slot] = found[..] else {
             let reason = format!("{} tokens match the URI; one must", found.len());
-            return Err(Trouble::new(if found.is_empty() { KekFault::Missing } else { KekFault::Misconfigured }, reason));
+            return Err(Trouble::new(
+                if found.is_empty() {
+                    KekFault::Missing
+                } else {
+                    KekFault::Misconfigured
+                },
+                reason,
+            ));
         };
         let session = library.open_ro_session(slot)?;
         if let Some(file) = &self.uri.pin_source {
@@ -163,7 +194,11 @@ impl Token {
 
     fn is_in(&self, library: &cryptoki::context::Pkcs11, slot: Slot) -> Result<bool, Trouble> {
         let info = library.get_token_info(slot)?;
-        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found.trim_end());
+        let is = |wanted: &Option<String>, found: &str| {
+            wanted
+                .as_ref()
+                .is_none_or(|wanted| wanted == found.trim_end())
+        };
         Ok(is(&self.uri.token, info.label())
             && is(&self.uri.serial, info.serial_number())
             && is(&self.uri.manufacturer, info.manufacturer_id())
@@ -171,12 +206,22 @@ impl Token {
     }
 
     fn log_in(&self, session: &Session, file: &Path) -> Result<(), Trouble> {
-        let unreadable =
-            |error| Trouble::new(KekFault::Denied, format!("can't read the PIN (pin-source {}): {error}", file.display()));
+        let unreadable = |error| {
+            Trouble::new(
+                KekFault::Denied,
+                format!(
+                    "can't read the PIN (pin-source {}): {error}",
+                    file.display()
+                ),
+            )
+        };
         let text = Zeroizing::new(fs::read_to_string(file).map_err(unreadable)?);
         let pin = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
         // Held to the end, so that a wrong PIN costs the token one try, however many sessions are opened at once.
-        let mut refused = self.refused_pin.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self
+            .refused_pin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if refused.as_ref() == Some(&pin) {
             let reason = format!(
                 "the token refused the PIN in {}; it is not tried again until the file changes, or the token would lock",
@@ -190,7 +235,13 @@ impl Token {
                 Ok(())
             }
             Err(error) => {
-                if matches!(error, Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _)) {
+                if matches!(
+                    error,
+                    Error::Pkcs11(
+                        RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange,
+                        _
+                    )
+                ) {
                     *refused = Some(pin);
                 }
                 Err(error.into())
@@ -204,15 +255,28 @@ impl Token {
             return Ok(kind);
         }
         let secret = session.find_objects(&self.template(ObjectClass::SECRET_KEY))?;
-        Ok(if secret.is_empty() { Kind::Private } else { Kind::Secret })
+        Ok(if secret.is_empty() {
+            Kind::Private
+        } else {
+            Kind::Secret
+        })
     }
 
     fn template(&self, class: ObjectClass) -> Vec<Attribute> {
         let mut template = vec![
             Attribute::Class(class),
-            Attribute::KeyType(if class == ObjectClass::SECRET_KEY { KeyType::AES } else { KeyType::RSA }),
+            Attribute::KeyType(if class == ObjectClass::SECRET_KEY {
+                KeyType::AES
+            } else {
+                KeyType::RSA
+            }),
         ];
-        template.extend(self.uri.object.as_ref().map(|label| Attribute::Label(label.clone().into_bytes())));
+        template.extend(
+            self.uri
+                .object
+                .as_ref()
+                .map(|label| Attribute::Label(label.clone().into_bytes())),
+        );
         template.extend(self.uri.id.clone().map(Attribute::Id));
         template
     }
@@ -226,10 +290,20 @@ impl Token {
                     ObjectClass::PUBLIC_KEY => "RSA public key",
                     _ => "RSA private key",
                 };
-                let login = if self.uri.pin_source.is_none() { "; without pin-source, private objects are hidden" } else { "" };
-                Err(Trouble::new(KekFault::Missing, format!("the token has no such {what}{login}")))
+                let login = if self.uri.pin_source.is_none() {
+                    "; without pin-source, private objects are hidden"
+                } else {
+                    ""
+                };
+                Err(Trouble::new(
+                    KekFault::Missing,
+                    format!("the token has no such {what}{login}"),
+                ))
             }
-            _ => Err(Trouble::new(KekFault::Misconfigured, "several keys match the URI; add id=…")),
+            _ => Err(Trouble::new(
+                KekFault::Misconfigured,
+                "several keys match the URI; add id=…",
+            )),
         }
     }
 }
@@ -239,5 +313,9 @@ fn oaep(hash: u8) -> Result<Mechanism<'static>, Trouble> {
         OAEP_SHA1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
         _ => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
     };
-    Ok(Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mask, PkcsOaepSource::empty())))
+    Ok(Mechanism::RsaPkcsOaep(PkcsOaepParams::new(
+        hash,
+        mask,
+        PkcsOaepSource::empty(),
+    )))
 }

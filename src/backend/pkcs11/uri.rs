@@ -48,7 +48,12 @@ impl KeyUri {
             match name {
                 "pin-source" => once(&mut uri.pin_source, name, file(&text(name, value)?)?)?,
                 "module-path" => once(&mut uri.module, name, text(name, value)?.into())?,
-                "pin-value" => return Err("`pin-value` would put the PIN into the manifest; use pin-source=file:PATH".into()),
+                "pin-value" => {
+                    return Err(
+                        "`pin-value` would put the PIN into the manifest; use pin-source=file:PATH"
+                            .into(),
+                    );
+                }
                 other => return Err(format!("the attribute `{other}` is not understood here")),
             }
         }
@@ -87,13 +92,19 @@ fn kind(text: &str) -> Result<Kind, String> {
     match text {
         "secret-key" => Ok(Kind::Secret),
         "private" => Ok(Kind::Private),
-        other => Err(format!("a KEK is of type secret-key (AES) or private (RSA), not {other}")),
+        other => Err(format!(
+            "a KEK is of type secret-key (AES) or private (RSA), not {other}"
+        )),
     }
 }
 
 fn file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text.strip_prefix("file:").unwrap_or(text));
-    if path.is_absolute() { Ok(path) } else { Err("write pin-source=file:/absolute/path".into()) }
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err("write pin-source=file:/absolute/path".into())
+    }
 }
 
 #[cfg(test)]
@@ -102,8 +113,9 @@ mod tests {
 
     #[test]
     fn names_a_key_and_where_its_pin_is() {
-        let uri =
-            KeyUri::parse("token=my%20token;object=kek;id=%01%ff;type=private?pin-source=file:/run/pin&module-path=/lib/hsm.so");
+        let uri = KeyUri::parse(
+            "token=my%20token;object=kek;id=%01%ff;type=private?pin-source=file:/run/pin&module-path=/lib/hsm.so",
+        );
         let expected = KeyUri {
             token: Some("my token".into()),
             object: Some("kek".into()),

@@ -43,18 +43,34 @@ impl Vault {
     /// The engine that a secret is in; none if we may not ask. No engine is mounted within another.
     pub(super) async fn engine(self: &Arc<Self>, secret: &str) -> Result<Option<Engine>, Fault> {
         let mut engines = self.engines.0.lock().await;
-        if let Some(engine) = engines.iter().find(|engine| engine.inside(secret).is_some()) {
+        if let Some(engine) = engines
+            .iter()
+            .find(|engine| engine.inside(secret).is_some())
+        {
             return Ok(Some(engine.clone()));
         }
         // Whoever has any right in the mount may ask this.
-        let answer = self.call(Method::GET, &format!("sys/internal/ui/mounts/{secret}"), None, ANSWER).await?;
+        let answer = self
+            .call(
+                Method::GET,
+                &format!("sys/internal/ui/mounts/{secret}"),
+                None,
+                ANSWER,
+            )
+            .await?;
         // A server, or a proxy before it, that doesn't know the question.
         if matches!(answer.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) {
             return Ok(None);
         }
-        let Answered { data: Mount { path, options } } = answer.ok()?.parse()?;
-        let is_versioned = options.is_some_and(|options| options.get("version").is_some_and(|version| version == "2"));
-        let engine = Engine { mount: path, is_versioned };
+        let Answered {
+            data: Mount { path, options },
+        } = answer.ok()?.parse()?;
+        let is_versioned = options
+            .is_some_and(|options| options.get("version").is_some_and(|version| version == "2"));
+        let engine = Engine {
+            mount: path,
+            is_versioned,
+        };
         if engine.inside(secret).is_none() {
             return Ok(None);
         }

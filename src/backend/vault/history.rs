@@ -26,7 +26,8 @@ pub(super) struct State {
 impl State {
     /// Whether it can be read. A deletion may be ahead (`delete_version_after`).
     pub(super) fn is_there(&self) -> bool {
-        !self.destroyed && time(&self.deletion_time).is_none_or(|deletion| deletion > Timestamp::now())
+        !self.destroyed
+            && time(&self.deletion_time).is_none_or(|deletion| deletion > Timestamp::now())
     }
 }
 

@@ -94,7 +94,14 @@ struct Standing {
 impl KvStore {
     pub(super) fn new(vault: Arc<Vault>, mount: &str, path: &str, location: Location) -> Self {
         let (mount, path) = (mount.to_owned(), path.to_owned());
-        Self { vault, mount, path, location, last: Mutex::default(), may_compare: AtomicBool::new(true) }
+        Self {
+            vault,
+            mount,
+            path,
+            location,
+            last: Mutex::default(),
+            may_compare: AtomicBool::new(true),
+        }
     }
 
     async fn get(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
@@ -107,7 +114,9 @@ impl KvStore {
         }
         let found = self.find(limit).await?.found;
         self.last().clone_from(&found);
-        found.map(|found| found.manifest).ok_or_else(|| StoreError::Missing(self.location.clone()))
+        found
+            .map(|found| found.manifest)
+            .ok_or_else(|| StoreError::Missing(self.location.clone()))
     }
 
     /// Whether this is the newest version still and nobody has deleted it. When in doubt, it is not: then the secret itself is read.
@@ -116,34 +125,58 @@ impl KvStore {
             return false;
         }
         let path = format!("{}/metadata/{}", self.mount, self.path);
-        let Ok(answer) = self.vault.call(Method::GET, &path, None, ANSWER).await else { return false };
+        let Ok(answer) = self.vault.call(Method::GET, &path, None, ANSWER).await else {
+            return false;
+        };
         if answer.status == StatusCode::FORBIDDEN {
             // A right that nobody needs; asking for it every time would only cost requests.
             self.may_compare.store(false, Ordering::Relaxed);
             return false;
         }
-        let Ok(History { data: Versions { current_version, versions } }) = answer.parse() else { return false };
+        let Ok(History {
+            data:
+                Versions {
+                    current_version,
+                    versions,
+                },
+        }) = answer.parse()
+        else {
+            return false;
+        };
         let state = versions.get(&known.version.to_string());
         current_version == known.version
             && state.is_some_and(|state| {
-                state.created_time == known.created_time && state.deletion_time.is_empty() && !state.destroyed
+                state.created_time == known.created_time
+                    && state.deletion_time.is_empty()
+                    && !state.destroyed
             })
     }
 
     async fn find(&self, limit: usize) -> Result<Standing, StoreError> {
         // A string escapes quotes and line ends, of which a manifest is full.
-        let answer = self.vault.call(Method::GET, &self.data(), None, 2 * limit + ANSWER).await;
+        let answer = self
+            .vault
+            .call(Method::GET, &self.data(), None, 2 * limit + ANSWER)
+            .await;
         let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
         match answer.status {
             StatusCode::OK => {
                 let found = self.found(&answer, limit)?;
                 let version = found.metadata.version;
-                Ok(Standing { found: Some(found), version })
+                Ok(Standing {
+                    found: Some(found),
+                    version,
+                })
             }
             // Deleted versions answer so, too, and count on.
             StatusCode::NOT_FOUND => {
-                let version = answer.parse::<Secret>().map_or(0, |secret| secret.data.metadata.version);
-                Ok(Standing { found: None, version })
+                let version = answer
+                    .parse::<Secret>()
+                    .map_or(0, |secret| secret.data.metadata.version);
+                Ok(Standing {
+                    found: None,
+                    version,
+                })
             }
             _ => Err(self.explain(&answer, "read")),
         }
@@ -156,9 +189,15 @@ impl KvStore {
             )
         };
         let Version { data, metadata } = answer.parse::<Secret>().map_err(|_| foreign())?.data;
-        let manifest = data.and_then(|members| members.manifest).ok_or_else(foreign)?.into_bytes();
+        let manifest = data
+            .and_then(|members| members.manifest)
+            .ok_or_else(foreign)?
+            .into_bytes();
         if manifest.len() > limit {
-            return Err(StoreError::TooLarge { location: self.location.clone(), limit });
+            return Err(StoreError::TooLarge {
+                location: self.location.clone(),
+                limit,
+            });
         }
         Ok(Found { manifest, metadata })
     }
@@ -172,8 +211,17 @@ impl KvStore {
             self.demand_version_2().await?;
         }
         let manifest = String::from_utf8(new).map_err(|error| self.failed(error.to_string()))?;
-        let body = json!({ "options": { "cas": version }, "data": { "manifest": manifest } }).to_string();
-        let answer = self.vault.call(Method::POST, &self.data(), Some(Zeroizing::new(body.into_bytes())), ANSWER).await;
+        let body =
+            json!({ "options": { "cas": version }, "data": { "manifest": manifest } }).to_string();
+        let answer = self
+            .vault
+            .call(
+                Method::POST,
+                &self.data(),
+                Some(Zeroizing::new(body.into_bytes())),
+                ANSWER,
+            )
+            .await;
         let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
         match answer.status {
             status if status.is_success() => answer.parse::<Written>().map(drop).map_err(|_| {
@@ -190,16 +238,35 @@ impl KvStore {
     /// Version 1 of the engine, and others, take a first write without a word, and with it leave every later one unprotected.
     async fn demand_version_2(&self) -> Result<(), StoreError> {
         // Where Vault's own command looks; whoever has any right in the mount may.
-        let answer = self.vault.call(Method::GET, &format!("sys/internal/ui/mounts/{}", self.mount), None, ANSWER).await;
+        let answer = self
+            .vault
+            .call(
+                Method::GET,
+                &format!("sys/internal/ui/mounts/{}", self.mount),
+                None,
+                ANSWER,
+            )
+            .await;
         let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
         // Without an answer, that to the write tells.
-        let Ok(Mount { data: Engine { options } }) = answer.parse() else { return Ok(()) };
-        if options.is_some_and(|options| options.get("version").is_some_and(|version| version == "2")) {
+        let Ok(Mount {
+            data: Engine { options },
+        }) = answer.parse()
+        else {
+            return Ok(());
+        };
+        if options
+            .is_some_and(|options| options.get("version").is_some_and(|version| version == "2"))
+        {
             return Ok(());
         }
         let mount = &self.mount;
-        let how = format!("vault kv enable-versioning {mount}/, or: vault secrets enable -path={mount} -version=2 kv");
-        Err(self.failed(format!("{mount}/ is not a key-value engine of version 2, which safe changes need: {how}")))
+        let how = format!(
+            "vault kv enable-versioning {mount}/, or: vault secrets enable -path={mount} -version=2 kv"
+        );
+        Err(self.failed(format!(
+            "{mount}/ is not a key-value engine of version 2, which safe changes need: {how}"
+        )))
     }
 
     fn data(&self) -> String {
@@ -211,11 +278,16 @@ impl KvStore {
     }
 
     fn failed(&self, reason: impl Into<String>) -> StoreError {
-        StoreError::Failed { location: self.location.clone(), reason: reason.into() }
+        StoreError::Failed {
+            location: self.location.clone(),
+            reason: reason.into(),
+        }
     }
 
     fn explain(&self, answer: &Answer, capability: &str) -> StoreError {
-        answer.fault_of(&self.data(), capability).of_location(&self.location)
+        answer
+            .fault_of(&self.data(), capability)
+            .of_location(&self.location)
     }
 }
 
@@ -224,7 +296,11 @@ impl ManifestStore for KvStore {
         Box::pin(self.get(limit))
     }
 
-    fn replace(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+    fn replace(
+        &self,
+        expected: Option<Vec<u8>>,
+        new: Vec<u8>,
+    ) -> Pending<'_, Result<(), StoreError>> {
         Box::pin(self.swap(expected, new))
     }
 }

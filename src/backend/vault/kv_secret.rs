@@ -95,16 +95,31 @@ enum Found {
 impl KvSecret {
     pub(super) fn new(vault: Arc<Vault>, mount: &str, path: &str, source: SecretSource) -> Self {
         let path = format!("{mount}/{path}");
-        Self { vault, mount: format!("{mount}/"), path, source, last: Mutex::default(), may_ask: AtomicBool::new(true) }
+        Self {
+            vault,
+            mount: format!("{mount}/"),
+            path,
+            source,
+            last: Mutex::default(),
+            may_ask: AtomicBool::new(true),
+        }
     }
 
     async fn current(&self, held: Option<Held<'_>>, limit: usize) -> Result<Answer, SecretError> {
         if let Some(held) = held
-            && self.is_current(held).await.map_err(|fault| self.failed(fault))?
+            && self
+                .is_current(held)
+                .await
+                .map_err(|fault| self.failed(fault))?
         {
             return Ok(Answer::Unchanged);
         }
-        let Found::Value { bytes, metadata, engine } = self.read(None, limit).await? else {
+        let Found::Value {
+            bytes,
+            metadata,
+            engine,
+        } = self.read(None, limit).await?
+        else {
             *self.last() = None;
             return Err(self.none("there is no such secret, or it was deleted"));
         };
@@ -112,26 +127,52 @@ impl KvSecret {
             Some(metadata) => {
                 let name = Held::told_apart(held, metadata.version.to_string(), &bytes);
                 let fetched = versioned(bytes, name.clone(), &metadata);
-                *self.last() = Some(Last { name, engine, metadata });
+                *self.last() = Some(Last {
+                    name,
+                    engine,
+                    metadata,
+                });
                 fetched
             }
             // Version 1 has no versions: the content decides. Its name is made with a key that nobody has, so that it betrays nothing.
             None => {
                 *self.last() = None;
-                let version = self.vault.names.name(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-                Fetched { bytes, version, created_at: None, expires_at: None, lease: None }
+                let version = self
+                    .vault
+                    .names
+                    .name(&bytes)
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
+                Fetched {
+                    bytes,
+                    version,
+                    created_at: None,
+                    expires_at: None,
+                    lease: None,
+                }
             }
         };
         Ok(Answer::current(fetched, held))
     }
 
     async fn previous(&self, held: Option<Held<'_>>, limit: usize) -> Result<Answer, SecretError> {
-        let none = || self.none("there is no version before the current one, or version 1 of the engine keeps none");
+        let none = || {
+            self.none(
+                "there is no version before the current one, or version 1 of the engine keeps none",
+            )
+        };
         let held = held.and_then(|held| held.number());
         let older: Vec<u64> = match self.history().await.map_err(|fault| self.failed(fault))? {
-            Some(Versions { current_version, versions }) => {
+            Some(Versions {
+                current_version,
+                versions,
+            }) => {
                 let newest = held.map_or(current_version, |held| held.min(current_version));
-                let numbers = versions.iter().filter(|(_, state)| state.is_there()).filter_map(|(version, _)| number(version));
+                let numbers = versions
+                    .iter()
+                    .filter(|(_, state)| state.is_there())
+                    .filter_map(|(version, _)| number(version));
                 let mut older: Vec<u64> = numbers.filter(|version| *version < newest).collect();
                 older.sort_unstable_by(|a, b| b.cmp(a));
                 older
@@ -140,12 +181,19 @@ impl KvSecret {
                 let newest = match held {
                     Some(held) => held,
                     None => match self.read(None, limit).await? {
-                        Found::Value { metadata: Some(Metadata { version, .. }), .. }
-                        | Found::Nothing { version: Some(version) } => version,
+                        Found::Value {
+                            metadata: Some(Metadata { version, .. }),
+                            ..
+                        }
+                        | Found::Nothing {
+                            version: Some(version),
+                        } => version,
                         _ => return Err(none()),
                     },
                 };
-                (newest.saturating_sub(REACH).max(1)..newest).rev().collect()
+                (newest.saturating_sub(REACH).max(1)..newest)
+                    .rev()
+                    .collect()
             }
         };
         for version in older {
@@ -159,9 +207,15 @@ impl KvSecret {
     /// A version, unless it was deleted or never was.
     async fn version(&self, version: u64, limit: usize) -> Result<Option<Fetched>, SecretError> {
         match self.read(Some(version), limit).await? {
-            Found::Value { bytes, metadata: Some(metadata), .. } => {
-                Ok(Some(versioned(bytes, metadata.version.to_string(), &metadata)))
-            }
+            Found::Value {
+                bytes,
+                metadata: Some(metadata),
+                ..
+            } => Ok(Some(versioned(
+                bytes,
+                metadata.version.to_string(),
+                &metadata,
+            ))),
             _ => Ok(None),
         }
     }
@@ -172,12 +226,27 @@ impl KvSecret {
         let known = {
             let last = self.last();
             let known = last.as_ref().filter(|last| last.name == held.version);
-            known.map(|last| (last.engine.clone(), last.metadata.version, last.metadata.created_time.clone()))
+            known.map(|last| {
+                (
+                    last.engine.clone(),
+                    last.metadata.version,
+                    last.metadata.created_time.clone(),
+                )
+            })
         };
-        let Some((engine, version, created_time)) = known else { return Ok(false) };
-        let Some(Versions { current_version, versions }) = self.history_in(&engine).await? else { return Ok(false) };
+        let Some((engine, version, created_time)) = known else {
+            return Ok(false);
+        };
+        let Some(Versions {
+            current_version,
+            versions,
+        }) = self.history_in(&engine).await?
+        else {
+            return Ok(false);
+        };
         let state = versions.get(&version.to_string());
-        let is_same = state.is_some_and(|state| state.created_time == created_time && state.is_there());
+        let is_same =
+            state.is_some_and(|state| state.created_time == created_time && state.is_there());
         Ok(current_version == version && is_same)
     }
 
@@ -190,7 +259,9 @@ impl KvSecret {
 
     /// All that is known about the versions; nothing if there are none or we may not ask.
     async fn history_in(&self, engine: &Engine) -> Result<Option<Versions>, Fault> {
-        let Some(inside) = engine.inside(&self.path).filter(|_| engine.is_versioned) else { return Ok(None) };
+        let Some(inside) = engine.inside(&self.path).filter(|_| engine.is_versioned) else {
+            return Ok(None);
+        };
         if !self.may_ask.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -203,21 +274,36 @@ impl KvSecret {
                 Ok(None)
             }
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Ok(answer.ok()?.parse::<History>().ok().map(|history| history.data)),
+            _ => Ok(answer
+                .ok()?
+                .parse::<History>()
+                .ok()
+                .map(|history| history.data)),
         }
     }
 
     /// Reads a version, or the newest.
     async fn read(&self, version: Option<u64>, limit: usize) -> Result<Found, SecretError> {
-        let engine = self.vault.engine(&self.path).await.map_err(|fault| self.failed(fault))?;
-        let Some(engine) = engine else { return self.read_anyhow(version, limit).await };
+        let engine = self
+            .vault
+            .engine(&self.path)
+            .await
+            .map_err(|fault| self.failed(fault))?;
+        let Some(engine) = engine else {
+            return self.read_anyhow(version, limit).await;
+        };
         let found = self.read_in(&engine, version, limit).await?;
         if !matches!(found, Found::Nothing { version: None }) {
             return Ok(found);
         }
         // So it looks, too, when the engine is not what it was.
         self.vault.unlearn(&engine).await;
-        match self.vault.engine(&self.path).await.map_err(|fault| self.failed(fault))? {
+        match self
+            .vault
+            .engine(&self.path)
+            .await
+            .map_err(|fault| self.failed(fault))?
+        {
             Some(other) if other != engine => self.read_in(&other, version, limit).await,
             _ => Ok(found),
         }
@@ -225,7 +311,10 @@ impl KvSecret {
 
     /// Where we may not ask what engine this is, reading tells.
     async fn read_anyhow(&self, version: Option<u64>, limit: usize) -> Result<Found, SecretError> {
-        let engine = |is_versioned| Engine { mount: self.mount.clone(), is_versioned };
+        let engine = |is_versioned| Engine {
+            mount: self.mount.clone(),
+            is_versioned,
+        };
         let first = self.read_in(&engine(true), version, limit).await;
         if let Ok(Found::Value { engine, .. }) = &first {
             self.vault.learn(engine).await;
@@ -243,32 +332,61 @@ impl KvSecret {
         }
     }
 
-    async fn read_in(&self, engine: &Engine, version: Option<u64>, limit: usize) -> Result<Found, SecretError> {
-        let Some(inside) = engine.inside(&self.path) else { return Ok(Found::Nothing { version: None }) };
-        let path = if engine.is_versioned { format!("{}data/{inside}", engine.mount) } else { self.path.clone() };
+    async fn read_in(
+        &self,
+        engine: &Engine,
+        version: Option<u64>,
+        limit: usize,
+    ) -> Result<Found, SecretError> {
+        let Some(inside) = engine.inside(&self.path) else {
+            return Ok(Found::Nothing { version: None });
+        };
+        let path = if engine.is_versioned {
+            format!("{}data/{inside}", engine.mount)
+        } else {
+            self.path.clone()
+        };
         let asked = match version {
             None => path.clone(),
             Some(version) if engine.is_versioned => format!("{path}?version={version}"),
             Some(_) => return Ok(Found::Nothing { version: None }),
         };
-        let answer = self.vault.call(Method::GET, &asked, None, limit.saturating_add(AROUND)).await;
+        let answer = self
+            .vault
+            .call(Method::GET, &asked, None, limit.saturating_add(AROUND))
+            .await;
         let answer = answer.map_err(|fault| self.failed(fault))?;
         let (value, metadata) = match answer.status {
             StatusCode::OK if engine.is_versioned => {
-                let Versioned { data: Version { data, metadata } } = self.parse(&answer)?;
+                let Versioned {
+                    data: Version { data, metadata },
+                } = self.parse(&answer)?;
                 (data, Some(metadata))
             }
             StatusCode::OK => (self.parse::<Plain<'_>>(&answer)?.data, None),
             // Deleted versions answer so, too, and say which they are.
             StatusCode::NOT_FOUND => {
-                let versioned = serde_json::from_slice::<Versioned<'_>>(&answer.body).ok().filter(|_| engine.is_versioned);
-                return Ok(Found::Nothing { version: versioned.map(|versioned| versioned.data.metadata.version) });
+                let versioned = serde_json::from_slice::<Versioned<'_>>(&answer.body)
+                    .ok()
+                    .filter(|_| engine.is_versioned);
+                return Ok(Found::Nothing {
+                    version: versioned.map(|versioned| versioned.data.metadata.version),
+                });
             }
             _ => return Err(self.failed(answer.fault_of(&path, "read"))),
         };
-        let Some(value) = value else { return Ok(Found::Nothing { version: metadata.map(|metadata| metadata.version) }) };
-        let bytes = value_text(value, limit).ok_or_else(|| SecretError::too_long(&self.source, limit))?;
-        Ok(Found::Value { bytes, metadata, engine: engine.clone() })
+        let Some(value) = value else {
+            return Ok(Found::Nothing {
+                version: metadata.map(|metadata| metadata.version),
+            });
+        };
+        let bytes =
+            value_text(value, limit).ok_or_else(|| SecretError::too_long(&self.source, limit))?;
+        Ok(Found::Value {
+            bytes,
+            metadata,
+            engine: engine.clone(),
+        })
     }
 
     fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a Response) -> Result<T, SecretError> {
@@ -290,20 +408,36 @@ impl KvSecret {
 
 fn versioned(bytes: Zeroizing<Vec<u8>>, version: String, metadata: &Metadata) -> Fetched {
     let (created_at, expires_at) = (time(&metadata.created_time), time(&metadata.deletion_time));
-    Fetched { bytes, version, created_at, expires_at, lease: None }
+    Fetched {
+        bytes,
+        version,
+        created_at,
+        expires_at,
+        lease: None,
+    }
 }
 
 impl SecretProvider for KvSecret {
-    fn fetch<'a>(&'a self, which: &'a Which, held: Option<Held<'a>>, limit: usize) -> Pending<'a, Result<Answer, SecretError>> {
+    fn fetch<'a>(
+        &'a self,
+        which: &'a Which,
+        held: Option<Held<'a>>,
+        limit: usize,
+    ) -> Pending<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             let none = || self.none("there is no such version, or it was deleted");
             match which {
                 Which::Current => self.current(held, limit).await,
                 Which::Previous => self.previous(held, limit).await,
-                Which::Pending => Err(self.none("Vault introduces no version before it is the current one")),
+                Which::Pending => {
+                    Err(self.none("Vault introduces no version before it is the current one"))
+                }
                 Which::Version(version) => {
                     let version = number(version).ok_or_else(none)?;
-                    self.version(version, limit).await?.map(Answer::Value).ok_or_else(none)
+                    self.version(version, limit)
+                        .await?
+                        .map(Answer::Value)
+                        .ok_or_else(none)
                 }
             }
         })

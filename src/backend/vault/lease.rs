@@ -18,7 +18,8 @@ use zeroize::Zeroizing;
 use super::{ANSWER, Answer as Response, Fault, Vault};
 use crate::{
     backend::{
-        Answer, Fetched, Held, KekFault, Lease, Pending, SecretError, SecretFault, SecretProvider, Which, secret::value_text,
+        Answer, Fetched, Held, KekFault, Lease, Pending, SecretError, SecretFault, SecretProvider,
+        Which, secret::value_text,
     },
     config::SecretSource,
     crypto::fingerprint,
@@ -67,43 +68,82 @@ struct Remaining {
 
 impl LeasedSecret {
     pub(super) fn new(vault: Arc<Vault>, path: &str, source: SecretSource) -> Self {
-        Self { vault, path: path.to_owned(), source }
+        Self {
+            vault,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     async fn make(&self, limit: usize) -> Result<Fetched, SecretError> {
-        let (vault, path, source) = (Arc::clone(&self.vault), self.path.clone(), self.source.clone());
+        let (vault, path, source) = (
+            Arc::clone(&self.vault),
+            self.path.clone(),
+            self.source.clone(),
+        );
         let (sender, receiver) = oneshot::channel();
         // In a task of its own: credentials that come when nobody waits for them any more are given back instead of being left behind.
         tokio::spawn(async move {
-            let Ok(made) = timeout(PATIENCE, ask(&vault, &path, &source, limit)).await else { return };
-            if let Err(Ok(Fetched { lease: Some(lease), .. })) = sender.send(made) {
+            let Ok(made) = timeout(PATIENCE, ask(&vault, &path, &source, limit)).await else {
+                return;
+            };
+            if let Err(Ok(Fetched {
+                lease: Some(lease), ..
+            })) = sender.send(made)
+            {
                 give_back(&*lease).await;
             }
         });
-        let late = |_| SecretError::new(SecretFault::Unavailable, format!("{}: no answer in {PATIENCE:?}", self.source));
+        let late = |_| {
+            SecretError::new(
+                SecretFault::Unavailable,
+                format!("{}: no answer in {PATIENCE:?}", self.source),
+            )
+        };
         receiver.await.map_err(late)?
     }
 }
 
-async fn ask(vault: &Arc<Vault>, path: &str, source: &SecretSource, limit: usize) -> Result<Fetched, SecretError> {
+async fn ask(
+    vault: &Arc<Vault>,
+    path: &str,
+    source: &SecretSource,
+    limit: usize,
+) -> Result<Fetched, SecretError> {
     let asked = Instant::now();
     let failed = |fault: Fault| fault.of_secret(source);
-    let answer = vault.call(Method::GET, path, None, limit.saturating_add(ANSWER)).await.map_err(failed)?;
+    let answer = vault
+        .call(Method::GET, path, None, limit.saturating_add(ANSWER))
+        .await
+        .map_err(failed)?;
     if answer.status != StatusCode::OK {
         let errors = answer.errors();
         let fault = answer.fault_of(path, "read");
         return Err(match answer.status {
             // A database's words for a role that isn't there.
-            StatusCode::BAD_REQUEST if errors.contains("unknown role") => SecretError::not_found(source, &errors),
+            StatusCode::BAD_REQUEST if errors.contains("unknown role") => {
+                SecretError::not_found(source, &errors)
+            }
             _ => failed(fault),
         });
     }
-    let Credentials { lease_id, renewable, lease_duration, data } = answer.parse_borrowed().map_err(failed)?;
+    let Credentials {
+        lease_id,
+        renewable,
+        lease_duration,
+        data,
+    } = answer.parse_borrowed().map_err(failed)?;
     if lease_id.is_empty() {
         let how = "what Vault gives there has no lease; is it a key-value secret (vault-kv:)?";
-        return Err(SecretError::new(SecretFault::Misconfigured, format!("{source}: {how}")));
+        return Err(SecretError::new(
+            SecretFault::Misconfigured,
+            format!("{source}: {how}"),
+        ));
     }
-    let version = fingerprint(lease_id.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let version = fingerprint(lease_id.as_bytes())[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let duration = Duration::from_secs(lease_duration.min(LONGEST));
     let lease = VaultLease {
         vault: Arc::clone(vault),
@@ -123,7 +163,13 @@ async fn ask(vault: &Arc<Vault>, path: &str, source: &SecretSource, limit: usize
             });
         }
     };
-    Ok(Fetched { bytes, version, created_at: None, expires_at: None, lease: Some(Arc::new(lease)) })
+    Ok(Fetched {
+        bytes,
+        version,
+        created_at: None,
+        expires_at: None,
+        lease: Some(Arc::new(lease)),
+    })
 }
 
 /// Gives back what nobody will use.
@@ -131,7 +177,9 @@ async fn give_back(lease: &dyn Lease) {
     match timeout(PATIENCE, lease.revoke()).await {
         Ok(Ok(())) => {}
         // It ends by itself.
-        Ok(Err(error)) => debug!(%error, "credentials that nobody waited for could not be given back"),
+        Ok(Err(error)) => {
+            debug!(%error, "credentials that nobody waited for could not be given back")
+        }
         Err(_) => debug!("credentials that nobody waited for could not be given back in time"),
     }
 }
@@ -166,7 +214,9 @@ impl VaultLease {
                 _ => Err(self.ended("its time is over")),
             };
         }
-        let LookedUp { data: Remaining { ttl } } = self.accepted(&answer, "lookup")?;
+        let LookedUp {
+            data: Remaining { ttl },
+        } = self.accepted(&answer, "lookup")?;
         match u64::try_from(ttl) {
             Ok(ttl) if ttl > 0 => Ok(self.runs(asked, ttl)),
             _ => Err(self.ended("its time is over")),
@@ -176,33 +226,63 @@ impl VaultLease {
     async fn end(&self) -> Result<(), SecretError> {
         let answer = self.call("revoke", &json!({ "lease_id": self.id })).await?;
         // One that has ended already is answered in the same way.
-        if answer.status.is_success() { Ok(()) } else { Err(self.refused(&answer, "revoke")) }
+        if answer.status.is_success() {
+            Ok(())
+        } else {
+            Err(self.refused(&answer, "revoke"))
+        }
     }
 
-    async fn call(&self, operation: &str, body: &serde_json::Value) -> Result<Response, SecretError> {
+    async fn call(
+        &self,
+        operation: &str,
+        body: &serde_json::Value,
+    ) -> Result<Response, SecretError> {
         let body = Zeroizing::new(body.to_string().into_bytes());
-        let answer = self.vault.call(Method::PUT, &format!("sys/leases/{operation}"), Some(body), ANSWER).await;
+        let answer = self
+            .vault
+            .call(
+                Method::PUT,
+                &format!("sys/leases/{operation}"),
+                Some(body),
+                ANSWER,
+            )
+            .await;
         answer.map_err(|fault| fault.of_secret(&self.source))
     }
 
-    fn accepted<'a, T: Deserialize<'a>>(&self, answer: &'a Response, operation: &str) -> Result<T, SecretError> {
+    fn accepted<'a, T: Deserialize<'a>>(
+        &self,
+        answer: &'a Response,
+        operation: &str,
+    ) -> Result<T, SecretError> {
         if !answer.status.is_success() {
             return Err(self.refused(answer, operation));
         }
-        answer.parse_borrowed().map_err(|fault| fault.of_secret(&self.source))
+        answer
+            .parse_borrowed()
+            .map_err(|fault| fault.of_secret(&self.source))
     }
 
     fn refused(&self, answer: &Response, operation: &str) -> SecretError {
         let errors = answer.errors();
-        let is_gone = ["lease not found", "invalid lease", "lease expired"].iter().any(|words| errors.contains(words));
+        let is_gone = ["lease not found", "invalid lease", "lease expired"]
+            .iter()
+            .any(|words| errors.contains(words));
         match answer.fault_of(&format!("sys/leases/{operation}"), "update") {
-            Fault { kind: KekFault::Refused | KekFault::Missing, .. } if is_gone => self.ended(&errors),
+            Fault {
+                kind: KekFault::Refused | KekFault::Missing,
+                ..
+            } if is_gone => self.ended(&errors),
             fault => fault.of_secret(&self.source),
         }
     }
 
     fn ended(&self, why: &str) -> SecretError {
-        SecretError::not_found(&self.source, &format!("the lease ended or was revoked: {why}"))
+        SecretError::not_found(
+            &self.source,
+            &format!("the lease ended or was revoked: {why}"),
+        )
     }
 
     fn runs(&self, asked: Instant, seconds: u64) -> Duration {
@@ -222,7 +302,13 @@ impl Lease for VaultLease {
     }
 
     fn renew(&self) -> Pending<'_, Result<Duration, SecretError>> {
-        Box::pin(async move { if self.is_renewable { self.extend().await } else { self.look().await } })
+        Box::pin(async move {
+            if self.is_renewable {
+                self.extend().await
+            } else {
+                self.look().await
+            }
+        })
     }
 
     fn revoke(&self) -> Pending<'_, Result<(), SecretError>> {
@@ -231,11 +317,19 @@ impl Lease for VaultLease {
 }
 
 impl SecretProvider for LeasedSecret {
-    fn fetch<'a>(&'a self, which: &'a Which, _: Option<Held<'a>>, limit: usize) -> Pending<'a, Result<Answer, SecretError>> {
+    fn fetch<'a>(
+        &'a self,
+        which: &'a Which,
+        _: Option<Held<'a>>,
+        limit: usize,
+    ) -> Pending<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             match which {
                 Which::Current => self.make(limit).await.map(Answer::Value),
-                _ => Err(SecretError::not_found(&self.source, "leased credentials are made anew, and no others are kept")),
+                _ => Err(SecretError::not_found(
+                    &self.source,
+                    "leased credentials are made anew, and no others are kept",
+                )),
             }
         })
     }

@@ -44,30 +44,66 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(settings: &config::Backends) -> Self {
-        Self { settings: settings.vault.clone(), plain_http: settings.plain_http.clone(), vault: OnceLock::new() }
+        Self {
+            settings: settings.vault.clone(),
+            plain_http: settings.plain_http.clone(),
+            vault: OnceLock::new(),
+        }
     }
 
     pub(super) fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
-        transit::TransitKek::new(uri, || self.vault()).map(|kek| Arc::new(kek) as Arc<dyn Kek>).map_err(|fault| fault.of_kek(uri))
+        transit::TransitKek::new(uri, || self.vault())
+            .map(|kek| Arc::new(kek) as Arc<dyn Kek>)
+            .map_err(|fault| fault.of_kek(uri))
     }
 
-    pub(super) fn store(&self, location: &Location, mount: &str, path: &str) -> Result<Arc<dyn ManifestStore>, StoreError> {
+    pub(super) fn store(
+        &self,
+        location: &Location,
+        mount: &str,
+        path: &str,
+    ) -> Result<Arc<dyn ManifestStore>, StoreError> {
         let vault = self.vault().map_err(|fault| fault.of_location(location))?;
-        Ok(Arc::new(kv::KvStore::new(vault, mount, path, location.clone())))
+        Ok(Arc::new(kv::KvStore::new(
+            vault,
+            mount,
+            path,
+            location.clone(),
+        )))
     }
 
-    pub(super) fn secret(&self, source: &SecretSource, mount: &str, path: &str) -> Result<Arc<dyn SecretProvider>, SecretError> {
+    pub(super) fn secret(
+        &self,
+        source: &SecretSource,
+        mount: &str,
+        path: &str,
+    ) -> Result<Arc<dyn SecretProvider>, SecretError> {
         let vault = self.vault().map_err(|fault| fault.of_secret(source))?;
-        Ok(Arc::new(kv_secret::KvSecret::new(vault, mount, path, source.clone())))
+        Ok(Arc::new(kv_secret::KvSecret::new(
+            vault,
+            mount,
+            path,
+            source.clone(),
+        )))
     }
 
-    pub(super) fn leased(&self, source: &SecretSource, path: &str) -> Result<Arc<dyn SecretProvider>, SecretError> {
+    pub(super) fn leased(
+        &self,
+        source: &SecretSource,
+        path: &str,
+    ) -> Result<Arc<dyn SecretProvider>, SecretError> {
         let vault = self.vault().map_err(|fault| fault.of_secret(source))?;
-        Ok(Arc::new(lease::LeasedSecret::new(vault, path, source.clone())))
+        Ok(Arc::new(lease::LeasedSecret::new(
+            vault,
+            path,
+            source.clone(),
+        )))
     }
 
     fn vault(&self) -> Result<Arc<Vault>, Fault> {
-        self.vault.get_or_init(|| Vault::new(&self.settings, &self.plain_http).map(Arc::new)).clone()
+        self.vault
+            .get_or_init(|| Vault::new(&self.settings, &self.plain_http).map(Arc::new))
+            .clone()
     }
 }
 
@@ -106,8 +142,12 @@ impl Answer {
     /// The same, of what stays in the zeroized answer.
     fn parse_borrowed<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Fault> {
         // serde's words could quote a value, and a value may be a key.
-        serde_json::from_slice(&self.body)
-            .map_err(|_| Fault::new(KekFault::Unavailable, "the answer is not what Vault says; is this its address?"))
+        serde_json::from_slice(&self.body).map_err(|_| {
+            Fault::new(
+                KekFault::Unavailable,
+                "the answer is not what Vault says; is this its address?",
+            )
+        })
     }
 
     fn errors(&self) -> String {
@@ -116,8 +156,14 @@ impl Answer {
             #[serde(default)]
             errors: Vec<String>,
         }
-        let errors = serde_json::from_slice::<Errors>(&self.body).map(|answer| answer.errors).unwrap_or_default();
-        let text = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
+        let errors = serde_json::from_slice::<Errors>(&self.body)
+            .map(|answer| answer.errors)
+            .unwrap_or_default();
+        let text = errors
+            .join("; ")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
         let text = text.replace("1 error occurred: * ", "");
         text.chars().take(300).collect()
     }
@@ -126,8 +172,11 @@ impl Answer {
     fn fault(&self) -> Fault {
         let errors = self.errors();
         let status = self.status;
-        let said =
-            if errors.is_empty() { format!("Vault answered {status}") } else { format!("Vault answered {status}: {errors}") };
+        let said = if errors.is_empty() {
+            format!("Vault answered {status}")
+        } else {
+            format!("Vault answered {status}: {errors}")
+        };
         let kind = match status.as_u16() {
             403 => KekFault::Denied,
             // A standby that hasn't heard yet of what another server did.
@@ -154,14 +203,21 @@ impl Answer {
         match fault.kind {
             KekFault::Denied => {
                 let stanza = format!("path \"{path}\" {{ capabilities = [\"{capability}\"] }}");
-                Fault::new(fault.kind, format!("the token's policy doesn't allow it; it needs: {stanza}"))
+                Fault::new(
+                    fault.kind,
+                    format!("the token's policy doesn't allow it; it needs: {stanza}"),
+                )
             }
             _ => fault,
         }
     }
 
     fn ok(self) -> Result<Self, Fault> {
-        if self.status.is_success() { Ok(self) } else { Err(self.fault()) }
+        if self.status.is_success() {
+            Ok(self)
+        } else {
+            Err(self.fault())
+        }
     }
 }
 
@@ -173,21 +229,44 @@ impl Vault {
             misconfigured("set Vault's address: `vault.address` in the config, or the variable VAULT_ADDR".into())
         })?;
         let address = address.trim_end_matches('/').to_owned();
-        let url: Uri = address.parse().map_err(|_| misconfigured(format!("{address} is not a URL (`vault.address`)")))?;
-        let file = |setting: &Option<std::path::PathBuf>, name| setting.clone().or_else(|| variable(name).map(Into::into));
+        let url: Uri = address
+            .parse()
+            .map_err(|_| misconfigured(format!("{address} is not a URL (`vault.address`)")))?;
+        let file = |setting: &Option<std::path::PathBuf>, name| {
+            setting.clone().or_else(|| variable(name).map(Into::into))
+        };
         let certificate = file(&settings.client_certificate, "VAULT_CLIENT_CERT");
         let key = file(&settings.client_key, "VAULT_CLIENT_KEY");
         if certificate.is_some() != key.is_some() {
-            return Err(misconfigured("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together".into()));
+            return Err(misconfigured(
+                "VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together".into(),
+            ));
         }
-        let identity = Identity { ca_file: file(&settings.ca_file, "VAULT_CACERT"), client: certificate.zip(key) };
+        let identity = Identity {
+            ca_file: file(&settings.ca_file, "VAULT_CACERT"),
+            client: certificate.zip(key),
+        };
         let web = Web::new(identity, plain_http);
         web.allows(&url)?;
-        let namespace = settings.namespace.clone().or_else(|| variable("VAULT_NAMESPACE"));
-        let namespace = namespace.map(|name| HeaderValue::from_str(&name)).transpose();
-        let namespace = namespace.map_err(|_| misconfigured("the namespace has characters that none has".into()))?;
-        let names = NamingKey::draw().map_err(|error| Fault::new(KekFault::Unavailable, error.to_string()))?;
-        Ok(Self { address, namespace, web, session: Session::new(settings.login.clone()), engines: Engines::default(), names })
+        let namespace = settings
+            .namespace
+            .clone()
+            .or_else(|| variable("VAULT_NAMESPACE"));
+        let namespace = namespace
+            .map(|name| HeaderValue::from_str(&name))
+            .transpose();
+        let namespace = namespace
+            .map_err(|_| misconfigured("the namespace has characters that none has".into()))?;
+        let names = NamingKey::draw()
+            .map_err(|error| Fault::new(KekFault::Unavailable, error.to_string()))?;
+        Ok(Self {
+            address,
+            namespace,
+            web,
+            session: Session::new(settings.login.clone()),
+            engines: Engines::default(),
+            names,
+        })
     }
 
     /// Asks for something that needs a login. A login that has ended midway is made anew once.
@@ -199,7 +278,9 @@ impl Vault {
         limit: usize,
     ) -> Result<Answer, Fault> {
         let token = self.token().await?;
-        let answer = self.send(method.clone(), path, body.clone(), Some(&token), limit).await?;
+        let answer = self
+            .send(method.clone(), path, body.clone(), Some(&token), limit)
+            .await?;
         // A token that ended and a right that is missing look the same; the token itself can tell.
         if answer.status == StatusCode::FORBIDDEN && !self.is_alive(&token, &answer).await? {
             self.forget(&token).await;
@@ -217,8 +298,10 @@ impl Vault {
         token: Option<&Token>,
         limit: usize,
     ) -> Result<Answer, Fault> {
-        let mut request =
-            Request::builder().method(method).uri(format!("{}/v1/{path}", self.address)).header("X-Vault-Request", "true");
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}/v1/{path}", self.address))
+            .header("X-Vault-Request", "true");
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
         }
@@ -227,8 +310,13 @@ impl Vault {
         }
         // Zeroized once the request is sent and nobody holds the bytes any more.
         let body = body.map_or_else(Bytes::new, Bytes::from_owner);
-        let request = request.body(body).map_err(|error| Fault::new(KekFault::Misconfigured, format!("{path}: {error}")))?;
+        let request = request
+            .body(body)
+            .map_err(|error| Fault::new(KekFault::Misconfigured, format!("{path}: {error}")))?;
         let answer = self.web.send(request, limit).await?;
-        Ok(Answer { status: answer.status, body: answer.body })
+        Ok(Answer {
+            status: answer.status,
+            body: answer.body,
+        })
     }
 }

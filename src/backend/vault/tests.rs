@@ -25,23 +25,38 @@ fn serve(status: &'static str, body: &'static str) -> (String, mpsc::Receiver<St
 }
 
 /// The same, with what `answer` says to a request's head, in lower case.
-fn serve_by(answer: impl Fn(&str) -> (&'static str, &'static str) + Send + Sync + 'static) -> (String, mpsc::Receiver<String>) {
+fn serve_by(
+    answer: impl Fn(&str) -> (&'static str, &'static str) + Send + Sync + 'static,
+) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("http://{}", listener.local_addr().expect("address"));
     let (sender, heads) = mpsc::channel();
     let answer = Arc::new(answer);
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, sender, answer) = (stream.expect("a connection"), sender.clone(), Arc::clone(&answer));
+            let (mut stream, sender, answer) = (
+                stream.expect("a connection"),
+                sender.clone(),
+                Arc::clone(&answer),
+            );
             thread::spawn(move || {
                 let mut lines = BufReader::new(stream.try_clone().expect("a handle"));
                 let mut head = String::new();
-                while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).expect("a line") > 0 {}
+                while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).expect("a line") > 0
+                {
+                }
                 let head = head.to_ascii_lowercase();
-                let length = head.split_once("content-length: ").and_then(|(_, rest)| rest.split("\r\n").next()?.parse().ok());
-                lines.read_exact(&mut vec![0; length.unwrap_or(0)]).expect("a body");
+                let length = head
+                    .split_once("content-length: ")
+                    .and_then(|(_, rest)| rest.split("\r\n").next()?.parse().ok());
+                lines
+                    .read_exact(&mut vec![0; length.unwrap_or(0)])
+                    .expect("a body");
                 let (status, body) = answer(&head);
-                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
                 // Before the answer, after which the test looks. Whoever has seen enough, or went away, needs neither.
                 let _ = sender.send(head);
                 let _ = stream.write_all(answer.as_bytes());
@@ -60,12 +75,20 @@ fn room(address: &str, folder: &tempfile::TempDir) -> Room {
         login: VaultLogin::TokenFile(token),
         ..config::Vault::default()
     };
-    Room::new(&config::Backends { vault, ..config::Backends::default() })
+    Room::new(&config::Backends {
+        vault,
+        ..config::Backends::default()
+    })
 }
 
 async fn unwrap(room: &Room) -> Result<(), KekError> {
-    let kek = room.kek(&"vault-transit:transit/kek".parse().expect("URI")).expect("client");
-    let context = WrapContext { keyring: KeyringId([7; 16]), version: 3 };
+    let kek = room
+        .kek(&"vault-transit:transit/kek".parse().expect("URI"))
+        .expect("client");
+    let context = WrapContext {
+        keyring: KeyringId([7; 16]),
+        version: 3,
+    };
     kek.unwrap(b"vault:v1:anything", context).await.map(drop)
 }
 
@@ -79,10 +102,15 @@ async fn every_request_names_the_namespace_and_the_token() {
     let heads: Vec<String> = heads.try_iter().collect();
     assert_eq!(heads.len(), 2, "{heads:?}");
     assert!(
-        heads[0].starts_with("get /v1/auth/token/lookup-self http") && heads[1].starts_with("post /v1/transit/decrypt/kek http")
+        heads[0].starts_with("get /v1/auth/token/lookup-self http")
+            && heads[1].starts_with("post /v1/transit/decrypt/kek http")
     );
     for head in heads {
-        assert!(head.contains("\r\nx-vault-namespace: team/a\r\n") && head.contains("\r\nx-vault-token: hvs.test\r\n"), "{head}");
+        assert!(
+            head.contains("\r\nx-vault-namespace: team/a\r\n")
+                && head.contains("\r\nx-vault-token: hvs.test\r\n"),
+            "{head}"
+        );
     }
 }
 
@@ -114,7 +142,11 @@ async fn fetch(room: &Room, source: &str, held: Option<Held<'_>>) -> Result<Fetc
         SecretSource::VaultLease(path) => room.leased(&source, path),
         _ => panic!("not ours"),
     };
-    match provider.expect("provider").fetch(&Which::Current, held, 100).await? {
+    match provider
+        .expect("provider")
+        .fetch(&Which::Current, held, 100)
+        .await?
+    {
         backend::Answer::Value(fetched) => Ok(fetched),
         backend::Answer::Unchanged => panic!("nothing is held"),
     }
@@ -124,24 +156,48 @@ async fn fetch(room: &Room, source: &str, held: Option<Held<'_>>) -> Result<Fetc
 async fn where_nobody_says_which_engine_it_is_reading_tells() {
     let (address, heads) = serve_by(|head| match head.split(' ').nth(1) {
         Some("/v1/auth/token/lookup-self") => ALIVE,
-        Some(path) if path.starts_with("/v1/sys/internal/ui/mounts/") => ("403 Forbidden", r#"{"errors":["no"]}"#),
+        Some(path) if path.starts_with("/v1/sys/internal/ui/mounts/") => {
+            ("403 Forbidden", r#"{"errors":["no"]}"#)
+        }
         Some("/v1/kv/db" | "/v1/kv/other") => ("200 OK", r#"{"data":{"a": 1}}"#),
         _ => ("404 Not Found", r#"{"errors":[]}"#),
     });
     let folder = tempfile::tempdir().expect("folder");
     let room = room(&address, &folder);
     for secret in ["vault-kv:kv/db", "vault-kv:kv/other"] {
-        assert_eq!(&*fetch(&room, secret, None).await.expect("value").bytes, br#"{"a": 1}"#, "Vault's own bytes");
+        assert_eq!(
+            &*fetch(&room, secret, None).await.expect("value").bytes,
+            br#"{"a": 1}"#,
+            "Vault's own bytes"
+        );
     }
     // Remembered: the second secret cost one request.
-    let paths: Vec<String> = heads.try_iter().filter_map(|head| head.split(' ').nth(1).map(str::to_owned)).collect();
-    assert_eq!(paths.iter().filter(|path| path.starts_with("/v1/kv/")).count(), 3, "{paths:?}");
-    assert_eq!(paths.last().map(String::as_str), Some("/v1/kv/other"), "{paths:?}");
-    let none = fetch(&room, "vault-kv:kv/none", None).await.err().expect("none");
+    let paths: Vec<String> = heads
+        .try_iter()
+        .filter_map(|head| head.split(' ').nth(1).map(str::to_owned))
+        .collect();
+    assert_eq!(
+        paths
+            .iter()
+            .filter(|path| path.starts_with("/v1/kv/"))
+            .count(),
+        3,
+        "{paths:?}"
+    );
+    assert_eq!(
+        paths.last().map(String::as_str),
+        Some("/v1/kv/other"),
+        "{paths:?}"
+    );
+    let none = fetch(&room, "vault-kv:kv/none", None)
+        .await
+        .err()
+        .expect("none");
     assert_eq!(none.fault, SecretFault::NotFound);
 }
 
-const LEASE: &str = r#"{"lease_id":"db/creds/app/1","renewable":false,"lease_duration":3600,"data":{"user":"a"}}"#;
+const LEASE: &str =
+    r#"{"lease_id":"db/creds/app/1","renewable":false,"lease_duration":3600,"data":{"user":"a"}}"#;
 
 #[tokio::test]
 async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
@@ -159,13 +215,27 @@ async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
         _ => ("404 Not Found", r#"{"errors":[]}"#),
     });
     let folder = tempfile::tempdir().expect("folder");
-    let lease = fetch(&room(&address, &folder), "vault-lease:db/creds/app", None).await.expect("value").lease.expect("lease");
+    let lease = fetch(&room(&address, &folder), "vault-lease:db/creds/app", None)
+        .await
+        .expect("value")
+        .lease
+        .expect("lease");
     assert!(!lease.is_renewable() && lease.duration() == Duration::from_secs(3600));
-    let left = lease.renew().await.expect("it runs, for all that we may know");
-    assert!(left <= Duration::from_secs(3600) && left > Duration::from_secs(3000), "{left:?}");
+    let left = lease
+        .renew()
+        .await
+        .expect("it runs, for all that we may know");
+    assert!(
+        left <= Duration::from_secs(3600) && left > Duration::from_secs(3000),
+        "{left:?}"
+    );
     for gone in [1, 2] {
         ttl.store(gone, Ordering::SeqCst);
-        assert_eq!(lease.renew().await.expect_err("gone").fault, SecretFault::NotFound, "{gone}");
+        assert_eq!(
+            lease.renew().await.expect_err("gone").fault,
+            SecretFault::NotFound,
+            "{gone}"
+        );
     }
     ttl.store(3, Ordering::SeqCst);
     assert_eq!(lease.renew().await, Ok(Duration::from_secs(77)));
@@ -192,7 +262,10 @@ async fn credentials_that_nobody_can_use_are_given_back() {
     });
     let folder = tempfile::tempdir().expect("folder");
     let room = room(&address, &folder);
-    let long = fetch(&room, "vault-lease:db/creds/long", None).await.err().expect("too long");
+    let long = fetch(&room, "vault-lease:db/creds/long", None)
+        .await
+        .err()
+        .expect("too long");
     assert_eq!(long.fault, SecretFault::TooLong);
     let is_revocation = |head: &String| head.starts_with("put /v1/sys/leases/revoke ");
     assert!(heads.try_iter().any(|head| is_revocation(&head)), "at once");
@@ -203,6 +276,7 @@ async fn credentials_that_nobody_can_use_are_given_back() {
         begun = tokio::task::spawn_blocking(move || begun.recv()) => begun.expect("joined").expect("asked"),
     }
     release.send(()).expect("it waits");
-    let revoked = tokio::task::spawn_blocking(move || heads.iter().any(|head| is_revocation(&head)));
+    let revoked =
+        tokio::task::spawn_blocking(move || heads.iter().any(|head| is_revocation(&head)));
     assert!(revoked.await.expect("joined"));
 }

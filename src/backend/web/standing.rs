@@ -43,7 +43,11 @@ type Stamp = Option<(u64, i64, i64, u64)>;
 
 impl Standing {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity: Arc::new(identity), lane: Lane::new(1), current: Mutex::default() }
+        Self {
+            identity: Arc::new(identity),
+            lane: Lane::new(1),
+            current: Mutex::default(),
+        }
     }
 
     /// The connections under the identity as its files stand now. One that changed and is wrong is not taken: a pair is often written
@@ -60,14 +64,21 @@ impl Standing {
         }
         let former = current.as_ref().map(|current| current.files.clone());
         let identity = Arc::clone(&self.identity);
-        let seen = self.lane.run(move || identity.look(former.as_deref())).await;
+        let seen = self
+            .lane
+            .run(move || identity.look(former.as_deref()))
+            .await;
         match (seen, &mut *current) {
             ((_, None), Some(current)) => current.looked = Instant::now(),
             ((files, Some(Ok(pool))), slot) => {
                 if slot.is_some() {
                     info!(files = %self.identity, "certificates were read again");
                 }
-                *slot = Some(Current { pool, files, looked: Instant::now() });
+                *slot = Some(Current {
+                    pool,
+                    files,
+                    looked: Instant::now(),
+                });
             }
             ((files, Some(Err(reason))), Some(current)) => {
                 warn!("certificates that changed are not taken up, the former ones stay: {reason}");
@@ -76,20 +87,29 @@ impl Standing {
             ((_, Some(Err(reason))), None) => return Err(reason),
             ((_, None), None) => unreachable!("without former files there is something new"),
         }
-        current.as_ref().map(|current| current.pool.clone()).ok_or_else(|| "no certificates".into())
+        current
+            .as_ref()
+            .map(|current| current.pool.clone())
+            .ok_or_else(|| "no certificates".into())
     }
 }
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let files: Vec<String> = self.files().map(|file| file.display().to_string()).collect();
+        let files: Vec<String> = self
+            .files()
+            .map(|file| file.display().to_string())
+            .collect();
         f.write_str(&files.join(", "))
     }
 }
 
 impl Identity {
     fn files(&self) -> impl Iterator<Item = &Path> {
-        let pair = self.client.iter().flat_map(|(certificate, key)| [certificate, key]);
+        let pair = self
+            .client
+            .iter()
+            .flat_map(|(certificate, key)| [certificate, key]);
         self.ca_file.iter().chain(pair).map(PathBuf::as_path)
     }
 
@@ -102,13 +122,24 @@ impl Identity {
     }
 
     fn connect(&self) -> Result<Pool, String> {
-        let connector = HttpsConnectorBuilder::new().with_tls_config(client_config(self)?).https_or_http().enable_http1().build();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(client_config(self)?)
+            .https_or_http()
+            .enable_http1()
+            .build();
         // Idle connections end before the servers' usual limits do.
-        Ok(Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
+        Ok(Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .build(connector))
     }
 }
 
 fn stamp(file: &Path) -> Stamp {
     let metadata = fs::metadata(file).ok()?;
-    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
+    Some((
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.size(),
+    ))
 }

@@ -89,7 +89,9 @@ fn parsed(text: &str) -> Settings {
 }
 
 fn problems(text: &str) -> String {
-    parse(Path::new("c.toml"), text).expect_err("no problem").to_string()
+    parse(Path::new("c.toml"), text)
+        .expect_err("no problem")
+        .to_string()
 }
 
 /// What is wrong with the minimal file once `more` follows it.
@@ -103,25 +105,80 @@ fn a_full_file_gives_every_value() {
     assert_eq!(s.wave.as_str(), "canary");
 
     assert_eq!(s.listen.socket, Path::new("/run/sidekey/sidekey.sock"));
-    assert_eq!((s.listen.mode, s.listen.owner.as_deref(), s.listen.group.as_deref()), (0o600, Some("app"), Some("1000")));
+    assert_eq!(
+        (
+            s.listen.mode,
+            s.listen.owner.as_deref(),
+            s.listen.group.as_deref()
+        ),
+        (0o600, Some("app"), Some("1000"))
+    );
     let tcp = s.listen.tcp.expect("tcp");
-    assert_eq!((tcp.address.to_string().as_str(), tcp.token_file.as_path()), ("[::1]:8200", Path::new("/etc/sidekey/token")));
+    assert_eq!(
+        (tcp.address.to_string().as_str(), tcp.token_file.as_path()),
+        ("[::1]:8200", Path::new("/etc/sidekey/token"))
+    );
     assert_eq!(s.ops.listen.to_string(), "0.0.0.0:9000");
 
-    let Limits { body, json_body, body_memory, batch_items, connections, header_bytes, streams } = s.limits;
-    assert_eq!((body, json_body, body_memory), (2 << 20, 8 << 20, 128 << 20));
-    assert_eq!((batch_items, connections, header_bytes, streams), (10, 20, 8 << 10, 30));
-
-    let Timeouts { header, body, idle, drain } = s.timeouts;
-    assert_eq!([header, body, idle, drain].map(|d| d.as_secs()), [1, 2, 90, 86_400]);
-    assert_eq!((s.log.format, s.log.filter.as_str()), (LogFormat::Json, "info,sidekey=debug"));
-
-    let Refresh { poll, read_timeout, kek_timeout, unknown_interval, miss_ttl, manifest_bytes, max_backoff, hedge, cache_dir } =
-        s.refresh;
-    assert_eq!(cache_dir.as_deref(), Some(Path::new("/etc/sidekey/copies")));
-    assert_eq!((poll, manifest_bytes), (Duration::from_millis(100), 32 << 20));
+    let Limits {
+        body,
+        json_body,
+        body_memory,
+        batch_items,
+        connections,
+        header_bytes,
+        streams,
+    } = s.limits;
     assert_eq!(
-        [read_timeout, kek_timeout, unknown_interval, miss_ttl, max_backoff, hedge].map(|d| d.as_secs()),
+        (body, json_body, body_memory),
+        (2 << 20, 8 << 20, 128 << 20)
+    );
+    assert_eq!(
+        (batch_items, connections, header_bytes, streams),
+        (10, 20, 8 << 10, 30)
+    );
+
+    let Timeouts {
+        header,
+        body,
+        idle,
+        drain,
+    } = s.timeouts;
+    assert_eq!(
+        [header, body, idle, drain].map(|d| d.as_secs()),
+        [1, 2, 90, 86_400]
+    );
+    assert_eq!(
+        (s.log.format, s.log.filter.as_str()),
+        (LogFormat::Json, "info,sidekey=debug")
+    );
+
+    let Refresh {
+        poll,
+        read_timeout,
+        kek_timeout,
+        unknown_interval,
+        miss_ttl,
+        manifest_bytes,
+        max_backoff,
+        hedge,
+        cache_dir,
+    } = s.refresh;
+    assert_eq!(cache_dir.as_deref(), Some(Path::new("/etc/sidekey/copies")));
+    assert_eq!(
+        (poll, manifest_bytes),
+        (Duration::from_millis(100), 32 << 20)
+    );
+    assert_eq!(
+        [
+            read_timeout,
+            kek_timeout,
+            unknown_interval,
+            miss_ttl,
+            max_backoff,
+            hedge
+        ]
+        .map(|d| d.as_secs()),
         [3, 4, 5, 6, 7, 8]
     );
     assert_eq!(s.runtime.workers, Some(2));
@@ -133,34 +190,79 @@ fn an_audit_log_goes_to_one_place() {
     let audit = |more: &str| parsed(&format!("{}\n[audit]\n{more}", MINIMAL.trim())).audit;
     assert!(audit("").is_none());
     let file = audit("file = \"/log\"\nkey_file = \"/key\"").expect("a log");
-    assert_eq!((file.sink, file.key_file.as_deref()), (AuditSink::File("/log".into()), Some(Path::new("/key"))));
-    assert_eq!(audit("stdout = true").expect("a log").sink, AuditSink::Stdout);
+    assert_eq!(
+        (file.sink, file.key_file.as_deref()),
+        (AuditSink::File("/log".into()), Some(Path::new("/key")))
+    );
+    assert_eq!(
+        audit("stdout = true").expect("a log").sink,
+        AuditSink::Stdout
+    );
     let both = problems_with("[audit]\nfile = \"/log\"\nstdout = true");
     assert!(both.contains("audit: goes to one place"), "{both}");
     let neither = problems_with("[audit]\nkey_file = \"/key\"");
-    assert!(neither.contains("audit.file: is required with key_file"), "{neither}");
+    assert!(
+        neither.contains("audit.file: is required with key_file"),
+        "{neither}"
+    );
 }
 
 #[test]
 fn a_full_file_gives_its_keyrings_and_policy() {
     let s = parsed(FULL);
-    let [orders, users] = &s.keyrings[..] else { panic!("{:?}", s.keyrings) };
-    assert_eq!((orders.name.as_str(), orders.confirm, orders.min_generation), ("orders", Confirm::Stamp, u64::MAX));
-    assert_eq!(orders.location, Location::File("/etc/sidekey/orders.json".into()));
-    assert_eq!(orders.trusted_signers.iter().map(|signer| signer.0).collect::<Vec<_>>(), [[0; 32]]);
+    let [orders, users] = &s.keyrings[..] else {
+        panic!("{:?}", s.keyrings)
+    };
+    assert_eq!(
+        (orders.name.as_str(), orders.confirm, orders.min_generation),
+        ("orders", Confirm::Stamp, u64::MAX)
+    );
+    assert_eq!(
+        orders.location,
+        Location::File("/etc/sidekey/orders.json".into())
+    );
+    assert_eq!(
+        orders
+            .trusted_signers
+            .iter()
+            .map(|signer| signer.0)
+            .collect::<Vec<_>>(),
+        [[0; 32]]
+    );
     assert_eq!(orders.wave.as_ref().map(Wave::as_str), Some("critical"));
     let kek = |uri: &str| users.keks.covers(&uri.parse().expect("URI"));
-    assert!(kek("local:/etc/sidekey/keks/one") && kek("aws-kms:alias/users") && !kek("aws-kms:alias/orders"));
+    assert!(
+        kek("local:/etc/sidekey/keks/one")
+            && kek("aws-kms:alias/users")
+            && !kek("aws-kms:alias/orders")
+    );
     assert_eq!(orders.keks, KekScope::Any);
     assert_eq!(users.location, Location::File("/var/lib/users.json".into()));
 
-    let [named, every] = &s.policy[..] else { panic!("{:?}", s.policy) };
+    let [named, every] = &s.policy[..] else {
+        panic!("{:?}", s.policy)
+    };
     assert_eq!(named.keyrings.as_deref(), Some(&[orders.name.clone()][..]));
     assert_eq!(named.operations, [Operation::Encrypt, Operation::Inspect]);
-    assert_eq!((&named.uids[..], &named.gids[..], named.token), (&[1000, 0][..], &[0, 7][..], false));
+    assert_eq!(
+        (&named.uids[..], &named.gids[..], named.token),
+        (&[1000, 0][..], &[0, 7][..], false)
+    );
     // What hands out a key has to be named.
-    let implied = [Operation::Encrypt, Operation::Decrypt, Operation::Rewrap, Operation::Inspect];
-    assert_eq!((every.keyrings.as_deref(), &every.operations[..], every.token), (None, &implied[..], true));
+    let implied = [
+        Operation::Encrypt,
+        Operation::Decrypt,
+        Operation::Rewrap,
+        Operation::Inspect,
+    ];
+    assert_eq!(
+        (
+            every.keyrings.as_deref(),
+            &every.operations[..],
+            every.token
+        ),
+        (None, &implied[..], true)
+    );
 }
 
 #[test]
@@ -169,13 +271,27 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!((s.wave.as_str(), s.listen.mode), ("standard", 0o660));
     assert!(s.listen.owner.is_none() && s.listen.group.is_none() && s.listen.tcp.is_none());
     assert_eq!(s.ops.listen.to_string(), "127.0.0.1:9464");
-    assert_eq!(format!("{:?}", s.limits), format!("{:?}", Limits::default()));
-    assert_eq!(format!("{:?}", s.timeouts), format!("{:?}", Timeouts::default()));
+    assert_eq!(
+        format!("{:?}", s.limits),
+        format!("{:?}", Limits::default())
+    );
+    assert_eq!(
+        format!("{:?}", s.timeouts),
+        format!("{:?}", Timeouts::default())
+    );
     assert_eq!(format!("{:?}", s.log), format!("{:?}", Log::default()));
-    assert_eq!(format!("{:?}", s.refresh), format!("{:?}", Refresh::default()));
+    assert_eq!(
+        format!("{:?}", s.refresh),
+        format!("{:?}", Refresh::default())
+    );
     assert_eq!(s.runtime.workers, None);
-    let [keyring] = &s.keyrings[..] else { panic!("{:?}", s.keyrings) };
-    assert_eq!((keyring.confirm, keyring.min_generation, &keyring.wave), (Confirm::Read, 0, &None));
+    let [keyring] = &s.keyrings[..] else {
+        panic!("{:?}", s.keyrings)
+    };
+    assert_eq!(
+        (keyring.confirm, keyring.min_generation, &keyring.wave),
+        (Confirm::Read, 0, &None)
+    );
     assert!(keyring.trusted_signers.is_empty() && s.policy.is_empty());
 }
 
@@ -250,16 +366,27 @@ fn an_empty_file_is_told_what_it_needs() {
 
 #[test]
 fn an_unknown_key_is_answered_with_the_nearest_or_with_the_known_ones() {
-    assert_eq!(problems_with("[refersh]"), "c.toml:3: refersh: unknown key; did you mean `refresh`?");
-    assert_eq!(problems_with("[ops]\n'a\tb' = 1"), "c.toml:4: ops.\"a\\tb\": unknown key; known here: listen, tls");
+    assert_eq!(
+        problems_with("[refersh]"),
+        "c.toml:3: refersh: unknown key; did you mean `refresh`?"
+    );
+    assert_eq!(
+        problems_with("[ops]\n'a\tb' = 1"),
+        "c.toml:4: ops.\"a\\tb\": unknown key; known here: listen, tls"
+    );
 }
 
 #[test]
 fn a_syntax_error_has_its_line_and_doesnt_hide_other_problems() {
     let text = "[listen]\nsocket = sidekey.sock\nmode = 5\n[runtime]\nworkers = 0\n";
-    let found = parse(Path::new("c.toml"), text).expect_err("no problem").items;
+    let found = parse(Path::new("c.toml"), text)
+        .expect_err("no problem")
+        .items;
     assert_eq!(
-        found.iter().map(|p| (p.line, p.key.as_str())).collect::<Vec<_>>(),
+        found
+            .iter()
+            .map(|p| (p.line, p.key.as_str()))
+            .collect::<Vec<_>>(),
         [(2, ""), (3, "listen.mode"), (5, "runtime.workers"),]
     );
 }
@@ -267,38 +394,65 @@ fn a_syntax_error_has_its_line_and_doesnt_hide_other_problems() {
 #[test]
 fn after_a_syntax_error_nothing_is_called_missing() {
     let found = parse(Path::new("c.toml"), "[listen\nsocket = 'a'\n").expect_err("no problem");
-    assert!(found.items.iter().all(|problem| !problem.message.contains("required")), "{found}");
+    assert!(
+        found
+            .items
+            .iter()
+            .all(|problem| !problem.message.contains("required")),
+        "{found}"
+    );
     assert_eq!((found.items[0].line, found.items[0].key.as_str()), (1, ""));
 }
 
 #[test]
 fn a_repeated_key_is_a_syntax_error_on_its_second_line() {
-    assert_eq!(problems_with("[log]\nlevel = 'info'\nlevel = 'warn'"), "c.toml:5: duplicate key");
+    assert_eq!(
+        problems_with("[log]\nlevel = 'info'\nlevel = 'warn'"),
+        "c.toml:5: duplicate key"
+    );
 }
 
 #[test]
 fn relative_paths_resolve_against_the_files_folder() {
     let s = parsed(MINIMAL);
     assert_eq!(s.listen.socket, Path::new("/etc/sidekey/sidekey.sock"));
-    assert_eq!(s.keyrings[0].location, Location::File("/etc/sidekey/orders.json".into()));
+    assert_eq!(
+        s.keyrings[0].location,
+        Location::File("/etc/sidekey/orders.json".into())
+    );
 
     let here = std::env::current_dir().expect("working directory");
     let s = parse(Path::new("sidekey.toml"), MINIMAL).expect("settings");
-    assert_eq!(s.keyrings[0].location, Location::File(here.join("orders.json")));
+    assert_eq!(
+        s.keyrings[0].location,
+        Location::File(here.join("orders.json"))
+    );
 }
 
 #[test]
 fn a_sockets_whole_path_has_at_most_107_bytes() {
-    let with_socket = |length: usize| MINIMAL.replace("sidekey.sock", &"s".repeat(length - "/etc/sidekey/".len()));
-    assert_eq!(parsed(&with_socket(107)).listen.socket.as_os_str().len(), 107);
-    let problems = parse(Path::new(FILE), &with_socket(108)).expect_err("too long").to_string();
-    assert!(problems.ends_with("has 108 bytes; a socket's path has at most 107"), "{problems}");
+    let with_socket = |length: usize| {
+        MINIMAL.replace("sidekey.sock", &"s".repeat(length - "/etc/sidekey/".len()))
+    };
+    assert_eq!(
+        parsed(&with_socket(107)).listen.socket.as_os_str().len(),
+        107
+    );
+    let problems = parse(Path::new(FILE), &with_socket(108))
+        .expect_err("too long")
+        .to_string();
+    assert!(
+        problems.ends_with("has 108 bytes; a socket's path has at most 107"),
+        "{problems}"
+    );
 }
 
 #[test]
 fn a_mode_is_a_string_of_octal_digits_within_the_permission_bits() {
     let with_mode = |mode: &str| {
-        format!("[[keyring]]\nname = 'a'\nlocation = 'a'\nkeks = ['local:k']\n[listen]\nsocket = 's'\nmode = {mode}")
+        format!(
+            "[[keyring]]\nname = 'a'\nlocation = 'a'\nkeks = ['local:k']\n[listen]\nsocket = 's'\nmode = {mode}"
+        )
     };
     assert_eq!(parsed(&with_mode("'0777'")).listen.mode, 0o777);
     assert_eq!(parsed(&with_mode("'600'")).listen.mode, 0o600);
@@ -307,24 +461,43 @@ fn a_mode_is_a_string_of_octal_digits_within_the_permission_bits() {
         assert_eq!(problems(&with_mode(mode)), digits, "{mode}");
     }
     for mode in ["'1777'", "'7777777777777777'"] {
-        assert!(problems(&with_mode(mode)).contains("must be from \"0000\" to \"0777\""), "{mode}");
+        assert!(
+            problems(&with_mode(mode)).contains("must be from \"0000\" to \"0777\""),
+            "{mode}"
+        );
     }
 }
 
 #[test]
 fn a_token_needs_a_tcp_listener_and_a_tcp_listener_needs_a_token() {
     let rule = "[[policy]]\nkeyrings = '*'\noperations = '*'\ntoken = true";
-    assert_eq!(problems_with(rule), "c.toml:6: policy[0].token: needs listen.tcp: only TCP callers show a token");
+    assert_eq!(
+        problems_with(rule),
+        "c.toml:6: policy[0].token: needs listen.tcp: only TCP callers show a token"
+    );
     let listen = |more: &str| problems(&format!("{more}\n{}", MINIMAL.trim()));
-    assert_eq!(listen("listen.token_file = 't'"), "c.toml:1: listen.token_file: has no use without listen.tcp");
-    assert_eq!(listen("listen.tcp = '127.0.0.1:1'"), "c.toml:1: listen.token_file: is required with listen.tcp");
+    assert_eq!(
+        listen("listen.token_file = 't'"),
+        "c.toml:1: listen.token_file: has no use without listen.tcp"
+    );
+    assert_eq!(
+        listen("listen.tcp = '127.0.0.1:1'"),
+        "c.toml:1: listen.token_file: is required with listen.tcp"
+    );
 }
 
 #[test]
 fn body_memory_holds_at_least_the_longest_body() {
     let message = "must hold the longest body: at least twice limits.body and 194 KiB, and three times limits.json_body";
-    for limits in ["body_memory = '11MiB'", "body_memory = '5MiB'\njson_body = '2MiB'", "body_memory = '12MiB'\nbody = '6MiB'"] {
-        assert_eq!(problems_with(&format!("[limits]\n{limits}")), format!("c.toml:4: limits.body_memory: {message}"));
+    for limits in [
+        "body_memory = '11MiB'",
+        "body_memory = '5MiB'\njson_body = '2MiB'",
+        "body_memory = '12MiB'\nbody = '6MiB'",
+    ] {
+        assert_eq!(
+            problems_with(&format!("[limits]\n{limits}")),
+            format!("c.toml:4: limits.body_memory: {message}")
+        );
     }
     let s = parsed(&format!("{}\nlimits.body_memory = '12MiB'", MINIMAL.trim()));
     assert_eq!(s.limits.body_memory, 12 << 20);
@@ -332,31 +505,64 @@ fn body_memory_holds_at_least_the_longest_body() {
 
 #[test]
 fn a_level_is_a_tracing_filter() {
-    assert!(problems_with("log.level = 'sidekey=loud'").starts_with("c.toml:3: log.level: write a level such as \"info\""));
-    assert_eq!(problems_with("log.level = ''"), "c.toml:3: log.level: must not be empty");
+    assert!(
+        problems_with("log.level = 'sidekey=loud'")
+            .starts_with("c.toml:3: log.level: write a level such as \"info\"")
+    );
+    assert_eq!(
+        problems_with("log.level = ''"),
+        "c.toml:3: log.level: must not be empty"
+    );
 }
 
 #[test]
 fn the_directives_of_a_level_may_have_space_around_them() {
-    let s = parsed(&format!("{}\nlog.level = ' info, sidekey=debug '", MINIMAL.trim()));
+    let s = parsed(&format!(
+        "{}\nlog.level = ' info, sidekey=debug '",
+        MINIMAL.trim()
+    ));
     assert_eq!(s.log.filter, "info,sidekey=debug");
-    assert!(problems_with("log.level = ' a\u{a42}=loud'").starts_with("c.toml:3: log.level: write a level"));
+    assert!(
+        problems_with("log.level = ' a\u{a42}=loud'")
+            .starts_with("c.toml:3: log.level: write a level")
+    );
 }
 
 #[test]
 fn integers_beyond_any_type_are_out_of_range() {
     let workers = format!("runtime.workers = {}", "9".repeat(60));
-    assert_eq!(problems_with(&workers), "c.toml:3: runtime.workers: must be from 1 to 256");
-    assert_eq!(problems_with("limits.body = -1"), "c.toml:3: limits.body: must be from 1 to 16MiB");
-    assert_eq!(parsed(&format!("{}\nruntime.workers = 0x10", MINIMAL.trim())).runtime.workers, Some(16));
+    assert_eq!(
+        problems_with(&workers),
+        "c.toml:3: runtime.workers: must be from 1 to 256"
+    );
+    assert_eq!(
+        problems_with("limits.body = -1"),
+        "c.toml:3: limits.body: must be from 1 to 16MiB"
+    );
+    assert_eq!(
+        parsed(&format!("{}\nruntime.workers = 0x10", MINIMAL.trim()))
+            .runtime
+            .workers,
+        Some(16)
+    );
 }
 
 #[test]
 fn keks_are_required_unless_signers_vouch_for_the_manifest() {
-    let keyring = |more: &str| format!("listen.socket = 's'\n[[keyring]]\nname = 'a'\nlocation = 'a'\n{more}");
-    assert!(problems(&keyring("")).starts_with("c.toml:2: keyring[0].keks: is required without trusted_signers"));
-    assert_eq!(problems(&keyring("keks = []")), "c.toml:5: keyring[0].keks: names no KEK, so nothing could be opened");
-    let signed = parsed(&keyring("trusted_signers = ['ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=']"));
+    let keyring = |more: &str| {
+        format!("listen.socket = 's'\n[[keyring]]\nname = 'a'\nlocation = 'a'\n{more}")
+    };
+    assert!(
+        problems(&keyring(""))
+            .starts_with("c.toml:2: keyring[0].keks: is required without trusted_signers")
+    );
+    assert_eq!(
+        problems(&keyring("keks = []")),
+        "c.toml:5: keyring[0].keks: names no KEK, so nothing could be opened"
+    );
+    let signed = parsed(&keyring(
+        "trusted_signers = ['ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=']",
+    ));
     assert_eq!(signed.keyrings[0].keks, KekScope::Any);
 }
 
@@ -373,36 +579,66 @@ fn loading_names_the_file_that_cant_be_read() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("none.toml");
     let error = load(&file).expect_err("no file").to_string();
-    assert!(error.starts_with(&format!("can't read {}: ", file.display())), "{error}");
+    assert!(
+        error.starts_with(&format!("can't read {}: ", file.display())),
+        "{error}"
+    );
 
     fs::write(&file, MINIMAL).expect("written");
-    assert_eq!(load(&file).expect("settings").listen.socket, folder.path().join("sidekey.sock"));
+    assert_eq!(
+        load(&file).expect("settings").listen.socket,
+        folder.path().join("sidekey.sock")
+    );
     fs::write(&file, "wave = 1").expect("written");
     assert!(matches!(load(&file), Err(LoadError::Invalid(problems)) if problems.items.len() == 3));
 }
 
-const TEXT_KEYS: [&str; 6] = ["wave", "listen.mode", "ops.listen", "limits.body", "timeouts.idle", "log.level"];
+const TEXT_KEYS: [&str; 6] = [
+    "wave",
+    "listen.mode",
+    "ops.listen",
+    "limits.body",
+    "timeouts.idle",
+    "log.level",
+];
 
 /// Pieces of valid files, so that random text gets past the TOML parser.
 fn almost_toml() -> impl Strategy<Value = String> {
     let line = prop_oneof![
         sample::select(FULL.lines().collect::<Vec<_>>()).prop_map(str::to_owned),
-        ("[a-z_.\"]{1,12}", "[-a-z0-9\"'\\[\\]{}=,.:_+]{0,12}").prop_map(|(key, value)| format!("{key} = {value}")),
-        (sample::select(FULL.lines().collect::<Vec<_>>()), any::<sample::Index>(), any::<char>()).prop_map(|(line, at, c)| {
-            let mut chars: Vec<char> = line.chars().collect();
-            chars.insert(at.index(chars.len() + 1), c);
-            chars.into_iter().collect()
-        }),
+        ("[a-z_.\"]{1,12}", "[-a-z0-9\"'\\[\\]{}=,.:_+]{0,12}")
+            .prop_map(|(key, value)| format!("{key} = {value}")),
+        (
+            sample::select(FULL.lines().collect::<Vec<_>>()),
+            any::<sample::Index>(),
+            any::<char>()
+        )
+            .prop_map(|(line, at, c)| {
+                let mut chars: Vec<char> = line.chars().collect();
+                chars.insert(at.index(chars.len() + 1), c);
+                chars.into_iter().collect()
+            }),
     ];
     collection::vec(line, 0..40).prop_map(|lines| lines.join("\n"))
 }
 
 fn check_answer(text: &str) {
-    let Err(problems) = parse(Path::new("c.toml"), text) else { return };
+    let Err(problems) = parse(Path::new("c.toml"), text) else {
+        return;
+    };
     assert!(!problems.items.is_empty());
     assert!(problems.items.is_sorted_by_key(|problem| problem.line));
-    assert!(problems.items.iter().all(|problem| (1..=text.matches('\n').count() + 1).contains(&problem.line)));
-    assert_eq!(problems.to_string().split('\n').count(), problems.items.len(), "one line each");
+    assert!(
+        problems
+            .items
+            .iter()
+            .all(|problem| (1..=text.matches('\n').count() + 1).contains(&problem.line))
+    );
+    assert_eq!(
+        problems.to_string().split('\n').count(),
+        problems.items.len(),
+        "one line each"
+    );
 }
 
 proptest! {
@@ -460,27 +696,61 @@ plain_http = ["vault.internal"]
 local_keks = true
 "#
     );
-    let Backends { vault, aws, azure, pkcs11, local, web, plain_http, local_keks } = parsed(&text).backends;
-    assert_eq!(vault.ca_file.as_deref(), Some(Path::new("/etc/sidekey/ca.pem")));
+    let Backends {
+        vault,
+        aws,
+        azure,
+        pkcs11,
+        local,
+        web,
+        plain_http,
+        local_keks,
+    } = parsed(&text).backends;
+    assert_eq!(
+        vault.ca_file.as_deref(),
+        Some(Path::new("/etc/sidekey/ca.pem"))
+    );
     let token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token".into();
-    assert_eq!(vault.login, VaultLogin::Jwt { mount: "kubernetes".into(), role: "orders".into(), token_file });
+    assert_eq!(
+        vault.login,
+        VaultLogin::Jwt {
+            mount: "kubernetes".into(),
+            role: "orders".into(),
+            token_file
+        }
+    );
     assert_eq!((aws.region.as_deref(), aws.fips), (Some("eu-west-1"), true));
-    assert_eq!((azure.login, azure.verify_challenge), (Some(AzureLogin::ManagedIdentity), true));
+    assert_eq!(
+        (azure.login, azure.verify_challenge),
+        (Some(AzureLogin::ManagedIdentity), true)
+    );
     assert_eq!(pkcs11.module.as_deref(), Some(Path::new("/lib/hsm.so")));
-    assert_eq!(local.passphrase_file.as_deref(), Some(Path::new("/etc/sidekey/passphrase")));
+    assert_eq!(
+        local.passphrase_file.as_deref(),
+        Some(Path::new("/etc/sidekey/passphrase"))
+    );
     assert_eq!(web.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
-    assert_eq!((plain_http, local_keks), (vec!["vault.internal".to_owned()], true));
+    assert_eq!(
+        (plain_http, local_keks),
+        (vec!["vault.internal".to_owned()], true)
+    );
 }
 
 #[test]
 fn a_login_is_told_what_its_method_needs() {
-    assert_eq!(problems_with("[vault.login]"), "c.toml:3: vault.login.method: is required");
+    assert_eq!(
+        problems_with("[vault.login]"),
+        "c.toml:3: vault.login.method: is required"
+    );
     let login = |more: &str| problems_with(&format!("[vault.login]\nmethod = {more}"));
     assert_eq!(
         login("'approle'"),
         "c.toml:3: vault.login.role_id: is required\nc.toml:3: vault.login.secret_id_file: is required"
     );
-    assert_eq!(login("'jwt'\ntoken_file = 't'"), "c.toml:3: vault.login.role: is required");
+    assert_eq!(
+        login("'jwt'\ntoken_file = 't'"),
+        "c.toml:3: vault.login.role: is required"
+    );
     assert!(login("'token-file'\ntoken_file = 't'\nrole = 'r'").contains("unknown key"));
     assert!(login("'userpass'").contains("expected \"token-file\" or \"approle\""));
     let pair = "c.toml:3: vault: client_certificate and client_key go together";
@@ -505,14 +775,23 @@ fn tls_has_a_certificate_and_a_key_and_may_ask_for_names() {
     let tcp = s.listen.tcp.and_then(|tcp| tcp.tls).expect("tls");
     assert_eq!(
         (tcp.certificate.as_path(), tcp.key.as_path()),
-        (Path::new("/etc/sidekey/tls/tls.crt"), Path::new("/run/tls.key"))
+        (
+            Path::new("/etc/sidekey/tls/tls.crt"),
+            Path::new("/run/tls.key")
+        )
     );
     assert!(tcp.clients.is_none() && tcp.min_version == TlsVersion::V1_3);
     let ops = s.ops.tls.expect("tls");
     let clients = ops.clients.expect("clients");
     assert_eq!(clients.ca, Path::new("/etc/sidekey/ca.crt"));
     let names: Vec<_> = clients.names.iter().map(ToString::to_string).collect();
-    assert_eq!((names, ops.min_version), (vec!["ops.example.com".into(), "spiffe://example.org/ns/*".into()], TlsVersion::V1_2));
+    assert_eq!(
+        (names, ops.min_version),
+        (
+            vec!["ops.example.com".into(), "spiffe://example.org/ns/*".into()],
+            TlsVersion::V1_2
+        )
+    );
 }
 
 #[cfg(feature = "tls")]
@@ -536,10 +815,17 @@ fn all_that_is_wrong_with_tls_is_said_at_once() {
     ] {
         assert!(found.contains(expected), "{expected} is not in\n{found}");
     }
-    let found = problems_with("listen.tls = { certificate = \"c\", key = \"k\", client_names = [\"a\"] }");
-    assert!(found.contains("listen.tls.client_names: has no use without client_ca"), "{found}");
+    let found =
+        problems_with("listen.tls = { certificate = \"c\", key = \"k\", client_names = [\"a\"] }");
+    assert!(
+        found.contains("listen.tls.client_names: has no use without client_ca"),
+        "{found}"
+    );
     let found = problems_with("listen.tls = { certificate = \"c\", key = \"k\" }");
-    assert!(found.contains("listen.tcp: is required with listen.tls"), "{found}");
+    assert!(
+        found.contains("listen.tcp: is required with listen.tls"),
+        "{found}"
+    );
 }
 
 #[cfg(not(feature = "tls"))]
@@ -551,12 +837,17 @@ fn a_build_without_tls_says_so() {
 
 #[test]
 fn the_memory_for_bodies_holds_the_longest_secret_where_there_is_one() {
-    let limits =
-        "listen.socket = \"s\"\nlimits.body = \"64KiB\"\nlimits.json_body = \"64KiB\"\nlimits.body_memory = \"400KiB\"\n";
+    let limits = "listen.socket = \"s\"\nlimits.body = \"64KiB\"\nlimits.json_body = \"64KiB\"\nlimits.body_memory = \"400KiB\"\n";
     let keyring = "[[keyring]]\nname = \"a\"\nlocation = \"a.json\"\nkeks = [\"local:*\"]\n";
     parse(Path::new("c.toml"), &format!("{limits}{keyring}")).expect("no secret");
     let secret = "[[secret]]\nname = \"a\"\nsource = \"file:a\"\n";
-    let error = parse(Path::new("c.toml"), &format!("{limits}{secret}")).expect_err("too little").to_string();
+    let error = parse(Path::new("c.toml"), &format!("{limits}{secret}"))
+        .expect_err("too little")
+        .to_string();
     assert!(error.contains("three times secrets.value_bytes"), "{error}");
-    parse(Path::new("c.toml"), &format!("{limits}secrets.value_bytes = \"100KiB\"\n{secret}")).expect("enough");
+    parse(
+        Path::new("c.toml"),
+        &format!("{limits}secrets.value_bytes = \"100KiB\"\n{secret}"),
+    )
+    .expect("enough");
 }

@@ -28,10 +28,21 @@ fn prefix() -> [u8; PREFIX_LEN] {
 
 /// HKDF (RFC 5869) of one block, by hand from docs/format.md.
 fn stream_key(aad: &[u8]) -> [u8; 32] {
-    let mac = |key: &[u8], parts: &[&[u8]]| hmac::sign(&hmac::Key::new(HMAC_SHA256, key), &parts.concat());
+    let mac = |key: &[u8], parts: &[&[u8]]| {
+        hmac::sign(&hmac::Key::new(HMAC_SHA256, key), &parts.concat())
+    };
     let subkey = mac(dek().expose(), &[b"sidekey stream v1", &[1]]);
     let prk = mac(&NONCE, &[subkey.as_ref()]);
-    let okm = mac(prk.as_ref(), &[b"sidekey stream v1", &prefix()[..9], &ID.0, &fingerprint(aad), &[1]]);
+    let okm = mac(
+        prk.as_ref(),
+        &[
+            b"sidekey stream v1",
+            &prefix()[..9],
+            &ID.0,
+            &fingerprint(aad),
+            &[1],
+        ],
+    );
     okm.as_ref().try_into().expect("32 bytes")
 }
 
@@ -60,7 +71,9 @@ fn endless(chunks: &[&[u8]]) -> Vec<u8> {
 /// Decrypts a stream as it comes; what came before a failure is lost to the caller, as it should not be believed whole.
 fn open_as_it_comes(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> {
     Header::parse(stream, &ID)?;
-    let (prefix, sealed) = stream.split_first_chunk::<PREFIX_LEN>().expect("as long as a header demands");
+    let (prefix, sealed) = stream
+        .split_first_chunk::<PREFIX_LEN>()
+        .expect("as long as a header demands");
     let mut opener = StreamOpener::new(&keys(), &ID, prefix, aad);
     let mut chunks = sealed.chunks(SEALED_CHUNK_LEN).peekable();
     let mut plaintext = Vec::new();
@@ -72,14 +85,29 @@ fn open_as_it_comes(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> 
 
 fn open_in_memory(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> {
     Header::parse(stream, &ID)?;
-    StreamOpener::open_all(&keys(), &ID, aad, &mut stream.to_vec()).map(|plaintext| plaintext.to_vec())
+    StreamOpener::open_all(&keys(), &ID, aad, &mut stream.to_vec())
+        .map(|plaintext| plaintext.to_vec())
 }
 
 fn opens(name: &str, stream: &[u8], plaintext: &[u8]) {
-    assert!(open_as_it_comes(stream, AAD).expect(name) == plaintext, "{name}");
-    assert!(open_in_memory(stream, AAD).expect(name) == plaintext, "{name}");
-    assert_eq!(opened_stream_len(stream.len() as u64), Some(plaintext.len() as u64), "{name}");
-    assert_eq!(sealed_stream_len(plaintext.len() as u64), Some(stream.len() as u64), "{name}");
+    assert!(
+        open_as_it_comes(stream, AAD).expect(name) == plaintext,
+        "{name}"
+    );
+    assert!(
+        open_in_memory(stream, AAD).expect(name) == plaintext,
+        "{name}"
+    );
+    assert_eq!(
+        opened_stream_len(stream.len() as u64),
+        Some(plaintext.len() as u64),
+        "{name}"
+    );
+    assert_eq!(
+        sealed_stream_len(plaintext.len() as u64),
+        Some(stream.len() as u64),
+        "{name}"
+    );
 }
 
 fn fails(name: &str, stream: &[u8]) {
@@ -97,9 +125,21 @@ fn opens_the_good_streams_of_age() {
     let (a, b, c) = (whole(b'a'), whole(b'b'), whole(b'c'));
     opens("stream_empty_payload", &sealed(&[b""]), b"");
     opens("stream_last_chunk_full", &sealed(&[&a]), &a);
-    opens("stream_two_chunks", &sealed(&[&a, b"more"]), &[&a[..], b"more"].concat());
-    opens("stream_last_chunk_full_second", &sealed(&[&a, &b]), &[&a[..], &b].concat());
-    opens("stream_three_chunks", &sealed(&[&a, &b, &c[..100]]), &[&a[..], &b, &c[..100]].concat());
+    opens(
+        "stream_two_chunks",
+        &sealed(&[&a, b"more"]),
+        &[&a[..], b"more"].concat(),
+    );
+    opens(
+        "stream_last_chunk_full_second",
+        &sealed(&[&a, &b]),
+        &[&a[..], &b].concat(),
+    );
+    opens(
+        "stream_three_chunks",
+        &sealed(&[&a, &b, &c[..100]]),
+        &[&a[..], &b, &c[..100]].concat(),
+    );
 }
 
 #[test]
@@ -120,9 +160,15 @@ fn refuses_the_bad_streams_of_age() {
     let short = sealed(&[b"age"]);
     fails("stream_bad_tag", &flipped(short.clone(), short.len() - 1));
     let second = sealed(&[&a, b"age"]);
-    fails("stream_bad_tag_second_chunk", &flipped(second.clone(), second.len() - 1));
+    fails(
+        "stream_bad_tag_second_chunk",
+        &flipped(second.clone(), second.len() - 1),
+    );
     let full = sealed(&[&a, &b]);
-    fails("stream_bad_tag_second_chunk_full", &flipped(full.clone(), full.len() - 1));
+    fails(
+        "stream_bad_tag_second_chunk_full",
+        &flipped(full.clone(), full.len() - 1),
+    );
     fails("stream_last_chunk_empty", &sealed(&[&a, b""]));
     fails("stream_missing_tag", &cut(short.clone(), TAG_LEN));
     fails("stream_no_chunks", &prefix());
@@ -133,9 +179,18 @@ fn refuses_the_bad_streams_of_age() {
     fails("stream_no_nonce", &prefix()[..HEADER_LEN]);
     fails("stream_short_chunk", &sealed(&[&a[..100], b"age"]));
     fails("stream_short_nonce", &prefix()[..PREFIX_LEN - 1]);
-    fails("stream_short_second_chunk", &sealed(&[&a, &b[..100], b"age"]));
-    fails("stream_trailing_garbage_long", &with(short.clone(), &vec![0; SEALED_CHUNK_LEN]));
-    fails("stream_trailing_garbage_short", &with(short.clone(), &[0; 20]));
+    fails(
+        "stream_short_second_chunk",
+        &sealed(&[&a, &b[..100], b"age"]),
+    );
+    fails(
+        "stream_trailing_garbage_long",
+        &with(short.clone(), &vec![0; SEALED_CHUNK_LEN]),
+    );
+    fails(
+        "stream_trailing_garbage_short",
+        &with(short.clone(), &[0; 20]),
+    );
     let end = sealed(&[b"age"]).split_off(PREFIX_LEN);
     fails("stream_two_final_chunks", &with(short, &end));
     let end = sealed(&[&a]).split_off(PREFIX_LEN);
@@ -150,9 +205,25 @@ fn refuses_chunks_that_are_missing_doubled_or_in_another_order() {
         let start = PREFIX_LEN + number * SEALED_CHUNK_LEN;
         &stream[start..stream.len().min(start + SEALED_CHUNK_LEN)]
     };
-    for order in [&[0, 2, 3][..], &[1, 2, 3], &[0, 1, 1, 2, 3], &[0, 2, 1, 3], &[3, 0, 1, 2], &[0, 1, 2, 3, 3], &[3], &[0, 1, 2]]
-    {
-        let rebuilt = [&prefix()[..], &order.iter().flat_map(|number| chunk(*number)).copied().collect::<Vec<u8>>()].concat();
+    for order in [
+        &[0, 2, 3][..],
+        &[1, 2, 3],
+        &[0, 1, 1, 2, 3],
+        &[0, 2, 1, 3],
+        &[3, 0, 1, 2],
+        &[0, 1, 2, 3, 3],
+        &[3],
+        &[0, 1, 2],
+    ] {
+        let rebuilt = [
+            &prefix()[..],
+            &order
+                .iter()
+                .flat_map(|number| chunk(*number))
+                .copied()
+                .collect::<Vec<u8>>(),
+        ]
+        .concat();
         fails(&format!("{order:?}"), &rebuilt);
     }
     opens("as it was", &stream, &[&a[..], &b, &c, b"end"].concat());
@@ -161,16 +232,24 @@ fn refuses_chunks_that_are_missing_doubled_or_in_another_order() {
 #[test]
 fn refuses_another_aad_keyring_version_and_nonce() {
     let stream = sealed(&[b"bound"]);
-    assert_eq!(open_in_memory(&stream, b"file 8"), Err(MessageError::DecryptionFailed));
+    assert_eq!(
+        open_in_memory(&stream, b"file 8"),
+        Err(MessageError::DecryptionFailed)
+    );
     for at in 5..PREFIX_LEN {
         let mut changed = stream.clone();
         changed[at] ^= 1;
-        assert_eq!(open_in_memory(&changed, AAD), Err(MessageError::DecryptionFailed), "byte {at}");
+        assert_eq!(
+            open_in_memory(&changed, AAD),
+            Err(MessageError::DecryptionFailed),
+            "byte {at}"
+        );
     }
     // Another keyring with the same tag.
     let mut twin = ID;
     twin.0[15] ^= 1;
-    let opened = StreamOpener::open_all(&keys(), &twin, AAD, &mut stream.clone()).map(|plaintext| plaintext.to_vec());
+    let opened = StreamOpener::open_all(&keys(), &twin, AAD, &mut stream.clone())
+        .map(|plaintext| plaintext.to_vec());
     assert_eq!(opened, Err(MessageError::DecryptionFailed));
 }
 

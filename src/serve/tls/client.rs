@@ -19,8 +19,15 @@ impl CertificateNames {
     /// The names of a certificate (DER); none if it can't be read. The common name is none: RFC 9525 §2.
     pub fn of(certificate: &[u8]) -> Self {
         let mut names = Self::default();
-        let Ok(certificate) = Certificate::from_der(certificate) else { return names };
-        let Ok(Some((_, alternatives))) = certificate.tbs_certificate().get_extension::<SubjectAltName>() else { return names };
+        let Ok(certificate) = Certificate::from_der(certificate) else {
+            return names;
+        };
+        let Ok(Some((_, alternatives))) = certificate
+            .tbs_certificate()
+            .get_extension::<SubjectAltName>()
+        else {
+            return names;
+        };
         for name in alternatives.0 {
             match name {
                 GeneralName::DnsName(name) => names.dns.push(name.to_string()),
@@ -33,8 +40,10 @@ impl CertificateNames {
 
     /// Whether one of them is on the list; an empty list lets everybody in.
     pub fn are_on(&self, list: &[CertificateName]) -> bool {
-        let is_on =
-            |name: &CertificateName| self.dns.iter().any(|dns| name.is_dns(dns)) || self.uris.iter().any(|uri| name.is_uri(uri));
+        let is_on = |name: &CertificateName| {
+            self.dns.iter().any(|dns| name.is_dns(dns))
+                || self.uris.iter().any(|uri| name.is_uri(uri))
+        };
         list.is_empty() || list.iter().any(is_on)
     }
 }

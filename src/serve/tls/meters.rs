@@ -16,9 +16,15 @@ const HANDSHAKES: &str = "sidekey_tls_handshake_failures_total";
 /// Describes the metrics of TLS.
 pub(in crate::serve) fn describe_metrics(registry: &Registry) {
     registry.describe_gauge(EXPIRY, "When the certificate in force expires.");
-    registry.describe_counter(RELOADS, "New certificates, keys or client authorities that were read, by outcome.");
+    registry.describe_counter(
+        RELOADS,
+        "New certificates, keys or client authorities that were read, by outcome.",
+    );
     registry.describe_gauge(FAILING, "1 while what is in the files can't be taken up.");
-    registry.describe_counter(HANDSHAKES, "TLS handshakes that came to nothing, by reason.");
+    registry.describe_counter(
+        HANDSHAKES,
+        "TLS handshakes that came to nothing, by reason.",
+    );
 }
 
 /// Why a handshake came to nothing.
@@ -41,13 +47,25 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    const ALL: [Self; 7] =
-        [Self::Closed, Self::ClientCertificate, Self::Refused, Self::Incompatible, Self::Name, Self::Protocol, Self::Unfinished];
+    const ALL: [Self; 7] = [
+        Self::Closed,
+        Self::ClientCertificate,
+        Self::Refused,
+        Self::Incompatible,
+        Self::Name,
+        Self::Protocol,
+        Self::Unfinished,
+    ];
 
     pub(super) fn of(error: &io::Error) -> Self {
-        match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
+        match error
+            .get_ref()
+            .and_then(|error| error.downcast_ref::<Error>())
+        {
             None => Self::Closed,
-            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => Self::ClientCertificate,
+            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => {
+                Self::ClientCertificate
+            }
             Some(Error::AlertReceived(_)) => Self::Refused,
             Some(Error::PeerIncompatible(_)) => Self::Incompatible,
             Some(_) => Self::Protocol,
@@ -82,7 +100,8 @@ pub(super) struct Unfinished<'m>(Option<&'m Counter>);
 impl Meters {
     pub(super) fn new(registry: &Registry, listener: &'static str) -> Self {
         let label = ("listener", listener);
-        let failures = Failure::ALL.map(|failure| registry.counter(HANDSHAKES, &[label, ("reason", failure.as_str())]));
+        let failures = Failure::ALL
+            .map(|failure| registry.counter(HANDSHAKES, &[label, ("reason", failure.as_str())]));
         Self {
             expiry: registry.gauge(EXPIRY, &[label]),
             reloaded: registry.counter(RELOADS, &[label, ("result", "changed")]),

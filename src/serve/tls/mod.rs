@@ -68,7 +68,11 @@ impl Tls {
     ///
     /// # Errors
     /// What is wrong with its files.
-    pub async fn of_applications(settings: &config::Tls, registry: &Registry, clock: &Clock) -> Result<Arc<Self>, TlsError> {
+    pub async fn of_applications(
+        settings: &config::Tls,
+        registry: &Registry,
+        clock: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
         Self::load(settings, ("listen", "tcp"), Demand::Always, registry, clock).await
     }
 
@@ -76,7 +80,11 @@ impl Tls {
     ///
     /// # Errors
     /// What is wrong with its files.
-    pub async fn of_operators(settings: &config::Tls, registry: &Registry, clock: &Clock) -> Result<Arc<Self>, TlsError> {
+    pub async fn of_operators(
+        settings: &config::Tls,
+        registry: &Registry,
+        clock: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
         Self::load(settings, ("ops", "ops"), Demand::ByPath, registry, clock).await
     }
 
@@ -90,9 +98,14 @@ impl Tls {
         let files = settings.clone();
         let loaded = aside(move || {
             let read = Files::read(&files)?;
-            Ok((read.build(&files, demand)?, read.fingerprint(), read.is_key_open))
+            Ok((
+                read.build(&files, demand)?,
+                read.fingerprint(),
+                read.is_key_open,
+            ))
         });
-        let (material, fingerprint, is_key_open) = loaded.await.map_err(|wrong| TlsError { table, wrong })?;
+        let (material, fingerprint, is_key_open) =
+            loaded.await.map_err(|wrong| TlsError { table, wrong })?;
         if is_key_open {
             let key = settings.key.display();
             warn!(
@@ -111,7 +124,11 @@ impl Tls {
             listener,
             demand,
             in_force: ArcSwap::from_pointee(material),
-            standing: Mutex::new(Standing { fingerprint: Some(fingerprint), loaded_at: now, failure: None }),
+            standing: Mutex::new(Standing {
+                fingerprint: Some(fingerprint),
+                loaded_at: now,
+                failure: None,
+            }),
             meters,
             clock: clock.clone(),
             changed: Notify::new(),
@@ -122,7 +139,11 @@ impl Tls {
     pub(super) async fn handshake(&self, stream: TcpStream) -> Option<(Transport, Identity)> {
         let unfinished = self.meters.unfinished();
         let acceptor = TlsAcceptor::from(Arc::clone(&self.in_force.load().config));
-        let result = acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(SEND_BUFFER))).await;
+        let result = acceptor
+            .accept_with(stream, |session| {
+                session.set_buffer_limit(Some(SEND_BUFFER))
+            })
+            .await;
         unfinished.finish();
         match result {
             Ok(stream) => {
@@ -137,8 +158,12 @@ impl Tls {
     }
 
     fn identity(&self, certificates: Option<&[CertificateDer<'_>]>) -> Identity {
-        let Some(clients) = &self.settings.clients else { return Identity::NotAsked };
-        let Some(certificate) = certificates.and_then(<[_]>::first) else { return Identity::None };
+        let Some(clients) = &self.settings.clients else {
+            return Identity::NotAsked;
+        };
+        let Some(certificate) = certificates.and_then(<[_]>::first) else {
+            return Identity::None;
+        };
         let names = CertificateNames::of(certificate);
         if names.are_on(&clients.names) {
             return Identity::Proven;
@@ -163,7 +188,11 @@ impl Tls {
             certificate: self.settings.certificate.display().to_string(),
             expires_at: self.in_force.load().not_after,
             loaded_at: standing.loaded_at,
-            last_error: failure.map(|(at, message)| RefreshError { at, code: "tls_files".into(), message }),
+            last_error: failure.map(|(at, message)| RefreshError {
+                at,
+                code: "tls_files".into(),
+                message,
+            }),
         }
     }
 }
@@ -171,7 +200,11 @@ impl Tls {
 impl Material {
     /// Why no client would accept our certificate at this time, if so.
     fn unusable(&self, now: Timestamp) -> Option<String> {
-        let Self { not_before, not_after, .. } = self;
+        let Self {
+            not_before,
+            not_after,
+            ..
+        } = self;
         if now > *not_after {
             Some(format!("it expired at {not_after}"))
         } else if now < *not_before {

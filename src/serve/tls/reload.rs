@@ -47,8 +47,13 @@ impl Tls {
 
     /// Follows the files until `ending` is cancelled. Connections keep what they were opened under.
     pub async fn follow(self: Arc<Self>, ending: CancellationToken) {
-        let mut watches =
-            Watches { each: paths(&self.settings).into_iter().map(|path| (path, None)).collect(), has_warned: false };
+        let mut watches = Watches {
+            each: paths(&self.settings)
+                .into_iter()
+                .map(|path| (path, None))
+                .collect(),
+            has_warned: false,
+        };
         let forever = async {
             loop {
                 // Before reading, so that no change falls between the two.
@@ -66,7 +71,10 @@ impl Tls {
     /// Waits until nobody has touched the files for a moment.
     async fn settled(&self) {
         let end = Instant::now() + PATIENCE;
-        while timeout_at(end.min(Instant::now() + SETTLE), self.changed.notified()).await.is_ok() {
+        while timeout_at(end.min(Instant::now() + SETTLE), self.changed.notified())
+            .await
+            .is_ok()
+        {
             if Instant::now() >= end {
                 return;
             }
@@ -93,7 +101,10 @@ impl Tls {
                 Err(wrong) => Outcome::Failed(wrong.join("; "), Some(fingerprint)),
                 Ok(material) => match material.unusable(now) {
                     // One that isn't valid yet comes into force when it is: by then it is looked at again.
-                    Some(why) => Outcome::Failed(format!("{}: {why}", settings.certificate.display()), Some(fingerprint)),
+                    Some(why) => Outcome::Failed(
+                        format!("{}: {why}", settings.certificate.display()),
+                        Some(fingerprint),
+                    ),
                     None => Outcome::Changed(material, fingerprint),
                 },
             }
@@ -119,7 +130,10 @@ impl Tls {
                 self.meters.reload_failed();
                 self.meters.failing(true);
                 standing.fingerprint = fingerprint;
-                let (at, known) = standing.failure.take().map_or((now, None), |(at, reason)| (at, Some(reason)));
+                let (at, known) = standing
+                    .failure
+                    .take()
+                    .map_or((now, None), |(at, reason)| (at, Some(reason)));
                 if known.as_ref() == Some(&reason) {
                     standing.failure = Some((at, reason));
                 } else {
@@ -143,7 +157,10 @@ impl Watches {
                     tls.request_reload();
                 }
             });
-            match FileStore::new(path.as_path()).watch(guard.take(), changed).await {
+            match FileStore::new(path.as_path())
+                .watch(guard.take(), changed)
+                .await
+            {
                 Ok(watch) => *guard = Some(watch),
                 Err(error) if !mem::replace(&mut self.has_warned, true) => {
                     warn!(listener = tls.listener, %error, poll = ?POLL, "changes of TLS files are found by looking alone");
