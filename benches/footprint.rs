@@ -24,8 +24,8 @@ use sidekey::{
     admin::{Admin, Signing, Takeover},
     backend::{Backends, local::LocalKek},
     clock::Clock,
-    config::Location,
     keyring::Policy,
+    model::Location,
 };
 use tokio::net::UnixStream;
 
@@ -34,7 +34,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("folder");
     let at = |name: &str| folder.path().join(name);
     LocalKek::create(&at("kek")).expect("KEK");
-    let kek: sidekey::config::KekUri = format!("local:{}", at("kek").display())
+    let kek: sidekey::model::KekUri = format!("local:{}", at("kek").display())
         .parse()
         .expect("URI");
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -24,7 +24,7 @@ use sidekey::{
     admin::{Admin, Signing, Takeover},
     backend::Backends,
     clock::Clock,
-    config::Location,
+    model::Location,
 };
 
 fn main() {

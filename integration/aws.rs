@@ -10,7 +10,6 @@ use sidekey::{
     admin::{Admin, Signing, Takeover},
     backend::Backends,
     clock::Clock,
-    config,
 };
 
 use crate::{
@@ -607,14 +606,14 @@ async fn a_cold_start_asks_kms_once_for_every_version() {
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
     let arn = make_key(&kms).await;
-    let kek: config::KekUri = format!("aws-kms:{arn}").parse().unwrap();
+    let kek: sidekey::model::KekUri = format!("aws-kms:{arn}").parse().unwrap();
     // Made under a local KEK, which is quick, and moved to KMS afterwards.
-    let local: config::KekUri = format!("local:{}", world.path("kek").display())
+    let local: sidekey::model::KekUri = format!("local:{}", world.path("kek").display())
         .parse()
         .unwrap();
     let names: Vec<String> = (0..KEYRINGS).map(|index| format!("ring-{index}")).collect();
     for name in &names {
-        let location = config::Location::File(world.manifest(name));
+        let location = sidekey::model::Location::File(world.manifest(name));
         let admin = Admin::new(
             location,
             Signing::Unless,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, process::Command};
 
 use serde_json::{Value, json};
-use sidekey::serve::Code;
+use sidekey::http::Code;
 
 use crate::{
     harness::{World, uid},

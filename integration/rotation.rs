@@ -14,7 +14,7 @@ use sidekey::{
     admin::{Admin, Signing, Takeover},
     backend::Backends,
     clock::Clock,
-    config::Location,
+    model::Location,
 };
 
 use crate::harness::{Client, OCTETS, Sidecar, World, wait};

@@ -17,16 +17,18 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    api::{self, BindError, Listeners, Parts},
     audit::{self, AuditError, Recorder},
     backend::{Backends, SecretError, StoreError},
     clock::Clock,
     config::Settings,
     crypto::lock_report,
+    http::{Tls, TlsError},
     lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
+    ops::{OpsParts, OpsServer},
     refresh::{self, Keks, Keyring, Trigger},
     render::{self, Renders},
     secrets::{self, Secrets},
-    serve::{self, BindError, Listeners, OpsParts, OpsServer, Parts, Tls, TlsError},
     telemetry::{Registry, UPKEEP_INTERVAL},
 };
 
@@ -95,7 +97,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     refresh::describe_metrics(&registry);
     secrets::describe_metrics(&registry);
     render::describe_metrics(&registry);
-    serve::describe_metrics(&registry);
+    api::describe_metrics(&registry);
     let ops_tls = match &settings.ops.tls {
         Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
         None => None,

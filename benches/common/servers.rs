@@ -26,8 +26,8 @@ use sidekey::{
     admin::{Admin, Signing},
     backend::{Backends, local::LocalKek},
     clock::Clock,
-    config::Location,
     keyring::Policy,
+    model::Location,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

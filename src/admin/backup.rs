@@ -17,9 +17,9 @@ use super::{
     payload::{self, Content},
 };
 use crate::{
-    config::KeyringName,
     crypto::{Dek, fingerprint},
     keyring::{self, BackupRecord, Base64, Document, Refusal, Rejection, succeeds},
+    model::KeyringName,
 };
 
 /// How many versions are opened or wrapped at once.

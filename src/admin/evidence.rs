@@ -10,10 +10,10 @@ use tokio::time::timeout;
 
 use super::ops_client::{Fleet, OpsClient};
 use crate::{
-    config::KeyringName,
     crypto::KeyringId,
     keyring::{SidecarReport, VersionUse},
-    serve::Status,
+    model::KeyringName,
+    ops::Status,
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

@@ -21,12 +21,13 @@ use tokio::time::{sleep, timeout};
 use crate::{
     backend::{Backends, KekError, KekFault, ManifestStore, StoreError},
     clock::Clock,
-    config::{self, KekScope, KekUri, KeyringName, Location, SignerKey},
+    config,
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
     keyring::{
         self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State,
         WaveSelector,
     },
+    model::{KekScope, KekUri, KeyringName, Location, SignerKey},
     refresh::Keks,
 };
 

@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::config::CertificateName;
+use crate::model::CertificateName;
 
 const DEFAULT_PORT: u16 = 9464;
 
@@ -118,8 +118,8 @@ mod tls {
     use super::OpsTls;
     use crate::{
         backend::{Identity, client_config, trusted_roots},
-        config::CertificateName,
-        serve::CertificateNames,
+        http::CertificateNames,
+        model::CertificateName,
     };
 
     pub(super) struct Connector {

@@ -7,8 +7,9 @@ use tokio::time::{Instant, timeout};
 use crate::{
     backend::{Answer, Backends, Which},
     clock::Clock,
-    config::{self, KekUri, KeyringName, SecretName, Settings},
+    config::{self, Settings},
     keyring::{Document, Expectations, KeyTable, Version},
+    model::{KekUri, KeyringName, SecretName},
     refresh::Keks,
 };
 

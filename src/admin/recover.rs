@@ -12,8 +12,8 @@ use super::{
     present::Present,
 };
 use crate::{
-    config::{KeyringName, SignerKey},
     keyring::{Document, Refusal, Rejection, succeeds},
+    model::{KeyringName, SignerKey},
 };
 
 /// A manifest and who holds it.

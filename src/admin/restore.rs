@@ -12,9 +12,9 @@ use super::{
     recover::{Held, ask_manifests},
 };
 use crate::{
-    config::{KekScope, KekUri},
     crypto::{Dek, WrapContext},
     keyring::{self, Document, Refusal, Version, Wrap, succeeds},
+    model::{KekScope, KekUri},
 };
 
 /// What to restore, and how.

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use super::{Admin, AdminError, step_back};
 use crate::{
     backend::StoreError,
-    config::{KekScope, KekUri},
     crypto::{KeyringId, WrapContext},
     keyring::{self, Document, Version, Wrap},
+    model::{KekScope, KekUri},
     refresh::Trial,
 };
 

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::Event;
-use crate::config::{KeyringName, SecretName};
+use crate::model::{KeyringName, SecretName};
 
 /// How often a kind of refusal is recorded at most.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);

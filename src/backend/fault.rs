@@ -2,8 +2,8 @@
 use super::StoreError;
 use super::{KekError, KekFault, SecretError};
 #[cfg(any(feature = "aws", feature = "vault"))]
-use crate::config::Location;
-use crate::config::{KekUri, SecretSource};
+use crate::model::Location;
+use crate::model::{KekUri, SecretSource};
 
 /// What is wrong with an outside system, before it is known what was wanted there.
 #[derive(Debug, Clone)]

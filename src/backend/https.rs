@@ -12,7 +12,8 @@ use super::{
     ManifestStore, Pending, StoreError,
     web::{Identity, Web, WebError},
 };
-use crate::config::{self, Location};
+use crate::config;
+use crate::model::Location;
 
 /// Web servers as the settings say how to reach them.
 pub(super) struct Room {

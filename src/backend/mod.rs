@@ -29,7 +29,8 @@ mod web;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use crate::config::{self, KekUri, Location, Malformed, SecretSource};
+use crate::config;
+use crate::model::{KekUri, Location, Malformed, SecretSource};
 
 #[cfg(any(feature = "https-client", feature = "tls"))]
 pub use client_tls::{Identity, client_config, trusted_roots};

@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use super::{Changed, KekFault, Pending, WatchGuard};
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
-use crate::config::SecretSource;
+use crate::model::SecretSource;
 
 /// A place that gives one secret's values.
 pub trait SecretProvider: Send + Sync {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::Pending;
-use crate::config::Location;
+use crate::model::Location;
 
 /// A place where manifests are kept.
 pub trait ManifestStore: Send + Sync {

@@ -14,8 +14,9 @@ use super::{
 use crate::{
     audit::{self, Act, AuditFile, Demands, Link, Outcome, Report, VerifyError},
     clock::Clock,
-    config::{self, AuditSink, Location},
+    config::{self, AuditSink},
     crypto::MacKey,
+    model::Location,
 };
 
 /// Where a command's doings are recorded.

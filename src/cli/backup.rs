@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     admin::{Backup, Lock, Opener, Passphrase, Proof, Restoring, recipient, recipients_in},
-    config::{KekUri, KeyringName, SignerKey},
     keyring::Document,
+    model::{KekUri, KeyringName, SignerKey},
 };
 
 /// How a backup is opened.

@@ -15,9 +15,10 @@ use crate::{
     app,
     backend::{Backends, local::LocalKek},
     clock::Clock,
-    config::{self, Location},
+    config,
     crypto::random,
     keyring::Policy,
+    model::Location,
 };
 
 #[derive(Debug, Args)]

@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::{client::Connection, on_one_thread, output::Failure};
 use crate::{
-    config::Span,
     exec::{
         self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError,
     },
+    model::Span,
 };
 
 #[derive(Debug, Args)]

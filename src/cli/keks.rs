@@ -14,7 +14,7 @@ use super::{
 use crate::{
     admin::KekChange,
     backend,
-    config::{KekUri, KeyringName, Location, SignerKey},
+    model::{KekUri, KeyringName, Location, SignerKey},
 };
 
 #[derive(Debug, Args)]

@@ -17,12 +17,13 @@ use crate::{
     admin::{Admin, Fleet, Loss, OpsTls, Signing, Takeover, ask_sidecars},
     backend::{self, Backends},
     clock::Clock,
-    config::{self, CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
+    config,
     crypto::{KeyringId, SigningKey},
     keyring::{
         self, Activation, BackupRecord, Destruction, Document, Evidence, Policy, Reign, State,
         WaveSelector, primaries, reign, scheduled,
     },
+    model::{CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, Span},
 };
 
 /// Work on keyrings where they are stored. LOCATION is a URI such as `file:PATH`, or a path alone.

@@ -16,8 +16,9 @@ use crate::{
     admin::{Admin, Signing},
     backend::Backends,
     clock::Clock,
-    config::{self, KeyringName, Location},
+    config,
     crypto::KeyringId,
+    model::{KeyringName, Location},
     scan::{Counts, Options, Progress, Report, Root, Search, Tally, scan},
 };
 

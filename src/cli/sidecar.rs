@@ -13,8 +13,9 @@ use crate::{
     admin::{Purpose, probe},
     app,
     clock::Clock,
-    config::{self, KeyringName, LoadError, SecretName, Settings},
+    config::{self, LoadError, Settings},
     lifecycle::{Signals, tell_started},
+    model::{KeyringName, SecretName},
     telemetry,
 };
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{SidecarError, Socket, broken_off, refusal, request, whole};
-use crate::{config::SecretName, wire::OCTETS};
+use crate::{model::SecretName, wire::OCTETS};
 
 /// How long an answer may take as a whole.
 const PATIENCE: Duration = Duration::from_secs(60);

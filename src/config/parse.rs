@@ -12,14 +12,17 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Confirm, KekPattern, KekScope, Keyring, KeyringName, Limits, Listen, Location, Log, LogFormat,
-    NamePattern, Operation, Ops, Refresh, Rule, Runtime, Settings, Span, Tcp, Timeouts, Wave,
+    Confirm, Keyring, Limits, Listen, Log, LogFormat, Ops, Refresh, Rule, Runtime, Settings, Tcp,
+    Timeouts,
     audit::audit,
     backends::backends,
     reader::{Notes, Read, Section, Value},
     render::renders,
     secrets::{known_secret, secrets},
     tls::tls,
+};
+use crate::model::{
+    KekPattern, KekScope, KeyringName, Location, NamePattern, Operation, Span, Wave,
 };
 
 /// Why there are no settings.

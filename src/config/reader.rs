@@ -9,7 +9,8 @@ use std::{
 
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::{Malformed, Span, parse::Problem};
+use super::parse::Problem;
+use crate::model::{Malformed, Span};
 
 /// The reason why there is no value: a problem stands in the notes.
 #[derive(Debug, Clone, Copy)]

@@ -9,10 +9,11 @@ use std::{
 };
 
 use super::{
-    SecretName, SecretSource, Secrets, Span,
+    Secrets,
     parse::{gid, mode, path, uid},
     reader::{Read, Section, Value, all},
 };
+use crate::model::{SecretName, SecretSource, Span};
 use crate::template::Template;
 
 /// The longest template, in bytes.

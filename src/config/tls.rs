@@ -1,15 +1,9 @@
 //! TLS of a listener, as the config says it.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::path::{Path, PathBuf};
 
-use super::{
-    Malformed,
-    reader::{Read, Section, Value},
-};
+use super::reader::{Read, Section, Value};
+use crate::model::CertificateName;
 
 /// A listener's certificate, and who may connect.
 #[derive(Debug, Clone)]
@@ -40,94 +34,6 @@ pub enum TlsVersion {
     V1_2,
     /// RFC 8446.
     V1_3,
-}
-
-/// A subject alternative name of a certificate (RFC 5280 §4.2.1.6), or the beginning of several.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CertificateName {
-    /// A DNS name, in lower case.
-    Dns(String),
-    /// A URI, such as a SPIFFE id.
-    Uri(String),
-    /// All URIs that begin with this, which ends in `/`.
-    UriPrefix(String),
-}
-
-impl CertificateName {
-    /// Whether it speaks of a certificate's DNS name.
-    pub fn is_dns(&self, name: &str) -> bool {
-        matches!(self, Self::Dns(dns) if dns.eq_ignore_ascii_case(name))
-    }
-
-    /// Whether it speaks of a certificate's URI.
-    pub fn is_uri(&self, uri: &str) -> bool {
-        match self {
-            Self::Dns(_) => false,
-            Self::Uri(own) => own == uri,
-            // A segment that leads upwards would lead out of the prefix.
-            Self::UriPrefix(prefix) => uri.strip_prefix(prefix.as_str()).is_some_and(|rest| {
-                !rest.is_empty() && !rest.split('/').any(|segment| matches!(segment, "." | ".."))
-            }),
-        }
-    }
-}
-
-impl FromStr for CertificateName {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let malformed = || {
-            Malformed::new(
-                "write a DNS name such as \"ops.example.com\", a URI such as \"spiffe://example.org/ns/ops/sa/prometheus\", \
-                 or the beginning of URIs with \"/*\" behind it",
-            )
-        };
-        if !text.is_ascii()
-            || text.contains(|c: char| c.is_ascii_whitespace() || c.is_ascii_control())
-        {
-            return Err(malformed());
-        }
-        match text.split_once("://") {
-            Some((scheme, rest)) => {
-                let (path, is_prefix) = rest
-                    .strip_suffix('*')
-                    .map_or((rest, false), |path| (path, true));
-                let is_whole = !scheme.is_empty()
-                    && !path.starts_with('/')
-                    && !path.is_empty()
-                    && !path.contains('*');
-                match (is_whole, is_prefix) {
-                    (true, false) => Ok(Self::Uri(text.to_owned())),
-                    (true, true) if path.ends_with('/') => {
-                        Ok(Self::UriPrefix(format!("{scheme}://{path}")))
-                    }
-                    _ => Err(malformed()),
-                }
-            }
-            None => {
-                let is_label = |label: &str| {
-                    !label.is_empty()
-                        && label
-                            .bytes()
-                            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-                };
-                if text.split('.').all(is_label) {
-                    Ok(Self::Dns(text.to_ascii_lowercase()))
-                } else {
-                    Err(malformed())
-                }
-            }
-        }
-    }
-}
-
-impl fmt::Display for CertificateName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dns(text) | Self::Uri(text) => f.write_str(text),
-            Self::UriPrefix(prefix) => write!(f, "{prefix}*"),
-        }
-    }
 }
 
 /// The table `tls` of a listener, if it has one.

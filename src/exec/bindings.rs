@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
-use crate::config::SecretName;
+use crate::model::SecretName;
 
 /// Names the folder of the files to the program.
 pub(super) const FILES: &str = "SIDEKEY_FILES";

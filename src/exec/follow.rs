@@ -11,7 +11,7 @@ use tokio::{
 use super::{Plan, bindings::Piece, say, values::Values};
 use crate::{
     client::{Feed, News, Socket},
-    config::SecretName,
+    model::SecretName,
 };
 
 /// What never comes to rest counts after so many times the rest that was asked for.

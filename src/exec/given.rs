@@ -10,7 +10,7 @@ use super::{
     program::environment,
     values::Values,
 };
-use crate::config::SecretName;
+use crate::model::SecretName;
 
 /// How long files that could not be written are left alone, at first and at most.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);

@@ -23,7 +23,7 @@ use super::{
     bindings::{EnvBinding, EnvSource, FILES},
     values::Values,
 };
-use crate::config::SecretName;
+use crate::model::SecretName;
 
 /// Itself, in whatever version it runs.
 const OURSELVES: &str = "/proc/self/exe";

@@ -23,7 +23,7 @@ use super::{
     terminal::{Suspended, Terminal},
     values::{FetchError, Values},
 };
-use crate::config::SecretName;
+use crate::model::SecretName;
 
 /// How often a sidecar that isn't there yet is looked for.
 const PAUSE: Duration = Duration::from_millis(100);

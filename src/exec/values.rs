@@ -7,8 +7,8 @@ use zeroize::Zeroizing;
 use super::bindings::Piece;
 use crate::{
     client::{Fetched, SidecarError, Socket, fetch_secret},
-    config::SecretName,
     crypto::equal_in_constant_time,
+    model::SecretName,
 };
 
 /// How often a secret is read again that changes while its fields are read.

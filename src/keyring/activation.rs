@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::config::{Malformed, Wave};
+use crate::model::{Malformed, Wave};
 
 /// The waves that an activation speaks to: one by name, or every one, written `*`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

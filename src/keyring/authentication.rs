@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Authentication, Base64, Document, Mac, Manifest, Signature, table::Rejection};
 use crate::{
-    config::SignerKey,
     crypto::{SigningKey, VersionKeys, verify_signature},
+    model::SignerKey,
 };
 
 /// Makes a document of a manifest: a MAC by every version that is not destroyed, and the operator's signature if there is a key.

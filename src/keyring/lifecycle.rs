@@ -10,8 +10,8 @@ use super::{
     manifest::Base64, reign,
 };
 use crate::{
-    config::{KeyringName, Span},
     crypto::KeyringId,
+    model::{KeyringName, Span},
 };
 
 /// Why an invariant stands against a change, and what would help.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Activation, WaveSelector, activation::reigning};
 use crate::{
-    config::{KekUri, KeyringName, SignerKey, Span},
     crypto::KeyringId,
+    model::{KekUri, KeyringName, SignerKey, Span},
 };
 
 const FORMAT: &str = "sidekey-keyring/1";

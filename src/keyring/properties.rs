@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::{Span, Wave},
     crypto::{Dek, Header, KeyringId, Opener, Sealer, VersionKeys},
+    model::{Span, Wave},
 };
 
 const WAVES: [&str; 3] = ["canary", "standard", "critical"];
@@ -629,7 +629,7 @@ fn trusted_signers_are_demanded() {
     // RFC 8410 §10.3, the example key.
     std::fs::write(&file, "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n").expect("write");
     let signer = crate::crypto::SigningKey::from_pem_file(&file).expect("key");
-    let trusted: crate::config::SignerKey = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
+    let trusted: crate::model::SignerKey = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
         .parse()
         .expect("key");
     assert_eq!(signer.public_key(), trusted.0);

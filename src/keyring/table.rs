@@ -10,8 +10,9 @@ use super::{
     primary_at, succeeds,
 };
 use crate::{
-    config::{self, KeyringName, SignerKey, Wave},
+    config,
     crypto::{KeyringId, VersionKeys},
+    model::{KeyringName, SignerKey, Wave},
 };
 
 /// What the opening of each wanted version came to: its subkeys, or why no wrap opened.

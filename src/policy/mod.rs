@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{KeyringName, NamePattern, Operation, Rule, SecretName};
+use crate::config::Rule;
+use crate::model::{KeyringName, NamePattern, Operation, SecretName};
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

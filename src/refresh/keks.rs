@@ -17,9 +17,10 @@ use tokio::{
 use crate::{
     backend::{self, Backends, Kek, KekError, KekFault, Late},
     clock::Clock,
-    config::{self, KekScope, KekUri},
+    config,
     crypto::{Dek, KeyringId, WrapContext},
     keyring::{Base64, Version, Wrap},
+    model::{KekScope, KekUri},
     telemetry::{Registry, seconds},
 };
 

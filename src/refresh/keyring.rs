@@ -18,8 +18,9 @@ use tokio::{
 
 use super::{Failure, Shared, Snapshot, Trigger, meters::KeyringMeters};
 use crate::{
-    config::{self, Confirm, KeyringName, Location, Wave},
+    config::{self, Confirm},
     keyring::KeyTable,
+    model::{KeyringName, Location, Wave},
 };
 
 /// How many requests may wait for the task. One that finds no room is served by the refresh that is due anyway.

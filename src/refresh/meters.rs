@@ -5,8 +5,8 @@ use metrics::{Counter, Gauge};
 
 use super::{Keyring, Trigger};
 use crate::{
-    config::KeyringName,
     keyring::Role,
+    model::KeyringName,
     telemetry::{Registry, seconds},
 };
 

@@ -23,7 +23,8 @@ use crate::{
     audit::Recorder,
     backend::{Backends, StoreError},
     clock::Clock,
-    config::{self, Wave},
+    config,
+    model::Wave,
     telemetry::Registry,
 };
 

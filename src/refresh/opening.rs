@@ -6,9 +6,9 @@ use tokio::task::JoinSet;
 
 use super::Keks;
 use crate::{
-    config::KekScope,
     crypto::{KeyringId, VersionKeys},
     keyring::{Opened, Version},
+    model::KekScope,
 };
 
 impl Keks {

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use metrics::Counter;
 
 use crate::{
-    config::{KeyringName, Operation},
     keyring::KeyTable,
+    model::{KeyringName, Operation},
     telemetry::Registry,
 };
 

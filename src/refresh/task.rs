@@ -19,8 +19,9 @@ use super::{
 use crate::{
     backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
     clock::{backoff, spread},
-    config::{self, KekScope},
+    config,
     keyring::{Document, Expectations, KeyTable, Opened, Succession},
+    model::KekScope,
 };
 
 /// A writer's burst of events (create, write, rename) ends within this time and costs one refresh.

@@ -9,9 +9,10 @@ use super::{Keks, Keyring, Shared, Trigger, spawn};
 use crate::{
     backend::{Backends, local::LocalKek},
     clock::{Clock, ManualClock},
-    config::{self, Confirm, KekScope, Location},
+    config::{self, Confirm},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
     keyring::{self, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
+    model::{KekScope, Location},
     telemetry::Registry,
 };
 

@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge};
 
 use super::{Secret, Trigger};
 use crate::{
-    config::SecretName,
+    model::SecretName,
     telemetry::{Registry, seconds},
 };
 

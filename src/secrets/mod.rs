@@ -29,8 +29,9 @@ use crate::{
     audit::Recorder,
     backend::{Backends, Late, SecretError, SecretFault},
     clock::Clock,
-    config::{self, SecretName, SecretSource},
+    config,
     crypto::NamingKey,
+    model::{SecretName, SecretSource},
     telemetry::Registry,
 };
 

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Shared, Trigger, Usage, Value, meters::SecretMeters, others::Others, value::State};
 use crate::{
     backend::{SecretError, SecretFault, SecretProvider, Which},
-    config::{self, SecretName},
+    config,
+    model::SecretName,
 };
 
 /// How many versions' use is remembered.

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::{Fault, Listener, Room, fault};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
-    config::KekUri,
     crypto::{Dek, WrapContext},
+    model::KekUri,
 };
 
 /// A key of KMS. A wrap is the ARN of the key that made it, a zero byte, and KMS' ciphertext: an alias that is pointed to another key

@@ -31,7 +31,8 @@ use tokio::sync::OnceCell;
 
 use self::regions::Regions;
 use super::{Kek, KekError, KekFault, ManifestStore, SecretProvider, fault::Fault, heard};
-use crate::config::{self, KekUri, Location, SecretSource};
+use crate::config;
+use crate::model::{KekUri, Location, SecretSource};
 
 /// AWS as the settings and the environment say; credentials are looked for when they are first needed.
 pub(super) struct Room {

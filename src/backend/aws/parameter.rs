@@ -10,7 +10,7 @@ use crate::{
         Answer, Fetched, Held, KekFault, Pending, SecretError, SecretProvider, Which,
         secret::number,
     },
-    config::SecretSource,
+    model::SecretSource,
 };
 
 /// A parameter, whose versions are counted from 1.

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::{Fault, Listener, Room, endpoint, fault};
 use crate::{
     backend::{KekFault, ManifestStore, Pending, StoreError},
-    config::Location,
+    model::Location,
 };
 
 /// The longest manifest that is compared with what a change expects.

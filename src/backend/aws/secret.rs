@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Fault, Room, batch::Value, fault};
 use crate::{
     backend::{Answer, Fetched, Held, KekFault, Pending, SecretError, SecretProvider, Which},
-    config::SecretSource,
+    model::SecretSource,
 };
 
 /// A secret. Its values are read whole every time: nothing that Secrets Manager has is a cheaper question.

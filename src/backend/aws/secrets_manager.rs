@@ -7,8 +7,8 @@ use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
 use super::{Fault, Room, fault, region_of};
 use crate::{
     backend::{KekFault, ManifestStore, Pending, StoreError},
-    config::Location,
     crypto::fingerprint,
+    model::Location,
 };
 
 /// What a secret holds at most, in bytes.

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::{Fault, Room, Thing, explain, is_word};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
-    config::KekUri,
     crypto::{Dek, WrapContext, bind_dek, unbind_dek},
+    model::KekUri,
 };
 
 /// The byte of a wrap that tells how the key was encrypted.

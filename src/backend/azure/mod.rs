@@ -26,7 +26,8 @@ use super::{
     fault::Fault,
     web::{Identity, Web},
 };
-use crate::config::{self, KekUri, SecretSource};
+use crate::config;
+use crate::model::{KekUri, SecretSource};
 
 /// Azure as the settings and the environment say.
 pub(super) struct Room {

@@ -16,7 +16,7 @@ use crate::{
     backend::{
         Answer, Fetched, Held, KekFault, Pending, SecretError, SecretFault, SecretProvider, Which,
     },
-    config::SecretSource,
+    model::SecretSource,
 };
 
 const SECRET: Thing = Thing {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{folder_of, write_whole};
 use crate::{
     backend::{StoreError, lane::Lane},
-    config::{KeyringName, Location},
+    model::{KeyringName, Location},
 };
 
 /// The copy of one manifest. Its time of modification tells when the original was last confirmed.

@@ -16,7 +16,8 @@ pub use copy::LocalCopy;
 pub(super) use secret::FileSecret;
 
 use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
-use crate::config::{Location, temporary_beside};
+use crate::config::temporary_beside;
+use crate::model::Location;
 
 /// A manifest in a file.
 #[derive(Debug, Clone)]

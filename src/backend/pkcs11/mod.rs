@@ -18,8 +18,9 @@ use cryptoki::{
 use self::{token::Token, uri::KeyUri};
 use super::{Kek, KekError, KekFault, Pending, lane::Lane};
 use crate::{
-    config::{self, KekUri},
+    config,
     crypto::{Dek, WrapContext},
+    model::KekUri,
 };
 
 /// How many operations one KEK has under way at once, each in a session of its own.

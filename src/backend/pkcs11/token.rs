@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{
     backend::{KekError, KekFault},
-    config::KekUri,
     crypto::{Dek, WrapContext, bind_dek, random, unbind_dek},
+    model::KekUri,
 };
 
 /// The first byte of a wrap: how the rest was made.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     backend::{ManifestStore, Pending, StoreError},
-    config::Location,
+    model::Location,
 };
 
 /// The longest manifest that is compared with what a change expects.

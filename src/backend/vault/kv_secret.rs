@@ -20,7 +20,7 @@ use crate::{
         Answer, Fetched, Held, Pending, SecretError, SecretProvider, Which,
         secret::{number, value_text},
     },
-    config::SecretSource,
+    model::SecretSource,
 };
 
 /// What an answer may be longer than its value: metadata, and so much that a value which is too long can be told from something that

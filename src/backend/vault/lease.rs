@@ -21,8 +21,8 @@ use crate::{
         Answer, Fetched, Held, KekFault, Lease, Pending, SecretError, SecretFault, SecretProvider,
         Which, secret::value_text,
     },
-    config::SecretSource,
     crypto::fingerprint,
+    model::SecretSource,
 };
 
 /// How long credentials are waited for when nobody else does any more, and how long giving them back then may take.

@@ -28,8 +28,9 @@ use super::{
     web::{Identity, Web, WebError},
 };
 use crate::{
-    config::{self, KekUri, Location, SecretSource},
+    config,
     crypto::NamingKey,
+    model::{KekUri, Location, SecretSource},
 };
 
 /// The longest answer but for manifests.

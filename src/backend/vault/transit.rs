@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 use super::{ANSWER, Fault, Vault};
 use crate::{
     backend::{Kek, KekError, KekFault, Pending},
-    config::{KekUri, is_path_segment},
     crypto::{Dek, WrapContext},
+    model::{KekUri, is_path_segment},
 };
 
 /// A key of the Transit engine. Its wraps are Vault's own text, `vault:v1:…`.

@@ -1,0 +1,16 @@
+//! The vocabulary: names, URIs, waves, durations and operations, each parsed once and valid from
+//! then on.
+
+mod certificate;
+mod names;
+mod operation;
+mod secrets;
+mod uris;
+
+pub use certificate::CertificateName;
+pub use names::{KeyringName, Malformed, SecretName, SignerKey, Span, Wave};
+pub use operation::Operation;
+pub use secrets::{NamePattern, SecretSource};
+#[cfg(feature = "vault")]
+pub(crate) use uris::is_path_segment;
+pub use uris::{KekPattern, KekScope, KekUri, Location};
