@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::{Backends, local::LocalKek},
+    backend::{self, local::LocalKek},
     clock::Clock,
     keyring::Policy,
     model::Location,
@@ -47,7 +47,7 @@ fn main() {
             let admin = Admin::new(
                 location,
                 Signing::Unless,
-                &Backends::new(&Default::default()),
+                &backend::configured(&Default::default()),
                 Clock::system(),
             )
             .expect("admin");

@@ -22,7 +22,7 @@ use load::load;
 use servers::{Setup, is_echo};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::Backends,
+    backend,
     clock::Clock,
     model::Location,
 };
@@ -98,7 +98,7 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
                 let admin = Admin::new(
                     Location::File(manifest),
                     Signing::Unless,
-                    &Backends::new(&Default::default()),
+                    &backend::configured(&Default::default()),
                     Clock::system(),
                 )
                 .expect("admin");

@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::Backends,
+    backend,
     clock::Clock,
 };
 
@@ -617,7 +617,7 @@ async fn a_cold_start_asks_kms_once_for_every_version() {
         let admin = Admin::new(
             location,
             Signing::Unless,
-            &Backends::new(&Default::default()),
+            &backend::configured(&Default::default()),
             Clock::system(),
         )
         .unwrap();

@@ -12,7 +12,7 @@ use std::{
 use serde_json::json;
 use sidekey::{
     admin::{Admin, Signing, Takeover},
-    backend::Backends,
+    backend,
     clock::Clock,
     model::Location,
 };
@@ -73,7 +73,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
         let admin = Admin::new(
             Location::File(world.manifest(name)),
             Signing::Unless,
-            &Backends::new(&Default::default()),
+            &backend::configured(&Default::default()),
             Clock::system(),
         )
         .unwrap();

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use sidekey::{
     admin::{Admin, Signing},
-    backend::Backends,
+    backend,
     clock::Clock,
     config::{self, VaultLogin},
     crypto::{KeyringId, WrapContext},
@@ -341,7 +341,7 @@ async fn a_command_does_not_wait_for_ever_for_a_vault_that_hangs() {
     let mut settings = config::Backends::default();
     settings.vault.address = Some(format!("http://{}", hung.local_addr().unwrap()));
     settings.vault.login = VaultLogin::TokenFile(world.path("token"));
-    let backends = Backends::new(&settings);
+    let backends = backend::configured(&settings);
     let admin = Admin::new(
         MANIFEST.parse().unwrap(),
         Signing::Unless,

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::{
     api::{self, BindError, Listeners, Parts},
     audit::{self, AuditError, Recorder},
-    backend::{Backends, SecretError, StoreError},
+    backend::{self, SecretError, StoreError},
     clock::Clock,
     config::Settings,
     crypto::lock_report,
@@ -131,7 +131,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
             .with("ops", ops.to_string())
     });
     let stopping = Stopping::default();
-    let backends = Backends::new(&settings.backends);
+    let backends = backend::configured(&settings.backends);
     let keks = Arc::new(Keks::new(
         Arc::clone(&backends),
         &settings.refresh,

@@ -24,7 +24,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use sidekey::{
     admin::{Admin, Signing},
-    backend::{Backends, local::LocalKek},
+    backend::{self, local::LocalKek},
     clock::Clock,
     keyring::Policy,
     model::Location,
@@ -55,7 +55,7 @@ impl Setup {
         let admin = Admin::new(
             Location::File(manifest.clone()),
             Signing::Unless,
-            &Backends::new(&Default::default()),
+            &backend::configured(&Default::default()),
             Clock::system(),
         )
         .expect("admin");

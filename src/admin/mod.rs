@@ -181,7 +181,7 @@ impl Admin {
     pub fn new(
         location: Location,
         signing: Signing,
-        backends: &Arc<Backends>,
+        backends: &Arc<dyn Backends>,
         clock: Clock,
     ) -> Result<Self, AdminError> {
         let store = backends.store(&location)?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    backend::{Answer, Backends, Which},
+    backend::{self, Answer, Backends, Which},
     clock::Clock,
     config::{self, Settings},
     keyring::{Document, Expectations, KeyTable, Version},
@@ -37,7 +37,7 @@ pub struct Probe {
 /// Reads every keyring's manifest as a sidecar with these settings would, and opens one version through each KEK that
 /// wraps any; and reads every secret. Leases that this makes are given back.
 pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
-    let backends = Backends::new(&settings.backends);
+    let backends = backend::configured(&settings.backends);
     let keks = Keks::new(
         Arc::clone(&backends),
         &settings.refresh,
@@ -47,7 +47,7 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     let mut probes = Vec::new();
     for keyring in &settings.keyrings {
         let begun = Instant::now();
-        let read = read(&backends, keyring, &settings.refresh).await;
+        let read = read(&*backends, keyring, &settings.refresh).await;
         let (document, result) = match read {
             Ok(document) => (Some(document), Ok(())),
             Err(reason) => (None, Err(reason)),
@@ -74,7 +74,7 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     }
     for secret in &settings.secrets.named {
         let begun = Instant::now();
-        let result = fetch(&backends, secret, settings).await;
+        let result = fetch(&*backends, secret, settings).await;
         let (purpose, subject) = (
             Purpose::Secret(secret.name.clone()),
             secret.source.to_string(),
@@ -90,7 +90,7 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
 }
 
 async fn fetch(
-    backends: &Backends,
+    backends: &dyn Backends,
     secret: &config::Secret,
     settings: &Settings,
 ) -> Result<(), String> {
@@ -124,7 +124,7 @@ async fn fetch(
 }
 
 async fn read(
-    backends: &Backends,
+    backends: &dyn Backends,
     keyring: &config::Keyring,
     times: &config::Refresh,
 ) -> Result<Document, String> {

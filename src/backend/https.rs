@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::{
     Request, StatusCode, Uri,
     header::{ETAG, HeaderValue, IF_NONE_MATCH},
 };
 
 use super::{
-    ManifestStore, Pending, StoreError,
+    ManifestStore, StoreError,
     web::{Identity, Web, WebError},
 };
 use crate::config;
@@ -125,11 +126,11 @@ impl WebStore {
 }
 
 impl ManifestStore for WebStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(self.get(limit))
     }
 
-    fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> Pending<'_, Result<(), StoreError>> {
+    fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
         let reason = "a web location can only be read; change the keyring where it is made, and publish it there".into();
         let error = StoreError::Failed {
             location: self.location.clone(),

@@ -1,4 +1,5 @@
-use super::Pending;
+use futures_util::future::BoxFuture;
+
 use crate::crypto::{Dek, WrapContext};
 
 /// A key-encryption key. Whoever calls sets the time limit.
@@ -8,14 +9,14 @@ pub trait Kek: Send + Sync {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>>;
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>>;
 
     /// Decrypts a wrap of this KEK.
     fn unwrap<'a>(
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>>;
+    ) -> BoxFuture<'a, Result<Dek, KekError>>;
 }
 
 /// Why a KEK did not wrap or unwrap: what failed, on which KEK, what to do. Never says anything of a key.

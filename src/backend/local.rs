@@ -13,10 +13,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures_util::future::{FutureExt, Shared, WeakShared};
+use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use zeroize::Zeroizing;
 
-use super::{Kek, KekError, KekFault, Pending, lane::Lane};
+use super::{Kek, KekError, KekFault, lane::Lane};
 use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
 
 /// No file with a KEK is longer, in bytes.
@@ -33,7 +33,7 @@ pub struct LocalKek {
     lane: Lane,
 }
 
-type Reading = Pending<'static, Result<Arc<SecretKey>, KekError>>;
+type Reading = BoxFuture<'static, Result<Arc<SecretKey>, KekError>>;
 
 /// What an encrypted file held.
 struct Opened {
@@ -190,7 +190,7 @@ impl Kek for LocalKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             let kek = self.load().await?;
             wrap_dek(&kek, dek, context)
@@ -202,7 +202,7 @@ impl Kek for LocalKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             let kek = self.load().await?;
             let refused = || {

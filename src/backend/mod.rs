@@ -27,7 +27,7 @@ mod vault;
 #[cfg(feature = "https-client")]
 mod web;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use crate::config;
 use crate::model::{KekUri, Location, Malformed, SecretSource};
@@ -42,11 +42,34 @@ pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};
 pub(crate) use heard::{Late, within};
 pub(crate) use lane::aside;
 
-/// A future that a backend gives.
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// The outside systems that hold KEKs, manifests and secrets.
+pub trait Backends: Send + Sync {
+    /// Returns the client for a KEK. Contacts nothing.
+    ///
+    /// # Errors
+    /// Fails if this build has no such backend or the rest of the URI is malformed.
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError>;
 
-/// The outside systems as this process reaches them, each logged in to once.
-pub struct Backends {
+    /// Returns the client for a manifest's location. Contacts nothing.
+    ///
+    /// # Errors
+    /// Fails if this build has no such backend or its settings are invalid.
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError>;
+
+    /// Returns the client for a secret's source. Contacts nothing.
+    ///
+    /// # Errors
+    /// Fails if this build has no such backend or its settings are invalid.
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError>;
+}
+
+/// Returns the backends compiled into this build, with these settings. Contacts nothing.
+pub fn configured(settings: &config::Backends) -> Arc<dyn Backends> {
+    Arc::new(ConfiguredBackends::new(settings))
+}
+
+/// The backends compiled into this build. Each has one login, shared by all its clients.
+struct ConfiguredBackends {
     #[cfg(feature = "local")]
     are_local_keks_meant: bool,
     #[cfg(feature = "local")]
@@ -63,11 +86,10 @@ pub struct Backends {
     https: https::Room,
 }
 
-impl Backends {
-    /// Nothing is contacted before it is used.
+impl ConfiguredBackends {
     #[allow(unused_variables, reason = "a build may have no outside system")]
-    pub fn new(settings: &config::Backends) -> Arc<Self> {
-        Arc::new(Self {
+    fn new(settings: &config::Backends) -> Self {
+        Self {
             #[cfg(feature = "local")]
             are_local_keks_meant: settings.local_keks,
             #[cfg(feature = "local")]
@@ -86,14 +108,12 @@ impl Backends {
             vault: vault::Room::new(settings),
             #[cfg(feature = "https")]
             https: https::Room::new(settings),
-        })
+        }
     }
+}
 
-    /// The KEK that a URI names.
-    ///
-    /// # Errors
-    /// This build has no such backend, or the URI's rest is wrong. Whether the KEK answers shows in use.
-    pub fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+impl Backends for ConfiguredBackends {
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
         match uri.scheme() {
             #[cfg(feature = "aws")]
             "aws-kms" => self.aws.kek(uri),
@@ -133,11 +153,7 @@ impl Backends {
         }
     }
 
-    /// The store that a location names.
-    ///
-    /// # Errors
-    /// This build has no such backend, or its settings are wrong. Whether the store answers shows in use.
-    pub fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
         match location {
             Location::File(path) => Ok(Arc::new(FileStore::new(path))),
             #[cfg(feature = "aws")]
@@ -156,11 +172,7 @@ impl Backends {
         }
     }
 
-    /// The provider that a source names.
-    ///
-    /// # Errors
-    /// This build has no such backend, or its settings are wrong. Whether it answers shows in use.
-    pub fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
         match source {
             SecretSource::File(path) => Ok(Arc::new(file::FileSecret::new(path))),
             #[cfg(feature = "vault")]

@@ -1,9 +1,10 @@
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::{Changed, KekFault, Pending, WatchGuard};
+use super::{Changed, KekFault, WatchGuard};
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 use crate::model::SecretSource;
 
@@ -16,7 +17,7 @@ pub trait SecretProvider: Send + Sync {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>>;
+    ) -> BoxFuture<'a, Result<Answer, SecretError>>;
 
     /// Calls `changed` whenever the value may have changed since, for as long as the guard lives; in place of the `former` guard.
     /// Calls may be too many, never trusted to be complete. No guard comes from a place that tells nobody.
@@ -24,7 +25,7 @@ pub trait SecretProvider: Send + Sync {
         &self,
         former: Option<WatchGuard>,
         changed: Changed,
-    ) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
+    ) -> BoxFuture<'_, Result<Option<WatchGuard>, SecretError>> {
         drop((former, changed));
         Box::pin(async { Ok(None) })
     }
@@ -142,10 +143,10 @@ pub trait Lease: Send + Sync {
     ///
     /// # Errors
     /// [`SecretFault::NotFound`]: it ended, or was revoked.
-    fn renew(&self) -> Pending<'_, Result<Duration, SecretError>>;
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>>;
 
     /// Gives it back: the credentials end.
-    fn revoke(&self) -> Pending<'_, Result<(), SecretError>>;
+    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>>;
 }
 
 /// What kept a provider from giving a value.

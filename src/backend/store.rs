@@ -1,19 +1,20 @@
 use std::sync::Arc;
 
-use super::Pending;
+use futures_util::future::BoxFuture;
+
 use crate::model::Location;
 
 /// A place where manifests are kept.
 pub trait ManifestStore: Send + Sync {
     /// Its bytes, of which there may be `limit`.
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>>;
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>>;
 
     /// Puts `new` in the place of `expected` (`None`: of nothing), durably and whole or not at all.
     fn replace(
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> Pending<'_, Result<(), StoreError>>;
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// The same, and calls `changed` whenever the manifest may have changed since, for as long as the guard lives. Calls may be too
     /// many, never trusted to be complete: whoever watches polls as well, and watches anew with every read, in place of the `former`
@@ -23,7 +24,7 @@ pub trait ManifestStore: Send + Sync {
         limit: usize,
         former: Option<WatchGuard>,
         changed: Changed,
-    ) -> Pending<'_, Watched> {
+    ) -> BoxFuture<'_, Watched> {
         // A place that tells nobody is polled alone.
         drop((former, changed));
         Box::pin(async move { (self.read(limit).await, Ok(WatchGuard(Box::new(())))) })

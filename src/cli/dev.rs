@@ -13,7 +13,7 @@ use super::{on_one_thread, output::Failure, shown, sidecar::serve};
 use crate::{
     admin::{Admin, Signing},
     app,
-    backend::{Backends, local::LocalKek},
+    backend::{self, local::LocalKek},
     clock::Clock,
     config,
     crypto::random,
@@ -78,7 +78,7 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
         let admin = Admin::new(
             Location::File(manifest),
             Signing::Unless,
-            &Backends::new(&Default::default()),
+            &backend::configured(&Default::default()),
             Clock::system(),
         )?;
         let uri = format!("local:{}", kek.display())

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Fleet, Loss, OpsTls, Signing, Takeover, ask_sidecars},
-    backend::{self, Backends},
+    backend,
     clock::Clock,
     config,
     crypto::{KeyringId, SigningKey},
@@ -107,7 +107,7 @@ impl Reach {
         let admin = Admin::new(
             location,
             signing,
-            &Backends::new(&settings),
+            &backend::configured(&settings),
             Clock::system(),
         )?;
         if self.patterns.is_empty() {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Signing},
-    backend::Backends,
+    backend,
     clock::Clock,
     config,
     crypto::KeyringId,
@@ -229,7 +229,7 @@ impl Scan {
             locations.extend(config.keyrings.into_iter().map(|keyring| keyring.location));
             settings = config.backends;
         }
-        let backends = Backends::new(&settings);
+        let backends = backend::configured(&settings);
         for location in locations {
             let document = Admin::new(location, Signing::Unless, &backends, Clock::system())?
                 .read()

@@ -42,7 +42,7 @@ const CIRCUIT_OPEN: &str = "sidekey_kek_circuit_open";
 
 /// The KEKs of a process: their clients, made once, and how they have been answering.
 pub struct Keks {
-    backends: Arc<Backends>,
+    backends: Arc<dyn Backends>,
     entries: Mutex<BTreeMap<KekUri, Arc<Entry>>>,
     time_limit: Duration,
     hedge: Duration,
@@ -116,7 +116,7 @@ pub(super) fn describe_metrics(registry: &Registry) {
 impl Keks {
     /// KEKs behind `backends`, asked within the times of `settings`.
     pub fn new(
-        backends: Arc<Backends>,
+        backends: Arc<dyn Backends>,
         settings: &config::Refresh,
         clock: Clock,
         registry: Arc<Registry>,

@@ -93,7 +93,7 @@ pub struct Shared {
     /// The metrics.
     pub registry: Arc<Registry>,
     /// The outside systems.
-    pub backends: Arc<Backends>,
+    pub backends: Arc<dyn Backends>,
     /// The KEKs' clients.
     pub keks: Arc<Keks>,
     /// Takes note of what comes in force.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Keks, Keyring, Shared, Trigger, spawn};
 use crate::{
-    backend::{Backends, local::LocalKek},
+    backend::{self, local::LocalKek},
     clock::{Clock, ManualClock},
     config::{self, Confirm},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
@@ -30,7 +30,7 @@ impl World {
         let (clock, hands) =
             Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
         let (settings, registry) = (config::Refresh::default(), Arc::new(Registry::default()));
-        let backends = Backends::new(&Default::default());
+        let backends = backend::configured(&Default::default());
         let shared = Shared {
             settings: settings.clone(),
             wave: "standard".parse().expect("wave"),

@@ -106,7 +106,7 @@ pub(super) struct Shared {
     clock: Clock,
     registry: Arc<Registry>,
     audit: Recorder,
-    backends: Arc<Backends>,
+    backends: Arc<dyn Backends>,
     /// The control plane, where providers are asked.
     control: Handle,
     reads: Mutex<HashMap<(&'static str, bool), Arc<Semaphore>>>,
@@ -151,7 +151,7 @@ pub struct Parts<'s> {
     /// Takes note of what comes in force.
     pub audit: Recorder,
     /// The outside systems.
-    pub backends: Arc<Backends>,
+    pub backends: Arc<dyn Backends>,
 }
 
 impl Secrets {

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
-    backend::{Answer, Fetched, Held, Lease, Pending, SecretProvider},
+    backend::{self, Answer, Fetched, Held, Lease, SecretProvider},
     clock::ManualClock,
     config::Keeping,
 };
@@ -72,7 +73,7 @@ impl SecretProvider for Arc<Script> {
         which: &'a Which,
         _: Option<Held<'a>>,
         _: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         self.fetches.fetch_add(1, Ordering::Relaxed);
         let stages = self.stages().clone();
         Box::pin(async move {
@@ -139,7 +140,7 @@ impl Lease for ScriptedLease {
         self.is_renewable
     }
 
-    fn renew(&self) -> Pending<'_, Result<Duration, SecretError>> {
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
         self.renewed.fetch_add(1, Ordering::Relaxed);
         let renewal = *self.renewal.lock().expect("test");
         Box::pin(
@@ -147,7 +148,7 @@ impl Lease for ScriptedLease {
         )
     }
 
-    fn revoke(&self) -> Pending<'_, Result<(), SecretError>> {
+    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
         self.revoked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }
@@ -188,7 +189,7 @@ impl World {
             clock,
             registry: Arc::default(),
             audit: Recorder::default(),
-            backends: Backends::new(&config::Backends::default()),
+            backends: backend::configured(&config::Backends::default()),
             control: Handle::current(),
             reads: Mutex::default(),
             fingerprints: NamingKey::draw().expect("randomness"),

@@ -8,12 +8,13 @@ use aws_sdk_kms::{
     operation::{decrypt::DecryptError, encrypt::EncryptError},
     primitives::Blob,
 };
+use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use super::{Fault, Listener, Room, fault};
 use crate::{
-    backend::{Kek, KekError, KekFault, Pending},
+    backend::{Kek, KekError, KekFault},
     crypto::{Dek, WrapContext},
     model::KekUri,
 };
@@ -230,7 +231,7 @@ impl Kek for KmsKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             self.encrypt(dek, context)
                 .await
@@ -242,7 +243,7 @@ impl Kek for KmsKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             self.decrypt(wrap, context)
                 .await

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{Fault, Room, fault, timestamp};
 use crate::{
     backend::{
-        Answer, Fetched, Held, KekFault, Pending, SecretError, SecretProvider, Which,
-        secret::number,
+        Answer, Fetched, Held, KekFault, SecretError, SecretProvider, Which, secret::number,
     },
     model::SecretSource,
 };
@@ -118,7 +118,7 @@ impl SecretProvider for Parameter {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             let none = |what| SecretError::not_found(&self.source, what);
             match which {

@@ -6,11 +6,12 @@ use aws_sdk_s3::{
     Client,
     operation::{get_object::GetObjectError, put_object::PutObjectError},
 };
+use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use super::{Fault, Listener, Room, endpoint, fault};
 use crate::{
-    backend::{KekFault, ManifestStore, Pending, StoreError},
+    backend::{KekFault, ManifestStore, StoreError},
     model::Location,
 };
 
@@ -182,7 +183,7 @@ impl ObjectStore {
 }
 
 impl ManifestStore for ObjectStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
             let object = self.get(limit).await?;
             object
@@ -195,7 +196,7 @@ impl ManifestStore for ObjectStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> Pending<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.swap(expected, new))
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+
 use super::{Fault, Room, batch::Value, fault};
 use crate::{
-    backend::{Answer, Fetched, Held, KekFault, Pending, SecretError, SecretProvider, Which},
+    backend::{Answer, Fetched, Held, KekFault, SecretError, SecretProvider, Which},
     model::SecretSource,
 };
 
@@ -73,7 +75,7 @@ impl SecretProvider for Secret {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             let Value {
                 bytes,

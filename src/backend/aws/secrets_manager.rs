@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
+use futures_util::future::BoxFuture;
 
 use super::{Fault, Room, fault, region_of};
 use crate::{
-    backend::{KekFault, ManifestStore, Pending, StoreError},
+    backend::{KekFault, ManifestStore, StoreError},
     crypto::fingerprint,
     model::Location,
 };
@@ -167,7 +168,7 @@ fn successor_id(predecessor: Option<&Secret>) -> String {
 }
 
 impl ManifestStore for SecretStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
             let Secret { bytes, .. } = self
                 .get()
@@ -187,7 +188,7 @@ impl ManifestStore for SecretStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> Pending<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.swap(expected, new))
     }
 }

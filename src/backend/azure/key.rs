@@ -6,11 +6,12 @@ use azure_core::{Error, http::RequestContent};
 use azure_security_keyvault_keys::models::{
     EncryptionAlgorithm, KeyClientWrapKeyOptions, KeyOperationParameters, KeyType,
 };
+use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{Fault, Room, Thing, explain, is_word};
 use crate::{
-    backend::{Kek, KekError, KekFault, Pending},
+    backend::{Kek, KekError, KekFault},
     crypto::{Dek, WrapContext, bind_dek, unbind_dek},
     model::KekUri,
 };
@@ -141,7 +142,7 @@ impl Kek for VaultKey {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             self.encrypt(dek, context)
                 .await
@@ -153,7 +154,7 @@ impl Kek for VaultKey {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             self.decrypt(wrap, context)
                 .await

@@ -8,14 +8,13 @@ use azure_security_keyvault_secrets::{
     models::{Secret, SecretClientGetSecretOptions},
 };
 use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{Fault, Room, Thing, explain, is_word};
 use crate::{
-    backend::{
-        Answer, Fetched, Held, KekFault, Pending, SecretError, SecretFault, SecretProvider, Which,
-    },
+    backend::{Answer, Fetched, Held, KekFault, SecretError, SecretFault, SecretProvider, Which},
     model::SecretSource,
 };
 
@@ -178,7 +177,7 @@ impl SecretProvider for VaultSecret {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             let none = |what| SecretError::not_found(&self.source, what);
             match which {

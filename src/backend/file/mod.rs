@@ -15,7 +15,9 @@ use std::{
 pub use copy::LocalCopy;
 pub(super) use secret::FileSecret;
 
-use super::{Changed, ManifestStore, Pending, StoreError, WatchGuard, Watched, lane::Lane};
+use futures_util::future::BoxFuture;
+
+use super::{Changed, ManifestStore, StoreError, WatchGuard, Watched, lane::Lane};
 use crate::config::temporary_beside;
 use crate::model::Location;
 
@@ -192,7 +194,7 @@ impl FileStore {
         &self,
         former: Option<WatchGuard>,
         changed: Changed,
-    ) -> Pending<'_, Result<WatchGuard, StoreError>> {
+    ) -> BoxFuture<'_, Result<WatchGuard, StoreError>> {
         let store = self.clone();
         Box::pin(self.lane.run(move || {
             let guard = store.watch_now(&changed);
@@ -224,7 +226,7 @@ impl FileStore {
 }
 
 impl ManifestStore for FileStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         let store = self.clone();
         Box::pin(self.lane.run(move || store.read_now(limit)))
     }
@@ -233,7 +235,7 @@ impl ManifestStore for FileStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> Pending<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         let store = self.clone();
         Box::pin(
             self.lane
@@ -246,7 +248,7 @@ impl ManifestStore for FileStore {
         limit: usize,
         former: Option<WatchGuard>,
         changed: Changed,
-    ) -> Pending<'_, Watched> {
+    ) -> BoxFuture<'_, Watched> {
         let store = self.clone();
         // One job for both: at a start with many keyrings, the jobs are what takes time.
         Box::pin(self.lane.run(move || {

@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::{folder_of, watcher};
 use crate::backend::{
-    Answer, Changed, Fetched, Held, Pending, SecretError, SecretFault, SecretProvider, WatchGuard,
-    Which, lane::Lane,
+    Answer, Changed, Fetched, Held, SecretError, SecretFault, SecretProvider, WatchGuard, Which,
+    lane::Lane,
 };
 
 /// A secret on this machine. There is one value of it, and the file's time of modification is its version.
@@ -238,7 +239,7 @@ impl SecretProvider for FileSecret {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             if *which != Which::Current {
                 let message = format!(
@@ -270,7 +271,7 @@ impl SecretProvider for FileSecret {
         &self,
         former: Option<WatchGuard>,
         changed: Changed,
-    ) -> Pending<'_, Result<Option<WatchGuard>, SecretError>> {
+    ) -> BoxFuture<'_, Result<Option<WatchGuard>, SecretError>> {
         let secret = self.clone();
         Box::pin(self.lane.run(move || {
             let guard = secret.watch_now(&changed);

@@ -14,9 +14,10 @@ use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error, RvError},
 };
+use futures_util::future::BoxFuture;
 
 use self::{token::Token, uri::KeyUri};
-use super::{Kek, KekError, KekFault, Pending, lane::Lane};
+use super::{Kek, KekError, KekFault, lane::Lane};
 use crate::{
     config,
     crypto::{Dek, WrapContext},
@@ -101,7 +102,7 @@ impl Kek for TokenKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             let token = Arc::clone(&self.token);
             let Some(dek) = Dek::from_slice(dek.expose()) else {
@@ -115,7 +116,7 @@ impl Kek for TokenKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             let (token, wrap) = (Arc::clone(&self.token), wrap.to_vec());
             self.lane.run(move || token.unwrap(&wrap, context)).await

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -19,7 +20,7 @@ use super::{
     history::{History, Versions},
 };
 use crate::{
-    backend::{ManifestStore, Pending, StoreError},
+    backend::{ManifestStore, StoreError},
     model::Location,
 };
 
@@ -292,7 +293,7 @@ impl KvStore {
 }
 
 impl ManifestStore for KvStore {
-    fn read(&self, limit: usize) -> Pending<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(self.get(limit))
     }
 
@@ -300,7 +301,7 @@ impl ManifestStore for KvStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> Pending<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.swap(expected, new))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Answer, Fetched, Held, Pending, SecretError, SecretProvider, Which,
+        Answer, Fetched, Held, SecretError, SecretProvider, Which,
         secret::{number, value_text},
     },
     model::SecretSource,
@@ -423,7 +424,7 @@ impl SecretProvider for KvSecret {
         which: &'a Which,
         held: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             let none = || self.none("there is no such version, or it was deleted");
             match which {

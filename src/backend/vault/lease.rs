@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -18,8 +19,8 @@ use zeroize::Zeroizing;
 use super::{ANSWER, Answer as Response, Fault, Vault};
 use crate::{
     backend::{
-        Answer, Fetched, Held, KekFault, Lease, Pending, SecretError, SecretFault, SecretProvider,
-        Which, secret::value_text,
+        Answer, Fetched, Held, KekFault, Lease, SecretError, SecretFault, SecretProvider, Which,
+        secret::value_text,
     },
     crypto::fingerprint,
     model::SecretSource,
@@ -301,7 +302,7 @@ impl Lease for VaultLease {
         self.is_renewable
     }
 
-    fn renew(&self) -> Pending<'_, Result<Duration, SecretError>> {
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
         Box::pin(async move {
             if self.is_renewable {
                 self.extend().await
@@ -311,7 +312,7 @@ impl Lease for VaultLease {
         })
     }
 
-    fn revoke(&self) -> Pending<'_, Result<(), SecretError>> {
+    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
         Box::pin(self.end())
     }
 }
@@ -322,7 +323,7 @@ impl SecretProvider for LeasedSecret {
         which: &'a Which,
         _: Option<Held<'a>>,
         limit: usize,
-    ) -> Pending<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
         Box::pin(async move {
             match which {
                 Which::Current => self.make(limit).await.map(Answer::Value),

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{ANSWER, Fault, Vault};
 use crate::{
-    backend::{Kek, KekError, KekFault, Pending},
+    backend::{Kek, KekError, KekFault},
     crypto::{Dek, WrapContext},
     model::{KekUri, is_path_segment},
 };
@@ -221,7 +222,7 @@ impl Kek for TransitKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> Pending<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
         Box::pin(async move {
             self.encrypt(dek, context)
                 .await
@@ -233,7 +234,7 @@ impl Kek for TransitKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> Pending<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
         Box::pin(async move {
             self.decrypt(wrap, context)
                 .await
