@@ -342,7 +342,7 @@ async fn a_kek_that_the_config_does_not_name_is_not_even_asked() {
         sidecar
             .ops("/readyz")
             .1
-            .contains("not one of the KEKs that may open this keyring")
+            .contains("not one of this keyring's allowed KEKs")
     });
     assert_eq!(
         sidecar.client().await.encrypt(b"x").await.problem(),

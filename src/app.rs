@@ -24,9 +24,10 @@ use crate::{
     config::Settings,
     crypto::lock_report,
     http::{Tls, TlsError},
+    keks::{self, Keks},
     lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
     ops::{OpsParts, OpsServer},
-    refresh::{self, Keks, Keyring, Trigger},
+    refresh::{self, Keyring, Trigger},
     render::{self, Renders},
     secrets::{self, Secrets},
     telemetry::{Registry, UPKEEP_INTERVAL},
@@ -94,6 +95,7 @@ pub struct Bound {
 /// [`StartError`]. A keyring that can't be loaded yet is none: it is tried again, and readiness waits for it.
 pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartError> {
     let registry = Arc::new(Registry::default());
+    keks::describe_metrics(&registry);
     refresh::describe_metrics(&registry);
     secrets::describe_metrics(&registry);
     render::describe_metrics(&registry);

@@ -13,6 +13,7 @@ pub mod crypto;
 pub mod exec;
 pub mod http;
 pub mod in_place;
+pub mod keks;
 pub mod keyring;
 pub mod lifecycle;
 pub mod model;

@@ -23,12 +23,12 @@ use crate::{
     clock::Clock,
     config,
     crypto::{Dek, KeyringId, RandomnessUnavailable, SigningKey, VersionKeys, WrapContext},
+    keks::Keks,
     keyring::{
         self, Document, Manifest, ManifestError, NewVersion, Policy, Refusal, Rejection, State,
         WaveSelector,
     },
     model::{KekScope, KekUri, KeyringName, Location, SignerKey},
-    refresh::Keks,
 };
 
 pub use backup::{Backup, Proof};
@@ -464,7 +464,7 @@ impl Admin {
         });
         let opened = self
             .keks
-            .open(manifest.id, needed.collect::<Vec<_>>(), &self.scope)
+            .unwrap_all(manifest.id, needed.collect::<Vec<_>>(), &self.scope)
             .await;
         let mut unopened = Vec::new();
         for (version, result) in opened {

@@ -8,9 +8,9 @@ use crate::{
     backend::{self, Answer, Backends, Which},
     clock::Clock,
     config::{self, Settings},
+    keks::Keks,
     keyring::{Document, Expectations, KeyTable, Version},
     model::{KekUri, KeyringName, SecretName},
-    refresh::Keks,
 };
 
 /// What something is needed for.
@@ -61,14 +61,14 @@ pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
         });
         let Some(document) = document else { continue };
         for version in one_for_each_kek(&document) {
-            let trials = keks
+            let attempts = keks
                 .try_each(document.manifest().id, &version, &keyring.keks)
                 .await;
-            probes.extend(trials.into_iter().map(|trial| Probe {
+            probes.extend(attempts.into_iter().map(|attempt| Probe {
                 purpose: Purpose::Keyring(keyring.name.clone()),
-                subject: trial.uri.to_string(),
-                took: trial.took,
-                result: trial.result.map_err(|error| error.to_string()),
+                subject: attempt.uri.to_string(),
+                took: attempt.took,
+                result: attempt.result.map_err(|error| error.to_string()),
             }));
         }
     }

@@ -9,9 +9,9 @@ use super::{Admin, AdminError, step_back};
 use crate::{
     backend::StoreError,
     crypto::{KeyringId, WrapContext},
+    keks::UnwrapAttempt,
     keyring::{self, Document, Version, Wrap},
     model::{KekScope, KekUri},
-    refresh::Trial,
 };
 
 /// How many versions one generation re-wraps: what an interruption loses at most.
@@ -134,13 +134,13 @@ impl Admin {
             },
             ..version.clone()
         };
-        let trials = self.keks.try_each(keyring, &to_prove, &KekScope::Any).await;
-        let failed: Vec<String> = trials
+        let attempts = self.keks.try_each(keyring, &to_prove, &KekScope::Any).await;
+        let failed: Vec<String> = attempts
             .iter()
-            .filter_map(|trial| Some(trial.result.as_ref().err()?.to_string()))
+            .filter_map(|attempt| Some(attempt.result.as_ref().err()?.to_string()))
             .collect();
         let is_proven = if fresh.is_empty() {
-            failed.len() < trials.len()
+            failed.len() < attempts.len()
         } else {
             failed.is_empty()
         };
@@ -154,16 +154,16 @@ impl Admin {
     }
 
     /// Tries every wrap of every version that has a key.
-    pub async fn try_wraps(&self, document: &Document) -> Vec<(u32, Vec<Trial>)> {
+    pub async fn try_wraps(&self, document: &Document) -> Vec<(u32, Vec<UnwrapAttempt>)> {
         let manifest = document.manifest();
-        let mut trials = Vec::new();
+        let mut attempts = Vec::new();
         // One version after the other: all its KEKs at once are load enough.
         for version in manifest.live() {
-            trials.push((
+            attempts.push((
                 version.version,
                 self.keks.try_each(manifest.id, version, &self.scope).await,
             ));
         }
-        trials
+        attempts
     }
 }

@@ -130,12 +130,12 @@ impl Verify {
             .try_wraps(&document)
             .await
             .into_iter()
-            .flat_map(|(version, trials)| {
-                trials.into_iter().map(move |trial| Tried {
+            .flat_map(|(version, attempts)| {
+                attempts.into_iter().map(move |attempt| Tried {
                     version,
-                    kek: trial.uri,
-                    took_ms: trial.took.as_secs_f64() * 1000.0,
-                    error: trial.result.err().map(|error| error.to_string()),
+                    kek: attempt.uri,
+                    took_ms: attempt.took.as_secs_f64() * 1000.0,
+                    error: attempt.result.err().map(|error| error.to_string()),
                 })
             });
         let manifest = document.manifest();

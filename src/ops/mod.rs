@@ -35,7 +35,8 @@ use crate::{
     clock::Clock,
     config::{Limits, Timeouts},
     crypto::lock_report,
-    refresh::{self, Keks, Keyring},
+    keks::Keks,
+    refresh::{self, Keyring},
     render::Renders,
     secrets::{self, Secrets},
     telemetry::{Registry, seconds},
@@ -238,7 +239,7 @@ impl OpsServer {
         for secret in &secrets {
             secret.observe(&self.parts.registry, now);
         }
-        self.parts.keks.observe();
+        self.parts.keks.update_gauges();
         // A sink that hangs gives no error; asking shows it.
         let _ = self.parts.audit.standing();
         let memory = lock_report();

@@ -9,9 +9,10 @@ use crate::{
     audit::Standing,
     backend::SecretError,
     crypto::{KeyringId, lock_report},
+    keks::KekHealth,
     keyring::{Slot, State},
     model::{KekUri, KeyringName, Wave},
-    refresh::{KekHealth, Keyring, VersionMeter},
+    refresh::{Keyring, VersionMeter},
     render::{self, Render},
     secrets::{Secret, Usage},
 };
@@ -130,7 +131,7 @@ impl From<KekHealth> for KekStatus {
         Self {
             uri: health.uri,
             latency_ms: health.latency.map(|latency| latency.as_secs_f64() * 1000.0),
-            failures: health.failures,
+            failures: health.consecutive_failures,
             circuit_open: health.is_circuit_open,
             last_success: health.last_success,
             last_error: health.last_failure.map(|(at, error)| RefreshError {

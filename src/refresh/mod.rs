@@ -4,10 +4,8 @@
 //! Plain data keys pass through here between unwrap and derivation; what stays is in [`Snapshot`]'s locked memory.
 
 mod failure;
-mod keks;
 mod keyring;
 mod meters;
-mod opening;
 mod recall;
 mod snapshot;
 mod task;
@@ -24,12 +22,12 @@ use crate::{
     backend::{Backends, StoreError},
     clock::Clock,
     config,
+    keks::Keks,
     model::Wave,
     telemetry::Registry,
 };
 
 pub use failure::Failure;
-pub use keks::{KekHealth, Keks, Trial};
 pub use keyring::{Keyring, Standing};
 pub use snapshot::{Snapshot, VersionMeter};
 
@@ -124,7 +122,6 @@ pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>
 
 /// Describes the metrics of every keyring.
 pub fn describe_metrics(registry: &Registry) {
-    keks::describe_metrics(registry);
     meters::describe(registry);
     VersionMeter::describe(registry);
 }

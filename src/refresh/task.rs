@@ -12,7 +12,6 @@ use tracing::{info, warn};
 use super::{
     Failure, Keyring, Shared, Snapshot, Trigger,
     keyring::{Request, Waiter},
-    opening::Opening,
     recall::Copy,
     witness::Witness,
 };
@@ -20,6 +19,7 @@ use crate::{
     backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
     clock::{backoff, spread},
     config,
+    keks::UnwrapTasks,
     keyring::{Document, Expectations, KeyTable, Opened, Succession},
     model::KekScope,
 };
@@ -56,7 +56,7 @@ struct Candidate {
     document: Arc<Document>,
     read_at: Timestamp,
     trigger: Trigger,
-    opening: Opening,
+    opening: UnwrapTasks,
     /// What has been opened and isn't in force yet, and what didn't open.
     opened: Opened,
 }
@@ -238,14 +238,14 @@ impl Refresher {
         if self
             .candidate
             .as_ref()
-            .is_some_and(|candidate| candidate.opening.is_over())
+            .is_some_and(|candidate| candidate.opening.is_empty())
         {
             self.candidate = None;
         }
         let undecided = |waiter: &mut Waiter| {
             self.candidate
                 .as_ref()
-                .is_some_and(|candidate| candidate.opening.is_under_way(waiter.version))
+                .is_some_and(|candidate| candidate.opening.is_in_progress(waiter.version))
         };
         for waiter in self.waiters.extract_if(.., |waiter| !undecided(waiter)) {
             // Whoever gave up waiting needs no answer.
@@ -307,7 +307,7 @@ impl Refresher {
                 document: Arc::clone(&document),
                 read_at,
                 trigger,
-                opening: Opening::default(),
+                opening: UnwrapTasks::default(),
                 opened: Opened::new(),
             },
         };

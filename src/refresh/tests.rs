@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::{Keks, Keyring, Shared, Trigger, spawn};
+use super::{Keyring, Shared, Trigger, spawn};
 use crate::{
     backend::{self, local::LocalKek},
     clock::{Clock, ManualClock},
     config::{self, Confirm},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
+    keks::Keks,
     keyring::{self, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
     model::{KekScope, Location},
     telemetry::Registry,

@@ -1,0 +1,258 @@
+//! The KEKs of a process: one client per KEK with its health, a circuit breaker and metrics, and
+//! unwraps that ask the healthiest KEK first and hedge when it is slow.
+//!
+//! Plaintext data keys pass through here on their way from a KEK to their derivation.
+
+mod client;
+mod metrics;
+mod unwraps;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future, stream::FuturesUnordered};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
+
+use self::{
+    client::{KekClient, Rank},
+    metrics::OVERTAKEN,
+};
+use crate::{
+    backend::{Backends, KekError, KekFault},
+    clock::Clock,
+    config,
+    crypto::{Dek, KeyringId, WrapContext},
+    keyring::{Base64, Opened, Version, Wrap},
+    model::{KekScope, KekUri},
+    telemetry::Registry,
+};
+
+pub(crate) use self::{metrics::describe as describe_metrics, unwraps::UnwrapTasks};
+
+/// The KEKs of a process. Each client is created at first use and then shared.
+pub struct Keks {
+    backends: Arc<dyn Backends>,
+    clients: Mutex<BTreeMap<KekUri, Arc<KekClient>>>,
+    /// How long one KEK may take to respond.
+    timeout: Duration,
+    /// How long an unwrap waits for one KEK before it also asks the next one.
+    hedge: Duration,
+    clock: Clock,
+    registry: Arc<Registry>,
+}
+
+/// The health of one KEK, for `/status`.
+#[derive(Debug, Clone)]
+pub struct KekHealth {
+    pub(crate) uri: KekUri,
+    /// Moving average over the latest responses; `None` before the first one.
+    pub(crate) latency: Option<Duration>,
+    pub(crate) consecutive_failures: u32,
+    /// While the circuit is open, the KEK is asked only after all others have failed.
+    pub(crate) is_circuit_open: bool,
+    pub(crate) last_success: Option<Timestamp>,
+    pub(crate) last_failure: Option<(Timestamp, KekError)>,
+}
+
+/// The result of one KEK for one version.
+pub struct UnwrapAttempt {
+    pub(crate) uri: KekUri,
+    pub(crate) took: Duration,
+    pub(crate) result: Result<(), KekError>,
+}
+
+impl Keks {
+    /// Returns the KEKs reachable through `backends`. Contacts nothing.
+    pub fn new(
+        backends: Arc<dyn Backends>,
+        settings: &config::Refresh,
+        clock: Clock,
+        registry: Arc<Registry>,
+    ) -> Self {
+        Self {
+            backends,
+            clients: Mutex::default(),
+            timeout: settings.kek_timeout,
+            hedge: settings.hedge,
+            clock,
+            registry,
+        }
+    }
+
+    /// Returns the health of every KEK used so far.
+    pub fn health(&self) -> Vec<KekHealth> {
+        self.clients()
+            .values()
+            .map(|client| client.health())
+            .collect()
+    }
+
+    /// Updates the gauges; called before metrics are rendered.
+    pub fn update_gauges(&self) {
+        for client in self.clients().values() {
+            client.update_gauges();
+        }
+    }
+
+    /// Wraps a data key under each of `keks`.
+    ///
+    /// # Errors
+    /// Fails with the first error of any KEK.
+    pub async fn wrap(
+        &self,
+        keks: &[KekUri],
+        dek: &Dek,
+        context: WrapContext,
+    ) -> Result<Vec<Wrap>, KekError> {
+        let wraps = keks.iter().map(async |kek| {
+            let ciphertext = self.client(kek).wrap(dek, context).await?;
+            Ok(Wrap {
+                kek: kek.clone(),
+                ciphertext: Base64(ciphertext),
+                wrapped_at: self.clock.now(),
+            })
+        });
+        future::try_join_all(wraps).await
+    }
+
+    /// Tries every wrap of a version concurrently. KEKs outside `scope` are not contacted.
+    pub async fn try_each(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        scope: &KekScope,
+    ) -> Vec<UnwrapAttempt> {
+        let attempts = version.wraps.iter().map(async |wrap| {
+            let start = Instant::now();
+            let result = if scope.covers(&wrap.kek) {
+                let client = self.client(&wrap.kek);
+                client.unwrap(keyring, version, wrap).await.map(drop)
+            } else {
+                Err(out_of_scope(&wrap.kek))
+            };
+            UnwrapAttempt {
+                uri: wrap.kek.clone(),
+                took: start.elapsed(),
+                result,
+            }
+        });
+        future::join_all(attempts).await
+    }
+
+    /// Unwraps several versions concurrently; the result has an entry for each.
+    pub async fn unwrap_all<'v>(
+        self: &Arc<Self>,
+        keyring: KeyringId,
+        versions: impl IntoIterator<Item = &'v Version>,
+        scope: &Arc<KekScope>,
+    ) -> Opened {
+        let mut tasks = UnwrapTasks::default();
+        for version in versions {
+            tasks.start(self, keyring, version, scope);
+        }
+        let mut unwrapped = Opened::new();
+        while let Some((version, result)) = tasks.next().await {
+            unwrapped.insert(version, result);
+        }
+        unwrapped
+    }
+
+    /// Unwraps a version with any one of its KEKs within `scope`. Healthy and fast KEKs come first;
+    /// the next one is asked as soon as one fails or takes longer than the hedge delay.
+    ///
+    /// # Errors
+    /// Fails with the errors of all KEKs, joined by `; `.
+    pub async fn unwrap(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        scope: &KekScope,
+    ) -> Result<Dek, String> {
+        let (candidates, mut errors) = self.candidates(version, scope);
+        let mut candidates = candidates.into_iter().peekable();
+        let mut running = FuturesUnordered::new();
+        // In the order of asking; `None` once a KEK has responded.
+        let mut asked: Vec<Option<Arc<KekClient>>> = Vec::new();
+        loop {
+            if let Some((_, client, wrap)) = candidates.next() {
+                let index = asked.len();
+                asked.push(Some(Arc::clone(&client)));
+                running.push(async move { (index, client.unwrap(keyring, version, wrap).await) });
+            } else if running.is_empty() {
+                return Err(errors.join("; "));
+            }
+            // A KEK with an open circuit is asked only after failures, never to hedge.
+            let may_hedge = candidates
+                .peek()
+                .is_some_and(|(rank, ..)| !rank.is_circuit_open);
+            tokio::select! {
+                Some((index, result)) = running.next() => {
+                    asked[index] = None;
+                    match result {
+                        Ok(dek) => {
+                            for slower in asked.iter().flatten() {
+                                slower.count("unwrap", OVERTAKEN);
+                            }
+                            return Ok(dek);
+                        }
+                        Err(error) => errors.push(error.to_string()),
+                    }
+                }
+                () = sleep(self.hedge), if may_hedge => {
+                    if let Some(Some(client)) = asked.last() {
+                        client.record_slow(self.hedge);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the clients to ask, best first, and an error for each KEK outside `scope`. Those are
+    /// not contacted: the owner of a foreign KEK knows the data key that its wrap contains.
+    fn candidates<'v>(
+        &self,
+        version: &'v Version,
+        scope: &KekScope,
+    ) -> (Vec<(Rank, Arc<KekClient>, &'v Wrap)>, Vec<String>) {
+        let (mut candidates, mut errors) = (Vec::new(), Vec::new());
+        for wrap in &version.wraps {
+            if scope.covers(&wrap.kek) {
+                let client = self.client(&wrap.kek);
+                candidates.push((client.rank(), client, wrap));
+            } else {
+                errors.push(out_of_scope(&wrap.kek).to_string());
+            }
+        }
+        candidates.sort_by_key(|(rank, ..)| *rank);
+        (candidates, errors)
+    }
+
+    fn client(&self, uri: &KekUri) -> Arc<KekClient> {
+        let mut clients = self.clients();
+        if let Some(client) = clients.get(uri) {
+            return Arc::clone(client);
+        }
+        let client = Arc::new(KekClient::new(
+            uri,
+            self.backends.kek(uri),
+            self.timeout,
+            self.clock.clone(),
+            &self.registry,
+        ));
+        clients.insert(uri.clone(), Arc::clone(&client));
+        client
+    }
+
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<KekUri, Arc<KekClient>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn out_of_scope(uri: &KekUri) -> KekError {
+    let message = format!("{uri}: not one of this keyring's allowed KEKs (`keks` in the config)");
+    KekError::new(KekFault::Misconfigured, message)
+}
