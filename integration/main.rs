@@ -13,6 +13,7 @@ mod bad_input;
 mod batches;
 mod certificates;
 mod commands;
+mod docs;
 mod durability;
 mod events;
 mod exec;

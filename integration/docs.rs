@@ -1,0 +1,293 @@
+//! The documentation is true: README's commands run, its pod is valid, and no link leads nowhere.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use saphyr::{LoadableYamlNode, Yaml};
+
+use crate::harness::{binary, wait};
+
+const README: &str = include_str!("../README.md");
+
+/// The two set-up commands. Every other `sh` block of the README is run.
+const SET_UP: [&str; 2] = ["cargo run --release -- dev\n", "integration/run\n"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The fenced code blocks of a page in one language, in order.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("\n```{language}\n");
+    page.split(fence.as_str())
+        .skip(1)
+        .map(|rest| &rest[..rest.find("```\n").unwrap()])
+        .collect()
+}
+
+/// `sidekey dev` in a folder; killed when dropped.
+struct Dev {
+    child: Child,
+    ops: SocketAddr,
+}
+
+impl Dev {
+    fn start(folder: &Path) -> Self {
+        let mut child = Command::new(binary())
+            .args(["dev", "--ops", "127.0.0.1:0"])
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        let ops = loop {
+            let start = seen.len();
+            assert_ne!(log.read_line(&mut seen).unwrap(), 0, "dev ended: {seen}");
+            let address = |rest: &str| rest.split_whitespace().next()?.parse().ok();
+            if let Some(ops) = seen[start..]
+                .split_once("ops=")
+                .and_then(|(_, rest)| address(rest))
+            {
+                break ops;
+            }
+        };
+        // A full pipe would block the sidecar.
+        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
+        let dev = Self { child, ops };
+        let ready = format!("http://{ops}/readyz");
+        wait("readiness", || {
+            Command::new("curl")
+                .args(["-sfo", "/dev/null", &ready])
+                .status()
+                .unwrap()
+                .success()
+        });
+        dev
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_commands_of_the_readme_do_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir_all(path("target/release")).unwrap();
+    symlink(binary(), path("target/release/sidekey")).unwrap();
+    fs::write(path("README.md"), README).unwrap();
+    let dev = Dev::start(folder.path());
+
+    let all = blocks(README, "sh");
+    assert!(SET_UP.iter().all(|command| all.contains(command)));
+    let mut script = String::from(
+        "set -uE -o pipefail\ntrap 'echo \"exit code $?: $BASH_COMMAND\" >> failed' ERR\n",
+    );
+    script.extend(all.into_iter().filter(|block| !SET_UP.contains(block)));
+    let script = script.replace("127.0.0.1:9464", &dev.ops.to_string());
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+
+    // Only the command that is said to fail does, and with the exit code that is named.
+    let failed = fs::read_to_string(path("failed")).unwrap();
+    assert_eq!(failed.lines().count(), 1, "{failed}\n{out}\n{err}");
+    assert!(
+        failed.starts_with("exit code 3: sidekey keyring disable"),
+        "{failed}"
+    );
+    for expected in [
+        "same\n",
+        "loop done\n",
+        "\"value\":\"another\"",
+        "\"stage\":\"previous\"",
+        "sidekey_version_operations_total",
+    ] {
+        assert!(out.contains(expected), "{expected}\n{out}\n{err}");
+    }
+    assert_eq!(out.matches("\"ciphertext\":\"sk1.").count(), 2, "{out}");
+    assert!(!out.contains("FAILED"), "{out}");
+    let sealed = fs::read(path(".sidekey/README.sk")).unwrap();
+    assert_eq!(sealed.len(), README.len() + 49);
+    assert_eq!(sealed[0], 1, "a message");
+}
+
+/// The children of a mapping or sequence under a name.
+fn items<'a>(node: &'a Yaml<'_>, name: &str) -> &'a [Yaml<'a>] {
+    node[name].as_sequence().unwrap()
+}
+
+fn names(list: &[Yaml<'_>]) -> BTreeSet<String> {
+    list.iter()
+        .map(|item| item["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_pod_of_the_readme_is_valid_and_its_config_too() {
+    let [text] = blocks(README, "yaml")[..] else {
+        panic!("one YAML block")
+    };
+    let documents = Yaml::load_from_str(text).unwrap();
+    let of_kind = |kind: &str| {
+        documents
+            .iter()
+            .find(|document| document["kind"].as_str() == Some(kind))
+            .unwrap()
+    };
+    let config = of_kind("ConfigMap")["data"]["sidekey.toml"]
+        .as_str()
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidekey.toml");
+    fs::write(&file, config).unwrap();
+    let output = Command::new(binary())
+        .args(["check", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let spec = &of_kind("Pod")["spec"];
+    let [sidecar] = items(spec, "initContainers") else {
+        panic!("one init container")
+    };
+    assert_eq!(sidecar["restartPolicy"].as_str(), Some("Always"));
+    let [application] = items(spec, "containers") else {
+        panic!("one container")
+    };
+    let volumes = names(items(spec, "volumes"));
+    assert_eq!(names(items(sidecar, "volumeMounts")), volumes);
+    assert!(names(items(application, "volumeMounts")).is_subset(&volumes));
+    // The config's socket, user and group are the pod's.
+    let config: toml::Table = config.parse().unwrap();
+    let socket = config["listen"]["socket"].as_str().unwrap();
+    assert_eq!(items(application, "env")[0]["value"].as_str(), Some(socket));
+    assert_eq!(
+        config["listen"]["group"].as_integer(),
+        spec["securityContext"]["fsGroup"].as_integer()
+    );
+    assert_eq!(
+        config["policy"][0]["uids"][0].as_integer(),
+        application["securityContext"]["runAsUser"].as_integer()
+    );
+}
+
+/// Every page: those at the root, and those of the book.
+fn pages() -> Vec<PathBuf> {
+    let markdown = |folder: &str| {
+        fs::read_dir(repository().join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension() == Some(OsStr::new("md")))
+    };
+    ["", "docs", "docs/backends"]
+        .into_iter()
+        .flat_map(markdown)
+        .collect()
+}
+
+/// A page without its code, in which no link is one.
+fn prose(page: &str) -> String {
+    let outside_blocks = page.split("```").step_by(2);
+    outside_blocks
+        .flat_map(|text| text.split('`').step_by(2))
+        .collect()
+}
+
+/// The targets of a page's links within the repository.
+fn links(page: &str) -> Vec<String> {
+    let prose = prose(page);
+    let targets = prose
+        .split("](")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap());
+    targets
+        .filter(|target| !target.starts_with("https://"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The anchors of a page's headings, as GitHub and mdBook make them.
+fn anchors(page: &str) -> Vec<String> {
+    let mut in_block = false;
+    let headings = page.lines().filter(|line| {
+        in_block ^= line.starts_with("```");
+        !in_block && line.starts_with('#')
+    });
+    let anchor = |heading: &str| {
+        heading
+            .trim_start_matches('#')
+            .trim()
+            .to_lowercase()
+            .replace(' ', "-")
+            .chars()
+            .filter(|char| char.is_alphanumeric() || "-_".contains(*char))
+            .collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_leads_to_a_page_and_a_heading_that_exist() {
+    let book = repository().join("docs");
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in links(&text) {
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() {
+                page.clone()
+            } else {
+                let target = page.parent().unwrap().join(file);
+                fs::canonicalize(&target)
+                    .unwrap_or_else(|error| panic!("{}: {link}: {error}", page.display()))
+            };
+            // The book has nothing but its own folder.
+            assert!(
+                !page.starts_with(&book) || target.starts_with(&book),
+                "{}: {link} leads out of the book",
+                page.display()
+            );
+            assert!(
+                anchor.is_empty()
+                    || anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()),
+                "{}: {link}: no such heading",
+                page.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_book_has_every_page_of_docs() {
+    let book = repository().join("docs");
+    let summary = fs::read_to_string(book.join("SUMMARY.md")).unwrap();
+    let listed: BTreeSet<PathBuf> = links(&summary).iter().map(|link| book.join(link)).collect();
+    let pages: BTreeSet<PathBuf> = pages()
+        .into_iter()
+        .filter(|page| page.starts_with(&book) && !page.ends_with("SUMMARY.md"))
+        .collect();
+    assert_eq!(listed, pages);
+}
