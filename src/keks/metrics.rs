@@ -1,0 +1,63 @@
+//! The metrics of one KEK.
+
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use crate::{model::KekUri, telemetry::Registry};
+
+/// The result of a KEK whose response was no longer needed because another one was faster.
+pub(super) const OVERTAKEN: &str = "overtaken";
+
+const REQUESTS: &str = "sidekey_kek_requests_total";
+const DURATION: &str = "sidekey_kek_request_duration_seconds";
+const LAST_SUCCESS: &str = "sidekey_kek_last_success_timestamp_seconds";
+const CIRCUIT_OPEN: &str = "sidekey_kek_circuit_open";
+
+pub(super) struct KekMetrics {
+    uri: KekUri,
+    registry: Arc<Registry>,
+    pub(super) duration: Histogram,
+    pub(super) last_success: Gauge,
+    pub(super) circuit_open: Gauge,
+}
+
+impl KekMetrics {
+    pub(super) fn new(uri: &KekUri, registry: &Arc<Registry>) -> Self {
+        let labels = [("kek", uri.as_str())];
+        let metrics = Self {
+            uri: uri.clone(),
+            registry: Arc::clone(registry),
+            duration: registry.histogram(DURATION, &labels),
+            last_success: registry.gauge(LAST_SUCCESS, &labels),
+            circuit_open: registry.gauge(CIRCUIT_OPEN, &labels),
+        };
+        // Registers the series, so that it is rendered as 0 before the first unwrap.
+        drop(metrics.requests("unwrap", "ok"));
+        metrics
+    }
+
+    pub(super) fn requests(&self, operation: &'static str, result: &'static str) -> Counter {
+        let labels = [
+            ("kek", self.uri.as_str()),
+            ("operation", operation),
+            ("result", result),
+        ];
+        self.registry.counter(REQUESTS, &labels)
+    }
+}
+
+/// Describes the metrics of all KEKs.
+pub(crate) fn describe(registry: &Registry) {
+    registry.describe_counter(
+        REQUESTS,
+        "Wrap and unwrap requests to a KEK by result: ok, overtaken (another KEK was faster), or \
+         the kind of error.",
+    );
+    registry.describe_histogram(DURATION, "Time a KEK took to respond, including errors.");
+    registry.describe_gauge(LAST_SUCCESS, "Time of the last successful wrap or unwrap.");
+    registry.describe_gauge(
+        CIRCUIT_OPEN,
+        "1 while the circuit breaker is open after repeated failures: the KEK is asked last.",
+    );
+}
