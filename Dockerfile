@@ -1,17 +1,18 @@
-# aws-lc-sys needs a C compiler, which the builder image has; it needs no cmake for Linux on x86-64 and ARM64.
+# aws-lc-sys needs a C compiler, which the builder image has. On x86-64 and ARM64 Linux it needs no
+# cmake.
 FROM rust:1.95-bookworm AS builder
 WORKDIR /build
 COPY . .
-# Linked statically (docs/operations.md, A static binary), so without PKCS#11, whose modules are shared libraries.
+# A static binary (see docs/operations.md), without PKCS#11, whose modules are shared libraries.
 RUN RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin sidekey \
       --target "$(rustc -vV | sed -n 's/^host: //p')" \
       --no-default-features --features aws,azure,https,local,tls,vault \
  && install -D target/*-unknown-linux-gnu/release/sidekey /image/usr/local/bin/sidekey \
  && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt
 
-# Nothing but the binary and the public authorities: no shell, no libraries, no package manager.
+# Only the binary and the public CAs: no shell, no libraries, no package manager.
 FROM scratch
 COPY --from=builder /image /
 USER 65532:65532
-# No HEALTHCHECK: there is no shell. Ask /livez and /readyz on the ops listener.
+# No HEALTHCHECK, because there is no shell. Probe /livez and /readyz on the ops listener.
 ENTRYPOINT ["/usr/local/bin/sidekey"]

@@ -134,6 +134,61 @@ fn the_commands_of_the_readme_do_what_it_says() {
     assert_eq!(sealed[0], 1, "a message");
 }
 
+/// Whether `sidekey check` accepts a config.
+fn assert_valid(config: &str, of: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidekey.toml");
+    fs::write(&file, config).unwrap();
+    let output = Command::new(binary())
+        .args(["check", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{of}: {output:?}\n{config}");
+}
+
+#[test]
+fn the_full_config_and_those_of_the_backends_are_valid() {
+    assert_valid(
+        blocks(include_str!("../docs/config.md"), "toml")[0],
+        "config.md",
+    );
+    for page in fs::read_dir(repository().join("docs/backends")).unwrap() {
+        let page = page.unwrap().path();
+        let text = fs::read_to_string(&page).unwrap();
+        for block in blocks(&text, "toml") {
+            // The pages leave out what every config has.
+            let config = format!("{block}\n[listen]\nsocket = \"sidekey.sock\"\n");
+            assert_valid(&config, &page.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let page = include_str!("../docs/metrics.md");
+    let documented: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `sidekey_")?.split('`').next())
+        .collect();
+    let sources: String = walkdir::WalkDir::new(repository().join("src"))
+        .into_iter()
+        .map(Result::unwrap)
+        .filter(|entry| entry.path().extension() == Some(OsStr::new("rs")))
+        .map(|entry| fs::read_to_string(entry.path()).unwrap())
+        .collect();
+    let registered: BTreeSet<&str> = sources
+        .split("\"sidekey_")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|name| {
+            name.chars()
+                .all(|char| char.is_ascii_lowercase() || char == '_')
+        })
+        .collect();
+    assert_eq!(documented, registered);
+}
+
 /// The children of a mapping or sequence under a name.
 fn items<'a>(node: &'a Yaml<'_>, name: &str) -> &'a [Yaml<'a>] {
     node[name].as_sequence().unwrap()
@@ -160,15 +215,7 @@ fn the_pod_of_the_readme_is_valid_and_its_config_too() {
     let config = of_kind("ConfigMap")["data"]["sidekey.toml"]
         .as_str()
         .unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("sidekey.toml");
-    fs::write(&file, config).unwrap();
-    let output = Command::new(binary())
-        .args(["check", "--config"])
-        .arg(&file)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
+    assert_valid(config, "README.md");
 
     let spec = &of_kind("Pod")["spec"];
     let [sidecar] = items(spec, "initContainers") else {
