@@ -138,7 +138,7 @@ fn the_manifest_says_which_backup_was_shown_to_open() {
     world.keyring("rotate", "demo", &[]);
     let (file, _) = back_up(&world, "backup.age");
     let record = &world.read_manifest("demo")["last_backup"];
-    let recorded = Document::parse(&fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let recorded = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();
     let backup = recorded.manifest().last_backup.clone().unwrap();
     assert_eq!(
         (&record["generation"], &record["newest_version"]),
@@ -684,7 +684,7 @@ fn keys_are_in_no_backup_message_or_log_in_the_clear() {
     let world = World::with_demo();
     let (file, _) = back_up(&world, "backup.age");
     let kek = SecretKey::from_slice(&fs::read(world.path("kek")).unwrap()).unwrap();
-    let document = Document::parse(&fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let document = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();
     let keyring: KeyringId = document.manifest().id;
     let dek = unwrap_dek(
         &kek,

@@ -23,7 +23,7 @@ pub struct Opened {
 
 /// The first manifest: a rotation by waves, a disabled version, a destroyed one, a compromised one, a signature.
 pub fn open() -> Opened {
-    let document = Document::parse(&golden("keyring-1.json")).unwrap();
+    let document = Document::parse(golden("keyring-1.json")).unwrap();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();
     let manifest = document.manifest();
     let mut keys = BTreeMap::new();
@@ -71,7 +71,7 @@ fn the_manifest_is_authentic() {
 
 #[test]
 fn a_manifest_that_records_a_backup_is_authentic() {
-    let document = Document::parse(&golden("keyring-1-backup.json")).unwrap();
+    let document = Document::parse(golden("keyring-1-backup.json")).unwrap();
     let manifest = document.manifest();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();
     let context = WrapContext {
@@ -127,8 +127,8 @@ fn a_backup_restores() {
         .concat(),
     );
     assert!(restored.status.success(), "{restored:?}");
-    let document = Document::parse(&fs::read(path("restored.json")).unwrap()).unwrap();
-    let recorded = Document::parse(&golden("keyring-1-backup.json")).unwrap();
+    let document = Document::parse(fs::read(path("restored.json")).unwrap()).unwrap();
+    let recorded = Document::parse(golden("keyring-1-backup.json")).unwrap();
     assert_eq!(
         document.manifest().versions[0].check,
         recorded.manifest().versions[0].check

@@ -233,11 +233,11 @@ fn manifests_are_read_whole_or_not_at_all() {
             formats::golden("keyring-1.canonical.json"),
         ]),
         |bytes| {
-            if let Ok(document) = Document::parse(&bytes) {
+            if let Ok(document) = Document::parse(bytes.clone()) {
                 prop_assert_eq!(document.bytes(), &bytes[..]);
                 // What is covered by the MACs is a manifest's content and nothing else.
                 let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-                let again = Document::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
+                let again = Document::parse(serde_json::to_vec(&value).unwrap()).unwrap();
                 prop_assert_eq!(again.canonical(), document.canonical());
             }
             Ok(())

@@ -166,7 +166,7 @@ async fn a_secrets_value_appears_in_its_answers_and_nowhere_else() {
 /// The KEK and every data key, raw and in the encodings that a careless line of code would give them.
 fn secrets(world: &World) -> Vec<Vec<u8>> {
     let kek = fs::read(world.path("kek")).unwrap();
-    let document = Document::parse(&fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let document = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();
     let keyring: KeyringId = document.manifest().id;
     let unwrap = |version: u32, wrap: &[u8]| {
         unwrap_dek(

@@ -15,6 +15,7 @@ mod rewrap;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
@@ -249,13 +250,13 @@ impl Admin {
     /// [`AdminError`]
     pub async fn read(&self) -> Result<Document, AdminError> {
         let bytes = self.read_bytes().await?;
-        Document::parse(&bytes).map_err(|error| AdminError::Manifest {
+        Document::parse(bytes).map_err(|error| AdminError::Manifest {
             location: self.location.clone(),
             error,
         })
     }
 
-    async fn read_bytes(&self) -> Result<Vec<u8>, StoreError> {
+    async fn read_bytes(&self) -> Result<Bytes, StoreError> {
         timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
             .await
             .unwrap_or_else(|_| {
@@ -508,15 +509,16 @@ impl Admin {
         current: Option<&Document>,
         document: &Document,
     ) -> Result<(), StoreError> {
-        self.replace_bytes(current.map(|current| current.bytes().to_vec()), document)
+        self.replace_bytes(current.map(|current| current.bytes().clone()), document)
             .await
     }
 
     async fn replace_bytes(
         &self,
-        expected: Option<Vec<u8>>,
+        expected: Option<Bytes>,
         document: &Document,
     ) -> Result<(), StoreError> {
+        let expected = expected.map(Vec::from);
         let new = document.bytes().to_vec();
         timeout(STORE_TIMEOUT, self.store.replace(expected, new)).await.unwrap_or_else(|_| {
             let reason = format!("no answer within {STORE_TIMEOUT:?}; `keyring status` shows whether the change was made");

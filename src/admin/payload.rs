@@ -96,7 +96,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
         ));
     }
     let document =
-        Document::parse(payload.manifest.get().as_bytes()).map_err(|error| error.to_string())?;
+        Document::parse(payload.manifest.get().to_owned()).map_err(|error| error.to_string())?;
     let manifest = document.manifest();
     let mut deks = BTreeMap::new();
     for Key { version, key } in payload.keys {

@@ -1,5 +1,7 @@
 //! What stands in a location that may need repair: a manifest, nothing, or something that is no manifest any more.
 
+use bytes::Bytes;
+
 use super::{Admin, AdminError};
 use crate::{
     backend::StoreError,
@@ -9,7 +11,7 @@ use crate::{
 /// What a repair finds, and is going to exchange.
 pub(super) struct Present {
     /// Byte for byte, for the compare-and-swap; `None` if nothing is there.
-    pub(super) bytes: Option<Vec<u8>>,
+    pub(super) bytes: Option<Bytes>,
     pub(super) document: Option<Document>,
     /// Why what is there is no manifest.
     pub(super) damage: Option<String>,
@@ -30,7 +32,7 @@ impl Admin {
             }
             Err(error) => return Err(error.into()),
         };
-        match Document::parse(&bytes) {
+        match Document::parse(bytes.clone()) {
             Ok(document) => Ok(Present {
                 bytes: Some(bytes),
                 document: Some(document),

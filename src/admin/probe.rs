@@ -140,7 +140,7 @@ async fn read(
     let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes))
         .await
         .map_err(|_| late())?;
-    let document = Document::parse(&bytes.map_err(|error| error.to_string())?)
+    let document = Document::parse(bytes.map_err(|error| error.to_string())?)
         .map_err(|error| error.to_string())?;
     KeyTable::examine(None, &document, &Expectations::from(keyring))
         .map_err(|rejection| rejection.to_string())?;

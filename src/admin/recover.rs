@@ -53,7 +53,7 @@ pub(super) async fn ask_manifests(
                 Err(_) => Err(format!("no answer within {PATIENCE:?}")),
             };
         let document =
-            answer.and_then(|bytes| Document::parse(&bytes).map_err(|error| error.to_string()));
+            answer.and_then(|bytes| Document::parse(bytes).map_err(|error| error.to_string()));
         match document {
             Ok(document) => Ok(Held {
                 place: url.to_string(),

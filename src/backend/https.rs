@@ -66,11 +66,11 @@ struct WebStore {
     url: Uri,
     location: Location,
     /// What was read last, with its tag.
-    last: Mutex<Option<(HeaderValue, Vec<u8>)>>,
+    last: Mutex<Option<(HeaderValue, Bytes)>>,
 }
 
 impl WebStore {
-    async fn get(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
+    async fn get(&self, limit: usize) -> Result<Bytes, StoreError> {
         let failed = |reason: String| StoreError::Failed {
             location: self.location.clone(),
             reason,
@@ -87,7 +87,7 @@ impl WebStore {
         let request = request
             .body(Bytes::new())
             .map_err(|error| failed(error.to_string()))?;
-        let answer = self
+        let mut answer = self
             .web
             .send(request, limit)
             .await
@@ -100,7 +100,7 @@ impl WebStore {
             })?;
         match (answer.status, last) {
             (StatusCode::OK, _) => {
-                let bytes = answer.body.to_vec();
+                let bytes = Bytes::from(std::mem::take(&mut *answer.body));
                 let tag = answer.headers.get(ETAG).cloned();
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
                     tag.map(|tag| (tag, bytes.clone()));
@@ -126,7 +126,7 @@ impl WebStore {
 }
 
 impl ManifestStore for WebStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         Box::pin(self.get(limit))
     }
 

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::model::Location;
@@ -7,7 +8,7 @@ use crate::model::Location;
 /// A place where manifests are kept.
 pub trait ManifestStore: Send + Sync {
     /// Its bytes, of which there may be `limit`.
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>>;
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>>;
 
     /// Puts `new` in the place of `expected` (`None`: of nothing), durably and whole or not at all.
     fn replace(
@@ -32,7 +33,7 @@ pub trait ManifestStore: Send + Sync {
 }
 
 /// A manifest's bytes, and the watch on it.
-pub type Watched = (Result<Vec<u8>, StoreError>, Result<WatchGuard, StoreError>);
+pub type Watched = (Result<Bytes, StoreError>, Result<WatchGuard, StoreError>);
 
 /// What a watch calls.
 pub type Changed = Arc<dyn Fn() + Send + Sync>;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -231,7 +232,7 @@ fn some(problems: &[String]) -> String {
 #[derive(Debug, Clone)]
 pub struct Document {
     manifest: Manifest,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     canonical: Vec<u8>,
 }
 
@@ -249,18 +250,19 @@ impl Document {
     ///
     /// # Errors
     /// [`ManifestError`], with the line and column or every contradiction.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+    pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, ManifestError> {
+        let bytes = bytes.into();
         let syntax = |error: serde_json::Error| ManifestError::Syntax(error.to_string());
         // The typed reading refuses unknown and repeated members at every level, so the untyped one below can't differ from it.
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(syntax)?;
-        let value = serde_json::from_slice(bytes).map_err(syntax)?;
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(syntax)?;
+        let value = serde_json::from_slice(&bytes).map_err(syntax)?;
         let problems = manifest.problems();
         if !problems.is_empty() {
             return Err(ManifestError::Invalid(problems));
         }
         Ok(Self {
             manifest,
-            bytes: bytes.to_vec(),
+            bytes,
             canonical: canonical(value),
         })
     }
@@ -281,7 +283,7 @@ impl Document {
         bytes.push(b'\n');
         Self {
             manifest,
-            bytes,
+            bytes: bytes.into(),
             canonical,
         }
     }
@@ -291,8 +293,8 @@ impl Document {
         &self.manifest
     }
 
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
+    /// Its bytes, as they are stored. A clone shares them.
+    pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 

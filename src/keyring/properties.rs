@@ -143,7 +143,8 @@ impl World {
         let before = self.document.manifest().generation;
         let written = authenticate(next, &self.keys, None).expect("the operator holds every key");
         let read = Arc::new(
-            Document::parse(written.bytes()).expect("what one process writes another reads"),
+            Document::parse(written.bytes().clone())
+                .expect("what one process writes another reads"),
         );
         assert_eq!(read.canonical(), written.canonical());
         assert_eq!(
@@ -313,7 +314,7 @@ proptest! {
 
 fn rejected(world: &World, bytes: &[u8]) -> Rejection {
     let current = &world.sidecars[0];
-    let document = Arc::new(Document::parse(bytes).expect("parses"));
+    let document = Arc::new(Document::parse(bytes.to_vec()).expect("parses"));
     match KeyTable::examine(Some(current), &document, &expectations(&world.document)) {
         Err(rejection) => rejection,
         Ok(_) => match KeyTable::build(Some(current), document, &Opened::new(), wave(0), world.now)
@@ -369,7 +370,7 @@ fn a_sidecar_refuses_what_does_not_follow_from_what_it_has() {
     let whitespace = serde_json::to_vec(world.document.manifest()).expect("JSON");
     let verdict = KeyTable::examine(
         Some(&world.sidecars[0]),
-        &Document::parse(&whitespace).expect("parses"),
+        &Document::parse(whitespace).expect("parses"),
         &expectations(&world.document),
     );
     assert_eq!(
@@ -582,7 +583,7 @@ fn a_manifest_lists_every_contradiction() {
         let mut value: serde_json::Value =
             serde_json::from_slice(world.document.bytes()).expect("JSON");
         change(&mut value);
-        Document::parse(value.to_string().as_bytes())
+        Document::parse(value.to_string())
             .expect_err("refused")
             .to_string()
     };
@@ -613,12 +614,12 @@ fn a_manifest_lists_every_contradiction() {
         1,
     );
     assert!(
-        Document::parse(repeated.as_bytes())
+        Document::parse(repeated)
             .expect_err("refused")
             .to_string()
             .contains("duplicate field")
     );
-    assert!(Document::parse(&world.document.bytes()[..100]).is_err());
+    assert!(Document::parse(world.document.bytes().slice(..100)).is_err());
 }
 
 #[test]

@@ -392,7 +392,7 @@ impl OpsServer {
         Ok(answer(
             StatusCode::OK,
             JSON,
-            snapshot.table.document().bytes().to_vec(),
+            snapshot.table.document().bytes().clone(),
         ))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 use tracing::warn;
@@ -19,7 +20,7 @@ const STAMP_EVERY: SignedDuration = SignedDuration::from_secs(60);
 pub(super) struct Copy {
     file: LocalCopy,
     /// What it holds, and as confirmed when.
-    held: Option<(Vec<u8>, Timestamp)>,
+    held: Option<(Bytes, Timestamp)>,
     has_warned: bool,
 }
 
@@ -61,7 +62,7 @@ impl Refresher {
         });
         match examined {
             Ok((document, confirmed)) => {
-                copy.held = Some((document.bytes().to_vec(), confirmed));
+                copy.held = Some((document.bytes().clone(), confirmed));
                 self.expectations.min_generation = self
                     .expectations
                     .min_generation
@@ -102,14 +103,14 @@ impl Refresher {
             _ => {
                 timeout(
                     self.shared.settings.read_timeout,
-                    copy.file.save(bytes.to_vec(), confirmed),
+                    copy.file.save(bytes.clone(), confirmed),
                 )
                 .await
             }
         };
         let failure = match saved {
             Ok(Ok(())) => {
-                copy.held = Some((bytes.to_vec(), confirmed));
+                copy.held = Some((bytes.clone(), confirmed));
                 copy.has_warned = false;
                 return;
             }

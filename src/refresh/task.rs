@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
@@ -276,7 +277,7 @@ impl Refresher {
         };
         let current = self.keyring.snapshot().clone();
         let document = match current.as_deref().map(|snapshot| snapshot.table.document()) {
-            Some(document) if document.bytes() == bytes => Arc::clone(document),
+            Some(document) if *document.bytes() == bytes => Arc::clone(document),
             _ => Arc::new(parse(bytes).await?),
         };
         self.take_up(document, read_at, trigger).await
@@ -455,11 +456,11 @@ impl Refresher {
     }
 }
 
-pub(super) async fn parse(bytes: Vec<u8>) -> Result<Document, Failure> {
+pub(super) async fn parse(bytes: Bytes) -> Result<Document, Failure> {
     let parsed = if bytes.len() > LONG {
-        backend::aside(move || Document::parse(&bytes)).await
+        backend::aside(move || Document::parse(bytes)).await
     } else {
-        Document::parse(&bytes)
+        Document::parse(bytes)
     };
     Ok(parsed?)
 }

@@ -405,7 +405,7 @@ async fn meters_go_on_counting_over_a_refresh() {
     // The same manifest, with white space at its end: content that doesn't count as a change.
     std::fs::write(
         world.folder.path().join("demo.json"),
-        [document.bytes(), b"\n"].concat(),
+        [&document.bytes()[..], b"\n"].concat(),
     )
     .expect("written");
     world.hands.advance(MINUTE);

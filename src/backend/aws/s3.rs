@@ -6,6 +6,7 @@ use aws_sdk_s3::{
     Client,
     operation::{get_object::GetObjectError, put_object::PutObjectError},
 };
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
@@ -30,7 +31,7 @@ pub(super) struct ObjectStore {
 #[derive(Clone)]
 struct Object {
     tag: Option<String>,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 impl ObjectStore {
@@ -118,7 +119,7 @@ impl ObjectStore {
         }
         let object = Object {
             tag: answer.e_tag,
-            bytes,
+            bytes: bytes.into(),
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
             object.tag.is_some().then(|| object.clone());
@@ -128,7 +129,7 @@ impl ObjectStore {
     async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
         let conflict = || StoreError::Conflict(self.location.clone());
         let found = self.get(LONGEST).await?;
-        if found.as_ref().map(|object| &object.bytes) != expected.as_ref() {
+        if found.as_ref().map(|object| &*object.bytes) != expected.as_deref() {
             return Err(conflict());
         }
         let request = self
@@ -183,7 +184,7 @@ impl ObjectStore {
 }
 
 impl ManifestStore for ObjectStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         Box::pin(async move {
             let object = self.get(limit).await?;
             object

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::{Fault, Room, fault, region_of};
@@ -56,7 +57,7 @@ impl SecretStore {
                     reason,
                 })?;
                 Ok(Some(Secret {
-                    bytes: text.into_bytes(),
+                    bytes: text.into(),
                     version: answer.version_id.unwrap_or_default(),
                 }))
             }
@@ -153,7 +154,7 @@ impl SecretStore {
 
 /// What stands in a secret now, and the id of that version.
 struct Secret {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     version: String,
 }
 
@@ -168,7 +169,7 @@ fn successor_id(predecessor: Option<&Secret>) -> String {
 }
 
 impl ManifestStore for SecretStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         Box::pin(async move {
             let Secret { bytes, .. } = self
                 .get()

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{folder_of, write_whole};
@@ -41,7 +42,7 @@ impl LocalCopy {
     ///
     /// # Errors
     /// It can't be read, or is longer than `limit` bytes.
-    pub async fn load(&self, limit: usize) -> Result<Option<(Vec<u8>, Timestamp)>, StoreError> {
+    pub async fn load(&self, limit: usize) -> Result<Option<(Bytes, Timestamp)>, StoreError> {
         let copy = self.clone();
         self.lane.run(move || copy.load_now(limit)).await
     }
@@ -50,7 +51,7 @@ impl LocalCopy {
     ///
     /// # Errors
     /// It can't be written.
-    pub async fn save(&self, bytes: Vec<u8>, confirmed: Timestamp) -> Result<(), StoreError> {
+    pub async fn save(&self, bytes: Bytes, confirmed: Timestamp) -> Result<(), StoreError> {
         let copy = self.clone();
         self.lane
             .run(move || {
@@ -76,7 +77,7 @@ impl LocalCopy {
         self.lane.run(stamp).await
     }
 
-    fn load_now(&self, limit: usize) -> Result<Option<(Vec<u8>, Timestamp)>, StoreError> {
+    fn load_now(&self, limit: usize) -> Result<Option<(Bytes, Timestamp)>, StoreError> {
         let failed = |error| self.failed("can't read the copy", &error);
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -98,7 +99,7 @@ impl LocalCopy {
         }
         // A time that no timestamp holds confirms nothing.
         Ok(Some((
-            bytes,
+            bytes.into(),
             Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
         )))
     }

@@ -15,6 +15,7 @@ use std::{
 pub use copy::LocalCopy;
 pub(super) use secret::FileSecret;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::{Changed, ManifestStore, StoreError, WatchGuard, Watched, lane::Lane};
@@ -226,9 +227,12 @@ impl FileStore {
 }
 
 impl ManifestStore for FileStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         let store = self.clone();
-        Box::pin(self.lane.run(move || store.read_now(limit)))
+        Box::pin(
+            self.lane
+                .run(move || store.read_now(limit).map(Bytes::from)),
+        )
     }
 
     fn replace(
@@ -256,7 +260,7 @@ impl ManifestStore for FileStore {
             let guard = store.watch_now(&changed);
             // Only now, for the same reason.
             drop(former);
-            (store.read_now(limit), guard)
+            (store.read_now(limit).map(Bytes::from), guard)
         }))
     }
 }

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
@@ -82,7 +83,7 @@ struct Engine {
 /// A manifest, and the version of the secret that holds it.
 #[derive(Clone)]
 struct Found {
-    manifest: Vec<u8>,
+    manifest: Bytes,
     metadata: Metadata,
 }
 
@@ -105,7 +106,7 @@ impl KvStore {
         }
     }
 
-    async fn get(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
+    async fn get(&self, limit: usize) -> Result<Bytes, StoreError> {
         let last = self.last().clone();
         if let Some(last) = last
             && last.manifest.len() <= limit
@@ -200,12 +201,13 @@ impl KvStore {
                 limit,
             });
         }
+        let manifest = manifest.into();
         Ok(Found { manifest, metadata })
     }
 
     async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
         let Standing { found, version } = self.find(LONGEST).await?;
-        if found.as_ref().map(|found| &found.manifest) != expected.as_ref() {
+        if found.as_ref().map(|found| &*found.manifest) != expected.as_deref() {
             return Err(StoreError::Conflict(self.location.clone()));
         }
         if version == 0 {
@@ -293,7 +295,7 @@ impl KvStore {
 }
 
 impl ManifestStore for KvStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         Box::pin(self.get(limit))
     }
 
