@@ -415,7 +415,7 @@ fn logs_are_one_json_object_a_line_if_the_config_says_so() {
         messages,
         [
             "listening",
-            "keyring in force",
+            "keyring active",
             "ready",
             "stopping",
             "drained"

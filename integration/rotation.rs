@@ -307,9 +307,7 @@ async fn a_copy_starts_a_sidecar_while_the_location_is_down_and_is_never_gone_ba
     fs::write(world.manifest("demo"), third).unwrap();
     let sidecar = world.start_with("one", config, &["demo"]);
     wait("the warning", || {
-        sidecar
-            .log()
-            .contains("the copy of the manifest is not used")
+        sidecar.log().contains("ignoring the cached manifest")
     });
 }
 

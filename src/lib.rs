@@ -22,6 +22,7 @@ pub mod policy;
 pub mod refresh;
 pub mod render;
 pub mod scan;
+pub mod schedule;
 pub mod secrets;
 pub mod session;
 pub mod telemetry;

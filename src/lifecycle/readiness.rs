@@ -98,7 +98,7 @@ impl Readiness {
         let name = keyring.name();
         let snapshot = keyring.snapshot();
         let Some(table) = snapshot.as_ref().map(|snapshot| &snapshot.table) else {
-            let failure = keyring.standing().failure.map_or_else(
+            let failure = keyring.status().failure.map_or_else(
                 || "its manifest is being read".into(),
                 |(_, failure)| failure.message,
             );

@@ -233,7 +233,7 @@ impl OpsServer {
     fn metrics(&self) -> String {
         let now = self.parts.clock.now();
         for keyring in &self.parts.keyrings {
-            keyring.observe(&self.parts.registry, now);
+            keyring.update_gauges(&self.parts.registry, now);
         }
         let secrets = self.parts.secrets.all();
         for secret in &secrets {

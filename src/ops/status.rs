@@ -12,7 +12,7 @@ use crate::{
     keks::KekHealth,
     keyring::{Slot, State},
     model::{KekUri, KeyringName, Wave},
-    refresh::{Keyring, VersionMeter},
+    refresh::{Keyring, VersionUsage},
     render::{self, Render},
     secrets::{Secret, Usage},
 };
@@ -371,7 +371,7 @@ impl KeyMemory {
 
 impl KeyringStatus {
     pub(crate) fn of(keyring: &Keyring, now: Timestamp) -> Self {
-        let standing = keyring.standing();
+        let standing = keyring.status();
         let failure = standing.failure;
         Self {
             name: keyring.name().clone(),
@@ -401,7 +401,7 @@ impl InForce {
                 role: table.role(number, now)?.to_string(),
                 compromised: version.compromised,
                 created_at: version.created_at,
-                last_used: snapshot.meter(number).and_then(VersionMeter::last_used),
+                last_used: snapshot.usage(number).and_then(VersionUsage::last_used),
                 unopened: match table.slot(number)? {
                     Slot::Unopened(reason) => Some(reason.clone()),
                     _ => None,

@@ -1,21 +1,23 @@
-//! Why a refresh changed nothing.
+//! Why a refresh changed nothing, or left versions that are not unwrapped.
+
+use std::time::Duration;
 
 use crate::{
     backend::{Late, StoreError},
-    keyring::{ManifestError, Rejection},
+    keyring::{KeyTable, ManifestError, Rejection},
 };
 
 /// A refresh that failed: a stable code for metrics and a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Failure {
-    /// A short stable name (docs/errors.md lists them).
+pub struct RefreshFailure {
+    /// A stable code, as listed in docs/errors.md.
     pub code: &'static str,
-    /// What failed, on what, what to do.
+    /// What failed, on what, and what to do.
     pub message: String,
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for RefreshFailure {
     fn from(error: StoreError) -> Self {
         Self {
             code: error.code(),
@@ -24,7 +26,7 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<ManifestError> for Failure {
+impl From<ManifestError> for RefreshFailure {
     fn from(error: ManifestError) -> Self {
         Self {
             code: "malformed",
@@ -33,7 +35,7 @@ impl From<ManifestError> for Failure {
     }
 }
 
-impl From<Rejection> for Failure {
+impl From<Rejection> for RefreshFailure {
     fn from(rejection: Rejection) -> Self {
         Self {
             code: rejection.code(),
@@ -42,15 +44,27 @@ impl From<Rejection> for Failure {
     }
 }
 
-impl Failure {
-    /// Nothing came in time.
-    pub(super) fn timed_out(what: &str, limit: std::time::Duration, late: Late) -> Self {
-        let heard = late
+impl RefreshFailure {
+    /// `what` took longer than `limit`.
+    pub(super) fn timed_out(what: &str, limit: Duration, late: Late) -> Self {
+        let last_error = late
             .heard
-            .map_or_else(String::new, |(_, said)| format!("; until then: {said}"));
+            .map_or_else(String::new, |(_, said)| format!("; last error: {said}"));
         Self {
             code: "source_unavailable",
-            message: format!("{what} took longer than {limit:?}{heard}"),
+            message: format!("{what} timed out after {limit:?}{last_error}"),
         }
+    }
+
+    /// The versions of `table` that no KEK has unwrapped; None if there are none.
+    pub(super) fn not_unwrapped(table: &KeyTable) -> Option<Self> {
+        let reasons: Vec<String> = table
+            .unopened()
+            .map(|(version, reason)| format!("version {version}: {reason}"))
+            .collect();
+        (!reasons.is_empty()).then(|| Self {
+            code: "kek_unavailable",
+            message: reasons.join("; "),
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! The handle of a keyring: what the request path, the ops listener and the refresh task share.
+//! The handle of a keyring, shared by the request path, the ops listener and the refresh task.
 
 use std::{
     collections::BTreeMap,
@@ -16,17 +16,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Failure, Shared, Snapshot, Trigger, meters::KeyringMeters};
+use super::{RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics};
 use crate::{
     config::{self, Confirm},
     keyring::KeyTable,
     model::{KeyringName, Location, Wave},
 };
 
-/// How many requests may wait for the task. One that finds no room is served by the refresh that is due anyway.
+/// How many requests can wait for the task. While the queue is full, a refresh is due anyway.
 const QUEUE: usize = 1024;
 /// How many missing versions are remembered at once.
-const MISSES: usize = 1024;
+const MAX_MISSES: usize = 1024;
 
 /// A keyring that is kept fresh. Reading from it takes no lock.
 pub struct Keyring {
@@ -39,31 +39,31 @@ pub struct Keyring {
     /// Milliseconds since the epoch; `i64::MIN` for never.
     confirmed_at: AtomicI64,
     observed_since: Timestamp,
-    standing: Mutex<Standing>,
+    status: Mutex<RefreshStatus>,
+    /// Versions that were found missing, and until when that is trusted.
     misses: Mutex<BTreeMap<u32, Instant>>,
     miss_ttl: Duration,
-    patience: Duration,
+    refresh_timeout: Duration,
     requests: mpsc::Sender<Request>,
-    pub(super) meters: KeyringMeters,
+    pub(super) metrics: KeyringMetrics,
 }
 
-/// How the refreshes of a keyring went.
+/// The outcome of a keyring's refreshes.
 #[derive(Debug, Clone, Default)]
-pub struct Standing {
-    /// When the location was last read and found good.
+pub struct RefreshStatus {
+    /// When the location last held a valid manifest.
     pub last_success: Option<Timestamp>,
-    /// The last refresh's failure, with its time; `None` once one succeeds.
-    pub failure: Option<(Timestamp, Failure)>,
+    /// The last refresh's failure and its time; None once a refresh succeeds.
+    pub failure: Option<(Timestamp, RefreshFailure)>,
 }
 
-/// Asks the task to refresh.
+/// A request to refresh.
 pub(super) struct Request {
     pub(super) trigger: Trigger,
-    /// Who waits for it.
     pub(super) waiter: Option<Waiter>,
 }
 
-/// Waits until it is known whether a version can be had.
+/// A caller that waits until it is known whether a version is available.
 pub(super) struct Waiter {
     pub(super) version: u32,
     pub(super) done: oneshot::Sender<()>,
@@ -84,63 +84,64 @@ impl Keyring {
             generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
             observed_since: shared.clock.now(),
-            standing: Mutex::default(),
+            status: Mutex::default(),
             misses: Mutex::default(),
             miss_ttl: shared.settings.miss_ttl,
-            patience: shared.settings.read_timeout,
+            refresh_timeout: shared.settings.read_timeout,
             requests,
-            meters: KeyringMeters::new(&settings.name, &shared.registry),
+            metrics: KeyringMetrics::new(&settings.name, &shared.registry),
         };
         (Arc::new(keyring), receiver)
     }
 
-    /// The keyring's name.
-    pub fn name(&self) -> &KeyringName {
+    pub(crate) fn name(&self) -> &KeyringName {
         &self.name
     }
 
-    /// The wave that it is served for.
+    /// Returns the wave whose primary encrypts.
     pub fn wave(&self) -> &Wave {
         &self.wave
     }
 
-    /// Where its manifest is.
+    /// Returns where the manifest is read from.
     pub fn location(&self) -> &Location {
         &self.location
     }
 
-    /// Since when uses of its versions are counted.
+    /// Returns since when uses of the versions are counted.
     pub fn observed_since(&self) -> Timestamp {
         self.observed_since
     }
 
-    /// What is in force; `None` until the first refresh succeeded.
+    /// Returns the active generation; None until the first refresh succeeds.
     pub fn snapshot(&self) -> Guard<Option<Arc<Snapshot>>> {
         self.snapshot.load()
     }
 
-    /// How the refreshes go.
-    pub fn standing(&self) -> Standing {
-        self.standing
+    /// Returns the outcome of the refreshes.
+    pub fn status(&self) -> RefreshStatus {
+        self.status
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Asks for a refresh and doesn't wait for it.
+    /// Requests a refresh without waiting for it.
     pub fn request(&self, trigger: Trigger) {
-        // A full queue means that a refresh is due anyway, and it will read what is newest then.
+        // A full queue means that a refresh is due anyway, and it reads the newest manifest.
         let _ = self.requests.try_send(Request {
             trigger,
             waiter: None,
         });
     }
 
-    /// Refreshes because a ciphertext names a version that the table in force lacks, and gives what is in force
-    /// then, whether it has the version or not (I2). `None`: no refresh was made, because the version was found missing lately.
-    pub async fn learn(&self, version: u32) -> Option<Arc<Snapshot>> {
-        self.meters.unknown_versions.increment(1);
-        if self.missed_lately(version) {
+    /// Refreshes because a ciphertext names a version that the active table lacks (I2).
+    ///
+    /// Returns the snapshot that is active afterwards, whether it has the version or not. Returns
+    /// None if no refresh was made, because the version was recently found missing.
+    pub async fn refresh_for_version(&self, version: u32) -> Option<Arc<Snapshot>> {
+        self.metrics.unknown_versions.increment(1);
+        if self.is_known_missing(version) {
             return None;
         }
         let (done, finished) = oneshot::channel();
@@ -151,8 +152,8 @@ impl Keyring {
                 waiter,
             })
             .ok()?;
-        // An error is a refresh that was not made; the snapshot tells either way.
-        let _ = timeout(self.patience, finished).await;
+        // The snapshot shows the result, whether the refresh finished in time or not.
+        let _ = timeout(self.refresh_timeout, finished).await;
         let newest = self.snapshot.load_full();
         if newest
             .as_ref()
@@ -163,7 +164,7 @@ impl Keyring {
         newest
     }
 
-    fn missed_lately(&self, version: u32) -> bool {
+    fn is_known_missing(&self, version: u32) -> bool {
         let misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
         misses
             .get(&version)
@@ -173,21 +174,22 @@ impl Keyring {
     fn remember_miss(&self, version: u32) {
         let now = Instant::now();
         let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
-        if misses.len() >= MISSES {
+        if misses.len() >= MAX_MISSES {
             misses.retain(|_, until| now < *until);
         }
-        // Full of fresh ones: this one is bounded by the spacing of refreshes alone.
-        if misses.len() < MISSES {
+        // If none has expired, only the spacing of refreshes limits how often this one is looked
+        // up.
+        if misses.len() < MAX_MISSES {
             misses.insert(version, now + self.miss_ttl);
         }
     }
 
-    /// When the manifest was last confirmed to be the one in force.
+    /// Returns when the active manifest was last confirmed to be the newest.
     pub fn confirmed_at(&self) -> Option<Timestamp> {
         Timestamp::from_millisecond(self.confirmed_at.load(Ordering::Relaxed)).ok()
     }
 
-    /// Until when a table of this keyring may encrypt (I11).
+    /// Returns until when `table` may encrypt (I11).
     pub fn lease_end(&self, table: &KeyTable) -> Timestamp {
         let lease = table.manifest().policy.encrypt_lease.0;
         self.confirmed_at()
@@ -195,7 +197,7 @@ impl Keyring {
             .unwrap_or(Timestamp::MIN)
     }
 
-    /// Tells of every change of the generation in force; `None` until there is one.
+    /// Subscribes to the active generation, which is None until the first refresh succeeds.
     pub fn generations(&self) -> watch::Receiver<Option<u64>> {
         self.generations.subscribe()
     }
@@ -206,7 +208,7 @@ impl Keyring {
         self.generations.send_replace(Some(generation));
     }
 
-    /// Notes that the location was read at `read_at` and that `table` is what it says.
+    /// Notes that the location was read at `read_at` and holds the manifest of `table`.
     pub(super) fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
         let confirmed = match self.confirm {
             Confirm::Read => read_at,
@@ -216,18 +218,19 @@ impl Keyring {
             .store(confirmed.as_millisecond(), Ordering::Relaxed);
     }
 
-    /// Records whether a refresh found the manifest good and what is wrong all the same, and gives what was wrong before.
+    /// Records the outcome of a refresh: whether the manifest is valid, and the failure, which may
+    /// be versions of a valid manifest that are not unwrapped. Returns the failure before it.
     pub(super) fn record(
         &self,
         at: Timestamp,
-        read: bool,
-        failure: Option<Failure>,
-    ) -> Option<Failure> {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if read {
-            standing.last_success = Some(at);
+        is_valid: bool,
+        failure: Option<RefreshFailure>,
+    ) -> Option<RefreshFailure> {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_valid {
+            status.last_success = Some(at);
         }
-        std::mem::replace(&mut standing.failure, failure.map(|failure| (at, failure)))
+        std::mem::replace(&mut status.failure, failure.map(|failure| (at, failure)))
             .map(|(_, failure)| failure)
     }
 }

@@ -1,17 +1,22 @@
-//! Keeping keyrings fresh: triggers (start, file, signal, poll, retry, unknown version) lead to one task per keyring, which refreshes
-//! one at a time: read, validate whole, open what is new, swap. A refresh that fails changes nothing (I3).
+//! Keeps keyrings fresh.
 //!
-//! Plain data keys pass through here between unwrap and derivation; what stays is in [`Snapshot`]'s locked memory.
+//! Each keyring has one task. Triggers (start, a reported change, SIGHUP, a push, the poll interval,
+//! a retry, an unknown version) make it refresh, one refresh at a time: read the manifest, validate
+//! all of it, unwrap what is new, swap the key table. A refresh that fails changes nothing (I3).
+//!
+//! Plaintext data keys pass through here between unwrap and derivation. Only derived keys are kept,
+//! in the locked memory of a [`Snapshot`].
 
+mod audit_observer;
+mod cache;
+mod candidate;
 mod failure;
 mod keyring;
-mod meters;
-mod recall;
+mod metrics;
 mod snapshot;
 mod task;
 #[cfg(test)]
 mod tests;
-mod witness;
 
 use std::sync::Arc;
 
@@ -27,83 +32,34 @@ use crate::{
     telemetry::Registry,
 };
 
-pub use failure::Failure;
-pub use keyring::{Keyring, Standing};
-pub use snapshot::{Snapshot, VersionMeter};
+pub use crate::schedule::Trigger;
+pub use failure::RefreshFailure;
+pub use keyring::{Keyring, RefreshStatus};
+pub use snapshot::{Snapshot, VersionUsage};
 
-/// What made a refresh happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// The process started.
-    Start,
-    /// The process started, and there is a copy of the manifest.
-    Copy,
-    /// The place where the manifest is reported a change.
-    File,
-    /// SIGHUP.
-    Signal,
-    /// Somebody central says that there is a newer generation.
-    Push,
-    /// The interval was over.
-    Poll,
-    /// The refresh before had failed or left versions unopened.
-    Retry,
-    /// A ciphertext named a version that the table lacks (I2).
-    UnknownVersion,
-}
-
-impl Trigger {
-    const ALL: [Self; 8] = [
-        Self::Start,
-        Self::Copy,
-        Self::File,
-        Self::Signal,
-        Self::Push,
-        Self::Poll,
-        Self::Retry,
-        Self::UnknownVersion,
-    ];
-
-    /// Its name in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Copy => "copy",
-            Self::File => "file",
-            Self::Signal => "signal",
-            Self::Push => "push",
-            Self::Poll => "poll",
-            Self::Retry => "retry",
-            Self::UnknownVersion => "unknown_version",
-        }
-    }
-}
-
-/// What the keyrings of one process share.
+/// What all keyrings of a process share.
 #[derive(Clone)]
 pub struct Shared {
     /// Intervals and limits.
-    pub settings: config::Refresh,
-    /// The wave of keyrings that name none.
-    pub wave: Wave,
-    /// The time.
-    pub clock: Clock,
-    /// The metrics.
-    pub registry: Arc<Registry>,
-    /// The outside systems.
-    pub backends: Arc<dyn Backends>,
-    /// The KEKs' clients.
-    pub keks: Arc<Keks>,
-    /// Takes note of what comes in force.
-    pub audit: Recorder,
-    /// Ends the tasks.
-    pub shutdown: CancellationToken,
+    pub(crate) settings: config::Refresh,
+    /// The wave of keyrings that don't set one.
+    pub(crate) wave: Wave,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) backends: Arc<dyn Backends>,
+    pub(crate) keks: Arc<Keks>,
+    pub(crate) audit: Recorder,
+    /// Stops the tasks when it is cancelled.
+    pub(crate) shutdown: CancellationToken,
 }
 
-/// Starts to keep a keyring fresh, on the current runtime, and gives the handle that requests are served from.
+/// Spawns the refresh task of a keyring on the current runtime.
+///
+/// Requests are served from the returned handle. It has no snapshot until the first refresh
+/// succeeds.
 ///
 /// # Errors
-/// This build has no backend for the keyring's location, or its settings are wrong.
+/// This build has no backend for the keyring's location, or the backend's settings are invalid.
 pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>, StoreError> {
     let store = shared.backends.store(&settings.location)?;
     let (keyring, requests) = Keyring::new(settings, shared);
@@ -120,8 +76,8 @@ pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>
     Ok(keyring)
 }
 
-/// Describes the metrics of every keyring.
+/// Describes the metrics of keyrings.
 pub fn describe_metrics(registry: &Registry) {
-    meters::describe(registry);
-    VersionMeter::describe(registry);
+    metrics::describe(registry);
+    VersionUsage::describe(registry);
 }

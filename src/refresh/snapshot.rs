@@ -1,4 +1,4 @@
-//! What a request is served from: a key table and the meters of its versions.
+//! What a request is served from: a key table and the usage of its versions.
 
 use std::sync::{
     Arc,
@@ -16,49 +16,48 @@ use crate::{
 
 const OPERATIONS: &str = "sidekey_version_operations_total";
 
-/// One generation in force. A request takes one and keeps it to its end (I4).
+/// An active generation. A request takes one and uses it to its end (I4).
 pub struct Snapshot {
-    /// The keys.
-    pub table: KeyTable,
-    meters: Vec<Arc<VersionMeter>>,
+    pub(crate) table: KeyTable,
+    usages: Vec<Arc<VersionUsage>>,
 }
 
 impl Snapshot {
-    /// A snapshot of `table`. The meters of versions that `former` had go on counting.
+    /// Wraps `table`. Usage of versions that `former` has continues to be counted.
     pub(super) fn new(
         table: KeyTable,
         former: Option<&Self>,
         name: &KeyringName,
         registry: &Registry,
     ) -> Self {
-        let kept = former.map_or(&[][..], |former| &former.meters);
-        let fresh = table
+        let known = former.map_or(&[][..], |former| &former.usages);
+        let new = table
             .manifest()
             .versions
             .iter()
-            .skip(kept.len())
-            .map(|version| Arc::new(VersionMeter::new(name, version.version, registry)));
-        let meters = kept.iter().cloned().chain(fresh).collect();
-        Self { table, meters }
+            .skip(known.len())
+            .map(|version| Arc::new(VersionUsage::new(name, version.version, registry)));
+        let usages = known.iter().cloned().chain(new).collect();
+        Self { table, usages }
     }
 
-    /// The meter of a version that the table knows.
-    pub fn meter(&self, version: u32) -> Option<&VersionMeter> {
-        self.meters
+    /// Returns the usage of a version, or None if the table does not contain it.
+    pub fn usage(&self, version: u32) -> Option<&VersionUsage> {
+        self.usages
             .get(usize::try_from(version.checked_sub(1)?).ok()?)
             .map(Arc::as_ref)
     }
 }
 
-/// Counts the uses of one key version: the evidence that retires it.
-pub struct VersionMeter {
+/// Counts the uses of one key version: the evidence that it can be retired.
+pub struct VersionUsage {
     encrypted: Counter,
     decrypted: Counter,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     last_used: AtomicI64,
 }
 
-impl VersionMeter {
+impl VersionUsage {
     fn new(keyring: &KeyringName, version: u32, registry: &Registry) -> Self {
         let version = version.to_string();
         let counter = |operation: Operation| {
@@ -79,29 +78,29 @@ impl VersionMeter {
     pub(super) fn describe(registry: &Registry) {
         registry.describe_counter(
             OPERATIONS,
-            "Messages encrypted and decrypted under a key version; a rewrap is one of each.",
+            "Messages encrypted and decrypted under a key version; a rewrap counts as both.",
         );
     }
 
-    /// Notes that `count` messages were encrypted under the version.
-    pub fn encrypted(&self, count: u64, now: Timestamp) {
+    /// Counts `count` messages encrypted under the version.
+    pub fn record_encrypted(&self, count: u64, now: Timestamp) {
         self.encrypted.increment(count);
-        self.used(now);
+        self.touch(now);
     }
 
-    /// Notes that `count` messages were decrypted under the version.
-    pub fn decrypted(&self, count: u64, now: Timestamp) {
+    /// Counts `count` messages decrypted under the version.
+    pub fn record_decrypted(&self, count: u64, now: Timestamp) {
         self.decrypted.increment(count);
-        self.used(now);
+        self.touch(now);
     }
 
-    /// Notes that something that was counted already still goes on.
-    pub fn used(&self, now: Timestamp) {
+    /// Notes that the version is still in use, for an operation that is already counted.
+    pub fn touch(&self, now: Timestamp) {
         self.last_used
             .fetch_max(now.as_millisecond(), Ordering::Relaxed);
     }
 
-    /// The last use that this sidecar saw.
+    /// Returns when this sidecar last used the version.
     pub fn last_used(&self) -> Option<Timestamp> {
         Timestamp::from_millisecond(self.last_used.load(Ordering::Relaxed)).ok()
     }

@@ -1,4 +1,4 @@
-//! The one task that refreshes a keyring.
+//! The task that refreshes a keyring.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,96 +6,69 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
 use super::{
-    Failure, Keyring, Shared, Snapshot, Trigger,
+    Keyring, RefreshFailure, Shared, Snapshot, Trigger,
+    audit_observer::AuditObserver,
+    cache::CachedManifest,
+    candidate::Candidate,
     keyring::{Request, Waiter},
-    recall::Copy,
-    witness::Witness,
 };
 use crate::{
-    backend::{self, Changed, ManifestStore, StoreError, WatchGuard},
-    clock::{backoff, spread},
+    backend::{self, Changed, ManifestStore},
     config,
-    keks::UnwrapTasks,
-    keyring::{Document, Expectations, KeyTable, Opened, Succession},
+    keyring::{Document, Expectations, KeyTable, ManifestError, Succession},
     model::KekScope,
+    schedule::{Schedule, WatchKeeper, settle},
 };
 
-/// A writer's burst of events (create, write, rename) ends within this time and costs one refresh.
-const SETTLE: Duration = Duration::from_millis(5);
-/// How long a manifest waits for its slower KEKs before what has opened is put in force without the rest.
-const GRACE: Duration = Duration::from_millis(500);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-/// Manifests longer than this, in bytes, are parsed apart from the task.
-const LONG: usize = 64 << 10;
+/// Manifests larger than this, in bytes, are parsed on a blocking thread.
+const LARGE: usize = 64 << 10;
 
 pub(super) struct Refresher {
-    pub(super) keyring: Arc<Keyring>,
+    keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
-    pub(super) expectations: Expectations,
+    expectations: Expectations,
     scope: Arc<KekScope>,
-    pub(super) shared: Shared,
-    pub(super) copy: Option<Copy>,
+    shared: Shared,
+    cache: Option<CachedManifest>,
     requests: mpsc::Receiver<Request>,
-    watch: Option<WatchGuard>,
+    watch: WatchKeeper,
     candidate: Option<Candidate>,
     waiters: Vec<Waiter>,
-    failures: u32,
-    scheduled: (Trigger, Instant),
+    schedule: Schedule,
+    /// When the next refresh for an unknown version may start.
     unknown_allowed: Instant,
     warned_of_lease: bool,
-    warned_of_watch: bool,
-    witness: Witness,
+    observer: AuditObserver,
 }
 
-/// A manifest that passed examination and whose versions are being opened.
-struct Candidate {
-    document: Arc<Document>,
-    read_at: Timestamp,
-    trigger: Trigger,
-    opening: UnwrapTasks,
-    /// What has been opened and isn't in force yet, and what didn't open.
-    opened: Opened,
-}
-
-enum Event {
-    /// A refresh is due.
+/// Why the task woke up.
+enum WakeUp {
+    /// A refresh is due, for these requests.
     Due(Vec<Request>),
-    /// A KEK has answered after the grace.
-    Opened,
+    /// A KEK answered after the grace.
+    Unwrapped,
 }
 
-pub(super) enum Outcome {
+enum RefreshOutcome {
     Unchanged,
     Changed,
-    /// In force, but some versions could not be opened.
+    /// Published, but some versions could not be unwrapped.
     Partial,
 }
 
-impl Outcome {
+impl RefreshOutcome {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Unchanged => "unchanged",
             Self::Changed => "changed",
             Self::Partial => "partial",
         }
-    }
-}
-
-impl Candidate {
-    /// Takes in the result of every version that is being opened, or of those that open within the grace.
-    async fn gather(&mut self) {
-        let all = async {
-            while let Some((version, result)) = self.opening.next().await {
-                self.opened.insert(version, result);
-            }
-        };
-        // Whoever is late is installed later.
-        let _ = timeout(GRACE, all).await;
     }
 }
 
@@ -107,66 +80,58 @@ impl Refresher {
         shared: Shared,
         requests: mpsc::Receiver<Request>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             keyring,
             store,
             expectations: Expectations::from(settings),
             scope: Arc::new(settings.keks.clone()),
-            copy: Copy::new(settings, &shared.settings),
-            witness: Witness::new(shared.audit.clone()),
+            cache: CachedManifest::new(settings, &shared.settings),
+            observer: AuditObserver::new(shared.audit.clone()),
+            schedule: Schedule::start(FIRST_BACKOFF, shared.settings.max_backoff),
             shared,
             requests,
-            watch: None,
+            watch: WatchKeeper::default(),
             candidate: None,
             waiters: Vec::new(),
-            failures: 0,
-            scheduled: (Trigger::Start, now),
-            unknown_allowed: now,
+            unknown_allowed: Instant::now(),
             warned_of_lease: false,
-            warned_of_watch: false,
         }
     }
 
     pub(super) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let forever = async {
-            self.recall().await;
-            self.scheduled = (Trigger::Start, Instant::now());
+            self.start_from_cache().await;
+            self.schedule.restart();
             loop {
                 match self.next().await {
-                    Event::Due(batch) => self.serve(batch).await,
-                    Event::Opened => self.serve_late().await,
+                    WakeUp::Due(batch) => self.handle(batch).await,
+                    WakeUp::Unwrapped => self.publish_late().await,
                 }
-                self.keep_copy().await;
+                self.update_cache().await;
             }
         };
         shutdown.run_until_cancelled(forever).await;
     }
 
-    /// Waits until a refresh is due, and gives everybody who wants it; or until a KEK answers late.
-    async fn next(&mut self) -> Event {
-        let (trigger, at) = self.scheduled;
+    /// Waits until a refresh is due and returns all requests for it, or until a KEK answers late.
+    async fn next(&mut self) -> WakeUp {
         let candidate = &mut self.candidate;
         let late = async {
-            if let Some(candidate) = candidate
-                && let Some((version, result)) = candidate.opening.next().await
-            {
-                candidate.opened.insert(version, result);
-            } else {
-                std::future::pending().await
+            match candidate {
+                Some(candidate) => candidate.gather_one().await,
+                None => std::future::pending().await,
             }
         };
         let first = tokio::select! {
             Some(request) = self.requests.recv() => request,
-            () = sleep_until(at) => Request { trigger, waiter: None },
-            () = late => return Event::Opened,
+            trigger = self.schedule.elapsed() => Request { trigger, waiter: None },
+            () = late => return WakeUp::Unwrapped,
         };
-        if first.trigger == Trigger::File {
-            sleep(SETTLE).await;
-        }
+        settle(first.trigger).await;
         let mut batch = vec![first];
-        // Garbage may name unknown versions without end; the store is asked at a bounded rate, and whoever comes meanwhile joins.
+        // Forged ciphertexts can name any number of unknown versions. The store is read at a
+        // bounded rate, and requests that arrive in the meantime join the batch.
         while batch
             .iter()
             .all(|request| request.trigger == Trigger::UnknownVersion)
@@ -179,10 +144,10 @@ impl Refresher {
         while let Ok(request) = self.requests.try_recv() {
             batch.push(request);
         }
-        Event::Due(batch)
+        WakeUp::Due(batch)
     }
 
-    async fn serve(&mut self, batch: Vec<Request>) {
+    async fn handle(&mut self, batch: Vec<Request>) {
         let trigger = batch
             .first()
             .map_or(Trigger::Poll, |request| request.trigger);
@@ -192,69 +157,53 @@ impl Refresher {
         }
         self.waiters
             .extend(batch.into_iter().filter_map(|request| request.waiter));
-        self.conclude(trigger, result);
+        self.finish(trigger, result);
     }
 
-    /// Puts in force what KEKs gave after the grace.
-    async fn serve_late(&mut self) {
+    /// Publishes versions that were unwrapped after the grace.
+    async fn publish_late(&mut self) {
         let Some(candidate) = &mut self.candidate else {
             return;
         };
         candidate.gather().await;
         let trigger = candidate.trigger;
-        let result = self.install();
-        self.conclude(trigger, result);
+        let result = self.publish();
+        self.finish(trigger, result);
     }
 
-    /// Counts, reports and schedules what follows from a refresh, and answers those whose version is decided.
-    pub(super) fn conclude(&mut self, trigger: Trigger, result: Result<Outcome, Failure>) {
+    /// Counts, reports and schedules after a refresh, and answers the waiters whose version is
+    /// decided.
+    fn finish(&mut self, trigger: Trigger, result: Result<RefreshOutcome, RefreshFailure>) {
         let label = match &result {
             Ok(outcome) => outcome.as_str(),
             Err(failure) => failure.code,
         };
         self.keyring
-            .meters
+            .metrics
             .refreshed(&self.shared.registry, trigger, label);
         self.report(trigger, &result);
-        self.witness.observe(&self.keyring, self.shared.clock.now());
+        self.observer
+            .observe(&self.keyring, self.shared.clock.now());
         self.warn_of_lease();
-        let now = Instant::now();
-        self.scheduled = match result {
-            Ok(Outcome::Changed | Outcome::Unchanged) => {
-                self.failures = 0;
-                (Trigger::Poll, now + spread(self.shared.settings.poll))
+        match result {
+            Ok(RefreshOutcome::Changed | RefreshOutcome::Unchanged) => {
+                self.schedule.succeeded(self.shared.settings.poll);
             }
-            Ok(Outcome::Partial) | Err(_) => {
-                self.failures = self.failures.saturating_add(1);
-                (
-                    Trigger::Retry,
-                    now + spread(backoff(
-                        FIRST_BACKOFF,
-                        self.failures,
-                        self.shared.settings.max_backoff,
-                    )),
-                )
-            }
-        };
-        if self
-            .candidate
-            .as_ref()
-            .is_some_and(|candidate| candidate.opening.is_empty())
-        {
-            self.candidate = None;
+            Ok(RefreshOutcome::Partial) | Err(_) => self.schedule.failed(),
         }
-        let undecided = |waiter: &mut Waiter| {
-            self.candidate
-                .as_ref()
-                .is_some_and(|candidate| candidate.opening.is_in_progress(waiter.version))
+        self.candidate
+            .take_if(|candidate| candidate.unwraps.is_empty());
+        let candidate = self.candidate.as_ref();
+        let is_decided = |waiter: &mut Waiter| {
+            !candidate.is_some_and(|candidate| candidate.unwraps.is_in_progress(waiter.version))
         };
-        for waiter in self.waiters.extract_if(.., |waiter| !undecided(waiter)) {
-            // Whoever gave up waiting needs no answer.
+        for waiter in self.waiters.extract_if(.., is_decided) {
+            // A caller that gave up needs no answer.
             let _ = waiter.done.send(());
         }
     }
 
-    async fn refresh(&mut self, trigger: Trigger) -> Result<Outcome, Failure> {
+    async fn refresh(&mut self, trigger: Trigger) -> Result<RefreshOutcome, RefreshFailure> {
         let read_at = self.shared.clock.now();
         let limit = self.shared.settings.read_timeout;
         let read = self.store.read_watched(
@@ -264,15 +213,17 @@ impl Refresher {
         );
         let bytes = match backend::within(limit, read).await {
             Ok((read, watch)) => {
-                self.keep_watch(watch);
+                if let Some(error) = self.watch.renew(watch.map(Some)) {
+                    warn!(
+                        keyring = %self.keyring.name(), %error, poll = ?self.shared.settings.poll,
+                        "can't watch the location; changes are found by polling only"
+                    );
+                }
                 read?
             }
             Err(late) => {
-                return Err(Failure::timed_out(
-                    &format!("{}: reading the manifest", self.keyring.location()),
-                    limit,
-                    late,
-                ));
+                let what = format!("{}: reading the manifest", self.keyring.location());
+                return Err(RefreshFailure::timed_out(&what, limit, late));
             }
         };
         let current = self.keyring.snapshot().clone();
@@ -280,46 +231,37 @@ impl Refresher {
             Some(document) if *document.bytes() == bytes => Arc::clone(document),
             _ => Arc::new(parse(bytes).await?),
         };
-        self.take_up(document, read_at, trigger).await
+        self.apply(document, read_at, trigger).await
     }
 
-    /// Examines a manifest that was read, opens what is new in it, and puts it in force.
-    pub(super) async fn take_up(
+    /// Examines a manifest, unwraps the versions that are new in it, and publishes it.
+    async fn apply(
         &mut self,
         document: Arc<Document>,
         read_at: Timestamp,
         trigger: Trigger,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<RefreshOutcome, RefreshFailure> {
         let current = self.keyring.snapshot().clone();
-        let in_force = current.as_deref().map(|snapshot| &snapshot.table);
-        let succession = KeyTable::examine(in_force, &document, &self.expectations)?;
-        if let (Succession::Unchanged, Some(table)) = (succession, in_force)
+        let active = current.as_deref().map(|snapshot| &snapshot.table);
+        let succession = KeyTable::examine(active, &document, &self.expectations)?;
+        if let (Succession::Unchanged, Some(table)) = (succession, active)
             && table.unopened().next().is_none()
         {
             self.candidate = None;
             self.confirm(table, read_at);
-            return Ok(Outcome::Unchanged);
+            return Ok(RefreshOutcome::Unchanged);
         }
 
-        // KEKs that are still busy with the same manifest need not be asked again.
-        let candidate = match self.candidate.take() {
-            Some(candidate) if candidate.document.canonical() == document.canonical() => candidate,
-            _ => Candidate {
-                document: Arc::clone(&document),
-                read_at,
-                trigger,
-                opening: UnwrapTasks::default(),
-                opened: Opened::new(),
-            },
-        };
-        let candidate = self.candidate.insert(Candidate {
+        let candidate = Candidate::resume(
+            self.candidate.take(),
+            Arc::clone(&document),
             read_at,
             trigger,
-            ..candidate
-        });
-        for version in KeyTable::wanted(in_force, &document) {
+        );
+        let candidate = self.candidate.insert(candidate);
+        for version in KeyTable::wanted(active, &document) {
             if !matches!(candidate.opened.get(&version.version), Some(Ok(_))) {
-                candidate.opening.start(
+                candidate.unwraps.start(
                     &self.shared.keks,
                     document.manifest().id,
                     version,
@@ -328,31 +270,29 @@ impl Refresher {
             }
         }
         candidate.gather().await;
-        self.install()
+        self.publish()
     }
 
-    /// Puts the candidate in force with the versions that have opened so far.
-    fn install(&mut self) -> Result<Outcome, Failure> {
+    /// Publishes the candidate with the versions that are unwrapped so far.
+    fn publish(&mut self) -> Result<RefreshOutcome, RefreshFailure> {
         let Some(candidate) = &mut self.candidate else {
-            return Ok(Outcome::Unchanged);
+            return Ok(RefreshOutcome::Unchanged);
         };
         let current = self.keyring.snapshot().clone();
-        let in_force = current.as_deref().map(|snapshot| &snapshot.table);
-        let (document, wave) = (Arc::clone(&candidate.document), self.keyring.wave().clone());
         let table = KeyTable::build(
-            in_force,
-            document,
+            current.as_deref().map(|snapshot| &snapshot.table),
+            Arc::clone(&candidate.document),
             &candidate.opened,
-            wave,
+            self.keyring.wave().clone(),
             self.shared.clock.now(),
         )?;
-        // The table has them now, and alone decides how long they stay in memory.
+        // The table owns the keys from here on and decides how long they stay in memory.
         candidate.opened.retain(|_, result| result.is_err());
         let read_at = candidate.read_at;
         let outcome = if table.unopened().next().is_some() {
-            Outcome::Partial
+            RefreshOutcome::Partial
         } else {
-            Outcome::Changed
+            RefreshOutcome::Changed
         };
         self.confirm(&table, read_at);
         self.keyring.publish(Snapshot::new(
@@ -364,15 +304,69 @@ impl Refresher {
         Ok(outcome)
     }
 
-    /// Renews the lease, unless an older version stands in for a primary that no KEK opens: that must not go on for ever (I11).
+    /// Renews the lease, unless an older version stands in for a primary that no KEK unwraps: that
+    /// must end at some point (I11).
     fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
         if table.has_open_primary(self.shared.clock.now()) {
             self.keyring.confirm(table, read_at);
         }
     }
 
+    /// Publishes the cached manifest before the location is read for the first time. Even if that
+    /// fails, an older generation is not accepted from the location.
+    async fn start_from_cache(&mut self) {
+        let Some(cache) = &self.cache else { return };
+        let loaded = match cache.load().await {
+            Ok(None) => return,
+            Ok(Some((bytes, confirmed))) => match parse(bytes).await {
+                Ok(document) => KeyTable::examine(None, &document, &self.expectations)
+                    .map(|_| (document, confirmed))
+                    .map_err(|rejection| rejection.to_string()),
+                Err(error) => Err(error.to_string()),
+            },
+            Err(reason) => Err(reason),
+        };
+        match loaded {
+            Ok((document, confirmed)) => {
+                // A clock that was ahead must not extend the lease.
+                let confirmed = confirmed.min(self.shared.clock.now());
+                if let Some(cache) = &mut self.cache {
+                    cache.loaded(document.bytes().clone(), confirmed);
+                }
+                let generation = document.manifest().generation;
+                let least = &mut self.expectations.min_generation;
+                *least = generation.max(*least);
+                let trigger = Trigger::CachedManifest;
+                let result = self.apply(Arc::new(document), confirmed, trigger).await;
+                self.finish(trigger, result);
+            }
+            Err(reason) => warn!(
+                keyring = %self.keyring.name(), file = %cache.path(),
+                "ignoring the cached manifest: {reason}"
+            ),
+        }
+    }
+
+    /// Writes the active manifest, and when it was last confirmed, to the cache.
+    async fn update_cache(&mut self) {
+        let Some(cache) = &mut self.cache else { return };
+        let Some(snapshot) = self.keyring.snapshot().clone() else {
+            return;
+        };
+        let confirmed = self.keyring.confirmed_at().unwrap_or(Timestamp::UNIX_EPOCH);
+        if let Some(reason) = cache
+            .store(snapshot.table.document().bytes(), confirmed)
+            .await
+        {
+            warn!(
+                keyring = %self.keyring.name(),
+                "can't cache the manifest; a restart fails while the location is down: {reason}"
+            );
+        }
+    }
+
     fn changed(&self) -> Changed {
-        // Weak, or the watch would keep the keyring alive that owns it.
+        // Weak, because the watch is owned by the keyring's task and must not keep it alive.
         let keyring = Arc::downgrade(&self.keyring);
         Arc::new(move || {
             if let Some(keyring) = keyring.upgrade() {
@@ -381,61 +375,45 @@ impl Refresher {
         })
     }
 
-    fn keep_watch(&mut self, watch: Result<WatchGuard, StoreError>) {
-        match watch {
-            Ok(guard) => {
-                self.watch = Some(guard);
-                self.warned_of_watch = false;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.warned_of_watch, true) {
-                    warn!(keyring = %self.keyring.name(), %error, poll = ?self.shared.settings.poll, "changes are found by polling alone");
-                }
-            }
-        }
-    }
-
-    /// Logs a failure once, however often it repeats, and its end.
-    fn report(&self, trigger: Trigger, result: &Result<Outcome, Failure>) {
+    /// Logs a failure when it first occurs, and the recovery from it.
+    fn report(&self, trigger: Trigger, result: &Result<RefreshOutcome, RefreshFailure>) {
         let name = self.keyring.name();
         let now = self.shared.clock.now();
         let snapshot = self.keyring.snapshot().clone();
-        let unopened = snapshot.as_deref().and_then(|snapshot| {
-            let reasons: Vec<String> = snapshot
-                .table
-                .unopened()
-                .map(|(version, reason)| format!("version {version}: {reason}"))
-                .collect();
-            (!reasons.is_empty()).then(|| Failure {
-                code: "kek_unavailable",
-                message: reasons.join("; "),
-            })
-        });
+        let table = snapshot.as_deref().map(|snapshot| &snapshot.table);
         let failure = match result {
-            Ok(_) => unopened,
+            Ok(_) => table.and_then(RefreshFailure::not_unwrapped),
             Err(failure) => Some(failure.clone()),
         };
         let before = self.keyring.record(now, result.is_ok(), failure.clone());
         let is_news = before != failure;
         if let Some(failure) = &failure {
             if is_news {
-                self.witness.refused(&self.keyring, failure);
-                let serving = snapshot
-                    .as_deref()
-                    .map(|snapshot| snapshot.table.generation());
-                warn!(keyring = %name, trigger = trigger.as_str(), code = failure.code, generation_served = serving, "refresh: {failure}");
+                self.observer.refused(&self.keyring, failure);
+                warn!(
+                    keyring = %name, trigger = trigger.as_str(), code = failure.code,
+                    generation_served = table.map(KeyTable::generation),
+                    "refresh failed: {failure}"
+                );
             }
         } else if before.is_some() {
-            info!(keyring = %name, trigger = trigger.as_str(), "refreshing works again");
+            info!(keyring = %name, trigger = trigger.as_str(), "refresh works again");
         }
-        let changed = matches!(result, Ok(Outcome::Changed))
-            || (matches!(result, Ok(Outcome::Partial)) && is_news);
-        if let Some(snapshot) = snapshot.filter(|_| changed) {
-            let table = &snapshot.table;
-            info!(keyring = %name, trigger = trigger.as_str(), generation = table.generation(), primary = table.primary(now), "keyring in force");
+        let is_changed = match result {
+            Ok(RefreshOutcome::Changed) => true,
+            Ok(RefreshOutcome::Partial) => is_news,
+            Ok(RefreshOutcome::Unchanged) | Err(_) => false,
+        };
+        if let Some(table) = table.filter(|_| is_changed) {
+            info!(
+                keyring = %name, trigger = trigger.as_str(),
+                generation = table.generation(), primary = table.primary(now),
+                "keyring active"
+            );
         }
     }
 
+    /// Warns once when half of the encrypt lease has passed without a confirmation.
     fn warn_of_lease(&mut self) {
         let snapshot = self.keyring.snapshot();
         let Some(table) = snapshot.as_deref().map(|snapshot| &snapshot.table) else {
@@ -443,24 +421,25 @@ impl Refresher {
         };
         let now = self.shared.clock.now();
         let end = self.keyring.lease_end(table);
-        let late = now
+        let is_half_over = now
             .checked_add(table.manifest().policy.encrypt_lease.0 / 2)
             .is_ok_and(|half_ahead| half_ahead > end);
-        if late && !self.warned_of_lease {
+        if is_half_over && !self.warned_of_lease {
             warn!(
                 keyring = %self.keyring.name(), %end,
-                "more than half of the encrypt lease is over without a confirmed manifest; encrypting ends with it. Check {}", self.keyring.location()
+                "half of the encrypt lease has passed without a confirmed manifest; encryption \
+                 stops when the lease ends. Check {}",
+                self.keyring.location()
             );
         }
-        self.warned_of_lease = late;
+        self.warned_of_lease = is_half_over;
     }
 }
 
-pub(super) async fn parse(bytes: Bytes) -> Result<Document, Failure> {
-    let parsed = if bytes.len() > LONG {
+async fn parse(bytes: Bytes) -> Result<Document, ManifestError> {
+    if bytes.len() > LARGE {
         backend::aside(move || Document::parse(bytes)).await
     } else {
         Document::parse(bytes)
-    };
-    Ok(parsed?)
+    }
 }

@@ -1,4 +1,4 @@
-//! The refresh engine with a clock that tests set: leases and scheduled takeovers, without waiting for either.
+//! The refresh engine with a manual clock: leases and scheduled takeovers, without waiting.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
 struct World {
     folder: tempfile::TempDir,
     clock: Clock,
-    hands: ManualClock,
+    manual: ManualClock,
     shared: Shared,
 }
 
@@ -28,7 +28,7 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         LocalKek::create(&folder.path().join("kek")).expect("KEK");
-        let (clock, hands) =
+        let (clock, manual) =
             Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
         let (settings, registry) = (config::Refresh::default(), Arc::new(Registry::default()));
         let backends = backend::configured(&Default::default());
@@ -50,7 +50,7 @@ impl World {
         Self {
             folder,
             clock,
-            hands,
+            manual,
             shared,
         }
     }
@@ -59,7 +59,7 @@ impl World {
         Location::File(self.folder.path().join("demo.json"))
     }
 
-    /// Writes a manifest that `change` makes of a fresh one with two versions.
+    /// Writes a new manifest with two versions, after `change` was applied to it.
     async fn write(&self, change: impl FnOnce(Manifest, Timestamp) -> Manifest) -> Document {
         let now = self.clock.now();
         let id = KeyringId::generate().expect("random");
@@ -126,9 +126,9 @@ impl World {
     }
 }
 
-/// What a restart of the process is, with the clock at another time: the same folder, and nothing of memory.
+/// The world after a restart of the process at another time: only the folder remains.
 fn restarted(world: World, at: Timestamp) -> World {
-    let (clock, hands) = Clock::manual(at);
+    let (clock, manual) = Clock::manual(at);
     let shared = Shared {
         clock: clock.clone(),
         shutdown: CancellationToken::new(),
@@ -136,7 +136,7 @@ fn restarted(world: World, at: Timestamp) -> World {
     };
     World {
         clock,
-        hands,
+        manual,
         shared,
         ..world
     }
@@ -157,11 +157,11 @@ fn primary(keyring: &Keyring, now: Timestamp) -> Option<u32> {
 }
 
 async fn refreshed(world: &World, keyring: &Keyring, trigger: Trigger) {
-    // So that the refresh's time tells it from the one before.
-    world.hands.advance(Duration::from_millis(1));
-    let before = keyring.standing().last_success;
+    // So that its time distinguishes this refresh from the one before.
+    world.manual.advance(Duration::from_millis(1));
+    let before = keyring.status().last_success;
     keyring.request(trigger);
-    while keyring.standing().last_success == before {
+    while keyring.status().last_success == before {
         tokio::task::yield_now().await;
     }
 }
@@ -175,27 +175,27 @@ async fn the_lease_runs_from_the_last_successful_read() {
     let world = World::new();
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(LEASE - MINUTE);
+    world.manual.advance(LEASE - MINUTE);
     assert!(!lease_is_over(&keyring, world.clock.now()));
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert!(
         lease_is_over(&keyring, world.clock.now()),
-        "nothing confirmed the manifest for a whole lease"
+        "nothing has confirmed the manifest for a whole lease"
     );
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(
         !lease_is_over(&keyring, world.clock.now()),
-        "a read confirms it"
+        "a read confirms the manifest"
     );
 }
 
 #[tokio::test]
-async fn a_lease_goes_on_from_the_copy_after_a_restart_and_no_clock_lengthens_it() {
+async fn after_a_restart_the_lease_continues_from_the_cache_and_no_clock_extends_it() {
     let mut world = World::new();
     world.shared.settings.cache_dir = Some(world.folder.path().join("cache"));
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(20 * DAY);
+    world.manual.advance(20 * DAY);
     refreshed(&world, &keyring, Trigger::Signal).await;
     let confirmed = world.clock.now();
     let copy = world.folder.path().join("cache/demo.json");
@@ -211,34 +211,35 @@ async fn a_lease_goes_on_from_the_copy_after_a_restart_and_no_clock_lengthens_it
     drop(keyring);
     std::fs::remove_file(world.folder.path().join("demo.json")).expect("the location is gone");
 
-    // Ten days later, the lease is twenty days long still.
+    // Ten days later, twenty days of the lease are left.
     let world = restarted(world, confirmed + 10 * DAY);
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(20 * DAY - MINUTE);
+    world.manual.advance(20 * DAY - MINUTE);
     assert!(!lease_is_over(&keyring, world.clock.now()));
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert!(lease_is_over(&keyring, world.clock.now()));
     world.shared.shutdown.cancel();
 
-    // With a clock that was set back, the copy was confirmed in the future; a lease counts from now at the latest.
+    // To a clock that was set back, the copy was confirmed in the future. The lease starts now at
+    // the latest.
     let world = restarted(world, confirmed - 10 * DAY);
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(LEASE - MINUTE);
+    world.manual.advance(LEASE - MINUTE);
     assert!(!lease_is_over(&keyring, world.clock.now()));
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert!(lease_is_over(&keyring, world.clock.now()));
 }
 
 #[tokio::test]
-async fn a_copy_is_confirmed_by_its_stamp_and_not_by_reading_it() {
+async fn with_confirm_stamp_a_read_does_not_renew_the_lease() {
     let world = World::new();
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Stamp).await;
-    world.hands.advance(LEASE);
+    world.manual.advance(LEASE);
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(
         lease_is_over(&keyring, world.clock.now()),
-        "reading an old copy confirms nothing"
+        "reading an old manifest confirms nothing"
     );
 }
 
@@ -252,14 +253,14 @@ async fn a_scheduled_version_takes_over_at_its_instant_without_a_refresh() {
         })
         .await;
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(MINUTE - Duration::from_millis(1));
+    world.manual.advance(MINUTE - Duration::from_millis(1));
     assert_eq!(primary(&keyring, world.clock.now()), Some(1));
-    world.hands.advance(Duration::from_millis(1));
+    world.manual.advance(Duration::from_millis(1));
     assert_eq!(primary(&keyring, world.clock.now()), Some(2));
 }
 
 #[tokio::test]
-async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lease_ends() {
+async fn while_no_kek_unwraps_the_primary_the_previous_version_encrypts_until_the_lease_ends() {
     let world = World::new();
     let other = world.folder.path().join("other");
     world
@@ -280,16 +281,16 @@ async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lea
             .encrypting(world.clock.now())
             .map(|(version, _)| version)
     };
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert_eq!(
         (primary(&keyring, world.clock.now()), encrypting()),
         (Some(2), Some(1))
     );
-    world.hands.advance(LEASE - MINUTE);
+    world.manual.advance(LEASE - MINUTE);
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert!(
         lease_is_over(&keyring, world.clock.now()),
-        "reading confirms no version that should not encrypt any more"
+        "a read does not confirm a version that should no longer encrypt"
     );
     std::fs::copy(world.folder.path().join("kek"), &other).expect("copied");
     refreshed(&world, &keyring, Trigger::Signal).await;
@@ -298,7 +299,7 @@ async fn while_no_kek_opens_a_due_version_the_one_before_stands_in_until_the_lea
 }
 
 #[tokio::test]
-async fn a_keyring_that_nobody_may_encrypt_with_yet_decrypts() {
+async fn a_keyring_whose_first_activation_is_not_due_yet_decrypts() {
     let world = World::new();
     world
         .write(|mut manifest, now| {
@@ -306,20 +307,20 @@ async fn a_keyring_that_nobody_may_encrypt_with_yet_decrypts() {
             manifest
         })
         .await;
-    // As on a sidecar whose clock is behind.
+    // This happens on a sidecar whose clock is slow.
     let keyring = world.serve(Confirm::Read).await;
     let snapshot = keyring.snapshot().clone().expect("loaded");
     assert_eq!(snapshot.table.primary(world.clock.now()), None);
     assert!(matches!(snapshot.table.slot(1), Some(Slot::Open(_))));
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert!(snapshot.table.has_open_primary(world.clock.now()));
 }
 
 #[tokio::test]
-async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests() {
+async fn a_kek_that_hangs_delays_no_other_version() {
     let world = World::new();
     let pipe = world.folder.path().join("pipe");
-    // Opening a pipe for reading hangs until somebody writes.
+    // Opening a pipe for reading blocks until it is opened for writing.
     rustix::fs::mknodat(
         rustix::fs::CWD,
         &pipe,
@@ -345,20 +346,20 @@ async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests()
     };
     assert!(
         slot_is_open(1) && !slot_is_open(2),
-        "what opens is served while the rest is awaited"
+        "unwrapped versions are served while the other one is pending"
     );
     assert!(
         keyring
-            .standing()
+            .status()
             .failure
-            .expect("told")
+            .expect("reported")
             .1
             .message
             .contains("have not answered yet")
     );
-    // Changes are still seen, however long the other KEK takes.
+    // Changes are found however long the KEK takes.
     refreshed(&world, &keyring, Trigger::Signal).await;
-    // Ends what hangs, so that the test can end.
+    // Releases the KEK, so that the test can end.
     let open = move || std::fs::OpenOptions::new().write(true).open(pipe);
     tokio::task::spawn_blocking(open)
         .await
@@ -367,30 +368,30 @@ async fn a_kek_that_hangs_delays_neither_the_other_versions_nor_their_requests()
 }
 
 #[tokio::test]
-async fn a_version_that_nobody_has_is_looked_for_once_and_then_remembered_as_missing() {
+async fn an_unknown_version_is_looked_up_once_and_then_remembered_as_missing() {
     let world = World::new();
     world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     assert!(
         keyring
-            .learn(9)
+            .refresh_for_version(9)
             .await
             .is_some_and(|newest| newest.table.slot(9).is_none())
     );
-    let looked = keyring.standing().last_success;
+    let looked = keyring.status().last_success;
     assert_eq!(looked, Some(world.clock.now()), "the location was read");
-    world.hands.advance(MINUTE);
-    assert!(keyring.learn(9).await.is_none());
+    world.manual.advance(MINUTE);
+    assert!(keyring.refresh_for_version(9).await.is_none());
     assert_eq!(
-        keyring.standing().last_success,
+        keyring.status().last_success,
         looked,
-        "the miss was remembered, the location left alone"
+        "the miss is remembered and the location is not read"
     );
 }
 
 #[tokio::test]
-async fn meters_go_on_counting_over_a_refresh() {
+async fn usage_is_counted_across_a_refresh() {
     let world = World::new();
     let document = world.write(|manifest, _| manifest).await;
     let keyring = world.serve(Confirm::Read).await;
@@ -399,26 +400,26 @@ async fn meters_go_on_counting_over_a_refresh() {
         .snapshot()
         .as_ref()
         .expect("loaded")
-        .meter(1)
+        .usage(1)
         .expect("version 1")
-        .encrypted(1, used);
-    // The same manifest, with white space at its end: content that doesn't count as a change.
+        .record_encrypted(1, used);
+    // The same manifest followed by white space, which does not count as a change.
     std::fs::write(
         world.folder.path().join("demo.json"),
         [&document.bytes()[..], b"\n"].concat(),
     )
     .expect("written");
-    world.hands.advance(MINUTE);
+    world.manual.advance(MINUTE);
     refreshed(&world, &keyring, Trigger::Signal).await;
     assert_eq!(
         keyring
             .snapshot()
             .as_ref()
             .expect("loaded")
-            .meter(1)
+            .usage(1)
             .expect("version 1")
             .last_used(),
         Some(used)
     );
-    assert_eq!(keyring.standing().failure, None);
+    assert_eq!(keyring.status().failure, None);
 }

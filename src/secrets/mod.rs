@@ -35,7 +35,7 @@ use crate::{
     telemetry::Registry,
 };
 
-pub use crate::backend::Which;
+pub use crate::{backend::Which, schedule::Trigger};
 pub use meters::{REQUESTS, render_versions};
 pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
 pub use value::{Labels, NoField, Usage, Value};
@@ -49,43 +49,6 @@ const READS: usize = 64;
 const NEW_READS: usize = 8;
 /// How long the end waits for leases to be given back.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// What made a read happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// The process started, or somebody asked for a name for the first time.
-    Start,
-    /// The place where the secret is reported a change.
-    File,
-    /// SIGHUP.
-    Signal,
-    /// Somebody central says that there is something new.
-    Push,
-    /// The interval was over.
-    Poll,
-    /// The value, its lease or its time nears its end.
-    Lease,
-    /// The read before had failed.
-    Retry,
-    /// A caller asked for what isn't held, or for the newest.
-    Demand,
-}
-
-impl Trigger {
-    /// Its name in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::File => "file",
-            Self::Signal => "signal",
-            Self::Push => "push",
-            Self::Poll => "poll",
-            Self::Lease => "lease",
-            Self::Retry => "retry",
-            Self::Demand => "demand",
-        }
-    }
-}
 
 /// A secret has another current value than before, or the one before it isn't handed out any more.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -268,7 +268,7 @@ async fn fetch(
     let label = result
         .as_ref()
         .map_or_else(|error: &SecretError| error.fault.as_str(), |_| "ok");
-    secret.fetched(Trigger::Demand, label);
+    secret.fetched(Trigger::OnDemand, label);
     if let Err(error) = &result {
         // At a bounded rate, as the reads are. That there is no such value is the caller's affair.
         match error.fault {

@@ -314,7 +314,7 @@ impl Secret {
         };
         if wanted > begun {
             // A full queue means that an attempt is due anyway.
-            let _ = self.requests.try_send(Trigger::Demand);
+            let _ = self.requests.try_send(Trigger::OnDemand);
         }
         let patience = self.shared.read_timeout + self.shared.settings.force_interval;
         timeout(

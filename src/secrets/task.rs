@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
@@ -15,14 +15,10 @@ use super::{
     value::{Current, Failed, Previous, State},
 };
 use crate::{
-    backend::{
-        self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, WatchGuard, Which,
-    },
-    clock::{backoff, spread},
+    backend::{self, Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, Which},
+    schedule::{FAR_FUTURE, Schedule, WatchKeeper, settle},
 };
 
-/// A writer's burst of events (create, write, rename) ends within this time and costs one read.
-const SETTLE: Duration = Duration::from_millis(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// How long before its end a value's successor is looked for, at most.
 const LEAD: Duration = Duration::from_secs(60);
@@ -30,18 +26,14 @@ const LEAD: Duration = Duration::from_secs(60);
 const LAG: Duration = Duration::from_secs(1);
 /// However short a lease is, no provider is asked more often for its sake.
 const LEAST_PAUSE: Duration = Duration::from_millis(250);
-/// Never, as far as anybody waits.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct Refresher {
     secret: Arc<Secret>,
     requests: mpsc::Receiver<Trigger>,
-    watch: Option<WatchGuard>,
-    warned_of_watch: bool,
-    failures: u32,
+    watch: WatchKeeper,
     /// Whether the provider's last word was that there is no such secret.
     is_missing: bool,
-    scheduled: (Trigger, Instant),
+    schedule: Schedule,
     demand_allowed: Instant,
     lease: Option<Running>,
     /// Leases that are to be given back at their time.
@@ -61,7 +53,7 @@ struct Running {
 
 impl Running {
     fn new(lease: Arc<dyn Lease>, read: Instant) -> Self {
-        let life = lease.duration().min(FAR);
+        let life = lease.duration().min(FAR_FUTURE);
         Self {
             lease,
             life,
@@ -86,16 +78,14 @@ enum Outcome {
 
 impl Refresher {
     pub(super) fn new(secret: Arc<Secret>, requests: mpsc::Receiver<Trigger>) -> Self {
-        let now = Instant::now();
+        let schedule = Schedule::start(FIRST_BACKOFF, secret.shared.max_backoff);
         Self {
             secret,
             requests,
-            watch: None,
-            warned_of_watch: false,
-            failures: 0,
+            watch: WatchKeeper::default(),
             is_missing: false,
-            scheduled: (Trigger::Start, now),
-            demand_allowed: now,
+            schedule,
+            demand_allowed: Instant::now(),
             lease: None,
             retired: Vec::new(),
             doubted: None,
@@ -132,21 +122,18 @@ impl Refresher {
         // Callers may ask without end; the provider is asked at a bounded rate, and whoever comes meanwhile joins.
         let mut is_demanded = false;
         let first = loop {
-            let (trigger, at) = self.scheduled;
             let (retirement, demand_allowed) = (self.next_retirement(), self.demand_allowed);
             tokio::select! {
                 Some(trigger) = self.requests.recv() => match trigger {
-                    Trigger::Demand => is_demanded = true,
+                    Trigger::OnDemand => is_demanded = true,
                     trigger => break trigger,
                 },
-                () = sleep_until(at) => break trigger,
-                () = sleep_until(demand_allowed), if is_demanded => break Trigger::Demand,
+                trigger = self.schedule.elapsed() => break trigger,
+                () = sleep_until(demand_allowed), if is_demanded => break Trigger::OnDemand,
                 () = sleep_until(retirement) => self.retire().await,
             }
         };
-        if first == Trigger::File {
-            sleep(SETTLE).await;
-        }
+        settle(first).await;
         while self.requests.try_recv().is_ok() {}
         first
     }
@@ -161,7 +148,7 @@ impl Refresher {
         leases
             .chain(previous)
             .min()
-            .unwrap_or_else(|| Instant::now() + FAR)
+            .unwrap_or_else(|| Instant::now() + FAR_FUTURE)
     }
 
     async fn retire(&mut self) {
@@ -228,11 +215,6 @@ impl Refresher {
         }
         // After what it brought: the first value gives a name its series.
         self.secret.fetched(trigger, label);
-        self.failures = if is_good {
-            0
-        } else {
-            self.failures.saturating_add(1)
-        };
         self.schedule(is_good);
         self.demand_allowed = Instant::now() + self.secret.shared.settings.force_interval;
         self.secret.sweep_others();
@@ -257,17 +239,13 @@ impl Refresher {
             self.secret.provider.watch(self.watch.take(), changed),
         )
         .await;
-        match watch.unwrap_or_else(|late| Err(super::late(source, limit, late))) {
-            Ok(guard) => {
-                self.watch = guard;
-                self.warned_of_watch = false;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.warned_of_watch, true) {
-                    let refresh = self.secret.settings.keeping.refresh;
-                    warn!(secret = %self.secret.name(), %error, ?refresh, "changes are found by the interval alone");
-                }
-            }
+        let watch = watch.unwrap_or_else(|late| Err(super::late(source, limit, late)));
+        if let Some(error) = self.watch.renew(watch) {
+            let refresh = self.secret.settings.keeping.refresh;
+            warn!(
+                secret = %self.secret.name(), %error, ?refresh,
+                "can't watch the source; changes are found by polling only"
+            );
         }
     }
 
@@ -287,7 +265,7 @@ impl Refresher {
             let asked = Instant::now();
             match backend::within(limit, running.lease.renew()).await {
                 Ok(Ok(granted)) => {
-                    running.end = asked + granted.min(FAR);
+                    running.end = asked + granted.min(FAR_FUTURE);
                     if !is_due && !running.nears_its_end() {
                         return Ok(Outcome::Unchanged);
                     }
@@ -395,7 +373,7 @@ impl Refresher {
             self.report_recovery(state);
         }
 
-        let mut until = now + keeping.previous_ttl.min(FAR);
+        let mut until = now + keeping.previous_ttl.min(FAR_FUTURE);
         if let Some(old) = self.lease.take() {
             until = until.min(old.end);
             if keeping.revoke && old.end > now {
@@ -545,7 +523,7 @@ impl Refresher {
                 Instant::now()
                     + Duration::try_from(at.duration_since(now))
                         .unwrap_or_default()
-                        .min(FAR),
+                        .min(FAR_FUTURE),
             )
         };
         Some(known.unwrap_or_else(from_here))
@@ -563,21 +541,14 @@ impl Refresher {
     fn schedule(&mut self, is_good: bool) {
         let now = Instant::now();
         let keeping = &self.secret.settings.keeping;
-        let mut next = if is_good {
-            (Trigger::Poll, now + spread(keeping.refresh))
+        if is_good {
+            self.schedule.succeeded(keeping.refresh);
         } else {
-            (
-                Trigger::Retry,
-                now + spread(backoff(
-                    FIRST_BACKOFF,
-                    self.failures,
-                    self.secret.shared.max_backoff,
-                )),
-            )
-        };
+            self.schedule.failed();
+        }
         if !is_good && !self.secret.has_series() {
             // A name that leads to nothing is asked for again when somebody asks for it.
-            next = (Trigger::Retry, now + FAR);
+            self.schedule.suspend();
         }
         if is_good && let Some(running) = &self.lease {
             // Between half and two thirds of what is left.
@@ -586,18 +557,13 @@ impl Refresher {
                     .remaining()
                     .mul_f64(0.5 + fastrand::f64() / 6.0)
                     .max(LEAST_PAUSE);
-            next = earlier(next, (Trigger::Lease, due));
+            self.schedule.wake_by(due, Trigger::Lease);
         }
         if is_good && let Some((_, end)) = self.end {
             let candidates = [end.checked_sub(self.lead()), end.checked_add(LAG)];
             for due in candidates.into_iter().flatten().filter(|due| *due > now) {
-                next = earlier(next, (Trigger::Lease, due));
+                self.schedule.wake_by(due, Trigger::Lease);
             }
         }
-        self.scheduled = next;
     }
-}
-
-fn earlier(one: (Trigger, Instant), other: (Trigger, Instant)) -> (Trigger, Instant) {
-    if other.1 < one.1 { other } else { one }
 }

@@ -798,7 +798,7 @@ async fn a_demand_that_waits_for_its_turn_holds_nothing_else_up() {
         settings.force_interval = Duration::from_secs(3600)
     });
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    world.secret.request(Trigger::Demand);
+    world.secret.request(Trigger::OnDemand);
     for _ in 0..100 {
         world.pass(1).await;
         assert_eq!(

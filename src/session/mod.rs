@@ -116,8 +116,8 @@ impl<'k> Session<'k> {
         let plaintext = self
             .opener
             .open(keys, &self.snapshot.table.id(), &header, aad, message)?;
-        if let Some(meter) = self.snapshot.meter(header.version) {
-            meter.decrypted(1, self.now);
+        if let Some(usage) = self.snapshot.usage(header.version) {
+            usage.record_decrypted(1, self.now);
         }
         Ok((plaintext, header.version))
     }
@@ -168,7 +168,7 @@ impl<'k> Session<'k> {
         }
         if self.snapshot.table.slot(version).is_none()
             && !self.has_learned
-            && let Some(newest) = self.keyring.learn(version).await
+            && let Some(newest) = self.keyring.refresh_for_version(version).await
         {
             self.has_learned = true;
             self.snapshot = newest;
@@ -300,21 +300,21 @@ impl Usage {
     }
 
     fn encrypted(&self, now: Timestamp) {
-        if let Some(meter) = self.snapshot.meter(self.version) {
-            meter.encrypted(1, now);
+        if let Some(usage) = self.snapshot.usage(self.version) {
+            usage.record_encrypted(1, now);
         }
     }
 
     fn decrypted(&self, now: Timestamp) {
-        if let Some(meter) = self.snapshot.meter(self.version) {
-            meter.decrypted(1, now);
+        if let Some(usage) = self.snapshot.usage(self.version) {
+            usage.record_decrypted(1, now);
         }
     }
 
     /// What takes hours is used until its end.
     fn goes_on(&self, now: Timestamp) {
-        if let Some(meter) = self.snapshot.meter(self.version) {
-            meter.used(now);
+        if let Some(usage) = self.snapshot.usage(self.version) {
+            usage.touch(now);
         }
     }
 }

@@ -1,0 +1,73 @@
+//! A manifest on its way to being published.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use super::Trigger;
+use crate::{
+    keks::UnwrapTasks,
+    keyring::{Document, Opened},
+};
+
+/// How long a manifest waits for slow KEKs before it is published without their versions.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// A manifest that passed examination and whose versions are being unwrapped.
+pub(super) struct Candidate {
+    pub(super) document: Arc<Document>,
+    pub(super) read_at: Timestamp,
+    pub(super) trigger: Trigger,
+    pub(super) unwraps: UnwrapTasks,
+    /// The versions that are unwrapped but not published yet, and those that failed to unwrap.
+    pub(super) opened: Opened,
+}
+
+impl Candidate {
+    /// Returns the candidate for `document`: `former` if it is for the same manifest, because its
+    /// KEKs need not be asked again while they are busy.
+    pub(super) fn resume(
+        former: Option<Self>,
+        document: Arc<Document>,
+        read_at: Timestamp,
+        trigger: Trigger,
+    ) -> Self {
+        let candidate = match former {
+            Some(former) if former.document.canonical() == document.canonical() => former,
+            _ => Self {
+                document,
+                read_at,
+                trigger,
+                unwraps: UnwrapTasks::default(),
+                opened: Opened::new(),
+            },
+        };
+        Self {
+            read_at,
+            trigger,
+            ..candidate
+        }
+    }
+
+    /// Collects the results of all pending unwraps, or of those that finish within the grace.
+    pub(super) async fn gather(&mut self) {
+        let all = async {
+            while let Some((version, result)) = self.unwraps.next().await {
+                self.opened.insert(version, result);
+            }
+        };
+        // Versions that take longer are published later.
+        let _ = timeout(GRACE, all).await;
+    }
+
+    /// Waits until one pending unwrap finishes; forever if none is pending.
+    pub(super) async fn gather_one(&mut self) {
+        match self.unwraps.next().await {
+            Some((version, result)) => {
+                self.opened.insert(version, result);
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
