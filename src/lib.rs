@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod exec;
+pub mod files;
 pub mod http;
 pub mod in_place;
 pub mod keks;

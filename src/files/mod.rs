@@ -1,0 +1,41 @@
+//! Files on a local disk: atomic replacement, and files that other users must not read.
+
+mod private;
+mod replacement;
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use private::{
+    Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
+};
+pub use replacement::{NewFile, remove_leftover, replace, replace_durably, temporary_beside};
+
+/// Returns the folder that contains `path`: `.` for a bare file name.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Syncs the folder that contains `path`, so that a crash doesn't undo a create or a rename.
+///
+/// # Errors
+/// The folder can't be opened or synced.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Follows symbolic links to the file that a write to `path` replaces. The file may be missing.
+///
+/// # Errors
+/// A link can't be resolved.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
+        resolved => resolved,
+    }
+}
