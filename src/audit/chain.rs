@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Event, Origin};
-use crate::crypto::{MacKey, fingerprint, fingerprint_of};
+use crate::crypto::{MacKey, fingerprint, fingerprint_of, from_hex, to_hex};
 
 /// The longest line, in bytes, without its newline.
 pub(super) const LONGEST_LINE: usize = 64 << 10;
@@ -43,14 +43,14 @@ impl Link {
     };
 
     /// The hash as lower-case hexadecimal digits.
-    pub fn hex(&self) -> String {
-        hex(&self.hash)
+    pub fn to_hex(&self) -> String {
+        to_hex(&self.hash)
     }
 }
 
 impl std::fmt::Display for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.seq, self.hex())
+        write!(f, "{}:{}", self.seq, self.to_hex())
     }
 }
 
@@ -61,7 +61,7 @@ impl std::str::FromStr for Link {
         let parsed = text.split_once(':').and_then(|(seq, hash)| {
             Some(Self {
                 seq: seq.parse().ok()?,
-                hash: from_hex(hash)?,
+                hash: from_lower_hex(hash)?,
             })
         });
         parsed.ok_or(
@@ -101,7 +101,7 @@ pub(super) fn seal(
     let details = clipped(&event.details);
     let record = Record {
         seq: after.seq + 1,
-        prev: after.hex(),
+        prev: after.to_hex(),
         at: event.at,
         by: origin,
         event: event.name,
@@ -115,7 +115,7 @@ pub(super) fn seal(
         let mac = key.record_mac(&line);
         line.pop();
         line.extend_from_slice(MAC_BEGIN);
-        line.extend_from_slice(hex(&mac).as_bytes());
+        line.extend_from_slice(to_hex(&mac).as_bytes());
         line.extend_from_slice(MAC_END);
     }
     let link = Link {
@@ -158,7 +158,7 @@ fn clip(value: &Value) -> Value {
 pub(super) fn unvouched(last: &Link, at: Timestamp) -> Event {
     Event::new(UNVOUCHED, at)
         .with("seq", last.seq)
-        .with("sha256", last.hex())
+        .with("sha256", last.to_hex())
 }
 
 /// A line that a crash left unfinished.
@@ -186,13 +186,13 @@ impl Torn {
     pub(super) fn event(&self, at: Timestamp) -> Event {
         Event::new(TORN, at)
             .with("bytes", self.bytes)
-            .with("sha256", hex(&self.hash))
+            .with("sha256", to_hex(&self.hash))
     }
 
     fn is_told_by(&self, head: &Head) -> bool {
         head.event == TORN
             && head.details.get("bytes").and_then(Value::as_u64) == Some(self.bytes as u64)
-            && head.details.get("sha256").and_then(Value::as_str) == Some(&hex(&self.hash))
+            && head.details.get("sha256").and_then(Value::as_str) == Some(&to_hex(&self.hash))
     }
 }
 
@@ -321,7 +321,7 @@ impl<'k> Verifier<'k> {
             }
             self.torn_lines += 1;
         }
-        let begins_anew = self.several_chains && head.seq == 1 && head.prev == Link::START.hex();
+        let begins_anew = self.several_chains && head.seq == 1 && head.prev == Link::START.to_hex();
         if let Some(before) = self.head.filter(|_| !begins_anew) {
             if head.seq != before.seq + 1 {
                 return Err(Fault::OutOfOrder {
@@ -329,10 +329,10 @@ impl<'k> Verifier<'k> {
                     found: head.seq,
                 });
             }
-            if head.prev != before.hex() {
+            if head.prev != before.to_hex() {
                 return Err(Fault::Unlinked(head.seq));
             }
-        } else if head.seq == 0 || (head.seq == 1) != (head.prev == Link::START.hex()) {
+        } else if head.seq == 0 || (head.seq == 1) != (head.prev == Link::START.to_hex()) {
             return Err(Fault::Unlinked(head.seq));
         }
         self.check_mac(line, &head)?;
@@ -367,7 +367,7 @@ fn check_mac(key: &MacKey, line: &[u8], head: &Head) -> Result<(), Fault> {
     let stands_last = tail.starts_with(MAC_BEGIN)
         && tail.ends_with(MAC_END)
         && tail[MAC_BEGIN.len()..].starts_with(mac.as_bytes());
-    match from_hex(mac) {
+    match from_lower_hex(mac) {
         Some(bytes) if stands_last && key.verifies_record(&[record, b"}"].concat(), &bytes) => {
             Ok(())
         }
@@ -389,20 +389,9 @@ pub(super) fn place(line: &[u8]) -> Option<Link> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let is_lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    if text.len() != HEX_LEN || !text.bytes().all(is_lower_hex) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
+fn from_lower_hex(text: &str) -> Option<[u8; 32]> {
+    let is_lower = !text.bytes().any(|digit| digit.is_ascii_uppercase());
+    is_lower.then(|| from_hex(text.as_bytes())).flatten()
 }
 
 #[cfg(test)]
@@ -528,7 +517,7 @@ mod tests {
             for line in &forged {
                 let text = String::from_utf8(line.clone()).expect("UTF-8");
                 let (_, rest) = text.split_once(r#""at""#).expect("a member");
-                let line = format!(r#"{{"seq":{},"prev":"{}","at"{rest}"#, link.seq + 1, link.hex()).into_bytes();
+                let line = format!(r#"{{"seq":{},"prev":"{}","at"{rest}"#, link.seq + 1, link.to_hex()).into_bytes();
                 link = place(&line).expect("a record");
                 rebuilt.push(line);
             }

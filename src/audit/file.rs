@@ -19,7 +19,7 @@ use super::{
     AuditError, Event, Origin,
     chain::{LONGEST_LINE, Link, Torn, Verifier, is_vouched, place, seal, unvouched},
 };
-use crate::crypto::MacKey;
+use crate::{crypto::MacKey, files};
 
 /// Enough for an unfinished line and the whole one before it.
 const TAIL: u64 = 2 * (LONGEST_LINE as u64 + 1);
@@ -198,7 +198,7 @@ impl AuditFile {
             .and_then(|()| open.file.sync_data())
             .map_err(on("can't write a record"));
         // In place, so that the lock stays what it is. After the log: a head that is ahead would say that the end was cut.
-        let head_line = format!("{:020}:{}\n", link.seq, link.hex());
+        let head_line = format!("{:020}:{}\n", link.seq, link.to_hex());
         let written = written.and_then(|()| {
             let written = head_file
                 .write_all_at(head_line.as_bytes(), 0)
@@ -259,11 +259,7 @@ fn opened<'o>(open: &'o mut Option<Open>, path: &Path) -> io::Result<&'o mut Ope
     let metadata = file.metadata()?;
     if metadata.len() == 0 {
         // So that a new file's name is on disk before its first record is.
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
+        files::sync_folder_of(path)?;
     }
     Ok(open.insert(Open {
         file,
@@ -523,7 +519,7 @@ mod tests {
             (&told["event"], &told["details"]["seq"]),
             (&"log.unvouched".into(), &2.into())
         );
-        assert_eq!(told["details"]["sha256"], last.hex());
+        assert_eq!(told["details"]["sha256"], last.to_hex());
         let key = key();
         let demands = |keyed_from| Demands {
             key: Some(&key),
@@ -599,7 +595,7 @@ mod tests {
                     seq: 0,
                     hash: crate::crypto::fingerprint(&junk)
                 }
-                .hex()
+                .to_hex()
             );
             // But never what is no log of ours.
             fs::write(log.path(), &junk).expect("foreign");

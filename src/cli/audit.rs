@@ -204,7 +204,7 @@ impl Verify {
             has_head,
         } = report;
         let (keyed, keyed_from) = (key.is_some(), self.keyed_from);
-        let hash = last.map(|last| last.hex());
+        let hash = last.map(|last| last.to_hex());
         let last = last.map(|last| last.seq);
         let verified = Verified {
             records,

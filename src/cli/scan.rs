@@ -17,7 +17,7 @@ use crate::{
     backend,
     clock::Clock,
     config,
-    crypto::KeyringId,
+    crypto::{KeyringId, to_hex},
     model::{KeyringName, Location},
     scan::{Counts, Options, Progress, Report, Root, Search, Tally, scan},
 };
@@ -290,7 +290,7 @@ impl Scan {
             })
             .map(|((tag, version), counts)| {
                 let keyring = name(known, *tag)
-                    .unwrap_or_else(|| format!("an unknown keyring ({})", hex(*tag)));
+                    .unwrap_or_else(|| format!("an unknown keyring ({})", to_hex(tag)));
                 let files = report
                     .files_by_key
                     .get(&(*tag, *version))
@@ -354,10 +354,6 @@ fn name(known: &[Known], tag: [u8; 4]) -> Option<String> {
     (!names.is_empty()).then(|| names.join("|"))
 }
 
-fn hex(tag: [u8; 4]) -> String {
-    tag.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), u64>>) -> Vec<Row> {
     let mut tally = tally.0.clone();
     if files.is_some() {
@@ -370,7 +366,7 @@ fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), 
     }
     let row = |((tag, version), counts): (([u8; 4], u32), Counts)| Row {
         keyring: name(known, tag),
-        tag: hex(tag),
+        tag: to_hex(&tag),
         version,
         ciphertexts: counts.total(),
         files: files.map(|files| files.get(&(tag, version)).copied().unwrap_or_default()),

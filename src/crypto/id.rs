@@ -2,7 +2,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{RandomnessUnavailable, random};
+use super::{RandomnessUnavailable, from_hex, random, to_hex};
 
 /// A keyring's random 128-bit id, written as 32 lower-case hexadecimal digits. Not secret.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +23,7 @@ impl KeyringId {
 
 impl fmt::Display for KeyringId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&to_hex(&self.0))
     }
 }
 
@@ -38,17 +38,10 @@ impl FromStr for KeyringId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const REASON: &str = "a keyring id is 32 lower-case hexadecimal digits";
-        let digits = text.as_bytes();
-        if digits.len() != 32
-            || !digits
-                .iter()
-                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if text.bytes().any(|digit| digit.is_ascii_uppercase()) {
             return Err(REASON);
         }
-        u128::from_str_radix(text, 16)
-            .map(|value| Self(value.to_be_bytes()))
-            .map_err(|_| REASON)
+        from_hex(text.as_bytes()).map(Self).ok_or(REASON)
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Dek`] and [`SecretKey`] hold key bytes for as long as a load or a command takes; [`VersionKeys`] holds a serving sidecar's
 //! subkeys, in locked memory that core dumps leave out. None of them implements `Debug` or serialization.
 
+mod hex;
 mod id;
 mod keys;
 mod mac;
@@ -13,6 +14,7 @@ mod stream;
 mod wrap;
 mod xaes;
 
+pub use hex::{from_hex, to_hex};
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MacKey, MacKeyError, NamingKey};

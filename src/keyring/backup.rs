@@ -5,16 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{BackupRecord, Manifest, Refusal, Rejection, State, Wrap, lifecycle::successor};
-use crate::crypto::KeyringId;
+use crate::crypto::{KeyringId, to_hex};
 
 impl BackupRecord {
     /// The file's SHA-256 as `sha256sum` prints it.
     pub fn sha256_hex(&self) -> String {
-        self.sha256
-            .0
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        to_hex(&self.sha256.0)
     }
 }
 

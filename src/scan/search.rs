@@ -9,7 +9,7 @@ use base64::{
 };
 
 use super::{SHORTEST_TEXT, TEXT_NEEDLE, text_run};
-use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, TEXT_PREFIX, peek};
+use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, TEXT_PREFIX, from_hex, peek, to_hex};
 
 /// The characters of base64 that hold the bytes of [`peek`], exactly.
 const PEEK_TEXT: usize = PEEK_LEN / 3 * 4;
@@ -99,7 +99,7 @@ impl Search {
             .iter()
             .flat_map(|[a, b, c, d]| [0x01, 0x02].map(|suite| [suite, *a, *b, *c, *d]));
         for start in starts.clone() {
-            let hex: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = to_hex(&start);
             add_characters(&hex.to_ascii_uppercase(), Form::Hex);
             add_characters(&hex, Form::Hex);
             for text in [STANDARD_NO_PAD.encode(start), URL_SAFE_NO_PAD.encode(start)] {
@@ -273,14 +273,7 @@ fn peek_text(engine: &impl Engine, text: &[u8]) -> Option<Peek> {
 }
 
 fn peek_hex(digits: &[u8]) -> Option<Peek> {
-    let mut bytes = [0; PEEK_LEN];
-    for (byte, pair) in bytes
-        .iter_mut()
-        .zip(digits.get(..2 * PEEK_LEN)?.chunks_exact(2))
-    {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    peek(&bytes)
+    peek(&from_hex::<PEEK_LEN>(digits.get(..2 * PEEK_LEN)?)?)
 }
 
 #[cfg(test)]
@@ -301,10 +294,6 @@ mod tests {
         message.extend(version.to_be_bytes());
         message.resize(len, 0xEE);
         message
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn utf16(text: &str, is_big: bool) -> Vec<u8> {
@@ -446,12 +435,12 @@ mod tests {
             0 => to_text(&message).into_bytes(),
             1 => utf16(&to_text(&message), false),
             2 => utf16(&to_text(&message), true),
-            3 => hex(&message).into_bytes(),
-            4 => hex(&message).to_ascii_uppercase().into_bytes(),
+            3 => to_hex(&message).into_bytes(),
+            4 => to_hex(&message).to_ascii_uppercase().into_bytes(),
             5 => STANDARD_NO_PAD.encode(&message).into_bytes(),
             6 => URL_SAFE_NO_PAD.encode(&message).into_bytes(),
-            7 => utf16(&hex(&message), false),
-            8 => utf16(&hex(&message).to_ascii_uppercase(), true),
+            7 => utf16(&to_hex(&message), false),
+            8 => utf16(&to_hex(&message).to_ascii_uppercase(), true),
             9 => utf16(&STANDARD_NO_PAD.encode(&message), true),
             10 => utf16(&URL_SAFE_NO_PAD.encode(&message), false),
             _ => message,
@@ -501,10 +490,13 @@ mod tests {
             (Form::Utf16, utf16(&format!("x {text} y"), false)),
             (Form::Utf16, utf16(&format!("x {text} y"), true)),
             (Form::Binary, [b"row \0\0".to_vec(), ours.clone()].concat()),
-            (Form::Hex, format!("7\t\\\\x{}\n", hex(&ours)).into_bytes()),
             (
                 Form::Hex,
-                format!("(7, 0x{})", hex(&ours).to_ascii_uppercase()).into_bytes(),
+                format!("7\t\\\\x{}\n", to_hex(&ours)).into_bytes(),
+            ),
+            (
+                Form::Hex,
+                format!("(7, 0x{})", to_hex(&ours).to_ascii_uppercase()).into_bytes(),
             ),
             (
                 Form::Base64,
@@ -513,13 +505,13 @@ mod tests {
             (
                 Form::Utf16,
                 utf16(
-                    &format!("7\t0x{}\r\n", hex(&ours).to_ascii_uppercase()),
+                    &format!("7\t0x{}\r\n", to_hex(&ours).to_ascii_uppercase()),
                     false,
                 ),
             ),
             (
                 Form::Utf16,
-                utf16(&format!("\u{3b1}{}\u{3b1}", hex(&ours)), true),
+                utf16(&format!("\u{3b1}{}\u{3b1}", to_hex(&ours)), true),
             ),
             (
                 Form::Utf16,
@@ -557,13 +549,13 @@ mod tests {
             let ours = message(1, KNOWN, 1, len);
             assert_eq!(cut_off(to_text(&ours).as_bytes()), [expected]);
             assert_eq!(cut_off(&ours), [expected]);
-            assert_eq!(cut_off(hex(&ours).as_bytes()), [expected]);
+            assert_eq!(cut_off(to_hex(&ours).as_bytes()), [expected]);
             assert_eq!(
                 cut_off(STANDARD_NO_PAD.encode(&ours).as_bytes()),
                 [expected]
             );
             for is_big in [false, true] {
-                assert_eq!(cut_off(&utf16(&hex(&ours), is_big)), [expected]);
+                assert_eq!(cut_off(&utf16(&to_hex(&ours), is_big)), [expected]);
                 assert_eq!(
                     cut_off(&utf16(&STANDARD_NO_PAD.encode(&ours), is_big)),
                     [expected]

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use crate::backend::Fetched;
+use crate::{backend::Fetched, crypto::to_hex};
 
 /// One value of a secret. It is zeroized with the last request that sends it, and has no `Debug`.
 pub struct Value {
@@ -45,10 +45,7 @@ impl Labels {
         // A provider's word for a version is visible ASCII.
         let value =
             |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
-        let fingerprint: String = fingerprint[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let fingerprint = to_hex(&fingerprint[..8]);
         let tag = |form: &str| value(format!("W/\"{version}.{fingerprint}{form}\""));
         Self {
             version: value(version.to_owned()),

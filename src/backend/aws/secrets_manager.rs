@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use super::{Fault, Room, fault, region_of};
 use crate::{
     backend::{KekFault, ManifestStore, StoreError},
-    crypto::fingerprint,
+    crypto::{fingerprint, to_hex},
     model::Location,
 };
 
@@ -162,10 +162,7 @@ struct Secret {
 fn successor_id(predecessor: Option<&Secret>) -> String {
     let (version, bytes) =
         predecessor.map_or(("", &[][..]), |secret| (&secret.version, &secret.bytes));
-    fingerprint(&[version.as_bytes(), &[0], bytes].concat())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    to_hex(&fingerprint(&[version.as_bytes(), &[0], bytes].concat()))
 }
 
 impl ManifestStore for SecretStore {

@@ -21,6 +21,7 @@ use crate::{
         Answer, Fetched, Held, SecretError, SecretProvider, Which,
         secret::{number, value_text},
     },
+    crypto::to_hex,
     model::SecretSource,
 };
 
@@ -138,13 +139,7 @@ impl KvSecret {
             // Version 1 has no versions: the content decides. Its name is made with a key that nobody has, so that it betrays nothing.
             None => {
                 *self.last() = None;
-                let version = self
-                    .vault
-                    .names
-                    .name(&bytes)
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
+                let version = to_hex(&self.vault.names.name(&bytes));
                 Fetched {
                     bytes,
                     version,

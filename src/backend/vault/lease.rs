@@ -22,7 +22,7 @@ use crate::{
         Answer, Fetched, Held, KekFault, Lease, SecretError, SecretFault, SecretProvider, Which,
         secret::value_text,
     },
-    crypto::fingerprint,
+    crypto::{fingerprint, to_hex},
     model::SecretSource,
 };
 
@@ -141,10 +141,7 @@ async fn ask(
             format!("{source}: {how}"),
         ));
     }
-    let version = fingerprint(lease_id.as_bytes())[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let version = to_hex(&fingerprint(lease_id.as_bytes())[..8]);
     let duration = Duration::from_secs(lease_duration.min(LONGEST));
     let lease = VaultLease {
         vault: Arc::clone(vault),
