@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use rustix::fs::{Advice, CWD, RenameFlags, fadvise, renameat_with};
+use rustix::fs::{Advice, fadvise};
 
 use super::{
     Admin, AdminError,
@@ -18,6 +17,7 @@ use super::{
 };
 use crate::{
     crypto::{Dek, fingerprint},
+    files::{NewFile, sync_folder_of},
     keyring::{self, BackupRecord, Base64, Document, Refusal, Rejection, succeeds},
     model::KeyringName,
 };
@@ -84,16 +84,14 @@ impl Admin {
         })?;
         let payload = payload::write(&document, &deks, self.now()).map_err(failed)?;
         let Sealed { bytes, proof: own } = envelope::seal(&payload, lock)?;
-        let file = NewFile::write(to, &bytes)
-            .map_err(|error| failed(format!("can't write it: {error}")))?;
+        let file =
+            write_new(to, &bytes).map_err(|error| failed(format!("can't write it: {error}")))?;
         let unproven = |reason: String| {
             failed(format!(
                 "what was written could not be read back, so it is no backup: {reason}"
             ))
         };
-        let written = file
-            .read_back()
-            .map_err(|error| unproven(error.to_string()))?;
+        let written = read_back(&file).map_err(|error| unproven(error.to_string()))?;
         for opener in [Some(&own), opener].into_iter().flatten() {
             let content = open_content(&written, opener).map_err(unproven)?;
             // Reading compared every key with its check value, and the check values are in here.
@@ -101,7 +99,8 @@ impl Admin {
                 return Err(unproven("it holds another manifest".into()));
             }
         }
-        file.publish(to)
+        file.persist_noclobber(to)
+            .and_then(|()| sync_folder_of(to))
             .map_err(|error| failed(format!("can't put it in place: {error}")))?;
         let proof = match (lock, opener) {
             (Lock::Passphrase(_), _) | (_, Some(_)) => Proof::Holder,
@@ -242,64 +241,22 @@ pub(super) fn open_content(bytes: &[u8], opener: &Opener) -> Result<Content, Str
     payload::read(&payload)
 }
 
-/// A file that nobody sees under its name before it is proven; it goes if it never is.
-struct NewFile {
-    temporary: PathBuf,
+/// Writes a file that has no name of its own until it is proven.
+fn write_new(target: &Path, bytes: &[u8]) -> io::Result<NewFile> {
+    let mut new = NewFile::beside(target)?;
+    new.write_all(bytes)?;
+    new.file().sync_all()?;
+    Ok(new)
 }
 
-impl NewFile {
-    fn write(target: &Path, bytes: &[u8]) -> io::Result<Self> {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(
-            target
-                .file_name()
-                .ok_or_else(|| io::Error::other("it names no file"))?,
-        );
-        name.push(format!(".{}.new", std::process::id()));
-        let temporary = target.with_file_name(name);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        let new = Self { temporary };
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        Ok(new)
-    }
-
-    /// What the disk has, as far as the kernel lets us ask it and not its cache.
-    fn read_back(&self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(&self.temporary)?;
-        // Advice alone: some file systems have nothing but a cache.
-        let _ = fadvise(&file, 0, None, Advice::DontNeed);
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Gives it its name, unless something has that already.
-    fn publish(self, target: &Path) -> io::Result<()> {
-        match renameat_with(CWD, &self.temporary, CWD, target, RenameFlags::NOREPLACE) {
-            // A file system that knows no such rename.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                fs::hard_link(&self.temporary, target)?
-            }
-            result => result?,
-        }
-        let folder = target
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        // Gone already if it was published by a rename.
-        let _ = fs::remove_file(&self.temporary);
-    }
+/// Reads back what is on the disk, bypassing the page cache where the file system allows it.
+fn read_back(new: &NewFile) -> io::Result<Vec<u8>> {
+    let mut file = File::open(new.path())?;
+    // Only advice: some file systems live in the page cache.
+    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Does `work` for each item, some at once, and stops at the first that fails.

@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     io::{self, BufReader, Read, Write},
     iter,
-    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -16,6 +15,8 @@ use age::{
     x25519,
 };
 use zeroize::Zeroizing;
+
+use crate::files::{Allowed, read_private};
 
 /// scrypt's N is 2 to the power of this: 256 MiB and about a second, as `age` itself does it.
 const WORK_FACTOR: u8 = 18;
@@ -58,20 +59,8 @@ impl Passphrase {
         const LONGEST: usize = 4096;
 
         let wrong = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
-        let failed = |error: io::Error| wrong(format!("can't read the passphrase: {error}"));
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-            return Err(wrong(format!(
-                "everybody can read the passphrase; run: chmod o= {}",
-                path.display()
-            )));
-        }
-        // Of its full length at once, so that no shorter buffer is left behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 2));
-        file.take(LONGEST as u64 + 2)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        let bytes = read_private(path, "the passphrase", Allowed::OwnerAndGroup, LONGEST + 2)
+            .map_err(|error| wrong(error.to_string()))?;
         let line = bytes
             .split(|byte| *byte == b'\n')
             .next()

@@ -11,14 +11,15 @@ mod recorder;
 mod refusals;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::{
     config::{self, AuditSink},
-    crypto::{MacKey, MacKeyError},
+    crypto::{KEY_LEN, MacKey},
+    files::{Allowed, read_private},
 };
 
 pub use act::{Act, Outcome};
@@ -72,9 +73,33 @@ pub enum AuditError {
         /// What is wrong.
         reason: String,
     },
-    /// The key can't be read.
-    #[error(transparent)]
-    Key(#[from] MacKeyError),
+    /// The audit key can't be read, or is not a key.
+    #[error("{}: {reason}", .path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Reads an audit key: a file of 32 bytes that only its owner and group may read.
+///
+/// # Errors
+/// [`AuditError::Key`]
+pub fn read_key(path: &Path) -> Result<MacKey, AuditError> {
+    let failed = |reason| AuditError::Key {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = read_private(path, "the audit key", Allowed::OwnerAndGroup, KEY_LEN + 1)
+        .map_err(|error| failed(error.to_string()))?;
+    MacKey::from_slice(&bytes).ok_or_else(|| {
+        failed(format!(
+            "an audit key has {KEY_LEN} bytes; make one with: \
+             (umask 077; head -c {KEY_LEN} /dev/urandom > FILE)"
+        ))
+    })
 }
 
 /// The sink that a config names, and its key.
@@ -82,11 +107,7 @@ pub enum AuditError {
 /// # Errors
 /// The key can't be read. Whether the sink can be written shows in use.
 pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
-    let key = settings
-        .key_file
-        .as_deref()
-        .map(MacKey::from_file)
-        .transpose()?;
+    let key = settings.key_file.as_deref().map(read_key).transpose()?;
     Ok(match &settings.sink {
         AuditSink::File(path) => Sink::File(AuditFile::new(path, key)),
         AuditSink::Stdout => Sink::Stdout {

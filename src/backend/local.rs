@@ -6,18 +6,20 @@ mod passphrase;
 pub use passphrase::PassphraseFile;
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs::Metadata,
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use zeroize::Zeroizing;
 
 use super::{Kek, KekError, KekFault, lane::Lane};
-use crate::crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek};
+use crate::{
+    crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek},
+    files::{self, Allowed, PrivateFileError, open_private, read_at_most},
+};
 
 /// No file with a KEK is longer, in bytes.
 const LONGEST: usize = 4096;
@@ -117,15 +119,7 @@ impl LocalKek {
         };
         let key = SecretKey::generate()
             .map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
-        file.write_all(key.expose())
-            .and_then(|()| file.sync_all())
-            .map_err(failed)
+        files::create_private(path, key.expose()).map_err(failed)
     }
 }
 
@@ -144,22 +138,12 @@ fn load(
         };
         failed(fault, format!("can't read the KEK: {error}"))
     };
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o777;
-        return Err(failed(
-            KekFault::Misconfigured,
-            format!(
-                "others can open this KEK (mode {mode:04o}); run: chmod 600 {}",
-                path.display()
-            ),
-        ));
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 1));
-    file.take(LONGEST as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    let (file, metadata) =
+        open_private(path, "the KEK", Allowed::Owner).map_err(|error| match error {
+            PrivateFileError::Unreadable { error, .. } => unreadable(error),
+            exposed => failed(KekFault::Misconfigured, exposed.to_string()),
+        })?;
+    let bytes = read_at_most(file, LONGEST + 1).map_err(unreadable)?;
     if !passphrase::is_encrypted(&bytes) {
         let key = SecretKey::from_slice(&bytes).map(Arc::new);
         return key.ok_or_else(|| {

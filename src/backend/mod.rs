@@ -34,7 +34,7 @@ use crate::model::{KekUri, Location, Malformed, SecretSource};
 
 #[cfg(any(feature = "https-client", feature = "tls"))]
 pub use client_tls::{Identity, client_config, trusted_roots};
-pub use file::{FileStore, LocalCopy, remove_leftover, replace_whole};
+pub use file::{FileStore, LocalCopy};
 pub use kek::{Kek, KekError, KekFault};
 pub use secret::{Answer, Fetched, Held, Lease, SecretError, SecretFault, SecretProvider, Which};
 pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};

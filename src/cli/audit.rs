@@ -15,7 +15,6 @@ use crate::{
     audit::{self, Act, AuditFile, Demands, Link, Outcome, Report, VerifyError},
     clock::Clock,
     config::{self, AuditSink},
-    crypto::MacKey,
     model::Location,
 };
 
@@ -182,7 +181,7 @@ impl Verify {
         let key = self
             .key
             .as_deref()
-            .map(MacKey::from_file)
+            .map(audit::read_key)
             .transpose()
             .map_err(failed)?;
         let demands = Demands {

@@ -1,8 +1,8 @@
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder},
     io::{self, Write},
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,7 +16,8 @@ use crate::{
     backend::{self, local::LocalKek},
     clock::Clock,
     config,
-    crypto::random,
+    crypto::{random, to_hex},
+    files::create_private,
     keyring::Policy,
     model::Location,
 };
@@ -91,19 +92,10 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
     }
     let secret = folder.join("secret.json");
     if !secret.exists() {
-        let password: String = random::<12>()
-            .map_err(|error| Failure::failed(error.to_string()))?
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let password = random::<12>().map_err(|error| Failure::failed(error.to_string()))?;
+        let password = to_hex(&password);
         let text = format!("{{\"user\":\"demo\",\"password\":\"{password}\"}}");
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&secret);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|error| failed(&secret, error))?;
+        create_private(&secret, text.as_bytes()).map_err(|error| failed(&secret, error))?;
     }
     if !config.exists() {
         let uid = rustix::process::geteuid().as_raw();

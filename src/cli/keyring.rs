@@ -1,10 +1,16 @@
-use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Uri;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use super::{
     audit::Flags,
@@ -285,12 +291,18 @@ fn takeover(text: &str) -> Result<Takeover, String> {
     }
 }
 
+fn signing_key(file: &Path) -> Result<SigningKey, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("--sign-key {}: {error}", shown(file)))
+    };
+    let pem = fs::read(file).map_err(|error| failed(&error))?;
+    SigningKey::from_pem(&Zeroizing::new(pem)).map_err(|error| failed(&error))
+}
+
 impl Target {
     pub(super) fn admin(self) -> Result<Admin, Failure> {
         let signing = match (&self.sign_key, self.unsigned) {
-            (Some(file), _) => Signing::With(SigningKey::from_pem_file(file).map_err(|error| {
-                Failure::failed(format!("--sign-key {}: {error}", shown(file)))
-            })?),
+            (Some(file), _) => Signing::With(signing_key(file)?),
             (None, true) => Signing::Drop,
             (None, false) => Signing::Unless,
         };

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Seek, Write},
+    mem,
     os::fd::AsFd,
     path::{Path, PathBuf},
     pin::Pin,
@@ -17,6 +18,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use tokio::sync::mpsc;
 
 use super::{output::Failure, shown};
+use crate::files::{self, NewFile};
 
 /// How much is read at once.
 const BLOCK: usize = 256 << 10;
@@ -166,19 +168,19 @@ impl Body for Upload {
 /// Where a result goes. Unless it is [finished](Self::finish), a file is not made, and what went to a file behind standard output is
 /// taken back: half a plaintext that looks like a whole one would be worse than none.
 pub(super) struct Output {
-    file: File,
+    sink: Sink,
     name: String,
-    kind: Kind,
-    is_finished: bool,
 }
 
-enum Kind {
-    /// A file of our own, renamed when it is whole.
-    Temporary { temporary: PathBuf, target: PathBuf },
+enum Sink {
+    /// A file of our own, renamed to `target` when it is complete.
+    New { file: NewFile, target: PathBuf },
     /// A file that somebody opened for us, and how long it was.
-    Redirected { length: u64 },
+    Redirected { file: File, length: u64 },
     /// What can't be taken back.
-    Pipe,
+    Pipe(File),
+    /// The result is complete.
+    Finished,
 }
 
 impl Output {
@@ -196,104 +198,73 @@ impl Output {
         let failed =
             |error: io::Error| Failure::failed(format!("can't write {}: {error}", shown(path)));
         // A link stays, and what it points to is exchanged.
-        let target = match fs::canonicalize(path) {
-            Ok(target) => target,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-            Err(error) => return Err(failed(error)),
-        };
+        let target = files::resolve(path).map_err(failed)?;
         let former = fs::metadata(&target).ok();
+        let name = shown(path);
         if former.as_ref().is_some_and(|former| !former.is_file()) {
             // A device or a pipe is written to; nothing of it can be taken back.
             let file = OpenOptions::new()
                 .write(true)
                 .open(&target)
                 .map_err(failed)?;
-            return Ok(Self {
-                file,
-                name: shown(path),
-                kind: Kind::Pipe,
-                is_finished: false,
-            });
+            let sink = Sink::Pipe(file);
+            return Ok(Self { sink, name });
         }
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{:016x}.part", fastrand::u64(..)));
-        let temporary = target.with_file_name(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary);
-        let file = file.map_err(|error| {
-            Failure::failed(format!("can't write {}: {error}", shown(&temporary)))
-        })?;
-        let output = Self {
-            file,
-            name: shown(path),
-            kind: Kind::Temporary { temporary, target },
-            is_finished: false,
-        };
+        // The umask applies, as it does to a file that a shell creates.
+        let file = NewFile::with_mode(&target, 0o666).map_err(failed)?;
         if let Some(former) = former {
-            output
-                .file
+            file.file()
                 .set_permissions(former.permissions())
                 .map_err(failed)?;
         }
-        Ok(output)
+        let sink = Sink::New { file, target };
+        Ok(Self { sink, name })
     }
 
     fn stdout() -> io::Result<Self> {
         let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let metadata = file.metadata()?;
-        let kind = if !metadata.is_file() {
-            Kind::Pipe
+        let sink = if !metadata.is_file() {
+            Sink::Pipe(file)
         } else if fcntl_getfl(&file)?.contains(OFlags::APPEND) {
-            Kind::Redirected {
-                length: metadata.len(),
-            }
+            let length = metadata.len();
+            Sink::Redirected { file, length }
         } else {
-            Kind::Redirected {
-                length: file.stream_position()?,
-            }
+            let length = file.stream_position()?;
+            Sink::Redirected { file, length }
         };
-        Ok(Self {
-            file,
-            name: "standard output".into(),
-            kind,
-            is_finished: false,
-        })
+        let name = "standard output".into();
+        Ok(Self { sink, name })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file
-            .write_all(bytes)
-            .map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
+        let written = match &mut self.sink {
+            Sink::New { file, .. } => file.write_all(bytes),
+            Sink::Redirected { file, .. } | Sink::Pipe(file) => file.write_all(bytes),
+            Sink::Finished => Err(io::Error::other("the result is complete already")),
+        };
+        written.map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
     }
 
     /// Keeps what was written.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
-        if let Kind::Temporary { temporary, target } = &self.kind {
-            let kept = self
-                .file
-                .sync_all()
-                .and_then(|()| fs::rename(temporary, target));
-            kept.map_err(|error| Failure::failed(format!("can't write {}: {error}", self.name)))?;
+        match mem::replace(&mut self.sink, Sink::Finished) {
+            Sink::New { file, target } => file
+                .persist(&target)
+                .map_err(|error| Failure::failed(format!("can't write {}: {error}", self.name))),
+            _ => Ok(()),
         }
-        self.is_finished = true;
-        Ok(())
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if self.is_finished {
-            return;
-        }
-        let undone = match &self.kind {
-            Kind::Temporary { temporary, .. } => fs::remove_file(temporary),
-            Kind::Redirected { length } => self
-                .file
-                .set_len(*length)
-                .and_then(|()| self.file.seek(io::SeekFrom::Start(*length)).map(drop)),
-            Kind::Pipe => Ok(()),
+        let undone = match mem::replace(&mut self.sink, Sink::Finished) {
+            Sink::New { file, .. } => file.discard(),
+            Sink::Redirected { mut file, length } => file
+                .set_len(length)
+                .and_then(|()| file.seek(io::SeekFrom::Start(length)).map(drop)),
+            Sink::Pipe(_) | Sink::Finished => Ok(()),
         };
         if let Err(error) = undone {
             eprintln!(

@@ -12,7 +12,7 @@ mod tls;
 pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
 pub use parse::{LoadError, Problem, Problems, load, parse};
-pub use render::{Content, Notice, Render, Signal, temporary_beside};
+pub use render::{Content, Notice, Render, Signal};
 pub use secrets::{Keeping, Secret, SecretMapping, Secrets};
 pub use settings::{
     Confirm, Keyring, Limits, Listen, Log, LogFormat, Ops, Refresh, Rule, Runtime, Settings, Tcp,

@@ -13,8 +13,11 @@ use super::{
     parse::{gid, mode, path, uid},
     reader::{Read, Section, Value, all},
 };
-use crate::model::{SecretName, SecretSource, Span};
-use crate::template::Template;
+use crate::{
+    files::temporary_beside,
+    model::{SecretName, SecretSource, Span},
+    template::Template,
+};
 
 /// The longest template, in bytes.
 const LONGEST_TEMPLATE: u64 = 1 << 20;
@@ -245,14 +248,6 @@ fn fits(wanted: Component<'_>, component: Component<'_>) -> bool {
                 && component.ends_with(after)
         }
     }
-}
-
-/// Where a file is made before it takes the place of the one at `target`.
-pub fn temporary_beside(target: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(".new");
-    target.with_file_name(name)
 }
 
 /// A path without the detours that can be told from it alone.

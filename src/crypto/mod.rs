@@ -17,13 +17,13 @@ mod xaes;
 pub use hex::{from_hex, to_hex};
 pub use id::KeyringId;
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
-pub use mac::{MacKey, MacKeyError, NamingKey};
+pub use mac::{MacKey, NamingKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{
     Header, MessageError, OVERHEAD, Opener, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, Sealer,
     TEXT_PREFIX, from_text, peek, to_text,
 };
-pub use signature::{SigningKey, verify_signature};
+pub use signature::{SigningKey, SigningKeyError, verify_signature};
 pub use stream::{
     CHUNK_LEN, SEALED_CHUNK_LEN, SUITE_STREAM, StreamOpener, StreamSealer, opened_stream_len,
     sealed_stream_len,

@@ -1,7 +1,5 @@
 //! Ed25519 (RFC 8032) signatures over manifests.
 
-use std::path::Path;
-
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 
@@ -20,9 +18,13 @@ pub enum SigningKeyError {
 }
 
 impl SigningKey {
-    /// Reads a PKCS#8 key in PEM (RFC 5958, RFC 7468), as `openssl genpkey -algorithm ed25519` writes it.
-    pub fn from_pem_file(file: &Path) -> Result<Self, SigningKeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_file(file)
+    /// Parses a PKCS#8 key in PEM (RFC 5958, RFC 7468), such as the output of
+    /// `openssl genpkey -algorithm ed25519`.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`]
+    pub fn from_pem(pem: &[u8]) -> Result<Self, SigningKeyError> {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(pem)
             .map_err(|error| SigningKeyError::Pem(error.to_string()))?;
         Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
             .map(Self)

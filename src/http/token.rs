@@ -1,17 +1,15 @@
 //! The bearer token (RFC 6750) of the TCP listener.
 
-use std::{
-    fs::File,
-    io::Read,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use hyper::{HeaderMap, header::AUTHORIZATION};
 use zeroize::Zeroizing;
 
 use super::problem::{Code, Problem};
-use crate::crypto::equal_in_constant_time;
+use crate::{
+    crypto::equal_in_constant_time,
+    files::{Allowed, read_private},
+};
 
 const LEAST: usize = 32;
 const MOST: usize = 4096;
@@ -34,23 +32,9 @@ impl Token {
             path: path.to_owned(),
             reason,
         };
-        let unreadable = |error: std::io::Error| {
-            failed(format!(
-                "can't read the token (`listen.token_file`): {error}"
-            ))
-        };
-        let file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
-        if mode & 0o007 != 0 {
-            return Err(failed(format!(
-                "everybody can open this token (mode {mode:04o}); run: chmod o= {}",
-                path.display()
-            )));
-        }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MOST + 1));
-        file.take(MOST as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(unreadable)?;
+        let what = "the token (`listen.token_file`)";
+        let mut bytes = read_private(path, what, Allowed::OwnerAndGroup, MOST + 1)
+            .map_err(|error| failed(error.to_string()))?;
         let length = bytes.trim_ascii_end().len();
         bytes.truncate(length);
         if !(LEAST..=MOST).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {

@@ -14,7 +14,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::crypto::fingerprint;
+use crate::{
+    crypto::{fingerprint, to_hex},
+    files::{NewFile, sync_folder_of},
+};
 
 /// What the names of temporary files begin with; 16 hexadecimal digits follow.
 const PREFIX: &str = ".sidekey-rewrap-";
@@ -111,9 +114,7 @@ impl Original {
 
 /// The file that is going to take an original's place. Dropped before that, it leaves nothing behind.
 pub(super) struct Replacement {
-    out: BufWriter<File>,
-    path: PathBuf,
-    is_committed: bool,
+    out: BufWriter<NewFile>,
 }
 
 impl Replacement {
@@ -142,13 +143,10 @@ impl Replacement {
                 Leftover::InUse => return Err(Refusal::Busy),
             }
         };
-        let replacement = Self {
-            out: BufWriter::with_capacity(256 << 10, file),
-            path,
-            is_committed: false,
-        };
-        keep_attributes(original, replacement.out.get_ref()).map_err(Refusal::Attributes)?;
-        Ok(replacement)
+        let new = NewFile::adopt(file, path)?;
+        keep_attributes(original, new.file()).map_err(Refusal::Attributes)?;
+        let out = BufWriter::with_capacity(256 << 10, new);
+        Ok(Self { out })
     }
 
     /// Where the next byte goes, in bytes from the beginning.
@@ -159,19 +157,19 @@ impl Replacement {
     /// Takes back everything behind a position.
     pub(super) fn rewind(&mut self, position: u64) -> io::Result<()> {
         self.out.seek(SeekFrom::Start(position))?;
-        self.out.get_ref().set_len(position)
+        self.out.get_ref().file().set_len(position)
     }
 
     /// Puts it in the original's place, durably, unless that was changed meanwhile.
     pub(super) fn commit(mut self, original: &Original) -> Result<(), Refusal> {
         self.out.flush()?;
-        self.out.get_ref().sync_all()?;
+        self.out.get_ref().file().sync_all()?;
         if !original.is_unchanged()? {
             return Err(Refusal::Changed);
         }
-        fs::rename(&self.path, &original.path)?;
-        self.is_committed = true;
-        File::open(folder_of(&original.path))?.sync_all()?;
+        let new = self.out.into_inner().map_err(|error| error.into_error())?;
+        new.persist(&original.path)?;
+        sync_folder_of(&original.path)?;
         Ok(())
     }
 }
@@ -183,15 +181,6 @@ impl Write for Replacement {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-impl Drop for Replacement {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            // If this fails, the next run finds it by its name.
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -303,17 +292,10 @@ fn read_sized(
     Ok(buffer)
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
 fn temporary_beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default();
     let hash = fingerprint(name.as_encoded_bytes());
-    let digits: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    path.with_file_name(format!("{PREFIX}{digits}"))
+    path.with_file_name(format!("{PREFIX}{}", to_hex(&hash[..8])))
 }
 
 #[cfg(test)]
@@ -412,8 +394,11 @@ mod tests {
         let original = Original::open(&path).expect("open");
         let first = Replacement::of(&original).expect("first");
         assert!(matches!(Replacement::of(&original), Err(Refusal::Busy)));
-        assert!(is_temporary(&first.path));
-        assert!(matches!(remove_leftover(&first.path), Ok(Leftover::InUse)));
+        assert!(is_temporary(first.out.get_ref().path()));
+        assert!(matches!(
+            remove_leftover(first.out.get_ref().path()),
+            Ok(Leftover::InUse)
+        ));
         drop(first);
         assert_eq!(names(&folder), ["data.csv"]);
         // As after a kill: the file is there, and nobody holds it.

@@ -625,11 +625,11 @@ fn a_manifest_lists_every_contradiction() {
 #[test]
 fn trusted_signers_are_demanded() {
     let world = World::new();
-    let directory = tempfile::tempdir().expect("directory");
-    let file = directory.path().join("key.pem");
-    // RFC 8410 §10.3, the example key.
-    std::fs::write(&file, "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n").expect("write");
-    let signer = crate::crypto::SigningKey::from_pem_file(&file).expect("key");
+    // The example key of RFC 8410, section 10.3.
+    let pem = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+        -----END PRIVATE KEY-----\n";
+    let signer = crate::crypto::SigningKey::from_pem(pem.as_bytes()).expect("key");
     let trusted: crate::model::SignerKey = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
         .parse()
         .expect("key");

@@ -16,10 +16,7 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::Failure;
-use crate::{
-    backend::{remove_leftover, replace_whole},
-    config,
-};
+use crate::{config, files};
 
 /// The bit of a folder that gives its group to what is made in it.
 const SET_GROUP: u32 = 0o2000;
@@ -64,7 +61,7 @@ impl Target {
             .is_as_it_should_be(path, &wanted, bytes)
             .map_err(failed)?
         {
-            if let Err(error) = remove_leftover(path) {
+            if let Err(error) = files::remove_leftover(path) {
                 warn!(file = %path.display(), "what a write that was cut short left beside it can't be removed: {error}");
             }
             return Ok(false);
@@ -78,7 +75,7 @@ impl Target {
         };
         let folder = File::open(parent).map_err(cant_open)?;
         let mut reason = None;
-        let written = replace_whole(path, bytes, |file| {
+        let written = files::replace(path, bytes, |file| {
             wanted.give(file).map_err(|(why, error)| {
                 reason = Some(why);
                 error

@@ -11,9 +11,9 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{folder_of, write_whole};
 use crate::{
     backend::{StoreError, lane::Lane},
+    files::{self, folder_of},
     model::{KeyringName, Location},
 };
 
@@ -105,12 +105,11 @@ impl LocalCopy {
     }
 
     fn save_now(&self, bytes: &[u8], confirmed: Timestamp) -> io::Result<()> {
-        let folder = folder_of(&self.path);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(folder)?;
-        write_whole(&self.path, &File::open(folder)?, bytes, |file| {
+            .create(folder_of(&self.path))?;
+        files::replace_durably(&self.path, bytes, |file| {
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
             file.set_modified(system(confirmed))
         })

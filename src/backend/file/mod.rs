@@ -5,9 +5,9 @@ mod secret;
 mod watcher;
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,8 +19,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::{Changed, ManifestStore, StoreError, WatchGuard, Watched, lane::Lane};
-use crate::config::temporary_beside;
-use crate::model::Location;
+use crate::{
+    files::{self, folder_of},
+    model::Location,
+};
 
 /// A manifest in a file.
 #[derive(Debug, Clone)]
@@ -88,11 +90,8 @@ impl FileStore {
                 other => other,
             }
         };
-        let target = match fs::canonicalize(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => self.path.clone(),
-            // Through a symbolic link: the link stays, its target is exchanged.
-            result => result.map_err(failed("can't resolve the path"))?,
-        };
+        // A symbolic link stays; the file that it points to is replaced.
+        let target = files::resolve(&self.path).map_err(failed("can't resolve the path"))?;
         let folder = folder_of(&target);
         let lock = File::open(folder).map_err(failed("can't open the manifest's folder"))?;
         lock.lock()
@@ -109,7 +108,7 @@ impl FileStore {
         if present.as_deref() != expected {
             return Err(StoreError::Conflict(self.location()));
         }
-        let written = write_whole(&target, &lock, new, |file| {
+        let written = files::replace_durably(&target, new, |file| {
             // Sidecars may be let in by owner, group or mode; all three stay.
             if let Some(former) = &former {
                 fchown(file, Some(former.uid()), Some(former.gid()))?;
@@ -121,68 +120,6 @@ impl FileStore {
             )
         });
         written.map_err(failed("can't write the manifest"))
-    }
-}
-
-/// Puts `bytes` at `target` in `folder`, as [`replace_whole`] does, and durably.
-///
-/// # Errors
-/// Those of [`replace_whole`], after which what was there stays. Or the folder can't be synced: the bytes are there, but may be gone
-/// after a crash.
-fn write_whole(
-    target: &Path,
-    folder: &File,
-    bytes: &[u8],
-    finish: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
-    replace_whole(target, bytes, finish)?;
-    folder.sync_all()
-}
-
-/// Puts `bytes` at `target`, whole or not at all; `finish` gives the file its attributes, and until then nobody but its owner may read
-/// it. One writer at a time. A symbolic link at `target` is replaced. Whether a crash undoes it is up to the folder, which isn't synced.
-///
-/// # Errors
-/// The system's, or those of `finish`. What was there stays, and nothing else is left behind.
-pub fn replace_whole(
-    target: &Path,
-    bytes: &[u8],
-    finish: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
-    remove_leftover(target)?;
-    let temporary = temporary_beside(target);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    let fill = || {
-        file.write_all(bytes)?;
-        finish(&file)?;
-        file.sync_all()?;
-        fs::rename(&temporary, target)
-    };
-    fill().inspect_err(|_| {
-        // The error that was first tells more than one of this.
-        let _ = fs::remove_file(&temporary);
-    })
-}
-
-/// Removes what a writer that was killed left beside `target`.
-///
-/// # Errors
-/// The system's.
-pub fn remove_leftover(target: &Path) -> io::Result<()> {
-    match fs::remove_file(temporary_beside(target)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 
@@ -305,7 +242,7 @@ mod tests {
         fs::write(&real, "one").expect("write");
         fs::set_permissions(&real, Permissions::from_mode(0o640)).expect("chmod");
         symlink("real.json", &store.path).expect("link");
-        fs::write(temporary_beside(&real), "half").expect("write");
+        fs::write(files::temporary_beside(&real), "half").expect("write");
         store.replace_now(Some(b"one"), b"two").expect("swap");
         assert!(
             fs::symlink_metadata(&store.path)
@@ -318,22 +255,6 @@ mod tests {
             0o640
         );
         assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_nothing_behind() {
-        let (folder, store) = store();
-        let refused = replace_whole(&store.path, b"plaintext", |_| {
-            Err(ErrorKind::PermissionDenied.into())
-        });
-        assert_eq!(
-            refused.expect_err("refused").kind(),
-            ErrorKind::PermissionDenied
-        );
-        fs::create_dir_all(store.path.join("in the way")).expect("folder");
-        replace_whole(&store.path, b"plaintext", |_| Ok(())).expect_err("a folder stands there");
-        assert!(!temporary_beside(&store.path).exists());
-        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 1);
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! KEKs encrypted with a passphrase: age files with one scrypt recipient (<https://c2sp.org/age>), as `age -p` and `rage -p` write them.
 
 use std::{
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::MetadataExt,
+    io::Read,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -14,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     backend::KekFault,
     crypto::{KEY_LEN, SecretKey},
+    files::{Allowed, PrivateFileError, read_private},
 };
 
 /// How every age file begins.
@@ -21,7 +20,7 @@ const BEGINNING: &[u8] = b"age-encryption.org/v1";
 /// 2 to this is the most work that a file may ask for: 1 GiB of memory for some seconds. The tools' own choice is 18.
 const GREATEST_WORK: u8 = 20;
 /// No passphrase is longer, in bytes.
-const LONGEST: u64 = 4096;
+const LONGEST: usize = 4096;
 
 pub(super) fn is_encrypted(bytes: &[u8]) -> bool {
     bytes.starts_with(BEGINNING)
@@ -135,37 +134,27 @@ fn decrypt(
 
 /// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for it is read once.
 fn read(path: &Path) -> Result<SecretString, (KekFault, String)> {
-    let unreadable = |error: io::Error| {
-        (
-            KekFault::Denied,
-            format!(
-                "can't read {} (`local.passphrase_file`): {error}",
-                path.display()
-            ),
-        )
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-        let reason = format!(
-            "everybody can read the passphrase; run: chmod o= {}",
-            path.display()
-        );
-        return Err((KekFault::Misconfigured, reason));
-    }
-    // Of its full length at once, so that no shorter buffer is left behind.
-    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
-    file.take(LONGEST + 1)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
-    match text.strip_suffix('\n').map_or(text.as_str(), |line| {
-        line.strip_suffix('\r').unwrap_or(line)
-    }) {
+    let what = "the passphrase (`local.passphrase_file`)";
+    let bytes = read_private(path, what, Allowed::OwnerAndGroup, LONGEST + 1).map_err(|error| {
+        let fault = match &error {
+            PrivateFileError::Unreadable { .. } => KekFault::Denied,
+            PrivateFileError::Exposed { .. } => KekFault::Misconfigured,
+        };
+        (fault, format!("{}: {error}", path.display()))
+    })?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| {
+        let reason = format!("the passphrase in {} is not UTF-8", path.display());
+        (KekFault::Denied, reason)
+    })?;
+    match text
+        .strip_suffix('\n')
+        .map_or(text, |line| line.strip_suffix('\r').unwrap_or(line))
+    {
         "" => Err((
             KekFault::Denied,
             format!("there is no passphrase in {}", path.display()),
         )),
-        _ if text.len() as u64 > LONGEST => Err((
+        _ if text.len() > LONGEST => Err((
             KekFault::Misconfigured,
             format!("{} is too long", path.display()),
         )),
