@@ -1,7 +1,7 @@
-//! The documentation is true: README's commands run, its pod is valid, and no link leads nowhere.
+//! The documentation matches the code: commands run, configs are valid, links resolve.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Read},
@@ -17,7 +17,7 @@ use crate::harness::{binary, wait};
 
 const README: &str = include_str!("../README.md");
 
-/// The two set-up commands. Every other `sh` block of the README is run.
+/// The two set-up commands, which are not run. Every other `sh` block of the README is.
 const SET_UP: [&str; 2] = ["cargo run --release -- dev\n", "integration/run\n"];
 
 fn repository() -> &'static Path {
@@ -85,7 +85,7 @@ impl Drop for Dev {
 }
 
 #[test]
-fn the_commands_of_the_readme_do_what_it_says() {
+fn readme_commands_run_as_documented() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::create_dir_all(path("target/release")).unwrap();
@@ -111,7 +111,7 @@ fn the_commands_of_the_readme_do_what_it_says() {
         String::from_utf8_lossy(&output.stderr),
     );
 
-    // Only the command that is said to fail does, and with the exit code that is named.
+    // Only the command that is documented to fail does, with the documented exit code.
     let failed = fs::read_to_string(path("failed")).unwrap();
     assert_eq!(failed.lines().count(), 1, "{failed}\n{out}\n{err}");
     assert!(
@@ -148,7 +148,7 @@ fn assert_valid(config: &str, of: &str) {
 }
 
 #[test]
-fn the_full_config_and_those_of_the_backends_are_valid() {
+fn documented_configs_are_valid() {
     assert_valid(
         blocks(include_str!("../docs/config.md"), "toml")[0],
         "config.md",
@@ -157,7 +157,7 @@ fn the_full_config_and_those_of_the_backends_are_valid() {
         let page = page.unwrap().path();
         let text = fs::read_to_string(&page).unwrap();
         for block in blocks(&text, "toml") {
-            // The pages leave out what every config has.
+            // The pages omit what every config has.
             let config = format!("{block}\n[listen]\nsocket = \"sidekey.sock\"\n");
             assert_valid(&config, &page.display().to_string());
         }
@@ -189,6 +189,80 @@ fn every_metric_is_documented() {
     assert_eq!(documented, registered);
 }
 
+/// The help of a command.
+fn help(command: &[&str]) -> String {
+    let output = Command::new(binary())
+        .args(command)
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The invocations of `sidekey` in a page, in its `sh` blocks and in inline code.
+fn invocations(page: &str) -> Vec<String> {
+    let joined: Vec<String> = blocks(page, "sh")
+        .iter()
+        .map(|block| block.replace("\\\n", " "))
+        .collect();
+    let commands = joined
+        .iter()
+        .flat_map(|block| block.lines())
+        .flat_map(|line| line.split(['|', ';', '&', '(']));
+    let outside_blocks: String = page.split("```").step_by(2).collect();
+    let inline = outside_blocks.split('`').skip(1).step_by(2);
+    commands
+        .chain(inline)
+        .map(|command| command.trim().replace('\n', " "))
+        .filter(|command| command.starts_with("sidekey "))
+        .collect()
+}
+
+#[test]
+fn documented_commands_and_options_exist() {
+    let mut helps = BTreeMap::new();
+    let mut seen = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for invocation in invocations(&text) {
+            let words: Vec<&str> = invocation
+                .split_whitespace()
+                .skip(1)
+                .take_while(|word| *word != "--" && !word.starts_with('#'))
+                .collect();
+            let depth = if ["keyring", "audit"].contains(&words[0]) {
+                2
+            } else {
+                1
+            };
+            // `sidekey keyring …` stands for all of them, `a\|b` for two.
+            let Some(last) = words.get(depth - 1).filter(|word| word.is_ascii()) else {
+                continue;
+            };
+            for name in last.split("\\|") {
+                let command = [&words[..depth - 1], &[name]].concat();
+                let help = helps
+                    .entry(command.join(" "))
+                    .or_insert_with(|| help(&command));
+                for option in words
+                    .iter()
+                    .map(|word| word.trim_start_matches('['))
+                    .filter(|word| word.starts_with("--"))
+                    .map(|word| word.split(['=', ']']).next().unwrap())
+                {
+                    let is_listed = help
+                        .split(|char: char| !(char.is_ascii_alphanumeric() || char == '-'))
+                        .any(|word| word == option);
+                    assert!(is_listed, "{}: {invocation}: no {option}", page.display());
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} commands were found");
+}
+
 /// The children of a mapping or sequence under a name.
 fn items<'a>(node: &'a Yaml<'_>, name: &str) -> &'a [Yaml<'a>] {
     node[name].as_sequence().unwrap()
@@ -201,7 +275,7 @@ fn names(list: &[Yaml<'_>]) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_pod_of_the_readme_is_valid_and_its_config_too() {
+fn the_readme_pod_and_its_config_are_valid() {
     let [text] = blocks(README, "yaml")[..] else {
         panic!("one YAML block")
     };
@@ -256,7 +330,7 @@ fn pages() -> Vec<PathBuf> {
         .collect()
 }
 
-/// A page without its code, in which no link is one.
+/// A page without its code, which contains no links.
 fn prose(page: &str) -> String {
     let outside_blocks = page.split("```").step_by(2);
     outside_blocks
@@ -298,7 +372,7 @@ fn anchors(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_link_leads_to_a_page_and_a_heading_that_exist() {
+fn internal_links_resolve() {
     let book = repository().join("docs");
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
@@ -311,10 +385,10 @@ fn every_link_leads_to_a_page_and_a_heading_that_exist() {
                 fs::canonicalize(&target)
                     .unwrap_or_else(|error| panic!("{}: {link}: {error}", page.display()))
             };
-            // The book has nothing but its own folder.
+            // The book contains only its own directory.
             assert!(
                 !page.starts_with(&book) || target.starts_with(&book),
-                "{}: {link} leads out of the book",
+                "{}: {link} leaves the book",
                 page.display()
             );
             assert!(
@@ -328,7 +402,7 @@ fn every_link_leads_to_a_page_and_a_heading_that_exist() {
 }
 
 #[test]
-fn the_book_has_every_page_of_docs() {
+fn the_book_lists_every_page() {
     let book = repository().join("docs");
     let summary = fs::read_to_string(book.join("SUMMARY.md")).unwrap();
     let listed: BTreeSet<PathBuf> = links(&summary).iter().map(|link| book.join(link)).collect();
