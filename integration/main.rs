@@ -1,52 +1,47 @@
-//! What users see, tested across processes: the built binary, real files, real sockets.
+//! What users see, tested across processes: the built binary, real files, real sockets. These tests
+//! need neither a server nor root; those that do are in integration/backends.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
-mod alerts;
-mod audit;
-mod aws;
-mod aws_logins;
-mod azure;
-mod azure_fake;
-mod backup;
-mod bad_input;
-mod batches;
-mod certificates;
-mod commands;
-mod docs;
-mod durability;
-mod events;
-mod exec;
-mod failover;
-mod fault_proxy;
-mod formats;
-mod fuzz;
-mod harness;
-mod https;
-mod in_place;
-mod keks;
-mod layers;
-mod listeners;
-mod namespace;
-mod openapi;
-mod operations;
-mod packages;
-mod pkcs11;
-mod recipes;
-mod render;
-mod rotation;
-mod scan;
-mod secrecy;
-mod secrets;
-mod secrets_aws;
-mod secrets_azure;
-mod secrets_load;
-mod secrets_vault;
-mod served_secrets;
-mod servers;
-mod small_server;
-mod streams;
-mod tls;
-mod vault;
-mod vault_habits;
-mod vault_kubernetes;
+#[allow(dead_code, reason = "the other test target uses the rest")]
+mod support;
+
+mod api {
+    mod bad_input;
+    mod batches;
+    mod events;
+    mod listeners;
+    mod openapi;
+    mod operations;
+    mod streams;
+}
+mod docs {
+    mod pages;
+}
+mod keyring {
+    mod audit;
+    mod backup;
+    mod formats;
+    mod https;
+    mod keks;
+    mod rotation;
+}
+mod safety {
+    mod durability;
+    mod fuzz;
+    mod secrecy;
+}
+mod secrets {
+    mod files;
+    mod render;
+}
+mod source {
+    mod layers;
+}
+mod tools {
+    mod commands;
+    mod exec;
+    mod in_place;
+    mod packages;
+    mod scan;
+}

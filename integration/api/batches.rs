@@ -1,0 +1,579 @@
+//! The binary batch, byte by byte as docs/api.md describes it, and the command that uses it for lines.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::support::harness::{
+    Client, OCTETS, Sidecar, World, binary, channel, uid, unannounced, wait, whole,
+};
+
+const BATCH: (&str, &str) = ("content-type", "application/vnd.sidekey.batch");
+
+fn frame(parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    [&(body.len() as u32).to_be_bytes()[..], &body].concat()
+}
+
+fn request(items: &[&[u8]]) -> Vec<u8> {
+    let frames: Vec<u8> = items.iter().flat_map(|item| frame(&[item])).collect();
+    [&[0][..], &frames].concat()
+}
+
+fn with_aad(items: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let frames: Vec<u8> = items
+        .iter()
+        .flat_map(|(aad, item)| frame(&[&(aad.len() as u32).to_be_bytes(), aad, item]))
+        .collect();
+    [&[1][..], &frames].concat()
+}
+
+/// The items of an answer, or the codes of their problems.
+fn results(mut answer: &[u8]) -> Vec<Result<Vec<u8>, String>> {
+    let mut results = Vec::new();
+    while let Some((length, rest)) = answer.split_first_chunk::<4>() {
+        let (frame, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
+        answer = rest;
+        results.push(match frame.split_first().unwrap() {
+            (0, item) => Ok(item.to_vec()),
+            (1, problem) => Err(serde_json::from_slice::<Value>(problem).unwrap()["code"]
+                .as_str()
+                .unwrap()
+                .to_owned()),
+            (status, _) => panic!("status {status}"),
+        });
+    }
+    assert!(answer.is_empty());
+    results
+}
+
+async fn batch(
+    client: &mut Client,
+    operation: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Vec<Result<Vec<u8>, String>> {
+    let path = format!("/v1/keyrings/demo/{operation}");
+    let answer = client
+        .post(&path, &[&[BATCH], headers].concat(), body)
+        .await
+        .ok();
+    assert_eq!(answer.headers["content-type"], BATCH.1);
+    results(&answer.body)
+}
+
+fn items(results: Vec<Result<Vec<u8>, String>>) -> Vec<Vec<u8>> {
+    results.into_iter().map(|result| result.unwrap()).collect()
+}
+
+fn borrowed(items: &[Vec<u8>]) -> Vec<&[u8]> {
+    items.iter().map(Vec::as_slice).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_come_back_in_order_from_every_operation() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let plaintexts: Vec<Vec<u8>> = (0..2000usize)
+        .map(|item| vec![item as u8; item % 300])
+        .collect();
+    for mut client in [
+        Client::http1(&sidecar.socket).await,
+        Client::http2(&sidecar.socket).await,
+    ] {
+        let sealed =
+            items(batch(&mut client, "encrypt", &[], request(&borrowed(&plaintexts))).await);
+        let opened = items(batch(&mut client, "decrypt", &[], request(&borrowed(&sealed))).await);
+        assert!(opened == plaintexts);
+        let again = items(batch(&mut client, "rewrap", &[], request(&borrowed(&sealed))).await);
+        assert!(again != sealed && again.iter().all(|message| message[0] == 1));
+        // One item of a batch is a message like any other.
+        assert_eq!(client.decrypt(&again[17]).await.ok().body, plaintexts[17]);
+        // One nonce is drawn for all; its second half counts the items.
+        let nonce = |item: usize| {
+            u128::from_be_bytes(
+                [&[0; 4][..], &sealed[item][21..33]]
+                    .concat()
+                    .try_into()
+                    .unwrap(),
+            )
+        };
+        assert_eq!(sealed[0][9..21], sealed[1999][9..21]);
+        assert_eq!(nonce(1999).wrapping_sub(nonce(0)) % (1 << 96), 1999);
+    }
+    assert!(
+        batch(&mut sidecar.client().await, "encrypt", &[], request(&[]))
+            .await
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn items_share_an_aad_or_bring_their_own() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut client = sidecar.client().await;
+    let header = ("sidekey-aad", "cm93IDc=");
+    let shared = items(batch(&mut client, "encrypt", &[header], request(&[b"a", b"b"])).await);
+    let own = items(
+        batch(
+            &mut client,
+            "encrypt",
+            &[],
+            with_aad(&[(b"row 7", b"a"), (b"", b"b")]),
+        )
+        .await,
+    );
+    let mixed = with_aad(&[
+        (b"row 7", &shared[0]),
+        (b"row 8", &shared[1]),
+        (b"row 7", &own[0]),
+        (b"", &own[1]),
+    ]);
+    let opened = batch(&mut client, "decrypt", &[], mixed).await;
+    assert_eq!(
+        opened,
+        [
+            Ok(b"a".to_vec()),
+            Err("decryption_failed".into()),
+            Ok(b"a".to_vec()),
+            Ok(b"b".to_vec())
+        ]
+    );
+    let both = client
+        .post(
+            "/v1/keyrings/demo/encrypt",
+            &[BATCH, header],
+            with_aad(&[(b"x", b"a")]),
+        )
+        .await;
+    assert_eq!(
+        (both.status, both.problem().as_str()),
+        (StatusCode::BAD_REQUEST, "invalid_request")
+    );
+}
+
+#[tokio::test]
+async fn a_bad_item_fails_alone() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut client = sidecar.client().await;
+    let good = items(batch(&mut client, "encrypt", &[], request(&[b"good"])).await).remove(0);
+    let mut changed = good.clone();
+    changed[40] ^= 1;
+    let mut unknown = good.clone();
+    unknown[8] = 9;
+    let long = vec![1; (1 << 20) + 400];
+    let results = batch(
+        &mut client,
+        "decrypt",
+        &[],
+        request(&[&good, &changed, b"", b"garbage", &unknown, &long, &good]),
+    )
+    .await;
+    let codes: Vec<_> = results
+        .iter()
+        .map(|result| result.as_ref().map(Vec::as_slice).map_err(String::as_str))
+        .collect();
+    assert_eq!(
+        codes,
+        [
+            Ok(&b"good"[..]),
+            Err("decryption_failed"),
+            Err("malformed_ciphertext"),
+            Err("malformed_ciphertext"),
+            Err("key_version_unavailable"),
+            Err("body_too_large"),
+            Ok(&b"good"[..])
+        ]
+    );
+    let metrics = sidecar.ops("/metrics").1;
+    for (code, count) in [
+        ("decryption_failed", 1),
+        ("malformed_ciphertext", 2),
+        ("body_too_large", 1),
+    ] {
+        let line = format!(
+            r#"sidekey_batch_item_errors_total{{keyring="demo",operation="decrypt",code="{code}"}} {count}"#
+        );
+        assert!(metrics.contains(&line), "{line}");
+    }
+    // One that is as long as may be.
+    let most = vec![7; 1 << 20];
+    let sealed = items(batch(&mut client, "encrypt", &[], request(&[&most])).await);
+    assert!(items(batch(&mut client, "decrypt", &[], request(&borrowed(&sealed))).await) == [most]);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_none_is_refused() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    for body in [
+        vec![],
+        vec![2],
+        vec![0, 0, 0],
+        frame(&[b"no flags before it"]),
+    ] {
+        let answer = sidecar
+            .client()
+            .await
+            .post("/v1/keyrings/demo/encrypt", &[BATCH], body)
+            .await;
+        assert_eq!(
+            (answer.status, answer.problem().as_str()),
+            (StatusCode::BAD_REQUEST, "invalid_request")
+        );
+    }
+    let results = batch(
+        &mut sidecar.client().await,
+        "encrypt",
+        &[],
+        [vec![1], frame(&[&[0, 0, 0, 9], b"short"])].concat(),
+    )
+    .await;
+    assert_eq!(results, [Err("invalid_request".into())]);
+    // Once the answer has begun, it can only break off.
+    let mut client = sidecar.client().await;
+    let cut = [request(&[b"whole"]), vec![0, 0, 0, 9, b'c']].concat();
+    for body in [whole(cut.clone()), unannounced(cut)] {
+        let answer = client
+            .open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body)
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.into_body().collect().await.is_err());
+        client = sidecar.client().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_come_while_the_request_still_arrives() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    for mut client in [
+        Client::http1(&sidecar.socket).await,
+        Client::http2(&sidecar.socket).await,
+    ] {
+        let (sender, body) = channel();
+        sender
+            .send(Ok(Bytes::from(request(&[b"first"]))))
+            .await
+            .unwrap();
+        let answer = client
+            .open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body)
+            .await
+            .unwrap();
+        let mut answer = answer.into_body();
+        for round in 0..3 {
+            let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(results(&piece).len(), 1, "round {round}");
+            // In two parts.
+            let next = frame(&[b"next"]);
+            sender
+                .send(Ok(Bytes::copy_from_slice(&next[..5])))
+                .await
+                .unwrap();
+            sender
+                .send(Ok(Bytes::copy_from_slice(&next[5..])))
+                .await
+                .unwrap();
+        }
+        drop(sender);
+        assert_eq!(
+            results(&answer.collect().await.unwrap().to_bytes()).len(),
+            1
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_batch_sees_one_primary_and_counts_as_its_use() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let (sender, body) = channel();
+    sender
+        .send(Ok(Bytes::from(request(&[b"before"]))))
+        .await
+        .unwrap();
+    let mut client = sidecar.client().await;
+    let answer = client
+        .open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body)
+        .await
+        .unwrap();
+    let mut answer = answer.into_body();
+    answer.frame().await.unwrap().unwrap();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    let last_use = |sidecar: &Sidecar| {
+        sidecar.keyring()["in_force"]["versions"][0]["last_used"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    let before = last_use(&sidecar).expect("it was used");
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    sender
+        .send(Ok(Bytes::from(frame(&[b"after"]))))
+        .await
+        .unwrap();
+    let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(
+        results(&piece)[0].as_ref().unwrap()[5..9],
+        [0, 0, 0, 1],
+        "the generation that it began with"
+    );
+    assert!(
+        last_use(&sidecar).unwrap() > before,
+        "evidence against disabling version 1"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_goes_on_ends_with_the_version_that_it_began_with() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    // One that encrypts under a version that is then disabled, and one that only decrypts.
+    let (sender, body) = channel();
+    sender
+        .send(Ok(Bytes::from(request(&[b"before"]))))
+        .await
+        .unwrap();
+    let mut client = sidecar.client().await;
+    let mut answer = client
+        .open(Method::POST, "/v1/keyrings/demo/encrypt", &[BATCH], body)
+        .await
+        .unwrap()
+        .into_body();
+    let sealed = results(&answer.frame().await.unwrap().unwrap().into_data().unwrap())
+        .remove(0)
+        .unwrap();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    world.keyring(
+        "disable",
+        "demo",
+        &["--version", "1", "--override", "a test"],
+    );
+    sidecar.wait_generation(4);
+    sender
+        .send(Ok(Bytes::from(frame(&[b"after"]))))
+        .await
+        .unwrap();
+    assert!(
+        answer.frame().await.unwrap().is_err(),
+        "nothing is born under a version that is disabled"
+    );
+    // The same generation that the batch began with would still have decrypted it; the one in force refuses.
+    assert_eq!(
+        sidecar.client().await.decrypt(&sealed).await.problem(),
+        "key_version_disabled"
+    );
+    let line = r#"sidekey_requests_total{keyring="demo",operation="encrypt",code="key_version_disabled"} 1"#;
+    wait("the count", || sidecar.ops("/metrics").1.contains(line));
+}
+
+#[tokio::test]
+async fn what_a_batch_encrypts_is_decrypted_in_every_form() {
+    let world = World::with_demo();
+    let sidecar = world.start_with("one", "[limits]\nbody = 1000\n", &["demo"]);
+    let mut client = sidecar.client().await;
+    let aad = vec![7; 40];
+    let results = batch(
+        &mut client,
+        "encrypt",
+        &[],
+        with_aad(&[(&aad, &[1; 1000]), (&aad, &[1; 1001]), (&[0; 65_537], b"")]),
+    )
+    .await;
+    assert_eq!(
+        (&results[1], &results[2]),
+        (&Err("body_too_large".into()), &Err("body_too_large".into()))
+    );
+    let longest = results[0].as_ref().unwrap();
+    assert_eq!(
+        batch(&mut client, "decrypt", &[], with_aad(&[(&aad, longest)])).await,
+        [Ok(vec![1; 1000])]
+    );
+    assert_eq!(
+        batch(&mut client, "rewrap", &[], with_aad(&[(&aad, longest)])).await[0]
+            .as_ref()
+            .unwrap()
+            .len(),
+        longest.len()
+    );
+    // As long a plaintext in a stream, which is longer than a message.
+    let response = client
+        .open(
+            Method::POST,
+            "/v1/keyrings/demo/encrypt",
+            &[OCTETS],
+            unannounced(vec![1; 1000]),
+        )
+        .await
+        .unwrap();
+    let stream = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(
+        batch(&mut client, "decrypt", &[], request(&[&stream])).await,
+        [Ok(vec![1; 1000])]
+    );
+    // JSON takes no plaintext whose message would fit nowhere.
+    let plaintext = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [1; 1001]);
+    assert_eq!(
+        client
+            .json("encrypt", serde_json::json!({ "plaintext": plaintext }))
+            .await
+            .problem(),
+        "body_too_large"
+    );
+}
+
+#[test]
+fn files_of_lines_go_there_and_back() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let run = |operation: &str, input: &[u8]| {
+        let socket = sidecar.socket.to_str().unwrap();
+        let mut child = Command::new(binary())
+            .args([
+                operation,
+                "--lines",
+                "--keyring",
+                "demo",
+                "--aad",
+                "table",
+                "--socket",
+                socket,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let feed = std::thread::spawn(move || stdin.write_all(&input));
+        let output = child.wait_with_output().unwrap();
+        feed.join().unwrap().unwrap();
+        output
+    };
+    let plain: String = (0..5000)
+        .map(|line| format!("line {line} {}\n", "x".repeat(line % 200)))
+        .collect();
+    let sealed = run("encrypt", plain.as_bytes());
+    assert!(
+        sealed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&sealed.stderr)
+    );
+    let text = String::from_utf8(sealed.stdout).unwrap();
+    assert!(text.lines().count() == 5000 && text.lines().all(|line| line.starts_with("sk1.")));
+    let opened = run("decrypt", text.as_bytes());
+    assert!(opened.status.success() && opened.stdout == plain.as_bytes());
+    let again = run("rewrap", text.trim_end().as_bytes());
+    assert!(run("decrypt", &again.stdout).stdout == plain.as_bytes());
+
+    let lines: Vec<&str> = text.lines().collect();
+    let bad = run(
+        "decrypt",
+        format!("{}\nsk1.nonsense\n{}\n", lines[0], lines[2]).as_bytes(),
+    );
+    assert_eq!(bad.status.code(), Some(1));
+    let (out, err) = (
+        String::from_utf8(bad.stdout).unwrap(),
+        String::from_utf8(bad.stderr).unwrap(),
+    );
+    let expected: Vec<&str> = plain.lines().collect();
+    assert_eq!(out, format!("{}\n\n{}\n", expected[0], expected[2]));
+    assert!(
+        err.contains("line 2: ")
+            && err.contains("malformed_ciphertext")
+            && err.contains("1 of 3 lines"),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn a_data_key_is_handed_out_only_where_a_rule_names_it() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let world = World::with_demo();
+    let path = "/v1/keyrings/demo/data-key";
+    let uid = uid();
+    let rule = |operations: &str| {
+        format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nuids = [{uid}]\n")
+    };
+    for config in [String::new(), rule("\"*\"")] {
+        let sidecar = world.start_with("closed", &config, &["demo"]);
+        let answer = sidecar.client().await.post(path, &[], "").await;
+        assert_eq!(
+            (answer.status, answer.problem().as_str()),
+            (StatusCode::FORBIDDEN, "forbidden")
+        );
+        assert!(
+            answer.json()["detail"]
+                .as_str()
+                .unwrap()
+                .contains("must name")
+        );
+    }
+    let sidecar = world.start_with("open", &rule("[\"data-key\", \"decrypt\"]"), &["demo"]);
+    let mut client = sidecar.client().await;
+    let json = ("content-type", "application/json");
+    let answer = client
+        .post(path, &[json], r#"{"aad": "ZmlsZQ=="}"#)
+        .await
+        .ok();
+    assert_eq!(answer.version(), 1);
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    let key = answer.json();
+    let plain = STANDARD.decode(key["plaintext"].as_str().unwrap()).unwrap();
+    assert_eq!((plain.len(), &key["key_version"]), (32, &Value::from(1)));
+    let unseal = |aad: &str| serde_json::json!({ "ciphertext": key["ciphertext"], "aad": aad });
+    assert_eq!(
+        client.json("decrypt", unseal("ZmlsZQ==")).await.ok().json()["plaintext"],
+        key["plaintext"]
+    );
+    assert_eq!(
+        client.json("decrypt", unseal("")).await.problem(),
+        "decryption_failed"
+    );
+    // Fresh every time; without a body it is bound to nothing.
+    let second = client.post(path, &[], "").await.ok().json();
+    assert_ne!(second["plaintext"], key["plaintext"]);
+    let unsealed = client
+        .json(
+            "decrypt",
+            serde_json::json!({ "ciphertext": second["ciphertext"] }),
+        )
+        .await
+        .ok()
+        .json();
+    assert_eq!(unsealed["plaintext"], second["plaintext"]);
+    for (headers, body) in [
+        (&[json][..], "{\"aad\": 7}"),
+        (&[json], "{\"add\": \"\"}"),
+        (&[json], "[]"),
+    ] {
+        assert_eq!(
+            client.post(path, headers, body).await.problem(),
+            "invalid_request"
+        );
+    }
+    assert_eq!(
+        client.post(path, &[], "x").await.problem(),
+        "unsupported_media_type"
+    );
+    assert_eq!(
+        client
+            .post(path, &[("sidekey-aad", "cm93IDc=")], "")
+            .await
+            .problem(),
+        "invalid_request"
+    );
+    let get = client.send(Method::GET, path, &[], "").await;
+    assert_eq!(
+        (get.status, get.problem().as_str()),
+        (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed")
+    );
+}

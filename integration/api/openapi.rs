@@ -1,0 +1,52 @@
+//! The OpenAPI document: what it says is what the sidecar does, by schemathesis, which makes up requests from it.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use sidekey::http::Code;
+
+use crate::support::harness::World;
+
+const DOCUMENT: &str = include_str!("../../docs/openapi.json");
+
+fn document() -> Value {
+    serde_json::from_str(DOCUMENT).unwrap()
+}
+
+#[tokio::test]
+async fn the_sidecar_serves_the_document() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let answer = sidecar
+        .client()
+        .await
+        .send(hyper::Method::GET, "/v1/openapi.json", &[], "")
+        .await
+        .ok();
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.body, DOCUMENT);
+}
+
+#[test]
+fn the_document_knows_every_code_by_its_status() {
+    let mut documented = BTreeSet::new();
+    for response in document()["components"]["responses"]
+        .as_object()
+        .unwrap()
+        .values()
+    {
+        let schema =
+            &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+        for code in schema["code"]["enum"].as_array().unwrap() {
+            documented.insert((
+                code.as_str().unwrap().to_owned(),
+                schema["status"]["const"].as_u64().unwrap(),
+            ));
+        }
+    }
+    let codes: BTreeSet<_> = Code::ALL
+        .iter()
+        .map(|code| (code.as_str().to_owned(), u64::from(code.status().as_u16())))
+        .collect();
+    assert_eq!(documented, codes);
+}

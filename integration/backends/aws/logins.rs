@@ -1,0 +1,194 @@
+//! Where credentials for AWS come from: a web identity (IRSA) at moto's STS, and fakes of EKS Pod Identity's agent and of an instance's
+//! metadata service, which no emulator has whole. And to which endpoint they are sent.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+
+use crate::support::{
+    aws::{init, kms, launch, make_key, world_of},
+    harness::{World, wait},
+    servers::Moto,
+    small_server::{Reply, header, serve},
+};
+
+/// A keyring under a key of `moto`, and a world whose processes have no credentials in their environment.
+async fn without_credentials(moto: &Moto) -> World {
+    let mut world = world_of(&moto.url());
+    let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
+    init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
+    world.env.retain(|(name, _)| !name.contains("KEY"));
+    world.env.push(("AWS_CONFIG_FILE", "/nowhere".into()));
+    world
+        .env
+        .push(("AWS_SHARED_CREDENTIALS_FILE", "/nowhere".into()));
+    world
+}
+
+/// Credentials as both fakes give them.
+fn credentials(lifetime: SignedDuration) -> String {
+    let end = Timestamp::now().checked_add(lifetime).unwrap();
+    json!({
+        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
+        "AccessKeyId": "ASIAFAKE", "SecretAccessKey": "a-secret-of-the-fake", "Token": "a-session-of-the-fake", "Expiration": end.to_string(),
+    })
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_identity_logs_in_at_sts() {
+    let moto = Moto::start();
+    let mut world = without_credentials(&moto).await;
+    let refused = world.run(&[
+        "keyring",
+        "verify",
+        world.manifest("demo").to_str().unwrap(),
+    ]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("no credentials were found"),
+        "{refused:?}"
+    );
+    world.env.push((
+        "AWS_ROLE_ARN",
+        "arn:aws:iam::123456789012:role/orders".into(),
+    ));
+    world.env.push((
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        world.path("projected").display().to_string(),
+    ));
+    // The token isn't there yet, and comes.
+    let sidecar = launch(&world, "demo.json", &["aws-kms:*"]);
+    wait("the reason", || {
+        sidecar.ops("/readyz").1.contains("credentials")
+    });
+    fs::write(world.path("projected"), "a.projected.token").unwrap();
+    sidecar.wait_ready();
+    assert!(
+        !sidecar.log().contains("a.projected.token"),
+        "{}",
+        sidecar.log()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
+    let moto = Moto::start();
+    let mut world = without_credentials(&moto).await;
+    let (valid, asked) = (Arc::new(Mutex::new("first")), Arc::new(AtomicUsize::new(0)));
+    let url = serve({
+        let (valid, asked) = (Arc::clone(&valid), Arc::clone(&asked));
+        move |head| {
+            if header(head, "authorization") != Some(*valid.lock().unwrap()) {
+                return Reply::new("401 Unauthorized", "", "");
+            }
+            asked.fetch_add(1, Ordering::SeqCst);
+            // So short that they are asked for again with every use.
+            Reply::new(
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                credentials(SignedDuration::from_secs(5)),
+            )
+        }
+    });
+    fs::write(world.path("projected"), "first").unwrap();
+    world.env.push((
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        format!("{url}/v1/credentials"),
+    ));
+    world.env.push((
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        world.path("projected").display().to_string(),
+    ));
+    let sidecar = launch(&world, "demo.json", &["aws-kms:*"]);
+    sidecar.wait_ready();
+    // The kubelet writes another token.
+    *valid.lock().unwrap() = "second";
+    fs::write(world.path("projected"), "second").unwrap();
+    let before = asked.load(Ordering::SeqCst);
+    let manifest = world.manifest("demo").display().to_string();
+    // By an operator with credentials of his own.
+    world_of(&moto.url()).succeed(&["keyring", "rotate", &manifest, "--activate", "now"]);
+    wait("the next version", || {
+        sidecar.keyring()["in_force"]["encrypting"] == 2
+    });
+    assert!(
+        asked.load(Ordering::SeqCst) > before,
+        "with the token as it stands now"
+    );
+    assert!(
+        !sidecar.log().contains("a-secret-of-the-fake"),
+        "{}",
+        sidecar.log()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fake_of_an_instances_metadata_gives_credentials_and_the_region() {
+    let moto = Moto::start();
+    let mut world = without_credentials(&moto).await;
+    let url = serve(|head| {
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        let session = "x-aws-ec2-metadata-token-ttl-seconds: 21600\r\n";
+        if head.starts_with("PUT /latest/api/token ") {
+            return Reply::new("200 OK", session, "a-session");
+        }
+        // Version 2 of the service: nothing without a session.
+        if header(head, "x-aws-ec2-metadata-token") != Some("a-session") {
+            return Reply::new("401 Unauthorized", "", "");
+        }
+        match path {
+            "/latest/meta-data/iam/security-credentials/" => Reply::new("200 OK", "", "orders"),
+            "/latest/meta-data/iam/security-credentials/orders" => {
+                Reply::new("200 OK", "", credentials(SignedDuration::from_hours(6)))
+            }
+            "/latest/meta-data/placement/region" => {
+                Reply::new("200 OK", "", crate::support::aws::REGION)
+            }
+            _ => Reply::new("404 Not Found", "", ""),
+        }
+    });
+    world
+        .env
+        .retain(|(name, _)| *name != "AWS_EC2_METADATA_DISABLED" && *name != "AWS_REGION");
+    world.env.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT", url));
+    launch(&world, "demo.json", &["aws-kms:*"]).wait_ready();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_validated_by_fips_140_are_used_where_they_are_wanted() {
+    let moto = Moto::start();
+    let mut world = world_of(&moto.url());
+    let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
+    init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
+    // A proxy that goes nowhere: it is told where to.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
+    world.env.push((
+        "HTTPS_PROXY",
+        format!("http://{}", listener.local_addr().unwrap()),
+    ));
+    for (fips, host) in [
+        ("true", "kms-fips.eu-west-1.amazonaws.com:443"),
+        ("false", "kms.eu-west-1.amazonaws.com:443"),
+    ] {
+        let config = format!(
+            "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
+            world.path("one.sock")
+        );
+        let _sidecar = world.launch("one", &config, &[]);
+        let mut first = String::new();
+        BufReader::new(listener.accept().unwrap().0)
+            .read_line(&mut first)
+            .unwrap();
+        assert!(first.starts_with(&format!("CONNECT {host} ")), "{first}");
+    }
+}

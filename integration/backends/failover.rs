@@ -1,0 +1,297 @@
+//! KEKs of different vendors for one keyring: AWS KMS (moto) and Vault's Transit, each behind a fault injector. Whatever becomes of one,
+//! sidecars start and refresh by the other, and the metrics tell which is ill.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+use crate::support::{
+    aws::{self, another_key, kms, make_key, problem},
+    fault_proxy::{Fault, FaultProxy},
+    harness::{Sidecar, World, wait},
+    servers::{Moto, Vault},
+    vault::KEK as VAULT_KEK,
+};
+
+/// Two systems that work, the proxies before them, and a keyring that both open.
+struct Pair {
+    _moto: Moto,
+    _vault: Vault,
+    aws: FaultProxy,
+    vault: FaultProxy,
+    world: World,
+    aws_kek: String,
+    config: String,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let (moto, vault) = (Moto::start(), Vault::start());
+        let aws = FaultProxy::before(&moto.address).await;
+        let vault_proxy = FaultProxy::before(vault.address.strip_prefix("http://").unwrap()).await;
+        // Commands reach both directly: a keyring is changed only while all of its KEKs answer.
+        let mut world = aws::world_of(&moto.url());
+        world.env.extend([
+            ("VAULT_ADDR", vault.address.clone()),
+            ("VAULT_TOKEN", vault.token.clone()),
+        ]);
+        let aws_kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
+        let config = format!(
+            "[listen]\nsocket = {:?}\n[aws]\nendpoint = {:?}\n[vault]\naddress = {:?}\n\
+             [refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nkek_timeout = \"1d\"\n\
+             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\", \"vault-transit:*\"]\n",
+            world.path("one.sock"),
+            aws.url(),
+            vault_proxy.url()
+        );
+        Self {
+            _moto: moto,
+            _vault: vault,
+            aws,
+            vault: vault_proxy,
+            world,
+            aws_kek,
+            config,
+        }
+    }
+
+    fn init(&self, keks: [&str; 2]) {
+        let location = self.world.manifest("demo").display().to_string();
+        let _ = std::fs::remove_file(&location);
+        aws::init(&self.world, &location, &keks);
+    }
+
+    fn launch(&self) -> Sidecar {
+        self.world.launch("one", &self.config, &[])
+    }
+}
+
+/// How many unwraps of a KEK had a result.
+fn unwraps(sidecar: &Sidecar, kek: &str, result: &str) -> u64 {
+    let line = format!(
+        "sidekey_kek_requests_total{{kek=\"{kek}\",operation=\"unwrap\",result=\"{result}\"}} "
+    );
+    sidecar
+        .ops("/metrics")
+        .1
+        .lines()
+        .find_map(|found| found.strip_prefix(&line)?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Vault's answer with another key, as long as the right one, in the place of the plaintext.
+fn another_key_of_vault(answer: &str) -> String {
+    let mut answer: Value = serde_json::from_str(answer).unwrap();
+    if answer["data"]["plaintext"].is_string() {
+        answer["data"]["plaintext"] = json!(STANDARD.encode([7; 32]));
+    }
+    answer.to_string()
+}
+
+/// A start and a refresh while `victim`, which is asked first, has a fault, after which its unwraps have one of `results`.
+async fn survive(pair: &Pair, victim: &str, survivor: &str, results: &[&str], ail: impl FnOnce()) {
+    pair.init([victim, survivor]);
+    ail();
+    // Nothing but the hedge or a failure lets the survivor be asked: the time-out is a day.
+    let sidecar = pair.launch();
+    sidecar.wait_ready();
+    let message = sidecar.client().await.encrypt(b"Ada").await.ok().body;
+    pair.world.keyring("rotate", "demo", &["--activate", "now"]);
+    sidecar.wait_generation(3);
+    wait("the new version", || {
+        sidecar.keyring()["in_force"]["encrypting"] == 2
+    });
+    assert_eq!(
+        sidecar.client().await.decrypt(&message).await.ok().body,
+        "Ada"
+    );
+    assert_eq!(
+        unwraps(&sidecar, survivor, "ok"),
+        2,
+        "{victim} {results:?}: {}",
+        sidecar.ops("/metrics").1
+    );
+    assert_eq!(unwraps(&sidecar, victim, "ok"), 0);
+    let told = results
+        .iter()
+        .find(|result| unwraps(&sidecar, victim, result) > 0);
+    let told =
+        told.unwrap_or_else(|| panic!("{victim} {results:?}: {}", sidecar.ops("/metrics").1));
+    let keks = sidecar.status()["keks"].clone();
+    let of = |uri: &str| {
+        keks.as_array()
+            .unwrap()
+            .iter()
+            .find(|kek| kek["uri"] == uri)
+            .unwrap()
+            .clone()
+    };
+    assert!(
+        of(survivor)["last_success"].is_string() && of(victim)["last_success"].is_null(),
+        "{keks}"
+    );
+    if *told != "overtaken" {
+        assert_eq!(of(victim)["last_error"]["code"], *told, "{keks}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_aws_does_vault_opens_the_keyring() {
+    let pair = Pair::start().await;
+    let (victim, survivor) = (pair.aws_kek.clone(), VAULT_KEK);
+    // The SDK tries again what may pass; Vault is asked meanwhile.
+    let passing = &["overtaken", "unavailable"][..];
+    for (results, fault) in [
+        (&["overtaken"][..], Fault::Hang),
+        (&["overtaken"], Fault::Slow(Duration::from_secs(3600))),
+        (passing, Fault::Answer(500, "{}".into())),
+        (&["denied"], problem("AccessDeniedException", "no")),
+        (&["refused"], Fault::Forged(another_key)),
+    ] {
+        survive(&pair, &victim, survivor, results, || pair.aws.set(fault)).await;
+    }
+    survive(&pair, &victim, survivor, passing, || pair.aws.kill()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_vault_does_aws_opens_the_keyring() {
+    let pair = Pair::start().await;
+    let (victim, survivor) = (VAULT_KEK, pair.aws_kek.clone());
+    let answer =
+        |status, error: &str| Fault::Answer(status, json!({ "errors": [error] }).to_string());
+    for (result, fault) in [
+        ("overtaken", Fault::Hang),
+        ("overtaken", Fault::Slow(Duration::from_secs(3600))),
+        ("unavailable", answer(500, "internal error")),
+        ("throttled", answer(429, "rate limit quota exceeded")),
+        ("denied", answer(403, "permission denied")),
+        ("refused", Fault::Forged(another_key_of_vault)),
+    ] {
+        survive(&pair, victim, &survivor, &[result], || {
+            pair.vault.set(fault)
+        })
+        .await;
+    }
+    survive(&pair, victim, &survivor, &["unavailable"], || {
+        pair.vault.kill()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_both_are_down_a_new_sidecar_waits_and_says_why() {
+    let pair = Pair::start().await;
+    pair.init([&pair.aws_kek, VAULT_KEK]);
+    let running = pair.launch();
+    running.wait_ready();
+    let message = running.client().await.encrypt(b"Ada").await.ok().body;
+    pair.aws.set(problem("AccessDeniedException", "no"));
+    pair.vault.set(Fault::Answer(
+        503,
+        json!({ "errors": ["Vault is sealed"] }).to_string(),
+    ));
+    let fresh_config = pair.config.replace("one.sock", "two.sock");
+    let fresh = pair.world.launch("two", &fresh_config, &[]);
+    wait("both reasons", || {
+        let why = fresh.ops("/readyz").1;
+        why.contains("kms:Decrypt") && why.contains("Vault is sealed")
+    });
+    assert_eq!(
+        running.client().await.decrypt(&message).await.ok().body,
+        "Ada"
+    );
+    running.client().await.encrypt(b"x").await.ok();
+    pair.vault.set(Fault::None);
+    fresh.wait_ready();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kek_whose_circuit_is_open_is_asked_last() {
+    const VERSIONS: u64 = 10;
+    let pair = Pair::start().await;
+    pair.init([&pair.aws_kek, VAULT_KEK]);
+    for _ in 1..VERSIONS {
+        pair.world.keyring("rotate", "demo", &[]);
+    }
+    pair.aws.set(problem("AccessDeniedException", "no"));
+    let sidecar = pair.launch();
+    let all_open = |count: usize| {
+        let versions = sidecar.keyring()["in_force"]["versions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        versions.len() == count && versions.iter().all(|version| version["unopened"].is_null())
+    };
+    wait("every version", || all_open(10));
+    // So many failures in a row pause it for a minute.
+    assert_eq!(unwraps(&sidecar, &pair.aws_kek, "denied"), VERSIONS);
+    let gauge = format!("sidekey_kek_circuit_open{{kek=\"{}\"}} 1", pair.aws_kek);
+    assert!(sidecar.ops("/metrics").1.contains(&gauge));
+    pair.aws.set(Fault::None);
+    let before = pair.aws.count("Decrypt");
+    pair.world.keyring("rotate", "demo", &[]);
+    wait("the next version", || all_open(11));
+    assert_eq!(
+        pair.aws.count("Decrypt"),
+        before,
+        "Vault answered, so AWS was left alone"
+    );
+    pair.vault.set(Fault::Answer(
+        503,
+        json!({ "errors": ["Vault is sealed"] }).to_string(),
+    ));
+    pair.world.keyring("rotate", "demo", &[]);
+    wait("the version after", || all_open(12));
+    assert_eq!(
+        unwraps(&sidecar, &pair.aws_kek, "ok"),
+        1,
+        "nobody else was left"
+    );
+    assert!(
+        !sidecar.ops("/metrics").1.contains(&gauge),
+        "and that closed the circuit"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_keks_that_is_cut_off_midway_goes_on_where_it_ended() {
+    let pair = Pair::start().await;
+    let location = pair.world.manifest("demo").display().to_string();
+    aws::init(&pair.world, &location, &[VAULT_KEK]);
+    for _ in 1..20 {
+        pair.world.keyring("rotate", "demo", &[]);
+    }
+    let wraps = || {
+        let manifest = pair.world.read_manifest("demo");
+        let count = |version: &Value| version["wraps"].as_array().unwrap().len();
+        manifest["versions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(count)
+            .collect::<Vec<_>>()
+    };
+    // One generation wraps 16 versions, and opens each to prove it.
+    pair.aws.set(Fault::HangAfter(2 * 16));
+    let mut command = std::process::Command::new(crate::support::harness::binary());
+    command
+        .args(["keyring", "rewrap-kek", &location, "--add", &pair.aws_kek])
+        .envs(pair.world.env.iter().cloned());
+    let mut killed = command
+        .env("AWS_ENDPOINT_URL", pair.aws.url())
+        .spawn()
+        .unwrap();
+    wait("the first step", || {
+        wraps().iter().filter(|count| **count == 2).count() == 16
+    });
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // A whole manifest, that every sidecar takes.
+    pair.world.keyring("verify", "demo", &[]);
+    let said = pair
+        .world
+        .keyring("rewrap-kek", "demo", &["--add", &pair.aws_kek]);
+    assert!(said.contains("4 versions have other wraps now"), "{said}");
+    assert_eq!(wraps(), [2; 20]);
+}

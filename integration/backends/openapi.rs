@@ -1,0 +1,104 @@
+//! What the OpenAPI document says is what the sidecar does, by schemathesis, which makes up requests from it.
+
+use std::{fs, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    harness::{World, uid},
+    servers::installed,
+};
+
+const DOCUMENT: &str = include_str!("../../docs/openapi.json");
+
+const HOOKS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/integration/backends/openapi_hooks.py"
+);
+
+#[test]
+fn made_up_requests_get_what_the_document_says() {
+    let world = World::with_demo();
+    let token = "0123456789abcdef0123456789abcdef";
+    fs::write(world.path("token"), token).unwrap();
+    fs::set_permissions(
+        world.path("token"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .unwrap();
+    let listen = format!(
+        "[listen]\nsocket = {:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n",
+        world.path("one.sock")
+    );
+    let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
+    let rule = format!(
+        "[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\ntoken = true\nuids = [{}]\n",
+        uid()
+    );
+    fs::write(world.path("db"), r#"{"password":"one"}"#).unwrap();
+    let rule = format!("{rule}[[secret]]\nname = \"db\"\nsource = \"file:db\"\nrequired = true\n");
+    let sidecar = world.start_with("one", &format!("{listen}{rule}"), &["demo"]);
+    // A name made up from the pattern alone would hardly ever be that of a keyring.
+    let mut document: Value = serde_json::from_str(DOCUMENT).unwrap();
+    document["components"]["parameters"]["Keyring"]["schema"] =
+        json!({ "enum": ["demo", "other"] });
+    document["components"]["parameters"]["Secret"]["schema"] = json!({ "enum": ["db", "other"] });
+    // A version that is made up will never come, and waiting for it is answered with 503.
+    let parameters = document["paths"]["/v1/secrets/{secret}"]["get"]["parameters"]
+        .as_array_mut()
+        .unwrap();
+    parameters.retain(|parameter| parameter["name"] != "min_version");
+    fs::write(world.path("openapi.json"), document.to_string()).unwrap();
+    let output = Command::new(installed("moto/bin/schemathesis"))
+        .args([
+            "run",
+            "openapi.json",
+            "--url",
+            &format!("http://{}", sidecar.tcp.unwrap()),
+        ])
+        .args(["--header", &format!("Authorization: Bearer {token}")])
+        // Never ends by itself.
+        .args(["--exclude-path", "/v1/events"])
+        // No made-up ciphertext decrypts.
+        .args([
+            "--checks",
+            "all",
+            "--exclude-checks",
+            "positive_data_acceptance",
+        ])
+        .args([
+            "--max-examples",
+            "40",
+            "--seed",
+            "1",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ])
+        .env("SCHEMATHESIS_HOOKS", HOOKS)
+        .env("SIDEKEY_SOCKET", &sidecar.socket)
+        .current_dir(world.path(""))
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{said}");
+    // Every operation, and not only in vain.
+    let metrics = sidecar.ops("/metrics").1;
+    assert!(
+        metrics.contains("sidekey_secret_requests_total{secret=\"db\",code=\"ok\"}"),
+        "{said}"
+    );
+    for operation in ["encrypt", "decrypt", "rewrap", "data-key", "inspect"] {
+        let line = format!(
+            r#"sidekey_requests_total{{keyring="demo",operation="{operation}",code="ok"}}"#
+        );
+        let count = metrics
+            .lines()
+            .find_map(|found| found.strip_prefix(&line)?.trim().parse::<u64>().ok());
+        assert!(count > Some(0), "{operation}: {count:?}\n{said}");
+    }
+}

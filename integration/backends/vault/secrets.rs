@@ -1,0 +1,610 @@
+//! Secrets in Vault's key-value engines and leased credentials, against real servers; the leases are of users of a real Redis.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    harness::{Sidecar, World, wait},
+    served_secrets::{App, entry, got, launch, launch_as, reads},
+    servers::{Brand, Vault, free_port},
+    vault::world_of,
+};
+
+fn put(vault: &Vault, path: &str, value: &str) {
+    vault.run(&["kv", "put", path, &format!("password={value}")]);
+}
+
+fn password(value: &str) -> String {
+    json!({ "password": value }).to_string()
+}
+
+/// A sidecar for whom `policy` is all that it may do.
+fn launch_with(world: &mut World, vault: &Vault, policy: &str, config: &str) -> Sidecar {
+    world.env.retain(|(name, _)| *name != "VAULT_TOKEN");
+    world.env.push(("VAULT_TOKEN", vault.token_with(policy)));
+    launch(world, config)
+}
+
+async fn a_versioned_secret_is_followed(brand: Brand) {
+    let vault = Vault::start_of(brand);
+    let world = world_of(&vault);
+    put(&vault, "secret/orders/db", "a");
+    let config = entry("db", "vault-kv:secret/orders/db", "");
+    let sidecar = launch(&world, &config);
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(got(app.ask("db").await), ("1".into(), password("a")));
+    let made: Value =
+        serde_json::from_str(&vault.run(&["kv", "get", "-format=json", "secret/orders/db"]))
+            .unwrap();
+    let instant = |time: &Value| time.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let shown = app.ask("db").await.json();
+    assert_eq!(
+        instant(&shown["created_at"]),
+        instant(&made["data"]["metadata"]["created_time"])
+    );
+    assert_eq!(app.ask("db?field=password").await.ok().json()["value"], "a");
+
+    put(&vault, "secret/orders/db", "b");
+    assert_eq!(app.newest("db").await, ("2".into(), password("b")));
+    assert_eq!(
+        app.newest("db").await,
+        ("2".into(), password("b")),
+        "and again, when nothing changed"
+    );
+    assert_eq!(
+        (
+            reads(&sidecar, "db", "changed"),
+            reads(&sidecar, "db", "unchanged")
+        ),
+        (2, 1)
+    );
+    assert_eq!(
+        got(app.ask("db?stage=previous").await),
+        ("1".into(), password("a"))
+    );
+    assert_eq!(
+        got(app.ask("db?version=1").await),
+        ("1".into(), password("a"))
+    );
+    for none in [
+        "db?version=3",
+        "db?version=0",
+        "db?version=1%3Fa",
+        "db?version=..%2Fx",
+        "db?stage=pending",
+    ] {
+        assert_eq!(app.ask(none).await.problem(), "secret_not_found", "{none}");
+    }
+
+    // Deleted, and restored.
+    vault.run(&["kv", "delete", "secret/orders/db"]);
+    app.until_problem("db", "secret_not_found").await;
+    vault.run(&["kv", "undelete", "-versions=2", "secret/orders/db"]);
+    assert_eq!(app.restored("db").await, ("2".into(), password("b")));
+
+    // Who comes later is given the newest version before that is still there.
+    put(&vault, "secret/orders/db", "c");
+    vault.run(&["kv", "destroy", "-versions=2", "secret/orders/db"]);
+    let later = launch_as(&world, "later", &config);
+    later.wait_ready();
+    let mut app = App::of(&later).await;
+    assert_eq!(
+        got(app.ask("db?stage=previous").await),
+        ("1".into(), password("a"))
+    );
+    assert_eq!(app.ask("db?version=2").await.problem(), "secret_not_found");
+    assert_eq!(got(app.ask("db").await).0, "3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vaults_versioned_secrets_are_followed() {
+    a_versioned_secret_is_followed(Brand::Vault).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openbaos_versioned_secrets_are_followed() {
+    a_versioned_secret_is_followed(Brand::OpenBao).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_is_made_anew_is_another_one_though_vault_counts_from_one_again() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    put(&vault, "secret/db", "a");
+    let sidecar = launch(&world, &entry("db", "vault-kv:secret/db", ""));
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(got(app.ask("db").await).0, "1");
+    vault.run(&["kv", "metadata", "delete", "secret/db"]);
+    put(&vault, "secret/db", "b");
+    assert_eq!(app.newest("db").await, ("1~".into(), password("b")));
+    assert_eq!(app.newest("db").await.0, "1~");
+    assert_eq!(got(app.ask("db?version=1~").await).1, password("b"));
+    put(&vault, "secret/db", "c");
+    assert_eq!(app.newest("db").await, ("2".into(), password("c")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unversioned_secret_is_told_apart_by_names_that_say_nothing() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    // Mounted deeper than the first part of a path, too.
+    for mount in ["kv1", "team/kv1"] {
+        vault.run(&[
+            "secrets",
+            "enable",
+            "-version=1",
+            &format!("-path={mount}"),
+            "kv",
+        ]);
+        put(&vault, &format!("{mount}/db"), "a");
+    }
+    let config = entry("db", "vault-kv:kv1/db", "") + &entry("deep", "vault-kv:team/kv1/db", "");
+    let sidecar = launch(&world, &config);
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    let (first, value) = got(app.ask("db").await);
+    assert_eq!(value, password("a"));
+    assert_eq!(
+        got(app.ask("deep").await),
+        (first.clone(), value),
+        "the same value has one name"
+    );
+    put(&vault, "kv1/db", "b");
+    let (second, value) = app.newest("db").await;
+    assert!(second != first && value == password("b"));
+    assert_eq!(app.newest("db").await.0, second);
+    assert_eq!(
+        got(app.ask("db?stage=previous").await),
+        (first.clone(), password("a"))
+    );
+    assert_eq!(
+        app.ask(&format!("deep?version={second}")).await.problem(),
+        "secret_not_found"
+    );
+    // Another process' names are others: whoever guesses a value can't tell it by its name.
+    let other = launch_as(&world, "other", &config);
+    other.wait_ready();
+    let name = got(App::of(&other).await.ask("deep").await).0;
+    assert!(name != first && name != second);
+
+    // The engine gets versions.
+    vault.run(&["kv", "enable-versioning", "kv1"]);
+    // Vault takes its time.
+    wait("the upgrade", || {
+        vault.succeeds(&["kv", "put", "kv1/db", "password=c"])
+    });
+    let answer = app
+        .until("db", |answer| {
+            answer.status == 200 && answer.json()["value"] == password("c")
+        })
+        .await;
+    assert_eq!(got(answer).0, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_secret_is_served_and_one_that_is_too_long_is_refused() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    let long = "0123456789abcdef".repeat(4096);
+    fs::write(world.path("long"), &long).unwrap();
+    vault.run(&[
+        "kv",
+        "put",
+        "secret/long",
+        &format!("data=@{}", world.path("long").display()),
+    ]);
+    let sidecar = launch(&world, &entry("long", "vault-kv:secret/long", ""));
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(app.bytes("long?field=data").await.ok().body, long);
+    assert_eq!(
+        app.bytes("long").await.ok().body,
+        json!({ "data": long }).to_string()
+    );
+    drop(sidecar);
+    let config = format!(
+        "secrets.value_bytes = \"64KiB\"\n{}",
+        entry("long", "vault-kv:secret/long", "")
+    );
+    let sidecar = world.launch("one", &config, &[]);
+    wait("the reason", || {
+        sidecar
+            .log()
+            .contains("vault-kv:secret/long: longer than 65536 bytes (`secrets.value_bytes`)")
+    });
+    assert!(
+        !sidecar.log().contains("0123456789abcdef"),
+        "{}",
+        sidecar.log()
+    );
+}
+
+async fn what_the_log_names_is_all_that_a_policy_needs(brand: Brand) {
+    let vault = Vault::start_of(brand);
+    let mut world = world_of(&vault);
+    vault.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);
+    for path in ["secret/db", "kv1/db"] {
+        put(&vault, path, "a");
+    }
+    put(&vault, "secret/db", "b");
+    // A right in the mount, so that Vault says which engine it is.
+    vault.policy(
+        "app",
+        &[("kv1/other", "read"), ("secret/data/other", "read")],
+    );
+    let config = entry("new", "vault-kv:secret/db", "") + &entry("old", "vault-kv:kv1/db", "");
+    let sidecar = launch_with(&mut world, &vault, "app", &config);
+    let stanzas = [
+        "path \"secret/data/db\" { capabilities = [\"read\"] }", //
+        "path \"kv1/db\" { capabilities = [\"read\"] }",
+    ];
+    wait("the stanzas", || {
+        stanzas.iter().all(|stanza| sidecar.log().contains(stanza))
+    });
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(app.demand("new").await.problem(), "provider_denied");
+    vault.policy_text("app", &stanzas.join("\n"));
+    app.until("new", |answer| answer.status == 200).await;
+    app.until("old", |answer| answer.status == 200).await;
+    // Without metadata, too: the one before is counted back to, and what is unchanged is read.
+    assert_eq!(
+        got(app.ask("new?stage=previous").await),
+        ("1".into(), password("a"))
+    );
+    assert_eq!(app.newest("new").await, ("2".into(), password("b")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_log_names_is_all_that_a_policy_of_vault_needs() {
+    what_the_log_names_is_all_that_a_policy_needs(Brand::Vault).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_log_names_is_all_that_a_policy_of_openbao_needs() {
+    what_the_log_names_is_all_that_a_policy_needs(Brand::OpenBao).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_vault_is_told_from_one_that_is_down() {
+    let vault = Vault::start();
+    let world = world_of(&vault);
+    put(&vault, "secret/db", "a");
+    // One request an hour, which is used up.
+    vault.run(&[
+        "write",
+        "sys/quotas/rate-limit/all",
+        "path=secret/",
+        "rate=1",
+        "interval=1h",
+    ]);
+    wait("the quota", || !vault.succeeds(&["kv", "get", "secret/db"]));
+    let sidecar = launch(&world, &entry("db", "vault-kv:secret/db", ""));
+    let mut app = App::of(&sidecar).await;
+    app.until_problem("db", "provider_throttled").await;
+    vault.run(&["delete", "sys/quotas/rate-limit/all"]);
+    app.until("db", |answer| answer.status == 200).await;
+    vault.seal();
+    let sealed = app
+        .until("db", |answer| answer.json()["stale"] == true)
+        .await;
+    assert_eq!(got(sealed).1, password("a"));
+    wait("the reason", || {
+        sidecar.log().contains("Vault is sealed; unseal it")
+    });
+    vault.unseal();
+    let fresh = app
+        .until("db", |answer| answer.json()["stale"] == false)
+        .await;
+    assert_eq!(got(fresh).1, password("a"));
+}
+
+/// A Redis whose users OpenBao makes and takes away; it is killed when this is dropped.
+struct Redis {
+    child: Child,
+    port: u16,
+}
+
+impl Redis {
+    fn start() -> Self {
+        let port = free_port();
+        let child = Command::new("redis-server")
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--requirepass",
+                "of-the-admin",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let redis = Self { child, port };
+        wait("Redis", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        redis
+    }
+
+    /// Whether credentials, as a secret's value has them, let somebody in.
+    fn lets_in(&self, credentials: &str) -> bool {
+        let credentials: Value = serde_json::from_str(credentials).unwrap();
+        let of = |name: &str| credentials[name].as_str().unwrap().to_owned();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(stream, "AUTH {} {}\r\n", of("username"), of("password")).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        answer.starts_with("+OK")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// OpenBao with a role `orders` of a Redis, whose leases run so long.
+fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
+    let (bao, redis) = (Vault::start_of(Brand::OpenBao), Redis::start());
+    bao.run(&["secrets", "enable", "database"]);
+    let port = format!("port={}", redis.port);
+    let plugin = [
+        "plugin_name=redis-database-plugin",
+        "host=127.0.0.1",
+        "username=default",
+        "password=of-the-admin",
+    ];
+    bao.run(
+        &[
+            &[
+                "write",
+                "database/config/redis",
+                "allowed_roles=orders",
+                &port,
+            ],
+            &plugin[..],
+        ]
+        .concat(),
+    );
+    let statements = r#"creation_statements=["~*", "+@read"]"#;
+    let times = [format!("default_ttl={ttl}"), format!("max_ttl={max_ttl}")];
+    bao.run(&[
+        "write",
+        "database/roles/orders",
+        "db_name=redis",
+        statements,
+        &times[0],
+        &times[1],
+    ]);
+    bao.policy_text(
+        "app",
+        "path \"database/creds/orders\" { capabilities = [\"read\"] }",
+    );
+    (bao, redis)
+}
+
+const LEASED: &str = "vault-lease:database/creds/orders";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_renewed_and_replaced_before_its_greatest_age_ends_it() {
+    let (bao, redis) = leases("9s", "14s");
+    let mut world = world_of(&bao);
+    let sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, ""));
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    let (first, credentials) = got(app.ask("db").await);
+    assert!(redis.lets_in(&credentials));
+    // What is held is renewed, not made anew, however often somebody asks for the newest.
+    assert_eq!(app.newest("db").await, (first.clone(), credentials.clone()));
+    assert_eq!(reads(&sidecar, "db", "unchanged"), 1);
+    // What is served is good at any time.
+    app.until_replaced("db", &first, |credentials| {
+        assert!(redis.lets_in(credentials))
+    })
+    .await;
+    assert!(
+        reads(&sidecar, "db", "unchanged") > 1,
+        "it was renewed on the way"
+    );
+    let lease: Value = serde_json::from_str(&bao.run(&[
+        "list",
+        "-format=json",
+        "sys/leases/lookup/database/creds/orders",
+    ]))
+    .unwrap();
+    assert!(
+        lease.as_array().unwrap().len() <= 2,
+        "no more were made than are in use: {lease}"
+    );
+    let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
+    assert!(
+        !shown.contains("V_") && !shown.contains("database/creds/orders/"),
+        "no user and no lease: {shown}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_are_old_enough_are_replaced_while_they_are_good() {
+    let (bao, redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    let sidecar = launch_with(
+        &mut world,
+        &bao,
+        "app",
+        &entry("db", LEASED, "rotate_after = \"3s\""),
+    );
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    let (first, credentials) = got(app.ask("db").await);
+    let next = app
+        .until("db", |answer| {
+            answer.headers["sidekey-secret-version"] != *first
+        })
+        .await;
+    assert!(redis.lets_in(&got(next).1));
+    // Both are good meanwhile, and nothing but the lease's own time takes the old ones away.
+    assert_eq!(
+        got(app.ask(&format!("db?version={first}")).await),
+        (first, credentials.clone())
+    );
+    assert!(redis.lets_in(&credentials));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_is_revoked_under_our_feet_is_replaced() {
+    let (bao, redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    let sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, ""));
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    let (first, credentials) = got(app.ask("db").await);
+    bao.run(&[
+        "lease",
+        "revoke",
+        "-sync",
+        "-prefix",
+        "database/creds/orders",
+    ]);
+    assert!(!redis.lets_in(&credentials));
+    // An application whose login just failed asks for the newest.
+    let (second, credentials) = app.newest("db").await;
+    assert!(second != first && redis.lets_in(&credentials));
+    wait("its line", || sidecar.log().contains("the lease is gone"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_given_back_at_the_end_where_that_is_wanted_and_allowed() {
+    let (bao, redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    let stanza = "path \"sys/leases/revoke\" { capabilities = [\"update\"] }";
+    let mut run = async |policy: &str, more: &str| {
+        bao.policy_text(
+            "app",
+            &format!("path \"database/creds/orders\" {{ capabilities = [\"read\"] }}\n{policy}"),
+        );
+        let mut sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, more));
+        sidecar.wait_ready();
+        let credentials = got(App::of(&sidecar).await.ask("db").await).1;
+        sidecar.signal("TERM");
+        assert!(sidecar.ended().success(), "{}", sidecar.log());
+        (credentials, sidecar)
+    };
+    let (given_back, sidecar) = run(stanza, "revoke = true").await;
+    wait("its line", || {
+        sidecar.log().contains("a lease was given back")
+    });
+    // OpenBao takes its time.
+    wait("the end of the credentials", || !redis.lets_in(&given_back));
+    let (kept, _) = run(stanza, "").await;
+    assert!(redis.lets_in(&kept));
+    let (kept, sidecar) = run("", "revoke = true").await;
+    wait("the stanza", || sidecar.log().contains(stanza));
+    assert!(redis.lets_in(&kept));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_lease_is_said_with_what_to_do() {
+    let (bao, _redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    bao.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);
+    put(&bao, "kv1/db", "a");
+    let config = entry("none", "vault-lease:database/creds/nobody", "")
+        + &entry("plain", "vault-lease:kv1/db", "");
+    let all = "path \"database/creds/nobody\" { capabilities = [\"read\"] }\npath \"kv1/db\" { capabilities = [\"read\"] }";
+    bao.policy_text("all", all);
+    let sidecar = launch_with(&mut world, &bao, "all", &config);
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(app.demand("none").await.problem(), "secret_not_found");
+    wait("the hint", || {
+        sidecar
+            .log()
+            .contains("has no lease; is it a key-value secret (vault-kv:)?")
+    });
+    drop(sidecar);
+    bao.policy_text(
+        "nothing",
+        "path \"kv1/other\" { capabilities = [\"read\"] }",
+    );
+    let sidecar = launch_with(&mut world, &bao, "nothing", &entry("db", LEASED, ""));
+    assert_eq!(
+        App::of(&sidecar).await.demand("db").await.problem(),
+        "provider_denied"
+    );
+    wait("the stanza", || {
+        sidecar
+            .log()
+            .contains("path \"database/creds/orders\" { capabilities = [\"read\"] }")
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_policy_is_enough_for_secrets_and_every_line_of_it_is_needed() {
+    let (bao, redis) = leases("1h", "24h");
+    let mut world = world_of(&bao);
+    bao.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);
+    for value in ["a", "b"] {
+        put(&bao, "secret/orders/db", value);
+        put(&bao, "kv1/orders/db", value);
+    }
+    let page = fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/docs/backends/vault.md"
+    ))
+    .unwrap();
+    let blocks: Vec<&str> = page
+        .split("```hcl\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    let policy = blocks
+        .into_iter()
+        .find(|block| block.contains("database/creds/orders"))
+        .unwrap();
+    let config = entry("new", "vault-kv:secret/orders/db", "")
+        + &entry("old", "vault-kv:kv1/orders/db", "")
+        + &entry("leased", LEASED, "revoke = true");
+    bao.policy_text("documented", policy);
+    let mut sidecar = launch_with(&mut world, &bao, "documented", &config);
+    sidecar.wait_ready();
+    let mut app = App::of(&sidecar).await;
+    assert_eq!(
+        got(app.ask("new?stage=previous").await),
+        ("1".into(), password("a"))
+    );
+    assert_eq!(app.newest("new").await.1, password("b"));
+    assert_eq!(app.newest("old").await.1, password("b"));
+    let (version, credentials) = app.newest("leased").await;
+    assert_eq!(app.newest("leased").await.0, version, "renewed");
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().success(), "{}", sidecar.log());
+    wait("the end of the credentials", || {
+        !redis.lets_in(&credentials)
+    });
+    // Without a line that isn't said to be for comfort, something is denied.
+    let lines: Vec<&str> = policy.lines().collect();
+    for line in lines.iter().filter(|line| !line.contains("not needed")) {
+        let rest: Vec<&str> = lines
+            .iter()
+            .filter(|other| *other != line)
+            .copied()
+            .collect();
+        bao.policy_text("documented", &rest.join("\n"));
+        let sidecar = launch_with(&mut world, &bao, "documented", &config);
+        wait(line, || {
+            ["new", "old", "leased"]
+                .iter()
+                .any(|name| reads(&sidecar, name, "denied") > 0)
+        });
+    }
+}

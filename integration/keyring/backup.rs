@@ -1,0 +1,704 @@
+//! Backups that open, restores that go behind nobody, recoveries from the fleet.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use serde_json::Value;
+use sidekey::{
+    crypto::{KeyringId, SecretKey, WrapContext, unwrap_dek},
+    keyring::Document,
+};
+
+use crate::support::harness::{Sidecar, World};
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn failed(output: &Output, exit: i32, says: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit), "{stderr}");
+    assert!(stderr.contains(says), "{stderr}");
+}
+
+struct Identity {
+    file: PathBuf,
+    recipient: String,
+}
+
+/// An identity as age-keygen writes it.
+fn identity(world: &World, name: &str) -> Identity {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let file = world.path(name);
+    fs::write(
+        &file,
+        format!(
+            "# public key: {recipient}\n{}\n",
+            identity.to_string().expose_secret()
+        ),
+    )
+    .unwrap();
+    Identity { file, recipient }
+}
+
+/// A backup of `demo` for a fresh identity, shown to open and recorded.
+fn back_up(world: &World, name: &str) -> (PathBuf, Identity) {
+    let (file, identity) = (world.path(name), identity(world, &format!("{name}.key")));
+    let arguments = [
+        "--to",
+        &text(&file),
+        "--recipient",
+        &identity.recipient,
+        "--identity",
+        &text(&identity.file),
+    ];
+    world.keyring("backup", "demo", &arguments);
+    (file, identity)
+}
+
+fn second_kek(world: &World) -> String {
+    let path = world.path("second");
+    sidekey::backend::local::LocalKek::create(&path).unwrap();
+    format!("local:{}", path.display())
+}
+
+fn sha256(file: &Path) -> String {
+    sidekey::crypto::fingerprint(&fs::read(file).unwrap())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn url(sidecar: &Sidecar) -> String {
+    format!("http://{}", sidecar.ops)
+}
+
+#[tokio::test]
+async fn what_was_encrypted_before_everything_was_lost_decrypts_after_a_restore() {
+    let world = World::with_demo();
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    let (first, second) = {
+        let sidecar = world.start();
+        let mut client = sidecar.client().await;
+        let first = client.encrypt(b"before the loss").await.ok().body;
+        world.keyring("rotate", "demo", &["--activate", "now"]);
+        sidecar.wait_generation(5);
+        (first, client.encrypt(b"the newest").await.ok().body)
+    };
+    let (file, identity) = back_up(&world, "backup.age");
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+
+    // The manifest and the KEK are gone; another KEK is there.
+    fs::remove_file(world.manifest("demo")).unwrap();
+    fs::remove_file(world.path("kek")).unwrap();
+    let from = [
+        "--from",
+        &text(&file),
+        "--identity",
+        &text(&identity.file),
+        "--no-sidecar",
+    ];
+    failed(
+        &world.try_keyring("restore", "demo", &from),
+        1,
+        "name others with --kek URI",
+    );
+    assert!(!world.manifest("demo").exists());
+    world.keyring(
+        "restore",
+        "demo",
+        &[&from[..], &["--kek", &second_kek(&world)]].concat(),
+    );
+
+    world.keyring("verify", "demo", &[]);
+    let manifest = world.read_manifest("demo");
+    assert_eq!(manifest["generation"], 6, "the backup holds generation 5");
+    assert_eq!(manifest["last_backup"]["generation"], 5);
+    let sidecar = world.start_with("after", "", &["demo"]);
+    let mut client = sidecar.client().await;
+    assert_eq!(client.decrypt(&first).await.ok().body, "before the loss");
+    assert_eq!(client.decrypt(&second).await.ok().body, "the newest");
+    assert_eq!(client.encrypt(b"new").await.ok().version(), 3);
+}
+
+#[test]
+fn the_manifest_says_which_backup_was_shown_to_open() {
+    let world = World::with_demo();
+    world.keyring("rotate", "demo", &[]);
+    let (file, _) = back_up(&world, "backup.age");
+    let record = &world.read_manifest("demo")["last_backup"];
+    let recorded = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let backup = recorded.manifest().last_backup.clone().unwrap();
+    assert_eq!(
+        (&record["generation"], &record["newest_version"]),
+        (&2.into(), &2.into())
+    );
+    assert_eq!(backup.sha256_hex(), sha256(&file));
+    world.keyring("verify", "demo", &[]);
+    assert!(
+        world
+            .keyring("status", "demo", &[])
+            .contains(&format!("SHA-256 {}", sha256(&file)))
+    );
+    // A sidecar takes it like any other change.
+    world.start().wait_generation(3);
+}
+
+#[test]
+fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
+    let world = World::with_demo();
+    let (file, holder, stranger) = (
+        world.path("backup.age"),
+        identity(&world, "holder"),
+        identity(&world, "stranger"),
+    );
+    let printed = world.keyring(
+        "backup",
+        "demo",
+        &[
+            "--to",
+            &text(&file),
+            "--recipient",
+            &holder.recipient,
+            "--output",
+            "json",
+        ],
+    );
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(
+        (&report["verified"], &report["recorded_in"]),
+        (&false.into(), &Value::Null)
+    );
+    assert_eq!(report["sha256"], sha256(&file));
+    assert_eq!(world.read_manifest("demo")["generation"], 1);
+
+    let verify = |identity: &Identity| {
+        [
+            "--verify".into(),
+            text(&file),
+            "--identity".into(),
+            text(&identity.file),
+        ]
+    };
+    let run = |identity: &Identity| {
+        world.try_keyring(
+            "backup",
+            "demo",
+            &verify(identity).each_ref().map(String::as_str),
+        )
+    };
+    failed(&run(&stranger), 1, "doesn't open");
+    assert!(run(&holder).status.success());
+    assert_eq!(world.read_manifest("demo")["last_backup"]["generation"], 1);
+
+    // A holder who isn't among the recipients is found before the backup counts, and no file stays.
+    let other = world.path("other.age");
+    let arguments = [
+        "--to",
+        &text(&other),
+        "--recipient",
+        &holder.recipient,
+        "--identity",
+        &text(&stranger.file),
+    ];
+    failed(
+        &world.try_keyring("backup", "demo", &arguments),
+        1,
+        "could not be read back",
+    );
+    assert!(!other.exists());
+    let left = fs::read_dir(world.path("")).unwrap().filter(|entry| {
+        entry
+            .as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .contains("other.age")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_passphrase_opens_its_backup_and_no_other_does() {
+    let world = World::with_demo();
+    let (file, right, wrong) = (
+        world.path("backup.age"),
+        world.path("right"),
+        world.path("wrong"),
+    );
+    for file in [&right, &wrong] {
+        fs::write(file, "").unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::write(&wrong, "short\n").unwrap();
+    let weak = ["--to", &text(&file), "--passphrase-file", &text(&wrong)];
+    failed(
+        &world.try_keyring("backup", "demo", &weak),
+        1,
+        "fewer than 12 characters",
+    );
+    // Cut at any length, it would open the backup nowhere else.
+    fs::write(&wrong, "x".repeat(5000)).unwrap();
+    failed(
+        &world.try_keyring("backup", "demo", &weak),
+        1,
+        "longer than 4096 bytes",
+    );
+    fs::write(&wrong, format!("{PASSPHRASE}\n")).unwrap();
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o644)).unwrap();
+    failed(&world.try_keyring("backup", "demo", &weak), 1, "chmod o=");
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(!file.exists());
+    fs::write(&wrong, "another one altogether\n").unwrap();
+    fs::write(&right, format!("{PASSPHRASE}\n")).unwrap();
+    world.keyring(
+        "backup",
+        "demo",
+        &["--to", &text(&file), "--passphrase-file", &text(&right)],
+    );
+    assert_eq!(
+        world.read_manifest("demo")["last_backup"]["generation"],
+        1,
+        "who wrote it knows the passphrase"
+    );
+    failed(
+        &world.try_keyring(
+            "backup",
+            "demo",
+            &["--to", &text(&file), "--passphrase-file", &text(&right)],
+        ),
+        1,
+        "there is a file already",
+    );
+
+    fs::remove_file(world.manifest("demo")).unwrap();
+    let from = |passphrase: &Path| {
+        [
+            "--from".into(),
+            text(&file),
+            "--passphrase-file".into(),
+            text(passphrase),
+            "--no-sidecar".into(),
+        ]
+    };
+    let run = |passphrase: &Path| {
+        world.try_keyring(
+            "restore",
+            "demo",
+            &from(passphrase).each_ref().map(String::as_str),
+        )
+    };
+    failed(&run(&wrong), 1, "doesn't open");
+    assert!(!world.manifest("demo").exists());
+    assert!(run(&right).status.success());
+    // Where nobody can be asked and no file is named, that is said.
+    failed(
+        &world.try_keyring("restore", "demo", &["--from", &text(&file)]),
+        2,
+        "no terminal",
+    );
+}
+
+#[test]
+fn a_damaged_backup_restores_nothing() {
+    let world = World::with_demo();
+    let (file, identity) = back_up(&world, "backup.age");
+    let bytes = fs::read(&file).unwrap();
+    fs::remove_file(world.manifest("demo")).unwrap();
+    let restore = || {
+        world.try_keyring(
+            "restore",
+            "demo",
+            &[
+                "--from",
+                &text(&file),
+                "--identity",
+                &text(&identity.file),
+                "--no-sidecar",
+            ],
+        )
+    };
+    for at in [
+        0,
+        30,
+        60,
+        bytes.len() / 2,
+        bytes.len() - 20,
+        bytes.len() - 1,
+    ] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1;
+        fs::write(&file, damaged).unwrap();
+        failed(&restore(), 1, "backup.age");
+    }
+    for length in [0, 10, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&file, &bytes[..length]).unwrap();
+        failed(&restore(), 1, "backup.age");
+    }
+    assert!(!world.manifest("demo").exists());
+    fs::write(&file, &bytes).unwrap();
+    assert!(restore().status.success());
+}
+
+#[test]
+fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
+    let world = World::with_demo();
+    let (file, identity) = back_up(&world, "backup.age");
+    let from = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    let newer = fs::read(world.manifest("demo")).unwrap();
+    failed(
+        &world.try_keyring("restore", "demo", &from),
+        3,
+        "restoring would go back",
+    );
+    assert_eq!(fs::read(world.manifest("demo")).unwrap(), newer);
+
+    // Somewhere else, while a sidecar has the newer one in force.
+    let sidecar = world.start();
+    sidecar.wait_generation(2);
+    fs::remove_file(world.manifest("demo")).unwrap();
+    failed(
+        &world.try_keyring(
+            "restore",
+            "demo",
+            &[&from[..], &["--sidecar", &url(&sidecar)]].concat(),
+        ),
+        3,
+        "restoring would go back",
+    );
+    failed(
+        &world.try_keyring(
+            "restore",
+            "demo",
+            &[&from[..], &["--sidecar", "http://127.0.0.1:1"]].concat(),
+        ),
+        3,
+        "these sidecars gave no manifest",
+    );
+    world.keyring(
+        "restore",
+        "demo",
+        &[&from[..], &["--sidecar", &url(&sidecar), "--onto-newer"]].concat(),
+    );
+    assert_eq!(world.read_manifest("demo")["generation"], 3);
+    sidecar.wait_generation(3);
+
+    world.init("other", &[]);
+    failed(
+        &world.try_keyring("restore", "other", &from),
+        3,
+        "the manifest is that of keyring",
+    );
+    // Where nothing shows what is newer, the fleet is asked, or the operator says that there is none to ask.
+    fs::remove_file(world.manifest("demo")).unwrap();
+    failed(
+        &world.try_keyring("restore", "demo", &from),
+        3,
+        "--no-sidecar",
+    );
+    assert!(!world.manifest("demo").exists());
+    let alone = [&from[..], &["--no-sidecar"]].concat();
+    // The same generation with other content.
+    world.keyring("restore", "demo", &alone);
+    let (later, key) = back_up(&world, "later.age");
+    assert_eq!(world.read_manifest("demo")["generation"], 3);
+    fs::remove_file(world.manifest("demo")).unwrap();
+    world.keyring("restore", "demo", &alone);
+    let fork = ["--from", &text(&later), "--identity", &text(&key.file)];
+    failed(
+        &world.try_keyring("restore", "demo", &fork),
+        3,
+        "was seen with other content",
+    );
+}
+
+#[tokio::test]
+async fn a_lost_kek_is_replaced_from_the_backup_though_the_manifest_is_newer() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let mut client = sidecar.client().await;
+    let message = client.encrypt(b"kept").await.ok().body;
+    let (file, identity) = back_up(&world, "backup.age");
+    world.keyring("touch", "demo", &[]);
+    fs::remove_file(world.path("kek")).unwrap();
+    let lost = ["--version", "1", "--lost"];
+    failed(
+        &world.try_keyring("destroy", "demo", &lost),
+        3,
+        "wave's primary",
+    );
+    let second = second_kek(&world);
+    let restore = [
+        "--from",
+        &text(&file),
+        "--identity",
+        &text(&identity.file),
+        "--onto-newer",
+        "--kek",
+        &second,
+    ];
+    world.keyring("restore", "demo", &restore);
+    assert_eq!(world.read_manifest("demo")["generation"], 4);
+    assert_eq!(
+        world.read_manifest("demo")["versions"][0]["wraps"][0]["kek"],
+        second.as_str()
+    );
+    sidecar.wait_generation(4);
+    let fresh = world.start_with("fresh", "", &["demo"]);
+    assert_eq!(
+        fresh.client().await.decrypt(&message).await.ok().body,
+        "kept"
+    );
+}
+
+#[test]
+fn no_version_is_called_lost_while_a_kek_opens_it_or_may_do_so_again() {
+    let world = World::with_demo();
+    let second = second_kek(&world);
+    world.keyring("rotate", "demo", &["--kek", &second]);
+    let before = fs::read(world.manifest("demo")).unwrap();
+    let destroy = |words: &str, more: &[&str]| {
+        world.try_keyring(
+            "destroy",
+            "demo",
+            &[&["--version", "2", "--lost", "--confirm", words], more].concat(),
+        )
+    };
+    let lost = "every KEK of version 2 of demo is lost";
+    // What the operator is going to use otherwise has no say in what opens.
+    let first = format!("local:{}", text(&world.path("kek")));
+    failed(
+        &destroy(lost, &["--allow-kek", &first]),
+        3,
+        "version 2 opens, so it isn't lost",
+    );
+    // A KEK that is out of reach: nobody knows that it is gone.
+    let path = Path::new(second.strip_prefix("local:").unwrap());
+    fs::rename(path, world.path("aside")).unwrap();
+    fs::create_dir(path).unwrap();
+    let refused = destroy(lost, &[]);
+    failed(&refused, 3, "version 2 isn't shown to be lost");
+    failed(
+        &refused,
+        3,
+        "--confirm 'no KEK of version 2 of demo will ever come back'",
+    );
+    assert_eq!(fs::read(world.manifest("demo")).unwrap(), before);
+    assert!(
+        destroy("no KEK of version 2 of demo will ever come back", &[])
+            .status
+            .success()
+    );
+    assert_eq!(
+        world.read_manifest("demo")["versions"][1]["state"],
+        "destroyed"
+    );
+}
+
+#[test]
+fn a_version_is_destroyed_when_a_verified_backup_holds_it_or_on_the_operators_word() {
+    let world = World::new();
+    world.init(
+        "demo",
+        &["--destroy-after", "1ms", "--encrypt-lease", "1ms"],
+    );
+    let retire = |version: &str| {
+        world.keyring("rotate", "demo", &["--activate", "now"]);
+        world.keyring(
+            "disable",
+            "demo",
+            &["--version", version, "--override", "a rehearsal"],
+        );
+    };
+    retire("1");
+    let destroy = |version: &str| world.try_keyring("destroy", "demo", &["--version", version]);
+    failed(
+        &destroy("1"),
+        3,
+        "no verified backup of version 1 is recorded",
+    );
+    let (file, _) = back_up(&world, "backup.age");
+    assert!(destroy("1").status.success());
+    // Version 3 came after the backup.
+    retire("2");
+    assert!(destroy("2").status.success(), "version 2 is in it");
+    retire("3");
+    failed(
+        &destroy("3"),
+        3,
+        "no verified backup of version 3 is recorded",
+    );
+    let words = "there is no backup of version 3 of demo";
+    world.keyring("destroy", "demo", &["--version", "3", "--confirm", words]);
+    assert!(file.exists());
+}
+
+#[tokio::test]
+async fn a_lost_store_is_rebuilt_from_the_newest_manifest_that_a_sidecar_has_in_force() {
+    let world = World::with_demo();
+    let old = fs::read(world.manifest("demo")).unwrap();
+    let behind = world.start_with("behind", "[refresh]\npoll = \"1h\"\n", &["demo"]);
+    let ahead = world.start_with("ahead", "", &["demo"]);
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    ahead.wait_generation(3);
+    let message = ahead.client().await.encrypt(b"kept").await.ok().body;
+    let newest = fs::read(world.manifest("demo")).unwrap();
+    let both = ["--sidecar", &url(&behind), "--sidecar", &url(&ahead)];
+
+    world.keyring("recover", "demo", &both);
+    assert_eq!(
+        fs::read(world.manifest("demo")).unwrap(),
+        newest,
+        "nothing to do"
+    );
+    fs::write(world.manifest("demo"), &old).unwrap();
+    assert!(
+        world
+            .keyring("recover", "demo", &both)
+            .contains("is in place again (generation 3)")
+    );
+    assert_eq!(fs::read(world.manifest("demo")).unwrap(), newest);
+    fs::remove_file(world.manifest("demo")).unwrap();
+    failed(
+        &world.try_keyring("recover", "demo", &both),
+        3,
+        "give --name NAME",
+    );
+    failed(
+        &world.try_keyring(
+            "recover",
+            "demo",
+            &[
+                "--name",
+                "demo",
+                "--sidecar",
+                &url(&ahead),
+                "--sidecar",
+                "http://127.0.0.1:1",
+            ],
+        ),
+        3,
+        "these sidecars gave no manifest",
+    );
+    world.keyring(
+        "recover",
+        "demo",
+        &[&both[..], &["--name", "demo"]].concat(),
+    );
+    world.keyring("verify", "demo", &[]);
+    let fresh = world.start_with("fresh", "", &["demo"]);
+    assert_eq!(
+        fresh.client().await.decrypt(&message).await.ok().body,
+        "kept"
+    );
+}
+
+#[test]
+fn a_damaged_manifest_is_replaced_and_one_of_another_format_stays() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let (file, identity) = back_up(&world, "backup.age");
+    sidecar.wait_generation(2);
+    let whole = fs::read(world.manifest("demo")).unwrap();
+    let recover = ["--name", "demo", "--sidecar", &url(&sidecar)];
+    let restore = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    for damaged in [&b""[..], &whole[..whole.len() / 2], &[0; 100]] {
+        fs::write(world.manifest("demo"), damaged).unwrap();
+        failed(
+            &world.try_keyring("recover", "demo", &["--name", "demo"]),
+            2,
+            "--sidecar <URL>",
+        );
+        let said = world.keyring("recover", "demo", &recover);
+        assert!(
+            said.contains("is in place again") && said.contains("what stood there was no manifest"),
+            "{said}"
+        );
+        assert_eq!(fs::read(world.manifest("demo")).unwrap(), whole);
+
+        fs::write(world.manifest("demo"), damaged).unwrap();
+        failed(
+            &world.try_keyring("restore", "demo", &restore),
+            3,
+            "--no-sidecar",
+        );
+        let said = world.keyring(
+            "restore",
+            "demo",
+            &[&restore[..], &["--no-sidecar"]].concat(),
+        );
+        assert!(said.contains("what stood there was no manifest"), "{said}");
+        world.keyring("verify", "demo", &[]);
+        fs::write(world.manifest("demo"), &whole).unwrap();
+    }
+    let later =
+        String::from_utf8(whole)
+            .unwrap()
+            .replacen("sidekey-keyring/1", "sidekey-keyring/2", 1);
+    fs::write(world.manifest("demo"), &later).unwrap();
+    failed(
+        &world.try_keyring("recover", "demo", &recover),
+        1,
+        "this build reads",
+    );
+    assert_eq!(fs::read_to_string(world.manifest("demo")).unwrap(), later);
+}
+
+#[test]
+fn a_recovery_passes_over_what_is_forged_and_never_goes_back() {
+    let world = World::with_demo();
+    let sidecar = world.start();
+    let genuine = fs::read_to_string(world.manifest("demo")).unwrap();
+    // Somebody without a key wrote a higher generation into the store.
+    let forged = genuine.replace("\"generation\": 1", "\"generation\": 9");
+    assert_ne!(forged, genuine);
+    fs::write(world.manifest("demo"), &forged).unwrap();
+    world.keyring("recover", "demo", &["--sidecar", &url(&sidecar)]);
+    assert_eq!(fs::read_to_string(world.manifest("demo")).unwrap(), genuine);
+
+    // A store that is ahead of the sidecar stays.
+    fs::rename(world.manifest("demo"), world.path("aside")).unwrap();
+    fs::copy(world.path("aside"), world.manifest("demo")).unwrap();
+    let sidecar = world.start_with("frozen", "[refresh]\npoll = \"1h\"\n", &["demo"]);
+    sidecar.signal("STOP");
+    world.keyring("touch", "demo", &[]);
+    let newer = fs::read(world.manifest("demo")).unwrap();
+    sidecar.signal("CONT");
+    world.keyring("recover", "demo", &["--sidecar", &url(&sidecar)]);
+    assert_eq!(fs::read(world.manifest("demo")).unwrap(), newer);
+}
+
+#[test]
+fn keys_are_in_no_backup_message_or_log_in_the_clear() {
+    let world = World::with_demo();
+    let (file, _) = back_up(&world, "backup.age");
+    let kek = SecretKey::from_slice(&fs::read(world.path("kek")).unwrap()).unwrap();
+    let document = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();
+    let keyring: KeyringId = document.manifest().id;
+    let dek = unwrap_dek(
+        &kek,
+        &document.manifest().versions[0].wraps[0].ciphertext.0,
+        WrapContext {
+            keyring,
+            version: 1,
+        },
+    )
+    .unwrap();
+    let bytes = fs::read(&file).unwrap();
+    assert!(
+        !bytes
+            .windows(16)
+            .any(|window| window == &dek.expose()[..16])
+    );
+}

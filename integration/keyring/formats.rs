@@ -1,0 +1,176 @@
+//! What is stored under a format can be read for ever: every golden file still opens. Files are added here, never changed.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use crate::support::golden::{Opened, golden, open};
+use sidekey::{
+    crypto::{
+        Header, KeyringId, Opener, SecretKey, VersionKeys, WrapContext, from_text, unwrap_dek,
+    },
+    keyring::{self, Document, State},
+};
+
+#[test]
+fn the_manifest_is_authentic() {
+    let Opened { document, keys } = open();
+    let signer = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
+        .parse()
+        .unwrap();
+    keyring::verify(&document, &keys, &[signer]).unwrap();
+    assert_eq!(
+        document.canonical(),
+        golden("keyring-1.canonical.json"),
+        "RFC 8785 gives the same bytes for ever"
+    );
+    let states: Vec<State> = document
+        .manifest()
+        .versions
+        .iter()
+        .map(|version| version.state)
+        .collect();
+    assert_eq!(
+        states,
+        [
+            State::Destroyed,
+            State::Disabled,
+            State::Enabled,
+            State::Enabled
+        ]
+    );
+}
+
+#[test]
+fn a_manifest_that_records_a_backup_is_authentic() {
+    let document = Document::parse(golden("keyring-1-backup.json")).unwrap();
+    let manifest = document.manifest();
+    let kek = SecretKey::from_slice(&golden("kek")).unwrap();
+    let context = WrapContext {
+        keyring: manifest.id,
+        version: 1,
+    };
+    let dek = unwrap_dek(&kek, &manifest.versions[0].wraps[0].ciphertext.0, context)
+        .expect("the wrap opens");
+    keyring::verify(
+        &document,
+        &BTreeMap::from([(1, VersionKeys::derive(&dek).unwrap())]),
+        &[],
+    )
+    .unwrap();
+    assert_eq!(
+        document.canonical(),
+        golden("keyring-1-backup.canonical.json")
+    );
+    let backup = manifest.last_backup.as_ref().unwrap();
+    assert_eq!((backup.generation, backup.newest_version), (1, 1));
+    assert_eq!(
+        backup.sha256.0,
+        sidekey::crypto::fingerprint(&golden("backup-1.age"))
+    );
+}
+
+#[test]
+fn a_backup_restores() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    sidekey::backend::local::LocalKek::create(path("kek").as_ref()).unwrap();
+    let golden_path =
+        |name: &str| format!("{}/integration/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let arguments = [
+        "keyring",
+        "restore",
+        &path("restored.json"),
+        "--from",
+        &golden_path("backup-1.age"),
+    ];
+    let kek = format!("local:{}", path("kek"));
+    let restored = crate::support::harness::run(
+        &[
+            &arguments[..],
+            &[
+                "--identity",
+                &golden_path("backup-1.key"),
+                "--kek",
+                &kek,
+                "--no-sidecar",
+            ],
+        ]
+        .concat(),
+    );
+    assert!(restored.status.success(), "{restored:?}");
+    let document = Document::parse(fs::read(path("restored.json")).unwrap()).unwrap();
+    let recorded = Document::parse(golden("keyring-1-backup.json")).unwrap();
+    assert_eq!(
+        document.manifest().versions[0].check,
+        recorded.manifest().versions[0].check
+    );
+    assert_eq!(document.manifest().generation, 2);
+}
+
+#[test]
+fn an_audit_log_is_whole() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-1.log");
+    let key = sidekey::crypto::MacKey::from_slice(&golden("kek")).unwrap();
+    let demands = sidekey::audit::Demands {
+        key: Some(&key),
+        ..Default::default()
+    };
+    let report = sidekey::audit::verify(&[path], &demands).unwrap();
+    assert_eq!((report.records, report.torn_lines), (4, 0));
+}
+
+#[test]
+fn every_message_decrypts() {
+    let Opened { document, keys } = open();
+    let id: KeyringId = document.manifest().id;
+    let text = String::from_utf8(golden("message-1.txt")).unwrap();
+    let messages = [
+        (
+            "message-1.bin",
+            golden("message-1.bin"),
+            &b""[..],
+            2,
+            &b"the first message"[..],
+        ),
+        (
+            "message-1-aad.bin",
+            golden("message-1-aad.bin"),
+            b"row 7",
+            3,
+            b"bound to its row",
+        ),
+        (
+            "message-1-empty.bin",
+            golden("message-1-empty.bin"),
+            b"",
+            4,
+            b"",
+        ),
+        (
+            "message-1.txt",
+            from_text(text.trim_end()).unwrap(),
+            b"",
+            4,
+            b"as text",
+        ),
+        (
+            "stream-1.bin",
+            golden("stream-1.bin"),
+            b"dump.sql",
+            3,
+            &[b's'; (64 << 10) + 7],
+        ),
+        (
+            "stream-1-empty.bin",
+            golden("stream-1-empty.bin"),
+            b"",
+            4,
+            b"",
+        ),
+    ];
+    for (name, mut message, aad, version, plaintext) in messages {
+        let header = Header::parse(&message, &id).unwrap();
+        assert_eq!(header.version, version, "{name}");
+        let opened = Opener::default().open(&keys[&version], &id, &header, aad, &mut message);
+        assert_eq!(opened.unwrap(), plaintext, "{name}");
+    }
+}

@@ -1,0 +1,673 @@
+//! Secrets through the socket, from files: what is true of every provider.
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::events::Listener;
+use crate::support::harness::{Answer, Client, Sidecar, World, uid, wait};
+
+const BYTES: (&str, &str) = ("accept", "application/octet-stream");
+
+async fn get(client: &mut Client, path: &str) -> Answer {
+    client
+        .send(Method::GET, &format!("/v1/secrets/{path}"), &[], "")
+        .await
+}
+
+async fn text(client: &mut Client, path: &str) -> String {
+    let answer = client
+        .send(Method::GET, &format!("/v1/secrets/{path}"), &[BYTES], "")
+        .await
+        .ok();
+    String::from_utf8(answer.body.to_vec()).unwrap()
+}
+
+fn config(name: &str, source: &str, more: &str) -> String {
+    format!("[[secret]]\nname = {name:?}\nsource = {source:?}\n{more}\n")
+}
+
+/// Puts a file in the place of another, as careful writers do.
+fn put(path: &Path, text: impl AsRef<[u8]>) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+fn status(sidecar: &Sidecar, name: &str) -> Value {
+    let status = sidecar.status();
+    status["secrets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|secret| secret["name"] == name)
+        .unwrap()
+        .clone()
+}
+
+#[tokio::test]
+async fn a_secret_is_had_as_json_as_bytes_and_by_field() {
+    let world = World::new();
+    put(
+        &world.path("db"),
+        r#"{"user":"ann","password":"p\"w","port":5432}"#,
+    );
+    put(&world.path("blob"), [0, 0xff, 0x80]);
+    let text_and_blob = config("db", "file:db", "") + &config("blob", "file:blob", "");
+    let sidecar = world.start_with("one", &text_and_blob, &[]);
+    let mut client = sidecar.client().await;
+
+    let answer = get(&mut client, "db").await.ok();
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    let body = answer.json();
+    assert_eq!(
+        body["value"],
+        r#"{"user":"ann","password":"p\"w","port":5432}"#
+    );
+    assert_eq!(
+        (&body["name"], &body["stage"], &body["stale"]),
+        (&"db".into(), &"current".into(), &false.into())
+    );
+    assert_eq!(
+        answer.headers["sidekey-secret-version"],
+        body["version"].as_str().unwrap()
+    );
+    for time in ["created_at", "fetched_at"] {
+        body[time]
+            .as_str()
+            .unwrap()
+            .parse::<jiff::Timestamp>()
+            .unwrap();
+    }
+    assert!(!answer.headers.contains_key("sidekey-stale"));
+
+    assert_eq!(
+        get(&mut client, "db?field=password").await.ok().json()["value"],
+        "p\"w"
+    );
+    assert_eq!(text(&mut client, "db?field=port").await, "5432");
+    assert_eq!(
+        get(&mut client, "db?field=none").await.problem(),
+        "secret_field_not_found"
+    );
+    assert_eq!(
+        get(&mut client, "blob?field=a").await.problem(),
+        "secret_field_not_found"
+    );
+    assert_eq!(
+        get(&mut client, "blob").await.ok().json()["value_base64"],
+        "AP+A"
+    );
+    let bytes = client
+        .send(Method::GET, "/v1/secrets/blob", &[BYTES], "")
+        .await
+        .ok();
+    assert_eq!(
+        (
+            &bytes.body[..],
+            bytes.headers["sidekey-secret-stage"].as_bytes()
+        ),
+        (&[0, 0xff, 0x80][..], &b"current"[..])
+    );
+    assert_eq!(bytes.headers["content-type"], "application/octet-stream");
+
+    let tag = bytes.headers["etag"].to_str().unwrap().to_owned();
+    let unchanged = client
+        .send(
+            Method::GET,
+            "/v1/secrets/blob",
+            &[BYTES, ("if-none-match", &tag)],
+            "",
+        )
+        .await;
+    assert_eq!(
+        (unchanged.status, unchanged.body.len()),
+        (StatusCode::NOT_MODIFIED, 0)
+    );
+    let json = client
+        .send(
+            Method::GET,
+            "/v1/secrets/blob",
+            &[("if-none-match", &tag)],
+            "",
+        )
+        .await;
+    assert_eq!(
+        json.status,
+        StatusCode::OK,
+        "another form is another answer"
+    );
+
+    let list = client
+        .send(Method::GET, "/v1/secrets", &[], "")
+        .await
+        .ok()
+        .json();
+    let names: Vec<_> = list["secrets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|secret| secret["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["blob", "db"]);
+    assert!(!list.to_string().contains("ann"));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_question_is_said_and_costs_nobody_else_anything() {
+    let world = World::new();
+    put(&world.path("db"), "value");
+    let sidecar = world.start_with("one", &config("db", "file:db", ""), &[]);
+    let mut client = sidecar.client().await;
+    for (path, code) in [
+        ("other", "secret_not_found"),
+        ("..%2Fdb", "secret_not_found"),
+        ("DB", "secret_not_found"),
+        ("db/x", "not_found"),
+        ("db?stage=next", "invalid_request"),
+        ("db?stage=current&version=1", "invalid_request"),
+        ("db?verbose=1", "invalid_request"),
+        ("db?stage=previous", "secret_not_found"),
+        ("db?stage=pending", "secret_not_found"),
+        ("db?version=7", "secret_not_found"),
+        ("db?min_version=x", "secret_version_unavailable"),
+    ] {
+        assert_eq!(get(&mut client, path).await.problem(), code, "{path}");
+    }
+    assert_eq!(
+        client.post("/v1/secrets/db", &[], "").await.problem(),
+        "method_not_allowed"
+    );
+    assert_eq!(text(&mut client, "db").await, "value");
+}
+
+#[tokio::test]
+async fn a_rotation_is_seen_at_once_and_the_value_before_stays_for_a_while() {
+    let world = World::new();
+    put(&world.path("db"), "old");
+    let sidecar = world.start_with(
+        "one",
+        &config("db", "file:db", "previous_ttl = \"1h\""),
+        &[],
+    );
+    let mut client = sidecar.client().await;
+    let first = get(&mut client, "db").await.ok().json()["version"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    put(&world.path("db"), "new");
+    wait("the new value", || {
+        status(&sidecar, "db")["version"] != first.as_str()
+    });
+    assert_eq!(text(&mut client, "db").await, "new");
+    assert_eq!(text(&mut client, "db?stage=previous").await, "old");
+    let by_version = get(&mut client, &format!("db?version={first}"))
+        .await
+        .ok()
+        .json();
+    assert_eq!(
+        (&by_version["value"], &by_version["stage"]),
+        (&"old".into(), &"previous".into())
+    );
+    let status = status(&sidecar, "db");
+    assert_eq!(status["previous"], first.as_str());
+    let uses: Vec<_> = status["versions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|version| version["uses"].clone())
+        .collect();
+    assert_eq!(uses, [3, 1], "the evidence");
+    let metrics = sidecar.ops("/metrics").1;
+    for line in [
+        format!("sidekey_secret_version_uses_total{{secret=\"db\",version=\"{first}\"}} 3"),
+        format!(
+            "sidekey_secret_version_info{{secret=\"db\",version=\"{first}\",stage=\"previous\"}} 1"
+        ),
+        "sidekey_secret_requests_total{secret=\"db\",code=\"ok\"} 4".into(),
+        "sidekey_secret_refresh_failing{secret=\"db\"} 0".into(),
+    ] {
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+    assert!(!sidecar.log().contains("new value") && !metrics.contains("\"old\""));
+}
+
+#[tokio::test]
+async fn under_load_every_answer_is_the_current_or_the_previous_value_and_never_goes_back() {
+    let world = World::new();
+    put(&world.path("db"), "0");
+    let sidecar = world.start_with("one", &config("db", "file:db", ""), &[]);
+    let socket = sidecar.socket.clone();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (socket, stop) = (socket.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut client = Client::http1(&socket).await;
+                let (mut newest, mut answers) = (0, 0);
+                while !stop.is_cancelled() {
+                    let number: u32 = text(&mut client, "db").await.parse().unwrap();
+                    assert!(number >= newest, "{number} after {newest}");
+                    let previous = client
+                        .send(Method::GET, "/v1/secrets/db?stage=previous", &[BYTES], "")
+                        .await;
+                    if previous.status == StatusCode::OK {
+                        let previous: u32 = std::str::from_utf8(&previous.body)
+                            .unwrap()
+                            .parse()
+                            .unwrap();
+                        assert!(previous + 1 >= number, "{previous} beside {number}");
+                    }
+                    (newest, answers) = (number, answers + 1);
+                }
+                answers
+            })
+        })
+        .collect();
+    for number in 1..=20 {
+        put(&world.path("db"), number.to_string());
+        let mut client = sidecar.client().await;
+        // The one that a rotation leads to, and never a third one.
+        while text(&mut client, "db").await != number.to_string() {}
+    }
+    stop.cancel();
+    for caller in callers {
+        assert!(caller.await.unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_kubernetes_volume_is_one_object_that_changes_at_once() {
+    let world = World::new();
+    let at = |name: &str| world.path("volume").join(name);
+    let write = |instant: &str, user: &str| {
+        fs::create_dir_all(at(instant)).unwrap();
+        fs::write(at(instant).join("user"), user).unwrap();
+        fs::write(at(instant).join("password"), format!("of {user}")).unwrap();
+    };
+    write("..1", "ann");
+    symlink("..1", at("..data")).unwrap();
+    for name in ["user", "password"] {
+        symlink(format!("..data/{name}"), at(name)).unwrap();
+    }
+    let both = config("db", "file:volume", "") + &config("user", "file:volume/user", "");
+    let sidecar = world.start_with("one", &both, &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(
+        text(&mut client, "db").await,
+        r#"{"password":"of ann","user":"ann"}"#
+    );
+    assert_eq!(text(&mut client, "user").await, "ann");
+    write("..2", "bob");
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    for name in ["db", "user"] {
+        wait("the swap", || {
+            status(&sidecar, name)["previous"].is_string()
+        });
+    }
+    assert_eq!(
+        text(&mut client, "db").await,
+        r#"{"password":"of bob","user":"bob"}"#
+    );
+    assert_eq!(text(&mut client, "user").await, "bob");
+    assert_eq!(
+        text(&mut client, "db?field=password&stage=previous").await,
+        "of ann"
+    );
+}
+
+#[tokio::test]
+async fn a_secret_that_goes_is_gone_and_comes_back() {
+    let world = World::new();
+    put(&world.path("db"), "value");
+    let sidecar = world.start_with("one", &config("db", "file:db", ""), &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "db").await, "value");
+    fs::remove_file(world.path("db")).unwrap();
+    wait("its end", || status(&sidecar, "db")["version"].is_null());
+    assert_eq!(get(&mut client, "db").await.problem(), "secret_not_found");
+    put(&world.path("db"), "again");
+    wait("its return", || {
+        status(&sidecar, "db")["version"].is_string()
+    });
+    assert_eq!(text(&mut client, "db").await, "again");
+    // A file that can't be had is another matter: what is held goes on serving, and says so.
+    fs::remove_file(world.path("db")).unwrap();
+    fs::write(world.path("db"), "").unwrap();
+    wait("the failure", || {
+        status(&sidecar, "db")["last_error"]["code"] == "unavailable"
+    });
+    let stale = client
+        .send(Method::GET, "/v1/secrets/db", &[BYTES], "")
+        .await
+        .ok();
+    assert_eq!(
+        (&stale.body[..], stale.headers.contains_key("sidekey-stale")),
+        (&b"again"[..], true)
+    );
+    assert_eq!(get(&mut client, "db").await.ok().json()["stale"], true);
+    assert!(
+        sidecar
+            .ops("/metrics")
+            .1
+            .contains("sidekey_secret_served_stale_total{secret=\"db\"} 2")
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_in_place_is_never_served_in_part() {
+    use std::io::Write;
+
+    let world = World::new();
+    put(&world.path("db"), "old");
+    let sidecar = world.start_with("one", &config("db", "file:db", ""), &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "db").await, "old");
+    let mut file = fs::File::create(world.path("db")).unwrap();
+    for part in ["NEW", "-", "COMPLETE"] {
+        file.write_all(part.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        // What is empty is no value either, and says so.
+        assert_eq!(text(&mut client, "db").await, "old");
+    }
+    drop(file);
+    wait("the new value", || {
+        status(&sidecar, "db")["previous"].is_string()
+    });
+    assert_eq!(text(&mut client, "db").await, "NEW-COMPLETE");
+    assert_eq!(text(&mut client, "db?stage=previous").await, "old");
+}
+
+#[tokio::test]
+async fn names_that_are_made_up_cost_no_series_and_make_room_for_others() {
+    let world = World::new();
+    fs::create_dir(world.path("teams")).unwrap();
+    let mapping = config("team-*", "file:teams/*", "allow = [\"team-*\"]");
+    let sidecar = world.start_with("one", &format!("secrets.wild_names = 5\n{mapping}"), &[]);
+    let mut client = sidecar.client().await;
+    for number in 0..50 {
+        assert_eq!(
+            get(&mut client, &format!("team-{number}")).await.problem(),
+            "secret_not_found"
+        );
+    }
+    let metrics = sidecar.ops("/metrics").1;
+    assert!(!metrics.contains("team-"), "{metrics}");
+    assert!(
+        metrics.contains("sidekey_secret_requests_total{secret=\"\",code=\"secret_not_found\"} 50")
+    );
+    for number in 0..5 {
+        put(&world.path("teams").join(number.to_string()), "value");
+        assert_eq!(text(&mut client, &format!("team-{number}")).await, "value");
+    }
+    put(&world.path("teams/more"), "value");
+    assert_eq!(get(&mut client, "team-more").await.problem(), "overloaded");
+    assert_eq!(text(&mut client, "team-0").await, "value");
+}
+
+#[tokio::test]
+async fn a_file_is_huge_or_too_long() {
+    let world = World::new();
+    put(&world.path("huge"), "x".repeat(64 << 10));
+    put(&world.path("long"), "x".repeat((256 << 10) + 1));
+    let both = config("huge", "file:huge", "") + &config("long", "file:long", "");
+    let sidecar = world.start_with("one", &both, &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "huge").await.len(), 64 << 10);
+    assert_eq!(
+        get(&mut client, "huge").await.ok().json()["value"]
+            .as_str()
+            .unwrap()
+            .len(),
+        64 << 10
+    );
+    assert_eq!(
+        get(&mut client, "long").await.problem(),
+        "provider_unavailable"
+    );
+    let error = status(&sidecar, "long")["last_error"].clone();
+    assert_eq!(error["code"], "too_long");
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("secrets.value_bytes"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn readiness_waits_for_what_is_required_and_for_nothing_else() {
+    let world = World::new();
+    let both = config("must", "file:must", "required = true") + &config("may", "file:may", "");
+    let sidecar = world.launch("one", &both, &[]);
+    wait("the reason", || {
+        sidecar.ops("/readyz").1.contains("secret must: file:")
+    });
+    assert_eq!(sidecar.ops("/readyz").0, 503);
+    assert!(!sidecar.ops("/readyz").1.contains("may"));
+    put(&world.path("must"), "value");
+    sidecar.wait_ready();
+    fs::remove_file(world.path("must")).unwrap();
+    wait("its end", || status(&sidecar, "must")["version"].is_null());
+    assert_eq!(sidecar.ops("/readyz").0, 200, "what was ready stays so");
+}
+
+#[tokio::test]
+async fn names_under_a_star_are_had_where_the_list_allows_them() {
+    let world = World::new();
+    fs::create_dir(world.path("teams")).unwrap();
+    for name in ["a", "b-x", "c"] {
+        put(&world.path("teams").join(name), name);
+    }
+    let mapping = config(
+        "team-*",
+        "file:teams/*",
+        "allow = [\"team-a\", \"team-b-*\", \"team-none\"]",
+    );
+    let sidecar = world.start_with("one", &mapping, &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "team-a").await, "a");
+    assert_eq!(text(&mut client, "team-b-x").await, "b-x");
+    for missing in ["team-c", "team-none", "team-..", "team-b-..%2F..%2Fkek"] {
+        assert_eq!(
+            get(&mut client, missing).await.problem(),
+            "secret_not_found",
+            "{missing}"
+        );
+    }
+    // As fresh as any other.
+    put(&world.path("teams/a"), "new");
+    wait("the new value", || {
+        status(&sidecar, "team-a")["previous"].is_string()
+    });
+    assert_eq!(text(&mut client, "team-a").await, "new");
+}
+
+#[tokio::test]
+async fn the_policy_is_by_secret_counted_and_audited() {
+    let world = World::new();
+    put(&world.path("mine"), "a");
+    put(&world.path("yours"), "b");
+    let config = format!(
+        "[audit]\nfile = \"audit.log\"\n{}{}[[policy]]\nsecrets = [\"mine\"]\nuids = [{}]\n",
+        config("mine", "file:mine", ""),
+        config("yours", "file:yours", ""),
+        uid()
+    );
+    let sidecar = world.start_with("one", &config, &[]);
+    let mut client = sidecar.client().await;
+    assert_eq!(text(&mut client, "mine").await, "a");
+    assert_eq!(get(&mut client, "yours").await.problem(), "forbidden");
+    assert_eq!(
+        get(&mut client, "nobodys").await.problem(),
+        "forbidden",
+        "nor does it tell what there is"
+    );
+    let list = client
+        .send(Method::GET, "/v1/secrets", &[], "")
+        .await
+        .ok()
+        .json();
+    assert_eq!(list["secrets"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        client
+            .send(Method::GET, "/v1/keyrings", &[], "")
+            .await
+            .ok()
+            .json(),
+        json!({ "keyrings": [] })
+    );
+    assert!(
+        sidecar
+            .ops("/metrics")
+            .1
+            .contains("sidekey_secret_requests_total{secret=\"yours\",code=\"forbidden\"} 1")
+    );
+    wait("the records", || {
+        let log = fs::read_to_string(world.path("audit.log")).unwrap_or_default();
+        let records: Vec<Value> = log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let has = |event: &str, secret: &str| {
+            records.iter().any(|record| {
+                record.to_string().contains(&format!("\"{event}\""))
+                    && record.to_string().contains(&format!("\"{secret}\""))
+            })
+        };
+        has("secret.in_force", "mine") && has("access.refused", "yours")
+    });
+}
+
+#[tokio::test]
+async fn whoever_listens_hears_how_secrets_stand_and_every_change_of_those_that_he_may_fetch() {
+    let world = World::new();
+    for name in ["db", "hidden"] {
+        put(&world.path(name), "old");
+    }
+    let both = config("db", "file:db", "required = true")
+        + &config("hidden", "file:hidden", "required = true");
+    let rule = format!("[[policy]]\nsecrets = [\"db\"]\nuids = [{}]\n", uid());
+    let sidecar = world.start_with("one", &(both + &rule), &[]);
+    let mut listener = Listener::open(&sidecar, None).await;
+    let mut next = async || {
+        let event = listener.event().await.unwrap();
+        assert_eq!(event.kind, "secret");
+        event.data
+    };
+    let first = next().await;
+    assert_eq!(
+        (&first["secret"], &first["previous"]),
+        (&"db".into(), &Value::Null)
+    );
+    put(&world.path("hidden"), "new");
+    wait("the hidden one", || {
+        status(&sidecar, "hidden")["previous"].is_string()
+    });
+    put(&world.path("db"), "new");
+    let changed = next().await;
+    assert_eq!(
+        (&changed["secret"], &changed["previous"]),
+        (&"db".into(), &first["version"])
+    );
+    fs::remove_file(world.path("db")).unwrap();
+    assert_eq!(
+        next().await,
+        json!({ "secret": "db", "version": null, "previous": null })
+    );
+}
+
+#[tokio::test]
+async fn a_hangup_reads_every_secret_anew() {
+    let world = World::new();
+    put(&world.path("db"), "value");
+    let sidecar = world.start_with("one", &config("db", "file:db", "refresh = \"1d\""), &[]);
+    sidecar.signal("HUP");
+    wait("the read", || {
+        sidecar.ops("/metrics").1.contains(
+            "sidekey_secret_fetches_total{secret=\"db\",trigger=\"signal\",result=\"unchanged\"} 1",
+        )
+    });
+}
+
+#[test]
+fn everything_that_is_wrong_with_the_config_is_said_at_once() {
+    let world = World::new();
+    let text = r#"
+[listen]
+socket = "s"
+[secrets]
+refresh = "0s"
+[[secret]]
+name = "a"
+source = "ftp:x"
+[[secret]]
+name = "a"
+source = "file:*"
+[[secret]]
+name = "b-*"
+source = "file:b"
+[[secret]]
+name = "c"
+source = "vault-kv:secret/../sys"
+requird = true
+[[policy]]
+secrets = ["d"]
+uids = [0]
+"#;
+    fs::write(world.path("c.toml"), text).unwrap();
+    let output = world.run(&["check", "--config", world.path("c.toml").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said =
+        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
+    for (line, words) in [
+        (5, "secrets.refresh: must be from 100ms"),
+        (8, "`ftp:` is not a source of secrets"),
+        (10, "the secret a is on line 7 already"),
+        (11, "has a `*`, and the name has none"),
+        (12, "secret[2].allow: is required"),
+        (14, "needs one `*`"),
+        (17, "write vault-kv:MOUNT/PATH"),
+        (18, "did you mean `required`"),
+        (20, "there is no secret \"d\""),
+    ] {
+        assert!(
+            said.lines()
+                .any(|found| found.contains(&format!("c.toml:{line}:")) && found.contains(words)),
+            "{line} {words}\n{said}"
+        );
+    }
+}
+
+#[test]
+fn a_check_online_reads_every_secret() {
+    let world = World::new();
+    put(&world.path("there"), "value");
+    let text = config("there", "file:there", "") + &config("missing", "file:missing", "");
+    fs::write(
+        world.path("c.toml"),
+        format!("[listen]\nsocket = \"s\"\n{text}"),
+    )
+    .unwrap();
+    let output = world.run(&[
+        "check",
+        "--online",
+        "--output",
+        "json",
+        "--config",
+        world.path("c.toml").to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&said["tried"][0]["secret"], &said["tried"][0]["error"]),
+        (&"there".into(), &Value::Null)
+    );
+    let error = said["tried"][1]["error"].as_str().unwrap();
+    assert!(error.contains("missing: there is no such file"), "{error}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("value"));
+}

@@ -1,0 +1,12 @@
+//! Pages of the documentation, and the code in them.
+
+pub const README: &str = include_str!("../../README.md");
+
+/// The fenced code blocks of a page in one language, in order.
+pub fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("\n```{language}\n");
+    page.split(fence.as_str())
+        .skip(1)
+        .map(|rest| &rest[..rest.find("```\n").unwrap()])
+        .collect()
+}

@@ -1,0 +1,77 @@
+//! Files with ciphertexts in them, and commands that may not do everything with files.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Output},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::json;
+
+use super::harness::{Client, JSON, binary};
+
+/// Text forms of some plaintexts.
+pub async fn texts(
+    client: &mut Client,
+    keyring: &str,
+    plaintexts: &[String],
+    aad: &str,
+) -> Vec<String> {
+    let mut texts = Vec::new();
+    for part in plaintexts.chunks(100) {
+        let item = |plaintext: &String| json!({ "plaintext": STANDARD.encode(plaintext), "aad": STANDARD.encode(aad) });
+        let batch = json!({ "batch": part.iter().map(item).collect::<Vec<_>>() });
+        let path = format!("/v1/keyrings/{keyring}/encrypt");
+        let answer = client
+            .post(&path, &[JSON], batch.to_string())
+            .await
+            .ok()
+            .json();
+        let results = answer["batch"].as_array().unwrap();
+        texts.extend(
+            results
+                .iter()
+                .map(|result| result["ciphertext"].as_str().unwrap().to_owned()),
+        );
+    }
+    texts
+}
+
+/// The command without some of root's rights, which otherwise reads and changes everything; others never have them.
+pub fn without(capabilities: &str) -> Command {
+    if !rustix::process::getuid().is_root() {
+        return Command::new(binary());
+    }
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--bounding-set",
+        capabilities,
+        "--inh-caps",
+        capabilities,
+        binary(),
+    ]);
+    command
+}
+
+/// Runs a command that may have 64 MiB of memory of its own and no more: the kernel refuses it what goes beyond.
+pub fn run_in_bounded_memory(arguments: &[&str]) -> Output {
+    Command::new("/bin/sh")
+        .args(["-c", "ulimit -d 65536 && exec \"$0\" \"$@\"", binary()])
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// One line of 200 MiB, with a ciphertext every MiB.
+pub fn write_long_line(path: &Path, tokens: &[String]) {
+    let mut file = fs::File::create(path).unwrap();
+    let filler = vec![b'.'; 1 << 20];
+    for at in 0..200 {
+        file.write_all(&filler).unwrap();
+        file.write_all(tokens[at % tokens.len()].as_bytes())
+            .unwrap();
+    }
+    file.flush().unwrap();
+}

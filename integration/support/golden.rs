@@ -1,0 +1,39 @@
+//! The files in integration/golden.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use sidekey::{
+    crypto::{Dek, SecretKey, VersionKeys, WrapContext, unwrap_dek},
+    keyring::Document,
+};
+
+pub fn golden(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("integration/golden")
+        .join(name);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+pub struct Opened {
+    pub document: Document,
+    pub keys: BTreeMap<u32, VersionKeys>,
+}
+
+/// The first manifest: a rotation by waves, a disabled version, a destroyed one, a compromised one, a signature.
+pub fn open() -> Opened {
+    let document = Document::parse(golden("keyring-1.json")).unwrap();
+    let kek = SecretKey::from_slice(&golden("kek")).unwrap();
+    let manifest = document.manifest();
+    let mut keys = BTreeMap::new();
+    for version in manifest.live() {
+        let context = WrapContext {
+            keyring: manifest.id,
+            version: version.version,
+        };
+        let dek: Dek =
+            unwrap_dek(&kek, &version.wraps[0].ciphertext.0, context).expect("the wrap opens");
+        assert!(dek.matches_check(&manifest.id, version.version, &version.check.0));
+        keys.insert(version.version, VersionKeys::derive(&dek).unwrap());
+    }
+    Opened { document, keys }
+}

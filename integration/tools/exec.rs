@@ -1,0 +1,663 @@
+//! `sidekey exec`: a program with secrets, from start to end.
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::support::exec::{
+    IDLE, Running, err, exec, finished, is_over, next, out, process, put, started, world,
+};
+use crate::support::harness::{binary, uid, wait};
+
+#[test]
+fn a_program_gets_its_secrets_and_gives_its_exit_code() {
+    let (world, sidecar) = started(&[
+        ("db", r#"{"user":"anna","pass word":"p1","port":5432}"#),
+        ("token", "t1"),
+    ]);
+    put(&world, "token", b"t\0\xff\n");
+    sidecar.signal("HUP");
+    wait("the new token", || {
+        finished(
+            &sidecar.socket,
+            &["--file", "t=secret:token"],
+            "cat $SIDEKEY_FILES/t",
+        )
+        .stdout
+            == b"t\0\xff\n"
+    });
+    let options = [
+        "--env",
+        "U=secret:db#user",
+        "--env",
+        "P=secret:db#pass word",
+        "--env",
+        "PORT=secret:db#port",
+    ];
+    let files = [
+        "--file",
+        "tls.key=secret:token",
+        "--file",
+        "pw=secret:db#pass word",
+        "--env",
+        "KEY=file:tls.key",
+    ];
+    let script = "echo $U $P $PORT; stat -L -c '%a %s' $SIDEKEY_FILES $KEY; cat $SIDEKEY_FILES/pw; echo; echo $SIDEKEY_FILES; exit 7";
+    let output = finished(&sidecar.socket, &[&options[..], &files].concat(), script);
+    assert_eq!(output.status.code(), Some(7), "{}", err(&output));
+    let text = out(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        (lines[0], &lines[1][..4], lines[2], lines[3]),
+        ("anna p1 5432", "700 ", "400 4", "p1")
+    );
+    assert!(lines[4].starts_with("/dev/shm/sidekey-exec-"), "{text}");
+    assert!(!Path::new(lines[4]).exists(), "removed at the end");
+    assert_eq!(err(&output), "");
+}
+
+#[test]
+fn exit_codes_are_those_of_a_shell() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let run = |program: &[&str]| {
+        exec(&sidecar.socket, &["--env", "T=secret:token"], program)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(run(&["true"]).status.code(), Some(0));
+    assert_eq!(
+        run(&["sh", "-c", "kill -s USR1 $$"]).status.code(),
+        Some(128 + 10)
+    );
+    assert_eq!(
+        run(&["sh", "-c", "kill -s KILL $$"]).status.code(),
+        Some(128 + 9)
+    );
+    let missing = run(&["no-such-program"]);
+    assert_eq!(
+        (
+            missing.status.code(),
+            err(&missing).contains("can't start no-such-program")
+        ),
+        (Some(127), true)
+    );
+    fs::write(world.path("plain"), "text").unwrap();
+    assert_eq!(
+        run(&[world.path("plain").to_str().unwrap()]).status.code(),
+        Some(126)
+    );
+}
+
+#[test]
+fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
+    let (world, config) = world(&[
+        ("token", "t1"),
+        ("binary", "a\0b"),
+        ("long", &"x".repeat(200_000)),
+        ("hidden", "h"),
+    ]);
+    let rule = format!(
+        "[[policy]]\nsecrets = [\"token\", \"binary\", \"long\"]\nuids = [{}]\n",
+        uid()
+    );
+    let sidecar = world.start_with("one", &format!("{config}{rule}"), &["demo"]);
+    for (binding, expected) in [
+        ("V=secret:nothing", "secret nothing: "),
+        ("V=secret:token#field", "secret token: "),
+        ("V=secret:hidden", "(forbidden)"),
+        (
+            "V=secret:binary",
+            "secret binary contains a NUL byte, which the variable V can't hold; give it as a --file",
+        ),
+        (
+            "V=secret:long",
+            "secret long is too long for the variable V; give it as a --file",
+        ),
+    ] {
+        let output = finished(&sidecar.socket, &["--env", binding], "echo started");
+        assert_eq!(
+            (output.status.code(), out(&output).as_str()),
+            (Some(1), ""),
+            "{binding}"
+        );
+        assert!(
+            err(&output).contains(expected),
+            "{binding}: {}",
+            err(&output)
+        );
+    }
+    for options in [
+        &["--env", "V=secret:"][..],
+        &["--env", "V=file:x"],
+        &["--on-change", "signal:KILL", "--env", "V=secret:token"],
+        &[],
+    ] {
+        assert_eq!(
+            finished(&sidecar.socket, options, "echo started")
+                .status
+                .code(),
+            Some(2),
+            "{options:?}"
+        );
+    }
+}
+
+#[test]
+fn files_are_not_written_to_a_disk() {
+    let (_world, sidecar) = started(&[("token", "t1")]);
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = [
+        "--file",
+        "t=secret:token",
+        "--dir",
+        disk.path().to_str().unwrap(),
+    ];
+    let output = finished(&sidecar.socket, &options, "echo started");
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
+    assert!(
+        err(&output).contains("this is no tmpfs, and secrets are not written to a disk"),
+        "{}",
+        err(&output)
+    );
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
+    // The usual place is passed over if it is a disk.
+    let mut command = exec(
+        &sidecar.socket,
+        &options[..2],
+        &["sh", "-c", "echo $SIDEKEY_FILES"],
+    );
+    let output = command
+        .env("XDG_RUNTIME_DIR", disk.path())
+        .output()
+        .unwrap();
+    assert!(
+        out(&output).starts_with("/dev/shm/sidekey-exec-"),
+        "{}",
+        err(&output)
+    );
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let output = command
+        .env("XDG_RUNTIME_DIR", memory.path())
+        .output()
+        .unwrap();
+    assert!(
+        out(&output).starts_with(memory.path().to_str().unwrap()),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn a_burst_of_changes_is_one_restart_and_values_are_not_spoken_of() {
+    let (world, sidecar) = started(&[("one", "first-value"), ("two", "first-value")]);
+    let options = [
+        "--env",
+        "A=secret:one",
+        "--file",
+        "b=secret:two",
+        "--settle",
+        "2s",
+    ];
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "echo $A $(cat $SIDEKEY_FILES/b) $$; idle",
+    );
+    let first = running.line();
+    assert!(first.starts_with("first-value first-value "), "{first}");
+    put(&world, "one", "second-value");
+    put(&world, "two", "second-value");
+    let second = running.line();
+    assert!(second.starts_with("second-value second-value "), "{second}");
+    assert_ne!(
+        first.rsplit_once(' '),
+        second.rsplit_once(' '),
+        "another process"
+    );
+    running.hear("one, two changed; restarting sh");
+    let command_line = fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
+    let said = running.end();
+    assert!(
+        !said.contains("-value") && !command_line.contains("-value"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_change_of_something_else_restarts_nothing() {
+    let (world, sidecar) = started(&[("db", r#"{"user":"anna","password":"p1"}"#)]);
+    let running = Running::start(
+        &sidecar.socket,
+        &["--env", "P=secret:db#password"],
+        "echo $P; idle",
+    );
+    assert_eq!(running.line(), "p1");
+    let version = || sidecar.status()["secrets"][0]["version"].clone();
+    let before = version();
+    put(&world, "db", r#"{"user":"berta","password":"p1"}"#);
+    wait("the change", || version() != before);
+    // It was read, and compared.
+    wait("a read of the new version", || {
+        let status = sidecar.status();
+        let secret = &status["secrets"][0];
+        let mut versions = secret["versions"].as_array().unwrap().iter();
+        versions
+            .any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
+    });
+    put(&world, "db", r#"{"user":"berta","password":"p2"}"#);
+    assert_eq!(running.line(), "p2", "the first restart");
+    running.end();
+}
+
+#[test]
+fn a_signal_comes_after_the_files() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let options = ["--file", "t=secret:token", "--on-change", "signal:HUP"];
+    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1; ";
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        &format!("{show} show start; idle"),
+    );
+    let first = running.line();
+    let pid = first.rsplit_once(' ').unwrap().1.to_owned();
+    assert_eq!(first, format!("start t1 {pid}"));
+    put(&world, "token", "t2");
+    assert_eq!(running.line(), format!("hup t2 {pid}"));
+    running.hear("token changed; sending SIGHUP to sh");
+    running.end();
+
+    // Nobody is told of it, and the files are up to date all the same.
+    let options = ["--file", "t=secret:token", "--on-change", "ignore"];
+    let running = Running::start(
+        &sidecar.socket,
+        &options,
+        &format!("{show} show start; echo $SIDEKEY_FILES; idle"),
+    );
+    assert!(running.line().starts_with("start t2"));
+    let file = PathBuf::from(running.line()).join("t");
+    put(&world, "token", "t3");
+    wait("the file", || {
+        fs::read(&file).is_ok_and(|value| value == b"t3")
+    });
+    running.signal("USR1");
+    assert!(running.line().starts_with("usr1 t3"), "no signal before");
+    running.end();
+    assert!(!file.exists(), "removed after a signal, too");
+}
+
+#[test]
+fn every_signal_is_passed_on() {
+    const NAMES: [&str; 9] = [
+        "HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "URG", "WINCH", "TERM",
+    ];
+    let (_world, sidecar) = started(&[("token", "t1")]);
+    let traps: String = NAMES
+        .iter()
+        .map(|name| format!("trap 'echo {name}' {name}; "))
+        .collect();
+    let script = format!("{traps} trap 'kill $s; exit 5' PWR; echo ready; idle");
+    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], &script);
+    assert_eq!(running.line(), "ready");
+    for name in NAMES {
+        running.signal(name);
+        assert_eq!(running.line(), name);
+    }
+    running.signal("PWR");
+    assert_eq!(running.ended().code(), Some(5));
+}
+
+#[test]
+fn orphans_are_adopted_and_reaped() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let fifo = world.path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let script = format!("(sh -c 'echo $$; read line < {}' &) ; idle", fifo.display());
+    let running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], &script);
+    let orphan = running.line();
+    wait("the adoption", || {
+        process(&orphan).is_some_and(|(_, parent)| parent == running.child.id())
+    });
+    fs::write(&fifo, "go\n").unwrap();
+    wait("the orphan's end", || process(&orphan).is_none());
+    running.end();
+}
+
+#[test]
+fn a_program_that_does_not_end_is_killed_with_what_it_started() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let options = ["--env", "T=secret:token", "--grace", "200ms"];
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "trap '' TERM; sleep 60 & echo $T $!; idle",
+    );
+    let first = running.line();
+    put(&world, "token", "t2");
+    running.hear("did not end within 200ms; killing it");
+    assert!(running.line().starts_with("t2 "));
+    wait("the end of what it started", || {
+        is_over(first.strip_prefix("t1 ").unwrap())
+    });
+}
+
+#[test]
+fn what_was_asked_to_end_is_not_started_anew() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let script = "trap 'echo ending' TERM; trap 'kill $s; exit 9' USR1; echo $T; idle";
+    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], script);
+    assert_eq!(running.line(), "t1");
+    running.signal("TERM");
+    assert_eq!(running.line(), "ending");
+    put(&world, "token", "t2");
+    running.hear("token changed; the program was asked to end and is not told");
+    running.signal("USR1");
+    assert_eq!(running.ended().code(), Some(9));
+    assert!(next(&running.lines).is_none(), "no second start");
+}
+
+#[test]
+fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let mut running = Running::start(
+        &sidecar.socket,
+        &["--env", "T=secret:token"],
+        "echo $T; idle",
+    );
+    assert_eq!(running.line(), "t1");
+    put(&world, "token", "a\0b");
+    running.hear("contains a NUL byte, which the variable T can't hold; give it as a --file; the program goes on");
+    put(&world, "token", "t3");
+    assert_eq!(running.line(), "t3");
+    running.end();
+}
+
+/// Takes its time to end: until USR1. On USR2, it shows what it has.
+const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap 'echo still $T' USR2; echo $T $$; idle";
+
+#[test]
+fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let mut running = Running::start(
+        &sidecar.socket,
+        &["--env", "T=secret:token", "--grace", "60s"],
+        SLOW,
+    );
+    assert!(running.line().starts_with("t1 "));
+    put(&world, "token", "t2");
+    running.hear("token changed; restarting sh");
+    assert_eq!(running.line(), "ending");
+    put(&world, "token", "a\0b");
+    running.hear("give it as a --file; the program is started with those before");
+    running.signal("USR1");
+    assert!(
+        running.line().starts_with("t2 "),
+        "the newest that can be put into an environment"
+    );
+    put(&world, "token", "t3");
+    assert_eq!(running.line(), "ending");
+    put(&world, "token", "t4");
+    wait("a read of the newest", || {
+        let status = sidecar.status();
+        let secret = &status["secrets"][0];
+        let mut versions = secret["versions"].as_array().unwrap().iter();
+        versions
+            .any(|entry| entry["version"] == secret["version"] && entry["uses"].as_u64() > Some(0))
+    });
+    running.signal("USR1");
+    let line = running.line();
+    assert!(line.starts_with("t3 ") || line.starts_with("t4 "), "{line}");
+}
+
+#[test]
+fn variables_that_are_too_long_together_do_not_end_the_program() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let options = ["A", "B", "C"].map(|name| format!("--env={name}=secret:token"));
+    let script = format!("{IDLE}trap 'echo still $A' USR2; echo $A; idle");
+    let command = exec(
+        &sidecar.socket,
+        &options.each_ref().map(String::as_str),
+        &["sh", "-c", &script],
+    );
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -s 1024; exec \"$@\"", "sh"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let mut running = Running::of(limited);
+    assert_eq!(running.line(), "t1");
+    put(&world, "token", "x".repeat(100_000));
+    running.hear("token changed: variables and arguments take 3");
+    running.signal("USR2");
+    assert_eq!(running.line(), "still t1");
+    put(&world, "token", "t3");
+    assert_eq!(running.line(), "t3");
+    running.end();
+}
+
+#[test]
+fn a_system_that_refuses_a_process_is_asked_again() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let fifo = world.path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    // It takes away what processes are started by, and leaves somebody behind who gives it back.
+    let script = format!(
+        "trap 'mount -t tmpfs none /proc; kill $s; exit 0' TERM; \
+         [ $T = t2 ] || setsid sh -c 'read line <{}; umount /proc' >/dev/null 2>&1 & echo $T; idle",
+        fifo.display()
+    );
+    let options = ["--env", "T=secret:token"];
+    let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
+    assert_eq!(running.line(), "t1");
+    put(&world, "token", "t2");
+    running.hear("can't start a process by /proc/self/exe: No such file or directory (os error 2); trying for up to 30s");
+    fs::write(&fifo, "go\n").unwrap();
+    assert_eq!(running.line(), "t2");
+    // Whoever wants the end meanwhile gets it.
+    put(&world, "token", "t3");
+    running.hear("can't start a process by /proc/self/exe");
+    running.end();
+    // And it is an error in the end.
+    put(&world, "token", "t2");
+    let options = [&options[..], &["--wait", "300ms"]].concat();
+    wait("the token", || {
+        finished(&sidecar.socket, &options, "echo $T").stdout == b"t2\n"
+    });
+    let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
+    assert_eq!(running.line(), "t2");
+    put(&world, "token", "t4");
+    assert_eq!(running.ended().code(), Some(126));
+}
+
+#[test]
+fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
+    let (world, config) = world(&[("token", "t1")]);
+    let mut sidecar = world.start_with("one", &config, &["demo"]);
+    let script = "trap 'echo alive $T' USR1; echo $T; idle";
+    let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], script);
+    assert_eq!(running.line(), "t1");
+    // It listens before the sidecar goes.
+    wait("a read by the listener", || {
+        sidecar.status()["secrets"][0]["versions"][0]["uses"].as_u64() > Some(1)
+    });
+    sidecar.signal("TERM");
+    sidecar.ended();
+    running.hear("the program goes on, and changes are taken up when the sidecar is back");
+    running.signal("USR1");
+    assert_eq!(running.line(), "alive t1");
+    put(&world, "token", "t2");
+    let _sidecar = world.start_with("one", &config, &["demo"]);
+    assert_eq!(running.line(), "t2");
+    running.end();
+}
+
+#[test]
+fn the_sidecar_and_the_secrets_are_waited_for() {
+    let (world, config) = world(&[("token", "")]);
+    let socket = world.path("one.sock");
+    let options = ["--env", "T=secret:token", "--wait", "60s"];
+    let mut running = Running::start(&socket, &options, "echo $T; idle");
+    running.hear("waiting for up to 1m");
+    let sidecar = world.start_with("one", &config, &["demo"]);
+    // An empty file is one that is being written.
+    let output = finished(
+        &socket,
+        &["--env", "T=secret:token", "--wait", "300ms"],
+        "echo started",
+    );
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
+    assert!(
+        err(&output).contains("waited 300ms: secret token: ")
+            && err(&output).contains("(provider_unavailable)"),
+        "{}",
+        err(&output)
+    );
+    put(&world, "token", "t1");
+    assert_eq!(running.line(), "t1");
+    running.end();
+    drop(sidecar);
+    let _ = fs::remove_file(&socket);
+    let output = finished(
+        &socket,
+        &["--env", "T=secret:token", "--wait", "100ms"],
+        "echo started",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        err(&output).contains("is the sidecar running, and is this its socket"),
+        "{}",
+        err(&output)
+    );
+    // A secret that isn't there may come.
+    fs::remove_file(world.path("token")).unwrap();
+    let sidecar = world.launch("one", &config, &["demo"]);
+    wait("the sidecar", || socket.exists());
+    let mut running = Running::start(&socket, &options, "echo $T; idle");
+    running.hear("(secret_not_found); waiting for up to 1m");
+    put(&world, "token", "t2");
+    assert_eq!(running.line(), "t2");
+    running.end();
+    drop(sidecar);
+    let _ = fs::remove_file(&socket);
+    // A signal ends the waiting.
+    let mut running = Running::start(&socket, &["--file", "t=secret:token"], "echo started");
+    running.hear("waiting for up to 30s");
+    running.signal("INT");
+    assert_eq!(running.ended().code(), Some(130));
+}
+
+#[test]
+fn the_program_dies_with_a_command_that_is_killed_and_the_next_one_cleans_up() {
+    let (_world, sidecar) = started(&[("token", "t1")]);
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options = [
+        "--file",
+        "t=secret:token",
+        "--dir",
+        memory.path().to_str().unwrap(),
+    ];
+    let mut running = Running::start(
+        &sidecar.socket,
+        &options,
+        "echo $$; echo $SIDEKEY_FILES; exec sleep 60",
+    );
+    let (pid, folder) = (running.line(), PathBuf::from(running.line()));
+    running.child.kill().unwrap();
+    running.ended();
+    wait("the program's end", || is_over(&pid));
+    assert!(folder.exists(), "nobody was there to remove it");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::open(&folder)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    assert!(finished(&sidecar.socket, &options, "true").status.success());
+    assert!(!folder.exists());
+}
+
+#[test]
+fn the_program_inherits_what_it_would_from_a_shell() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let options = ["--env", "T=secret:token"];
+    let socket = sidecar.socket.display();
+    let script = "ulimit -c; pwd; echo $OTHER; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l";
+    let plain = |around: &str| {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", around])
+            .current_dir(world.path(""))
+            .env("OTHER", "o")
+            .env("SCRIPT", script)
+            .stdin(Stdio::null());
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{}", err(&output));
+        out(&output)
+    };
+    let inside = format!(
+        "{} exec --socket {socket} {} -- sh -c \"$SCRIPT\"",
+        binary(),
+        options.join(" ")
+    );
+    assert_eq!(
+        plain(&format!("ulimit -S -c 0; {inside}")),
+        plain("ulimit -S -c 0; sh -c \"$SCRIPT\"")
+    );
+    assert_eq!(plain(&inside), plain("sh -c \"$SCRIPT\""));
+    assert_eq!(
+        plain(&format!("trap '' HUP; {inside}")),
+        plain("trap '' HUP; sh -c \"$SCRIPT\""),
+        "as nohup starts it"
+    );
+    // What belongs to a process that can't be dumped belongs to root, whoever runs it, and is open to nobody else.
+    let running = Running::start(&sidecar.socket, &options, "echo ready; idle");
+    assert_eq!(running.line(), "ready");
+    assert_eq!(
+        fs::metadata(format!("/proc/{}/mem", running.child.id()))
+            .unwrap()
+            .uid(),
+        0
+    );
+    assert_eq!(
+        fs::metadata(format!("/proc/{}/environ", running.child.id()))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o077,
+        0
+    );
+    running.end();
+}
+
+#[test]
+fn a_reader_is_told_by_the_help_what_to_write() {
+    let output = Command::new(binary())
+        .args(["exec", "--help"])
+        .output()
+        .unwrap();
+    let mut text = String::new();
+    (&output.stdout[..]).read_to_string(&mut text).unwrap();
+    for expected in [
+        "NAME=secret:SECRET[#FIELD]",
+        "restart|ignore|signal:NAME",
+        "SIDEKEY_FILES",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(!text.contains("launch"));
+}

@@ -1,0 +1,91 @@
+//! What packages ship beside the binary: the systemd unit, completions, manual pages.
+
+use std::{fs, os::unix::net::UnixDatagram, path::Path};
+
+use crate::support::harness::{PATIENCE, World, run};
+
+/// What a service manager hears next.
+fn heard(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 256];
+    let length = manager.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+}
+
+#[test]
+fn a_service_manager_hears_when_it_listens_and_when_it_stops() {
+    let mut world = World::with_demo();
+    let socket = world.path("notify.sock");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    world
+        .env
+        .push(("NOTIFY_SOCKET", socket.display().to_string()));
+    // Its keyring can't be loaded, so it isn't ready; but it listens, and whoever waits for the unit may go on.
+    let mut sidecar = world.launch("one", "", &["none"]);
+    assert_eq!(heard(&manager), "READY=1");
+    assert_eq!(sidecar.ops("/readyz").0, 503);
+    sidecar.signal("TERM");
+    assert_eq!(heard(&manager), "STOPPING=1");
+    assert!(sidecar.ended().success());
+}
+
+#[test]
+fn the_units_commands_are_ones_that_the_binary_knows() {
+    let unit = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/systemd/sidekey.service"),
+    )
+    .unwrap();
+    let commands: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("ExecStart=")
+                .or(line.strip_prefix("ExecStartPre="))
+        })
+        .collect();
+    assert_eq!(commands.len(), 2);
+    for command in commands {
+        // With a config that isn't there, so the command was understood if it is missed.
+        let command = command.replace("/etc/sidekey/sidekey.toml", "/nowhere/sidekey.toml");
+        let arguments: Vec<&str> = command
+            .strip_prefix("/usr/local/bin/sidekey ")
+            .unwrap()
+            .split(' ')
+            .collect();
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("can't read /nowhere/sidekey.toml"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{shell}");
+        for word in ["rewrap-kek", "sidecar-ca"] {
+            assert!(
+                script.contains(word),
+                "{word} is not in the script for {shell}"
+            );
+        }
+    }
+    let pages = folder.path().join("man/man1");
+    let output = run(&["man", pages.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    for (page, words) in [
+        ("sidekey.1", "keyring"),
+        ("sidekey-serve.1", "config"),
+        ("sidekey-keyring-disable.1", "ops listener"),
+    ] {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(
+            text.contains(".TH ") && text.contains(words),
+            "{page}: {text}"
+        );
+    }
+}
