@@ -46,7 +46,7 @@ fn main() {
             let location = Location::File(at(&format!("ring-{index}.json")));
             let admin = Admin::new(
                 location,
-                Signing::Unless,
+                Signing::NoKey,
                 &backend::configured(&Default::default()),
                 Clock::system(),
             )

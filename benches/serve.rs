@@ -97,7 +97,7 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
                     .expect("runtime");
                 let admin = Admin::new(
                     Location::File(manifest),
-                    Signing::Unless,
+                    Signing::NoKey,
                     &backend::configured(&Default::default()),
                     Clock::system(),
                 )

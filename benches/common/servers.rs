@@ -54,7 +54,7 @@ impl Setup {
         let manifest = at("demo.json");
         let admin = Admin::new(
             Location::File(manifest.clone()),
-            Signing::Unless,
+            Signing::NoKey,
             &backend::configured(&Default::default()),
             Clock::system(),
         )

@@ -223,10 +223,10 @@ fn the_command_tells_of_secrets_as_well() {
         (&first["secret"], &first["version"])
     );
     assert_ne!(second["version"], first["version"]);
-    assert!(text.line().contains(&format!("(before: {version})")));
+    assert!(text.line().contains(&format!("(previous: {version})")));
     std::fs::remove_file(world.path("token")).unwrap();
     assert!(serde_json::from_str::<Value>(&json.line()).unwrap()["version"].is_null());
-    assert!(text.line().contains("deleted at its provider"));
+    assert!(text.line().contains("deleted at the provider"));
 }
 
 #[test]

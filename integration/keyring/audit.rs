@@ -138,7 +138,7 @@ fn without_a_record_nothing_is_done() {
     failed(
         &touch(&full),
         1,
-        "nothing was done, because it could not be recorded",
+        "nothing was changed, because it can't be recorded",
     );
     failed(
         &touch(&world.path("nowhere/audit.log")),
@@ -204,7 +204,7 @@ fn an_output_that_cant_be_written_is_no_failure_of_the_act() {
         1,
         "can't write to standard output: No space left on device",
     );
-    failed(&output, 1, "it was done, and the audit log says so");
+    failed(&output, 1, "the change was made and recorded");
     assert_eq!(records(&log)[1]["details"]["phase"], "done");
     assert_eq!(world.read_manifest("demo")["generation"], 2);
 }
@@ -315,8 +315,8 @@ fn the_first_line_that_was_touched_is_named() {
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success()
-            && stdout.contains("a cut end would not show")
-            && !stdout.contains("whole"),
+            && stdout.contains("truncation would go undetected")
+            && !stdout.contains("complete"),
         "{stdout}"
     );
     failed(
@@ -334,7 +334,7 @@ fn the_first_line_that_was_touched_is_named() {
     fs::write(&log, [&whole[..], &lines[0][..50]].concat()).unwrap();
     let output = verify(&world, &[&text(&log), "--key", &key]);
     assert!(
-        String::from_utf8_lossy(&output.stdout).contains("unfinished, as a crash leaves them"),
+        String::from_utf8_lossy(&output.stdout).contains("incomplete lines, as left by a crash"),
         "{output:?}"
     );
     world.keyring(
@@ -376,7 +376,7 @@ fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to
     let output = verify(&world, &[&text(&log), "--key", &key, "--keyed-from", "3"]);
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && stdout.contains("vouches for record 3 and what follows"),
+        output.status.success() && stdout.contains("authenticates records from 3 on"),
         "{output:?}"
     );
     // Several chains: the last one's MACs say nothing of the others.
@@ -596,7 +596,7 @@ fn a_rotated_log_goes_on_in_the_next_file_and_commands_join_in() {
     );
     let current = verify(&world, &[&text(&log)]);
     assert!(
-        String::from_utf8_lossy(&current.stdout).contains("is not in these files"),
+        String::from_utf8_lossy(&current.stdout).contains("are not in these files"),
         "{current:?}"
     );
 }

@@ -72,7 +72,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
     let rotate = |name: &String| {
         let admin = Admin::new(
             Location::File(world.manifest(name)),
-            Signing::Unless,
+            Signing::NoKey,
             &backend::configured(&Default::default()),
             Clock::system(),
         )

@@ -225,7 +225,7 @@ async fn the_exit_code_says_what_was_found_and_what_could_not_be_seen() {
     let (exit, error) = code(&["--fail-if-version", "demo:99"]);
     assert_eq!(exit, 2);
     assert!(
-        error.contains("the newest version of demo that is known is 2"),
+        error.contains("the newest known version of demo is 2"),
         "{error}"
     );
     let (output, _) = scan(&world, &[tree, "--fail-if-version", "9"]);
@@ -341,8 +341,8 @@ async fn a_name_of_a_file_writes_no_part_of_a_report() {
         .remove(0);
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
-    let evil = "a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
-    let shown = r"a\u{1b}]0;x\u{7}\u{1b}[2K\nnot seen: 0\r\u{202e}";
+    let evil = "a\u{1b}]0;x\u{7}\u{1b}[2K\nnot searched: 0\r\u{202e}";
+    let shown = r"a\u{1b}]0;x\u{7}\u{1b}[2K\nnot searched: 0\r\u{202e}";
     let tree = world.path("tree");
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join(evil), &token).unwrap();
@@ -359,7 +359,8 @@ async fn a_name_of_a_file_writes_no_part_of_a_report() {
             "{all:?}"
         );
         assert!(
-            !all.lines().any(|line| line.starts_with("not seen: 0\\r")),
+            !all.lines()
+                .any(|line| line.starts_with("not searched: 0\\r")),
             "{all}"
         );
         all

@@ -147,7 +147,7 @@ pub struct Admin {
 /// How changes are signed.
 pub enum Signing {
     /// Not; a signed manifest is then not changed.
-    Unless,
+    NoKey,
     /// With this key.
     With(SigningKey),
     /// Not, even if the manifest was signed.
@@ -498,7 +498,7 @@ impl Admin {
     /// Refuses to let a signed manifest be followed by one that isn't, unless that is meant.
     fn demand_signing(&self, current: &Document) -> Result<(), AdminError> {
         let was_signed = !current.manifest().authentication.signatures.is_empty();
-        if was_signed && matches!(self.signing, Signing::Unless) {
+        if was_signed && matches!(self.signing, Signing::NoKey) {
             return Err(AdminError::WouldDropSignature(self.location.clone()));
         }
         Ok(())
@@ -533,7 +533,7 @@ impl Admin {
     ) -> Result<Document, AdminError> {
         let signer = match &self.signing {
             Signing::With(key) => Some(key),
-            Signing::Unless | Signing::Drop => None,
+            Signing::NoKey | Signing::Drop => None,
         };
         keyring::authenticate(manifest, keys, signer).map_err(|missing| {
             AdminError::Unopened(

@@ -1,143 +1,31 @@
-//! The audit log on the command line: writing what a command does, and verifying what is there.
+//! `sidekey audit`.
 
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
-use super::{
-    keyring::Done,
-    output::{Failure, Format, print},
-    shown,
-};
-use crate::{
-    audit::{self, Act, AuditFile, Demands, Link, Outcome, Report, VerifyError},
-    clock::Clock,
-    config::{self, AuditSink},
-    model::Location,
-};
+use super::output::{CliError, Format, path_for_display, print};
+use crate::audit::{self, Demands, Link, Report, VerifyError};
 
-/// Where a command's doings are recorded.
-#[derive(Debug, Clone, Args)]
-pub(super) struct Flags {
-    /// Record what is done in this audit log first; without the record, nothing is done.
-    #[arg(long, value_name = "FILE")]
-    audit: Option<PathBuf>,
-    /// The key that vouches for the records: 32 bytes.
-    #[arg(long, value_name = "FILE", requires = "audit")]
-    audit_key: Option<PathBuf>,
-}
-
-impl Flags {
-    /// The log that the flags name, or else the config at `config`.
-    fn file(&self, config: Option<&PathBuf>) -> Result<Option<AuditFile>, Failure> {
-        let settings = match (&self.audit, config) {
-            (Some(file), _) => Some(config::Audit {
-                sink: AuditSink::File(file.clone()),
-                key_file: self.audit_key.clone(),
-            }),
-            (None, Some(config)) => config::load(config)?.audit,
-            (None, None) => None,
-        };
-        match settings
-            .as_ref()
-            .map(audit::open)
-            .transpose()
-            .map_err(failed)?
-        {
-            None => Ok(None),
-            Some(audit::Sink::File(file)) => Ok(Some(file)),
-            Some(audit::Sink::Stdout { .. }) => Err(Failure::failed(
-                "the config sends audit records to standard output, where this command prints its results; give --audit FILE",
-            )),
-        }
-    }
-
-    /// Does `work`, which is called `name`, and records before and after it, if a log is named at all.
-    pub(super) async fn around(
-        &self,
-        config: Option<&PathBuf>,
-        name: &'static str,
-        details: Map<String, Value>,
-        work: impl Future<Output = Result<Done, Failure>>,
-    ) -> Result<(), Failure> {
-        let Some(file) = self.file(config)? else {
-            return work.await?.print();
-        };
-        let mut all: Map<String, Value> = details;
-        // No argument is ever a secret, but for the query of a presigned URL; and an operator's reasons stand there.
-        let arguments = std::env::args_os()
-            .skip(1)
-            .map(|argument| recordable(&argument.to_string_lossy()));
-        all.insert("arguments".into(), arguments.collect::<Vec<_>>().into());
-        if let Ok(folder) = std::env::current_dir() {
-            all.insert("folder".into(), folder.display().to_string().into());
-        }
-        let act = Act::begin(file, name, all, Clock::system()).map_err(|error| {
-            failed(error).with_advice("nothing was done, because it could not be recorded")
-        })?;
-        let result = work.await;
-        let (outcome, details) = match &result {
-            Ok(done) => (Outcome::Done, done.details()),
-            Err(failure) => (
-                failure.outcome(),
-                Map::from_iter([("error".to_owned(), failure.message().into())]),
-            ),
-        };
-        match (act.end(outcome, details), result) {
-            // Only now: an output that can't be written changes nothing of what was done.
-            (Ok(_), Ok(done)) => done
-                .print()
-                .map_err(|failure| failure.with_advice("it was done, and the audit log says so")),
-            (Ok(_), Err(failure)) => Err(failure),
-            (Err(error), Ok(done)) => {
-                let unrecorded = failed(error).with_advice(
-                    "it was done, and the audit log says that it was begun, but not how it ended",
-                );
-                Err(match done.print() {
-                    Ok(()) => unrecorded,
-                    Err(failure) => unrecorded.with_advice(failure.message()),
-                })
-            }
-            (Err(error), Err(failure)) => {
-                Err(failure.with_advice(&format!("{error}: this outcome is not recorded")))
-            }
-        }
-    }
-}
-
-/// An argument as it is recorded: a URL without its query.
-fn recordable(argument: &str) -> String {
-    match (argument.parse(), argument.split_once('=')) {
-        (Ok(location @ Location::Web(_)), _) => location.to_string(),
-        (_, Some((flag, value))) if flag.starts_with("--") => {
-            format!("{flag}={}", recordable(value))
-        }
-        _ => argument.to_owned(),
-    }
-}
-
-fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::failed(error.to_string())
-}
-
-/// Work on audit logs.
+/// Verify audit logs.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show that nothing in an audit log was changed, cut, added or moved. Exits 3 if something was, 1 if that can't be told.
+    /// Verify that no record of an audit log was changed, removed, added or moved.
+    ///
+    /// Exits with 3 if the log was tampered with, and with 1 if it can't be read.
     Verify(Verify),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The log's files, the oldest first.
+    /// Files of the log, oldest first.
     #[arg(required = true)]
     file: Vec<PathBuf>,
-    /// The key that vouches for the records: 32 bytes.
+    /// Verify record MACs with the 32-byte key in this file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// The key came into use with this record: those before it need no MAC, and the chain alone holds them.
+    /// Expect MACs only from this record on; the hash chain alone protects earlier records.
     #[arg(
         long,
         value_name = "SEQ",
@@ -145,10 +33,10 @@ pub(super) struct Verify {
         conflicts_with = "several_chains"
     )]
     keyed_from: Option<u64>,
-    /// A record that was noted elsewhere and must be there, such as a sidecar's /status gives it.
+    /// Require a record noted elsewhere, for example from a sidecar's /status.
     #[arg(long, value_name = "SEQ:HASH", value_parser = Link::from_str)]
     anchor: Vec<Link>,
-    /// Chains may begin anywhere, as they do on a standard output at each start.
+    /// Accept several chains, such as a standard output log that restarts with each process.
     #[arg(long)]
     several_chains: bool,
 }
@@ -159,17 +47,17 @@ struct Verified {
     first: Option<u64>,
     last: Option<u64>,
     hash: Option<String>,
-    /// Whether a key vouches for it: for all of it, unless `keyed_from` says otherwise.
+    /// Whether MACs were verified: of every record, or from `keyed_from` on.
     keyed: bool,
     keyed_from: Option<u64>,
-    /// Whether the head beside the last file was there, which shows a cut end.
+    /// Whether FILE.head was present, which reveals a truncated log.
     has_head: bool,
     torn_lines: u64,
     ends_torn: bool,
 }
 
 impl Command {
-    pub(super) fn run(self, format: Format) -> Result<(), Failure> {
+    pub(super) fn run(self, format: Format) -> Result<(), CliError> {
         match self {
             Self::Verify(arguments) => arguments.run(format),
         }
@@ -177,13 +65,13 @@ impl Command {
 }
 
 impl Verify {
-    fn run(self, format: Format) -> Result<(), Failure> {
+    fn run(self, format: Format) -> Result<(), CliError> {
         let key = self
             .key
             .as_deref()
             .map(audit::read_key)
             .transpose()
-            .map_err(failed)?;
+            .map_err(CliError::failed)?;
         let demands = Demands {
             key: key.as_ref(),
             keyed_from: self.keyed_from.unwrap_or(0),
@@ -191,8 +79,8 @@ impl Verify {
             several_chains: self.several_chains,
         };
         let report = audit::verify(&self.file, &demands).map_err(|error| match error {
-            VerifyError::Unreadable { .. } => failed(error),
-            broken => Failure::broken(broken.to_string()),
+            VerifyError::Unreadable { .. } => CliError::failed(error),
+            broken => CliError::broken(broken.to_string()),
         })?;
         let Report {
             records,
@@ -223,7 +111,7 @@ impl Verify {
 fn describe(verified: &Verified, files: &[PathBuf]) -> String {
     let files = files
         .iter()
-        .map(|file| shown(file))
+        .map(|file| path_for_display(file))
         .collect::<Vec<_>>()
         .join(", ");
     let (Some(first), Some(last), Some(hash)) = (verified.first, verified.last, &verified.hash)
@@ -231,37 +119,39 @@ fn describe(verified: &Verified, files: &[PathBuf]) -> String {
         let no_head = if verified.has_head {
             ""
         } else {
-            ", and no head that tells whether there were any"
+            ", and no head file that shows whether there were any"
         };
-        return format!("{files}: no record{no_head}\n");
+        return format!("{files}: no records{no_head}\n");
     };
     let verdict = if verified.has_head {
-        "are whole"
+        "complete"
     } else {
-        "follow from each other"
+        "consistent"
     };
     let mut text =
-        format!("{files}: records {first} to {last} {verdict}\nthe last one is {last}:{hash}\n");
+        format!("{files}: records {first} to {last} are {verdict}\nlast record: {last}:{hash}\n");
     if !verified.has_head {
-        text.push_str("beside the last file lies no head (FILE.head) that says where the log ends: a cut end would not show\n");
+        text.push_str("warning: no head file (FILE.head): truncation would go undetected\n");
     }
     if first > 1 {
         text.push_str(&format!(
-            "what came before record {first} is not in these files\n"
+            "warning: the records before {first} are not in these files\n"
         ));
     }
     if verified.torn_lines > 0 {
         text.push_str(&format!(
-            "{} lines are unfinished, as a crash leaves them\n",
+            "{} incomplete lines, as left by a crash\n",
             verified.torn_lines
         ));
     }
     if let Some(seq) = verified.keyed_from {
-        text.push_str(&format!("the key vouches for record {seq} and what follows; those before it could have been made anew\n"));
+        text.push_str(&format!(
+            "the key authenticates records from {seq} on; earlier ones could be forged\n"
+        ));
     }
     if !verified.keyed {
         text.push_str(
-            "without --key: whoever can write the files could have made all of it anew\n",
+            "warning: without --key, anyone with write access could have forged the log\n",
         );
     }
     text

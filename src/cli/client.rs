@@ -1,3 +1,5 @@
+//! `sidekey encrypt`, `decrypt`, `status`, and `rewrap` of a stream.
+
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     lines::{self, Line, Lines},
-    output::{Failure, Format, columns, print},
+    output::{CliError, Format, columns, print},
     transfer::{Input, Output, progress},
 };
 use crate::{
@@ -25,12 +27,12 @@ use crate::{
     wire::{BATCH, OCTETS},
 };
 
-/// Longer inputs are sent while they are read, and become streams.
-const WHOLE: usize = 1 << 20;
+/// Longer inputs, in bytes, are sent as streams while they are read.
+const STREAM_THRESHOLD: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Connection {
-    /// The sidecar's socket.
+    /// Socket of the sidecar.
     #[arg(
         long,
         value_name = "PATH",
@@ -44,22 +46,22 @@ pub(super) struct Connection {
 pub(super) struct Transform {
     #[command(flatten)]
     connection: Connection,
-    /// The keyring.
+    /// Name of the keyring.
     #[arg(long)]
     keyring: String,
-    /// The context that the ciphertext is bound to; decrypting needs the same.
+    /// Additional authenticated data; decryption requires the same value.
     #[arg(long, value_name = "TEXT", default_value = "")]
     aad: String,
-    /// Write ciphertext in the text form, `sk1.…`. Both forms are read.
+    /// Write ciphertext in text form (`sk1.…`); input may have either form.
     #[arg(long, conflicts_with = "lines")]
     text: bool,
-    /// Take every line for itself, ciphertext in the text form.
+    /// Process each line separately, with ciphertexts in text form.
     #[arg(long)]
     lines: bool,
-    /// Write to this file, which is made only when all went well.
+    /// Write to this file, which is replaced only on success.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// What to read instead of standard input.
+    /// File to read instead of standard input.
     #[arg(value_name = "FILE")]
     input: Option<PathBuf>,
 }
@@ -79,14 +81,14 @@ impl Connection {
         path: &str,
         headers: &[(&str, &str)],
         body: RequestBody,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Incoming>, CliError> {
         let mut request = request(method, path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request
             .body(body)
-            .map_err(|error| Failure::usage(format!("--keyring: {error}")))?;
+            .map_err(|error| CliError::usage(format!("--keyring: {error}")))?;
         let response = self.socket().send(request).await?;
         if response.status() == StatusCode::OK {
             Ok(response)
@@ -101,20 +103,20 @@ impl Connection {
         path: &str,
         headers: &[(&str, &str)],
         body: Bytes,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Bytes, CliError> {
         Ok(read(self.send(method, path, headers, whole(body)).await?).await?)
     }
 
-    /// What `GET /v1/keyrings` answers.
-    pub(super) async fn keyrings(&self) -> Result<Value, Failure> {
+    /// Fetches `GET /v1/keyrings`.
+    pub(super) async fn keyrings(&self) -> Result<Value, CliError> {
         let body = self
             .fetch(Method::GET, "/v1/keyrings", &[], Bytes::new())
             .await?;
         serde_json::from_slice(&body)
-            .map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))
+            .map_err(|error| CliError::failed(format!("the response is not JSON: {error}")))
     }
 
-    pub(super) async fn status(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn status(self, format: Format) -> Result<(), CliError> {
         let status = self.keyrings().await?;
         print(format, &status, || describe(&status))
     }
@@ -156,7 +158,7 @@ fn describe(status: &Value) -> String {
 }
 
 impl Transform {
-    pub(super) async fn encrypt(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn encrypt(self, format: Format) -> Result<(), CliError> {
         let mut input = Input::open(self.input.as_deref())?;
         if self.lines {
             return self
@@ -172,20 +174,20 @@ impl Transform {
                 )
                 .await;
         }
-        let head = input.take(WHOLE + 1)?;
+        let head = input.take(STREAM_THRESHOLD + 1)?;
         self.as_bytes("encrypt", head, Some(input)).await
     }
 
-    pub(super) async fn decrypt(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn decrypt(self, format: Format) -> Result<(), CliError> {
         self.of_ciphertext("decrypt", Line::Plaintext, format).await
     }
 
-    /// Socket, keyring and AAD.
+    /// Returns the socket, the keyring and the AAD.
     pub(super) fn into_parts(self) -> (PathBuf, String, String) {
         (self.connection.socket, self.keyring, self.aad)
     }
 
-    pub(super) async fn rewrap(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn rewrap(self, format: Format) -> Result<(), CliError> {
         self.of_ciphertext("rewrap", Line::Ciphertext, format).await
     }
 
@@ -194,23 +196,22 @@ impl Transform {
         operation: &str,
         result: Line,
         format: Format,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let mut input = Input::open(self.input.as_deref())?;
         if self.lines {
             return self
                 .as_lines(operation, input, Line::Ciphertext, result)
                 .await;
         }
-        let mut head = input.take(WHOLE + 1)?;
+        let mut head = input.take(STREAM_THRESHOLD + 1)?;
         let is_text = head.starts_with(TEXT_PREFIX.as_bytes());
         if is_text || format == Format::Json {
             head.append(&mut input.take(usize::MAX)?);
         }
         if is_text {
-            // What is not UTF-8 is not base64url either.
+            // Invalid UTF-8 is rejected as invalid base64url.
             let text = String::from_utf8_lossy(&head);
-            head =
-                from_text(text.trim_end()).map_err(|error| Failure::failed(error.to_string()))?;
+            head = from_text(text.trim_end()).map_err(CliError::failed)?;
         }
         match format {
             Format::Json => {
@@ -220,7 +221,7 @@ impl Transform {
                 )
                 .await
             }
-            // The text is longer than the bytes that it stands for, so its file's length isn't that of the body.
+            // The text form was decoded, so the file's length isn't the body's.
             Format::Text => {
                 self.as_bytes(operation, head, (!is_text).then_some(input))
                     .await
@@ -232,9 +233,9 @@ impl Transform {
         format!("/v1/keyrings/{}/{operation}", self.keyring)
     }
 
-    async fn as_json(&self, operation: &str, body: Value) -> Result<(), Failure> {
+    async fn as_json(&self, operation: &str, body: Value) -> Result<(), CliError> {
         let headers = [(CONTENT_TYPE.as_str(), "application/json")];
-        let answer = self
+        let response = self
             .connection
             .fetch(
                 Method::POST,
@@ -243,32 +244,32 @@ impl Transform {
                 body.to_string().into(),
             )
             .await?;
-        let answer: Value = serde_json::from_slice(&answer)
-            .map_err(|error| Failure::failed(format!("the answer is not JSON: {error}")))?;
-        print(Format::Json, &answer, String::new)
+        let response: Value = serde_json::from_slice(&response)
+            .map_err(|error| CliError::failed(format!("the response is not JSON: {error}")))?;
+        print(Format::Json, &response, String::new)
     }
 
-    /// Sends what was read already and, if there may be more, the rest of the input while it is read.
+    /// Sends `head` and, if it is longer than the threshold, streams the rest of the input.
     async fn as_bytes(
         &self,
         operation: &str,
         head: Vec<u8>,
         rest: Option<Input>,
-    ) -> Result<(), Failure> {
-        let rest = rest.filter(|_| head.len() > WHOLE);
+    ) -> Result<(), CliError> {
+        let rest = rest.filter(|_| head.len() > STREAM_THRESHOLD);
         let bar = progress(rest.as_ref().and_then(|rest| rest.length));
         let body = match rest {
             Some(rest) => rest.into_body(head, &bar).boxed_unsync(),
             None => whole(head),
         };
-        let mut answer = self.post(operation, OCTETS, body).await?;
+        let mut response = self.post(operation, OCTETS, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut text = (self.text && operation != "decrypt").then(Vec::new);
-        while let Some(piece) = next(&mut answer).await? {
+        while let Some(chunk) = next(&mut response).await? {
             match &mut text {
-                // One text form can only be made of the whole.
-                Some(text) => text.extend_from_slice(&piece),
-                None => output.write(&piece)?,
+                // The text form encodes the ciphertext as a whole.
+                Some(text) => text.extend_from_slice(&chunk),
+                None => output.write(&chunk)?,
             }
         }
         if let Some(message) = text {
@@ -284,16 +285,16 @@ impl Transform {
         input: Input,
         line: Line,
         result: Line,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let sent = Arc::default();
         let body = lines::upload(input, line, &sent).boxed_unsync();
-        let mut answer = self.post(operation, BATCH, body).await?;
+        let mut response = self.post(operation, BATCH, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
         let mut lines = Lines::new(result);
-        while let Some(piece) = next(&mut answer).await? {
-            lines.write(&piece, &mut output)?;
+        while let Some(chunk) = next(&mut response).await? {
+            lines.write(&chunk, &mut output)?;
         }
-        lines.check_whole(sent.load(Ordering::Relaxed))?;
+        lines.check_complete(sent.load(Ordering::Relaxed))?;
         output.finish()?;
         lines.finish()
     }
@@ -303,7 +304,7 @@ impl Transform {
         operation: &str,
         content_type: &str,
         body: RequestBody,
-    ) -> Result<Incoming, Failure> {
+    ) -> Result<Incoming, CliError> {
         let aad = STANDARD.encode(&self.aad);
         let mut headers = vec![(CONTENT_TYPE.as_str(), content_type)];
         if !aad.is_empty() {
@@ -315,16 +316,17 @@ impl Transform {
             .await?;
         let headers = response.headers();
         if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
-            return Err(Failure::failed(
-                "the answer has no end that could be told from its breaking off: something between changed it",
+            return Err(CliError::failed(
+                "the response has neither a length nor chunked encoding, so truncation would go \
+                 undetected; an intermediary changed it",
             ));
         }
         Ok(response.into_body())
     }
 }
 
-async fn next(answer: &mut Incoming) -> Result<Option<Bytes>, Failure> {
-    match answer.frame().await {
+async fn next(response: &mut Incoming) -> Result<Option<Bytes>, CliError> {
+    match response.frame().await {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
         Some(Err(error)) => Err(broken_off(&error).into()),

@@ -1,3 +1,5 @@
+//! `sidekey dev`.
+
 use std::{
     fs::{self, DirBuilder},
     io::{self, Write},
@@ -9,7 +11,11 @@ use std::{
 
 use clap::Args;
 
-use super::{on_one_thread, output::Failure, shown, sidecar::serve};
+use super::{
+    output::{CliError, path_for_display},
+    runtime::block_on,
+    sidecar::serve,
+};
 use crate::{
     admin::{Admin, Signing},
     app,
@@ -24,19 +30,20 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
-    /// Where KEK, keyring, secret, config and socket are; made if it isn't there.
+    /// Directory for KEK, keyring, secret, config and socket; created if missing.
     #[arg(long, default_value = ".sidekey")]
     dir: PathBuf,
-    /// The ops listener's address, if not the config's.
+    /// Address of the ops listener, instead of the one in the config.
     #[arg(long, value_name = "ADDR")]
     ops: Option<SocketAddr>,
 }
 
 impl Dev {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let folder = std::path::absolute(&self.dir)
-            .map_err(|error| Failure::failed(format!("--dir {}: {error}", shown(&self.dir))))?;
-        let config = on_one_thread(prepare(&folder))?;
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let folder = std::path::absolute(&self.dir).map_err(|error| {
+            CliError::failed(format!("--dir {}: {error}", path_for_display(&self.dir)))
+        })?;
+        let config = block_on(prepare(&folder))?;
         let mut settings = config::load(&config)?;
         if let Some(ops) = self.ops {
             settings.ops.listen = ops;
@@ -46,7 +53,7 @@ impl Dev {
                 .await
                 .is_err()
             {
-                // The log says why; it serves as soon as it can.
+                // The log says why; the sidecar starts to serve once it is ready.
                 return Ok(());
             }
             let has_secret = settings.secrets.find("demo").is_some();
@@ -57,10 +64,10 @@ impl Dev {
     }
 }
 
-/// Makes what isn't there yet: folder, KEK, keyring, secret and config.
-async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
+/// Creates what is missing: directory, KEK, keyring, secret and config.
+async fn prepare(folder: &Path) -> Result<PathBuf, CliError> {
     let failed =
-        |path: &Path, error: io::Error| Failure::failed(format!("{}: {error}", path.display()));
+        |path: &Path, error: io::Error| CliError::failed(format!("{}: {error}", path.display()));
     let keyrings = folder.join("keyrings");
     DirBuilder::new()
         .recursive(true)
@@ -73,26 +80,26 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
         folder.join("sidekey.toml"),
     );
     if !kek.exists() {
-        LocalKek::create(&kek).map_err(|error| Failure::failed(error.to_string()))?;
+        LocalKek::create(&kek).map_err(CliError::failed)?;
     }
     if !manifest.exists() {
         let admin = Admin::new(
             Location::File(manifest),
-            Signing::Unless,
+            Signing::NoKey,
             &backend::configured(&Default::default()),
             Clock::system(),
         )?;
         let uri = format!("local:{}", kek.display())
             .parse()
-            .map_err(|error| Failure::failed(format!("{}: {error}", kek.display())))?;
+            .map_err(|error| CliError::failed(format!("{}: {error}", kek.display())))?;
         let name = "demo"
             .parse()
-            .map_err(|error| Failure::failed(format!("demo: {error}")))?;
+            .map_err(|error| CliError::failed(format!("demo: {error}")))?;
         admin.init(name, &[uri], Policy::default()).await?;
     }
     let secret = folder.join("secret.json");
     if !secret.exists() {
-        let password = random::<12>().map_err(|error| Failure::failed(error.to_string()))?;
+        let password = random::<12>().map_err(CliError::failed)?;
         let password = to_hex(&password);
         let text = format!("{{\"user\":\"demo\",\"password\":\"{password}\"}}");
         create_private(&secret, text.as_bytes()).map_err(|error| failed(&secret, error))?;
@@ -106,7 +113,7 @@ async fn prepare(folder: &Path) -> Result<PathBuf, Failure> {
 
 fn dev_config(uid: u32) -> String {
     format!(
-        r#"# Made by `sidekey dev`. docs/config.md explains every key.
+        r#"# Created by `sidekey dev`. docs/config.md describes every key.
 
 [listen]
 socket = "sidekey.sock"
@@ -130,7 +137,7 @@ keks = ["local:kek"]
 name = "demo"
 source = "file:secret.json"
 
-# Whoever may use what. With no rule at all, the socket's mode decides alone.
+# Who may use what. Without any rule, only the socket's mode restricts access.
 [[policy]]
 keyrings = "*"
 operations = ["encrypt", "decrypt", "rewrap", "inspect", "data-key"]
@@ -149,7 +156,7 @@ fn instructions(folder: &Path, bound: &app::Bound, has_secret: bool) -> String {
     let secret = secret.display();
     let secret = if has_secret {
         format!(
-            r#"# a password, and the one before it after a rotation
+            r#"# read a password, rotate it, and read the previous one
 curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password'; echo
 echo '{{"user":"demo","password":"another"}}' > '{secret}.new' && mv '{secret}.new' '{secret}'
 sleep 1
@@ -162,29 +169,29 @@ curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=pa
     };
     format!(
         r#"
-Sidekey serves keyring demo. Paste into another terminal:
+Sidekey is serving the keyring demo. Paste into another terminal:
 
 export SIDEKEY_SOCKET='{socket}'
 alias sidekey='{program}'
 
-# a file, there and back
+# encrypt and decrypt a file
 sidekey encrypt --keyring demo --aad README < README.md > README.md.sk
 sidekey decrypt --keyring demo --aad README < README.md.sk | cmp - README.md && echo same
 
-# two database rows in one request
+# encrypt two database rows in one request
 curl -s --unix-socket "$SIDEKEY_SOCKET" http://sidekey/v1/keyrings/demo/encrypt -H 'Content-Type: application/json' \
   -d '{{"batch": [{{"plaintext": "QWRh", "aad": "cm93IDE="}}, {{"plaintext": "R3JhY2U=", "aad": "cm93IDI="}}]}}'
 
-# rotate: what was encrypted before still decrypts, and within a second new ciphertext names the new version
+# rotate: within a second new ciphertexts use version 2, and old ones still decrypt
 sidekey keyring rotate '{manifest}' --activate now
 sleep 1
 sidekey status
 
-{secret}# what operators see
+{secret}# what operators see: status and metrics
 curl -s http://{ops}/status
 curl -s http://{ops}/metrics
 
-Ctrl-C stops it.
+Press Ctrl-C to stop.
 "#
     )
 }

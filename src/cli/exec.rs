@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::Args;
 
-use super::{client::Connection, on_one_thread, output::Failure};
+use super::{client::Connection, output::CliError, runtime::block_on};
 use crate::{
     exec::{
         self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError,
@@ -12,39 +12,50 @@ use crate::{
     model::Span,
 };
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  1    the secrets or the sidecar are not available
+  2    invalid arguments
+  126  PROGRAM can't be executed
+  127  PROGRAM was not found
+  else the exit code of PROGRAM, or 128 plus the number of the signal that killed it";
+
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(super) struct Exec {
     #[command(flatten)]
     connection: Connection,
-    /// A variable of the program's environment: a secret, one field of a secret that is a JSON object, or the path of a --file.
+    /// Set an environment variable to a secret, to a field of a JSON secret, or to a --file's path.
     #[arg(long, value_name = "NAME=secret:SECRET[#FIELD]|NAME=file:FILE")]
     env: Vec<EnvBinding>,
-    /// A file in a folder in memory, which the program finds by the variable SIDEKEY_FILES.
+    /// Write a secret to a file in an in-memory directory, whose path is in SIDEKEY_FILES.
     #[arg(long, value_name = "NAME=secret:SECRET[#FIELD]")]
     file: Vec<FileBinding>,
-    /// Where that folder is made: a tmpfs. Else $XDG_RUNTIME_DIR, /dev/shm or /run, whichever is one.
+    /// Create the in-memory directory in this tmpfs.
+    ///
+    /// By default, the first tmpfs among $XDG_RUNTIME_DIR, /dev/shm and /run is used.
     #[arg(long, value_name = "DIR", requires = "file")]
     dir: Option<PathBuf>,
-    /// What is done when a value has changed; files are up to date before.
+    /// Action after a value changed; files are updated first.
     #[arg(
         long,
         value_name = "restart|ignore|signal:NAME",
         default_value = "restart"
     )]
     on_change: Change,
-    /// How long the program has to end, before it is killed, when it is restarted.
+    /// Time for the program to exit on a restart before it is killed.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     grace: Span,
-    /// How long the sidecar and the secrets are waited for at the start.
+    /// Time to wait at startup for the sidecar and the secrets.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     wait: Span,
-    /// How long nothing more must have changed before a change counts.
+    /// Time without further changes before acting on a change.
     #[arg(long, value_name = "TIME", default_value = "1s")]
     settle: Span,
-    /// Let a change count later by a random part of this, so that not all replicas restart at once.
+    /// Maximum random delay before acting on a change, to spread restarts of replicas.
     #[arg(long, value_name = "TIME", default_value = "0s")]
     splay: Span,
-    /// The program and its arguments.
+    /// Program to run, and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
 }
@@ -62,13 +73,17 @@ impl FromStr for Change {
             Some(("signal", name)) => {
                 OnChange::Signal(name.parse().map_err(|error| format!("{error}"))?)
             }
-            _ => return Err("write restart, ignore, or signal: and a name such as HUP".into()),
+            _ => {
+                return Err(
+                    "expected `restart`, `ignore` or `signal:NAME`, such as `signal:HUP`".into(),
+                );
+            }
         };
         Ok(Self(change))
     }
 }
 
-/// What `sidekey exec` starts: the step in which the child becomes the program.
+/// The child process of `sidekey exec`, which replaces itself with the program.
 #[derive(Debug, Args)]
 pub(super) struct Become {
     #[arg(long)]
@@ -79,7 +94,7 @@ pub(super) struct Become {
     command: Vec<OsString>,
 }
 
-impl From<ExecError> for Failure {
+impl From<ExecError> for CliError {
     fn from(error: ExecError) -> Self {
         match error {
             ExecError::Start(StartError::Spawn(_)) => Self::not_started(126, error.to_string()),
@@ -89,10 +104,10 @@ impl From<ExecError> for Failure {
 }
 
 impl Exec {
-    /// Gives the program's exit code.
-    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+    /// Returns the program's exit code.
+    pub(super) fn run(self) -> Result<ExitCode, CliError> {
         let bindings = Bindings::new(self.env, self.file)
-            .map_err(|error| Failure::usage(error.to_string()))?;
+            .map_err(|error| CliError::usage(error.to_string()))?;
         let (program, arguments) = split(self.command)?;
         let plan = Plan {
             socket: self.connection.socket(),
@@ -106,12 +121,12 @@ impl Exec {
             program,
             arguments,
         };
-        on_one_thread(async { Ok(exec::run(plan).await?) }).map(ExitCode::from)
+        block_on(async { Ok(exec::run(plan).await?) }).map(ExitCode::from)
     }
 }
 
 impl Become {
-    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+    pub(super) fn run(self) -> Result<ExitCode, CliError> {
         let (program, arguments) = split(self.command)?;
         let error = Launch {
             parent: self.parent,
@@ -120,14 +135,14 @@ impl Become {
             arguments,
         }
         .run();
-        Err(Failure::not_started(error.exit(), error.to_string()))
+        Err(CliError::not_started(error.exit(), error.to_string()))
     }
 }
 
-fn split(command: Vec<OsString>) -> Result<(OsString, Vec<OsString>), Failure> {
+fn split(command: Vec<OsString>) -> Result<(OsString, Vec<OsString>), CliError> {
     let mut command = command.into_iter();
     let program = command
         .next()
-        .ok_or_else(|| Failure::usage("there is no program to start"))?;
+        .ok_or_else(|| CliError::usage("no program given"))?;
     Ok((program, command.collect()))
 }

@@ -1,4 +1,4 @@
-//! `sidekey rewrap`, of a stream or of files in place.
+//! `sidekey rewrap`, for a stream or for files in place.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use super::{
     client::Transform,
-    exact,
-    output::{Failure, Format, columns, print, printable},
+    output::{CliError, Format, columns, exact_path, print, printable},
 };
 use crate::{
     in_place::{Report, Sidecar, rewrap},
@@ -20,10 +19,15 @@ use crate::{
 pub(super) struct Rewrap {
     #[command(flatten)]
     transform: Transform,
-    /// Rewrap the ciphertexts of these files, and of everything beneath these folders, where they are.
-    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["text", "lines", "out", "input"])]
+    /// Rewrap the ciphertexts in these files and directories in place.
+    #[arg(
+        long,
+        value_name = "PATH",
+        num_args = 1..,
+        conflicts_with_all = ["text", "lines", "out", "input"]
+    )]
     in_place: Vec<PathBuf>,
-    /// Say what would be changed, and change nothing.
+    /// Report what would change without changing anything.
     #[arg(long, requires = "in_place")]
     dry_run: bool,
 }
@@ -38,7 +42,7 @@ struct Summary {
     changed: Vec<Changed>,
     skipped: Vec<Skipped>,
     failures: Vec<Failed>,
-    /// None if everything was looked at.
+    /// Why the run stopped early.
     stopped: Option<String>,
 }
 
@@ -78,7 +82,7 @@ struct Failed {
 }
 
 impl Rewrap {
-    pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
         if self.in_place.is_empty() {
             return self.transform.rewrap(format).await;
         }
@@ -102,12 +106,12 @@ impl Rewrap {
         let summary = summary(keyring, self.dry_run, report);
         print(format, &summary, || describe(&summary))?;
         match &summary.stopped {
-            Some(reason) => Err(Failure::failed(format!(
-                "stopped at {}\nrun it again to go on",
+            Some(reason) => Err(CliError::failed(format!(
+                "stopped at {}\nrun the command again to continue",
                 printable(reason)
             ))),
-            None if failed > 0 => Err(Failure::failed(format!(
-                "{failed} failures; what failed is as it was"
+            None if failed > 0 => Err(CliError::failed(format!(
+                "{failed} ciphertexts failed and are unchanged"
             ))),
             None => Ok(()),
         }
@@ -134,7 +138,7 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             .changed
             .into_iter()
             .map(|(path, rewrapped)| Changed {
-                path: exact(&path),
+                path: exact_path(&path),
                 rewrapped,
             })
             .collect(),
@@ -142,7 +146,7 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             .skipped
             .into_iter()
             .map(|(path, what)| Skipped {
-                path: exact(&path),
+                path: exact_path(&path),
                 what,
             })
             .collect(),
@@ -150,7 +154,7 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             .faults
             .into_iter()
             .map(|fault| Failed {
-                path: exact(&fault.path),
+                path: exact_path(&fault.path),
                 line: fault.line,
                 code: fault.code,
                 message: fault.message,
@@ -194,12 +198,13 @@ fn describe(summary: &Summary) -> String {
         "rewrapped"
     };
     text.push_str(&format!(
-        "{}: {rewrapped} ciphertexts {verb} under version {} in {changed} of {examined} files; {current} were under it already\n",
+        "{}: {rewrapped} ciphertexts {verb} under version {} in {changed} of {examined} files; \
+         {current} already current\n",
         summary.keyring, summary.primary
     ));
     for (count, what) in [
-        (failed, "ciphertexts failed and are as they were"),
-        (other_keyrings, "ciphertexts of other keyrings left alone"),
+        (failed, "ciphertexts failed and are unchanged"),
+        (other_keyrings, "ciphertexts of other keyrings unchanged"),
         (
             summary.skipped.len() as u64,
             "links and special files skipped",
@@ -228,7 +233,7 @@ fn describe(summary: &Summary) -> String {
 }
 
 fn style() -> ProgressStyle {
-    // The template is right, so the default is never taken.
+    // The template is valid, so the fallback is never used.
     ProgressStyle::with_template("{spinner} {bytes}/{total_bytes}  {bytes_per_sec}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }

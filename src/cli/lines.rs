@@ -1,4 +1,4 @@
-//! Files of lines through the sidecar: every line is an item of a binary batch, and one bad line costs itself alone.
+//! `--lines`: each line is an item of a binary batch, and a line that fails doesn't affect others.
 
 use std::{
     io::{self, Read},
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
-    output::Failure,
+    output::CliError,
     transfer::{Input, Output, Upload},
 };
 use crate::{
@@ -22,17 +22,19 @@ use crate::{
     wire::{DONE, Frame, Frames, SHARED_AAD},
 };
 
+/// Read size in bytes.
 const BLOCK: usize = 256 << 10;
+/// Blocks that are read ahead of sending.
 const AHEAD: usize = 2;
 
-/// What stands on a line of the input, and of the output.
+/// The content of a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     Plaintext,
     Ciphertext,
 }
 
-/// A batch of the input's lines, made while it is sent; `sent` counts them.
+/// Encodes the input's lines as a batch while it is sent; `sent` counts them.
 pub(super) fn upload(input: Input, line: Line, sent: &Arc<AtomicU64>) -> Upload {
     let sent = Arc::clone(sent);
     let (sender, blocks) = mpsc::channel(AHEAD);
@@ -49,7 +51,7 @@ pub(super) fn upload(input: Input, line: Line, sent: &Arc<AtomicU64>) -> Upload 
                     continue;
                 }
                 Err(error) => {
-                    // Whoever sends the request hears of it there.
+                    // The request fails with this error; if the receiver is gone, it failed already.
                     let _ = sender.blocking_send(Err(error));
                     return;
                 }
@@ -86,7 +88,7 @@ fn append(block: &mut Vec<u8>, line: Line, text: &[u8]) {
     let decoded;
     let item = match line {
         Line::Plaintext => text,
-        // What is no text form becomes an empty item, which the sidecar calls malformed in its turn.
+        // An invalid text form becomes an empty item, which the sidecar rejects as malformed.
         Line::Ciphertext => {
             decoded = std::str::from_utf8(text)
                 .ok()
@@ -94,12 +96,12 @@ fn append(block: &mut Vec<u8>, line: Line, text: &[u8]) {
             decoded.as_deref().unwrap_or_default()
         }
     };
-    // Longer lines are refused by the sidecar long before.
+    // The sidecar's limits are far below u32::MAX.
     block.extend_from_slice(&u32::try_from(item.len()).unwrap_or(u32::MAX).to_be_bytes());
     block.extend_from_slice(item);
 }
 
-/// Writes the answer to a batch as lines.
+/// Writes the results of a batch as lines.
 pub(super) struct Lines {
     frames: Frames,
     line: Line,
@@ -119,9 +121,9 @@ impl Lines {
         }
     }
 
-    /// Goes on with more of the answer.
-    pub(super) fn write(&mut self, piece: &Bytes, output: &mut Output) -> Result<(), Failure> {
-        let mut data = &piece[..];
+    /// Writes the lines that `chunk` completes.
+    pub(super) fn write(&mut self, chunk: &Bytes, output: &mut Output) -> Result<(), CliError> {
+        let mut data = &chunk[..];
         while let Some(Frame::Whole(frame)) = self.frames.next(&mut data) {
             self.seen += 1;
             let result = match (frame.split_first(), self.line) {
@@ -134,19 +136,19 @@ impl Lines {
                     Ok(())
                 }
                 (Some((&DONE, _)), Line::Plaintext) => {
-                    Err("it has a line break inside; decrypt it on its own".into())
+                    Err("the plaintext contains a line break; decrypt it without --lines".into())
                 }
                 (Some((_, problem)), _) => Err(match serde_json::from_slice::<Problem>(problem) {
                     Ok(problem) => format!("{} ({})", problem.detail, problem.code),
-                    Err(_) => "the sidecar's answer is not understood".into(),
+                    Err(_) => "unexpected response from the sidecar".into(),
                 }),
-                (None, _) => Err("the sidecar's answer is empty".into()),
+                (None, _) => Err("empty result from the sidecar".into()),
             };
             if let Err(reason) = result {
                 self.failed += 1;
                 eprintln!("sidekey: line {}: {reason}", self.seen);
             }
-            // A line that failed stays empty, so that the others keep their numbers.
+            // A failed line stays empty, so that line numbers match the input.
             self.text.push(b'\n');
             if self.text.len() >= BLOCK {
                 output.write(&self.text)?;
@@ -158,24 +160,24 @@ impl Lines {
         Ok(())
     }
 
-    /// Whether every one of `sent` lines was answered. What isn't may look whole and isn't.
-    pub(super) fn check_whole(&self, sent: u64) -> Result<(), Failure> {
+    /// Fails if the response was truncated: fewer results than the `sent` lines.
+    pub(super) fn check_complete(&self, sent: u64) -> Result<(), CliError> {
         if self.seen == sent && self.frames.is_between_frames() {
             return Ok(());
         }
-        Err(Failure::failed(format!(
-            "the answer ended early: {} of {sent} lines were answered",
+        Err(CliError::failed(format!(
+            "the response was truncated: {} results for {sent} lines",
             self.seen
         )))
     }
 
-    /// What is to be said at the end.
-    pub(super) fn finish(self) -> Result<(), Failure> {
+    /// Fails if any line failed.
+    pub(super) fn finish(self) -> Result<(), CliError> {
         if self.failed == 0 {
             return Ok(());
         }
-        Err(Failure::failed(format!(
-            "{} of {} lines failed and are empty in the result",
+        Err(CliError::failed(format!(
+            "{} of {} lines failed and are empty in the output",
             self.failed, self.seen
         )))
     }

@@ -1,5 +1,9 @@
+//! Results on standard output, errors on standard error, exit codes.
+
 use std::{
+    fmt::Display,
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -9,32 +13,33 @@ use serde_json::json;
 use tokio::signal::unix::SignalKind;
 
 use crate::{
-    admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, keyring::Refusal,
+    admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, config::LoadError,
+    keyring::Refusal,
 };
 
-/// The form of what is printed.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// One JSON document.
+    /// A single JSON document.
     Json,
 }
 
-/// Why a command did not do its work, with its exit code.
+/// An error with its exit code and its stable code for JSON output.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     exit: u8,
     code: String,
     message: String,
 }
 
-impl Failure {
-    pub(super) fn failed(message: impl Into<String>) -> Self {
+impl CliError {
+    pub(super) fn failed(message: impl Display) -> Self {
         Self {
             exit: 1,
             code: "failed".into(),
-            message: message.into(),
+            message: message.to_string(),
         }
     }
 
@@ -46,7 +51,7 @@ impl Failure {
         }
     }
 
-    /// What was asked for is not so.
+    /// A check that failed, such as `scan --fail-if-version`.
     pub(super) fn refused(message: impl Into<String>) -> Self {
         Self {
             exit: 3,
@@ -55,7 +60,7 @@ impl Failure {
         }
     }
 
-    /// A program could not be started; `exit` as shells number it.
+    /// A program that could not be started: exit code 126 or 127, as in shells.
     pub(super) fn not_started(exit: u8, message: impl Into<String>) -> Self {
         Self {
             exit,
@@ -64,7 +69,7 @@ impl Failure {
         }
     }
 
-    /// A problem that the sidecar answered with.
+    /// A problem returned by the sidecar.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
         Self {
             exit: 1,
@@ -82,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// What the audit log calls it.
+    /// The outcome recorded in the audit log.
     pub(super) fn outcome(&self) -> Outcome {
         if self.exit == 3 {
             Outcome::Refused
@@ -95,20 +100,19 @@ impl Failure {
         &self.message
     }
 
-    /// A signal ended it.
+    /// Terminated by `signal`: exit code 128 plus its number, as in shells.
     pub(super) fn interrupted(signal: SignalKind) -> Self {
         let number = signal.as_raw_value();
-        // As shells number it.
         Self {
             exit: 128 + u8::try_from(number).unwrap_or(0),
             code: "interrupted".into(),
-            message: format!("ended by signal {number}"),
+            message: format!("terminated by signal {number}"),
         }
     }
 
-    /// The same with a line more of what to do.
-    pub(super) fn with_advice(mut self, advice: &str) -> Self {
-        self.message = format!("{}\n{advice}", self.message);
+    /// Appends a line that says what to do.
+    pub(super) fn with_hint(mut self, hint: &str) -> Self {
+        self.message = format!("{}\n{hint}", self.message);
         self
     }
 
@@ -124,7 +128,7 @@ impl Failure {
     }
 }
 
-impl From<Refusal> for Failure {
+impl From<Refusal> for CliError {
     fn from(refusal: Refusal) -> Self {
         Self {
             exit: 3,
@@ -134,74 +138,90 @@ impl From<Refusal> for Failure {
     }
 }
 
-impl From<AdminError> for Failure {
+impl From<AdminError> for CliError {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::Refused(refusal) => refusal.into(),
-            other => Self::failed(other.to_string()),
+            other => Self::failed(other),
         }
     }
 }
 
-impl From<StartError> for Failure {
-    fn from(error: StartError) -> Self {
-        Self::failed(error.to_string())
+impl From<LoadError> for CliError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Unreadable { .. } => Self::failed(error),
+            LoadError::Invalid(problems) => Self::failed(format!("invalid config\n{problems}")),
+        }
     }
 }
 
-impl From<SidecarError> for Failure {
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        Self::failed(error)
+    }
+}
+
+impl From<SidecarError> for CliError {
     fn from(error: SidecarError) -> Self {
         match &error {
             SidecarError::Refused { code, .. } => Self::problem(code, error.to_string()),
-            _ => Self::failed(error.to_string()),
+            _ => Self::failed(error),
         }
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
-        Self::failed(error.to_string())
+        Self::failed(error)
     }
 }
 
-/// Prints a result: `value` as JSON, or `text`.
+/// Prints a result: `value` as JSON, or `text`, depending on `format`.
 pub(super) fn print(
     format: Format,
     value: &impl Serialize,
     text: impl FnOnce() -> String,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     write_out(&render(format, value, text)?)
 }
 
-/// The same as it would be printed.
+/// Like [`print`], but returns the text.
 pub(super) fn render(
     format: Format,
     value: &impl Serialize,
     text: impl FnOnce() -> String,
-) -> Result<String, Failure> {
+) -> Result<String, CliError> {
     match format {
         Format::Text => Ok(printable_lines(&text())),
         Format::Json => match serde_json::to_string_pretty(value) {
             Ok(json) => Ok(json + "\n"),
-            Err(error) => Err(Failure::failed(error.to_string())),
+            Err(error) => Err(CliError::failed(error)),
         },
     }
 }
 
-/// Prints what was rendered.
-pub(super) fn write_out(text: &str) -> Result<(), Failure> {
+/// Writes rendered text to standard output.
+pub(super) fn write_out(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::failed(format!("can't write to standard output: {error}")))
+    written.map_err(|error| CliError::failed(format!("can't write to standard output: {error}")))
 }
 
-/// Text of somebody else in a line of ours, such as the name of a file: what would steer a terminal, begin a line or turn the
-/// direction of writing is escaped, so that nobody writes a part of a report by naming a file.
+/// Escapes control characters, line breaks and bidirectional overrides in untrusted text, such as
+/// file names, so that it can't forge output or control a terminal.
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if turns || character.is_control() {
+        let is_separator_or_bidi = matches!(
+            character,
+            '\u{61c}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}'
+        );
+        if is_separator_or_bidi || character.is_control() {
             shown.extend(character.escape_default())
         } else {
             shown.push(character)
@@ -210,7 +230,7 @@ pub(super) fn printable(text: &str) -> String {
     shown
 }
 
-/// The same of a text whose lines are ours.
+/// Like [`printable`], but keeps line breaks.
 fn printable_lines(text: &str) -> String {
     text.split('\n')
         .map(printable)
@@ -218,7 +238,17 @@ fn printable_lines(text: &str) -> String {
         .join("\n")
 }
 
-/// Rows in columns as wide as their widest cell; the first row heads them.
+/// A path for people: escaped as in [`printable`].
+pub(super) fn path_for_display(path: &Path) -> String {
+    printable(&exact_path(path))
+}
+
+/// A path for programs: not escaped.
+pub(super) fn exact_path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Formats rows as a table; the first row is the heading.
 pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter()
@@ -244,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_is_escaped_and_the_rest_stays() {
+    fn control_and_bidi_characters_are_escaped_and_others_kept() {
         assert_eq!(
             printable("a\u{1b}[2J\n\r\t\u{7}\u{7f}\u{9b}31m"),
             "a\\u{1b}[2J\\n\\r\\t\\u{7}\\u{7f}\\u{9b}31m"

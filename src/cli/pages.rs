@@ -1,4 +1,4 @@
-//! What packages ship beside the binary, made from the command line's own definition: completions and manual pages.
+//! Files that packages ship with the binary, generated from the command definition.
 
 use std::{
     fs,
@@ -6,38 +6,40 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{Arguments, output::Failure, shown};
+use super::output::{CliError, path_for_display};
 
 const NAME: &str = "sidekey";
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// The shell.
+    /// Shell to generate the script for.
     shell: Shell,
 }
 
 impl Completions {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        // Into memory first: the generator panics where a write fails, and a reader that has enough closes the pipe.
+    pub(super) fn run(self, mut command: Command) -> Result<(), CliError> {
+        // Generated in memory first, because the generator panics on a closed pipe.
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Arguments::command(), NAME, &mut script);
+        clap_complete::generate(self.shell, &mut command, NAME, &mut script);
         Ok(io::stdout().lock().write_all(&script)?)
     }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// The folder to write into, made if missing.
+    /// Directory to write to; created if missing.
     dir: PathBuf,
 }
 
 impl Man {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let failed = |error: io::Error| Failure::failed(format!("{}: {error}", shown(&self.dir)));
+    pub(super) fn run(self, command: Command) -> Result<(), CliError> {
+        let failed = |error: io::Error| {
+            CliError::failed(format!("{}: {error}", path_for_display(&self.dir)))
+        };
         fs::create_dir_all(&self.dir).map_err(failed)?;
-        clap_mangen::generate_to(Arguments::command(), &self.dir).map_err(failed)
+        clap_mangen::generate_to(command, &self.dir).map_err(failed)
     }
 }

@@ -1,3 +1,5 @@
+//! `sidekey serve` and `sidekey check`.
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -5,9 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    on_one_thread,
-    output::{Failure, Format, columns, print},
-    shown,
+    output::{CliError, Format, columns, path_for_display, print},
+    runtime::block_on,
 };
 use crate::{
     admin::{Purpose, probe},
@@ -20,55 +21,44 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-pub(super) struct Config {
-    /// The config file.
+pub(super) struct Serve {
+    /// Config file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
 
-impl From<LoadError> for Failure {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Unreadable { .. } => Self::failed(error.to_string()),
-            LoadError::Invalid(problems) => {
-                Self::failed(format!("the config is not valid\n{problems}"))
-            }
-        }
-    }
-}
-
-impl Config {
-    pub(super) fn serve(self) -> Result<(), Failure> {
+impl Serve {
+    pub(super) fn run(self) -> Result<(), CliError> {
         serve(&config::load(&self.config)?, async |_| Ok(()))
     }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The config file.
+    /// Config file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Also read every manifest and secret, and open a version through every KEK, with the rights that a sidecar here would have.
+    /// Also read every manifest and secret and unwrap a version with every KEK, with the access
+    /// rights that a sidecar on this host would have.
     #[arg(long)]
     online: bool,
 }
 
 #[derive(Serialize)]
-struct Tried {
+struct ProbeResult {
     #[serde(skip_serializing_if = "Option::is_none")]
     keyring: Option<KeyringName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<SecretName>,
-    /// A location, a KEK or a source.
+    /// Location, KEK or source.
     subject: String,
     took_ms: f64,
-    /// None if it worked.
     error: Option<String>,
 }
 
 impl Check {
-    pub(super) fn run(self, format: Format) -> Result<(), Failure> {
-        let file = shown(&self.config);
+    pub(super) fn run(self, format: Format) -> Result<(), CliError> {
+        let file = path_for_display(&self.config);
         match (config::load(&self.config), format) {
             (Ok(settings), _) if self.online => online(&file, &settings, format),
             (Ok(settings), _) => {
@@ -91,16 +81,16 @@ impl Check {
                     &json!({ "file": file, "valid": false, "problems": items }),
                     String::new,
                 )?;
-                Err(Failure::failed(format!("{file}: the config is not valid")))
+                Err(CliError::failed(format!("{file}: invalid config")))
             }
             (Err(error), _) => Err(error.into()),
         }
     }
 }
 
-fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure> {
-    let probes = on_one_thread(async { Ok(probe(settings, Clock::system()).await) })?;
-    let tried: Vec<Tried> = probes
+fn online(file: &str, settings: &Settings, format: Format) -> Result<(), CliError> {
+    let probes = block_on(async { Ok(probe(settings, Clock::system()).await) })?;
+    let tried: Vec<ProbeResult> = probes
         .into_iter()
         .map(|probe| {
             let (keyring, secret) = match probe.purpose {
@@ -108,7 +98,7 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
                 Purpose::Secret(name) => (None, Some(name)),
             };
             let took_ms = probe.took.as_secs_f64() * 1000.0;
-            Tried {
+            ProbeResult {
                 keyring,
                 secret,
                 subject: probe.subject,
@@ -121,7 +111,7 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
         let heading = ["FOR", "LOCATION, KEK OR SOURCE", "TOOK", "RESULT"]
             .map(String::from)
             .to_vec();
-        let row = |tried: &Tried| {
+        let row = |tried: &ProbeResult| {
             let result = tried.error.clone().unwrap_or_else(|| "ok".into());
             let keyring = tried.keyring.as_ref().map(|name| format!("keyring {name}"));
             let secret = tried.secret.as_ref().map(|name| format!("secret {name}"));
@@ -145,8 +135,8 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
     )?;
     match tried.iter().filter(|tried| tried.error.is_some()).count() {
         0 => Ok(()),
-        failed => Err(Failure::failed(format!(
-            "{failed} of {} tries failed",
+        failed => Err(CliError::failed(format!(
+            "{failed} of {} checks failed",
             tried.len()
         ))),
     }
@@ -154,13 +144,13 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), Failure
 
 pub(super) fn serve(
     settings: &Settings,
-    started: impl AsyncFnOnce(&app::Bound) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    telemetry::init_logging(&settings.log).map_err(Failure::failed)?;
-    on_one_thread(async {
-        // Before anything else, so that no signal ends the process the hard way.
+    started: impl AsyncFnOnce(&app::Bound) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    telemetry::init_logging(&settings.log).map_err(CliError::failed)?;
+    block_on(async {
+        // First, so that an early signal doesn't kill the process.
         let signals = Signals::listen()
-            .map_err(|error| Failure::failed(format!("can't listen to signals: {error}")))?;
+            .map_err(|error| CliError::failed(format!("can't install signal handlers: {error}")))?;
         let bound = app::build(settings, Clock::system()).await?;
         tell_started();
         started(&bound).await?;

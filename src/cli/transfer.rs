@@ -1,4 +1,4 @@
-//! Files and standard input through the sidecar, as they come: memory doesn't grow with them, and no half of a result is left behind.
+//! Input and output of a transformation, in constant memory. Incomplete output is removed.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,26 +17,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{OFlags, fcntl_getfl};
 use tokio::sync::mpsc;
 
-use super::{output::Failure, shown};
+use super::output::{CliError, path_for_display};
 use crate::files::{self, NewFile};
 
-/// How much is read at once.
+/// Read size in bytes.
 const BLOCK: usize = 256 << 10;
-/// How many blocks wait to be sent.
+/// Blocks that are read ahead of sending.
 const AHEAD: usize = 2;
 
-/// Where bytes come from.
+/// A file or standard input.
 pub(super) struct Input {
     source: Box<dyn Read + Send>,
-    /// How many there are, if that is known.
+    /// Remaining bytes, if known.
     pub(super) length: Option<u64>,
     name: String,
 }
 
 impl Input {
-    /// A file, or standard input.
-    pub(super) fn open(path: Option<&Path>) -> Result<Self, Failure> {
-        let name = path.map_or_else(|| "standard input".into(), shown);
+    /// Opens a file, or standard input if `path` is None.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, CliError> {
+        let name = path.map_or_else(|| "standard input".into(), path_for_display);
         let failed = |error| unreadable(&name, &error);
         let mut file = match path {
             Some(path) => File::open(path).map_err(failed)?,
@@ -59,8 +59,8 @@ impl Input {
         })
     }
 
-    /// Up to `length` bytes; fewer only at the end.
-    pub(super) fn take(&mut self, length: usize) -> Result<Vec<u8>, Failure> {
+    /// Reads up to `length` bytes; fewer only at the end of the input.
+    pub(super) fn take(&mut self, length: usize) -> Result<Vec<u8>, CliError> {
         let mut bytes = Vec::new();
         let read = (&mut self.source)
             .take(length as u64)
@@ -73,7 +73,7 @@ impl Input {
         self.source
     }
 
-    /// A request's body: `head`, which was taken already, and the rest while it is read.
+    /// Returns a request body of `head`, which was read already, followed by the rest of the input.
     pub(super) fn into_body(self, head: Vec<u8>, progress: &ProgressBar) -> Upload {
         let (sender, blocks) = mpsc::channel(AHEAD);
         let Self {
@@ -81,9 +81,9 @@ impl Input {
             length,
             name,
         } = self;
-        // Some files say that they are empty and are not, those of /proc for example.
+        // Some files report length 0 but have content, such as those in /proc.
         let remaining = length.filter(|length| *length >= head.len() as u64);
-        // Reading may block for as long as it likes; it ends when nobody takes the blocks any more.
+        // Reads may block indefinitely, hence a thread; it ends when the receiver is dropped.
         let reader = move || {
             let mut next: io::Result<Vec<u8>> = Ok(head);
             loop {
@@ -115,11 +115,11 @@ impl Input {
     }
 }
 
-fn unreadable(name: &str, error: &io::Error) -> Failure {
-    Failure::failed(format!("can't read {name}: {error}"))
+fn unreadable(name: &str, error: &io::Error) -> CliError {
+    CliError::failed(format!("can't read {name}: {error}"))
 }
 
-/// A request's body that is read while it is sent.
+/// A request body that is read while it is sent.
 pub(super) struct Upload {
     blocks: mpsc::Receiver<io::Result<Vec<u8>>>,
     remaining: Option<u64>,
@@ -127,7 +127,7 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    /// One whose blocks somebody else makes.
+    /// Creates an upload from blocks that the caller produces.
     pub(super) fn from_blocks(blocks: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
         Self {
             blocks,
@@ -150,7 +150,7 @@ impl Body for Upload {
             let length = block.len() as u64;
             if self.remaining.is_some_and(|remaining| remaining < length) {
                 return Poll::Ready(Some(Err(io::Error::other(
-                    "the input grew while it was read",
+                    "the input grew while it was being read",
                 ))));
             }
             self.remaining = self.remaining.map(|remaining| remaining - length);
@@ -165,44 +165,46 @@ impl Body for Upload {
     }
 }
 
-/// Where a result goes. Unless it is [finished](Self::finish), a file is not made, and what went to a file behind standard output is
-/// taken back: half a plaintext that looks like a whole one would be worse than none.
+/// The destination of a result. Unless [finished](Self::finish), a new file is removed and a file
+/// behind standard output is truncated to its former length: an incomplete plaintext could be
+/// mistaken for a complete one.
 pub(super) struct Output {
     sink: Sink,
     name: String,
 }
 
 enum Sink {
-    /// A file of our own, renamed to `target` when it is complete.
+    /// A temporary file, renamed to `target` when complete.
     New { file: NewFile, target: PathBuf },
-    /// A file that somebody opened for us, and how long it was.
+    /// A file opened by the shell, and its length before.
     Redirected { file: File, length: u64 },
-    /// What can't be taken back.
+    /// A pipe or device, which can't be truncated.
     Pipe(File),
-    /// The result is complete.
+    /// The output was committed.
     Finished,
 }
 
 impl Output {
-    /// A file, or standard output.
-    pub(super) fn open(path: Option<&Path>) -> Result<Self, Failure> {
+    /// Opens a file, or standard output if `path` is None.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, CliError> {
         match path {
             Some(path) => Self::file(path),
             None => Self::stdout().map_err(|error| {
-                Failure::failed(format!("can't write to standard output: {error}"))
+                CliError::failed(format!("can't write to standard output: {error}"))
             }),
         }
     }
 
-    fn file(path: &Path) -> Result<Self, Failure> {
-        let failed =
-            |error: io::Error| Failure::failed(format!("can't write {}: {error}", shown(path)));
-        // A link stays, and what it points to is exchanged.
+    fn file(path: &Path) -> Result<Self, CliError> {
+        let failed = |error: io::Error| {
+            CliError::failed(format!("can't write {}: {error}", path_for_display(path)))
+        };
+        // A symbolic link is kept, and its target is replaced.
         let target = files::resolve(path).map_err(failed)?;
         let former = fs::metadata(&target).ok();
-        let name = shown(path);
+        let name = path_for_display(path);
         if former.as_ref().is_some_and(|former| !former.is_file()) {
-            // A device or a pipe is written to; nothing of it can be taken back.
+            // Devices and pipes are written to directly.
             let file = OpenOptions::new()
                 .write(true)
                 .open(&target)
@@ -237,21 +239,21 @@ impl Output {
         Ok(Self { sink, name })
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         let written = match &mut self.sink {
             Sink::New { file, .. } => file.write_all(bytes),
             Sink::Redirected { file, .. } | Sink::Pipe(file) => file.write_all(bytes),
-            Sink::Finished => Err(io::Error::other("the result is complete already")),
+            Sink::Finished => Err(io::Error::other("the output was already committed")),
         };
-        written.map_err(|error| Failure::failed(format!("can't write to {}: {error}", self.name)))
+        written.map_err(|error| CliError::failed(format!("can't write to {}: {error}", self.name)))
     }
 
-    /// Keeps what was written.
-    pub(super) fn finish(mut self) -> Result<(), Failure> {
+    /// Commits the output.
+    pub(super) fn finish(mut self) -> Result<(), CliError> {
         match mem::replace(&mut self.sink, Sink::Finished) {
             Sink::New { file, target } => file
                 .persist(&target)
-                .map_err(|error| Failure::failed(format!("can't write {}: {error}", self.name))),
+                .map_err(|error| CliError::failed(format!("can't write {}: {error}", self.name))),
             _ => Ok(()),
         }
     }
@@ -268,14 +270,14 @@ impl Drop for Output {
         };
         if let Err(error) = undone {
             eprintln!(
-                "sidekey: part of a result is left in {}: {error}",
+                "sidekey: incomplete output remains in {}: {error}",
                 self.name
             );
         }
     }
 }
 
-/// A bar on a terminal, nothing elsewhere.
+/// A progress bar, hidden unless only standard error is a terminal.
 pub(super) fn progress(length: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() || io::stdout().is_terminal() {
         return ProgressBar::hidden();

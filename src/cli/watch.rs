@@ -1,3 +1,5 @@
+//! `sidekey watch`.
+
 use std::io::{self, Write};
 
 use clap::Args;
@@ -6,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     client::Connection,
-    output::{Failure, Format, printable},
+    output::{CliError, Format, printable},
 };
 use crate::client::{Event, Feed, News};
 
@@ -14,10 +16,10 @@ use crate::client::{Event, Feed, News};
 pub(super) struct Watch {
     #[command(flatten)]
     connection: Connection,
-    /// Tell of this keyring; of nothing else, unless it is named as well.
+    /// Print only changes of this keyring, and of others that are named.
     #[arg(long, value_name = "NAME")]
     keyring: Vec<String>,
-    /// Tell of this secret; of nothing else, unless it is named as well.
+    /// Print only changes of this secret, and of others that are named.
     #[arg(long, value_name = "NAME")]
     secret: Vec<String>,
 }
@@ -44,43 +46,43 @@ struct SecretChange {
 }
 
 impl Watch {
-    pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
         let mut feed = Feed::new(self.connection.socket());
-        // A sidecar that was never there is a mistake; one that goes away comes back.
+        // The first connection must succeed; later ones are retried.
         loop {
             match feed.next().await? {
                 News::Listening => {}
                 News::Event(event) => self.show(&event, format)?,
-                // Nobody may read it, which is no reason to end.
+                // A closed standard error doesn't end the watch.
                 News::Lost(reason) => drop(writeln!(
                     io::stderr().lock(),
-                    "sidekey: {reason}; trying again"
+                    "sidekey: {reason}; reconnecting"
                 )),
             }
         }
     }
 
-    fn show(&self, event: &Event, format: Format) -> Result<(), Failure> {
+    fn show(&self, event: &Event, format: Format) -> Result<(), CliError> {
         let now = Timestamp::now();
-        let (is_wanted, text) = match event.kind.as_str() {
+        let (is_selected, text) = match event.kind.as_str() {
             "keyring" => {
                 let change: KeyringChange = parse(event)?;
                 (
-                    self.wants(&self.keyring, &change.keyring),
+                    self.selects(&self.keyring, &change.keyring),
                     change.describe(now),
                 )
             }
             "secret" => {
                 let change: SecretChange = parse(event)?;
                 (
-                    self.wants(&self.secret, &change.secret),
+                    self.selects(&self.secret, &change.secret),
                     change.describe(now),
                 )
             }
-            // What a later sidecar may tell.
+            // A newer sidecar may send other events.
             _ => return Ok(()),
         };
-        if !is_wanted {
+        if !is_selected {
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -92,16 +94,16 @@ impl Watch {
         Ok(())
     }
 
-    /// Whether a change is told of what stands in one list, if anything stands in either.
-    fn wants(&self, list: &[String], name: &str) -> bool {
+    /// Whether the filters select `name`, which belongs to the kind of `list`.
+    fn selects(&self, list: &[String], name: &str) -> bool {
         self.keyring.is_empty() && self.secret.is_empty()
-            || list.iter().any(|wanted| wanted == name)
+            || list.iter().any(|selected| selected == name)
     }
 }
 
-fn parse<'e, T: Deserialize<'e>>(event: &'e Event) -> Result<T, Failure> {
+fn parse<'e, T: Deserialize<'e>>(event: &'e Event) -> Result<T, CliError> {
     serde_json::from_str(&event.data)
-        .map_err(|error| Failure::failed(format!("an event is not understood: {error}")))
+        .map_err(|error| CliError::failed(format!("unexpected event from the sidecar: {error}")))
 }
 
 impl KeyringChange {
@@ -111,12 +113,12 @@ impl KeyringChange {
             .iter()
             .map(|version| format!("{} {}", version.version, version.role))
             .collect();
-        let who = self.primary.map_or_else(
-            || "nothing encrypts".into(),
-            |primary| format!("version {primary} encrypts"),
+        let primary = self.primary.map_or_else(
+            || "no primary".into(),
+            |primary| format!("primary {primary}"),
         );
         format!(
-            "{now:.0}  {}  generation {}  {who}  ({})",
+            "{now:.0}  {}  generation {}  {primary}  ({})",
             self.keyring,
             self.generation,
             versions.join(", ")
@@ -128,12 +130,12 @@ impl SecretChange {
     fn describe(&self, now: Timestamp) -> String {
         let state = match &self.version {
             Some(version) => format!("version {version}"),
-            None => "deleted at its provider".into(),
+            None => "deleted at the provider".into(),
         };
         let before = self
             .previous
             .as_ref()
-            .map(|previous| format!("  (before: {previous})"))
+            .map(|previous| format!("  (previous: {previous})"))
             .unwrap_or_default();
         format!("{now:.0}  secret {}  {state}{before}", self.secret)
     }

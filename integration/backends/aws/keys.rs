@@ -53,7 +53,7 @@ async fn a_keyring_lives_in_aws() {
         init(&world, location, &[&kek]);
         let again = world.run(&["keyring", "init", location, "--name", "demo", "--kek", &kek]);
         assert!(
-            String::from_utf8_lossy(&again.stderr).contains("there is a keyring already"),
+            String::from_utf8_lossy(&again.stderr).contains("a keyring already exists"),
             "{again:?}"
         );
         let sidecar = launch(
@@ -542,7 +542,7 @@ async fn a_cold_start_asks_kms_once_for_every_version() {
         let location = sidekey::model::Location::File(world.manifest(name));
         let admin = Admin::new(
             location,
-            Signing::Unless,
+            Signing::NoKey,
             &backend::configured(&Default::default()),
             Clock::system(),
         )

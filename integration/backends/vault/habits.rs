@@ -344,7 +344,7 @@ async fn a_command_does_not_wait_for_ever_for_a_vault_that_hangs() {
     let backends = backend::configured(&settings);
     let admin = Admin::new(
         MANIFEST.parse().unwrap(),
-        Signing::Unless,
+        Signing::NoKey,
         &backends,
         Clock::system(),
     )

@@ -63,7 +63,7 @@ async fn changes_at_once_all_end_up_in_history(brand: Brand) {
     let world = world_of(&vault);
     init(&world, MANIFEST);
     let again = world.run(&["keyring", "init", MANIFEST, "--name", "demo", "--kek", KEK]);
-    assert!(String::from_utf8_lossy(&again.stderr).contains("there is a keyring already"));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("a keyring already exists"));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| world.succeed(&["keyring", "rotate", MANIFEST]));

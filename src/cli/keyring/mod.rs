@@ -1,0 +1,152 @@
+//! `sidekey keyring`: one file per group of subcommands.
+
+mod backup;
+mod init;
+mod opening;
+mod restore;
+mod retire;
+mod rewrap_kek;
+mod rotate;
+mod status;
+mod verify;
+
+use clap::Subcommand;
+use serde_json::{Map, Value};
+
+use self::{
+    backup::Backup,
+    init::Init,
+    restore::{Recover, Restore},
+    retire::{Destroy, Disable, VersionArgs},
+    rewrap_kek::RewrapKek,
+    rotate::{Activate, Rotate},
+    verify::Verify,
+};
+use super::{
+    output::{CliError, Format},
+    record::Completed,
+    target::{ReadTarget, Target, changed},
+};
+use crate::keyring;
+
+/// Create, change and inspect stored keyrings.
+///
+/// LOCATION is a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a plain path.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create a keyring with version 1 as its primary.
+    Init(Init),
+    /// Add a version, which can decrypt everywhere before it encrypts anywhere.
+    Rotate(Rotate),
+    /// Make a version the primary, for every wave or one; also rolls back to an earlier version.
+    Activate(Activate),
+    /// Disable a version that no sidecar uses.
+    Disable(Disable),
+    /// Enable a disabled version again.
+    Enable(VersionArgs),
+    /// Destroy a disabled version permanently.
+    Destroy(Destroy),
+    /// Mark a version as compromised, so that it can never become the primary again.
+    Compromise(VersionArgs),
+    /// Write a new generation without changes, to confirm copies of the manifest.
+    Touch(Target),
+    /// Show versions, states and primaries without unwrapping any key.
+    Status(ReadTarget),
+    /// Unwrap every version with every KEK and verify the manifest's authentication.
+    Verify(Verify),
+    /// Add, remove or refresh the KEKs that wrap the versions; ciphertexts stay valid.
+    RewrapKek(RewrapKek),
+    /// Write the manifest and all keys to an encrypted file, and verify that file.
+    Backup(Backup),
+    /// Restore a keyring from a backup, as a new generation.
+    Restore(Restore),
+    /// Restore a lost or rolled-back manifest from the newest one that any sidecar serves.
+    Recover(Recover),
+}
+
+impl Command {
+    pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
+        let Some((name, target, details)) = self.audit_record() else {
+            return self.perform(format).await?.print();
+        };
+        let (audit, config) = (target.audit.clone(), target.config().cloned());
+        audit
+            .around(config.as_ref(), name, details, self.perform(format))
+            .await
+    }
+
+    /// The name and details to record before the command runs; None for read-only commands.
+    fn audit_record(&self) -> Option<(&'static str, &Target, Map<String, Value>)> {
+        let (name, target, version) = match self {
+            Self::Init(init) => ("keyring.init", &init.target, None),
+            Self::Rotate(rotate) => ("keyring.rotate", &rotate.target, None),
+            Self::Activate(activate) => {
+                ("keyring.activate", &activate.target, Some(activate.version))
+            }
+            Self::Disable(Disable { on, .. }) => ("keyring.disable", &on.target, Some(on.version)),
+            Self::Enable(on) => ("keyring.enable", &on.target, Some(on.version)),
+            Self::Destroy(Destroy { on, .. }) => ("keyring.destroy", &on.target, Some(on.version)),
+            Self::Compromise(on) => ("keyring.compromise", &on.target, Some(on.version)),
+            Self::Touch(target) => ("keyring.touch", target, None),
+            Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target, None),
+            Self::Backup(backup) => ("keyring.backup", &backup.target, None),
+            Self::Restore(restore) => ("keyring.restore", &restore.target, None),
+            Self::Recover(recover) => ("keyring.recover", &recover.target, None),
+            Self::Status(_) | Self::Verify(_) => return None,
+        };
+        let mut details = Map::new();
+        details.insert("location".into(), target.location.to_string().into());
+        if let Some(version) = version {
+            details.insert("version".into(), version.into());
+        }
+        match self {
+            Self::Disable(Disable {
+                override_reason: Some(reason),
+                ..
+            }) => {
+                details.insert("override".into(), reason.as_str().into());
+            }
+            Self::Destroy(Destroy {
+                confirm: Some(phrase),
+                ..
+            }) => {
+                details.insert("confirmed".into(), phrase.as_str().into());
+            }
+            _ => {}
+        }
+        Some((name, target, details))
+    }
+
+    async fn perform(self, format: Format) -> Result<Completed, CliError> {
+        match self {
+            Self::Init(arguments) => arguments.run(format).await,
+            Self::Rotate(arguments) => arguments.run(format).await,
+            Self::Activate(arguments) => arguments.run(format).await,
+            Self::Disable(arguments) => arguments.run(format).await,
+            Self::Enable(arguments) => arguments.enable(format).await,
+            Self::Destroy(arguments) => arguments.run(format).await,
+            Self::Compromise(arguments) => arguments.compromise(format).await,
+            Self::Touch(target) => touch(target, format).await,
+            Self::Status(target) => {
+                status::run(target, format).await?;
+                Ok(Completed::default())
+            }
+            Self::Verify(arguments) => {
+                arguments.run(format).await?;
+                Ok(Completed::default())
+            }
+            Self::RewrapKek(arguments) => arguments.run(format).await,
+            Self::Backup(arguments) => arguments.run(format).await,
+            Self::Restore(arguments) => arguments.run(format).await,
+            Self::Recover(arguments) => arguments.run(format).await,
+        }
+    }
+}
+
+async fn touch(target: Target, format: Format) -> Result<Completed, CliError> {
+    let admin = target.admin()?;
+    let document = admin
+        .change(None, |current, now| Ok(keyring::touch(current, now)))
+        .await?;
+    changed(format, &admin, &document, None, "manifest confirmed")
+}

@@ -1,0 +1,104 @@
+use std::{path::PathBuf, str::FromStr};
+
+use clap::{ArgGroup, Args};
+
+use super::opening::OpenArgs;
+use crate::{
+    admin::Restoring,
+    cli::{
+        output::{CliError, Format},
+        record::Completed,
+        target::{SidecarArgs, Target, anchored, changed},
+    },
+    model::{KekUri, KeyringName, SignerKey},
+};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Restore {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Backup to restore.
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    #[command(flatten)]
+    opening: OpenArgs,
+    /// Wrap every version with this KEK from now on; repeat for failover.
+    ///
+    /// Without this flag, the KEKs in the manifest must still unwrap every version.
+    #[arg(long, value_name = "URI", value_parser = KekUri::from_str)]
+    kek: Vec<KekUri>,
+    #[command(flatten)]
+    sidecars: Box<SidecarArgs>,
+    /// State that no live sidecar exists; an empty location requires this or --sidecar.
+    #[arg(long, conflicts_with = "sidecar")]
+    no_sidecar: bool,
+    /// Keep a manifest newer than the backup's, and restore only its keys from the backup.
+    #[arg(long)]
+    onto_newer: bool,
+}
+
+impl Restore {
+    pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let keks = anchored(&self.kek)?;
+        let opener = self.opening.opener()?;
+        let admin = self.target.admin()?;
+        let restored = admin
+            .restore(&Restoring {
+                file: &self.from,
+                opener: &opener,
+                keks: &keks,
+                sidecars: &(*self.sidecars).into(),
+                no_sidecar: self.no_sidecar,
+                onto_newer: self.onto_newer,
+            })
+            .await?;
+        let what = match (restored.kept_newer, keks.is_empty()) {
+            (true, _) => "newer manifest kept, with the keys from the backup",
+            (false, true) => "backup restored with its own KEKs",
+            (false, false) => "backup restored with the given KEKs",
+        };
+        let message = with_damage(what, restored.damage.as_deref());
+        changed(format, &admin, &restored.document, None, &message)
+    }
+}
+
+fn with_damage(what: &str, damage: Option<&str>) -> String {
+    match damage {
+        Some(damage) => format!("{what}; replaced an invalid manifest ({damage})"),
+        None => what.to_owned(),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("fleet").args(["sidecar"]).required(true)))]
+pub(in crate::cli) struct Recover {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(flatten)]
+    sidecars: Box<SidecarArgs>,
+    /// Name of the keyring, if its manifest is gone.
+    #[arg(long, value_parser = KeyringName::from_str)]
+    name: Option<KeyringName>,
+    /// Require a signature by this key (`ed25519:BASE64`); repeat to accept any of several.
+    #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
+    trusted_signer: Vec<SignerKey>,
+}
+
+impl Recover {
+    pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let admin = self.target.admin()?;
+        let fleet = (*self.sidecars).into();
+        let recovered = admin
+            .recover(self.name.as_ref(), &fleet, &self.trusted_signer)
+            .await?;
+        for skipped in &recovered.passed_over {
+            eprintln!("sidekey: skipped a manifest that is not authentic: {skipped}");
+        }
+        let what = match &recovered.from {
+            Some(sidecar) => format!("manifest restored from {sidecar}"),
+            None => "the location already has the newest manifest".into(),
+        };
+        let message = with_damage(&what, recovered.damage.as_deref());
+        changed(format, &admin, &recovered.document, None, &message)
+    }
+}

@@ -1,0 +1,130 @@
+use clap::{ArgGroup, Args};
+
+use crate::{
+    admin::{Loss, ask_sidecars},
+    cli::{
+        output::{CliError, Format},
+        record::Completed,
+        target::{SidecarArgs, Target, changed},
+    },
+    keyring::{self, Destruction, Evidence, Reign, reign},
+};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct VersionArgs {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Version to change.
+    #[arg(long)]
+    pub(super) version: u32,
+}
+
+impl VersionArgs {
+    pub(super) async fn enable(self, format: Format) -> Result<Completed, CliError> {
+        let version = self.version;
+        let admin = self.target.admin()?;
+        let document = admin
+            .change(None, |current, now| keyring::enable(current, version, now))
+            .await?;
+        let message = format!("version {version} enabled");
+        changed(format, &admin, &document, Some(version), &message)
+    }
+
+    pub(super) async fn compromise(self, format: Format) -> Result<Completed, CliError> {
+        let version = self.version;
+        let admin = self.target.admin()?;
+        let document = admin
+            .change(None, |current, now| {
+                keyring::compromise(current, version, now)
+            })
+            .await?;
+        let manifest = document.manifest();
+        let message = match reign(&manifest.activations, version, manifest.updated_at) {
+            Reign::CurrentOrScheduled => format!(
+                "version {version} marked as compromised, but it is, or is scheduled to become, \
+                 the primary of a wave; replace it with `keyring rotate --activate now`"
+            ),
+            Reign::Never | Reign::Ended(_) => {
+                format!("version {version} marked as compromised; it never encrypts again")
+            }
+        };
+        changed(format, &admin, &document, Some(version), &message)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("evidence").args(["sidecar", "override_reason"])))]
+pub(in crate::cli) struct Disable {
+    #[command(flatten)]
+    pub(super) on: VersionArgs,
+    #[command(flatten)]
+    sidecars: Box<SidecarArgs>,
+    /// Disable the version without evidence, for this reason.
+    #[arg(long = "override", value_name = "REASON")]
+    pub(super) override_reason: Option<String>,
+}
+
+impl Disable {
+    pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let version = self.on.version;
+        let admin = self.on.target.admin()?;
+        let evidence = match self.override_reason {
+            Some(reason) => Evidence::Override(reason),
+            None => {
+                let current = admin.read().await?;
+                let manifest = current.manifest();
+                let fleet = (*self.sidecars).into();
+                // If the keyring changes after this, the reports name an older generation and
+                // `disable` refuses them.
+                let reports = ask_sidecars(&fleet, &manifest.name, manifest.id, version).await;
+                Evidence::Fleet(reports.map_err(CliError::failed)?)
+            }
+        };
+        let document = admin
+            .change(None, |current, now| {
+                keyring::disable(current, version, &evidence, now)
+            })
+            .await?;
+        let message = format!("version {version} disabled; `keyring enable` reverses this");
+        changed(format, &admin, &document, Some(version), &message)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Destroy {
+    #[command(flatten)]
+    pub(super) on: VersionArgs,
+    /// Confirm with the phrase that the refusal names, for example if there is no backup.
+    #[arg(long, value_name = "PHRASE")]
+    pub(super) confirm: Option<String>,
+    /// Skip the waiting time, because every KEK of the version is permanently lost.
+    #[arg(long)]
+    lost: bool,
+    /// Make this version the primary of every wave, if the lost version is any wave's primary.
+    #[arg(long, value_name = "VERSION", requires = "lost")]
+    successor: Option<u32>,
+}
+
+impl Destroy {
+    pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let version = self.on.version;
+        let admin = self.on.target.admin()?;
+        let confirm = self.confirm.as_deref();
+        let (lost, destruction) = if self.lost {
+            let destruction = Destruction::Lost {
+                confirm,
+                successor: self.successor,
+            };
+            (Some(Loss { version, confirm }), destruction)
+        } else {
+            (None, Destruction::Orderly { confirm })
+        };
+        let document = admin
+            .change(lost, |current, now| {
+                keyring::destroy(current, version, destruction, now)
+            })
+            .await?;
+        let message = format!("version {version} destroyed");
+        changed(format, &admin, &document, Some(version), &message)
+    }
+}
