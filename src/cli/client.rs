@@ -22,7 +22,7 @@ use super::{
     transfer::{Input, Output, progress},
 };
 use crate::{
-    client::{RequestBody, Socket, broken_off, read, refusal, request, whole},
+    client::{RequestBody, Socket, error_of, full_body, incomplete, read_body, request},
     crypto::{TEXT_PREFIX, from_text, to_text},
     wire::{BATCH, OCTETS},
 };
@@ -93,7 +93,7 @@ impl Connection {
         if response.status() == StatusCode::OK {
             Ok(response)
         } else {
-            Err(refusal(response).await.into())
+            Err(error_of(response).await.into())
         }
     }
 
@@ -104,7 +104,7 @@ impl Connection {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Bytes, CliError> {
-        Ok(read(self.send(method, path, headers, whole(body)).await?).await?)
+        Ok(read_body(self.send(method, path, headers, full_body(body)).await?).await?)
     }
 
     /// Fetches `GET /v1/keyrings`.
@@ -260,7 +260,7 @@ impl Transform {
         let bar = progress(rest.as_ref().and_then(|rest| rest.length));
         let body = match rest {
             Some(rest) => rest.into_body(head, &bar).boxed_unsync(),
-            None => whole(head),
+            None => full_body(head),
         };
         let mut response = self.post(operation, OCTETS, body).await?;
         let mut output = Output::open(self.out.as_deref())?;
@@ -329,6 +329,6 @@ async fn next(response: &mut Incoming) -> Result<Option<Bytes>, CliError> {
     match response.frame().await {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Some(Err(error)) => Err(broken_off(&error).into()),
+        Some(Err(error)) => Err(incomplete(&error).into()),
     }
 }

@@ -135,7 +135,7 @@ impl Become {
             arguments,
         }
         .run();
-        Err(CliError::not_started(error.exit(), error.to_string()))
+        Err(CliError::not_started(error.exit_code(), error.to_string()))
     }
 }
 

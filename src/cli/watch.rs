@@ -10,7 +10,7 @@ use super::{
     client::Connection,
     output::{CliError, Format, printable},
 };
-use crate::client::{Event, Feed, News};
+use crate::client::{EventStream, ServerEvent, StreamItem};
 
 #[derive(Debug, Args)]
 pub(super) struct Watch {
@@ -47,14 +47,14 @@ struct SecretChange {
 
 impl Watch {
     pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
-        let mut feed = Feed::new(self.connection.socket());
+        let mut events = EventStream::new(self.connection.socket());
         // The first connection must succeed; later ones are retried.
         loop {
-            match feed.next().await? {
-                News::Listening => {}
-                News::Event(event) => self.show(&event, format)?,
+            match events.next().await? {
+                StreamItem::Connected => {}
+                StreamItem::Event(event) => self.show(&event, format)?,
                 // A closed standard error doesn't end the watch.
-                News::Lost(reason) => drop(writeln!(
+                StreamItem::Disconnected(reason) => drop(writeln!(
                     io::stderr().lock(),
                     "sidekey: {reason}; reconnecting"
                 )),
@@ -62,7 +62,7 @@ impl Watch {
         }
     }
 
-    fn show(&self, event: &Event, format: Format) -> Result<(), CliError> {
+    fn show(&self, event: &ServerEvent, format: Format) -> Result<(), CliError> {
         let now = Timestamp::now();
         let (is_selected, text) = match event.kind.as_str() {
             "keyring" => {
@@ -101,7 +101,7 @@ impl Watch {
     }
 }
 
-fn parse<'e, T: Deserialize<'e>>(event: &'e Event) -> Result<T, CliError> {
+fn parse<'e, T: Deserialize<'e>>(event: &'e ServerEvent) -> Result<T, CliError> {
     serde_json::from_str(&event.data)
         .map_err(|error| CliError::failed(format!("unexpected event from the sidecar: {error}")))
 }

@@ -1,4 +1,4 @@
-//! Server-sent events (WHATWG HTML, §9.2), followed for as long as one likes, whatever becomes of the sidecar meanwhile.
+//! Server-sent events (WHATWG HTML, §9.2), with automatic reconnection.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -6,150 +6,151 @@ use http_body_util::BodyExt;
 use hyper::{Method, StatusCode, body::Incoming, header::ACCEPT};
 use tokio::time::{sleep, timeout};
 
-use super::{SidecarError, Socket, refusal, request, whole};
+use super::{SidecarError, Socket, error_of, full_body, request};
 use crate::wire::EVENTS;
 
-/// A sidecar says something every quarter of this.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How long a sidecar that went away is waited for at first, and at most at a time.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest event, in bytes: far more than a sidecar sends.
-const LONGEST_EVENT: usize = 1 << 20;
+/// The stream is lost after this time without data; the sidecar sends some every quarter of it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The delay before reconnecting: initial and maximum.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The longest event, in bytes; far longer than any that a sidecar sends.
+const MAX_EVENT: usize = 1 << 20;
 
-/// What happened at a sidecar.
+/// An event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Event {
-    /// Tells it from the others, for whoever comes back.
+pub struct ServerEvent {
+    /// The ID, sent as `Last-Event-ID` when reconnecting.
     pub id: Option<String>,
-    /// `keyring`, `secret`, or what a later sidecar has.
+    /// `keyring`, `secret`, or a kind added in a later version.
     pub kind: String,
     /// A JSON document.
     pub data: String,
 }
 
-/// What one hears who follows a sidecar.
+/// An item of an [`EventStream`].
 #[derive(Debug)]
-pub enum News {
-    /// The sidecar is listened to, for the first time or again. What changes from here on is told.
-    Listening,
-    /// Something changed.
-    Event(Event),
-    /// The sidecar isn't heard any more, and why. Whoever asks on waits until it is.
-    Lost(String),
+pub enum StreamItem {
+    /// The stream is connected. Later changes are reported; earlier ones may have been missed.
+    Connected,
+    /// A change.
+    Event(ServerEvent),
+    /// The connection was lost, for this reason. The next call reconnects.
+    Disconnected(String),
 }
 
-/// The events of a sidecar, and of the one that comes after it on the same socket.
-pub struct Feed {
+/// The events of the sidecar at a socket, across its restarts.
+pub struct EventStream {
     socket: Socket,
-    answer: Option<Incoming>,
+    body: Option<Incoming>,
     parser: Parser,
     last_id: Option<String>,
-    /// Whether it was there before. One that never was is most often a mistake.
-    was_there: bool,
+    /// Whether a connection ever succeeded. The first failure is an error, most often a wrong path.
+    was_connected: bool,
     pause: Duration,
 }
 
-impl Feed {
-    /// The events of the sidecar behind `socket`. Nothing is asked yet.
+impl EventStream {
+    /// Creates a stream without connecting.
     pub fn new(socket: Socket) -> Self {
         Self {
             socket,
-            answer: None,
+            body: None,
             parser: Parser::default(),
             last_id: None,
-            was_there: false,
-            pause: SHORTEST_PAUSE,
+            was_connected: false,
+            pause: MIN_PAUSE,
         }
     }
 
-    /// What comes next. Dropping the future may lose an event.
+    /// Waits for the next item, and connects or reconnects if necessary. Not cancel safe.
     ///
     /// # Errors
-    /// The sidecar was never there, or refuses for good. Whoever asks again tries again at once.
-    pub async fn next(&mut self) -> Result<News, SidecarError> {
-        let Some(answer) = &mut self.answer else {
-            self.answer = Some(self.open().await?);
-            (self.was_there, self.pause, self.parser) = (true, SHORTEST_PAUSE, Parser::default());
-            return Ok(News::Listening);
+    /// The first connection failed, or the sidecar returned a final error. The next call retries
+    /// immediately.
+    pub async fn next(&mut self) -> Result<StreamItem, SidecarError> {
+        let Some(body) = &mut self.body else {
+            self.body = Some(self.connect().await?);
+            (self.was_connected, self.pause, self.parser) = (true, MIN_PAUSE, Parser::default());
+            return Ok(StreamItem::Connected);
         };
         loop {
             if let Some(event) = self.parser.next() {
                 if event.id.is_some() {
                     self.last_id.clone_from(&event.id);
                 }
-                return Ok(News::Event(event));
+                return Ok(StreamItem::Event(event));
             }
-            let reason = match timeout(SILENCE, answer.frame()).await {
-                Err(_) => format!("nothing was heard for {SILENCE:?}"),
-                Ok(None) => "the sidecar ended".into(),
-                Ok(Some(Err(error))) => format!("the sidecar is gone: {error}"),
+            let reason = match timeout(IDLE_TIMEOUT, body.frame()).await {
+                Err(_) => format!("no data from the sidecar for {IDLE_TIMEOUT:?}"),
+                Ok(None) => "the sidecar closed the event stream".into(),
+                Ok(Some(Err(error))) => format!("lost the connection to the sidecar: {error}"),
                 Ok(Some(Ok(frame))) => {
-                    match self.parser.take(&frame.into_data().unwrap_or_default()) {
+                    match self.parser.push(&frame.into_data().unwrap_or_default()) {
                         Ok(()) => continue,
                         Err(reason) => reason,
                     }
                 }
             };
-            self.answer = None;
-            return Ok(News::Lost(reason));
+            self.body = None;
+            return Ok(StreamItem::Disconnected(reason));
         }
     }
 
-    /// Listens; waits for a sidecar that was there before.
-    async fn open(&mut self) -> Result<Incoming, SidecarError> {
+    /// Connects, and retries if a connection succeeded before.
+    async fn connect(&mut self) -> Result<Incoming, SidecarError> {
         loop {
-            match self.listen().await {
-                // Not there yet, or no place.
-                Err(error) if self.was_there && !error.is_final() => {
-                    // Not all at once, where many listened to one sidecar.
+            match self.request().await {
+                Err(error) if self.was_connected && !error.is_final() => {
+                    // Jitter, so that the clients of a sidecar don't all reconnect at once.
                     sleep(self.pause.mul_f64(0.5 + fastrand::f64())).await;
-                    self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                    self.pause = (self.pause * 2).min(MAX_PAUSE);
                 }
                 result => return result,
             }
         }
     }
 
-    async fn listen(&self) -> Result<Incoming, SidecarError> {
+    async fn request(&self) -> Result<Incoming, SidecarError> {
         let mut request = request(Method::GET, "/v1/events").header(ACCEPT, EVENTS);
         if let Some(id) = &self.last_id {
             request = request.header("last-event-id", id);
         }
         let request = request
-            .body(whole(""))
+            .body(full_body(""))
             .map_err(|error| SidecarError::Unexpected(error.to_string()))?;
-        let silent = |_| SidecarError::Unexpected(format!("nothing was answered for {SILENCE:?}"));
-        let response = timeout(SILENCE, self.socket.send(request))
+        let timed_out =
+            |_| SidecarError::Unexpected(format!("no response within {IDLE_TIMEOUT:?}"));
+        let response = timeout(IDLE_TIMEOUT, self.socket.send(request))
             .await
-            .map_err(silent)??;
+            .map_err(timed_out)??;
         if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
+            return Err(error_of(response).await);
         }
         Ok(response.into_body())
     }
 }
 
-/// Makes events of bytes that come in pieces of any size.
+/// Parses events from chunks of any size.
 #[derive(Default)]
 struct Parser {
     line: Vec<u8>,
-    event: Event,
+    event: ServerEvent,
     has_data: bool,
-    ready: VecDeque<Event>,
+    ready: VecDeque<ServerEvent>,
 }
 
 impl Parser {
-    fn take(&mut self, mut piece: &[u8]) -> Result<(), String> {
-        while let Some(end) = memchr::memchr(b'\n', piece) {
-            self.line.extend_from_slice(&piece[..end]);
-            piece = &piece[end + 1..];
+    fn push(&mut self, mut chunk: &[u8]) -> Result<(), String> {
+        while let Some(end) = memchr::memchr(b'\n', chunk) {
+            self.line.extend_from_slice(&chunk[..end]);
+            chunk = &chunk[end + 1..];
             let line = std::mem::take(&mut self.line);
             self.finish_line(String::from_utf8_lossy(&line).trim_end_matches('\r'));
         }
-        self.line.extend_from_slice(piece);
-        if self.line.len() + self.event.data.len() > LONGEST_EVENT {
-            return Err(format!("an event is longer than {LONGEST_EVENT} bytes"));
+        self.line.extend_from_slice(chunk);
+        if self.line.len() + self.event.data.len() > MAX_EVENT {
+            return Err(format!("an event exceeds {MAX_EVENT} bytes"));
         }
         Ok(())
     }
@@ -173,12 +174,12 @@ impl Parser {
                 }
                 self.event.data.push_str(value);
             }
-            // Comments, and what a later sidecar may say.
+            // Comments, and fields of later versions.
             _ => {}
         }
     }
 
-    fn next(&mut self) -> Option<Event> {
+    fn next(&mut self) -> Option<ServerEvent> {
         self.ready.pop_front()
     }
 }
@@ -189,10 +190,11 @@ mod tests {
 
     use super::*;
 
-    const TEXT: &str = ": hello\n\nid: 1-1\nevent: keyring\ndata: {\"a\":1}\n\n:\n\nevent:secret\r\ndata: one\ndata: two\nodd\n\ndata: cut off";
+    const TEXT: &str = ": hello\n\nid: 1-1\nevent: keyring\ndata: {\"a\":1}\n\n:\n\n\
+        event:secret\r\ndata: one\ndata: two\nodd\n\ndata: incomplete";
 
-    fn event(id: Option<&str>, kind: &str, data: &str) -> Event {
-        Event {
+    fn event(id: Option<&str>, kind: &str, data: &str) -> ServerEvent {
+        ServerEvent {
             id: id.map(str::to_owned),
             kind: kind.into(),
             data: data.into(),
@@ -201,24 +203,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_events_come_of_pieces_of_any_size(cuts in prop::collection::vec(0..TEXT.len(), 0..8)) {
+        fn chunk_boundaries_do_not_affect_events(
+            cuts in prop::collection::vec(0..TEXT.len(), 0..8),
+        ) {
             let mut cuts = [vec![0, TEXT.len()], cuts].concat();
             cuts.sort_unstable();
             let mut parser = Parser::default();
             for ends in cuts.windows(2) {
-                parser.take(&TEXT.as_bytes()[ends[0]..ends[1]]).expect("short enough");
+                parser.push(&TEXT.as_bytes()[ends[0]..ends[1]]).expect("within the limit");
             }
-            let events: Vec<Event> = std::iter::from_fn(|| parser.next()).collect();
-            prop_assert_eq!(events, [event(Some("1-1"), "keyring", "{\"a\":1}"), event(None, "secret", "one\ntwo")]);
+            let events: Vec<ServerEvent> = std::iter::from_fn(|| parser.next()).collect();
+            let expected = [
+                event(Some("1-1"), "keyring", "{\"a\":1}"),
+                event(None, "secret", "one\ntwo"),
+            ];
+            prop_assert_eq!(events, expected);
         }
     }
 
     #[test]
-    fn what_never_ends_is_given_up() {
+    fn an_endless_event_is_rejected() {
         let mut parser = Parser::default();
-        let line = vec![b'x'; LONGEST_EVENT / 2];
-        parser.take(&line).expect("half of it");
-        parser.take(&line).expect("all of it");
-        parser.take(b"x").expect_err("more than an event has");
+        let line = vec![b'x'; MAX_EVENT / 2];
+        parser.push(&line).expect("half the limit");
+        parser.push(&line).expect("the limit");
+        parser.push(b"x").expect_err("over the limit");
     }
 }

@@ -1,6 +1,6 @@
-//! A sidecar from the applications' side: its Unix socket, its problems, its events. docs/api.md says what is asked and answered.
+//! A client of the applications' API (docs/api.md): requests over the Unix socket, problems and events.
 //!
-//! Plaintexts and secrets pass through here in requests and answers.
+//! Plaintexts and secrets pass through here in requests and responses.
 
 mod events;
 mod secrets;
@@ -25,24 +25,24 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 
 pub use self::{
-    events::{Event, Feed, News},
+    events::{EventStream, ServerEvent, StreamItem},
     secrets::{Fetched, fetch_secret},
 };
 
-/// The longest answer that is read whole, in bytes.
-pub const LONGEST_ANSWER: usize = 64 << 20;
+/// The longest response that is read into memory, in bytes.
+pub const MAX_RESPONSE: usize = 64 << 20;
 
-/// A request's body of any kind.
+/// A request body, streamed or in memory.
 pub type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// A body that is all there.
-pub fn whole(bytes: impl Into<Bytes>) -> RequestBody {
+/// Creates a body from bytes in memory.
+pub fn full_body(bytes: impl Into<Bytes>) -> RequestBody {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
 }
 
-/// A request for `path`, without headers of its own.
+/// Starts a request for `path`.
 pub fn request(method: Method, path: &str) -> request::Builder {
     Request::builder()
         .method(method)
@@ -50,35 +50,38 @@ pub fn request(method: Method, path: &str) -> request::Builder {
         .header(HOST, "sidekey")
 }
 
-/// Why a sidecar did not do what it was asked for.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub enum SidecarError {
-    /// It can't be reached.
-    #[error("{}: {error}; is the sidecar running, and is this its socket (--socket, SIDEKEY_SOCKET)?", socket.display())]
+    /// The sidecar can't be reached.
+    #[error(
+        "{}: {error}; is the sidecar running, and is this its socket (--socket, SIDEKEY_SOCKET)?",
+        socket.display()
+    )]
     Unreachable {
-        /// Its socket.
+        /// The sidecar's socket.
         socket: PathBuf,
-        /// Why.
+        /// The reason.
         error: String,
     },
-    /// It answers with something else than an API of Sidekey would.
-    #[error("the sidecar's answer is not as expected: {0}")]
+    /// The response doesn't conform to the API.
+    #[error("unexpected response from the sidecar: {0}")]
     Unexpected(String),
-    /// A file that is sent to it can't be read.
+    /// The file to send can't be read.
     #[error("{0}")]
     Unreadable(String),
-    /// It refuses to do this at all.
+    /// The sidecar returned a problem.
     #[error("{message} ({code})")]
     Refused {
-        /// The problem's code.
+        /// The stable code.
         code: String,
-        /// What it says.
+        /// Title and detail.
         message: String,
     },
 }
 
 impl SidecarError {
-    /// Whether the sidecar would say the same to whoever asks again, until somebody changes something.
+    /// Whether a retry fails as well until something is changed.
     pub fn is_final(&self) -> bool {
         const FINAL: [&str; 7] = [
             "forbidden",
@@ -92,36 +95,36 @@ impl SidecarError {
         matches!(self, Self::Refused { code, .. } if FINAL.contains(&code.as_str()))
     }
 
-    /// Whether there is no secret of that name, or none yet.
+    /// Whether the secret doesn't exist (yet).
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if code == "secret_not_found")
     }
 }
 
-/// What the sidecar says when it doesn't do what it was asked for (RFC 9457).
+/// Problem details of an error response (RFC 9457).
 #[derive(Debug, Clone, Deserialize)]
 pub struct Problem {
     /// The stable code.
     pub code: String,
-    /// What the code means, the same every time.
+    /// What the code means; the same for every occurrence.
     pub title: String,
-    /// What it is about this time.
+    /// What is specific to this occurrence.
     pub detail: String,
 }
 
 impl Problem {
-    /// Title and detail, for people.
+    /// Returns title and detail.
     pub fn message(&self) -> String {
         format!("{}: {}", self.title, self.detail)
     }
 
-    /// The problem that an answer carries.
+    /// Parses the problem in an error response.
     ///
     /// # Errors
-    /// It carries none.
-    pub async fn of(response: Response<Incoming>) -> Result<Self, SidecarError> {
+    /// The body is incomplete or not a problem.
+    pub async fn from_response(response: Response<Incoming>) -> Result<Self, SidecarError> {
         let status = response.status();
-        let body = read(response).await?;
+        let body = read_body(response).await?;
         serde_json::from_slice(&body)
             .map_err(|_| SidecarError::Unexpected(format!("status {status}")))
     }
@@ -136,29 +139,27 @@ impl From<Problem> for SidecarError {
     }
 }
 
-/// Why an answer that isn't good isn't.
-pub async fn refusal(response: Response<Incoming>) -> SidecarError {
-    Problem::of(response)
+/// Converts an error response.
+pub async fn error_of(response: Response<Incoming>) -> SidecarError {
+    Problem::from_response(response)
         .await
         .map_or_else(|error| error, SidecarError::from)
 }
 
-/// An answer's whole body.
+/// Reads a response's body.
 ///
 /// # Errors
-/// It broke off, or is longer than [`LONGEST_ANSWER`].
-pub async fn read(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER)
+/// The body is incomplete, or longer than [`MAX_RESPONSE`].
+pub async fn read_body(response: Response<Incoming>) -> Result<Bytes, SidecarError> {
+    let body = Limited::new(response.into_body(), MAX_RESPONSE)
         .collect()
         .await;
-    Ok(body.map_err(|error| broken_off(&*error))?.to_bytes())
+    Ok(body.map_err(|error| incomplete(&*error))?.to_bytes())
 }
 
-/// What to say of an answer that broke off.
-pub fn broken_off(error: &dyn Error) -> SidecarError {
-    SidecarError::Unexpected(format!(
-        "it broke off, so nothing of it can be relied on: {error}"
-    ))
+/// The error of a response whose body is incomplete.
+pub fn incomplete(error: &dyn Error) -> SidecarError {
+    SidecarError::Unexpected(format!("incomplete body, discarded: {error}"))
 }
 
 /// A sidecar's Unix socket.
@@ -168,17 +169,17 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// The socket at `path`. Nothing is sent yet.
+    /// Creates a client for the socket at `path`, without connecting.
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Where it is.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A new connection, for HTTP/1.1. Needs a Tokio runtime.
+    /// Opens an HTTP/1.1 connection. Must be called in a Tokio runtime.
     ///
     /// # Errors
     /// [`SidecarError::Unreachable`]
@@ -192,15 +193,15 @@ impl Socket {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.unreachable(&error))?;
-        // Its end shows at the sender.
+        // Errors of the connection are reported through the sender.
         tokio::spawn(connection);
         Ok(sender)
     }
 
-    /// Sends a request over a connection of its own; gives the answer when its head has come.
+    /// Sends a request over a new connection. Returns when the response's head was received.
     ///
     /// # Errors
-    /// Whatever keeps an answer from coming. An answer that is a problem is no error here.
+    /// [`SidecarError`] if there is no response; an error response is not an error here.
     pub async fn send(
         &self,
         request: Request<RequestBody>,
@@ -209,13 +210,13 @@ impl Socket {
             .await?
             .send_request(request)
             .await
-            .map_err(|error| self.not_sent(&error))
+            .map_err(|error| self.send_error(&error))
     }
 
-    /// What to say of a request that did not get through.
-    pub fn not_sent(&self, error: &hyper::Error) -> SidecarError {
+    /// Converts the error of a request without a response.
+    pub fn send_error(&self, error: &hyper::Error) -> SidecarError {
         if error.is_user() {
-            // Of a body that is read while it is sent: the only bodies that fail are files.
+            // From the request's body; only bodies read from files can fail.
             return SidecarError::Unreadable(
                 error
                     .source()

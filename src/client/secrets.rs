@@ -1,4 +1,4 @@
-//! `GET /v1/secrets/{name}`, as bytes.
+//! `GET /v1/secrets/{name}`.
 
 use std::time::Duration;
 
@@ -8,35 +8,36 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{SidecarError, Socket, broken_off, refusal, request, whole};
+use super::{SidecarError, Socket, error_of, full_body, incomplete, request};
 use crate::{model::SecretName, wire::OCTETS};
 
-/// How long an answer may take as a whole.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest value, in bytes; a sidecar's own limit is at most that.
-const LONGEST_VALUE: usize = 16 << 20;
+/// The time limit for a complete response.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest value, in bytes; a sidecar's own limit is at most this.
+const MAX_VALUE: usize = 16 << 20;
 
-/// A secret's value, or that of one of its fields.
+/// The value of a secret or of one of its fields.
 pub struct Fetched {
-    /// The bytes as they are at the provider.
+    /// The bytes as stored by the provider.
     pub value: Zeroizing<Vec<u8>>,
-    /// The secret's version.
+    /// The secret's version, if the provider has versions.
     pub version: Option<String>,
 }
 
-/// The current value of a secret, or of one field of a secret that is a JSON object.
+/// Fetches the current value of a secret, or of one field of a secret that is a JSON object.
 ///
 /// # Errors
-/// The sidecar can't be reached, refuses, or is silent.
+/// The sidecar can't be reached, returns an error, or doesn't respond in time.
 pub async fn fetch_secret(
     socket: &Socket,
     name: &SecretName,
     field: Option<&str>,
 ) -> Result<Fetched, SidecarError> {
-    let silent = |_| SidecarError::Unexpected(format!("it was not whole within {PATIENCE:?}"));
-    timeout(PATIENCE, fetch(socket, name, field))
+    let timed_out =
+        |_| SidecarError::Unexpected(format!("no complete response within {TIMEOUT:?}"));
+    timeout(TIMEOUT, fetch(socket, name, field))
         .await
-        .map_err(silent)?
+        .map_err(timed_out)?
 }
 
 async fn fetch(
@@ -53,36 +54,36 @@ async fn fetch(
     }
     let request = request(Method::GET, &path)
         .header(ACCEPT, OCTETS)
-        .body(whole(""));
+        .body(full_body(""));
     let response = socket
         .send(request.map_err(|error| SidecarError::Unexpected(error.to_string()))?)
         .await?;
     if response.status() != StatusCode::OK {
-        return Err(refusal(response).await);
+        return Err(error_of(response).await);
     }
     let version = version(response.headers());
-    let mut body = Limited::new(response.into_body(), LONGEST_VALUE);
+    let mut body = Limited::new(response.into_body(), MAX_VALUE);
     let mut value = Zeroizing::new(Vec::new());
     while let Some(frame) = body.frame().await {
-        let piece = frame
-            .map_err(|error| broken_off(&*error))?
+        let chunk = frame
+            .map_err(|error| incomplete(&*error))?
             .into_data()
             .unwrap_or_default();
-        append(&mut value, &piece);
+        append(&mut value, &chunk);
     }
     Ok(Fetched { value, version })
 }
 
-/// A vector that grows leaves its bytes behind, so this one moves to a new one.
-fn append(value: &mut Zeroizing<Vec<u8>>, piece: &[u8]) {
-    if value.capacity() - value.len() < piece.len() {
+/// Appends without reallocating in place, which would leave a copy of the bytes behind.
+fn append(value: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    if value.capacity() - value.len() < chunk.len() {
         let mut longer = Zeroizing::new(Vec::with_capacity(
-            (value.len() + piece.len()).next_power_of_two(),
+            (value.len() + chunk.len()).next_power_of_two(),
         ));
         longer.extend_from_slice(value);
         *value = longer;
     }
-    value.extend_from_slice(piece);
+    value.extend_from_slice(chunk);
 }
 
 fn version(headers: &HeaderMap) -> Option<String> {

@@ -1,44 +1,44 @@
-//! Which secret goes where.
+//! Bindings of secrets to environment variables and files.
 
 use std::{collections::BTreeSet, str::FromStr};
 
 use crate::model::SecretName;
 
-/// Names the folder of the files to the program.
+/// The variable that names the directory of the files.
 pub(super) const FILES: &str = "SIDEKEY_FILES";
 
-/// Why a binding was not accepted.
+/// An invalid binding.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BindingError(String);
 
-/// A secret, or a field of one.
+/// A secret, or a field of a secret that is a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Piece {
-    pub(super) secret: SecretName,
+pub(super) struct SecretRef {
+    pub(super) name: SecretName,
     pub(super) field: Option<String>,
 }
 
-/// A variable of the program's environment.
+/// An environment variable of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnvBinding {
     pub(super) name: String,
     pub(super) source: EnvSource,
 }
 
-/// What a variable holds.
+/// Where a variable's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EnvSource {
-    Secret(Piece),
+    Secret(SecretRef),
     /// The path of the file with this name.
     File(String),
 }
 
-/// A file in the program's folder.
+/// A file in the program's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileBinding {
     pub(super) name: String,
-    pub(super) piece: Piece,
+    pub(super) secret: SecretRef,
 }
 
 impl FromStr for EnvBinding {
@@ -47,7 +47,7 @@ impl FromStr for EnvBinding {
     fn from_str(text: &str) -> Result<Self, BindingError> {
         let form = || {
             BindingError(
-                "write NAME=secret:SECRET, NAME=secret:SECRET#FIELD or NAME=file:FILE".into(),
+                "expected NAME=secret:SECRET, NAME=secret:SECRET#FIELD or NAME=file:FILE".into(),
             )
         };
         let (name, source) = text
@@ -56,11 +56,11 @@ impl FromStr for EnvBinding {
             .ok_or_else(form)?;
         if name == FILES {
             return Err(BindingError(format!(
-                "{FILES} names the folder of the files"
+                "{FILES} is reserved for the directory of the files"
             )));
         }
         let source = match source.split_once(':').ok_or_else(form)? {
-            ("secret", piece) => EnvSource::Secret(piece.parse()?),
+            ("secret", secret) => EnvSource::Secret(secret.parse()?),
             ("file", file) => EnvSource::File(file.into()),
             _ => return Err(form()),
         };
@@ -75,43 +75,44 @@ impl FromStr for FileBinding {
     type Err = BindingError;
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
-        let form = || BindingError("write NAME=secret:SECRET or NAME=secret:SECRET#FIELD".into());
-        let (name, piece) = text.split_once("=secret:").ok_or_else(form)?;
-        // The folder's own names begin with a dot.
+        let form =
+            || BindingError("expected NAME=secret:SECRET or NAME=secret:SECRET#FIELD".into());
+        let (name, secret) = text.split_once("=secret:").ok_or_else(form)?;
+        // Names that start with a dot are reserved for the directory's own entries.
         if name.is_empty()
             || name.len() > 255
             || name.starts_with('.')
             || name.contains(['/', '\0'])
         {
             return Err(BindingError(
-                "a file's name has no slash, doesn't begin with a dot, and has at most 255 bytes"
+                "a file name must not contain a slash, start with a dot, or exceed 255 bytes"
                     .into(),
             ));
         }
         Ok(Self {
             name: name.into(),
-            piece: piece.parse()?,
+            secret: secret.parse()?,
         })
     }
 }
 
-impl FromStr for Piece {
+impl FromStr for SecretRef {
     type Err = BindingError;
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
         let (secret, field) = match text.split_once('#') {
-            Some((_, "")) => return Err(BindingError("after the # stands a field's name".into())),
+            Some((_, "")) => return Err(BindingError("missing field name after #".into())),
             Some((secret, field)) => (secret, Some(field.to_owned())),
             None => (text, None),
         };
-        let secret = secret
+        let name = secret
             .parse()
-            .map_err(|error| BindingError(format!("the secret's name: {error}")))?;
-        Ok(Self { secret, field })
+            .map_err(|error| BindingError(format!("invalid secret name: {error}")))?;
+        Ok(Self { name, field })
     }
 }
 
-/// Everything that the program gets.
+/// All secrets of the program.
 #[derive(Debug, Clone)]
 pub struct Bindings {
     pub(super) env: Vec<EnvBinding>,
@@ -119,20 +120,18 @@ pub struct Bindings {
 }
 
 impl Bindings {
-    /// Bindings that don't contradict each other.
+    /// Combines bindings.
     ///
     /// # Errors
-    /// There is none, a name is taken twice, or a variable names a file that there is not.
+    /// There are none, a name is used twice, or a variable refers to an unknown file.
     pub fn new(env: Vec<EnvBinding>, files: Vec<FileBinding>) -> Result<Self, BindingError> {
         if env.is_empty() && files.is_empty() {
-            return Err(BindingError(
-                "the program gets no secret; say which one by --env or --file".into(),
-            ));
+            return Err(BindingError("no secret given; use --env or --file".into()));
         }
         let names = |flag, names: Vec<&String>| {
             let mut seen = BTreeSet::new();
             match names.into_iter().find(|name| !seen.insert(*name)) {
-                Some(name) => Err(BindingError(format!("{flag} {name} is there twice"))),
+                Some(name) => Err(BindingError(format!("duplicate {flag} {name}"))),
                 None => Ok(()),
             }
         };
@@ -146,7 +145,7 @@ impl Bindings {
                 && files.iter().all(|binding| binding.name != *file)
             {
                 return Err(BindingError(format!(
-                    "--env {}: there is no --file {file}",
+                    "--env {}: unknown --file {file}",
                     binding.name
                 )));
             }
@@ -154,13 +153,13 @@ impl Bindings {
         Ok(Self { env, files })
     }
 
-    /// What has to be fetched.
-    pub(super) fn pieces(&self) -> BTreeSet<Piece> {
+    /// The secrets to fetch.
+    pub(super) fn secrets(&self) -> BTreeSet<SecretRef> {
         let env = self.env.iter().filter_map(|binding| match &binding.source {
-            EnvSource::Secret(piece) => Some(piece),
+            EnvSource::Secret(secret) => Some(secret),
             EnvSource::File(_) => None,
         });
-        env.chain(self.files.iter().map(|binding| &binding.piece))
+        env.chain(self.files.iter().map(|binding| &binding.secret))
             .cloned()
             .collect()
     }
@@ -179,18 +178,18 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_names_a_secret_a_field_or_a_file() {
-        let piece = |field: Option<&str>| Piece {
-            secret: "db".parse().expect("name"),
+    fn parses_secrets_fields_and_files() {
+        let secret = |field: Option<&str>| SecretRef {
+            name: "db".parse().expect("name"),
             field: field.map(str::to_owned),
         };
         assert_eq!(
             env("PW=secret:db").expect("valid").source,
-            EnvSource::Secret(piece(None))
+            EnvSource::Secret(secret(None))
         );
         assert_eq!(
             env("PW=secret:db#a=b#c").expect("valid").source,
-            EnvSource::Secret(piece(Some("a=b#c")))
+            EnvSource::Secret(secret(Some("a=b#c")))
         );
         assert_eq!(
             env("PW=file:pw").expect("valid").source,
@@ -200,7 +199,7 @@ mod tests {
             file("tls.key=secret:db#key").expect("valid"),
             FileBinding {
                 name: "tls.key".into(),
-                piece: piece(Some("key"))
+                secret: secret(Some("key"))
             }
         );
         for wrong in [
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn bindings_that_contradict_each_other_are_refused() {
+    fn duplicate_names_and_unknown_files_are_refused() {
         let refused = |env: &[&str], files: &[&str]| {
             let env = env
                 .iter()
@@ -247,15 +246,15 @@ mod tests {
         assert_eq!(refused(&["A=secret:a", "B=file:b"], &["b=secret:a"]), None);
         assert_eq!(
             refused(&["A=secret:a", "A=secret:b"], &[]).as_deref(),
-            Some("--env A is there twice")
+            Some("duplicate --env A")
         );
         assert_eq!(
             refused(&[], &["a=secret:a", "a=secret:b"]).as_deref(),
-            Some("--file a is there twice")
+            Some("duplicate --file a")
         );
         assert_eq!(
             refused(&["A=file:a"], &[]).as_deref(),
-            Some("--env A: there is no --file a")
+            Some("--env A: unknown --file a")
         );
         assert!(refused(&[], &[]).is_some());
     }

@@ -1,4 +1,4 @@
-//! The files of secrets: in memory alone, for one user, for as long as the program runs.
+//! The files of secrets: in memory, for one user, and removed when the program exits.
 
 use std::{
     env,
@@ -14,61 +14,62 @@ use rustix::{
     process::geteuid,
 };
 
-use super::say;
+use super::log;
 
 const PREFIX: &str = "sidekey-exec-";
-/// What the set in force is called, as in the volumes of Kubernetes.
+/// Link to the active set of files, named as in Kubernetes volumes.
 const CURRENT: &str = "..data";
-/// What will be called so, inside the set that it leads to.
+/// The next `..data` link, prepared inside the set that it points to.
 const NEXT: &str = "..next";
-/// A folder that nobody holds and that is no older may just be in the making.
-const IN_THE_MAKING: Duration = Duration::from_secs(60);
-/// File systems that write nothing to a disk (statfs(2)).
+/// An unlocked directory younger than this may still be in creation.
+const MIN_LEFTOVER_AGE: Duration = Duration::from_secs(60);
+/// The types of tmpfs and ramfs (statfs(2)).
 const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// Why the files have no place.
+/// The files can't be created.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// The one that was named won't do.
-    #[error("{}: {reason}", place.display())]
-    Place {
-        /// Where.
-        place: PathBuf,
-        /// Why not.
+    /// The given parent directory is unsuitable.
+    #[error("{}: {reason}", parent.display())]
+    Unsuitable {
+        /// The parent directory.
+        parent: PathBuf,
+        /// The reason.
         reason: String,
     },
-    /// None of the usual ones will do.
-    #[error("there is no place in memory for files of secrets; name one by --dir\n{}", .0.join("\n"))]
-    NoPlace(Vec<String>),
+    /// None of the default parent directories is suitable.
+    #[error("no tmpfs for files of secrets; give one with --dir\n{}", .0.join("\n"))]
+    NoTmpfs(Vec<String>),
     /// A file can't be written.
     #[error("can't write files to {}: {error}", path.display())]
     Write {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         error: io::Error,
     },
 }
 
-/// The program's folder. It is removed when this is dropped.
+/// The directory of the program's files, removed on drop.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Held locked for as long as the folder is in use.
-    _held: File,
-    /// The set in force; none before the first.
+    /// Locked while the directory is in use.
+    _lock: File,
+    /// The active set.
     current: Option<u64>,
-    /// The one that is written and not in force yet.
-    prepared: Option<u64>,
-    /// How many were begun.
-    begun: u64,
+    /// A set that is written but not active yet.
+    staged: Option<u64>,
+    /// The number of the newest set.
+    newest: u64,
 }
 
 impl Folder {
-    /// Makes an empty folder at `place`, or where there usually is memory. What killed processes left there is removed.
-    pub(super) fn create(place: Option<&Path>) -> Result<Self, FolderError> {
-        if let Some(place) = place {
-            return Self::at(place).map_err(|reason| FolderError::Place {
-                place: place.into(),
+    /// Creates an empty directory in `parent`, or in the first suitable default. Leftovers of killed
+    /// processes are removed from it.
+    pub(super) fn create(parent: Option<&Path>) -> Result<Self, FolderError> {
+        if let Some(parent) = parent {
+            return Self::create_in(parent).map_err(|reason| FolderError::Unsuitable {
+                parent: parent.into(),
                 reason,
             });
         }
@@ -76,41 +77,41 @@ impl Folder {
             .map(PathBuf::from)
             .filter(|path| path.is_absolute());
         let mut reasons = Vec::new();
-        for place in runtime
+        for parent in runtime
             .into_iter()
             .chain(["/dev/shm", "/run"].map(PathBuf::from))
         {
-            match Self::at(&place) {
+            match Self::create_in(&parent) {
                 Ok(folder) => return Ok(folder),
-                Err(reason) => reasons.push(format!("{}: {reason}", place.display())),
+                Err(reason) => reasons.push(format!("{}: {reason}", parent.display())),
             }
         }
-        Err(FolderError::NoPlace(reasons))
+        Err(FolderError::NoTmpfs(reasons))
     }
 
-    fn at(place: &Path) -> Result<Self, String> {
+    fn create_in(parent: &Path) -> Result<Self, String> {
         // The program may change its working directory.
-        let place = place.canonicalize().map_err(|error| error.to_string())?;
-        let path = place.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
-        let made = DirBuilder::new()
+        let parent = parent.canonicalize().map_err(|error| error.to_string())?;
+        let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
+        let created = DirBuilder::new()
             .mode(0o700)
             .create(&path)
             .and_then(|()| File::open(&path));
-        let held = made.map_err(|error| format!("can't make a folder: {error}"))?;
+        let lock = created.map_err(|error| format!("can't create a directory: {error}"))?;
         let folder = Self {
             path,
-            _held: held,
+            _lock: lock,
             current: None,
-            prepared: None,
-            begun: 0,
+            staged: None,
+            newest: 0,
         };
-        let file_system = fstatfs(&folder._held).map_err(|error| error.to_string())?;
+        let file_system = fstatfs(&folder._lock).map_err(|error| error.to_string())?;
         if !IN_MEMORY.contains(&(file_system.f_type as u32)) {
-            return Err("this is no tmpfs, and secrets are not written to a disk".into());
+            return Err("not a tmpfs; secrets are never written to disk".into());
         }
-        flock(&folder._held, FlockOperation::NonBlockingLockExclusive)
+        flock(&folder._lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| error.to_string())?;
-        sweep(&place);
+        remove_leftovers(&parent);
         Ok(folder)
     }
 
@@ -118,33 +119,33 @@ impl Folder {
         &self.path
     }
 
-    /// Writes a set of files beside the one in force. What is short, memory above all, is short here and not when they are exchanged. If it
-    /// fails, nothing has changed.
-    pub(super) fn prepare<'f>(
+    /// Writes a set of files next to the active one. A lack of memory fails here and not in
+    /// [`commit`](Self::commit). On failure, nothing changes.
+    pub(super) fn stage<'f>(
         &mut self,
         files: impl Iterator<Item = (&'f str, &'f [u8])>,
     ) -> Result<(), FolderError> {
-        self.begun += 1;
-        let set = self.set(self.begun);
-        if let Err(error) = self.write(&set, self.begun, files) {
+        self.newest += 1;
+        let set = self.set(self.newest);
+        if let Err(error) = self.write(&set, self.newest, files) {
             discard(&set);
             return Err(self.failed(error));
         }
-        if let Some(before) = self.prepared.replace(self.begun) {
+        if let Some(before) = self.staged.replace(self.newest) {
             discard(&self.set(before));
         }
         Ok(())
     }
 
-    /// Exchanges all files at once for those that were prepared, if any were. A reader sees the old ones or the new ones, never some of
-    /// each, if it opens `..data` first.
-    pub(super) fn exchange(&mut self) -> Result<(), FolderError> {
-        let Some(next) = self.prepared else {
+    /// Activates the staged files, if any, atomically: a reader that resolves `..data` once sees
+    /// either all old or all new files.
+    pub(super) fn commit(&mut self) -> Result<(), FolderError> {
+        let Some(next) = self.staged else {
             return Ok(());
         };
         fs::rename(self.set(next).join(NEXT), self.path.join(CURRENT))
             .map_err(|error| self.failed(error))?;
-        self.prepared = None;
+        self.staged = None;
         if let Some(before) = self.current.replace(next) {
             discard(&self.set(before));
         }
@@ -188,10 +189,10 @@ fn name(set: u64) -> String {
     format!("..{set}")
 }
 
-/// Removes what nobody shall read any more.
+/// Removes outdated files.
 fn discard(path: &Path) {
     if let Err(error) = remove(path) {
-        say(format_args!("can't remove {}: {error}", path.display()));
+        log(format_args!("can't remove {}: {error}", path.display()));
     }
 }
 
@@ -201,7 +202,7 @@ impl Drop for Folder {
     }
 }
 
-/// Removes a folder or a file, if it is there.
+/// Removes a directory or a file, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -217,26 +218,26 @@ fn remove(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Removes folders of ours that nobody holds any more, since whoever did was killed.
-fn sweep(place: &Path) {
-    let Ok(entries) = fs::read_dir(place) else {
+/// Removes directories of killed processes.
+fn remove_leftovers(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else {
         return;
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_left_over(&path) {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_leftover(&path) {
             continue;
         }
         if let Err(error) = remove(&path) {
-            say(format_args!(
-                "can't remove {}, which is left over: {error}",
+            log(format_args!(
+                "can't remove the leftover directory {}: {error}",
                 path.display()
             ));
         }
     }
 }
 
-fn is_left_over(path: &Path) -> bool {
+fn is_leftover(path: &Path) -> bool {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return false;
     };
@@ -246,7 +247,7 @@ fn is_left_over(path: &Path) -> bool {
         .and_then(|at| SystemTime::now().duration_since(at).ok());
     metadata.is_dir()
         && metadata.uid() == geteuid().as_raw()
-        && age.is_some_and(|age| age > IN_THE_MAKING)
+        && age.is_some_and(|age| age > MIN_LEFTOVER_AGE)
         && File::open(path)
             .is_ok_and(|folder| flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
@@ -258,12 +259,12 @@ mod tests {
     use super::*;
 
     fn folder() -> Folder {
-        Folder::create(None).expect("a place in memory")
+        Folder::create(None).expect("a tmpfs")
     }
 
     fn write(folder: &mut Folder, files: &[(&str, &[u8])]) {
-        folder.prepare(files.iter().copied()).expect("written");
-        folder.exchange().expect("exchanged");
+        folder.stage(files.iter().copied()).expect("staged");
+        folder.commit().expect("committed");
     }
 
     fn entries(path: &Path) -> Vec<String> {
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_for_one_user_and_are_exchanged_as_a_set() {
+    fn files_are_private_and_replaced_as_a_set() {
         let mut folder = folder();
         write(&mut folder, &[("a", b"1"), ("b", b"2\0\xff")]);
         let path = folder.path().to_owned();
@@ -294,31 +295,31 @@ mod tests {
             ),
             (0o700, 0o700, 0o400)
         );
-        // Whoever holds the set sees the old one whole.
+        // A reader with an open file keeps seeing the old set.
         let old = fs::canonicalize(path.join("..data")).expect("set");
         let open = File::open(path.join("a")).expect("file");
         write(&mut folder, &[("a", b"3"), ("b", b"4")]);
         assert_eq!(fs::read(path.join("a")).expect("file"), b"3");
         assert_eq!(fs::read(path.join("b")).expect("file"), b"4");
         assert_eq!(io::read_to_string(open).expect("file"), "1");
-        assert!(!old.exists(), "the old values are gone");
+        assert!(!old.exists(), "the old values are removed");
         assert_eq!(entries(&path), ["..2", "..data", "a", "b"]);
         drop(folder);
         assert!(!path.exists());
     }
 
     #[test]
-    fn files_that_can_not_be_written_leave_those_that_can() {
+    fn a_failed_write_keeps_the_active_and_the_staged_files() {
         let mut folder = folder();
         write(&mut folder, &[("a", b"1")]);
         let path = folder.path().to_owned();
         let read = || fs::read(path.join("a")).expect("file");
         folder
-            .prepare([("a", &b"2"[..])].into_iter())
-            .expect("written");
-        assert_eq!(read(), b"1", "not in force yet");
+            .stage([("a", &b"2"[..])].into_iter())
+            .expect("staged");
+        assert_eq!(read(), b"1", "not active yet");
         folder
-            .prepare([("a", &b"3"[..]), ("a", b"3")].into_iter())
+            .stage([("a", &b"3"[..]), ("a", b"3")].into_iter())
             .expect_err("the same name twice");
         assert_eq!(
             (read(), entries(&path)),
@@ -327,8 +328,8 @@ mod tests {
                 ["..1", "..2", "..data", "a"].map(str::to_owned).into()
             )
         );
-        folder.exchange().expect("exchanged");
-        folder.exchange().expect("nothing to do");
+        folder.commit().expect("committed");
+        folder.commit().expect("nothing to do");
         assert_eq!(
             (read(), entries(&path)),
             (
@@ -339,20 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_refused_and_left_as_it_was() {
+    fn a_disk_is_refused_and_unchanged() {
         let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
         fs::create_dir_all(&disk).expect("folder");
         let place = tempfile::tempdir_in(disk).expect("folder");
         let refused = Folder::create(Some(place.path()))
             .err()
-            .expect("no memory")
+            .expect("no tmpfs")
             .to_string();
-        assert!(refused.contains("no tmpfs"), "{refused}");
+        assert!(refused.contains("not a tmpfs"), "{refused}");
         assert_eq!(entries(place.path()), Vec::<String>::new());
     }
 
     #[test]
-    fn what_killed_processes_left_is_removed_and_nothing_else() {
+    fn only_leftovers_of_killed_processes_are_removed() {
         let place = tempfile::tempdir_in("/dev/shm").expect("folder");
         let made = |name: &str, age: u64| {
             let path = place.path().join(name);
@@ -366,12 +367,12 @@ mod tests {
         let (old, young, other) = (
             made("sidekey-exec-1", 3600),
             made("sidekey-exec-2", 0),
-            made("somebody", 3600),
+            made("other", 3600),
         );
         let held = made("sidekey-exec-3", 3600);
         let holder = File::open(&held).expect("folder");
         flock(&holder, FlockOperation::NonBlockingLockExclusive).expect("lock");
-        let folder = Folder::create(Some(place.path())).expect("memory");
+        let folder = Folder::create(Some(place.path())).expect("tmpfs");
         assert_eq!(
             [&old, &young, &other, &held].map(|path| path.exists()),
             [false, true, true, true]

@@ -1,5 +1,5 @@
-//! The last step between us and the program: this binary once more, in the child, which prepares what only the child can and then becomes
-//! the program. The crate has no unsafe code, so nothing of ours runs between fork and exec.
+//! The child process, which runs this binary again for the setup that only the child can do, and then
+//! replaces itself with the program. A `pre_exec` hook would require unsafe code.
 
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 
@@ -7,19 +7,19 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::terminal;
 
-/// What to become, and for whom.
+/// The program to run, and its supervisor.
 pub struct Launch {
-    /// The process that looks after it. If that dies, the program does.
+    /// The supervising process. The program is killed if it dies.
     pub parent: u32,
-    /// Whether it gets the terminal.
+    /// Whether the program gets the terminal.
     pub foreground: bool,
     /// The program, looked up in `PATH`.
     pub program: OsString,
-    /// Its arguments.
+    /// Arguments of the program.
     pub arguments: Vec<OsString>,
 }
 
-/// Why there is no program.
+/// The program could not be executed.
 #[derive(Debug, thiserror::Error)]
 #[error("can't start {}: {error}", program.display())]
 pub struct LaunchError {
@@ -28,8 +28,8 @@ pub struct LaunchError {
 }
 
 impl LaunchError {
-    /// As shells number it: 127 if it isn't there, 126 if it can't be run.
-    pub fn exit(&self) -> u8 {
+    /// The exit code that shells use: 127 if the program was not found, else 126.
+    pub fn exit_code(&self) -> u8 {
         if self.error.kind() == io::ErrorKind::NotFound {
             127
         } else {
@@ -39,10 +39,10 @@ impl LaunchError {
 }
 
 impl Launch {
-    /// Becomes the program; comes back only if it can't.
+    /// Replaces this process with the program. Returns only on failure.
     pub fn run(self) -> LaunchError {
         let error = match self.prepare() {
-            // Resets the signal mask and SIGPIPE; the environment is the program's already.
+            // Also resets the signal mask and SIGPIPE.
             Ok(()) => Command::new(&self.program).args(&self.arguments).exec(),
             Err(error) => error,
         };
@@ -54,9 +54,9 @@ impl Launch {
 
     fn prepare(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have died before it could be noticed.
+        // The parent may have died before the death signal was set.
         if getppid().map(Pid::as_raw_pid).map(i32::cast_unsigned) != Some(self.parent) {
-            return Err(io::Error::other("whoever looks after it is gone"));
+            return Err(io::Error::other("the supervising process died"));
         }
         if self.foreground {
             terminal::take()

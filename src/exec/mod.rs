@@ -1,18 +1,19 @@
-//! Runs a program with secrets in its environment or in files, and restarts or signals it when they change. docs/exec.md says what the
-//! program gets and what it hears.
+//! Runs a program with secrets in its environment or in files, and restarts or signals it when they
+//! change (docs/exec.md).
 //!
-//! Values of secrets pass through here: they are zeroized when they are replaced. What was handed to the program is its own.
+//! Secret values pass through here and are zeroized when replaced; what the program received is
+//! beyond control.
 
 mod bindings;
 mod folder;
-mod follow;
-mod given;
 mod launch;
 mod program;
 mod signals;
+mod staging;
 mod supervisor;
 mod terminal;
 mod values;
+mod watcher;
 
 use std::{
     ffi::OsString,
@@ -34,65 +35,69 @@ use crate::client::Socket;
 
 /// What to run, with which secrets.
 pub struct Plan {
-    /// The sidecar.
+    /// The sidecar's socket.
     pub socket: Socket,
     /// Which secret goes where.
     pub bindings: Bindings,
-    /// Where the folder of the files is made; none looks for a place.
+    /// A tmpfs for the files; None selects one.
     pub folder: Option<PathBuf>,
-    /// What a change does.
+    /// What to do after a change.
     pub on_change: OnChange,
-    /// How long a program has to end before it is killed.
+    /// Time for the program to exit on a restart before it is killed.
     pub grace: Duration,
-    /// How long the sidecar and the secrets are waited for at the start, and a system that refuses a process at a restart.
+    /// Time to wait for the sidecar and the secrets at startup, and for resources on a restart.
     pub wait: Duration,
-    /// How long nothing more must have changed before a change counts, so that several are one.
+    /// Time without further changes before acting on a change.
     pub settle: Duration,
-    /// A change counts later by a random part of this, so that not all replicas restart at once.
+    /// Maximum random delay before acting on a change, to spread restarts of replicas.
     pub splay: Duration,
     /// The program, looked up in `PATH`.
     pub program: OsString,
-    /// Its arguments.
+    /// Arguments of the program.
     pub arguments: Vec<OsString>,
 }
 
-/// What a changed secret does. Files are up to date in any case.
+/// What to do after a change. Files are updated in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnChange {
-    /// The program is ended and started anew.
+    /// Restart the program.
     Restart,
-    /// It isn't told.
+    /// Do nothing.
     Ignore,
-    /// It gets a signal.
+    /// Send a signal to the program.
     Signal(SignalName),
 }
 
-/// Why nothing runs.
+/// An error that ends `sidekey exec`.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The secrets are not to be had.
+    /// A secret can't be read.
     #[error("{0}")]
     Fetch(FetchError),
-    /// The same, after waiting for them.
-    #[error("waited {}: {}", humantime::format_duration(*.waited), .error.as_ref().map_or("the sidecar is silent".into(), ToString::to_string))]
-    Waited {
-        /// How long.
+    /// The secrets could not be read in time.
+    #[error(
+        "gave up after {}: {}",
+        humantime::format_duration(*.waited),
+        .error.as_ref().map_or("no response from the sidecar".into(), ToString::to_string)
+    )]
+    TimedOut {
+        /// The configured time to wait.
         waited: Duration,
-        /// What was wrong the last time; none if nothing was answered.
+        /// The most recent error; None if nothing was answered.
         error: Option<FetchError>,
     },
-    /// The files have no place.
+    /// The directory for files can't be created or written.
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// The program can't be started.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The system refuses what an init needs.
-    #[error("can't look after a program: {0}")]
+    /// The system refuses what supervision requires.
+    #[error("can't supervise the process: {0}")]
     System(#[from] io::Error),
 }
 
-/// Tells people what happens. Standard error may be gone, which is no reason for the program to end.
-fn say(what: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "sidekey: {what}");
+/// Writes a line to standard error. If that is closed, the program keeps running regardless.
+fn log(message: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "sidekey: {message}");
 }

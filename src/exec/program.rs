@@ -1,4 +1,4 @@
-//! The program as a process.
+//! The program's process.
 
 use std::{
     borrow::Cow,
@@ -25,17 +25,17 @@ use super::{
 };
 use crate::model::SecretName;
 
-/// Itself, in whatever version it runs.
-const OURSELVES: &str = "/proc/self/exe";
+/// This binary, even if its file was replaced.
+const OWN_BINARY: &str = "/proc/self/exe";
 /// The kernel's limit for one variable with its name (execve(2)), in bytes.
-const LONGEST_VARIABLE: usize = 128 << 10;
+const MAX_VARIABLE: usize = 128 << 10;
 
-/// Why a program can't be started.
+/// The program can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A variable can't hold everything.
+    /// A value that a variable can't hold.
     #[error(
-        "secret {secret} contains a NUL byte, which the variable {name} can't hold; give it as a --file"
+        "secret {secret} contains a NUL byte, which the variable {name} can't hold; use --file"
     )]
     Nul {
         /// The secret.
@@ -43,45 +43,45 @@ pub enum StartError {
         /// The variable.
         name: String,
     },
-    /// Nor of any length.
-    #[error("secret {secret} is too long for the variable {name}; give it as a --file")]
+    /// A value that exceeds the kernel's limit for one variable.
+    #[error("secret {secret} is too long for the variable {name}; use --file")]
     TooLong {
         /// The secret.
         secret: SecretName,
         /// The variable.
         name: String,
     },
-    /// Everything together.
+    /// Variables and arguments that exceed the kernel's limit together.
     #[error(
-        "variables and arguments take {bytes} bytes of the {limit} that a process may be started with (a quarter of the limit of its \
-         stack); give secrets as a --file"
+        "environment and arguments take {bytes} bytes, which exceeds the limit of {limit} (a quarter \
+         of the stack limit); use --file for secrets"
     )]
     TooMuch {
-        /// What they take.
+        /// Required bytes.
         bytes: u64,
-        /// What there is.
+        /// Allowed bytes.
         limit: u64,
     },
-    /// The system refuses a process.
-    #[error("can't start a process by {OURSELVES}: {0}")]
+    /// The process can't be created.
+    #[error("can't start a process by {OWN_BINARY}: {0}")]
     Spawn(io::Error),
 }
 
-/// The kernel's limits for all variables and arguments (execve(2)), in bytes.
-const LEAST_ROOM: u64 = 128 << 10;
-const MOST_ROOM: u64 = 6 << 20;
-/// What is left for the rest: what a script's first line adds to the arguments, and what the kernel puts beside them.
-const SPARE_ROOM: u64 = 4 << 10;
+/// The bounds of the kernel's limit for all variables and arguments (execve(2)), in bytes.
+const MIN_SPACE: u64 = 128 << 10;
+const MAX_SPACE: u64 = 6 << 20;
+/// Bytes reserved for a script's interpreter line and the kernel's own entries.
+const RESERVED_SPACE: u64 = 4 << 10;
 
-/// A program that runs, or has ended and was not reaped.
+/// A process that runs, or that exited and was not reaped.
 pub(super) struct Program {
     pid: Pid,
 }
 
-/// What the program's environment has besides ours.
+/// Returns the variables that are added to the inherited environment.
 ///
 /// # Errors
-/// A variable can't hold its value.
+/// A variable can't hold its value, or all together exceed the kernel's limit.
 pub(super) fn environment<'b>(
     plan: &'b Plan,
     values: &'b Values,
@@ -94,19 +94,18 @@ pub(super) fn environment<'b>(
     }
     for EnvBinding { name, source } in &bindings.env {
         let value: Cow<'_, OsStr> = match source {
-            EnvSource::Secret(piece) => {
-                let value: &[u8] = values.of(piece);
-                let (secret, variable) = (|| piece.secret.clone(), || name.clone());
+            EnvSource::Secret(secret) => {
+                let value: &[u8] = values.get(secret);
                 if value.contains(&0) {
                     return Err(StartError::Nul {
-                        secret: secret(),
-                        name: variable(),
+                        secret: secret.name.clone(),
+                        name: name.clone(),
                     });
                 }
-                if name.len() + value.len() + "=\0".len() > LONGEST_VARIABLE {
+                if name.len() + value.len() + "=\0".len() > MAX_VARIABLE {
                     return Err(StartError::TooLong {
-                        secret: secret(),
-                        name: variable(),
+                        secret: secret.name.clone(),
+                        name: name.clone(),
                     });
                 }
                 OsStr::from_bytes(value).into()
@@ -121,45 +120,47 @@ pub(super) fn environment<'b>(
     }
     let inherited =
         env::vars_os().filter(|(name, _)| environment.iter().all(|(ours, _)| name != ours));
-    let inherited = inherited.map(|(name, value)| room(name.len() + "=".len() + value.len()));
+    let inherited = inherited.map(|(name, value)| space(name.len() + "=".len() + value.len()));
     let added = environment
         .iter()
-        .map(|(name, value)| room(name.len() + "=".len() + value.len()));
-    // The program is there twice: as what is run, and as an argument.
+        .map(|(name, value)| space(name.len() + "=".len() + value.len()));
+    // The program counts twice: as the path to execute and as the first argument.
     let run = [&plan.program, &plan.program]
         .into_iter()
         .chain(&plan.arguments)
-        .map(|argument| room(argument.len()));
+        .map(|argument| space(argument.len()));
     let bytes = inherited.chain(added).chain(run).sum();
     let stack = getrlimit(Resource::Stack).current.unwrap_or(u64::MAX);
-    let limit = (stack / 4).clamp(LEAST_ROOM, MOST_ROOM) - SPARE_ROOM;
+    let limit = (stack / 4).clamp(MIN_SPACE, MAX_SPACE) - RESERVED_SPACE;
     if bytes > limit {
         return Err(StartError::TooMuch { bytes, limit });
     }
     Ok(environment)
 }
 
-/// What a text of this length takes: itself, a NUL and a pointer.
-fn room(length: usize) -> u64 {
+/// The bytes that a string takes: its content, a NUL and a pointer.
+fn space(length: usize) -> u64 {
     (length + 1 + size_of::<usize>()) as u64
 }
 
-/// What became of it.
+/// A change of the process's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    Ended { exit: u8 },
+pub(super) enum ProcessStatus {
+    /// Exited with a code, or 128 + N if signal N killed it.
+    Exited { code: u8 },
+    /// Stopped by this signal.
     Stopped(i32),
 }
 
 impl Program {
-    /// Starts it, at the head of a process group of its own.
+    /// Starts the program as the leader of a new process group.
     pub(super) fn start(
         plan: &Plan,
         values: &Values,
         folder: Option<&Path>,
         foreground: bool,
     ) -> Result<Self, StartError> {
-        let mut command = Command::new(OURSELVES);
+        let mut command = Command::new(OWN_BINARY);
         command
             .arg0("sidekey")
             .args(["launch", "--parent", &getpid().as_raw_pid().to_string()]);
@@ -179,49 +180,49 @@ impl Program {
         Ok(Self { pid })
     }
 
-    /// Its process, and the group that it leads.
+    /// The ID of the process and of the group that it leads.
     pub(super) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Signals it alone. That it has ended already is no error.
+    /// Signals the process alone. Does nothing if it exited.
     pub(super) fn signal(&self, signal: Signal) {
         let _ = kill_process(self.pid, signal);
     }
 
-    /// Signals it and those of its children that stayed in its group.
+    /// Signals the process group.
     pub(super) fn signal_group(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Whether it has ended. It stays unreaped, so that its number is nobody else's.
-    pub(super) fn has_ended(&self) -> bool {
+    /// Whether the process exited. It isn't reaped, so that its ID isn't reused.
+    pub(super) fn has_exited(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         matches!(waitid(WaitId::Pid(self.pid), options), Ok(Some(_)))
     }
 
-    /// Reaps whatever ended, orphans included; tells what became of the program, if anything did.
-    pub(super) fn reap(&self) -> Option<Fate> {
-        let mut fate = None;
+    /// Reaps all exited processes, including orphans. Returns the program's status if it changed.
+    pub(super) fn reap(&self) -> Option<ProcessStatus> {
+        let mut result = None;
         loop {
             match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) if pid == self.pid => {
                     let code = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-                    fate = match (
+                    result = match (
                         status.exit_status(),
                         status.terminating_signal(),
                         status.stopping_signal(),
                     ) {
-                        (Some(exit), ..) => Some(Fate::Ended { exit: code(exit) }),
-                        (_, Some(signal), _) => Some(Fate::Ended {
-                            exit: code(128 + signal),
+                        (Some(exit), ..) => Some(ProcessStatus::Exited { code: code(exit) }),
+                        (_, Some(signal), _) => Some(ProcessStatus::Exited {
+                            code: code(128 + signal),
                         }),
-                        (.., Some(signal)) => Some(Fate::Stopped(signal)),
-                        _ => fate,
+                        (.., Some(signal)) => Some(ProcessStatus::Stopped(signal)),
+                        _ => result,
                     };
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
-                Ok(None) | Err(_) => return fate,
+                Ok(None) | Err(_) => return result,
             }
         }
     }

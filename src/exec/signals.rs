@@ -1,14 +1,14 @@
-//! The signals that are passed on, and the one that says that a child ended.
+//! Forwarded signals, and SIGCHLD.
 
 use std::{fs, future::poll_fn, io, str::FromStr, task::Poll};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// What is passed on to the program. KILL and STOP can't be caught; ABRT, BUS, FPE, ILL, SEGV, SYS and TRAP are about the process that has
-/// the fault; XCPU, XFSZ, PROF and VTALRM about its own limits; TTIN and TTOU about its own use of the terminal. Real-time signals have
-/// no name by which they could be sent on.
-const NAMES: [(&str, Signal); 14] = [
+/// The signals forwarded to the program. Others are not: KILL and STOP can't be caught; ABRT, BUS,
+/// FPE, ILL, SEGV, SYS and TRAP report a fault of the receiving process; XCPU, XFSZ, PROF and VTALRM
+/// its limits; TTIN and TTOU its use of the terminal. Real-time signals have no names.
+const FORWARDED: [(&str, Signal); 14] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
     ("QUIT", Signal::QUIT),
@@ -25,13 +25,13 @@ const NAMES: [(&str, Signal); 14] = [
     ("PWR", Signal::POWER),
 ];
 
-/// A signal that programs take as a message.
+/// A signal that programs handle as a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SignalName(pub(super) Signal);
 
-/// There is no such signal to send.
+/// The name of a signal that is unknown or can't be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("write one of HUP, INT, QUIT, USR1, USR2, ALRM, TERM, CONT, URG, WINCH, IO, PWR")]
+#[error("expected one of HUP, INT, QUIT, USR1, USR2, ALRM, TERM, CONT, URG, WINCH, IO, PWR")]
 pub struct UnknownSignal;
 
 impl FromStr for SignalName {
@@ -39,7 +39,7 @@ impl FromStr for SignalName {
 
     fn from_str(text: &str) -> Result<Self, UnknownSignal> {
         let name = text.strip_prefix("SIG").unwrap_or(text);
-        let known = NAMES
+        let known = FORWARDED
             .iter()
             .find(|(known, signal)| *known == name && *signal != Signal::TSTP);
         known.map(|(_, signal)| Self(*signal)).ok_or(UnknownSignal)
@@ -49,7 +49,7 @@ impl FromStr for SignalName {
 impl std::fmt::Display for SignalName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(
-            NAMES
+            FORWARDED
                 .iter()
                 .find(|(_, signal)| *signal == self.0)
                 .map_or("?", |(name, _)| name),
@@ -63,52 +63,53 @@ impl std::fmt::Debug for SignalName {
     }
 }
 
-/// What was heard.
+/// A received signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// Some child ended or stopped, or several did.
+pub(super) enum Received {
+    /// SIGCHLD: one or more children exited or stopped.
     Child,
-    /// To be passed on.
-    Signal(SignalName),
+    /// A signal to forward.
+    Forward(SignalName),
 }
 
-/// Everything that is listened to.
+/// Streams of all signals that are handled.
 pub(super) struct Signals {
     child: unix::Signal,
     forwarded: Vec<(Signal, unix::Signal)>,
 }
 
 impl Signals {
-    /// Listens from now on. What this process was started to ignore stays ignored, for the program as well, as `nohup` wants it.
+    /// Installs the handlers. Signals that this process was started to ignore stay ignored, also for
+    /// the program, as `nohup` requires.
     pub(super) fn listen() -> io::Result<Self> {
         let ignored = ignored();
-        let forwarded = NAMES
+        let forwarded = FORWARDED
             .iter()
             .map(|(_, signal)| *signal)
-            .filter(|wanted| ignored & bit(*wanted) == 0);
+            .filter(|signal| ignored & bit(*signal) == 0);
         let forwarded =
-            forwarded.map(|wanted| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?)));
+            forwarded.map(|number| Ok((number, signal(SignalKind::from_raw(number.as_raw()))?)));
         Ok(Self {
             child: signal(SignalKind::child())?,
             forwarded: forwarded.collect::<io::Result<_>>()?,
         })
     }
 
-    /// The next one. Nothing is lost when the future is dropped.
-    pub(super) async fn next(&mut self) -> Heard {
+    /// Waits for the next signal. Cancel safe.
+    pub(super) async fn next(&mut self) -> Received {
         poll_fn(|cx| {
             for (signal, stream) in &mut self.forwarded {
                 if stream.poll_recv(cx).is_ready() {
-                    return Poll::Ready(Heard::Signal(SignalName(*signal)));
+                    return Poll::Ready(Received::Forward(SignalName(*signal)));
                 }
             }
-            self.child.poll_recv(cx).map(|_| Heard::Child)
+            self.child.poll_recv(cx).map(|_| Received::Child)
         })
         .await
     }
 }
 
-/// The mask of signals that this process ignores (proc_pid_status(5)).
+/// The mask of signals that this process ignores (`SigIgn` in proc_pid_status(5)).
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -116,7 +117,7 @@ fn ignored() -> u64 {
         .unwrap_or(0)
 }
 
-/// Whether this process was started to ignore a signal that it doesn't listen to.
+/// Whether this process was started to ignore `signal`, which must not be a handled one.
 pub(super) fn is_ignored(signal: Signal) -> bool {
     ignored() & bit(signal) != 0
 }
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn signals_have_names_with_and_without_sig() {
-        for (name, signal) in NAMES.iter().filter(|(name, _)| *name != "TSTP") {
+        for (name, signal) in FORWARDED.iter().filter(|(name, _)| *name != "TSTP") {
             assert_eq!(name.parse(), Ok(SignalName(*signal)));
             assert_eq!(format!("SIG{name}").parse(), Ok(SignalName(*signal)));
             assert_eq!(SignalName(*signal).to_string(), *name);

@@ -1,4 +1,4 @@
-//! Looks after the program from start to end, as an init does: passes signals on, reaps what is left, gives back the exit code.
+//! Supervises the program as an init does: forwards signals, reaps orphans, returns its exit code.
 
 use std::{
     collections::BTreeSet, future::pending, io, ops::ControlFlow, path::Path, sync::Arc,
@@ -13,30 +13,32 @@ use tokio::{
 
 use super::{
     ExecError, OnChange, Plan,
-    bindings::Piece,
+    bindings::SecretRef,
     folder::Folder,
-    follow::follow,
-    given::Given,
-    program::{Fate, Program},
-    say,
-    signals::{Heard, SignalName, Signals},
+    log,
+    program::{ProcessStatus, Program},
+    signals::{Received, SignalName, Signals},
+    staging::Staging,
     terminal::{Suspended, Terminal},
     values::{FetchError, Values},
+    watcher,
 };
 use crate::model::SecretName;
 
-/// How often a sidecar that isn't there yet is looked for.
-const PAUSE: Duration = Duration::from_millis(100);
-/// How long a system that refuses a process is left alone at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The delay between attempts at startup, and the initial one between restarts.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+/// The maximum delay between attempts to restart the program.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// Runs the program; gives the exit code that its end makes, 128 + N if signal N ended it. Needs a Tokio runtime of one thread, the
-/// process's first: the kernel ends the program when the thread that started it ends.
+/// Runs the program and returns its exit code, or 128 + N if signal N killed it.
+///
+/// Must run on the process's main thread, in a single-threaded Tokio runtime: the kernel kills the
+/// program when the thread that started it exits.
 ///
 /// # Errors
-/// The program was not started, or could not be started anew.
+/// The program could not be started or restarted.
 pub async fn run(plan: Plan) -> Result<u8, ExecError> {
-    // First, so that no signal ends us the hard way, with files left behind.
+    // First, so that an early signal doesn't kill the process and leave files behind.
     let mut signals = Signals::listen()?;
     let terminal = Terminal::open()?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
@@ -45,38 +47,38 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
     } else {
         Some(Folder::create(plan.folder.as_deref())?)
     };
-    let pieces = plan.bindings.pieces();
+    let secrets = plan.bindings.secrets();
     let values = tokio::select! {
-        values = first_values(&plan, &pieces) => Arc::new(values?),
-        signal = end_asked_for(&mut signals) => return Ok(exit_of(signal)),
+        values = first_values(&plan, &secrets) => Arc::new(values?),
+        signal = stop_signal(&mut signals) => return Ok(exit_code(signal)),
     };
-    let changes = follow(&plan, pieces, Arc::clone(&values));
-    let given = Given::new(&plan, folder, values)?;
+    let changes = watcher::spawn(&plan, secrets, Arc::clone(&values));
+    let staging = Staging::new(&plan, folder, values)?;
     let mut supervisor = Supervisor {
         plan,
         terminal,
-        given,
-        stopping: None,
-        end_asked_for: false,
+        staging,
+        kill_at: None,
+        stop_requested: false,
         last: None,
     };
     let program = supervisor.start()?;
-    supervisor.look_after(program, &mut signals, changes).await
+    supervisor.supervise(program, &mut signals, changes).await
 }
 
-/// The secrets, as soon as all can be had.
-async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, ExecError> {
+/// Reads the secrets, and waits until all are available.
+async fn first_values(plan: &Plan, secrets: &BTreeSet<SecretRef>) -> Result<Values, ExecError> {
     let until = Instant::now() + plan.wait;
     let mut last: Option<FetchError> = None;
     loop {
-        match timeout_at(until, Values::fetch(&plan.socket, pieces)).await {
+        match timeout_at(until, Values::fetch(&plan.socket, secrets)).await {
             Ok(Ok(values)) => return Ok(values),
             Ok(Err(error)) if error.is_final() && !error.is_missing() => {
                 return Err(ExecError::Fetch(error));
             }
             Ok(Err(error)) => {
                 if last.is_none() {
-                    say(format_args!(
+                    log(format_args!(
                         "{error}; waiting for up to {}",
                         humantime::format_duration(plan.wait)
                     ));
@@ -85,162 +87,169 @@ async fn first_values(plan: &Plan, pieces: &BTreeSet<Piece>) -> Result<Values, E
             }
             Err(_) => {}
         }
-        // An answer that is there at once is taken, however late it is.
+        // After the fetch, so that at least one attempt is made even without any time to wait.
         if Instant::now() >= until {
-            return Err(ExecError::Waited {
+            return Err(ExecError::TimedOut {
                 waited: plan.wait,
                 error: last,
             });
         }
-        sleep_until(until.min(Instant::now() + PAUSE)).await;
+        sleep_until(until.min(Instant::now() + MIN_PAUSE)).await;
     }
 }
 
-/// The signal that ends the waiting for secrets.
-async fn end_asked_for(signals: &mut Signals) -> Signal {
+/// Waits for a signal that requests to stop, while no program runs.
+async fn stop_signal(signals: &mut Signals) -> Signal {
     loop {
         match signals.next().await {
-            Heard::Signal(SignalName(signal)) if ends(signal) || signal == Signal::HUP => {
+            Received::Forward(SignalName(signal))
+                if is_stop_request(signal) || signal == Signal::HUP =>
+            {
                 return signal;
             }
-            Heard::Signal(SignalName(Signal::TSTP)) => {
+            Received::Forward(SignalName(Signal::TSTP)) => {
                 let _ = kill_current_process_group(Signal::STOP);
             }
-            Heard::Signal(_) | Heard::Child => {}
+            Received::Forward(_) | Received::Child => {}
         }
     }
 }
 
-/// Whether whoever sends it wants the end.
-fn ends(signal: Signal) -> bool {
+/// Whether the sender of `signal` wants the program to stop.
+fn is_stop_request(signal: Signal) -> bool {
     [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal)
 }
 
-fn exit_of(signal: Signal) -> u8 {
+fn exit_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
 }
 
 struct Supervisor {
     plan: Plan,
     terminal: Terminal,
-    given: Given,
-    /// When the program, which was asked to end so that it can be started anew, is killed.
-    stopping: Option<Instant>,
-    /// Nothing is started any more.
-    end_asked_for: bool,
-    /// The program before, which may have left the terminal behind.
+    staging: Staging,
+    /// When to kill the program if it doesn't exit; set while a restart is in progress.
+    kill_at: Option<Instant>,
+    /// Whether a signal requested to stop, so that the program isn't restarted any more.
+    stop_requested: bool,
+    /// The previous process of the program, which may still own the terminal.
     last: Option<Pid>,
 }
 
 impl Supervisor {
     fn start(&mut self) -> Result<Program, ExecError> {
-        let foreground = self.terminal.is_ours(self.last);
+        let foreground = self.terminal.is_owned(self.last);
         let program = Program::start(
             &self.plan,
-            self.given.values(),
-            self.given.folder(),
+            self.staging.current(),
+            self.staging.folder(),
             foreground,
         )?;
         self.last = Some(program.pid());
         Ok(program)
     }
 
-    /// Starts it with what is ready for it; gives the exit code if somebody wants the end while the system refuses a process.
-    async fn start_anew(
+    /// Starts the program again with the staged values. Returns the exit code if a signal requests to
+    /// stop while the process can't be created.
+    async fn restart(
         &mut self,
         signals: &mut Signals,
     ) -> Result<ControlFlow<u8, Program>, ExecError> {
-        self.stopping = None;
-        if let Err(error) = self.given.take_effect() {
-            say(format_args!(
-                "{error}; starting the program with the values that it had"
+        self.kill_at = None;
+        if let Err(error) = self.staging.commit() {
+            log(format_args!(
+                "{error}; starting the program with its previous values"
             ));
         }
         let until = Instant::now() + self.plan.wait;
-        let mut pause = PAUSE;
+        let mut pause = MIN_PAUSE;
         loop {
             match self.start() {
                 Ok(program) => return Ok(ControlFlow::Continue(program)),
                 Err(error) if Instant::now() >= until => return Err(error),
-                Err(error) if pause == PAUSE => {
-                    say(format_args!(
-                        "{error}; trying for up to {}",
+                Err(error) if pause == MIN_PAUSE => {
+                    log(format_args!(
+                        "{error}; retrying for up to {}",
                         humantime::format_duration(self.plan.wait)
                     ));
                 }
                 Err(_) => {}
             }
             tokio::select! {
-                signal = end_asked_for(signals) => {
+                signal = stop_signal(signals) => {
                     if let Some(last) = self.last {
                         self.terminal.take_back(last);
                     }
-                    return Ok(ControlFlow::Break(exit_of(signal)));
+                    return Ok(ControlFlow::Break(exit_code(signal)));
                 }
                 () = sleep(pause) => {}
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
-    async fn look_after(
+    async fn supervise(
         &mut self,
         mut program: Program,
         signals: &mut Signals,
         mut changes: watch::Receiver<Arc<Values>>,
     ) -> Result<u8, ExecError> {
         loop {
-            let (killing, again) = (self.stopping, self.given.again());
+            let (kill_at, retry_at) = (self.kill_at, self.staging.retry_at());
             tokio::select! {
-                heard = signals.next() => match heard {
-                    Heard::Signal(SignalName(signal)) => self.pass_on(signal, &program),
-                    Heard::Child => {
-                        let restarts = self.stopping.is_some() && !self.end_asked_for;
-                        if restarts && program.has_ended() {
-                            // Whatever it left would hold what the next one needs, and know what is old.
+                received = signals.next() => match received {
+                    Received::Forward(SignalName(signal)) => self.forward(signal, &program),
+                    Received::Child => {
+                        let restarts = self.kill_at.is_some() && !self.stop_requested;
+                        if restarts && program.has_exited() {
+                            // Remaining children would hold ports and files, and keep outdated secrets.
                             program.signal_group(Signal::KILL);
                         }
                         match program.reap() {
-                            Some(Fate::Ended { exit }) if restarts && !was_interrupted(exit) => {
+                            Some(ProcessStatus::Exited { code }) if restarts && !was_interrupted(code) => {
                                 if let Ok(true) = changes.has_changed() {
                                     let values = Arc::clone(&changes.borrow_and_update());
-                                    self.change(values, &program, Try::First);
+                                    self.change(values, &program, Attempt::First);
                                 }
-                                match self.start_anew(signals).await? {
+                                match self.restart(signals).await? {
                                     ControlFlow::Continue(next) => program = next,
                                     ControlFlow::Break(exit) => return Ok(exit),
                                 }
                             }
-                            Some(Fate::Ended { exit }) => {
+                            Some(ProcessStatus::Exited { code }) => {
                                 self.terminal.take_back(program.pid());
-                                return Ok(exit);
+                                return Ok(code);
                             }
-                            Some(Fate::Stopped(signal)) => self.suspend(signal, &program),
+                            Some(ProcessStatus::Stopped(signal)) => self.suspend(signal, &program),
                             None => {}
                         }
                     }
                 },
                 Ok(()) = changes.changed() => {
                     let values = Arc::clone(&changes.borrow_and_update());
-                    self.change(values, &program, Try::First);
+                    self.change(values, &program, Attempt::First);
                 }
-                () = at(again) => {
+                () = at(retry_at) => {
                     let values = Arc::clone(&changes.borrow_and_update());
-                    self.change(values, &program, Try::Again);
+                    self.change(values, &program, Attempt::Retry);
                 }
-                () = at(killing) => {
-                    self.stopping = killing.map(|at| at + self.plan.grace.max(Duration::from_secs(1)));
-                    say(format_args!("the program did not end within {}; killing it", humantime::format_duration(self.plan.grace)));
+                () = at(kill_at) => {
+                    let grace = self.plan.grace;
+                    self.kill_at = kill_at.map(|at| at + grace.max(Duration::from_secs(1)));
+                    log(format_args!(
+                        "the program did not exit within {}; killing it",
+                        humantime::format_duration(grace)
+                    ));
                     program.signal_group(Signal::KILL);
                 }
             }
         }
     }
 
-    fn pass_on(&mut self, signal: Signal, program: &Program) {
-        self.end_asked_for |= ends(signal);
+    fn forward(&mut self, signal: Signal, program: &Program) {
+        self.stop_requested |= is_stop_request(signal);
         if signal == Signal::CONT {
-            // By a shell's `fg`, if the terminal is ours.
+            // From a shell's `fg`, if this process owns the terminal.
             self.terminal.give(program.pid());
             program.signal_group(signal);
         } else {
@@ -258,53 +267,53 @@ impl Supervisor {
             return;
         }
         match self.terminal.suspend(program.pid()) {
-            // The shell's SIGCONT, which we heard as well, resumes the program.
-            Suspended::Resumed | Suspended::NobodyWatches => {}
-            Suspended::NobodyResumes if signal == Signal::STOP.as_raw() => {}
-            Suspended::NobodyResumes => {
+            // The shell's SIGCONT is received here, too, and forwarded to the program.
+            Suspended::Resumed | Suspended::NoTerminal => {}
+            Suspended::SessionLeader if signal == Signal::STOP.as_raw() => {}
+            Suspended::SessionLeader => {
                 self.terminal.give(program.pid());
                 program.signal_group(Signal::CONT);
             }
         }
     }
 
-    fn change(&mut self, values: Arc<Values>, program: &Program, nth: Try) {
-        let changed = self.given.changed(&values);
-        if changed.is_empty() && (self.stopping.is_none() || self.end_asked_for) {
-            self.given.is_up_to_date();
+    fn change(&mut self, values: Arc<Values>, program: &Program, attempt: Attempt) {
+        let changed = self.staging.changed(&values);
+        if changed.is_empty() && (self.kill_at.is_none() || self.stop_requested) {
+            self.staging.cancel_retry();
             return;
         }
         let changed = names(&changed);
-        if self.end_asked_for {
-            self.given.is_up_to_date();
-            say(format_args!(
-                "{changed} changed; the program was asked to end and is not told"
+        if self.stop_requested {
+            self.staging.cancel_retry();
+            log(format_args!(
+                "{changed} changed; ignored, because the program is stopping"
             ));
             return;
         }
-        // Before the program is ended for values that it can't be started with.
-        let given = match self.plan.on_change {
-            OnChange::Restart => self.given.prepare_start(&self.plan, values),
+        // Staged first, so that the program is never stopped for values that it can't start with.
+        let staged = match self.plan.on_change {
+            OnChange::Restart => self.staging.stage_for_start(&self.plan, values),
             OnChange::Ignore | OnChange::Signal(_) => self
-                .given
-                .prepare(&self.plan, values)
-                .and_then(|()| self.given.take_effect())
+                .staging
+                .stage(&self.plan, values)
+                .and_then(|()| self.staging.commit())
                 .map_err(ExecError::from),
         };
-        if let Err(error) = given {
-            if nth == Try::First {
-                let again = if self.given.again().is_some() {
-                    "; trying again"
+        if let Err(error) = staged {
+            if attempt == Attempt::First {
+                let retry = if self.staging.retry_at().is_some() {
+                    "; retrying"
                 } else {
                     ""
                 };
-                let what = if self.stopping.is_some() {
-                    "is started with those before"
+                let consequence = if self.kill_at.is_some() {
+                    "will start with the previous values"
                 } else {
-                    "goes on with the values that it has"
+                    "keeps its current values"
                 };
-                say(format_args!(
-                    "{changed} changed: {error}; the program {what}{again}"
+                log(format_args!(
+                    "{changed} changed: {error}; the program {consequence}{retry}"
                 ));
             }
             return;
@@ -312,38 +321,39 @@ impl Supervisor {
         match self.plan.on_change {
             OnChange::Ignore => {}
             OnChange::Signal(signal) => {
-                say(format_args!(
+                log(format_args!(
                     "{changed} changed; sending SIG{signal} to {}",
-                    shown(&self.plan.program)
+                    display(&self.plan.program)
                 ));
                 program.signal(signal.0);
             }
-            // The program that is started next gets them.
-            OnChange::Restart if self.stopping.is_some() => {}
+            // A restart is in progress, and uses the staged values.
+            OnChange::Restart if self.kill_at.is_some() => {}
             OnChange::Restart => {
-                say(format_args!(
+                log(format_args!(
                     "{changed} changed; restarting {}",
-                    shown(&self.plan.program)
+                    display(&self.plan.program)
                 ));
-                self.stopping = Some(Instant::now() + self.plan.grace);
+                self.kill_at = Some(Instant::now() + self.plan.grace);
                 program.signal(Signal::TERM);
-                // One that is stopped would not hear of it.
+                // Resumes a stopped program, which could not handle SIGTERM.
                 program.signal(Signal::CONT);
             }
         }
     }
 }
 
-/// Whether values are seen for the first time, or their files could not be written before.
+/// Whether a change is new or retried, because its files could not be written before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Try {
+enum Attempt {
     First,
-    Again,
+    Retry,
 }
 
-/// Whether somebody typed ^C or ^\ at the program, which alone hears of it: he wants the end, not the next one.
-fn was_interrupted(exit: u8) -> bool {
-    [Signal::INT, Signal::QUIT].map(exit_of).contains(&exit)
+/// Whether the program died of ^C or ^\, which only it receives: the user wants to stop, not to
+/// restart.
+fn was_interrupted(code: u8) -> bool {
+    [Signal::INT, Signal::QUIT].map(exit_code).contains(&code)
 }
 
 async fn at(time: Option<Instant>) {
@@ -361,6 +371,6 @@ fn names(secrets: &BTreeSet<SecretName>) -> String {
         .join(", ")
 }
 
-fn shown(program: &std::ffi::OsStr) -> std::path::Display<'_> {
+fn display(program: &std::ffi::OsStr) -> std::path::Display<'_> {
     Path::new(program).display()
 }

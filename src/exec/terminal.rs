@@ -1,4 +1,4 @@
-//! The terminal, which belongs to the program while it runs: what is typed there, ^C included, reaches the program once and us never.
+//! Job control: while the program runs, it owns the terminal and receives all input, including ^C.
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,60 +22,63 @@ use super::signals::is_ignored;
 pub(super) struct Terminal {
     file: Option<File>,
     own: Pid,
-    /// Others have the terminal by the same right as we: the rest of a pipeline, `less` for one. It is given away only when it is asked for.
+    /// Whether other processes of a pipeline, such as `less`, may use the terminal as well. It is
+    /// then given to the program only on demand.
     shared: bool,
 }
 
 impl Terminal {
-    /// Must be called on the thread that calls everything else of it.
+    /// Must be called on the thread that uses the terminal, because it changes its signal mask.
     pub(super) fn open() -> io::Result<Self> {
-        // Whoever gives the terminal away from the background is stopped by this signal, unless it is blocked.
+        // tcsetpgrp from the background raises SIGTTOU, which stops the process unless blocked.
         block_stop_by_output()?;
         let is_pipe = fstat(io::stdout())
             .is_ok_and(|stdout| FileType::from_raw_mode(stdout.st_mode) == FileType::Fifo);
-        // A program that ignores being stopped, as in a shell's `$(...)`, could not ask.
+        // A program that ignores SIGTTIN, as in a shell's `$(...)`, couldn't demand the terminal.
         let shared = is_pipe && !is_ignored(Signal::TTIN);
-        // A group outside of our pid namespace has no number here: the terminal could not be given back to it.
+        // A group outside this PID namespace has no number here and couldn't get the terminal back.
         let (file, own) = own_group().map_or((None, getpid()), |own| (terminal(), own));
         Ok(Self { file, own, shared })
     }
 
-    /// Whether what is typed comes to us alone or to `program`, and so may be given to one that follows it.
-    pub(super) fn is_ours(&self, program: Option<Pid>) -> bool {
+    /// Whether this process alone, or `program`, owns the terminal, so that the program's successor
+    /// may own it.
+    pub(super) fn is_owned(&self, program: Option<Pid>) -> bool {
         self.foreground()
             .is_some_and(|group| group == self.own && !self.shared || Some(group) == program)
     }
 
-    /// Gives the terminal to `program` if it is ours alone.
+    /// Gives the terminal to `program` unless it is shared.
     pub(super) fn give(&self, program: Pid) {
         if !self.shared {
             self.hand_over(self.own, program);
         }
     }
 
-    /// Gives it to `program`, which was stopped because it used it, and tells whether it was ours to give.
+    /// Gives the terminal to `program`, which was stopped because it used it. Returns whether this
+    /// process owned it.
     pub(super) fn lend(&self, program: Pid) -> bool {
-        let is_ours = self.foreground() == Some(self.own);
+        let was_owned = self.foreground() == Some(self.own);
         self.hand_over(self.own, program);
-        is_ours
+        was_owned
     }
 
-    /// Takes it back if `program` has it.
+    /// Takes the terminal back if `program` owns it.
     pub(super) fn take_back(&self, program: Pid) {
         self.hand_over(program, self.own);
     }
 
-    /// Stops everything that a shell takes for one job with us, as the program was stopped; goes on when the shell says so. Does nothing
-    /// where no shell could say it.
+    /// Stops the whole job, as the program was stopped, until the shell resumes it. Does nothing if
+    /// no shell could resume it.
     pub(super) fn suspend(&self, program: Pid) -> Suspended {
         if self.file.is_none() {
-            return Suspended::NobodyWatches;
+            return Suspended::NoTerminal;
         }
         if getsid(None).is_ok_and(|leader| leader.as_raw() == getpid().as_raw_pid()) {
-            return Suspended::NobodyResumes;
+            return Suspended::SessionLeader;
         }
         self.take_back(program);
-        // Fails for nobody who may signal himself.
+        // A process may always signal its own group.
         let _ = kill_current_process_group(Signal::STOP);
         Suspended::Resumed
     }
@@ -88,34 +91,34 @@ impl Terminal {
         if let Some(file) = &self.file
             && self.foreground() == Some(from)
         {
-            // A terminal that hung up belongs to nobody.
+            // Fails only after a hangup.
             let _ = tcsetpgrp(file, to);
         }
     }
 }
 
-/// What came of stopping.
+/// The result of [`Terminal::suspend`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suspended {
-    /// There is no terminal, so the program was stopped by somebody who will resume it himself.
-    NobodyWatches,
-    /// We lead the session: there is no shell that could resume anybody.
-    NobodyResumes,
-    /// A shell stopped and resumed us.
+    /// There is no terminal: the process that stopped the program is expected to resume it.
+    NoTerminal,
+    /// This process leads the session, so no shell could resume it.
+    SessionLeader,
+    /// The shell resumed the job.
     Resumed,
 }
 
-/// Makes this process's group the foreground of its terminal.
+/// Makes this process's group the foreground group of its terminal.
 pub(super) fn take() -> io::Result<()> {
     block_stop_by_output()?;
     match terminal() {
-        // Whoever starts us makes us the head of a group.
+        // The parent made this process a group leader.
         Some(file) => Ok(tcsetpgrp(file, getpid())?),
         None => Ok(()),
     }
 }
 
-/// The group of this process; none if it is not in our pid namespace, in which case the kernel calls it 0.
+/// The group of this process; None if it is outside this PID namespace and reported as 0.
 fn own_group() -> Option<Pid> {
     Pid::from_raw(getpgrp().as_raw())
 }

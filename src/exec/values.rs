@@ -1,20 +1,20 @@
-//! What the secrets are at one time.
+//! A consistent snapshot of the secrets' values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use zeroize::Zeroizing;
 
-use super::bindings::Piece;
+use super::bindings::SecretRef;
 use crate::{
     client::{Fetched, SidecarError, Socket, fetch_secret},
     crypto::equal_in_constant_time,
     model::SecretName,
 };
 
-/// How often a secret is read again that changes while its fields are read.
+/// How often the fields of a secret are read until all have the same version.
 const ATTEMPTS: usize = 5;
 
-/// Why a secret is not to be had.
+/// A secret could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("secret {secret}: {error}")]
 pub struct FetchError {
@@ -23,63 +23,67 @@ pub struct FetchError {
 }
 
 impl FetchError {
-    /// Whether waiting won't help.
+    /// Whether retrying is pointless until something changes.
     pub(super) fn is_final(&self) -> bool {
         self.error.is_final()
     }
 
-    /// Whether there is no such secret, which may come: a file that is mounted, a path that somebody is about to write.
+    /// Whether the secret doesn't exist (yet): a file may be mounted later, a path written later.
     pub(super) fn is_missing(&self) -> bool {
         self.error.is_missing()
     }
 }
 
-/// The values of everything that the program gets.
-pub(super) struct Values(BTreeMap<Piece, Zeroizing<Vec<u8>>>);
+/// The values of all bindings.
+pub(super) struct Values(BTreeMap<SecretRef, Zeroizing<Vec<u8>>>);
 
 impl Values {
-    /// Reads them, all fields of one secret in one version.
+    /// Fetches the values; all fields of a secret have the same version.
     pub(super) async fn fetch(
         socket: &Socket,
-        pieces: &BTreeSet<Piece>,
+        secrets: &BTreeSet<SecretRef>,
     ) -> Result<Self, FetchError> {
         let mut values = BTreeMap::new();
-        let mut secrets: BTreeMap<&SecretName, Vec<&Piece>> = BTreeMap::new();
-        for piece in pieces {
-            secrets.entry(&piece.secret).or_default().push(piece);
+        let mut by_name: BTreeMap<&SecretName, Vec<&SecretRef>> = BTreeMap::new();
+        for secret in secrets {
+            by_name.entry(&secret.name).or_default().push(secret);
         }
-        for (secret, pieces) in secrets {
-            let read = read(socket, &pieces).await.map_err(|error| FetchError {
-                secret: secret.clone(),
+        for (name, fields) in by_name {
+            let read = read(socket, &fields).await.map_err(|error| FetchError {
+                secret: name.clone(),
                 error,
             })?;
-            values.extend(pieces.into_iter().cloned().zip(read));
+            values.extend(fields.into_iter().cloned().zip(read));
         }
         Ok(Self(values))
     }
 
-    /// A value that was fetched; every piece of the bindings was.
-    pub(super) fn of(&self, piece: &Piece) -> &[u8] {
-        self.0.get(piece).map_or(&[], |value| value)
+    /// Returns the value of a secret that was fetched, as all of the bindings are.
+    pub(super) fn get(&self, secret: &SecretRef) -> &[u8] {
+        self.0.get(secret).map_or(&[], |value| value)
     }
 
-    /// The secrets whose values are others there.
+    /// The secrets whose values differ in `other`.
     pub(super) fn changed(&self, other: &Self) -> BTreeSet<SecretName> {
-        let differs = |piece: &&Piece| !equal_in_constant_time(self.of(piece), other.of(piece));
+        let differs =
+            |secret: &&SecretRef| !equal_in_constant_time(self.get(secret), other.get(secret));
         self.0
             .keys()
             .filter(differs)
-            .map(|piece| piece.secret.clone())
+            .map(|secret| secret.name.clone())
             .collect()
     }
 }
 
-/// The values of one secret's pieces, all of the same version: a new password with an old user would open nothing.
-async fn read(socket: &Socket, pieces: &[&Piece]) -> Result<Vec<Zeroizing<Vec<u8>>>, SidecarError> {
+/// Reads fields of one secret in the same version: a new password is useless with an old user.
+async fn read(
+    socket: &Socket,
+    fields: &[&SecretRef],
+) -> Result<Vec<Zeroizing<Vec<u8>>>, SidecarError> {
     for _ in 0..ATTEMPTS {
-        let mut read: Vec<Fetched> = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            read.push(fetch_secret(socket, &piece.secret, piece.field.as_deref()).await?);
+        let mut read: Vec<Fetched> = Vec::with_capacity(fields.len());
+        for secret in fields {
+            read.push(fetch_secret(socket, &secret.name, secret.field.as_deref()).await?);
         }
         if read
             .iter()

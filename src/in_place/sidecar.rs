@@ -16,7 +16,9 @@ use tokio::time::sleep;
 
 use super::source::{Sink, Source};
 use crate::{
-    client::{LONGEST_ANSWER, Problem, SidecarError, Socket, broken_off, read, refusal, request},
+    client::{
+        MAX_RESPONSE, Problem, SidecarError, Socket, error_of, incomplete, read_body, request,
+    },
     crypto::{KeyringId, MessageError, PEEK_LEN, Peek, from_text, peek, to_text},
     wire::{BATCH, DONE, Frame, Frames, ITEMS_HAVE_AAD, OCTETS},
 };
@@ -89,9 +91,9 @@ impl Sidecar {
             .send(Method::GET, &path, None, || Either::Left(Full::default()))
             .await?;
         if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
+            return Err(error_of(response).await);
         }
-        let status: Status = parse(&read(response).await?)?;
+        let status: Status = parse(&read_body(response).await?)?;
         let no_primary = || SidecarError::Refused {
             code: "no_primary".into(),
             message: format!(
@@ -145,11 +147,11 @@ impl Sidecar {
             })
             .await?;
         if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
+            return Err(error_of(response).await);
         }
         let (mut body, mut frames, before) = (
             response.into_body(),
-            Frames::new(LONGEST_ANSWER),
+            Frames::new(MAX_RESPONSE),
             answers.len(),
         );
         while let Some(piece) = body.frame().await {
@@ -160,7 +162,7 @@ impl Sidecar {
                     self.connection = None;
                     return Ok(());
                 }
-                Err(error) => return Err(broken_off(&error)),
+                Err(error) => return Err(incomplete(&error)),
             };
             let mut data = &piece[..];
             while let Some(frame) = frames.next(&mut data) {
@@ -198,7 +200,9 @@ impl Sidecar {
             error => WholeError::Sidecar(error),
         })?;
         if response.status() != StatusCode::OK {
-            let problem = Problem::of(response).await.map_err(WholeError::Sidecar)?;
+            let problem = Problem::from_response(response)
+                .await
+                .map_err(WholeError::Sidecar)?;
             return Err(match problem.code.as_str() {
                 "decryption_failed"
                 | "malformed_ciphertext"
@@ -281,7 +285,7 @@ impl Sidecar {
                     }
                 }
                 Err(error) if is_reused && !error.is_user() => drop(error),
-                Err(error) => return Err(self.socket.not_sent(&error)),
+                Err(error) => return Err(self.socket.send_error(&error)),
             }
         }
         unreachable!("attempts end by returning")
