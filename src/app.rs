@@ -101,7 +101,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
     render::describe_metrics(&registry);
     api::describe_metrics(&registry);
     let ops_tls = match &settings.ops.tls {
-        Some(tls) => Some(Tls::of_operators(tls, &registry, &clock).await?),
+        Some(tls) => Some(Tls::for_operators(tls, &registry, &clock).await?),
         None => None,
     };
     let tcp_tls = match settings
@@ -110,7 +110,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         .as_ref()
         .and_then(|tcp| tcp.tls.as_ref())
     {
-        Some(tls) => Some(Tls::of_applications(tls, &registry, &clock).await?),
+        Some(tls) => Some(Tls::for_applications(tls, &registry, &clock).await?),
         None => None,
     };
     let address = settings.ops.listen;
@@ -188,7 +188,7 @@ pub async fn build(settings: &Settings, clock: Clock) -> Result<Bound, StartErro
         .cloned()
         .collect();
     for tls in &tls {
-        tokio::spawn(Arc::clone(tls).follow(stopping.ending.clone()));
+        tokio::spawn(Arc::clone(tls).follow_files(stopping.ending.clone()));
     }
     let ops_server = OpsServer::new(OpsParts {
         keyrings: keyrings.clone(),

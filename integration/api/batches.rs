@@ -309,7 +309,7 @@ async fn one_batch_sees_one_primary_and_counts_as_its_use() {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
     let last_use = |sidecar: &Sidecar| {
-        sidecar.keyring()["in_force"]["versions"][0]["last_used"]
+        sidecar.keyring()["active"]["versions"][0]["last_used"]
             .as_str()
             .map(str::to_owned)
     };

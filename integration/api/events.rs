@@ -101,7 +101,7 @@ async fn only_what_one_may_inspect_is_told() {
     listener.expect("demo", 1).await;
     world.keyring("rotate", "hidden", &[]);
     wait("the hidden keyring", || {
-        sidecar.status()["keyrings"][1]["in_force"]["generation"] == 2
+        sidecar.status()["keyrings"][1]["active"]["generation"] == 2
     });
     world.keyring("rotate", "demo", &[]);
     listener.expect("demo", 2).await;

@@ -371,7 +371,7 @@ async fn operators_see_health_status_metrics_and_the_manifest() {
     );
     assert_eq!(sidecar.ops("/manifests/nope").0, 404);
     assert_eq!(sidecar.ops("/nope").0, 404);
-    let in_force = &sidecar.keyring()["in_force"];
+    let in_force = &sidecar.keyring()["active"];
     assert_eq!(
         (&in_force["generation"], &in_force["primary"]),
         (&json!(1), &json!(1))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use sidekey::http::Code;
+use sidekey::wire::Code;
 
 use crate::support::harness::World;
 

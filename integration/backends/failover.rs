@@ -100,7 +100,7 @@ async fn survive(pair: &Pair, victim: &str, survivor: &str, results: &[&str], ai
     pair.world.keyring("rotate", "demo", &["--activate", "now"]);
     sidecar.wait_generation(3);
     wait("the new version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == 2
+        sidecar.keyring()["active"]["encrypting"] == 2
     });
     assert_eq!(
         sidecar.client().await.decrypt(&message).await.ok().body,
@@ -217,7 +217,7 @@ async fn a_kek_whose_circuit_is_open_is_asked_last() {
     pair.aws.set(problem("AccessDeniedException", "no"));
     let sidecar = pair.launch();
     let all_open = |count: usize| {
-        let versions = sidecar.keyring()["in_force"]["versions"]
+        let versions = sidecar.keyring()["active"]["versions"]
             .as_array()
             .cloned()
             .unwrap_or_default();

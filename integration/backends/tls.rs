@@ -387,7 +387,7 @@ async fn new_files_count_for_new_connections_and_old_ones_stay_open() {
         ],
     );
     wait("the new certificate", || {
-        sidecar.log().contains("new TLS files are in force")
+        sidecar.log().contains("reloaded TLS files")
     });
 
     let (mut new, shown) = connect(sidecar.ops, stage.rustls(Some(&other_client)))
@@ -487,10 +487,7 @@ fn bad_new_files_change_nothing_until_good_ones_come() {
         "it is not valid before 2048-01-01T00:00:00Z",
     );
     fs::write(stage.file("ca.crt"), "").unwrap();
-    failed(
-        "no authority",
-        "ca.crt: there is no certificate in this file",
-    );
+    failed("no authority", "ca.crt: the file contains no certificate");
 
     // Each reason was logged once, however often the files were looked at.
     let tries = "sidekey_tls_reloads_total{listener=\"ops\",result=\"failed\"}";
@@ -502,7 +499,7 @@ fn bad_new_files_change_nothing_until_good_ones_come() {
     assert_eq!(
         sidecar
             .log()
-            .matches("ca.crt: there is no certificate in this file")
+            .matches("ca.crt: the file contains no certificate")
             .count(),
         1,
         "{}",

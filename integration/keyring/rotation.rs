@@ -96,7 +96,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
         let keyrings = status["keyrings"].as_array().unwrap();
         keyrings
             .iter()
-            .all(|keyring| keyring["in_force"]["primary"] == ROTATIONS + 1)
+            .all(|keyring| keyring["active"]["primary"] == ROTATIONS + 1)
     });
     done.store(true, Ordering::Relaxed);
     while let Some(result) = clients.join_next().await {
@@ -432,7 +432,7 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
     for (code, bytes) in faults {
         fs::write(&file, bytes).unwrap();
         wait(code, || sidecar.keyring()["last_error"]["code"] == code);
-        assert_eq!(sidecar.keyring()["in_force"]["generation"], 3);
+        assert_eq!(sidecar.keyring()["active"]["generation"], 3);
         assert_eq!(client.encrypt(b"x").await.ok().version(), 2);
         assert_eq!(sidecar.ops("/readyz").0, 200);
         assert!(
@@ -477,7 +477,7 @@ async fn a_kek_that_is_gone_costs_only_what_it_alone_opens() {
     let publish = || fs::rename(world.path("work.json"), world.manifest("demo")).unwrap();
     publish();
     sidecar.wait_generation(2);
-    let unopened = sidecar.keyring()["in_force"]["versions"][1]["unopened"]
+    let unopened = sidecar.keyring()["active"]["versions"][1]["unopened"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -539,7 +539,7 @@ async fn a_trusted_signer_is_demanded() {
     wait("the refusal", || {
         sidecar.keyring()["last_error"]["code"] == "unsigned"
     });
-    assert_eq!(sidecar.keyring()["in_force"]["generation"], 1);
+    assert_eq!(sidecar.keyring()["active"]["generation"], 1);
     world.keyring("touch", "demo", &sign);
     sidecar.wait_generation(3);
     world.keyring("verify", "demo", &["--trusted-signer", signer]);

@@ -282,7 +282,7 @@ impl Sidecar {
 
     pub fn wait_generation(&self, generation: u64) {
         wait("a generation", || {
-            self.keyring()["in_force"]["generation"].as_u64() >= Some(generation)
+            self.keyring()["active"]["generation"].as_u64() >= Some(generation)
         });
     }
 

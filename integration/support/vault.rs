@@ -51,6 +51,6 @@ pub fn token_file(world: &World, token: &str) -> String {
 pub fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     wait("the new version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == version
+        sidecar.keyring()["active"]["encrypting"] == version
     });
 }

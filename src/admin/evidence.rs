@@ -13,7 +13,7 @@ use crate::{
     crypto::KeyringId,
     keyring::{SidecarReport, VersionUse},
     model::KeyringName,
-    ops::Status,
+    wire::status::Status,
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -99,23 +99,20 @@ fn usage(
         .iter()
         .find(|found| found.name == *keyring)
         .ok_or("it doesn't serve the keyring; leave it out")?;
-    let in_force = found
-        .in_force
-        .as_ref()
-        .ok_or("it has no manifest in force")?;
-    if in_force.id != id {
+    let active = found.active.as_ref().ok_or("it has no active manifest")?;
+    if active.id != id.to_string() {
         return Err(format!(
             "its keyring of that name is another one, {}",
-            in_force.id
+            active.id
         ));
     }
-    let last_used = in_force
+    let last_used = active
         .versions
         .iter()
         .find(|found| found.version == version)
         .and_then(|found| found.last_used);
     Ok(VersionUse {
-        generation: in_force.generation,
+        generation: active.generation,
         observed_since: found.observed_since,
         last_used,
     })

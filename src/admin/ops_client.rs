@@ -118,8 +118,8 @@ mod tls {
     use super::OpsTls;
     use crate::{
         backend::{Identity, client_config, trusted_roots},
-        http::CertificateNames,
         model::CertificateName,
+        wire::CertificateNames,
     };
 
     pub(super) struct Connector {

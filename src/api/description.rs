@@ -1,14 +1,13 @@
-//! What callers are shown of a keyring: versions, roles, generation; no keys.
+//! Descriptions of keyrings and secrets for callers and events. They contain no keys or values.
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::http::problem::{Code, Problem};
-use crate::{refresh::Keyring, secrets};
+use crate::{refresh::Keyring, secrets, session::SessionError};
 
-/// Everything.
+/// A keyring, as callers see it.
 #[derive(Serialize)]
-pub(crate) struct Description {
+pub(crate) struct KeyringDescription {
     name: String,
     id: String,
     generation: u64,
@@ -26,16 +25,12 @@ struct VersionDescription {
     created_at: Timestamp,
 }
 
-impl Description {
-    pub(crate) fn of(keyring: &Keyring, now: Timestamp) -> Result<Self, Problem> {
+impl KeyringDescription {
+    /// # Errors
+    /// [`SessionError::NotLoaded`]
+    pub(crate) fn of(keyring: &Keyring, now: Timestamp) -> Result<Self, SessionError> {
         let snapshot = keyring.snapshot();
-        let Some(snapshot) = snapshot.as_ref() else {
-            return Err(Problem::new(
-                Code::ProviderUnavailable,
-                "the keyring has not been loaded yet",
-            )
-            .retry_after(1));
-        };
+        let snapshot = snapshot.as_ref().ok_or(SessionError::NotLoaded)?;
         let table = &snapshot.table;
         let versions = table.manifest().versions.iter().filter_map(|version| {
             let role = table.role(version.version, now)?.as_str();
@@ -58,9 +53,9 @@ impl Description {
     }
 }
 
-/// What an event tells of a keyring: only what changes when somebody changed something.
+/// The data of a keyring event: only what operators change.
 #[derive(Serialize)]
-pub(crate) struct Change {
+pub(crate) struct KeyringEvent {
     keyring: String,
     generation: u64,
     primary: Option<u32>,
@@ -73,8 +68,8 @@ struct VersionRole {
     role: &'static str,
 }
 
-impl Change {
-    /// What is in force; `None` while nothing is.
+impl KeyringEvent {
+    /// The active state; None until the keyring is loaded.
     pub(crate) fn of(keyring: &Keyring, now: Timestamp) -> Option<Self> {
         let snapshot = keyring.snapshot();
         let table = &snapshot.as_ref()?.table;
@@ -99,17 +94,16 @@ impl Change {
     }
 }
 
-/// What an event tells of a secret.
+/// The data of a secret event.
 #[derive(Serialize)]
-pub(crate) struct SecretChange<'c> {
+pub(crate) struct SecretEvent<'c> {
     secret: &'c str,
     version: Option<&'c str>,
     previous: Option<&'c str>,
 }
 
-impl<'c> SecretChange<'c> {
-    /// As JSON.
-    pub(crate) fn text(change: &'c secrets::Change) -> String {
+impl<'c> SecretEvent<'c> {
+    pub(crate) fn to_json(change: &'c secrets::Change) -> String {
         let (version, previous) = (change.version.as_deref(), change.previous.as_deref());
         match serde_json::to_string(&Self {
             secret: change.secret.as_str(),
@@ -117,7 +111,7 @@ impl<'c> SecretChange<'c> {
             previous,
         }) {
             Ok(text) => text,
-            Err(error) => unreachable!("three plain members serialize: {error}"),
+            Err(error) => unreachable!("strings serialize: {error}"),
         }
     }
 }

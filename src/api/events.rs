@@ -1,4 +1,5 @@
-//! Server-sent events (WHATWG HTML, §9.2): what changes, told to who listens. Events carry no keys and no secrets.
+//! Server-sent events (WHATWG HTML, §9.2) about changes of keyrings and secrets. Events contain no
+//! keys and no values.
 
 use std::{
     collections::VecDeque,
@@ -18,31 +19,32 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::description::{Change, SecretChange};
-use crate::http::problem::{Code, Problem};
+use super::description::{KeyringEvent, SecretEvent};
 use crate::{
     clock::Clock,
+    http::problem::Problem,
     model::{KeyringName, Operation, SecretName},
     policy::{Caller, Policy},
     refresh::Keyring,
     secrets::{self, Secret, Secrets},
+    wire::Code,
 };
 
-/// How often a listener hears something at least, so that both sides notice when the other is gone.
+/// The longest silence on a stream, so that both ends notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How many events are kept for listeners that come back.
-const KEPT: usize = 256;
-/// The machine's clock may be set while a takeover is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// How many events are kept for subscribers that reconnect.
+const MAX_RECENT: usize = 256;
+/// The longest wait for a takeover, because the system clock may be set meanwhile.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// What happened, as it is sent.
+/// An event, serialized.
 struct Event {
     number: u64,
     subject: Subject,
     text: Bytes,
 }
 
-/// What it happened to.
+/// What an event is about.
 #[derive(Clone)]
 enum Subject {
     Keyring(KeyringName),
@@ -58,22 +60,22 @@ impl Subject {
     }
 }
 
-/// Tells listeners what changes.
+/// Publishes changes to subscribers.
 pub(crate) struct Events {
-    /// Tells the numbers of one process from those of another.
+    /// Distinguishes the event numbers of one process from those of another.
     epoch: i64,
     keyrings: Vec<Arc<Keyring>>,
     secrets: Arc<Secrets>,
     recent: Mutex<VecDeque<Arc<Event>>>,
     sender: broadcast::Sender<Arc<Event>>,
-    /// Half of the connections; the others are for work.
-    places: Arc<Semaphore>,
+    /// Half of the connections; the other half is for requests.
+    slots: Arc<Semaphore>,
     heartbeat: Duration,
     clock: Clock,
 }
 
 impl Events {
-    /// `connections` is how many there may be at all, and `idle` how long one may be silent.
+    /// `connections` is the connection limit, and `idle` how long a connection may be silent.
     pub(crate) fn new(
         keyrings: Vec<Arc<Keyring>>,
         secrets: Arc<Secrets>,
@@ -86,14 +88,14 @@ impl Events {
             keyrings,
             secrets,
             recent: Mutex::default(),
-            sender: broadcast::Sender::new(KEPT),
-            places: Arc::new(Semaphore::new((connections / 2).max(1))),
+            sender: broadcast::Sender::new(MAX_RECENT),
+            slots: Arc::new(Semaphore::new((connections / 2).max(1))),
             heartbeat: HEARTBEAT.min(idle / 2),
             clock,
         })
     }
 
-    /// Tells of changes until `ending` is cancelled.
+    /// Publishes changes until `ending` is cancelled.
     pub(crate) fn watch(self: &Arc<Self>, ending: &CancellationToken) {
         let (events, changes) = (Arc::clone(self), self.secrets.changes());
         tokio::spawn(
@@ -104,9 +106,9 @@ impl Events {
         for keyring in &self.keyrings {
             let (events, keyring) = (Arc::clone(self), Arc::clone(keyring));
             tokio::spawn(
-                ending
-                    .clone()
-                    .run_until_cancelled_owned(async move { events.follow(&keyring).await }),
+                ending.clone().run_until_cancelled_owned(async move {
+                    events.follow_keyring(&keyring).await
+                }),
             );
         }
     }
@@ -116,14 +118,14 @@ impl Events {
             match changes.recv().await {
                 Ok(change) => self.publish(
                     Subject::Secret(change.secret.clone()),
-                    &SecretChange::text(&change),
+                    &SecretEvent::to_json(&change),
                 ),
-                // Too many at once: how everything stands tells as much.
+                // Too many changes at once: the current state says as much.
                 Err(RecvError::Lagged(_)) => {
-                    for change in self.standing_secrets() {
+                    for change in self.secret_states() {
                         self.publish(
                             Subject::Secret(change.secret.clone()),
-                            &SecretChange::text(&change),
+                            &SecretEvent::to_json(&change),
                         );
                     }
                 }
@@ -132,11 +134,11 @@ impl Events {
         }
     }
 
-    fn standing_secrets(&self) -> Vec<secrets::Change> {
+    fn secret_states(&self) -> Vec<secrets::Change> {
         let change = |secret: Arc<Secret>| {
             let standing = secret.standing();
             let version = standing.current.map(|current| current.version);
-            // One that is gone is told of, too; one that never was isn't.
+            // A deleted secret is reported; one that never had a value is not.
             let is_known = version.is_some() || secret.had_value();
             is_known.then(|| secrets::Change {
                 secret: secret.name().clone(),
@@ -147,13 +149,13 @@ impl Events {
         self.secrets.all().into_iter().filter_map(change).collect()
     }
 
-    async fn follow(&self, keyring: &Keyring) {
+    async fn follow_keyring(&self, keyring: &Keyring) {
         let mut generations = keyring.generations();
         let mut last = String::new();
         loop {
             generations.borrow_and_update();
             let now = self.clock.now();
-            if let Some(state) = self.state(keyring)
+            if let Some(state) = self.keyring_state(keyring)
                 && state != last
             {
                 self.publish(Subject::Keyring(keyring.name().clone()), &state);
@@ -165,14 +167,13 @@ impl Events {
                 .and_then(|snapshot| snapshot.table.next_takeover(now));
             let takeover = takeover.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
             match takeover {
-                // An error means that the keyring is gone.
+                // An error means that the keyring was dropped.
                 None => match generations.changed().await {
                     Ok(()) => {}
                     Err(_) => return,
                 },
                 Some(wait) => {
-                    if let Ok(Err(_)) = timeout(wait.min(LONGEST_WAIT), generations.changed()).await
-                    {
+                    if let Ok(Err(_)) = timeout(wait.min(MAX_WAIT), generations.changed()).await {
                         return;
                     }
                 }
@@ -180,20 +181,20 @@ impl Events {
         }
     }
 
-    fn state(&self, keyring: &Keyring) -> Option<String> {
-        // Plain members serialize.
-        serde_json::to_string(&Change::of(keyring, self.clock.now())?).ok()
+    fn keyring_state(&self, keyring: &Keyring) -> Option<String> {
+        // Strings and numbers always serialize.
+        serde_json::to_string(&KeyringEvent::of(keyring, self.clock.now())?).ok()
     }
 
     fn publish(&self, subject: Subject, data: &str) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let number = recent.back().map_or(1, |event| event.number + 1);
         let event = Arc::new(self.event(number, subject, data));
-        if recent.len() == KEPT {
+        if recent.len() == MAX_RECENT {
             recent.pop_front();
         }
         recent.push_back(Arc::clone(&event));
-        // Nobody may be listening.
+        // There may be no subscribers.
         let _ = self.sender.send(event);
     }
 
@@ -210,17 +211,18 @@ impl Events {
         }
     }
 
-    /// What one listener is told, until `draining` is cancelled. `last_id` is the last event that it saw before.
-    pub(crate) fn listen(
+    /// Returns the events for a subscriber, until `draining` is cancelled. `last_id` is the last event
+    /// that it received before.
+    pub(crate) fn subscribe(
         self: &Arc<Self>,
-        listener: Listener,
+        subscriber: Subscriber,
         last_id: Option<&str>,
         draining: CancellationToken,
     ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
             Problem::new(
                 Code::TooManyConnections,
-                "half of `limits.connections` listen to events already",
+                "half of `limits.connections` already receive events; share a subscription",
             )
             .retry_after(5)
         })?;
@@ -230,20 +232,22 @@ impl Events {
             (self.missed(&recent, last_id), self.sender.subscribe())
         };
         Ok(stream! {
-            let _place = place;
+            let _slot = slot;
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
             loop {
-                for event in missed.take().unwrap_or_else(|| events.everything()) {
-                    if listener.may_see(&event.subject) {
+                for event in missed.take().unwrap_or_else(|| events.current_state()) {
+                    if subscriber.may_see(&event.subject) {
                         yield Ok(event.text.clone());
                     }
                 }
                 loop {
                     tokio::select! {
                         event = receiver.recv() => match event {
-                            Ok(event) if listener.may_see(&event.subject) => yield Ok(event.text.clone()),
+                            Ok(event) if subscriber.may_see(&event.subject) => {
+                                yield Ok(event.text.clone());
+                            }
                             Ok(_) => {}
-                            // Too slow to hear all: it is told how things stand now.
+                            // Too slow to receive every event: send the current state instead.
                             Err(RecvError::Lagged(_)) => break,
                             Err(RecvError::Closed) => return,
                         },
@@ -255,7 +259,7 @@ impl Events {
         })
     }
 
-    /// What came after the event with `last_id`; `None` if that can't be told.
+    /// Returns the events after `last_id`; None if they are not known.
     fn missed(
         &self,
         recent: &VecDeque<Arc<Event>>,
@@ -277,8 +281,9 @@ impl Events {
         )
     }
 
-    /// How every keyring and secret stands now, as events that carry the newest number: who has seen them has missed nothing.
-    fn everything(&self) -> Vec<Arc<Event>> {
+    /// Returns the current state of every keyring and secret, as events with the newest number. They
+    /// make up for all earlier events.
+    fn current_state(&self) -> Vec<Arc<Event>> {
         let number = self
             .recent
             .lock()
@@ -287,16 +292,20 @@ impl Events {
             .map_or(0, |event| event.number);
         let event = |keyring: &Arc<Keyring>| {
             let subject = Subject::Keyring(keyring.name().clone());
-            Some(Arc::new(self.event(number, subject, &self.state(keyring)?)))
+            Some(Arc::new(self.event(
+                number,
+                subject,
+                &self.keyring_state(keyring)?,
+            )))
         };
         let of_secret = |change: secrets::Change| {
             Arc::new(self.event(
                 number,
                 Subject::Secret(change.secret.clone()),
-                &SecretChange::text(&change),
+                &SecretEvent::to_json(&change),
             ))
         };
-        let secrets = self.standing_secrets().into_iter().map(of_secret);
+        let secrets = self.secret_states().into_iter().map(of_secret);
         self.keyrings
             .iter()
             .filter_map(event)
@@ -305,13 +314,13 @@ impl Events {
     }
 }
 
-/// Who listens: only what he may inspect or fetch is told to him.
-pub(crate) struct Listener {
+/// A subscriber receives only events about what it may inspect or fetch.
+pub(crate) struct Subscriber {
     pub(crate) caller: Caller,
     pub(crate) policy: Arc<Policy>,
 }
 
-impl Listener {
+impl Subscriber {
     fn may_see(&self, subject: &Subject) -> bool {
         match subject {
             Subject::Keyring(keyring) => self

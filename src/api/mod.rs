@@ -1,15 +1,19 @@
-//! The applications' API (docs/api.md): HTTP/1.1 and HTTP/2 over a Unix socket and, where a socket won't do, loopback TCP.
+//! The applications' API (docs/api.md): HTTP/1.1 and HTTP/2 over a Unix socket and, where a socket
+//! is not an option, loopback TCP.
 
+mod aad;
 mod batch;
+mod denial;
 mod description;
+mod error;
 mod events;
-mod flow;
+mod job;
 mod json;
-pub(crate) mod meters;
+mod metrics;
 mod octets;
-mod refusal;
 mod secrets;
-pub(crate) mod service;
+mod service;
+mod stream;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -25,59 +29,65 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use self::{events::Events, meters::ConnectionMeters, service::Service};
-use crate::http::{
-    ListenError, Tls, TokenError,
-    connection::{Acceptor, TokenSide, UnixSide},
-    listener::{self, BoundSocket},
-    tls, token,
-};
+use self::{events::Events, service::Service};
 use crate::{
-    audit::Recorder, clock::Clock, config::Settings, refresh::Keyring, secrets::Secrets,
+    audit::Recorder,
+    clock::Clock,
+    config::Settings,
+    http::{
+        ListenError, Tls, TokenError,
+        connection::Acceptor,
+        listeners::{AppTcpListener, AppUnixListener},
+        metrics::ConnectionMetrics,
+        socket::{self, BoundSocket},
+        token::Token,
+    },
+    refresh::Keyring,
+    secrets::Secrets,
     telemetry::Registry,
 };
 
-/// Describes the metrics of all listeners.
+/// Describes the metrics of the applications' API and of all listeners.
 pub fn describe_metrics(registry: &Registry) {
-    meters::describe_metrics(registry);
-    tls::describe_metrics(registry);
+    metrics::describe_metrics(registry);
+    crate::http::metrics::describe_metrics(registry);
 }
 
-/// Standard base64 as it is written: with padding (RFC 4648 §4).
+/// Base64 for output: standard, with padding (RFC 4648 §4).
 const STANDARD: GeneralPurpose = base64::engine::general_purpose::STANDARD;
-/// Standard base64 as it is read: with or without padding, for languages differ in what they write.
+/// Base64 for input: standard, with or without padding, because languages differ in what they write.
 const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The listeners, bound but not yet served.
+/// The applications' listeners, bound but not served yet.
 pub struct Listeners {
     socket: BoundSocket,
-    tcp: Option<(std::net::TcpListener, token::Token)>,
+    tcp: Option<(std::net::TcpListener, Token)>,
 }
 
-/// Why the applications' side could not be set up.
+/// The applications' listeners can't be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The token.
+    /// The token of the TCP listener.
     #[error(transparent)]
     Token(#[from] TokenError),
 }
 
 impl Listeners {
-    /// Binds what the config names.
+    /// Binds the configured listeners.
     ///
     /// # Errors
     /// [`BindError`]
     pub fn bind(settings: &Settings) -> Result<Self, BindError> {
         let tcp = match &settings.listen.tcp {
             Some(tcp) => Some((
-                listener::bind_tcp(tcp.address)?,
-                token::Token::load(&tcp.token_file)?,
+                socket::bind_tcp(tcp.address)?,
+                Token::load(&tcp.token_file)?,
             )),
             None => None,
         };
@@ -87,20 +97,20 @@ impl Listeners {
         })
     }
 
-    /// The Unix socket's path.
+    /// The path of the Unix socket.
     pub fn socket(&self) -> &Path {
         &self.socket.path
     }
 
-    /// The TCP listener's real address.
+    /// The actual address of the TCP listener.
     pub fn tcp(&self) -> Option<SocketAddr> {
         self.tcp
             .as_ref()
             .and_then(|(listener, _)| listener.local_addr().ok())
     }
 
-    /// Serves the keyrings on `runtime` until `draining` is cancelled; then answers what is in flight, until `ending` is cancelled.
-    /// The handle resolves when the last connection is over.
+    /// Serves the API on `runtime` until `draining` is cancelled. Requests in flight then finish,
+    /// until `ending` is cancelled. The handle resolves when the last connection has closed.
     pub fn serve(
         self,
         parts: Parts,
@@ -123,47 +133,42 @@ impl Listeners {
         events.watch(&ending);
         let service = Arc::new(Service::new(parts, events, draining.clone()));
         let acceptor = |listener| {
-            let meters = ConnectionMeters::new(&registry, listener);
-            let service = Arc::clone(&service);
             Acceptor::new(
-                service,
+                Arc::clone(&service),
                 &settings.limits,
                 &settings.timeouts,
-                meters,
+                ConnectionMetrics::new(&registry, listener),
                 draining.clone(),
                 ending.clone(),
             )
         };
-        let (unix, tcp) = (
-            acceptor("unix"),
-            self.tcp.map(|bound| (acceptor("tcp"), bound)),
-        );
+        let unix = acceptor("unix");
+        let tcp = self.tcp.map(|bound| (acceptor("tcp"), bound));
         let socket = self.socket;
         runtime.spawn(async move {
             let on_unix = async {
                 match socket.listener.try_clone().and_then(UnixListener::from_std) {
-                    Ok(listener) => unix.accept_all(&UnixSide(listener)).await,
-                    Err(error) => error!(%error, "the Unix socket can't be served"),
+                    Ok(listener) => unix.accept_all(&AppUnixListener(listener)).await,
+                    Err(error) => error!(%error, "can't serve the Unix socket"),
                 }
             };
             let on_tcp = async {
                 let (acceptor, (listener, token)) = tcp?;
                 match TcpListener::from_std(listener) {
                     Ok(listener) => {
-                        acceptor
-                            .accept_all(&TokenSide {
-                                listener,
-                                tls,
-                                token: Arc::new(token),
-                            })
-                            .await
+                        let listener = AppTcpListener {
+                            listener,
+                            tls,
+                            token: Arc::new(token),
+                        };
+                        acceptor.accept_all(&listener).await;
                     }
-                    Err(error) => error!(%error, "the TCP listener can't be served"),
+                    Err(error) => error!(%error, "can't serve the TCP listener"),
                 }
                 Some(acceptor)
             };
             let ((), tcp) = tokio::join!(on_unix, on_tcp);
-            // From here on, connecting fails at once instead of waiting for nobody.
+            // From here on, connecting fails at once rather than hanging in the backlog.
             drop(socket);
             unix.finished().await;
             if let Some(tcp) = tcp {
@@ -173,20 +178,20 @@ impl Listeners {
     }
 }
 
-/// What the API is served from.
+/// What the API serves, and how.
 pub struct Parts<'s> {
-    /// Limits, time-outs and policy.
+    /// Limits, timeouts and policy.
     pub settings: &'s Settings,
-    /// The keyrings.
+    /// The keyrings to serve.
     pub keyrings: Vec<Arc<Keyring>>,
-    /// The secrets.
+    /// The secrets to serve.
     pub secrets: Arc<Secrets>,
     /// The metrics.
     pub registry: Arc<Registry>,
-    /// Takes note of refusals.
+    /// Records denied requests.
     pub audit: Recorder,
     /// The time.
     pub clock: Clock,
-    /// TLS of the TCP listener.
+    /// The TLS of the TCP listener.
     pub tls: Option<Arc<Tls>>,
 }

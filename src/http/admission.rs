@@ -1,4 +1,4 @@
-//! How many connections a listener has at once, and who goes when all are taken.
+//! The connection limit of a listener, and which connection gives way when it is reached.
 
 use std::{
     collections::VecDeque,
@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Request,
+    Request, Response,
     body::Incoming,
     header::{CONNECTION, HeaderValue},
     server::conn::http1,
@@ -26,173 +27,289 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    activity::Activity,
-    connection::Arrival,
-    problem::{Code, Problem},
-};
+use super::{accept::PendingConnection, activity::Activity, problem::Problem};
+use crate::wire::Code;
 
-/// How many connections over the limit get an answer at a time, and for how long; those beyond are closed unanswered.
-const REFUSALS: usize = 64;
-const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// How many connections beyond the limit get a response at a time. Others are closed without one.
+const MAX_REFUSALS: usize = 64;
+/// How long a refusal, or waiting for an evicted connection to close, may take.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A listener's places.
+/// Grants the connection slots of a listener.
 pub(crate) struct Admission {
-    permits: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
-    unwelcome: Unwelcome,
+    slots: Arc<Semaphore>,
+    refusals: Semaphore,
+    connections: ConnectionQueue,
 }
 
-/// A place for a new connection; leaves with it.
-pub(crate) struct Place {
-    hold: Hold,
+/// The slot of a connection; freed on drop.
+pub(crate) struct ConnectionSlot {
+    permit: SlotPermit,
     pub(crate) activity: Arc<Activity>,
     ticket: u64,
     admission: Arc<Admission>,
 }
 
-enum Hold {
-    Taken(#[expect(dead_code, reason = "held for its drop alone")] OwnedSemaphorePermit),
-    /// Another connection is still leaving.
-    Queued(Queued),
+enum SlotPermit {
+    Held(#[expect(dead_code, reason = "held for its drop alone")] OwnedSemaphorePermit),
+    /// Waits for an evicted connection to close.
+    Queued(QueuedPermit),
 }
 
-type Queued = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+type QueuedPermit =
+    Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
-impl Place {
-    /// Whether another connection had to go for it.
-    pub(crate) fn is_taken_over(&self) -> bool {
-        matches!(self.hold, Hold::Queued(_))
+impl ConnectionSlot {
+    /// Whether another connection was evicted for this one.
+    pub(crate) fn has_evicted(&self) -> bool {
+        matches!(self.permit, SlotPermit::Queued(_))
     }
 
-    /// Waits for the other connection to leave; gives up if this one has to go, too.
-    pub(crate) async fn vacated(mut self) -> Option<Self> {
-        if let Hold::Queued(queued) = &mut self.hold {
+    /// Waits for an evicted connection to close. Returns None if that takes too long or this
+    /// connection is evicted meanwhile.
+    pub(crate) async fn acquired(mut self) -> Option<Self> {
+        if let SlotPermit::Queued(queued) = &mut self.permit {
             let permit = tokio::select! {
-                permit = timeout(REFUSAL_TIME, queued) => permit.ok()?.ok()?,
+                permit = timeout(REFUSAL_TIMEOUT, queued) => permit.ok()?.ok()?,
                 () = self.activity.evicted() => return None,
             };
-            self.hold = Hold::Taken(permit);
+            self.permit = SlotPermit::Held(permit);
         }
         Some(self)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.admission.unwelcome.leave(self.ticket);
+        self.admission.connections.remove(self.ticket);
     }
 }
 
 impl Admission {
+    /// Admits at most `connections` at a time.
     pub(crate) fn new(connections: usize) -> Arc<Self> {
         Arc::new(Self {
-            permits: Arc::new(Semaphore::new(connections)),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
-            unwelcome: Unwelcome::default(),
+            slots: Arc::new(Semaphore::new(connections)),
+            refusals: Semaphore::new(MAX_REFUSALS),
+            connections: ConnectionQueue::default(),
         })
     }
 
-    /// A place, if need be that of a connection on which nobody was let in yet.
-    pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
-        let hold = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Hold::Taken(permit),
-            Err(_) if self.unwelcome.end_oldest() => {
-                queue(Arc::clone(&self.permits).acquire_owned())
+    /// Returns a slot, if necessary that of an evictable connection. Returns None if there is none.
+    pub(crate) fn slot(self: &Arc<Self>) -> Option<ConnectionSlot> {
+        let permit = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(permit) => SlotPermit::Held(permit),
+            Err(_) if self.connections.evict_oldest() => {
+                queue(Arc::clone(&self.slots).acquire_owned())
             }
             Err(_) => return None,
         };
         let activity = Arc::<Activity>::default();
-        // At once, so that it can be found however long its task has to wait.
-        let ticket = self.unwelcome.enter(&activity);
-        Some(Place {
-            hold,
+        // Enqueued now rather than in the connection's task, so that it can be evicted before that
+        // task first runs.
+        let ticket = self.connections.push(&activity);
+        Some(ConnectionSlot {
+            permit,
             activity,
             ticket,
             admission: Arc::clone(self),
         })
     }
 
-    /// Answers the first request of a connection that is one too many.
-    pub(crate) async fn refuse(&self, arrival: impl Arrival) {
+    /// Answers the first request of a connection beyond the limit, then closes it.
+    pub(crate) async fn refuse(&self, pending: impl PendingConnection) {
         let Ok(_permit) = self.refusals.try_acquire() else {
             return;
         };
-        let answer = service_fn(|_: Request<Incoming>| async {
+        let respond = service_fn(|_: Request<Incoming>| async {
             let problem = Problem::new(
                 Code::TooManyConnections,
                 "all of `limits.connections` are in use; keep connections open and reuse them",
             );
-            let mut response = problem.retry_after(1).into_response().map(Full::new);
+            let mut response: Response<Full<Bytes>> = problem.retry_after(1).into_response();
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
             Ok::<_, Infallible>(response)
         });
         let connection = async {
-            let Some((stream, _)) = arrival.establish().await else {
+            let Some((io, _)) = pending.establish().await else {
                 return;
             };
-            // However it ends, it was refused.
+            // The connection is refused whether or not the peer takes the response.
             let _ = http1::Builder::new()
                 .header_read_timeout(None)
-                .serve_connection(TokioIo::new(stream), answer)
+                .serve_connection(TokioIo::new(io), respond)
                 .await;
         };
-        let _ = timeout(REFUSAL_TIME, connection).await;
+        let _ = timeout(REFUSAL_TIMEOUT, connection).await;
     }
 }
 
-/// Takes a number now, not when the task first runs, so that nobody who comes meanwhile is served before.
+/// Joins the semaphore's queue now rather than when the task first runs, so that a later connection
+/// cannot take the slot.
 fn queue(
     acquire: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + 'static,
-) -> Hold {
-    let mut queued: Queued = Box::pin(acquire);
+) -> SlotPermit {
+    let mut queued: QueuedPermit = Box::pin(acquire);
     match queued
         .as_mut()
         .poll(&mut Context::from_waker(Waker::noop()))
     {
-        Poll::Ready(Ok(permit)) => Hold::Taken(permit),
-        Poll::Ready(Err(_)) => unreachable!("nobody closes the semaphore"),
-        Poll::Pending => Hold::Queued(queued),
+        Poll::Ready(Ok(permit)) => SlotPermit::Held(permit),
+        Poll::Ready(Err(_)) => unreachable!("the semaphore is never closed"),
+        Poll::Pending => SlotPermit::Queued(queued),
     }
 }
 
-/// The connections, oldest first; those on which nobody was let in go first when all are taken.
+/// The connections of a listener, oldest first.
 #[derive(Default)]
-struct Unwelcome {
+struct ConnectionQueue {
     queue: Mutex<VecDeque<(u64, Arc<Activity>)>>,
-    next: AtomicU64,
+    next_ticket: AtomicU64,
 }
 
-impl Unwelcome {
-    fn enter(&self, activity: &Arc<Activity>) -> u64 {
+impl ConnectionQueue {
+    fn push(&self, activity: &Arc<Activity>) -> u64 {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // Drawn under the lock, so that tickets stand in order and `leave` finds its own.
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        // Drawn under the lock, so that tickets are in order and `remove` can search for one.
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         queue.push_back((ticket, Arc::clone(activity)));
         ticket
     }
 
-    fn leave(&self, ticket: u64) {
+    fn remove(&self, ticket: u64) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(at) = queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
             queue.remove(at);
         }
     }
 
-    fn end_oldest(&self) -> bool {
+    /// Evicts the oldest evictable connection. Returns whether there was one.
+    fn evict_oldest(&self) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(at) = queue
             .iter()
-            .position(|(_, activity)| activity.is_dispensable())
+            .position(|(_, activity)| activity.is_evictable())
         else {
             return false;
         };
-        let gone = queue.remove(at);
-        if let Some((_, activity)) = gone {
+        if let Some((_, activity)) = queue.remove(at) {
             activity.evict();
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{StatusCode, Version};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        time::Instant,
+    };
+
+    use super::*;
+
+    struct Pending(DuplexStream);
+
+    impl PendingConnection for Pending {
+        type Io = DuplexStream;
+        type Peer = ();
+
+        async fn establish(self) -> Option<(DuplexStream, ())> {
+            Some((self.0, ()))
+        }
+    }
+
+    fn authorize(slot: &ConnectionSlot) {
+        slot.activity.responded(StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_free_slot_is_granted_and_freed_on_drop() {
+        let admission = Admission::new(1);
+        let slot = admission.slot().expect("free");
+        assert!(!slot.has_evicted());
+        authorize(&slot);
+        assert!(admission.slot().is_none(), "all slots are in use");
+        drop(slot);
+        assert!(!admission.slot().expect("free again").has_evicted());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_unauthorized_connection_gives_way() {
+        let admission = Admission::new(3);
+        let authorized = admission.slot().expect("free");
+        authorize(&authorized);
+        let (older, newer) = (admission.slot(), admission.slot());
+        let (older, newer) = (older.expect("free"), newer.expect("free"));
+        let slot = admission.slot().expect("taken over");
+        assert!(slot.has_evicted());
+        older.activity.evicted().await;
+        drop(older);
+        slot.acquired().await.expect("the evicted one closed");
+        assert!(newer.activity.is_evictable());
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_request_in_flight_is_not_evicted() {
+        let admission = Admission::new(1);
+        let slot = admission.slot().expect("free");
+        let request = slot.activity.begin_request(Version::HTTP_11);
+        assert!(admission.slot().is_none());
+        drop(request);
+        assert!(admission.slot().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_an_evicted_connection_has_a_limit() {
+        let admission = Admission::new(1);
+        let _evicted = admission.slot().expect("free");
+        let start = Instant::now();
+        let slot = admission.slot().expect("taken over");
+        assert!(slot.acquired().await.is_none());
+        assert_eq!(start.elapsed(), REFUSAL_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_connection_can_be_evicted_itself() {
+        let admission = Admission::new(1);
+        let evicted = admission.slot().expect("free");
+        let waiting = admission.slot().expect("taken over");
+        let newest = admission.slot().expect("taken over");
+        assert!(waiting.acquired().await.is_none());
+        drop(evicted);
+        newest.acquired().await.expect("acquired");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_connection_gets_a_problem_response() {
+        let admission = Admission::new(0);
+        let (mut client, server) = tokio::io::duplex(4096);
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("written");
+        admission.refuse(Pending(server)).await;
+        let mut response = String::new();
+        client.read_to_string(&mut response).await.expect("read");
+        assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+        for expected in [
+            "connection: close",
+            "retry-after: 1",
+            "too_many_connections",
+        ] {
+            assert!(response.contains(expected), "{response}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_connection_that_sends_nothing_is_closed() {
+        let admission = Admission::new(0);
+        let (_client, server) = tokio::io::duplex(4096);
+        let start = Instant::now();
+        admission.refuse(Pending(server)).await;
+        assert_eq!(start.elapsed(), REFUSAL_TIMEOUT);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading request bodies within limits of size, time and memory, and keeping count of that memory until answers are taken.
+//! Reading request bodies within limits of size, time and memory.
 //!
 //! Plaintexts pass through here.
 
@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -19,140 +19,104 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 
-use zeroize::Zeroizing;
+use super::{
+    memory::{BodyMemory, MemoryShare, UNTRACKED},
+    problem::Problem,
+};
+use crate::{
+    config::{Limits, Timeouts},
+    wire::Code,
+};
 
-use super::problem::{Code, Problem};
-use crate::config::{Limits, Timeouts};
-
-/// Bodies and answers up to this size are not worth the bookkeeping: all connections together hold little of them.
-pub(crate) const UNCOUNTED: usize = 1024;
-/// A body that others wait for has to grow by [`LEAST_GROWTH`] bytes in this time, or makes room for them.
-const GROWTH_TIME: Duration = Duration::from_secs(1);
-const LEAST_GROWTH: usize = 64 << 10;
-/// How long the rest of a body is read whose request was answered already.
+/// While other requests wait for memory, a body must grow by [`MIN_GROWTH`] bytes in this time.
+const GROWTH_INTERVAL: Duration = Duration::from_secs(1);
+const MIN_GROWTH: usize = 64 << 10;
+/// How long the rest of a body is read after its request was answered.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// What bodies may cost.
+/// The limits of request bodies.
 pub(crate) struct BodyLimits {
-    /// For a whole body.
+    /// For a buffered body to arrive.
     time: Duration,
-    /// For the next bytes of one that is worked on while it comes.
+    /// For the next bytes of a streamed body to arrive.
     idle: Duration,
-    memory: Arc<Semaphore>,
-    /// How many bodies wait for their share.
-    waiting: AtomicUsize,
+    memory: BodyMemory,
 }
 
-/// The form of a body: how long it may be, and how much memory its work takes.
+/// The size of a buffered body.
 #[derive(Clone, Copy)]
-pub(crate) struct Form {
-    pub(crate) limit: usize,
-    /// How many times its length the body, what is made of it and the answer take together.
-    pub(crate) cost: usize,
+pub(crate) struct BodySize {
+    pub(crate) max_len: usize,
+    /// The memory for the body, intermediate results and the response, in body lengths.
+    pub(crate) memory_factor: usize,
 }
 
-/// A body that was read, with its share of the memory that bodies and answers may hold.
-pub(crate) struct Read {
+/// A body that was read completely, with its share of the body memory.
+pub(crate) struct BufferedBody {
     pub(crate) bytes: Vec<u8>,
-    /// The body's own length, without the room before it.
+    /// The body's length, without what the buffer held before it.
     pub(crate) length: usize,
-    pub(crate) share: Share,
-}
-
-/// A share of the memory; none for what isn't counted.
-pub(crate) struct Share(Option<OwnedSemaphorePermit>);
-
-impl Share {
-    /// The same as [`Self::keep_for`] of bytes that are zeroized when they are gone.
-    pub(crate) fn keep_zeroized(self, bytes: Zeroizing<Vec<u8>>) -> Bytes {
-        Bytes::from_owner(Counted {
-            bytes,
-            _permit: self.0,
-        })
-    }
-
-    /// Bytes that keep the share of their length until the last of them is gone, and give the rest back now.
-    pub(crate) fn keep_for(self, bytes: Vec<u8>) -> Bytes {
-        match self.0 {
-            Some(mut permit) if bytes.len() > UNCOUNTED => {
-                let excess = permit.num_permits().saturating_sub(bytes.len());
-                drop(permit.split(excess));
-                Bytes::from_owner(Counted {
-                    bytes,
-                    _permit: Some(permit),
-                })
-            }
-            _ => Bytes::from(bytes),
-        }
-    }
-}
-
-struct Counted<B> {
-    bytes: B,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl<B: AsRef<[u8]>> AsRef<[u8]> for Counted<B> {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes.as_ref()
-    }
+    pub(crate) share: MemoryShare,
 }
 
 impl BodyLimits {
-    /// `memory` in bytes for all bodies together; the config keeps it below 2^30.
+    /// `memory` is in bytes.
     pub(crate) fn new(timeouts: &Timeouts, memory: usize) -> Self {
         Self {
             time: timeouts.body,
             idle: timeouts.idle,
-            memory: Arc::new(Semaphore::new(memory)),
-            waiting: AtomicUsize::new(0),
+            // Half of the time is for waiting, so that a body that gets its share can still arrive.
+            memory: BodyMemory::new(memory, timeouts.body / 2),
         }
     }
 
-    /// Reads a body, of which `first` has come already, behind what `buffer` makes for its length.
+    pub(crate) fn memory(&self) -> &BodyMemory {
+        &self.memory
+    }
+
+    /// Reads a whole body, of which `first` has already been taken. It is appended to the buffer
+    /// that `buffer` returns for its announced length.
     pub(crate) async fn read(
         &self,
-        body: Arriving,
+        body: RequestBody,
         first: Bytes,
-        form: Form,
+        size: BodySize,
         buffer: impl FnOnce(usize) -> Vec<u8>,
-    ) -> Result<Read, Problem> {
+    ) -> Result<BufferedBody, Problem> {
         let announced = body.remaining().map(|rest| {
             usize::try_from(rest)
                 .unwrap_or(usize::MAX)
                 .saturating_add(first.len())
         });
-        if announced.is_some_and(|length| length > form.limit) {
-            return Err(too_large(form.limit));
+        if announced.is_some_and(|length| length > size.max_len) {
+            return Err(too_large(size.max_len));
         }
-        let whole = self.read_all(body, first, form, announced, buffer);
+        let whole = self.read_all(body, first, size, announced, buffer);
         self.within_time(whole).await
     }
 
-    /// The first bytes of a body; none if it is empty.
-    pub(crate) async fn first(&self, body: &mut Arriving) -> Result<Bytes, Problem> {
+    /// Returns the first bytes of a body; none if it is empty.
+    pub(crate) async fn first(&self, body: &mut RequestBody) -> Result<Bytes, Problem> {
         self.within_time(async { Ok(body.next().await?.unwrap_or_default()) })
             .await
     }
 
-    /// A body that is worked on while it comes, of which `first` has come already.
-    pub(crate) async fn flow(
+    /// Returns a body to process as it arrives, of which `first` has already been taken.
+    pub(crate) async fn stream(
         self: &Arc<Self>,
-        body: Arriving,
+        body: RequestBody,
         first: Bytes,
-    ) -> Result<Inflow, Problem> {
-        let share = self.share(Limits::FLOW_COST).await?;
-        Ok(Inflow {
+    ) -> Result<BodyStream, Problem> {
+        Ok(BodyStream {
+            _share: self.memory.reserve(Limits::FLOW_COST).await?,
             body,
-            first,
+            buffered: first,
             pace: Pace::default(),
             limits: Arc::clone(self),
             received: Arc::default(),
-            _share: share,
         })
     }
 
@@ -161,14 +125,14 @@ impl BodyLimits {
         work: impl Future<Output = Result<T, Problem>>,
     ) -> Result<T, Problem> {
         let mut work = pin!(work);
-        // Most bodies come with their head, and cost no timer then.
+        // Most bodies arrive with their head and need no timer.
         if let Poll::Ready(result) = poll!(work.as_mut()) {
             return result;
         }
         match timeout(self.time, work).await {
             Ok(result) => result,
-            Err(_) => Err(late(format!(
-                "the body didn't arrive within {:?}",
+            Err(_) => Err(timed_out(format!(
+                "the body did not arrive within {:?}",
                 self.time
             ))),
         }
@@ -176,91 +140,59 @@ impl BodyLimits {
 
     async fn read_all(
         &self,
-        mut body: Arriving,
+        mut body: RequestBody,
         first: Bytes,
-        form: Form,
+        size: BodySize,
         announced: Option<usize>,
         buffer: impl FnOnce(usize) -> Vec<u8>,
-    ) -> Result<Read, Problem> {
+    ) -> Result<BufferedBody, Problem> {
         // A body of unknown length may grow up to the limit.
-        let share = match announced.unwrap_or(form.limit) {
-            0..=UNCOUNTED => None,
-            most => Some(self.share(most * form.cost).await?),
+        let share = match announced.unwrap_or(size.max_len) {
+            0..=UNTRACKED => MemoryShare::default(),
+            length => self.memory.reserve(length * size.memory_factor).await?,
         };
         let mut bytes = buffer(announced.unwrap_or(0));
-        let room = bytes.len();
+        let offset = bytes.len();
         let mut pace = Pace::default();
-        let mut came = Some(first);
-        while let Some(data) = came {
-            if bytes.len() - room + data.len() > form.limit {
-                return Err(too_large(form.limit));
+        let mut next = Some(first);
+        while let Some(data) = next {
+            if bytes.len() - offset + data.len() > size.max_len {
+                return Err(too_large(size.max_len));
             }
             bytes.extend_from_slice(&data);
-            // Without a share, nobody waits for it.
-            came = if share.is_some() {
-                pace.next(&mut body, self).await?
-            } else {
+            // A body without a share keeps no other request waiting.
+            next = if share.is_empty() {
                 body.next().await?
+            } else {
+                pace.next(&mut body, self).await?
             };
         }
-        Ok(Read {
-            length: bytes.len() - room,
+        Ok(BufferedBody {
+            length: bytes.len() - offset,
             bytes,
-            share: Share(share),
+            share,
         })
-    }
-
-    /// A share for an answer that no body led to.
-    pub(crate) async fn reserve(&self, bytes: usize) -> Result<Share, Problem> {
-        Ok(Share(if bytes <= UNCOUNTED {
-            None
-        } else {
-            Some(self.share(bytes).await?)
-        }))
-    }
-
-    /// Whether requests wait for memory.
-    pub(crate) fn is_pressed(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-    }
-
-    async fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let memory = Arc::clone(&self.memory);
-        if let Ok(permit) = Arc::clone(&memory).try_acquire_many_owned(permits) {
-            return Ok(permit);
-        }
-        let _waiting = Waiting::begin(&self.waiting);
-        // Half of the body's time for waiting, so that what gets its share still has time to arrive.
-        match timeout(self.time / 2, memory.acquire_many_owned(permits)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Problem::new(
-                Code::Overloaded,
-                "other requests hold all of `limits.body_memory`; try again",
-            )
-            .retry_after(1)),
-        }
     }
 }
 
-/// A body that is worked on while it comes. It holds its share of the memory for as long as that takes.
-pub(crate) struct Inflow {
-    body: Arriving,
-    /// What came and was not taken yet.
-    first: Bytes,
+/// A body that is processed as it arrives. It holds a fixed share of the body memory.
+pub(crate) struct BodyStream {
+    body: RequestBody,
+    /// Bytes that arrived but were not taken yet.
+    buffered: Bytes,
     pace: Pace,
     limits: Arc<BodyLimits>,
     received: Arc<AtomicU64>,
-    _share: OwnedSemaphorePermit,
+    _share: MemoryShare,
 }
 
-impl Inflow {
-    /// The bytes that came next; `None` at the end.
+impl BodyStream {
+    /// Returns the next bytes; None at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let data = if self.first.is_empty() {
+        let data = if self.buffered.is_empty() {
             self.pace.next(&mut self.body, &self.limits).await?
         } else {
-            Some(std::mem::take(&mut self.first))
+            Some(std::mem::take(&mut self.buffered))
         };
         self.received.fetch_add(
             data.as_ref().map_or(0, Bytes::len) as u64,
@@ -269,7 +201,7 @@ impl Inflow {
         Ok(data)
     }
 
-    /// Fills `buffer` up to `length`, or up to the body's end.
+    /// Fills `buffer` up to `length` bytes or to the end of the body.
     pub(crate) async fn fill(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -281,109 +213,115 @@ impl Inflow {
             };
             let rest = data.split_off(data.len().min(length - buffer.len()));
             buffer.extend_from_slice(&data);
-            self.give_back(rest);
+            self.put_back(rest);
         }
         Ok(())
     }
 
-    /// One byte; `None` at the end.
+    /// Returns the next byte; None at the end.
     pub(crate) async fn byte(&mut self) -> Result<Option<u8>, Problem> {
         let Some(mut data) = self.next().await? else {
             return Ok(None);
         };
         let rest = data.split_off(1);
-        self.give_back(rest);
+        self.put_back(rest);
         Ok(data.first().copied())
     }
 
-    /// A share of the memory for something that is larger than what every such body holds.
-    pub(crate) async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        self.limits.share(bytes).await
+    /// Reserves memory beyond the share that every stream holds.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Result<MemoryShare, Problem> {
+        self.limits.memory.reserve(bytes).await
     }
 
-    /// Whether nothing more will come. Waits until that is known.
+    /// Whether the body has ended. Waits until that is known.
     pub(crate) async fn is_over(&mut self) -> Result<bool, Problem> {
-        // A body of known length ends without a word more.
-        if !self.first.is_empty() || self.body.is_over() {
-            return Ok(self.first.is_empty());
+        // The end of a body of known length needs no further read.
+        if !self.buffered.is_empty() || self.body.is_over() {
+            return Ok(self.buffered.is_empty());
         }
         let Some(data) = self.next().await? else {
             return Ok(true);
         };
-        self.give_back(data);
+        self.put_back(data);
         Ok(false)
     }
 
-    /// How long the body is from here on, if that was announced.
+    /// The length of the rest of the body, if it was announced.
     pub(crate) fn remaining(&self) -> Option<u64> {
         self.body
             .remaining()
-            .map(|rest| rest + self.first.len() as u64)
+            .map(|rest| rest + self.buffered.len() as u64)
     }
 
-    /// Goes on telling how many bytes were taken.
+    /// A counter of the bytes taken, which keeps counting.
     pub(crate) fn received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.received)
     }
 
-    fn give_back(&mut self, data: Bytes) {
+    fn put_back(&mut self, data: Bytes) {
         self.received
             .fetch_sub(data.len() as u64, Ordering::Relaxed);
-        self.first = data;
+        self.buffered = data;
     }
 }
 
-/// Sees to it that a body that holds memory which others wait for goes on coming.
+/// Ensures that a body keeps arriving while it holds memory that other requests wait for.
 #[derive(Default)]
 struct Pace {
     checked_at: Option<Instant>,
-    came_since: usize,
+    /// Bytes that arrived since `checked_at`.
+    growth: usize,
 }
 
 impl Pace {
     async fn next(
         &mut self,
-        body: &mut Arriving,
+        body: &mut RequestBody,
         limits: &BodyLimits,
     ) -> Result<Option<Bytes>, Problem> {
-        let mut coming = pin!(body.next());
-        let came = match poll!(coming.as_mut()) {
-            Poll::Ready(came) => came?,
+        let mut next = pin!(body.next());
+        let data = match poll!(next.as_mut()) {
+            Poll::Ready(data) => data?,
             Poll::Pending => {
                 let since = Instant::now();
                 loop {
                     let checked_at = *self.checked_at.get_or_insert_with(Instant::now);
-                    if let Ok(came) = timeout_at(checked_at + GROWTH_TIME, coming.as_mut()).await {
-                        break came?;
+                    let deadline = checked_at + GROWTH_INTERVAL;
+                    if let Ok(data) = timeout_at(deadline, next.as_mut()).await {
+                        break data?;
                     }
-                    if self.came_since < LEAST_GROWTH && limits.is_pressed() {
-                        return Err(late("the body came slowly while others waited for memory"));
+                    if self.growth < MIN_GROWTH && limits.memory.is_contended() {
+                        return Err(timed_out(
+                            "the body arrived too slowly while other requests waited for memory",
+                        ));
                     }
                     if since.elapsed() >= limits.idle {
-                        return Err(late(format!(
-                            "the body stopped coming for {:?}",
+                        return Err(timed_out(format!(
+                            "no bytes of the body arrived for {:?}",
                             limits.idle
                         )));
                     }
-                    (self.checked_at, self.came_since) = (Some(Instant::now()), 0);
+                    (self.checked_at, self.growth) = (Some(Instant::now()), 0);
                 }
             }
         };
-        self.came_since += came.as_ref().map_or(0, Bytes::len);
-        Ok(came)
+        self.growth += data.as_ref().map_or(0, Bytes::len);
+        Ok(data)
     }
 }
 
-/// A body that arrives. What is left of it when it is dropped is read for a while and thrown away, so that whoever is still sending
-/// it gets to read what became of his request, instead of an error about a closed connection.
-pub(crate) struct Arriving(Option<Incoming>);
+/// A body as hyper delivers it.
+///
+/// When dropped early, the rest is read and discarded for a while: a client that is still sending
+/// then gets the response instead of a connection reset.
+pub(crate) struct RequestBody(Option<Incoming>);
 
-impl Arriving {
+impl RequestBody {
     pub(crate) fn new(body: Incoming) -> Self {
         Self(Some(body))
     }
 
-    /// The data that comes next; `None` at the end.
+    /// Returns the next data; None at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(body) = &mut self.0 else {
             return Ok(None);
@@ -392,12 +330,12 @@ impl Arriving {
             let frame = frame.map_err(|_| {
                 Problem::new(
                     Code::InvalidRequest,
-                    "the body ended before its announced end",
+                    "the body is shorter than announced or malformed",
                 )
             })?;
             match frame.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(Some(data)),
-                // Trailers, or nothing.
+                // Trailers or empty frames.
                 _ => {}
             }
         }
@@ -409,7 +347,7 @@ impl Arriving {
         self.0.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
-    /// How much is still to come, if that was announced.
+    /// The length of the rest of the body, if it was announced.
     pub(crate) fn remaining(&self) -> Option<u64> {
         self.0
             .as_ref()
@@ -417,7 +355,7 @@ impl Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         if !self.is_over()
             && let (Some(mut body), Ok(runtime)) = (self.0.take(), Handle::try_current())
@@ -429,29 +367,225 @@ impl Drop for Arriving {
     }
 }
 
-/// Counts one body that waits, while it does.
-struct Waiting<'c>(&'c AtomicUsize);
-
-impl<'c> Waiting<'c> {
-    fn begin(count: &'c AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn too_large(limit: usize) -> Problem {
+fn too_large(max_len: usize) -> Problem {
     Problem::new(
         Code::BodyTooLarge,
-        format!("a body of this form has at most {limit} bytes"),
+        format!("the body may have at most {max_len} bytes in this format"),
     )
 }
 
-fn late(detail: impl Into<Cow<'static, str>>) -> Problem {
+fn timed_out(detail: impl Into<Cow<'static, str>>) -> Problem {
     Problem::new(Code::RequestTimeout, detail)
+}
+
+/// Requests over in-memory connections, whose bodies tests send piece by piece.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::{convert::Infallible, future::pending, sync::Mutex};
+
+    use http_body_util::Full;
+    use hyper::{Request, Response, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::{AsyncWriteExt, DuplexStream, duplex},
+        sync::oneshot,
+    };
+
+    use super::*;
+
+    /// Sends a request head with `header`. Returns the body and the end of the connection on which
+    /// the body is to be sent.
+    pub(crate) async fn request(header: &str) -> (RequestBody, DuplexStream) {
+        let (mut client, server) = duplex(1 << 20);
+        let (sender, body) = oneshot::channel();
+        tokio::spawn(async move {
+            let sender = Mutex::new(Some(sender));
+            let service = service_fn(|request: Request<Incoming>| {
+                if let Some(sender) = sender.lock().expect("lock").take() {
+                    let _ = sender.send(RequestBody::new(request.into_body()));
+                }
+                pending::<Result<Response<Full<Bytes>>, Infallible>>()
+            });
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(server), service)
+                .await
+        });
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.expect("written");
+        (body.await.expect("a request"), client)
+    }
+
+    /// A request with a whole body of known length.
+    pub(crate) async fn request_with(body: &[u8]) -> (RequestBody, DuplexStream) {
+        let (request, mut client) = request(&format!("Content-Length: {}", body.len())).await;
+        client.write_all(body).await.expect("written");
+        (request, client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, time::sleep};
+
+    use super::{
+        testing::{request, request_with},
+        *,
+    };
+
+    const SIZE: BodySize = BodySize {
+        max_len: 3000,
+        memory_factor: 2,
+    };
+
+    fn limits(memory: usize) -> Arc<BodyLimits> {
+        let timeouts = Timeouts {
+            body: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            ..Timeouts::default()
+        };
+        Arc::new(BodyLimits::new(&timeouts, memory))
+    }
+
+    async fn read(limits: &BodyLimits, body: RequestBody) -> Result<BufferedBody, Problem> {
+        limits
+            .read(body, Bytes::new(), SIZE, |length| {
+                let mut buffer = Vec::with_capacity(3 + length);
+                buffer.extend_from_slice(b"...");
+                buffer
+            })
+            .await
+    }
+
+    fn code<T>(result: Result<T, Problem>) -> Code {
+        result.err().expect("fails").code
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_buffered_body_follows_what_the_buffer_holds() {
+        let (body, _client) = request_with(b"hello").await;
+        assert_eq!(body.remaining(), Some(5));
+        let body = read(&limits(0), body).await.expect("small");
+        assert_eq!((&body.bytes[..], body.length), (&b"...hello"[..], 5));
+        assert!(body.share.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_body_has_no_first_bytes() {
+        let (mut body, _client) = request("Content-Length: 0").await;
+        let first = limits(0).first(&mut body).await.expect("read");
+        assert!(first.is_empty() && body.remaining() == Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_announced_body_beyond_the_limit_is_rejected_at_once() {
+        let (body, _client) = request("Content-Length: 3001").await;
+        let start = Instant::now();
+        assert_eq!(code(read(&limits(1 << 20), body).await), Code::BodyTooLarge);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_of_unknown_length_is_limited_as_it_arrives() {
+        let (body, mut client) = request("Transfer-Encoding: chunked").await;
+        assert_eq!(body.remaining(), None);
+        let chunk = format!("bb9\r\n{}\r\n0\r\n\r\n", "x".repeat(3001));
+        client.write_all(chunk.as_bytes()).await.expect("written");
+        assert_eq!(code(read(&limits(1 << 20), body).await), Code::BodyTooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_times_out() {
+        let (body, mut client) = request("Content-Length: 10").await;
+        client.write_all(b"hello").await.expect("written");
+        let start = Instant::now();
+        assert_eq!(code(read(&limits(0), body).await), Code::RequestTimeout);
+        assert_eq!(start.elapsed(), Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_cut_off_is_invalid() {
+        let (body, mut client) = request("Content-Length: 10").await;
+        client.write_all(b"hello").await.expect("written");
+        client.shutdown().await.expect("shut down");
+        assert_eq!(code(read(&limits(0), body).await), Code::InvalidRequest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_memory_is_rejected_before_its_time_is_over() {
+        let limits = limits(5000);
+        let _held = limits.memory().reserve(2000).await.expect("free");
+        let (body, _client) = request_with(&[7; 2000]).await;
+        let start = Instant::now();
+        assert_eq!(code(read(&limits, body).await), Code::Overloaded);
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_read_by_bytes_and_chunks_and_counted() {
+        let (body, _client) = request_with(b"0123456789").await;
+        let mut body = limits(1 << 20)
+            .stream(body, Bytes::from_static(b"ab"))
+            .await
+            .expect("memory");
+        let received = body.received();
+        assert_eq!(body.remaining(), Some(12));
+        assert_eq!(body.byte().await, Ok(Some(b'a')));
+        assert_eq!(received.load(Ordering::Relaxed), 1);
+        let mut chunk = Vec::new();
+        body.fill(&mut chunk, 8).await.expect("read");
+        assert_eq!(chunk, b"b0123456");
+        assert_eq!(received.load(Ordering::Relaxed), 9);
+        assert_eq!(body.is_over().await, Ok(false));
+        body.fill(&mut chunk, 100).await.expect("read");
+        assert_eq!(chunk, b"b0123456789");
+        assert_eq!(body.is_over().await, Ok(true));
+        assert_eq!((body.byte().await, body.next().await), (Ok(None), Ok(None)));
+        assert_eq!(received.load(Ordering::Relaxed), 12);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_stalls_fails_after_the_idle_limit() {
+        let (body, _client) = request("Content-Length: 10").await;
+        let limits = limits(1 << 20);
+        let mut body = limits.stream(body, Bytes::new()).await.expect("memory");
+        let start = Instant::now();
+        assert_eq!(code(body.next().await), Code::RequestTimeout);
+        assert_eq!(start.elapsed(), Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_stream_fails_once_other_requests_wait_for_memory() {
+        let (body, mut client) = request("Content-Length: 1000000").await;
+        let limits = limits(Limits::FLOW_COST);
+        let mut body = limits.stream(body, Bytes::new()).await.expect("memory");
+        let trickle = async {
+            loop {
+                client.write_all(b"x").await.expect("written");
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let read = async {
+            let quiet = timeout(Duration::from_secs(30), async {
+                while body.next().await.is_ok() {}
+            });
+            quiet.await.expect_err("slow, but no other request waits");
+            let start = Instant::now();
+            let result = loop {
+                if let Err(problem) = body.next().await {
+                    break problem;
+                }
+            };
+            assert_eq!(result.code, Code::RequestTimeout);
+            assert!(start.elapsed() <= 2 * GROWTH_INTERVAL);
+            drop(body);
+        };
+        let wait = async {
+            sleep(Duration::from_secs(30)).await;
+            limits.memory().reserve(2000).await.expect("given back");
+        };
+        tokio::select! {
+            () = trickle => {}
+            ((), ()) = async { tokio::join!(read, wait) } => {}
+        }
+    }
 }

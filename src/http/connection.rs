@@ -1,4 +1,4 @@
-//! Connections: accepting them, and serving each within its limits.
+//! Accepting connections and serving each within its limits.
 
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
@@ -8,85 +8,47 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener, UnixStream},
-    time::sleep,
-};
+use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
-    activity::{Activity, Watched},
-    admission::{Admission, Place},
-    identity::Identity,
-    reply::{Delivery, Reply},
-    tls::Tls,
-    token::Token,
-    transport::{self, Accepted, Transport},
+    accept::{ConnectionIo, Listener, PendingConnection},
+    activity::{Activity, WatchedIo},
+    admission::{Admission, ConnectionSlot},
+    metrics::ConnectionMetrics,
+    response::ResponseBody,
 };
-use crate::api::meters::ConnectionMeters;
-use crate::{
-    config::{Limits, Timeouts},
-    policy::Caller,
-};
+use crate::config::{Limits, Timeouts};
 
-/// How long accepting pauses when the kernel has no file descriptor or memory to give.
+/// How long accepting pauses when the kernel has no file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How many times the limit of a head is read at most, so that one that exceeds it can get an answer that says so.
+/// How much of an oversized head is read, in multiples of its limit, so that it gets a response.
 const HEAD_SLACK: usize = 4;
 
-/// Answers a listener's requests.
+/// Answers the requests of a listener.
 pub(crate) trait Handler: Send + Sync + 'static {
-    /// Where the requests of one connection come from.
-    type Source: Send + Sync + 'static;
+    /// What is known of a connection's peer.
+    type Peer: Send + Sync + 'static;
 
-    fn answer(
+    fn respond(
         &self,
-        source: &Self::Source,
+        peer: &Self::Peer,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Reply>> + Send;
+    ) -> impl Future<Output = Response<ResponseBody>> + Send;
 
-    /// Whether requests wait for the memory that others hold.
-    fn is_pressed(&self) -> bool {
+    /// Whether requests wait for memory that other requests hold.
+    fn is_memory_contended(&self) -> bool {
         false
     }
 }
 
-/// Where requests of one connection come from.
-pub(crate) struct Source {
-    pub(crate) caller: Caller,
-    pub(crate) token: Option<Arc<Token>>,
-    pub(crate) identity: Identity,
-}
-
-/// A listener.
-pub(crate) trait Side: Sync {
-    type Arrival: Arrival;
-
-    async fn accept(&self) -> io::Result<Self::Arrival>;
-}
-
-/// A connection as it was accepted, before its first request.
-pub(crate) trait Arrival: Send + 'static {
-    type Stream: Stream;
-    type Source: Send;
-
-    /// Does what comes before a request, such as a TLS handshake; none if that came to nothing. The peer sets the pace, so this
-    /// runs in the connection's own task, and whoever waits for it limits its time.
-    fn establish(self) -> impl Future<Output = Option<(Self::Stream, Self::Source)>> + Send;
-}
-
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-
-impl Stream for UnixStream {}
-
-/// Accepts the connections of one listener and serves them.
+/// Accepts the connections of a listener and serves them.
 pub(crate) struct Acceptor<H> {
     handler: Arc<H>,
     limits: Limits,
     timeouts: Timeouts,
-    meters: ConnectionMeters,
+    metrics: ConnectionMetrics,
     admission: Arc<Admission>,
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -94,11 +56,12 @@ pub(crate) struct Acceptor<H> {
 }
 
 impl<H: Handler> Acceptor<H> {
+    /// Connections finish their requests once `draining` is cancelled, and close once `ending` is.
     pub(crate) fn new(
         handler: Arc<H>,
         limits: &Limits,
         timeouts: &Timeouts,
-        meters: ConnectionMeters,
+        metrics: ConnectionMetrics,
         draining: CancellationToken,
         ending: CancellationToken,
     ) -> Arc<Self> {
@@ -107,93 +70,93 @@ impl<H: Handler> Acceptor<H> {
             admission: Admission::new(limits.connections),
             limits: limits.clone(),
             timeouts: timeouts.clone(),
-            meters,
+            metrics,
             tasks: TaskTracker::new(),
             draining,
             ending,
         })
     }
 
-    /// Accepts until draining begins.
-    pub(crate) async fn accept_all<A: Arrival<Source = H::Source>>(
+    /// Accepts connections until draining begins.
+    pub(crate) async fn accept_all<P: PendingConnection<Peer = H::Peer>>(
         self: &Arc<Self>,
-        side: &impl Side<Arrival = A>,
+        listener: &impl Listener<Pending = P>,
     ) {
         loop {
             let accepted = tokio::select! {
-                accepted = side.accept() => accepted,
+                accepted = listener.accept() => accepted,
                 () = self.draining.cancelled() => return,
             };
             match accepted {
-                Ok(arrival) => self.admit(arrival),
-                Err(error) if is_of_one_connection(&error) => {
-                    debug!(%error, "a connection was over before it was accepted")
+                Ok(pending) => self.admit(pending),
+                Err(error) if is_about_one_connection(&error) => {
+                    debug!(%error, "connection closed before it was accepted")
                 }
                 Err(error) => {
-                    warn!(%error, "can't accept connections; trying again");
+                    warn!(%error, "can't accept connections; retrying");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Resolves when the last connection is over.
+    /// Resolves when the last connection has closed.
     pub(crate) async fn finished(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    fn admit(self: &Arc<Self>, arrival: impl Arrival<Source = H::Source>) {
-        let place = self.admission.place();
-        if place.as_ref().is_none_or(Place::is_taken_over) {
-            self.meters.refused.increment(1);
+    fn admit(self: &Arc<Self>, pending: impl PendingConnection<Peer = H::Peer>) {
+        let slot = self.admission.slot();
+        if slot.as_ref().is_none_or(ConnectionSlot::has_evicted) {
+            self.metrics.refused.increment(1);
         }
         let acceptor = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some(place) = place else {
-                return acceptor.admission.refuse(arrival).await;
+            let Some(slot) = slot else {
+                return acceptor.admission.refuse(pending).await;
             };
-            if let Some(place) = place.vacated().await {
-                acceptor.meters.open.increment(1);
-                if let Some((stream, source)) = acceptor.establish(arrival, &place.activity).await {
-                    acceptor.serve(stream, source, place).await;
+            if let Some(slot) = slot.acquired().await {
+                acceptor.metrics.open.increment(1);
+                if let Some((io, peer)) = acceptor.establish(pending, &slot.activity).await {
+                    acceptor.serve(io, peer, slot).await;
                 }
-                acceptor.meters.open.decrement(1);
+                acceptor.metrics.open.decrement(1);
             }
         });
     }
 
-    /// Nobody was let in yet, so the connection has as long as for a request's head, and goes when its place is needed.
-    async fn establish<A: Arrival>(
+    /// Establishes a connection within the time limit of a request's head. Until then, the
+    /// connection is evictable.
+    async fn establish<P: PendingConnection>(
         &self,
-        arrival: A,
+        pending: P,
         activity: &Activity,
-    ) -> Option<(A::Stream, A::Source)> {
+    ) -> Option<(P::Io, P::Peer)> {
         tokio::select! {
             biased;
-            established = arrival.establish() => established,
-            // There is no answer yet that anybody could be slow to take.
-            () = activity.outlived(&self.timeouts, || false) => None,
+            established = pending.establish() => established,
+            () = activity.expired(&self.timeouts, || false) => None,
             () = self.draining.cancelled() => None,
         }
     }
 
-    async fn serve(&self, stream: impl Stream, source: H::Source, place: Place) {
-        let activity = &place.activity;
-        let peer = Arc::new((Arc::clone(&self.handler), source, Arc::clone(activity)));
+    async fn serve(&self, io: impl ConnectionIo, peer: H::Peer, slot: ConnectionSlot) {
+        let activity = &slot.activity;
+        let shared = Arc::new((Arc::clone(&self.handler), peer, Arc::clone(activity)));
         let service = service_fn(move |request: Request<Incoming>| {
-            let peer = Arc::clone(&peer);
-            let busy = peer.2.begin(request.version());
+            let shared = Arc::clone(&shared);
+            let guard = shared.2.begin_request(request.version());
             async move {
-                let (handler, source, activity) = &*peer;
-                let response = handler.answer(source, request).await;
-                activity.answered(response.status());
-                Ok::<_, Infallible>(response.map(|reply| Delivery::new(reply, busy)))
+                let (handler, peer, activity) = &*shared;
+                let response = handler.respond(peer, request).await;
+                activity.responded(response.status());
+                Ok::<_, Infallible>(response.map(|body| body.guarded_by(guard)))
             }
         });
         let builder = self.http();
-        let io = TokioIo::new(Watched {
-            stream,
+        let io = TokioIo::new(WatchedIo {
+            io,
             activity: Arc::clone(activity),
         });
         let connection = builder.serve_connection(io, service);
@@ -204,19 +167,20 @@ impl<H: Handler> Acceptor<H> {
                 biased;
                 result = connection.as_mut() => {
                     if let Err(error) = result {
-                        debug!(%error, "a connection ended badly");
+                        debug!(%error, "connection failed");
                     }
                     break;
                 }
                 Some(interruption) = interruptions.next() => match interruption {
                     Interruption::Drain => connection.as_mut().graceful_shutdown(),
-                    Interruption::End => break,
+                    Interruption::Close => break,
                 },
             }
         }
     }
 
-    /// What ends a connection from our side. The collection polls only what was woken, so a request pays for none of it.
+    /// What ends a connection from our side. The collection polls only futures that were woken, so
+    /// a request does not pay for them.
     fn interruptions<'a>(
         &'a self,
         activity: &'a Activity,
@@ -228,24 +192,26 @@ impl<H: Handler> Acceptor<H> {
             Interruption::Drain
         }));
         interruptions.push(Box::pin(async {
+            let is_memory_contended = || self.handler.is_memory_contended();
             tokio::select! {
-                () = self.ending.cancelled() => return Interruption::End,
-                () = activity.outlived(&self.timeouts, || self.handler.is_pressed()) => {}
+                () = self.ending.cancelled() => return Interruption::Close,
+                () = activity.expired(&self.timeouts, is_memory_contended) => {}
             }
-            if activity.is_flowing() {
+            if activity.is_streaming() {
                 warn!(
-                    "closed a connection in the middle of an answer: it didn't move, or was slow while others waited for memory. \
-                     Does the client read the answer while it sends?"
+                    "closed a connection during a streamed response: it stalled, or was slow while \
+                     other requests waited for memory. Does the client read the response while it \
+                     sends the request?"
                 );
             }
-            Interruption::End
+            Interruption::Close
         }));
         interruptions
     }
 
     fn http(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // Heads and idle connections are timed by `Activity`, which costs a request no timer.
+        // `Activity` times heads and idle connections without a timer per request.
         builder
             .http1()
             .header_read_timeout(None)
@@ -265,110 +231,16 @@ impl<H: Handler> Acceptor<H> {
 }
 
 enum Interruption {
-    /// Answer what is in flight, then close.
+    /// Finish the requests in flight, then close.
     Drain,
-    /// Close.
-    End,
+    Close,
 }
 
-/// Errors that say something about one connection and nothing about the listener.
-fn is_of_one_connection(error: &io::Error) -> bool {
+/// Whether an accept error concerns one connection rather than the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset
     )
-}
-
-/// The applications' Unix socket: the kernel says who calls.
-pub(crate) struct UnixSide(pub(crate) UnixListener);
-
-impl Side for UnixSide {
-    type Arrival = (UnixStream, Source);
-
-    async fn accept(&self) -> io::Result<Self::Arrival> {
-        let (stream, _) = self.0.accept().await?;
-        let peer = stream.peer_cred()?;
-        let caller = Caller::Process {
-            uid: peer.uid(),
-            gid: peer.gid(),
-            pid: peer.pid(),
-        };
-        Ok((
-            stream,
-            Source {
-                caller,
-                token: None,
-                identity: Identity::NotAsked,
-            },
-        ))
-    }
-}
-
-impl Arrival for (UnixStream, Source) {
-    type Stream = UnixStream;
-    type Source = Source;
-
-    async fn establish(self) -> Option<Self> {
-        Some(self)
-    }
-}
-
-/// The applications' loopback TCP listener: every request shows the token.
-pub(crate) struct TokenSide {
-    pub(crate) listener: TcpListener,
-    pub(crate) tls: Option<Arc<Tls>>,
-    pub(crate) token: Arc<Token>,
-}
-
-impl Side for TokenSide {
-    type Arrival = (Accepted, Arc<Token>);
-
-    async fn accept(&self) -> io::Result<Self::Arrival> {
-        Ok((
-            transport::accept(&self.listener, self.tls.as_ref()).await?,
-            Arc::clone(&self.token),
-        ))
-    }
-}
-
-impl Arrival for (Accepted, Arc<Token>) {
-    type Stream = Transport;
-    type Source = Source;
-
-    async fn establish(self) -> Option<(Transport, Source)> {
-        let (accepted, token) = self;
-        let (stream, identity) = accepted.shake_hands().await?;
-        Some((
-            stream,
-            Source {
-                caller: Caller::TokenHolder,
-                token: Some(token),
-                identity,
-            },
-        ))
-    }
-}
-
-/// The operators' listener.
-pub(crate) struct OpsSide {
-    pub(crate) listener: TcpListener,
-    pub(crate) tls: Option<Arc<Tls>>,
-}
-
-impl Side for OpsSide {
-    type Arrival = Accepted;
-
-    async fn accept(&self) -> io::Result<Accepted> {
-        transport::accept(&self.listener, self.tls.as_ref()).await
-    }
-}
-
-impl Arrival for Accepted {
-    type Stream = Transport;
-    type Source = Identity;
-
-    async fn establish(self) -> Option<(Transport, Identity)> {
-        self.shake_hands().await
-    }
 }

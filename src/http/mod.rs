@@ -1,14 +1,18 @@
-//! The server kit: listeners, connections, admission, time-outs, bodies, TLS and problem+json. It
-//! knows no key.
+//! The server kit: listeners, connections, admission, timeouts, bodies, TLS and problem details.
+//! It knows nothing of keys or secrets.
 
+pub(crate) mod accept;
 pub(crate) mod activity;
 pub(crate) mod admission;
 pub(crate) mod body;
 pub(crate) mod connection;
-pub(crate) mod identity;
-pub(crate) mod listener;
+pub(crate) mod listeners;
+pub(crate) mod memory;
+pub(crate) mod metrics;
+pub(crate) mod peer;
 pub(crate) mod problem;
-pub(crate) mod reply;
+pub(crate) mod response;
+pub(crate) mod socket;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 #[cfg(not(feature = "tls"))]
@@ -17,11 +21,9 @@ pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod transport;
 
-#[cfg(feature = "tls")]
-pub use self::tls::CertificateNames;
 pub use self::{
-    listener::ListenError,
-    problem::{Code, Problem},
+    problem::Problem,
+    socket::ListenError,
     tls::{Tls, TlsError},
     token::TokenError,
 };

@@ -1,29 +1,28 @@
-//! What stands for TLS in a build without it: nothing, for the config parser refuses its settings.
+//! Replaces the `tls` module in builds without the feature. The config parser rejects TLS settings.
 
 use std::{convert::Infallible, sync::Arc};
 
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{identity::Identity, transport::Transport};
-use crate::ops::status::TlsStatus;
-use crate::{clock::Clock, config, telemetry::Registry};
+use super::peer::ClientCertificate;
+use crate::{clock::Clock, config, telemetry::Registry, wire::status::TlsStatus};
 
-/// TLS of one listener.
+/// The TLS of a listener; has no values in this build.
 pub struct Tls(Infallible);
 
-/// A listener has TLS that this build hasn't.
+/// A listener requires TLS, which this build lacks.
 #[derive(Debug, thiserror::Error)]
-#[error("this build has no TLS (the feature `tls`)")]
+#[error("this build has no TLS (feature `tls`)")]
 pub struct TlsError;
 
-/// There are no metrics of TLS.
+/// Does nothing: there are no TLS metrics in this build.
 pub(crate) fn describe_metrics(_: &Registry) {}
 
 impl Tls {
     /// # Errors
     /// Always.
-    pub async fn of_applications(
+    pub async fn for_applications(
         _: &config::Tls,
         _: &Registry,
         _: &Clock,
@@ -33,7 +32,7 @@ impl Tls {
 
     /// # Errors
     /// Always.
-    pub async fn of_operators(
+    pub async fn for_operators(
         _: &config::Tls,
         _: &Registry,
         _: &Clock,
@@ -41,17 +40,17 @@ impl Tls {
         Err(TlsError)
     }
 
-    /// There is nobody to do it.
+    /// Unreachable in this build.
     pub fn request_reload(&self) {
         match self.0 {}
     }
 
-    /// There is nobody to do it.
-    pub async fn follow(self: Arc<Self>, _: CancellationToken) {
+    /// Unreachable in this build.
+    pub async fn follow_files(self: Arc<Self>, _: CancellationToken) {
         match self.0 {}
     }
 
-    pub(crate) async fn handshake(&self, _: TcpStream) -> Option<(Transport, Identity)> {
+    pub(crate) async fn handshake(&self, _: TcpStream) -> Option<(Infallible, ClientCertificate)> {
         match self.0 {}
     }
 

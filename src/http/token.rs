@@ -1,23 +1,24 @@
-//! The bearer token (RFC 6750) of the TCP listener.
+//! The bearer token of the TCP listener (RFC 6750).
 
 use std::path::{Path, PathBuf};
 
 use hyper::{HeaderMap, header::AUTHORIZATION};
 use zeroize::Zeroizing;
 
-use super::problem::{Code, Problem};
+use super::problem::Problem;
 use crate::{
     crypto::equal_in_constant_time,
     files::{Allowed, read_private},
+    wire::Code,
 };
 
-const LEAST: usize = 32;
-const MOST: usize = 4096;
+const MIN_LEN: usize = 32;
+const MAX_LEN: usize = 4096;
 
-/// A token, without `Debug`, zeroized on drop.
+/// A token. Zeroized on drop; has no `Debug`.
 pub(crate) struct Token(Zeroizing<Vec<u8>>);
 
-/// Why a file holds no token.
+/// A token file that can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", .path.display())]
 pub struct TokenError {
@@ -26,31 +27,35 @@ pub struct TokenError {
 }
 
 impl Token {
-    /// Reads a token: one line of at least 32 visible characters in a file that nobody else can read.
+    /// Reads a token file: one line of 32 to 4096 visible characters, not accessible to others.
     pub(crate) fn load(path: &Path) -> Result<Self, TokenError> {
         let failed = |reason: String| TokenError {
             path: path.to_owned(),
             reason,
         };
         let what = "the token (`listen.token_file`)";
-        let mut bytes = read_private(path, what, Allowed::OwnerAndGroup, MOST + 1)
+        let mut bytes = read_private(path, what, Allowed::OwnerAndGroup, MAX_LEN + 1)
             .map_err(|error| failed(error.to_string()))?;
         let length = bytes.trim_ascii_end().len();
         bytes.truncate(length);
-        if !(LEAST..=MOST).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
+        if !(MIN_LEN..=MAX_LEN).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
             return Err(failed(format!(
-                "a token is one line of {LEAST} to {MOST} visible characters; make one with: openssl rand -hex 32"
+                "a token must be one line of {MIN_LEN} to {MAX_LEN} visible characters; \
+                 generate one with: openssl rand -hex 32"
             )));
         }
         Ok(Self(bytes))
     }
 
-    /// Demands the token in the header `Authorization`.
+    /// Checks the `Authorization` header in constant time.
+    ///
+    /// # Errors
+    /// [`Code::Unauthorized`]
     pub(crate) fn verify(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let given = headers
+        let presented = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.as_bytes().split_at_checked(7));
-        match given {
+        match presented {
             Some((scheme, token))
                 if scheme.eq_ignore_ascii_case(b"bearer ")
                     && equal_in_constant_time(token, &self.0) =>
@@ -59,7 +64,7 @@ impl Token {
             }
             _ => Err(Problem::new(
                 Code::Unauthorized,
-                "send the header Authorization: Bearer TOKEN with the token of `listen.token_file`",
+                "send `Authorization: Bearer TOKEN` with the token in `listen.token_file`",
             )),
         }
     }
@@ -72,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lets_in_the_holder_of_the_whole_token_alone() {
+    fn accepts_only_the_whole_token() {
         let file = tempfile::NamedTempFile::new().expect("file");
         let text = "0123456789abcdef0123456789abcdef";
         std::fs::write(&file, format!("{text}\n")).expect("write");
@@ -83,7 +88,7 @@ mod tests {
             token.verify(&headers)
         };
         verify(&format!("Bearer {text}")).expect("right");
-        verify(&format!("bearer {text}")).expect("the scheme's case is free");
+        verify(&format!("bearer {text}")).expect("the scheme is case-insensitive");
         for wrong in [
             format!("Bearer {text}0"),
             format!("Bearer {}", &text[1..]),
@@ -100,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_files_that_hold_no_good_secret() {
+    fn rejects_short_tokens_and_files_open_to_others() {
         let file = tempfile::NamedTempFile::new().expect("file");
         std::fs::write(&file, "short").expect("write");
         assert!(

@@ -1,4 +1,4 @@
-//! TCP connections, in the clear or over TLS, from being accepted to their first request.
+//! TCP connections, plain or over TLS.
 
 use std::{
     io,
@@ -12,53 +12,65 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{connection::Stream, identity::Identity, tls::Tls};
+use super::{peer::ClientCertificate, tls::Tls};
 
-/// A TCP connection that requests are read from.
-pub(crate) enum Transport {
+/// An established TCP connection.
+pub(crate) enum TcpTransport {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
 
-/// A TCP connection as it was accepted.
-pub(crate) struct Accepted {
+/// A TCP connection before its TLS handshake, if there is one.
+pub(crate) struct PendingTcp {
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
 }
 
-/// Accepts the next connection. Nothing is read from it yet, so that whoever is silent keeps nobody waiting.
-pub(crate) async fn accept(listener: &TcpListener, tls: Option<&Arc<Tls>>) -> io::Result<Accepted> {
+/// Accepts the next connection without reading from it, so that a silent peer delays no other one.
+pub(crate) async fn accept_tcp(
+    listener: &TcpListener,
+    tls: Option<&Arc<Tls>>,
+) -> io::Result<PendingTcp> {
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok(Accepted {
+    Ok(PendingTcp {
         stream,
         tls: tls.cloned(),
     })
 }
 
-impl Accepted {
-    /// Shakes hands, if there is TLS; none if that came to nothing. Whoever waits for it limits its time.
-    pub(crate) async fn shake_hands(self) -> Option<(Transport, Identity)> {
+impl PendingTcp {
+    /// Performs the TLS handshake, if the listener has TLS. Returns None on failure. The caller
+    /// must apply a timeout.
+    pub(crate) async fn handshake(self) -> Option<(TcpTransport, ClientCertificate)> {
         match self.tls {
-            None => Some((Transport::Plain(self.stream), Identity::NotAsked)),
-            // In a box: a handshake's state is large, and every connection in the clear would pay for it.
-            Some(tls) => Box::pin(async move { tls.handshake(self.stream).await }).await,
+            None => Some((
+                TcpTransport::Plain(self.stream),
+                ClientCertificate::NotRequested,
+            )),
+            // Boxed, because a handshake's large state would otherwise be part of every connection.
+            Some(tls) => {
+                let handshake = Box::pin(async move { tls.handshake(self.stream).await });
+                let (stream, certificate) = handshake.await?;
+                #[cfg(feature = "tls")]
+                return Some((TcpTransport::Tls(Box::new(stream)), certificate));
+                #[cfg(not(feature = "tls"))]
+                Some((match stream {}, certificate))
+            }
         }
     }
 }
 
-impl Stream for Transport {}
-
 macro_rules! delegate {
     ($self:ident, $stream:ident => $poll:expr) => {
         match $self.get_mut() {
-            Transport::Plain(stream) => {
+            TcpTransport::Plain(stream) => {
                 let $stream = Pin::new(stream);
                 $poll
             }
             #[cfg(feature = "tls")]
-            Transport::Tls(stream) => {
+            TcpTransport::Tls(stream) => {
                 let $stream = Pin::new(stream.as_mut());
                 $poll
             }
@@ -66,7 +78,7 @@ macro_rules! delegate {
     };
 }
 
-impl AsyncRead for Transport {
+impl AsyncRead for TcpTransport {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -76,7 +88,7 @@ impl AsyncRead for Transport {
     }
 }
 
-impl AsyncWrite for Transport {
+impl AsyncWrite for TcpTransport {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

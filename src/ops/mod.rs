@@ -1,6 +1,8 @@
-//! The operators' listener, on the control thread: health, metrics, status and the manifests in force. No keys, no plaintexts.
+//! The operators' listener, on the control thread: health, metrics, status and active manifests. It
+//! serves no keys and no plaintexts.
 
-pub(crate) mod status;
+mod push;
+mod status;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,56 +16,52 @@ use hyper::{
 };
 use jiff::Timestamp;
 use matchit::Router;
-use serde::Deserialize;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::status::{AuditStatus, KekStatus, KeyMemory, RenderStatus};
-pub use self::status::{
-    KeyringStatus, SecretStatus, SecretVersionStatus, Status, TlsStatus, VersionStatus,
-};
-use crate::api::meters::ConnectionMeters;
-use crate::http::{
-    connection::{Acceptor, Handler, OpsSide},
-    identity::Identity,
-    problem::{Code, Problem},
-    reply::Reply,
-    tls::Tls,
-};
 use crate::{
     audit::Recorder,
     clock::Clock,
     config::{Limits, Timeouts},
     crypto::lock_report,
+    http::{
+        connection::{Acceptor, Handler},
+        listeners::OpsListener,
+        metrics::ConnectionMetrics,
+        peer::ClientCertificate,
+        problem::Problem,
+        response::ResponseBody,
+        tls::Tls,
+    },
     keks::Keks,
-    refresh::{self, Keyring},
+    refresh::Keyring,
     render::Renders,
     secrets::{self, Secrets},
     telemetry::{Registry, seconds},
-    wire::JSON,
+    wire::{Code, JSON},
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const CONNECTIONS: usize = 64;
-/// The longest push, in bytes: more than any name and version take.
-const PUSH: usize = 16 << 10;
-/// Scrapers and probes speak at once.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_CONNECTIONS: usize = 64;
+/// The longest request body: more than any name and version need.
+const MAX_BODY: usize = 16 << 10;
+/// How long a head or body may take. Scrapers and probes send both at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const KEY_MEMORY: &str = "sidekey_key_memory_bytes";
 const BUILD: &str = "sidekey_build_info";
 const STARTED: &str = "sidekey_start_time_seconds";
 const READY: &str = "sidekey_ready";
 
-/// What operators are told of.
+/// What the ops listener reports on.
 pub struct OpsParts {
-    /// The keyrings.
+    /// The keyrings served.
     pub keyrings: Vec<Arc<Keyring>>,
-    /// The secrets.
+    /// The secrets held.
     pub secrets: Arc<Secrets>,
-    /// The files that are made of them.
+    /// The files rendered from secrets.
     pub renders: Arc<Renders>,
-    /// The KEKs.
+    /// The KEKs used.
     pub keks: Arc<Keks>,
     /// The metrics.
     pub registry: Arc<Registry>,
@@ -71,13 +69,13 @@ pub struct OpsParts {
     pub audit: Recorder,
     /// The time.
     pub clock: Clock,
-    /// What is not ready yet; empty when all is.
+    /// Returns what readiness waits for; empty when ready.
     pub pending: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// TLS of every listener of this process.
+    /// The TLS of every listener of this process.
     pub tls: Vec<Arc<Tls>>,
 }
 
-/// Answers operators.
+/// Answers the requests of operators.
 pub struct OpsServer {
     router: Router<Route>,
     parts: OpsParts,
@@ -94,54 +92,24 @@ enum Route {
     Push,
 }
 
-type Answer = Response<Bytes>;
-
-/// What somebody central says: there is something new.
-#[derive(Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
-enum Push {
-    Keyring {
-        keyring: String,
-        generation: u64,
-    },
-    Secret {
-        secret: String,
-        version: Option<String>,
-    },
-}
-
 impl OpsServer {
-    /// A server that isn't listening yet.
+    /// Creates a server without a listener.
     pub fn new(parts: OpsParts) -> Arc<Self> {
-        let mut router = Router::new();
-        let routes = [
-            ("/livez", Route::Live),
-            ("/readyz", Route::Ready),
-            ("/metrics", Route::Metrics),
-            ("/status", Route::Status),
-            ("/manifests/{keyring}", Route::Manifest),
-            ("/push", Route::Push),
-        ];
-        for (path, route) in routes {
-            if let Err(error) = router.insert(path, route) {
-                unreachable!("the routes above don't contradict each other: {error}");
-            }
-        }
         let registry = &parts.registry;
         registry.describe_gauge(
             KEY_MEMORY,
             "Key memory by whether it is locked against swapping.",
         );
-        registry.describe_gauge(BUILD, "Always 1; the labels tell the build.");
+        registry.describe_gauge(BUILD, "Always 1; the labels identify the build.");
         registry.describe_gauge(STARTED, "When the process started.");
-        registry.describe_gauge(READY, "1 once /readyz says yes.");
+        registry.describe_gauge(READY, "1 while /readyz reports ready.");
         let started_at = parts.clock.now();
         registry
             .gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
             .set(1.0);
         registry.gauge(STARTED, &[]).set(seconds(started_at));
         Arc::new(Self {
-            router,
+            router: router(),
             parts,
             started_at,
         })
@@ -150,12 +118,12 @@ impl OpsServer {
     /// Binds the listener.
     ///
     /// # Errors
-    /// The address is taken, or not this machine's.
+    /// The address is in use or not available on this machine.
     pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         TcpListener::bind(address).await
     }
 
-    /// Answers until `ending` is cancelled, over TLS if the listener has it.
+    /// Serves `listener` until `ending` is cancelled.
     pub async fn run(
         self: Arc<Self>,
         listener: TcpListener,
@@ -163,28 +131,29 @@ impl OpsServer {
         ending: CancellationToken,
     ) {
         let limits = Limits {
-            connections: CONNECTIONS,
+            connections: MAX_CONNECTIONS,
             ..Limits::default()
         };
         let timeouts = Timeouts {
-            header: HEADER_TIMEOUT,
+            header: REQUEST_TIMEOUT,
             ..Timeouts::default()
         };
-        let meters = ConnectionMeters::new(&self.parts.registry, "ops");
-        let acceptor = Acceptor::new(self, &limits, &timeouts, meters, ending.clone(), ending);
-        acceptor.accept_all(&OpsSide { listener, tls }).await;
+        let metrics = ConnectionMetrics::new(&self.parts.registry, "ops");
+        let acceptor = Acceptor::new(self, &limits, &timeouts, metrics, ending.clone(), ending);
+        acceptor.accept_all(&OpsListener { listener, tls }).await;
     }
 
     fn route(
         &self,
-        identity: Identity,
+        certificate: ClientCertificate,
         head: &request::Parts,
         body: &[u8],
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Response<ResponseBody>, Problem> {
         let found = self.router.at(head.uri.path()).map_err(|_| {
             Problem::new(
                 Code::NotFound,
-                "here are /livez, /readyz, /metrics, /status, /manifests/{keyring} and /push",
+                "unknown path; valid paths: /livez, /readyz, /metrics, /status, \
+                 /manifests/{keyring}, /push",
             )
         })?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
@@ -196,247 +165,145 @@ impl OpsServer {
             _ if !is_read => return Err(Problem::method_not_allowed("GET, HEAD")),
             _ => {}
         }
-        // A kubelet that probes has no certificate to show.
+        // Kubelet probes present no certificate.
         if !matches!(found.value, Route::Live | Route::Ready) {
-            identity.demand()?;
+            certificate.require()?;
         }
         match found.value {
-            Route::Live => Ok(answer(StatusCode::OK, TEXT, "ok\n")),
+            Route::Live => Ok(response(StatusCode::OK, TEXT, "ok\n")),
             Route::Ready => Ok(self.ready()),
-            Route::Metrics => Ok(answer(StatusCode::OK, PROMETHEUS, self.metrics())),
+            Route::Metrics => Ok(response(StatusCode::OK, PROMETHEUS, self.metrics())),
             Route::Status => {
-                let body = serde_json::to_vec(&self.status())
+                let body = serde_json::to_vec(&status::status(&self.parts, self.started_at))
                     .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-                Ok(answer(StatusCode::OK, JSON, body))
+                Ok(response(StatusCode::OK, JSON, body))
             }
             Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
-            Route::Push => self.push(identity, body),
+            Route::Push => push::push(&self.parts, certificate, body),
         }
     }
 
-    fn ready(&self) -> Answer {
+    fn ready(&self) -> Response<ResponseBody> {
         let pending = (self.parts.pending)();
         if pending.is_empty() {
-            answer(StatusCode::OK, TEXT, "ok\n")
-        } else {
-            answer(
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                pending
-                    .iter()
-                    .map(|what| format!("{what}\n"))
-                    .collect::<String>(),
-            )
+            return response(StatusCode::OK, TEXT, "ok\n");
         }
+        let lines: String = pending.iter().map(|what| format!("{what}\n")).collect();
+        response(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines)
     }
 
     fn metrics(&self) -> String {
-        let now = self.parts.clock.now();
-        for keyring in &self.parts.keyrings {
-            keyring.update_gauges(&self.parts.registry, now);
+        let parts = &self.parts;
+        let now = parts.clock.now();
+        for keyring in &parts.keyrings {
+            keyring.update_gauges(&parts.registry, now);
         }
-        let secrets = self.parts.secrets.all();
+        let secrets = parts.secrets.all();
         for secret in &secrets {
-            secret.observe(&self.parts.registry, now);
+            secret.observe(&parts.registry, now);
         }
-        self.parts.keks.update_gauges();
-        // A sink that hangs gives no error; asking shows it.
-        let _ = self.parts.audit.standing();
+        parts.keks.update_gauges();
+        // A sink that hangs reports no error; asking for its state detects that.
+        let _ = parts.audit.standing();
         let memory = lock_report();
-        self.parts
-            .registry
-            .gauge(KEY_MEMORY, &[("locked", "true")])
-            .set(memory.locked as f64);
-        self.parts
-            .registry
-            .gauge(KEY_MEMORY, &[("locked", "false")])
-            .set(memory.unlocked as f64);
-        self.parts
+        for (locked, bytes) in [("true", memory.locked), ("false", memory.unlocked)] {
+            parts
+                .registry
+                .gauge(KEY_MEMORY, &[("locked", locked)])
+                .set(bytes as f64);
+        }
+        let is_ready = (parts.pending)().is_empty();
+        parts
             .registry
             .gauge(READY, &[])
-            .set(if (self.parts.pending)().is_empty() {
-                1.0
-            } else {
-                0.0
-            });
-        self.parts.registry.render() + &secrets::render_versions(&secrets)
+            .set(if is_ready { 1.0 } else { 0.0 });
+        parts.registry.render() + &secrets::render_versions(&secrets)
     }
 
-    fn status(&self) -> Status {
-        let now = self.parts.clock.now();
-        let pending = (self.parts.pending)();
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            started_at: self.started_at,
-            ready: pending.is_empty(),
-            pending,
-            key_memory: KeyMemory::now(),
-            tls: self.parts.tls.iter().map(|tls| tls.status()).collect(),
-            audit: self.parts.audit.standing().map(AuditStatus::from),
-            keks: self
-                .parts
-                .keks
-                .health()
-                .into_iter()
-                .map(KekStatus::from)
-                .collect(),
-            keyrings: self
-                .parts
-                .keyrings
-                .iter()
-                .map(|keyring| KeyringStatus::of(keyring, now))
-                .collect(),
-            secrets: self
-                .parts
-                .secrets
-                .all()
-                .iter()
-                .map(|secret| SecretStatus::of(secret))
-                .collect(),
-            renders: self
-                .parts
-                .renders
-                .all()
-                .iter()
-                .map(|render| RenderStatus::of(render))
-                .collect(),
-        }
-    }
-
-    /// Takes a hint that there is something new. It carries nothing but a name: what is new is read where it always is.
-    fn push(&self, identity: Identity, body: &[u8]) -> Result<Answer, Problem> {
-        if identity != Identity::Proven {
-            let detail =
-                "a push needs a client certificate, which `ops.tls` with `client_ca` asks for";
-            return Err(Problem::new(Code::Forbidden, detail));
-        }
-        let invalid = |detail: String| Problem::new(Code::InvalidRequest, detail);
-        let push: Push = serde_json::from_slice(body).map_err(|error| {
-            invalid(format!("send {{\"keyring\": NAME, \"generation\": N}} or {{\"secret\": NAME, \"version\": V}}: {error}"))
-        })?;
-        let is_news = match push {
-            Push::Keyring {
-                keyring: name,
-                generation,
-            } => {
-                let keyring = self.keyring(&name)?;
-                let in_force = keyring
-                    .snapshot()
-                    .as_ref()
-                    .map_or(0, |snapshot| snapshot.table.generation());
-                let is_news = generation > in_force;
-                if is_news {
-                    keyring.request(refresh::Trigger::Push);
-                }
-                is_news
-            }
-            Push::Secret {
-                secret: name,
-                version,
-            } => {
-                let secret = self
-                    .parts
-                    .secrets
-                    .all()
-                    .into_iter()
-                    .find(|secret| secret.name().as_str() == name);
-                // One under a `*` that nobody here asked for is read when somebody does.
-                let secret = secret.ok_or_else(|| {
-                    Problem::new(
-                        Code::SecretNotFound,
-                        "/status lists the secrets that are kept",
-                    )
-                })?;
-                let in_force = secret.standing().current.map(|current| current.version);
-                let is_news = version.is_none() || version != in_force;
-                if is_news {
-                    secret.request(secrets::Trigger::Push);
-                }
-                is_news
-            }
-        };
-        Ok(answer(
-            StatusCode::ACCEPTED,
-            JSON,
-            if is_news {
-                "{\"refreshing\":true}"
-            } else {
-                "{\"refreshing\":false}"
-            },
-        ))
-    }
-
-    fn keyring(&self, name: &str) -> Result<&Arc<Keyring>, Problem> {
-        let keyring = self
-            .parts
-            .keyrings
-            .iter()
-            .find(|keyring| keyring.name().as_str() == name);
-        keyring.ok_or_else(|| {
-            Problem::new(
-                Code::KeyringNotFound,
-                "/status lists the keyrings that are served",
-            )
-        })
-    }
-
-    fn manifest(&self, name: &str) -> Result<Answer, Problem> {
-        let snapshot = self.keyring(name)?.snapshot().clone();
+    fn manifest(&self, name: &str) -> Result<Response<ResponseBody>, Problem> {
+        let snapshot = find_keyring(&self.parts, name)?.snapshot().clone();
         let snapshot = snapshot.ok_or_else(|| {
             Problem::new(
                 Code::ProviderUnavailable,
-                "no manifest is in force yet; /status says why",
+                "no manifest is active yet; /status says why",
             )
             .retry_after(1)
         })?;
-        Ok(answer(
-            StatusCode::OK,
-            JSON,
-            snapshot.table.document().bytes().clone(),
-        ))
+        let manifest = snapshot.table.document().bytes().clone();
+        Ok(response(StatusCode::OK, JSON, manifest))
     }
 }
 
 impl Handler for OpsServer {
-    type Source = Identity;
+    type Peer = ClientCertificate;
 
-    async fn answer(&self, identity: &Identity, request: Request<Incoming>) -> Response<Reply> {
+    async fn respond(
+        &self,
+        certificate: &ClientCertificate,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
-        // Whatever comes of it: a peer whose body is left unread takes the answer for a connection that broke.
-        let answer = match read(body).await {
-            Ok(body) => self.route(*identity, &head, &body),
+        // Always read: a client whose body is left unread may see a reset instead of the response.
+        let response = match read(body).await {
+            Ok(body) => self.route(*certificate, &head, &body),
             Err(problem) => Err(problem),
         };
-        answer
-            .unwrap_or_else(Problem::into_response)
-            .map(Reply::from)
+        response.unwrap_or_else(Problem::into_response)
     }
+}
+
+fn router() -> Router<Route> {
+    let mut router = Router::new();
+    let routes = [
+        ("/livez", Route::Live),
+        ("/readyz", Route::Ready),
+        ("/metrics", Route::Metrics),
+        ("/status", Route::Status),
+        ("/manifests/{keyring}", Route::Manifest),
+        ("/push", Route::Push),
+    ];
+    for (path, route) in routes {
+        if let Err(error) = router.insert(path, route) {
+            unreachable!("the routes above do not conflict: {error}");
+        }
+    }
+    router
+}
+
+fn find_keyring<'p>(parts: &'p OpsParts, name: &str) -> Result<&'p Arc<Keyring>, Problem> {
+    let keyring = parts
+        .keyrings
+        .iter()
+        .find(|keyring| keyring.name().as_str() == name);
+    keyring.ok_or_else(|| Problem::new(Code::KeyringNotFound, "/status lists the keyrings served"))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let body = timeout(HEADER_TIMEOUT, Limited::new(body, PUSH).collect()).await;
-    let body =
-        body.map_err(|_| Problem::new(Code::RequestTimeout, "the body didn't arrive in time"))?;
-    let too_large = |_| {
-        Problem::new(
-            Code::BodyTooLarge,
-            format!("a push has at most {PUSH} bytes"),
-        )
-    };
-    Ok(body.map_err(too_large)?.to_bytes())
+    let body = timeout(REQUEST_TIMEOUT, Limited::new(body, MAX_BODY).collect())
+        .await
+        .map_err(|_| {
+            let detail = format!("the body did not arrive within {REQUEST_TIMEOUT:?}");
+            Problem::new(Code::RequestTimeout, detail)
+        })?;
+    let body = body.map_err(|_| {
+        let detail = format!("the body may have at most {MAX_BODY} bytes");
+        Problem::new(Code::BodyTooLarge, detail)
+    })?;
+    Ok(body.to_bytes())
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(body.into());
+fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::from(body.into()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

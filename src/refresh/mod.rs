@@ -16,6 +16,8 @@ mod metrics;
 mod snapshot;
 mod task;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -68,15 +68,18 @@ impl Maker {
         let value = self.current(name, name).await?.value;
         let bytes = match field {
             None => Zeroizing::new(value.bytes().to_vec()),
-            Some(field) => value.field(field).map_err(|why| {
-                let why = match why {
-                    NoField::NotAnObject => {
-                        "its value is not a JSON object, so it has no fields".to_owned()
-                    }
-                    NoField::Missing => format!("its value has no field {field:?}"),
-                };
-                unavailable(name, &why)
-            })?,
+            Some(field) => value
+                .field(field)
+                .map(|field| field.decode())
+                .map_err(|why| {
+                    let why = match why {
+                        NoField::NotAnObject => {
+                            "its value is not a JSON object, so it has no fields".to_owned()
+                        }
+                        NoField::Missing => format!("its value has no field {field:?}"),
+                    };
+                    unavailable(name, &why)
+                })?,
         };
         Ok(Made {
             bytes,

@@ -3,6 +3,7 @@
 //!
 //! Values pass through here from a provider to the requests that ask for them, in memory that is zeroized.
 
+mod field;
 mod meters;
 mod others;
 mod secret;
@@ -36,9 +37,10 @@ use crate::{
 };
 
 pub use crate::{backend::Which, schedule::Trigger};
+pub use field::{Field, NoField};
 pub use meters::{REQUESTS, render_versions};
 pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
-pub use value::{Labels, NoField, Usage, Value};
+pub use value::{Labels, Usage, Value};
 
 /// How many changes a listener may be behind before he is told how everything stands instead.
 const CHANGES: usize = 256;

@@ -1,19 +1,14 @@
 //! A value in memory, and what is known of its use.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
 use jiff::Timestamp;
-use serde_json::value::RawValue;
-use zeroize::Zeroizing;
 
+use super::field::{Field, NoField};
 use crate::{backend::Fetched, crypto::to_hex};
 
 /// One value of a secret. It is zeroized with the last request that sends it, and has no `Debug`.
@@ -28,27 +23,25 @@ pub struct Value {
     answer: OnceLock<Bytes>,
 }
 
-/// What answers say of a value in their heads, made once.
+/// The headers of responses with a value, as text that is made once.
 pub struct Labels {
     /// Its version.
-    pub version: HeaderValue,
+    pub version: Bytes,
     /// The entity tag of its JSON.
-    pub json: HeaderValue,
+    pub json: Bytes,
     /// The entity tag of its bytes.
-    pub octets: HeaderValue,
+    pub octets: Bytes,
 }
 
 impl Labels {
-    /// The tags are weak ones (RFC 9110 §8.8.1): answers with one value differ in how stale it is. A version may come to mean another
-    /// value, as a file's time does; the fingerprint tells them apart and tells nobody else anything.
+    /// The tags are weak (RFC 9110 §8.8.1): responses with one value differ in how stale it is. A
+    /// version may come to mean another value, like the time of a file; the fingerprint tells them
+    /// apart and reveals nothing.
     fn new(version: &str, fingerprint: &[u8; 16]) -> Self {
-        // A provider's word for a version is visible ASCII.
-        let value =
-            |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
         let fingerprint = to_hex(&fingerprint[..8]);
-        let tag = |form: &str| value(format!("W/\"{version}.{fingerprint}{form}\""));
+        let tag = |form: &str| Bytes::from(format!("W/\"{version}.{fingerprint}{form}\""));
         Self {
-            version: value(version.to_owned()),
+            version: Bytes::copy_from_slice(version.as_bytes()),
             json: tag("j"),
             octets: tag("b"),
         }
@@ -86,15 +79,6 @@ impl Usage {
     pub fn last(&self) -> Option<Timestamp> {
         Timestamp::from_millisecond(self.last.load(Ordering::Relaxed)).ok()
     }
-}
-
-/// Why a value has no such field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoField {
-    /// The value isn't a JSON object.
-    NotAnObject,
-    /// It has no member of that name.
-    Missing,
 }
 
 impl Value {
@@ -159,20 +143,12 @@ impl Value {
         &self.usage
     }
 
-    /// A member of a value that is a JSON object: the text of a string, and anything else as it stands there.
+    /// Finds a field of a value that is a JSON object.
     ///
     /// # Errors
     /// [`NoField`]
-    pub fn field(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, NoField> {
-        let members: HashMap<String, &RawValue> =
-            serde_json::from_slice(&self.bytes).map_err(|_| NoField::NotAnObject)?;
-        let member = members.get(name).ok_or(NoField::Missing)?.get();
-        // A string; what isn't one stays what it is.
-        let text: Option<String> = serde_json::from_str(member).ok();
-        Ok(Zeroizing::new(text.map_or_else(
-            || member.as_bytes().to_vec(),
-            String::into_bytes,
-        )))
+    pub fn field(&self, name: &str) -> Result<Field<'_>, NoField> {
+        Field::find(&self.bytes, name)
     }
 }
 
@@ -211,47 +187,4 @@ pub(super) struct Failed {
     pub(super) instant: tokio::time::Instant,
     /// When the first of the failures in a row was.
     pub(super) since: tokio::time::Instant,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn value(text: &str) -> Value {
-        let bytes = Zeroizing::new(text.as_bytes().to_vec());
-        let fetched = Fetched {
-            bytes,
-            version: "1".into(),
-            created_at: None,
-            expires_at: None,
-            lease: None,
-        };
-        Value::new(fetched, Timestamp::UNIX_EPOCH, &[0; 16], None)
-    }
-
-    #[test]
-    fn a_field_is_a_strings_text_or_what_stands_there() {
-        let value = value(r#"{"password":"a\"b\u00e9","port":5432,"tls":{"on":true},"none":null}"#);
-        let field = |name| {
-            value
-                .field(name)
-                .map(|field| String::from_utf8(field.to_vec()).expect("text"))
-        };
-        assert_eq!(field("password").as_deref(), Ok("a\"b\u{e9}"));
-        assert_eq!(field("port").as_deref(), Ok("5432"));
-        assert_eq!(field("tls").as_deref(), Ok(r#"{"on":true}"#));
-        assert_eq!(field("none").as_deref(), Ok("null"));
-        assert_eq!(field("user"), Err(NoField::Missing));
-    }
-
-    #[test]
-    fn only_an_object_has_fields() {
-        for text in ["secret", "[1]", "{", ""] {
-            assert_eq!(
-                value(text).field("a").err(),
-                Some(NoField::NotAnObject),
-                "{text}"
-            );
-        }
-    }
 }

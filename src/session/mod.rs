@@ -1,12 +1,26 @@
-//! The work of one request on one keyring: which key encrypts, which one decrypts, and what stands against it.
+//! Which key version encrypts or decrypts for a request: the primary of the wave while the lease
+//! lasts, the version that a ciphertext names, and a refresh for a version that is missing. Errors
+//! are the domain's own; `api` maps them to problems.
 //!
 //! Plaintexts pass through here in the buffers of their requests.
 
-use std::sync::Arc;
+mod error;
+mod item;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod version;
+
+use std::{ops::Deref, sync::Arc};
 
 use jiff::Timestamp;
 
-use crate::http::problem::{Code, Problem};
+use self::version::{PinnedVersion, version_keys};
+pub(crate) use self::{
+    error::{SessionError, UnavailableReason},
+    item::ItemProcessor,
+    stream::{StreamDecryptor, StreamEncryptor},
+};
 use crate::{
     crypto::{
         Header, OVERHEAD, Opener, PREFIX_LEN, Sealer, StreamOpener, StreamSealer, VersionKeys,
@@ -15,151 +29,130 @@ use crate::{
     refresh::{Keyring, Snapshot},
 };
 
-/// Seconds until a version that is missing now may be there.
-const RETRY_SECONDS: u32 = 1;
-
-/// One request's view of a keyring: one snapshot from beginning to end, but for the refresh that the request itself may cause.
-pub(crate) struct Session<'k> {
-    keyring: &'k Keyring,
+/// One request's view of a keyring: one snapshot from beginning to end (I4), except for the refresh
+/// that the request itself may cause.
+///
+/// `K` is a reference for a request that is answered at once, and an `Arc` for one that is answered
+/// while its body arrives.
+pub(crate) struct Session<K> {
+    keyring: K,
     snapshot: Arc<Snapshot>,
     now: Timestamp,
     opener: Opener,
-    /// A batch may name many versions that nobody knows; one refresh answers for all of them.
-    has_learned: bool,
+    /// A batch may name many unknown versions; one refresh serves them all.
+    has_refreshed: bool,
 }
 
-/// Encrypts the items of one request.
-pub(crate) struct Encryptor {
-    sealer: Sealer,
-    usage: Usage,
-    now: Timestamp,
-}
-
-impl<'k> Session<'k> {
-    pub(crate) fn new(keyring: &'k Keyring, now: Timestamp) -> Result<Self, Problem> {
-        let snapshot = keyring.snapshot();
-        let Some(snapshot) = snapshot.as_ref() else {
-            return Err(Problem::new(
-                Code::ProviderUnavailable,
-                "the keyring has not been loaded yet; /readyz on the ops listener says why",
-            )
-            .retry_after(RETRY_SECONDS));
-        };
-        Ok(Self::resume(keyring, Arc::clone(snapshot), now))
-    }
-
-    /// The session of a request that goes on, with the generation that it saw from its beginning.
-    pub(crate) fn resume(keyring: &'k Keyring, snapshot: Arc<Snapshot>, now: Timestamp) -> Self {
-        Self {
+impl<K: Deref<Target = Keyring>> Session<K> {
+    /// # Errors
+    /// [`SessionError::NotLoaded`]
+    pub(crate) fn new(keyring: K, now: Timestamp) -> Result<Self, SessionError> {
+        let snapshot = keyring.snapshot().clone().ok_or(SessionError::NotLoaded)?;
+        Ok(Self {
             keyring,
             snapshot,
             now,
             opener: Opener::default(),
-            has_learned: false,
-        }
+            has_refreshed: false,
+        })
     }
 
-    pub(crate) fn keyring(&self) -> &'k Keyring {
-        self.keyring
-    }
-
-    pub(crate) fn into_snapshot(self) -> Arc<Snapshot> {
-        self.snapshot
-    }
-
-    /// Time has passed: uses count for the new time, and versions that nobody knew may be known.
-    pub(crate) fn go_on(&mut self, now: Timestamp) {
+    /// Sets the time of further work, and allows another refresh for unknown versions.
+    fn advance(&mut self, now: Timestamp) {
         self.now = now;
-        self.has_learned = false;
+        self.has_refreshed = false;
     }
 
-    /// The encryptor of the version that encrypts now, if this sidecar may encrypt at all.
-    pub(crate) fn encryptor(&self) -> Result<Encryptor, Problem> {
+    /// Returns an encryptor for the version that encrypts now.
+    pub(crate) fn encryptor(&self) -> Result<Encryptor, SessionError> {
         let (version, keys) = self.encrypting()?;
-        let sealer = Sealer::new(keys, self.snapshot.table.id(), version)?;
         Ok(Encryptor {
-            sealer,
-            usage: Usage::new(self.keyring, &self.snapshot, version),
+            sealer: Sealer::new(keys, self.snapshot.table.id(), version)?,
+            version: self.pin(version),
             now: self.now,
         })
     }
 
-    fn encrypting(&self) -> Result<(u32, &VersionKeys), Problem> {
+    fn encrypting(&self) -> Result<(u32, &VersionKeys), SessionError> {
         let table = &self.snapshot.table;
-        let primary = table.primary(self.now).ok_or_else(|| {
-            Problem::new(
-                Code::NoPrimary,
-                format!("no version is activated for wave {} yet", table.wave()),
-            )
-        })?;
-        let Some(found) = table.encrypting(self.now) else {
-            return Err(keys(&self.snapshot, primary)
-                .err()
-                .unwrap_or_else(|| Problem::new(Code::NoPrimary, "no version encrypts")));
+        let no_primary = || SessionError::NoPrimary {
+            wave: table.wave().clone(),
         };
-        let end = self.keyring.lease_end(table);
-        if self.now < end {
+        let primary = table.primary(self.now).ok_or_else(no_primary)?;
+        let Some(found) = table.encrypting(self.now) else {
+            version_keys(&self.snapshot, primary)?;
+            return Err(no_primary());
+        };
+        let lease_end = self.keyring.lease_end(table);
+        if self.now < lease_end {
             Ok(found)
         } else {
-            Err(lease_expired(end))
+            Err(SessionError::LeaseExpired { at: lease_end })
         }
     }
 
-    /// Decrypts a whole message or stream in place; gives its plaintext, which stands behind the prefix, and the version.
+    /// Decrypts a whole message or stream in place. Returns the plaintext, which starts after
+    /// [`PREFIX_LEN`] bytes, and the version.
     pub(crate) async fn decrypt<'m>(
         &mut self,
         aad: &[u8],
-        message: &'m mut [u8],
-    ) -> Result<(&'m mut [u8], u32), Problem> {
-        let header = self.find(message).await?;
-        let keys = keys(&self.snapshot, header.version)?;
-        let plaintext = self
-            .opener
-            .open(keys, &self.snapshot.table.id(), &header, aad, message)?;
+        ciphertext: &'m mut [u8],
+    ) -> Result<(&'m mut [u8], u32), SessionError> {
+        let header = self.find_version(ciphertext).await?;
+        let keys = version_keys(&self.snapshot, header.version)?;
+        let id = self.snapshot.table.id();
+        let plaintext = self.opener.open(keys, &id, &header, aad, ciphertext)?;
         if let Some(usage) = self.snapshot.usage(header.version) {
             usage.record_decrypted(1, self.now);
         }
         Ok((plaintext, header.version))
     }
 
-    /// The opener of a stream that begins so.
+    /// Returns a decryptor for the stream that starts with `prefix`.
     pub(crate) async fn stream_decryptor(
         &mut self,
         aad: &[u8],
         prefix: &[u8; PREFIX_LEN],
-    ) -> Result<StreamDecryptor, Problem> {
-        // The first chunk, which must follow, is checked as such.
-        let header = self
-            .find(&[&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat())
-            .await?;
-        let keys = keys(&self.snapshot, header.version)?;
+    ) -> Result<StreamDecryptor, SessionError> {
+        // A header is parsed from at least the shortest ciphertext; chunks are checked on their own.
+        let shortest = [&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat();
+        let header = self.find_version(&shortest).await?;
+        let keys = version_keys(&self.snapshot, header.version)?;
         let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
-        let usage = Usage::new(self.keyring, &self.snapshot, header.version);
-        usage.decrypted(self.now);
-        Ok(StreamDecryptor { opener, usage })
+        let version = self.pin(header.version);
+        version.count_decrypted(self.now);
+        Ok(StreamDecryptor::new(opener, version))
     }
 
-    /// The encryptor of a stream, and what the stream begins with.
+    /// Returns an encryptor for a stream, and the prefix of that stream.
     pub(crate) fn stream_encryptor(
         &self,
         aad: &[u8],
-    ) -> Result<(StreamEncryptor, [u8; PREFIX_LEN]), Problem> {
+    ) -> Result<(StreamEncryptor<K>, [u8; PREFIX_LEN]), SessionError>
+    where
+        K: Clone,
+    {
         let (version, keys) = self.encrypting()?;
         let (sealer, prefix) = StreamSealer::new(keys, &self.snapshot.table.id(), version, aad)?;
-        let usage = Usage::new(self.keyring, &self.snapshot, version);
-        usage.encrypted(self.now);
-        Ok((StreamEncryptor { sealer, usage }, prefix))
+        let version = self.pin(version);
+        version.count_encrypted(self.now);
+        let encryptor = StreamEncryptor::new(self.keyring.clone(), sealer, version);
+        Ok((encryptor, prefix))
     }
 
-    /// Reads a ciphertext's header, and sees to it that a version that was never heard of is looked for.
-    async fn find(&mut self, ciphertext: &[u8]) -> Result<Header, Problem> {
+    fn pin(&self, version: u32) -> PinnedVersion {
+        PinnedVersion::new(&self.keyring, &self.snapshot, version)
+    }
+
+    /// Parses the header of a ciphertext. Refreshes the keyring if it lacks the version (I2).
+    async fn find_version(&mut self, ciphertext: &[u8]) -> Result<Header, SessionError> {
         let header = Header::parse(ciphertext, &self.snapshot.table.id())?;
         let version = header.version;
         let is_missing = |snapshot: &Snapshot| {
             matches!(snapshot.table.slot(version), None | Some(Slot::Unopened(_)))
         };
         if is_missing(&self.snapshot) {
-            // What is in force by now may have it: a request may take long.
+            // A request may take long, and the active snapshot may have the version by now.
             if let Some(newest) = self.keyring.snapshot().as_ref()
                 && !is_missing(newest)
             {
@@ -167,197 +160,48 @@ impl<'k> Session<'k> {
             }
         }
         if self.snapshot.table.slot(version).is_none()
-            && !self.has_learned
+            && !self.has_refreshed
             && let Some(newest) = self.keyring.refresh_for_version(version).await
         {
-            self.has_learned = true;
+            self.has_refreshed = true;
             self.snapshot = newest;
         }
         Ok(header)
     }
 }
 
+/// Encrypts the messages of one request under one version.
+pub(crate) struct Encryptor {
+    sealer: Sealer,
+    version: PinnedVersion,
+    now: Timestamp,
+}
+
 impl Encryptor {
-    /// The version that encrypts.
     pub(crate) fn version(&self) -> u32 {
-        self.usage.version
+        self.version.number()
     }
 
-    /// Turns a buffer with [`PREFIX_LEN`] bytes of room before the plaintext into a message.
-    pub(crate) fn encrypt(&mut self, aad: &[u8], buffer: &mut Vec<u8>) {
-        self.encrypt_at(aad, buffer, 0);
-    }
-
-    /// Time has passed; says whether it may go on.
-    pub(crate) fn go_on(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), Problem> {
-        self.now = now;
-        self.usage.check(keyring, now)
-    }
-
-    /// The same for a room and a plaintext that begin at `from`.
-    pub(crate) fn encrypt_at(&mut self, aad: &[u8], buffer: &mut Vec<u8>, from: usize) {
+    /// Turns `buffer[from..]`, which is [`PREFIX_LEN`] bytes of room and then the plaintext, into a
+    /// message.
+    pub(crate) fn encrypt(&mut self, aad: &[u8], buffer: &mut Vec<u8>, from: usize) {
         self.sealer.seal(aad, buffer, from);
-        self.usage.encrypted(self.now);
+        self.version.count_encrypted(self.now);
     }
 
-    /// A message from a plaintext that stands elsewhere.
-    pub(crate) fn encrypt_copy(&mut self, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
-        let message = self.sealer.seal_copy(aad, plaintext);
-        self.usage.encrypted(self.now);
-        message
-    }
-}
-
-/// Encrypts a stream that may take long.
-pub(crate) struct StreamEncryptor {
-    sealer: StreamSealer,
-    usage: Usage,
-}
-
-impl StreamEncryptor {
-    /// The version that encrypts.
-    pub(crate) fn version(&self) -> u32 {
-        self.usage.version
-    }
-
-    /// Encrypts the plaintext in `buffer` from `from` on as the next chunk, unless the lease has ended meanwhile (I11).
-    pub(crate) fn encrypt(
-        &mut self,
-        keyring: &Keyring,
-        now: Timestamp,
-        is_last: bool,
-        buffer: &mut Vec<u8>,
-        from: usize,
-    ) -> Result<(), Problem> {
-        self.usage.check(keyring, now)?;
-        self.sealer.seal(is_last, buffer, from);
-        self.usage.goes_on(now);
-        Ok(())
+    /// Sets the time of further messages.
+    ///
+    /// # Errors
+    /// The version may not encrypt any longer.
+    fn advance(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), SessionError> {
+        self.now = now;
+        self.version.check_encrypts(keyring, now)
     }
 }
 
-/// Decrypts a stream that may take long.
-pub(crate) struct StreamDecryptor {
-    opener: StreamOpener,
-    usage: Usage,
-}
-
-impl StreamDecryptor {
-    /// The version that decrypts.
-    pub(crate) fn version(&self) -> u32 {
-        self.usage.version
-    }
-
-    /// Decrypts the next chunk in place and gives its plaintext's length.
-    pub(crate) fn decrypt(
-        &mut self,
-        now: Timestamp,
-        is_last: bool,
-        chunk: &mut [u8],
-    ) -> Result<usize, Problem> {
-        let length = self.opener.open(is_last, chunk)?.len();
-        self.usage.goes_on(now);
-        Ok(length)
-    }
-}
-
-/// One version of the generation that a request sees, for as long as the request takes.
-struct Usage {
-    snapshot: Arc<Snapshot>,
-    version: u32,
-    /// Until when it may encrypt.
-    until: Timestamp,
-}
-
-impl Usage {
-    fn new(keyring: &Keyring, snapshot: &Arc<Snapshot>, version: u32) -> Self {
-        Self {
-            snapshot: Arc::clone(snapshot),
-            version,
-            until: keyring.lease_end(&snapshot.table),
-        }
-    }
-
-    /// Whether a request that goes on may still encrypt (I11). It keeps the version that it began with, but not longer than a sidecar
-    /// that never heard of a newer one would: once another version encrypts, nothing renews the lease any more, and once the version is
-    /// disabled or destroyed, it ends at once.
-    fn check(&mut self, keyring: &Keyring, now: Timestamp) -> Result<(), Problem> {
-        if let Some(newest) = keyring.snapshot().as_ref() {
-            keys(newest, self.version)?;
-            if newest
-                .table
-                .encrypting(now)
-                .is_some_and(|(version, _)| version == self.version)
-            {
-                self.until = keyring.lease_end(&newest.table);
-            }
-        }
-        if now < self.until {
-            Ok(())
-        } else {
-            Err(lease_expired(self.until))
-        }
-    }
-
-    fn encrypted(&self, now: Timestamp) {
-        if let Some(usage) = self.snapshot.usage(self.version) {
-            usage.record_encrypted(1, now);
-        }
-    }
-
-    fn decrypted(&self, now: Timestamp) {
-        if let Some(usage) = self.snapshot.usage(self.version) {
-            usage.record_decrypted(1, now);
-        }
-    }
-
-    /// What takes hours is used until its end.
-    fn goes_on(&self, now: Timestamp) {
-        if let Some(usage) = self.snapshot.usage(self.version) {
-            usage.touch(now);
-        }
-    }
-}
-
-fn lease_expired(end: Timestamp) -> Problem {
-    let detail = format!(
-        "the manifest could not be confirmed, so encrypting ended at {end}; decrypting goes on"
-    );
-    Problem::new(Code::LeaseExpired, detail).retry_after(60)
-}
-
-/// A buffer for a body of `len` bytes that becomes a message in place.
+/// Returns a buffer with room for a message of `len` bytes of plaintext, which is to be appended.
 pub(crate) fn message_buffer(len: usize) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(len + OVERHEAD);
     buffer.resize(PREFIX_LEN, 0);
     buffer
-}
-
-fn keys(snapshot: &Snapshot, version: u32) -> Result<&VersionKeys, Problem> {
-    let unavailable = |why: &str| {
-        Problem::new(
-            Code::KeyVersionUnavailable,
-            format!("key version {version} {why}; try again"),
-        )
-        .retry_after(RETRY_SECONDS)
-    };
-    match snapshot.table.slot(version) {
-        Some(Slot::Open(keys)) => Ok(keys),
-        Some(Slot::Unopened(_)) => Err(unavailable("could not be opened by its KEKs yet")),
-        Some(Slot::Disabled) => Err(Problem::new(
-            Code::KeyVersionDisabled,
-            format!(
-                "key version {version} is disabled; `sidekey keyring enable` lets it decrypt again"
-            ),
-        )
-        .of_version(version)),
-        Some(Slot::Destroyed) => Err(Problem::new(
-            Code::KeyVersionDestroyed,
-            format!("key version {version} was destroyed for good"),
-        )
-        .of_version(version)),
-        None => Err(unavailable(
-            "is not in the newest manifest that could be read",
-        )),
-    }
 }

@@ -1,30 +1,30 @@
-//! The frames of a binary batch (docs/api.md has every byte): a length in four bytes, big endian, then as many bytes.
+//! The frames of a binary batch: a big-endian length of four bytes, then that many bytes.
 
-/// How many bytes say a frame's length.
+/// The length of a frame's length.
 const LENGTH: usize = 4;
 
-/// Finds the frames in bytes that come in pieces of any size. Only a frame that two pieces share is copied.
+/// Finds frames in data that arrives in chunks of any size. Only frames that span chunks are copied.
 pub struct Frames {
     limit: usize,
-    /// The beginning of a frame whose end has not come yet.
+    /// The start of a frame whose end has not arrived yet.
     carried: Vec<u8>,
-    /// Whether `carried` was given out and has to go.
+    /// Whether `carried` was returned as a frame and must be cleared.
     is_spent: bool,
-    /// How many bytes of a frame that is too long are still to come.
+    /// How many bytes of a frame that is too long are still to arrive.
     to_skip: usize,
 }
 
 /// A frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'d> {
-    /// Its bytes, without the length.
+    /// The bytes after the length.
     Whole(&'d [u8]),
-    /// One that is longer than the limit. Its bytes are passed over.
+    /// The frame exceeds the limit. Its bytes are skipped.
     TooLong,
 }
 
 impl Frames {
-    /// A finder of frames of at most `limit` bytes.
+    /// Finds frames of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -34,10 +34,10 @@ impl Frames {
         }
     }
 
-    /// The next frame, and takes its bytes off `data`; `None` when more bytes must come first, and `data` is then empty.
+    /// Removes the next frame from `data`. Returns None once `data` is used up.
     pub fn next<'f, 'd: 'f>(&'f mut self, data: &mut &'d [u8]) -> Option<Frame<'f>> {
         if std::mem::take(&mut self.is_spent) {
-            // A long frame's room is not kept for the short ones that follow.
+            // A long frame's buffer is not kept for the short ones that follow.
             self.carried = Vec::new();
         }
         let skipped = self.to_skip.min(data.len());
@@ -76,25 +76,26 @@ impl Frames {
         Some(Frame::Whole(&self.carried[LENGTH..]))
     }
 
-    /// How many bytes the frame has of which a part has come; 0 if that isn't known yet.
-    pub fn coming(&self) -> usize {
+    /// The length of the frame that is arriving; 0 if it is not known yet.
+    pub fn partial_len(&self) -> usize {
         match self.carried.first_chunk::<LENGTH>() {
             Some(length) if !self.is_spent => u32::from_be_bytes(*length) as usize,
             _ => 0,
         }
     }
 
-    /// Gives up the frame of which a part has come, as if it were too long; whoever calls answers for it.
-    pub fn pass_over(&mut self) {
-        self.to_skip = (LENGTH + self.coming()).saturating_sub(self.carried.len());
+    /// Skips the rest of the frame that is arriving, like one that is too long.
+    pub fn skip_partial(&mut self) {
+        self.to_skip = (LENGTH + self.partial_len()).saturating_sub(self.carried.len());
         self.carried = Vec::new();
     }
 
-    /// Whether the bytes so far ended with a frame.
+    /// Whether the data so far ended with a complete frame.
     pub fn is_between_frames(&self) -> bool {
         self.to_skip == 0 && (self.carried.is_empty() || self.is_spent)
     }
 
+    /// Moves data to `carried` until that has `length` bytes.
     fn carry(&mut self, data: &mut &[u8], length: usize) {
         let missing = length.saturating_sub(self.carried.len()).min(data.len());
         self.carried.extend_from_slice(&data[..missing]);
@@ -107,30 +108,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn found(limit: usize, pieces: &[&[u8]]) -> (Vec<Option<Vec<u8>>>, bool) {
-        let mut frames = Frames::new(limit);
+    const LIMIT: usize = 15;
+
+    fn found(chunks: &[&[u8]]) -> (Vec<Option<Vec<u8>>>, bool) {
+        let mut frames = Frames::new(LIMIT);
         let mut found = Vec::new();
-        for piece in pieces {
-            let mut data = *piece;
+        for chunk in chunks {
+            let mut data = *chunk;
             while let Some(frame) = frames.next(&mut data) {
                 found.push(match frame {
                     Frame::Whole(bytes) => Some(bytes.to_vec()),
                     Frame::TooLong => None,
                 });
             }
-            assert!(data.is_empty(), "what is no whole frame is kept");
+            assert!(data.is_empty(), "an incomplete frame is carried over");
         }
         (found, frames.is_between_frames())
     }
 
     proptest! {
         #[test]
-        fn finds_the_same_frames_however_their_bytes_come(
+        fn finds_the_same_frames_in_any_chunks(
             items in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..20),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
             missing in 0..3usize,
         ) {
-            const LIMIT: usize = 15;
             let mut bytes: Vec<u8> = Vec::new();
             for item in &items {
                 bytes.extend((item.len() as u32).to_be_bytes());
@@ -138,14 +140,23 @@ mod tests {
             }
             let whole = bytes.len();
             bytes.truncate(whole.saturating_sub(missing));
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).chain([0, bytes.len()]).collect();
+            let mut cuts: Vec<usize> = cuts
+                .iter()
+                .map(|cut| cut.index(bytes.len() + 1))
+                .chain([0, bytes.len()])
+                .collect();
             cuts.sort_unstable();
-            let pieces: Vec<&[u8]> = cuts.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
-            let (frames, is_between) = found(LIMIT, &pieces);
-            let mut expected: Vec<Option<Vec<u8>>> = items.iter().map(|item| (item.len() <= LIMIT).then(|| item.clone())).collect();
+            let chunks: Vec<&[u8]> =
+                cuts.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
+            let (frames, is_between) = found(&chunks);
+            let mut expected: Vec<Option<Vec<u8>>> = items
+                .iter()
+                .map(|item| (item.len() <= LIMIT).then(|| item.clone()))
+                .collect();
             prop_assert_eq!(is_between, bytes.len() == whole);
             if bytes.len() < whole {
-                // A frame that is too long is reported when its length is known; another one only when it is whole.
+                // A frame that is too long is reported once its length is known, others once they
+                // are complete.
                 let last = expected.pop().expect("something was cut off");
                 let length = items[items.len() - 1].len();
                 if last.is_none() && length >= missing {
@@ -157,15 +168,15 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_given_up_is_passed_over_to_its_end() {
+    fn a_partial_frame_can_be_skipped() {
         let bytes = [&[0, 0, 0, 100][..], &[7; 100], &[0, 0, 0, 1, b'x']].concat();
         for first in 4..104 {
             let mut frames = Frames::new(200);
             let mut data = &bytes[..first];
             assert!(frames.next(&mut data).is_none());
-            assert_eq!(frames.coming(), 100);
-            frames.pass_over();
-            assert_eq!(frames.coming(), 0);
+            assert_eq!(frames.partial_len(), 100);
+            frames.skip_partial();
+            assert_eq!(frames.partial_len(), 0);
             let mut data = &bytes[first..];
             assert_eq!(frames.next(&mut data), Some(Frame::Whole(b"x")), "{first}");
             assert!(frames.next(&mut data).is_none() && frames.is_between_frames());

@@ -1,23 +1,33 @@
-//! What both ends of the application API agree on (docs/api.md has every byte): content types and the binary batch.
+//! What both ends of Sidekey's APIs agree on: media types, problem codes, the binary batch,
+//! `/status`, and names in certificates. docs/api.md specifies the formats.
 
+#[cfg(feature = "tls")]
+mod certificate;
+mod code;
 mod frames;
+pub mod status;
 
+#[cfg(feature = "tls")]
+pub use certificate::CertificateNames;
+pub use code::Code;
 pub use frames::{Frame, Frames};
 
-/// Bytes as they are.
+/// Media type of raw bytes.
 pub const OCTETS: &str = "application/octet-stream";
-/// JSON.
+/// Media type of JSON.
 pub const JSON: &str = "application/json";
-/// A binary batch, both ways.
+/// Media type of a binary batch, in requests and responses.
 pub const BATCH: &str = "application/vnd.sidekey.batch";
-/// Server-sent events.
+/// Media type of server-sent events.
 pub const EVENTS: &str = "text/event-stream";
+/// Media type of problem details (RFC 9457).
+pub const PROBLEM: &str = "application/problem+json";
 
-/// The first byte of a batch whose items share one AAD, which stands in a header.
+/// First byte of a batch request whose items share the AAD in the `Sidekey-Aad` header.
 pub const SHARED_AAD: u8 = 0;
-/// The first byte of a batch in which every item's frame begins with the item's own AAD.
+/// First byte of a batch request in which each frame starts with the item's own AAD.
 pub const ITEMS_HAVE_AAD: u8 = 1;
-/// An answer's frame begins with how its item went: here is the result,
+/// First byte of a batch response's frame that contains a result.
 pub const DONE: u8 = 0;
-/// or here is the problem.
+/// First byte of a batch response's frame that contains problem details.
 pub const FAILED: u8 = 1;

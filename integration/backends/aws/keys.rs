@@ -598,7 +598,7 @@ async fn a_cold_start_asks_kms_once_for_every_version() {
             .unwrap()
             .iter()
             .all(|keyring| {
-                let versions = keyring["in_force"]["versions"].as_array();
+                let versions = keyring["active"]["versions"].as_array();
                 versions.is_some_and(|versions| {
                     versions.len() == VERSIONS
                         && versions.iter().all(|version| version["unopened"].is_null())

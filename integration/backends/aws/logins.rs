@@ -118,7 +118,7 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
     // By an operator with credentials of his own.
     world_of(&moto.url()).succeed(&["keyring", "rotate", &manifest, "--activate", "now"]);
     wait("the next version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == 2
+        sidecar.keyring()["active"]["encrypting"] == 2
     });
     assert!(
         asked.load(Ordering::SeqCst) > before,

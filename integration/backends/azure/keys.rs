@@ -105,7 +105,7 @@ async fn a_keyring_lives_under_an_rsa_key_and_moves_to_a_managed_hsms() {
     succeed(&world, "rotate", &["--activate", "now"]);
     sidecar.wait_generation(5);
     wait("the third version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == 3
+        sidecar.keyring()["active"]["encrypting"] == 3
     });
     drop(sidecar);
 

@@ -58,7 +58,7 @@ fn with_versions(vault: &Vault, versions: usize) -> World {
 
 fn wait_all_open(sidecar: &Sidecar, versions: usize) {
     wait("every version", || {
-        let all = sidecar.keyring()["in_force"]["versions"]
+        let all = sidecar.keyring()["active"]["versions"]
             .as_array()
             .cloned()
             .unwrap_or_default();

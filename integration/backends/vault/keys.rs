@@ -149,7 +149,7 @@ async fn a_token_that_is_revoked_is_replaced_by_the_files_next_one(brand: Brand)
     });
     token_file(&world, &vault.token_with("sidecar"));
     wait("the new version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == 2
+        sidecar.keyring()["active"]["encrypting"] == 2
     });
 }
 

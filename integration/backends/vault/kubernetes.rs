@@ -275,7 +275,7 @@ fn a_projected_service_account_token_logs_in_and_again_when_it_is_rewritten(bran
     assert_eq!(sidecar.ops("/readyz").0, 200, "it serves on");
     project(kubernetes.token("orders", &["vault"]));
     wait("the new version", || {
-        sidecar.keyring()["in_force"]["encrypting"] == 2
+        sidecar.keyring()["active"]["encrypting"] == 2
     });
     rotate_and_wait(&world, &sidecar, 3);
     let shown = format!(

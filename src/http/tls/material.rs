@@ -1,4 +1,4 @@
-//! From files to a rustls configuration, or to everything that is wrong with them.
+//! Builds a rustls configuration from PEM files, or lists everything wrong with them.
 
 use std::{
     fs::File,
@@ -25,43 +25,57 @@ use crate::{
     crypto::fingerprint,
 };
 
-/// The longest file; a bundle of every public authority has a quarter of it.
-const LONGEST: u64 = 1 << 20;
+/// The longest file. A bundle of all public authorities is a quarter of this.
+const MAX_FILE_LEN: u64 = 1 << 20;
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Whether a client must show a certificate to get a connection.
+/// Whether a connection requires a client certificate, if the listener has client authorities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Demand {
-    /// Yes.
-    Always,
-    /// No: each path decides.
-    ByPath,
+pub(crate) enum ClientAuth {
+    Required,
+    /// Each path decides.
+    Optional,
 }
 
-/// The files of a listener's TLS as they are at one moment.
-pub(crate) struct Files {
+/// The contents of a listener's TLS files.
+pub(crate) struct TlsFiles {
     certificate: Zeroizing<Vec<u8>>,
     key: Zeroizing<Vec<u8>>,
-    /// Whether users that own neither the file nor its group may read the key.
-    pub(crate) is_key_open: bool,
+    pub(crate) is_key_world_readable: bool,
     ca: Option<Zeroizing<Vec<u8>>>,
 }
 
-/// What a listener needs for its handshakes.
+/// What a listener needs for handshakes.
 pub(crate) struct Material {
     pub(crate) config: Arc<ServerConfig>,
-    /// From when our certificate is valid.
+    /// The validity of our certificate, both ends included.
     pub(crate) not_before: Timestamp,
-    /// The last moment at which it is.
     pub(crate) not_after: Timestamp,
 }
 
-/// What is wrong, a phrase each.
-type Wrong = Vec<String>;
+impl Material {
+    /// Why clients would reject our certificate at this time, if they would.
+    pub(crate) fn invalid_at(&self, now: Timestamp) -> Option<String> {
+        let Self {
+            not_before,
+            not_after,
+            ..
+        } = self;
+        if now > *not_after {
+            Some(format!("it expired at {not_after}"))
+        } else if now < *not_before {
+            Some(format!("it is not valid before {not_before}"))
+        } else {
+            None
+        }
+    }
+}
 
-impl Files {
-    /// The files as they are now.
-    pub(crate) fn read(settings: &Tls) -> Result<Self, Wrong> {
+/// Everything wrong with the files, one phrase each.
+type Problems = Vec<String>;
+
+impl TlsFiles {
+    pub(crate) fn read(settings: &Tls) -> Result<Self, Problems> {
         let certificate = contents(&settings.certificate);
         let key = contents(&settings.key);
         let ca = settings
@@ -73,7 +87,7 @@ impl Files {
             (Ok((certificate, _)), Ok((key, mode)), Ok(ca)) => Ok(Self {
                 certificate,
                 key,
-                is_key_open: mode & 0o004 != 0,
+                is_key_world_readable: mode & 0o004 != 0,
                 ca: ca.map(|(bytes, _)| bytes),
             }),
             (certificate, key, ca) => Err([certificate.err(), key.err(), ca.err()]
@@ -83,7 +97,7 @@ impl Files {
         }
     }
 
-    /// Tells these contents from others.
+    /// Identifies these contents.
     pub(crate) fn fingerprint(&self) -> [u8; 32] {
         let parts = [Some(&self.certificate), Some(&self.key), self.ca.as_ref()];
         let each: Vec<u8> = parts
@@ -94,9 +108,13 @@ impl Files {
         fingerprint(&each)
     }
 
-    /// Makes of them what handshakes need.
-    pub(crate) fn build(&self, settings: &Tls, demand: Demand) -> Result<Material, Wrong> {
-        // Passed on by hand everywhere: nobody may depend on a default of the process that another library could set.
+    /// Builds what handshakes need.
+    pub(crate) fn build(
+        &self,
+        settings: &Tls,
+        client_auth: ClientAuth,
+    ) -> Result<Material, Problems> {
+        // Passed explicitly: another library could change the process-wide default.
         let provider = Arc::new(aws_lc_rs::default_provider());
         let certificate =
             certificates(&settings.certificate, &self.certificate).and_then(|chain| {
@@ -105,7 +123,7 @@ impl Files {
         let key = private_key(&settings.key, &self.key);
         let clients = settings.clients.as_ref().zip(self.ca.as_ref());
         let verifier = clients
-            .map(|(clients, ca)| verifier(&clients.ca, ca, demand, &provider))
+            .map(|(clients, ca)| verifier(&clients.ca, ca, client_auth, &provider))
             .transpose();
         let (((chain, validity), key), verifier) = match (certificate, key, verifier) {
             (Ok(certificate), Ok(key), Ok(verifier)) => ((certificate, key), verifier),
@@ -133,7 +151,7 @@ impl Files {
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
-        // Every connection shows its certificate anew, so a new list of authorities counts from the next one on.
+        // Without resumption, a changed list of authorities applies to every new connection.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let (not_before, not_after) = validity;
@@ -145,22 +163,22 @@ impl Files {
     }
 }
 
-fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
-    match least {
+    match min {
         TlsVersion::V1_2 => &BOTH,
         TlsVersion::V1_3 => &BOTH[..1],
     }
 }
 
-/// A file's bytes and mode. The buffer never grows, so no copy of a key stays behind.
+/// Reads a file and its mode. The buffer never grows, which would leave copies of a key in memory.
 fn contents(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), String> {
     let unreadable = |error: std::io::Error| format!("can't read {}: {error}", path.display());
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() || metadata.len() > LONGEST {
+    if !metadata.is_file() || metadata.len() > MAX_FILE_LEN {
         return Err(format!(
-            "{} is not a file of at most {LONGEST} bytes",
+            "{} is not a regular file of at most {MAX_FILE_LEN} bytes",
             path.display()
         ));
     }
@@ -172,7 +190,7 @@ fn contents(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), String> {
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
     if bytes.len() as u64 > length {
-        return Err(format!("{} grew while it was read", path.display()));
+        return Err(format!("{} grew while it was being read", path.display()));
     }
     Ok((bytes, metadata.mode()))
 }
@@ -181,7 +199,7 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match certificates {
         Ok(certificates) if certificates.is_empty() => Err(format!(
-            "{}: there is no certificate in this file",
+            "{}: the file contains no certificate",
             path.display()
         )),
         Ok(certificates) => Ok(certificates),
@@ -189,11 +207,11 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// When the first certificate of a chain is valid.
+/// The validity of the first certificate in a chain.
 fn validity(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Timestamp), String> {
     let malformed = |reason: String| {
         format!(
-            "{}: the first certificate can't be read: {reason}",
+            "{}: can't parse the first certificate: {reason}",
             path.display()
         )
     };
@@ -202,7 +220,7 @@ fn validity(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Tim
     let validity = certificate.tbs_certificate().validity();
     let time = |time: &x509_cert::time::Time| {
         let seconds = i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
-        // X.509 counts to the end of the year 9999, as this does.
+        // X.509 times end with the year 9999, as `Timestamp` does.
         Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
     };
     Ok((time(&validity.not_before), time(&validity.not_after)))
@@ -211,7 +229,7 @@ fn validity(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Tim
 fn private_key(path: &Path, pem: &[u8]) -> Result<Arc<dyn rustls::sign::SigningKey>, String> {
     let no_key = |error| {
         format!(
-            "{}: {error}; a key is PEM without a passphrase",
+            "{}: {error}; the key must be PEM without a passphrase",
             path.display()
         )
     };
@@ -224,7 +242,7 @@ fn private_key(path: &Path, pem: &[u8]) -> Result<Arc<dyn rustls::sign::SigningK
 fn verifier(
     path: &Path,
     pem: &[u8],
-    demand: Demand,
+    client_auth: ClientAuth,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
@@ -235,7 +253,7 @@ fn verifier(
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    let builder = if demand == Demand::ByPath {
+    let builder = if client_auth == ClientAuth::Optional {
         builder.allow_unauthenticated()
     } else {
         builder
@@ -245,7 +263,7 @@ fn verifier(
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The files of a listener's TLS.
+/// The paths of a listener's TLS files.
 pub(crate) fn paths(settings: &Tls) -> Vec<PathBuf> {
     let ca = settings.clients.as_ref().map(|clients| clients.ca.clone());
     [

@@ -1,51 +1,57 @@
-//! TLS of a listener (rustls on aws-lc-rs): what is in force, handshakes under it, and how it follows its files.
+//! TLS of a listener (rustls on aws-lc-rs): the active certificate, handshakes, and reloading.
 
-mod client;
 mod material;
-mod meters;
+mod metrics;
 mod reload;
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpStream, sync::Notify};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
 use self::{
-    material::{Demand, Files, Material},
-    meters::{Failure, Meters},
+    material::{ClientAuth, Material, TlsFiles},
+    metrics::{HandshakeFailure, TlsMetrics},
 };
-use super::{identity::Identity, transport::Transport};
-use crate::ops::status::{RefreshError, TlsStatus};
-use crate::{backend::aside, clock::Clock, config, telemetry::Registry};
+use super::peer::ClientCertificate;
+use crate::{
+    backend::aside,
+    clock::Clock,
+    config,
+    telemetry::Registry,
+    wire::{
+        CertificateNames,
+        status::{LastError, TlsStatus},
+    },
+};
 
-pub use self::client::CertificateNames;
-pub(crate) use self::meters::describe_metrics;
+pub(crate) use self::metrics::describe_metrics;
 
-/// How much a connection may hold that its peer doesn't take.
+/// How much data a connection may buffer while its peer does not read.
 const SEND_BUFFER: usize = 16 << 10;
 
-/// TLS of one listener.
+/// The TLS of one listener.
 pub struct Tls {
     settings: config::Tls,
     listener: &'static str,
-    demand: Demand,
-    in_force: ArcSwap<Material>,
-    standing: Mutex<Standing>,
-    meters: Meters,
+    client_auth: ClientAuth,
+    active: ArcSwap<Material>,
+    reloads: Mutex<ReloadState>,
+    metrics: TlsMetrics,
     clock: Clock,
-    /// The files may have changed.
+    /// Signals that the files may have changed.
     changed: Notify,
 }
 
-struct Standing {
-    /// What was read last, whether or not it is in force.
+struct ReloadState {
+    /// The files read last, whether or not they are active.
     fingerprint: Option<[u8; 32]>,
     loaded_at: Timestamp,
     failure: Option<(Timestamp, String)>,
@@ -53,161 +59,161 @@ struct Standing {
 
 /// A listener's files can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{table}.tls: {}", .wrong.join("; "))]
+#[error("{table}.tls: {}", .problems.join("; "))]
 pub struct TlsError {
     /// The listener's table in the config.
     table: &'static str,
-    wrong: Vec<String>,
+    problems: Vec<String>,
 }
 
 impl Tls {
-    /// TLS of the applications' TCP listener: whoever has to show a certificate gets no connection without.
+    /// Loads the TLS of the applications' TCP listener. If it has client authorities, every
+    /// connection requires a client certificate.
     ///
     /// # Errors
-    /// What is wrong with its files.
-    pub async fn of_applications(
+    /// Lists everything wrong with the files.
+    pub async fn for_applications(
         settings: &config::Tls,
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        Self::load(settings, ("listen", "tcp"), Demand::Always, registry, clock).await
+        let names = ("listen", "tcp");
+        Self::load(settings, names, ClientAuth::Required, registry, clock).await
     }
 
-    /// TLS of the ops listener: probes, which have no certificate, get their connection, and each path decides.
+    /// Loads the TLS of the ops listener. Probes have no certificate, so each path decides whether
+    /// it requires one.
     ///
     /// # Errors
-    /// What is wrong with its files.
-    pub async fn of_operators(
+    /// Lists everything wrong with the files.
+    pub async fn for_operators(
         settings: &config::Tls,
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        Self::load(settings, ("ops", "ops"), Demand::ByPath, registry, clock).await
+        let names = ("ops", "ops");
+        Self::load(settings, names, ClientAuth::Optional, registry, clock).await
     }
 
     async fn load(
         settings: &config::Tls,
         (table, listener): (&'static str, &'static str),
-        demand: Demand,
+        client_auth: ClientAuth,
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        let files = settings.clone();
+        let owned = settings.clone();
         let loaded = aside(move || {
-            let read = Files::read(&files)?;
-            Ok((
-                read.build(&files, demand)?,
-                read.fingerprint(),
-                read.is_key_open,
-            ))
+            let files = TlsFiles::read(&owned)?;
+            let material = files.build(&owned, client_auth)?;
+            Ok((material, files.fingerprint(), files.is_key_world_readable))
         });
-        let (material, fingerprint, is_key_open) =
-            loaded.await.map_err(|wrong| TlsError { table, wrong })?;
-        if is_key_open {
-            let key = settings.key.display();
+        let (material, fingerprint, is_key_world_readable) = loaded
+            .await
+            .map_err(|problems| TlsError { table, problems })?;
+        if is_key_world_readable {
             warn!(
-                "{key}: everybody on this machine can read this key; run chmod o= on it, or set the volume's defaultMode to 0440"
+                "{}: the private key is world-readable; run: chmod o= on it, or set the volume's \
+                 defaultMode to 0440",
+                settings.key.display()
             );
         }
         let now = clock.now();
-        if let Some(why) = material.unusable(now) {
-            // Started all the same: the Unix socket doesn't depend on it, and a better file is taken up as soon as it comes.
-            warn!(listener, certificate = %settings.certificate.display(), "clients will refuse this certificate: {why}");
+        if let Some(reason) = material.invalid_at(now) {
+            // Not fatal: the Unix socket doesn't depend on TLS, and better files are loaded as soon
+            // as they appear.
+            let certificate = settings.certificate.display();
+            warn!(listener, %certificate, "clients will reject this certificate: {reason}");
         }
-        let meters = Meters::new(registry, listener);
-        meters.in_force(&material);
+        let metrics = TlsMetrics::new(registry, listener);
+        metrics.activated(&material);
         Ok(Arc::new(Self {
             settings: settings.clone(),
             listener,
-            demand,
-            in_force: ArcSwap::from_pointee(material),
-            standing: Mutex::new(Standing {
+            client_auth,
+            active: ArcSwap::from_pointee(material),
+            reloads: Mutex::new(ReloadState {
                 fingerprint: Some(fingerprint),
                 loaded_at: now,
                 failure: None,
             }),
-            meters,
+            metrics,
             clock: clock.clone(),
             changed: Notify::new(),
         }))
     }
 
-    /// Shakes hands under what is in force now. It takes as long as the client likes: whoever calls gives up at last.
-    pub(crate) async fn handshake(&self, stream: TcpStream) -> Option<(Transport, Identity)> {
-        let unfinished = self.meters.unfinished();
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.in_force.load().config));
+    /// Performs a handshake with the active certificate. The caller must apply a timeout.
+    pub(crate) async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Option<(TlsStream<TcpStream>, ClientCertificate)> {
+        let guard = self.metrics.begin_handshake();
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.active.load().config));
         let result = acceptor
             .accept_with(stream, |session| {
                 session.set_buffer_limit(Some(SEND_BUFFER))
             })
             .await;
-        unfinished.finish();
+        guard.finish();
         match result {
             Ok(stream) => {
-                let identity = self.identity(stream.get_ref().1.peer_certificates());
-                Some((Transport::Tls(Box::new(stream)), identity))
+                let certificate = self.client_certificate(stream.get_ref().1.peer_certificates());
+                Some((stream, certificate))
             }
             Err(error) => {
-                self.failed(&error);
+                self.handshake_failed(&error);
                 None
             }
         }
     }
 
-    fn identity(&self, certificates: Option<&[CertificateDer<'_>]>) -> Identity {
+    fn client_certificate(&self, certificates: Option<&[CertificateDer<'_>]>) -> ClientCertificate {
         let Some(clients) = &self.settings.clients else {
-            return Identity::NotAsked;
+            return ClientCertificate::NotRequested;
         };
         let Some(certificate) = certificates.and_then(<[_]>::first) else {
-            return Identity::None;
+            return ClientCertificate::Missing;
         };
         let names = CertificateNames::of(certificate);
         if names.are_on(&clients.names) {
-            return Identity::Proven;
+            return ClientCertificate::Accepted;
         }
-        // Of a client that an authority vouches for, so nobody else can fill the log with it.
-        warn!(listener = self.listener, dns = ?names.dns, uris = ?names.uris, "no name of a client's certificate is in `client_names`");
-        self.meters.failed(Failure::Name);
-        Identity::NotListed
+        // A trusted authority issued the certificate, so arbitrary peers can't flood the log.
+        warn!(
+            listener = self.listener,
+            dns = ?names.dns,
+            uris = ?names.uris,
+            "no name in the client certificate is listed in `client_names`"
+        );
+        self.metrics.handshake_failed(HandshakeFailure::Name);
+        ClientCertificate::NameNotAllowed
     }
 
-    fn failed(&self, error: &io::Error) {
-        let failure = Failure::of(error);
-        debug!(listener = self.listener, reason = failure.as_str(), %error, "a TLS handshake failed");
-        self.meters.failed(failure);
+    fn handshake_failed(&self, error: &io::Error) {
+        let failure = HandshakeFailure::of(error);
+        let reason = failure.as_str();
+        debug!(listener = self.listener, reason, %error, "TLS handshake failed");
+        self.metrics.handshake_failed(failure);
     }
 
     pub(crate) fn status(&self) -> TlsStatus {
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let failure = standing.failure.clone();
+        let reloads = self.lock_reloads();
+        let failure = reloads.failure.clone();
         TlsStatus {
             listener: self.listener.into(),
             certificate: self.settings.certificate.display().to_string(),
-            expires_at: self.in_force.load().not_after,
-            loaded_at: standing.loaded_at,
-            last_error: failure.map(|(at, message)| RefreshError {
+            expires_at: self.active.load().not_after,
+            loaded_at: reloads.loaded_at,
+            last_error: failure.map(|(at, message)| LastError {
                 at,
                 code: "tls_files".into(),
                 message,
             }),
         }
     }
-}
 
-impl Material {
-    /// Why no client would accept our certificate at this time, if so.
-    fn unusable(&self, now: Timestamp) -> Option<String> {
-        let Self {
-            not_before,
-            not_after,
-            ..
-        } = self;
-        if now > *not_after {
-            Some(format!("it expired at {not_after}"))
-        } else if now < *not_before {
-            Some(format!("it is not valid before {not_before}"))
-        } else {
-            None
-        }
+    fn lock_reloads(&self) -> MutexGuard<'_, ReloadState> {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,11 +1,6 @@
-//! How TLS follows its files: by their events, by looking now and then, and on SIGHUP. What is bad changes nothing.
+//! Reloading TLS files on file events, by polling, and on SIGHUP. Invalid files change nothing.
 
-use std::{
-    mem,
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -14,64 +9,68 @@ use tracing::{info, warn};
 
 use super::{
     Tls,
-    material::{Files, Material, paths},
+    material::{Material, TlsFiles, paths},
 };
 use crate::backend::{Changed, FileStore, WatchGuard, aside};
 
-/// How often the files are read without an event, for file systems that give none.
-const POLL: Duration = Duration::from_secs(60);
-/// For how long the files have to be left alone before they are read: certificate, key and authorities are written one after the other.
-const SETTLE: Duration = Duration::from_millis(100);
-/// How long they are waited for at most.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the files are read without an event, for file systems that report none.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the files must be unchanged before they are read: certificate, key and authorities are
+/// written one after another.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+/// The longest wait for the files to settle.
+const MAX_SETTLE_TIME: Duration = Duration::from_secs(2);
 
-/// What reading the files came to.
-enum Outcome {
-    /// They are those in force.
+enum ReloadOutcome {
     Unchanged,
     Changed(Material, [u8; 32]),
     Failed(String, Option<[u8; 32]>),
 }
 
 /// The watches of the files, by path.
-struct Watches {
-    each: Vec<(PathBuf, Option<WatchGuard>)>,
+struct FileWatches {
+    guards: Vec<(PathBuf, Option<WatchGuard>)>,
     has_warned: bool,
 }
 
 impl Tls {
-    /// Looks at the files now.
+    /// Reads the files now.
     pub fn request_reload(&self) {
         self.changed.notify_one();
     }
 
-    /// Follows the files until `ending` is cancelled. Connections keep what they were opened under.
-    pub async fn follow(self: Arc<Self>, ending: CancellationToken) {
-        let mut watches = Watches {
-            each: paths(&self.settings)
+    /// Reloads the files when they change, until `ending` is cancelled. Open connections are not
+    /// affected.
+    pub async fn follow_files(self: Arc<Self>, ending: CancellationToken) {
+        let mut watches = FileWatches {
+            guards: paths(&self.settings)
                 .into_iter()
                 .map(|path| (path, None))
                 .collect(),
             has_warned: false,
         };
-        let forever = async {
+        let follow = async {
             loop {
-                // Before reading, so that no change falls between the two.
+                // Before reading, so that no change is missed in between.
                 watches.renew(&self).await;
                 self.reload().await;
-                // Its elapsing is the poll.
-                if timeout(POLL, self.changed.notified()).await.is_ok() {
+                // Elapsing is the poll.
+                if timeout(POLL_INTERVAL, self.changed.notified())
+                    .await
+                    .is_ok()
+                {
                     self.settled().await;
                 }
             }
         };
-        ending.run_until_cancelled(forever).await;
+        ending.run_until_cancelled(follow).await;
     }
 
-    /// Waits until nobody has touched the files for a moment.
+    /// Waits until the files have been unchanged for a moment.
     async fn settled(&self) {
-        let end = Instant::now() + PATIENCE;
-        while timeout_at(end.min(Instant::now() + SETTLE), self.changed.notified())
+        let end = Instant::now() + MAX_SETTLE_TIME;
+        let settle_end = || end.min(Instant::now() + SETTLE_TIME);
+        while timeout_at(settle_end(), self.changed.notified())
             .await
             .is_ok()
         {
@@ -83,74 +82,70 @@ impl Tls {
 
     async fn reload(&self) {
         let now = self.clock.now();
-        let (settings, demand) = (self.settings.clone(), self.demand);
+        let (settings, client_auth) = (self.settings.clone(), self.client_auth);
         let (known, has_failed) = {
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            (standing.fingerprint, standing.failure.is_some())
+            let reloads = self.lock_reloads();
+            (reloads.fingerprint, reloads.failure.is_some())
         };
         let outcome = aside(move || {
-            let files = match Files::read(&settings) {
+            let files = match TlsFiles::read(&settings) {
                 Ok(files) => files,
-                Err(wrong) => return Outcome::Failed(wrong.join("; "), None),
+                Err(problems) => return ReloadOutcome::Failed(problems.join("; "), None),
             };
             let fingerprint = files.fingerprint();
             if known == Some(fingerprint) && !has_failed {
-                return Outcome::Unchanged;
+                return ReloadOutcome::Unchanged;
             }
-            match files.build(&settings, demand) {
-                Err(wrong) => Outcome::Failed(wrong.join("; "), Some(fingerprint)),
-                Ok(material) => match material.unusable(now) {
-                    // One that isn't valid yet comes into force when it is: by then it is looked at again.
-                    Some(why) => Outcome::Failed(
-                        format!("{}: {why}", settings.certificate.display()),
-                        Some(fingerprint),
-                    ),
-                    None => Outcome::Changed(material, fingerprint),
+            let failed = |reason| ReloadOutcome::Failed(reason, Some(fingerprint));
+            match files.build(&settings, client_auth) {
+                Err(problems) => failed(problems.join("; ")),
+                Ok(material) => match material.invalid_at(now) {
+                    // A certificate that is not valid yet is retried with every poll.
+                    Some(reason) => failed(format!("{}: {reason}", settings.certificate.display())),
+                    None => ReloadOutcome::Changed(material, fingerprint),
                 },
             }
         });
-        self.take_up(outcome.await, now);
+        self.apply(outcome.await, now);
     }
 
-    fn take_up(&self, outcome: Outcome, now: Timestamp) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn apply(&self, outcome: ReloadOutcome, now: Timestamp) {
+        let mut reloads = self.lock_reloads();
         match outcome {
-            Outcome::Unchanged => {}
-            Outcome::Changed(material, fingerprint) => {
-                info!(listener = self.listener, expires_at = %material.not_after, "new TLS files are in force");
-                self.meters.in_force(&material);
-                self.meters.reloaded();
-                self.meters.failing(false);
-                self.in_force.store(Arc::new(material));
-                standing.fingerprint = Some(fingerprint);
-                standing.loaded_at = now;
-                standing.failure = None;
+            ReloadOutcome::Unchanged => {}
+            ReloadOutcome::Changed(material, fingerprint) => {
+                let expires_at = material.not_after;
+                info!(listener = self.listener, %expires_at, "reloaded TLS files");
+                self.metrics.activated(&material);
+                self.metrics.reloaded();
+                self.metrics.set_failing(false);
+                self.active.store(Arc::new(material));
+                reloads.fingerprint = Some(fingerprint);
+                reloads.loaded_at = now;
+                reloads.failure = None;
             }
-            Outcome::Failed(reason, fingerprint) => {
-                self.meters.reload_failed();
-                self.meters.failing(true);
-                standing.fingerprint = fingerprint;
-                let (at, known) = standing
-                    .failure
-                    .take()
-                    .map_or((now, None), |(at, reason)| (at, Some(reason)));
-                if known.as_ref() == Some(&reason) {
-                    standing.failure = Some((at, reason));
-                } else {
-                    warn!(
-                        listener = self.listener,
-                        "the TLS files can't be taken up, so the former ones stay in force: {reason}"
-                    );
-                    standing.failure = Some((now, reason));
+            ReloadOutcome::Failed(reason, fingerprint) => {
+                self.metrics.reload_failed();
+                self.metrics.set_failing(true);
+                reloads.fingerprint = fingerprint;
+                match &reloads.failure {
+                    Some((_, known)) if *known == reason => {}
+                    _ => {
+                        warn!(
+                            listener = self.listener,
+                            "can't reload TLS files; keeping the active ones: {reason}"
+                        );
+                        reloads.failure = Some((now, reason));
+                    }
                 }
             }
         }
     }
 }
 
-impl Watches {
+impl FileWatches {
     async fn renew(&mut self, tls: &Arc<Tls>) {
-        for (path, guard) in &mut self.each {
+        for (path, guard) in &mut self.guards {
             let weak = Arc::downgrade(tls);
             let changed: Changed = Arc::new(move || {
                 if let Some(tls) = weak.upgrade() {
@@ -163,7 +158,12 @@ impl Watches {
             {
                 Ok(watch) => *guard = Some(watch),
                 Err(error) if !mem::replace(&mut self.has_warned, true) => {
-                    warn!(listener = tls.listener, %error, poll = ?POLL, "changes of TLS files are found by looking alone");
+                    warn!(
+                        listener = tls.listener,
+                        %error,
+                        poll_interval = ?POLL_INTERVAL,
+                        "can't watch TLS files; polling them instead"
+                    );
                 }
                 Err(_) => {}
             }

@@ -1,4 +1,4 @@
-//! What is counted of TLS.
+//! Metrics of TLS, by listener.
 
 use std::io;
 
@@ -15,38 +15,35 @@ const HANDSHAKES: &str = "sidekey_tls_handshake_failures_total";
 
 /// Describes the metrics of TLS.
 pub(crate) fn describe_metrics(registry: &Registry) {
-    registry.describe_gauge(EXPIRY, "When the certificate in force expires.");
+    registry.describe_gauge(EXPIRY, "When the active certificate expires.");
     registry.describe_counter(
         RELOADS,
-        "New certificates, keys or client authorities that were read, by outcome.",
+        "Reloads of changed certificates, keys or client authorities, by result.",
     );
-    registry.describe_gauge(FAILING, "1 while what is in the files can't be taken up.");
-    registry.describe_counter(
-        HANDSHAKES,
-        "TLS handshakes that came to nothing, by reason.",
-    );
+    registry.describe_gauge(FAILING, "1 while the current files can't be used.");
+    registry.describe_counter(HANDSHAKES, "Failed TLS handshakes, by reason.");
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The client went away.
+pub(crate) enum HandshakeFailure {
+    /// The client closed the connection.
     Closed,
-    /// The client's certificate is missing, or of another authority, or expired.
+    /// The client's certificate is missing, expired or not issued by a trusted authority.
     ClientCertificate,
-    /// The client refuses, most often our certificate.
+    /// The client sent an alert, most often because it rejected our certificate.
     Refused,
-    /// The client speaks an older version, or shares no algorithm with us.
+    /// The client offered no supported protocol version or algorithm.
     Incompatible,
-    /// The client's certificate has no name on the list.
+    /// The client's certificate has no allowed name.
     Name,
-    /// This is not TLS, or not rightly.
+    /// The client violated the protocol or does not speak TLS.
     Protocol,
-    /// It took too long, or its place was needed.
+    /// The handshake timed out, or the connection was evicted.
     Unfinished,
 }
 
-impl Failure {
+impl HandshakeFailure {
     const ALL: [Self; 7] = [
         Self::Closed,
         Self::ClientCertificate,
@@ -85,22 +82,22 @@ impl Failure {
     }
 }
 
-/// The metrics of one listener's TLS.
-pub(crate) struct Meters {
+/// The TLS metrics of one listener.
+pub(crate) struct TlsMetrics {
     expiry: Gauge,
     reloaded: Counter,
     reload_failed: Counter,
     failing: Gauge,
-    failures: [Counter; Failure::ALL.len()],
+    failures: [Counter; HandshakeFailure::ALL.len()],
 }
 
-/// A handshake that counts as unfinished unless somebody says otherwise.
-pub(crate) struct Unfinished<'m>(Option<&'m Counter>);
+/// Counts a handshake as unfinished when dropped, unless [`HandshakeGuard::finish`] was called.
+pub(crate) struct HandshakeGuard<'m>(Option<&'m Counter>);
 
-impl Meters {
+impl TlsMetrics {
     pub(crate) fn new(registry: &Registry, listener: &'static str) -> Self {
         let label = ("listener", listener);
-        let failures = Failure::ALL
+        let failures = HandshakeFailure::ALL
             .map(|failure| registry.counter(HANDSHAKES, &[label, ("reason", failure.as_str())]));
         Self {
             expiry: registry.gauge(EXPIRY, &[label]),
@@ -111,7 +108,7 @@ impl Meters {
         }
     }
 
-    pub(crate) fn in_force(&self, material: &Material) {
+    pub(crate) fn activated(&self, material: &Material) {
         self.expiry.set(material.not_after.as_second() as f64);
     }
 
@@ -123,26 +120,26 @@ impl Meters {
         self.reload_failed.increment(1);
     }
 
-    pub(crate) fn failing(&self, is_failing: bool) {
+    pub(crate) fn set_failing(&self, is_failing: bool) {
         self.failing.set(if is_failing { 1.0 } else { 0.0 });
     }
 
-    pub(crate) fn failed(&self, failure: Failure) {
+    pub(crate) fn handshake_failed(&self, failure: HandshakeFailure) {
         self.failures[failure as usize].increment(1);
     }
 
-    pub(crate) fn unfinished(&self) -> Unfinished<'_> {
-        Unfinished(Some(&self.failures[Failure::Unfinished as usize]))
+    pub(crate) fn begin_handshake(&self) -> HandshakeGuard<'_> {
+        HandshakeGuard(Some(&self.failures[HandshakeFailure::Unfinished as usize]))
     }
 }
 
-impl Unfinished<'_> {
+impl HandshakeGuard<'_> {
     pub(crate) fn finish(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Unfinished<'_> {
+impl Drop for HandshakeGuard<'_> {
     fn drop(&mut self) {
         if let Some(counter) = self.0 {
             counter.increment(1);
@@ -156,7 +153,7 @@ mod tests {
 
     #[test]
     fn each_reason_has_a_counter_of_its_own() {
-        for (index, failure) in Failure::ALL.into_iter().enumerate() {
+        for (index, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
             assert_eq!(failure as usize, index, "{}", failure.as_str());
         }
     }

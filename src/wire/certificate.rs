@@ -1,4 +1,4 @@
-//! Who a client is, by its certificate.
+//! The names in a certificate.
 
 use x509_cert::{
     Certificate,
@@ -8,7 +8,7 @@ use x509_cert::{
 
 use crate::model::CertificateName;
 
-/// What a client's certificate says of it, after an authority of ours vouched for it.
+/// The subject alternative names of a certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateNames {
     pub(crate) dns: Vec<String>,
@@ -16,7 +16,8 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// The names of a certificate (DER); none if it can't be read. The common name is none: RFC 9525 §2.
+    /// Reads the names of a DER certificate; none if it is malformed. The common name does not
+    /// count (RFC 9525 §2).
     pub fn of(certificate: &[u8]) -> Self {
         let mut names = Self::default();
         let Ok(certificate) = Certificate::from_der(certificate) else {
@@ -38,12 +39,12 @@ impl CertificateNames {
         names
     }
 
-    /// Whether one of them is on the list; an empty list lets everybody in.
-    pub fn are_on(&self, list: &[CertificateName]) -> bool {
-        let is_on = |name: &CertificateName| {
+    /// Whether one of the names matches `allowed`. An empty list allows every certificate.
+    pub fn are_on(&self, allowed: &[CertificateName]) -> bool {
+        let matches = |name: &CertificateName| {
             self.dns.iter().any(|dns| name.is_dns(dns))
                 || self.uris.iter().any(|uri| name.is_uri(uri))
         };
-        list.is_empty() || list.iter().any(is_on)
+        allowed.is_empty() || allowed.iter().any(matches)
     }
 }

@@ -1,4 +1,4 @@
-//! The applications' listeners: a Unix socket with owner, group and mode, and loopback TCP.
+//! Binding the applications' sockets: a Unix socket with owner, group and mode, and loopback TCP.
 
 use std::{
     fs, io,
@@ -17,22 +17,20 @@ use rustix::{
 
 use crate::config::Listen;
 
-/// Connections that the kernel holds until they are accepted; it caps this at `net.core.somaxconn`.
+/// Connections that the kernel queues until they are accepted, capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Why the listeners could not be set up.
+/// A socket that can't be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The socket of a process that runs.
+    /// Another process listens on the socket.
     #[error("{0}: another process listens on this socket; stop it, or set another `listen.socket`")]
     InUse(PathBuf),
-    /// Something that isn't a socket.
-    #[error(
-        "{0}: there is something at `listen.socket` that is not a socket; remove it, or set another path"
-    )]
+    /// The path exists and isn't a socket.
+    #[error("{0}: `listen.socket` exists and is not a socket; remove it, or set another path")]
     NotASocket(PathBuf),
-    /// An owner or group that this machine doesn't know.
-    #[error("listen.{key}: this machine knows no {kind} {name:?}")]
+    /// The configured owner or group doesn't exist.
+    #[error("listen.{key}: no such {kind}: {name:?}")]
     Unknown {
         /// `owner` or `group`.
         key: &'static str,
@@ -41,36 +39,37 @@ pub enum ListenError {
         /// Its name.
         name: String,
     },
-    /// The mode, owner or group did not stick.
+    /// The file system ignored the mode, owner or group.
     #[error(
-        "{path}: the socket has {found} after it was set to {wanted}; its file system ignores permissions, so choose another place"
+        "{path}: the socket has {found} after it was set to {wanted}; its file system ignores \
+         permissions, so set another `listen.socket`"
     )]
     NotAsSet {
         /// The socket.
         path: PathBuf,
-        /// Mode, owner and group found.
+        /// Actual mode, owner and group.
         found: String,
-        /// Mode, owner and group wanted.
+        /// Configured mode, owner and group.
         wanted: String,
     },
-    /// The system refused.
-    #[error("{what}: {error}")]
+    /// A system call failed.
+    #[error("{action}: {error}")]
     Io {
-        /// What was tried, on what.
-        what: String,
-        /// Its answer.
+        /// What failed, on what.
+        action: String,
+        /// The system's error.
         error: io::Error,
     },
 }
 
-fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> ListenError {
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> ListenError {
     move |error| ListenError::Io {
-        what: what.into(),
+        action: action.into(),
         error,
     }
 }
 
-/// A bound Unix socket. Its file is removed when this is dropped, unless another process has put its own there.
+/// A bound Unix socket. Removes its file on drop, unless another process has replaced the file.
 pub(crate) struct BoundSocket {
     pub(crate) listener: UnixListener,
     pub(crate) path: PathBuf,
@@ -88,22 +87,23 @@ impl BoundSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let bound = || -> io::Result<UnixListener> {
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            // Linux gives the file the socket's own mode, so nobody else gets in between bind and chmod.
+            // Linux creates the file with the socket's own mode, so no one can connect before the mode
+            // is set.
             fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
             bind(&socket, &SocketAddrUnix::new(&path)?)?;
             listen(&socket, BACKLOG)?;
             Ok(socket.into())
         };
-        let listener = bound().map_err(refused(format!("can't listen on {shown}")))?;
+        let listener = bound().map_err(failed(format!("can't listen on {shown}")))?;
         if owner.is_some() || group.is_some() {
             std::os::unix::fs::chown(&path, owner, group)
-                .map_err(refused(format!("can't give {shown} its owner and group")))?;
+                .map_err(failed(format!("can't set owner and group of {shown}")))?;
         }
         let permissions = fs::Permissions::from_mode(settings.mode);
         fs::set_permissions(&path, permissions)
-            .map_err(refused(format!("can't set the mode of {shown}")))?;
+            .map_err(failed(format!("can't set the mode of {shown}")))?;
 
-        let metadata = fs::metadata(&path).map_err(refused(format!("can't inspect {shown}")))?;
+        let metadata = fs::metadata(&path).map_err(failed(format!("can't inspect {shown}")))?;
         let found = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
         let wanted = (
             settings.mode,
@@ -111,11 +111,11 @@ impl BoundSocket {
             group.unwrap_or(found.2),
         );
         if found != wanted {
-            let say = |(mode, uid, gid)| format!("mode {mode:04o}, owner {uid}, group {gid}");
+            let describe = |(mode, uid, gid)| format!("mode {mode:04o}, owner {uid}, group {gid}");
             return Err(ListenError::NotAsSet {
                 path,
-                found: say(found),
-                wanted: say(wanted),
+                found: describe(found),
+                wanted: describe(wanted),
             });
         }
         Ok(Self {
@@ -129,17 +129,17 @@ impl BoundSocket {
 impl Drop for BoundSocket {
     fn drop(&mut self) {
         if fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            // Left behind, it would be removed as stale by the next start.
+            // If this fails, the next start removes the stale socket.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Removes a socket that nobody listens on any more.
+/// Removes a socket that no process listens on.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(format!("can't inspect {}", path.display()))(error)),
+        Err(error) => return Err(failed(format!("can't inspect {}", path.display()))(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ListenError::NotASocket(path.to_owned()));
         }
@@ -147,11 +147,11 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .map_err(refused(format!(
+            .map_err(failed(format!(
                 "can't remove the stale socket {}",
                 path.display()
             ))),
-        // Also when this process may not connect: somebody else's socket is not ours to remove.
+        // Also when this process may not connect: the socket may belong to another process.
         Ok(_) | Err(_) => Err(ListenError::InUse(path.to_owned())),
     }
 }
@@ -180,14 +180,14 @@ fn group_id(name: &str) -> Result<u32, ListenError> {
         })
 }
 
-/// A loopback TCP listener.
+/// Binds the loopback TCP listener.
 pub(crate) fn bind_tcp(address: std::net::SocketAddr) -> Result<TcpListener, ListenError> {
     let bind = || {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
-    bind().map_err(refused(format!("can't listen on {address} (`listen.tcp`)")))
+    bind().map_err(failed(format!("can't listen on {address} (`listen.tcp`)")))
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_gets_its_mode_and_goes_with_its_listener() {
+    fn a_socket_has_its_mode_and_is_removed_with_its_listener() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
         let bound = BoundSocket::bind(&settings(&path, 0o640)).expect("bind");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
+    fn a_stale_socket_is_replaced_but_a_live_one_or_a_file_is_not() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).expect("bind"));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_nobody_knows_is_named() {
+    fn an_unknown_group_is_named_in_the_error() {
         let folder = tempfile::tempdir().expect("folder");
         let unknown = Listen {
             group: Some("no-such-group".into()),
@@ -244,9 +244,6 @@ mod tests {
             .err()
             .expect("refused")
             .to_string();
-        assert_eq!(
-            error,
-            "listen.group: this machine knows no group \"no-such-group\""
-        );
+        assert_eq!(error, "listen.group: no such group: \"no-such-group\"");
     }
 }

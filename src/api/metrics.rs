@@ -1,4 +1,4 @@
-//! What callers did: metrics by keyring, operation and code.
+//! Metrics of requests by keyring, operation and code.
 
 use std::{
     sync::{
@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{Counter, Gauge, Histogram};
+use metrics::{Counter, Histogram};
 
-use crate::http::problem::Code;
 use crate::{
     model::{KeyringName, Operation, SecretName},
     secrets,
     telemetry::Registry,
+    wire::Code,
 };
 
 const REQUESTS: &str = "sidekey_requests_total";
@@ -24,42 +24,37 @@ const DURATION: &str = "sidekey_request_duration_seconds";
 const RECEIVED: &str = "sidekey_received_bytes_total";
 const SENT: &str = "sidekey_sent_bytes_total";
 const DENIED: &str = "sidekey_policy_denials_total";
-const CONNECTIONS: &str = "sidekey_connections";
-const REFUSED: &str = "sidekey_connections_refused_total";
 
-/// In the place of a problem's code: the peer took no more of an answer that was still being made.
+/// Takes the place of a problem code when the peer abandons a streamed response.
 const ABANDONED: &str = "abandoned";
 
-/// Describes the metrics of the applications' listeners.
+/// Describes the metrics of the applications' API.
 pub(crate) fn describe_metrics(registry: &Registry) {
     registry.describe_counter(
         REQUESTS,
-        "Requests by keyring, operation and the answer's code; `ok` is success, an empty keyring none that is served.",
+        "Requests by keyring, operation and code. `ok` is success; the keyring is empty for requests \
+         on none.",
     );
     registry.describe_histogram(
         SECRET_DURATION,
-        "Time from a request for a secret to its answer.",
+        "Time from the head of a request for a secret to its response.",
     );
     registry.describe_counter(
         ITEM_ERRORS,
-        "Items of batches that failed, by code; the batch itself counts as `ok`.",
+        "Failed items of batches, by code. The batch itself counts as `ok`.",
     );
     registry.describe_histogram(
         DURATION,
-        "Time from a request's head to its answer; of a stream or a binary batch, to the answer's end.",
+        "Time from a request's head to its response; for streams and binary batches, to the end of \
+         the response.",
     );
     registry.describe_counter(RECEIVED, "Bytes of request bodies.");
-    registry.describe_counter(SENT, "Bytes of answer bodies.");
-    registry.describe_counter(DENIED, "Requests that the policy denied.");
-    registry.describe_gauge(CONNECTIONS, "Open connections.");
-    registry.describe_counter(
-        REFUSED,
-        "Connections refused or ended early because there were too many.",
-    );
+    registry.describe_counter(SENT, "Bytes of response bodies.");
+    registry.describe_counter(DENIED, "Requests denied by the policy.");
 }
 
-/// One operation on one keyring.
-pub(crate) struct OperationMeters {
+/// The metrics of one operation on one keyring.
+pub(crate) struct OperationMetrics {
     registry: Arc<Registry>,
     keyring: KeyringName,
     operation: Operation,
@@ -70,7 +65,7 @@ pub(crate) struct OperationMeters {
     denied: Counter,
 }
 
-impl OperationMeters {
+impl OperationMetrics {
     pub(crate) fn new(
         registry: &Arc<Registry>,
         keyring: &KeyringName,
@@ -121,13 +116,13 @@ impl OperationMeters {
     }
 }
 
-/// Requests for secrets. Those that succeed are counted by the secret.
-pub(crate) struct SecretRequests {
+/// The metrics of requests for secrets. Successes are counted by `secrets`.
+pub(crate) struct SecretRequestMetrics {
     registry: Arc<Registry>,
     duration: Histogram,
 }
 
-impl SecretRequests {
+impl SecretRequestMetrics {
     pub(crate) fn new(registry: &Arc<Registry>) -> Self {
         Self {
             registry: Arc::clone(registry),
@@ -151,24 +146,24 @@ impl SecretRequests {
     }
 }
 
-/// An answer that goes on after its head. It is counted once: when it ends, breaks off, or is given up by its peer.
-pub(crate) struct Account {
-    meters: Arc<OperationMeters>,
+/// A streamed response. It is counted once: when it ends, is aborted, or is abandoned by the peer.
+pub(crate) struct StreamAccount {
+    metrics: Arc<OperationMetrics>,
     start: Instant,
     received: Arc<AtomicU64>,
     sent: u64,
     is_settled: bool,
 }
 
-impl Account {
-    /// For a request whose head came at `start` and whose body `received` counts.
+impl StreamAccount {
+    /// `start` is when the request's head arrived; `received` counts the bytes of its body.
     pub(crate) fn new(
-        meters: Arc<OperationMeters>,
+        metrics: Arc<OperationMetrics>,
         start: Instant,
         received: Arc<AtomicU64>,
     ) -> Self {
         Self {
-            meters,
+            metrics,
             start,
             received,
             sent: 0,
@@ -188,7 +183,7 @@ impl Account {
         self.settle(code.as_str());
     }
 
-    /// Leaves the counting to somebody else.
+    /// Prevents the account from counting the request.
     pub(crate) fn cancel(&mut self) {
         self.is_settled = true;
     }
@@ -197,48 +192,31 @@ impl Account {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let meters = &self.meters;
+        let metrics = &self.metrics;
         match code {
-            "ok" => meters.ok.increment(1),
-            code => meters.error(REQUESTS, code),
+            "ok" => metrics.ok.increment(1),
+            code => metrics.error(REQUESTS, code),
         }
-        meters
+        metrics
             .received
             .increment(self.received.load(Ordering::Relaxed));
-        meters.sent.increment(self.sent);
-        meters.duration.record(self.start.elapsed());
+        metrics.sent.increment(self.sent);
+        metrics.duration.record(self.start.elapsed());
     }
 }
 
-impl Drop for Account {
+impl Drop for StreamAccount {
     fn drop(&mut self) {
         self.settle(ABANDONED);
     }
 }
 
-/// Counts a request that is no keyring's, by its answer's code or `ok`.
-pub(crate) fn unrouted(registry: &Registry, code: &'static str) {
+/// Counts a request on no keyring, by its code or `ok`.
+pub(crate) fn count_other(registry: &Registry, code: &'static str) {
     registry
         .counter(
             REQUESTS,
             &[("keyring", ""), ("operation", ""), ("code", code)],
         )
         .increment(1);
-}
-
-/// A listener's connections.
-#[derive(Clone)]
-pub(crate) struct ConnectionMeters {
-    pub(crate) open: Gauge,
-    pub(crate) refused: Counter,
-}
-
-impl ConnectionMeters {
-    pub(crate) fn new(registry: &Registry, listener: &'static str) -> Self {
-        let labels = [("listener", listener)];
-        Self {
-            open: registry.gauge(CONNECTIONS, &labels),
-            refused: registry.counter(REFUSED, &labels),
-        }
-    }
 }

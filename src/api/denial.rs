@@ -1,28 +1,28 @@
-//! What the audit log is told of requests that were refused.
+//! Records denied requests in the audit log.
 
-use crate::http::problem::Code;
 use crate::{
     audit::{Recorder, Refusal, Who},
     model::{KeyringName, Operation, SecretName},
     policy::Caller,
+    wire::Code,
 };
 
-/// What was asked for.
+/// What was requested.
 #[derive(Clone, Copy)]
-pub(crate) enum Of<'a> {
-    /// Nothing that is served.
-    Nothing,
-    /// An operation on a keyring.
+pub(crate) enum Resource<'a> {
+    /// Neither a keyring nor a secret.
+    Other,
     Keyring(&'a KeyringName, Operation),
-    /// A secret; none that is configured, if there is no name.
+    /// A secret; without a name if it is not configured.
     Secret(Option<&'a SecretName>),
 }
 
-/// Counts a refusal by policy, token or the state of a key; other failures aren't refusals.
-pub(crate) fn note(
+/// Records a request denied by the token, the policy or the state of a key version. Other failures
+/// are not denials. `version` is the key version that was refused.
+pub(crate) fn record(
     recorder: &Recorder,
     caller: &Caller,
-    of: Of<'_>,
+    resource: Resource<'_>,
     code: Code,
     version: Option<u32>,
 ) {
@@ -37,10 +37,12 @@ pub(crate) fn note(
         Caller::Process { uid, gid, pid } => (Who::Process { uid, gid }, pid),
         Caller::TokenHolder => (Who::TokenHolder, None),
     };
-    let (keyring, secret, operation) = match of {
-        Of::Nothing => (None, None, None),
-        Of::Keyring(keyring, operation) => (Some(keyring.clone()), None, Some(operation.as_str())),
-        Of::Secret(secret) => (None, secret.cloned(), Some("fetch")),
+    let (keyring, secret, operation) = match resource {
+        Resource::Other => (None, None, None),
+        Resource::Keyring(keyring, operation) => {
+            (Some(keyring.clone()), None, Some(operation.as_str()))
+        }
+        Resource::Secret(secret) => (None, secret.cloned(), Some("fetch")),
     };
     recorder.refused(
         Refusal {

@@ -1,0 +1,170 @@
+//! The JSON format: one item, or a batch whose items succeed or fail individually.
+
+mod parse;
+
+use base64::Engine;
+use hyper::Response;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use self::parse::{CiphertextItem, DataKeyRequest, JsonBody, PlaintextItem, invalid};
+use super::{ANY_PADDING, STANDARD, error::RequestError, job::Job};
+use crate::{
+    crypto::{PREFIX_LEN, SecretKey, from_text, to_text},
+    http::{body::BufferedBody, memory::Payload, problem::Problem, response::ResponseBody},
+    model::Operation,
+    refresh::Keyring,
+    session::{ItemProcessor, message_buffer},
+    wire::{Code, JSON},
+};
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ItemResult {
+    Ciphertext {
+        ciphertext: String,
+        key_version: u32,
+    },
+    Plaintext {
+        plaintext: String,
+        key_version: u32,
+    },
+    Failure {
+        error: Problem,
+    },
+}
+
+#[derive(Serialize)]
+struct BatchResult {
+    batch: Vec<ItemResult>,
+}
+
+#[derive(Serialize)]
+struct DataKey {
+    plaintext: Zeroizing<String>,
+    ciphertext: String,
+    key_version: u32,
+}
+
+/// Performs the job on an item or a batch.
+pub(crate) async fn perform(
+    job: &Job<'_>,
+    body: BufferedBody,
+) -> Result<Response<ResponseBody>, RequestError> {
+    let session = job.session()?;
+    let text = utf8(&body.bytes)?;
+    let (json, version) = match parse::body(text, job.limits.batch_items)? {
+        JsonBody::Item(item) => {
+            let mut processor = ItemProcessor::new(job.operation, session)?;
+            let (result, version) = perform_item(&mut processor, item, job.limits.body).await?;
+            (to_json(&result)?, Some(version))
+        }
+        JsonBody::Batch(items) => {
+            let mut processor = ItemProcessor::new(job.operation, session)?;
+            let mut batch = Vec::with_capacity(items.len());
+            for item in items {
+                let result = perform_item(&mut processor, item.get(), job.limits.body).await;
+                batch.push(match result {
+                    Ok((result, _)) => result,
+                    Err(RequestError { problem, version }) => {
+                        job.item_failed(problem.code, version);
+                        ItemResult::Failure { error: problem }
+                    }
+                });
+            }
+            let version = processor.encrypting_version();
+            (to_json(&BatchResult { batch })?, version)
+        }
+    };
+    let payload = Payload::new(json, body.share);
+    Ok(job.respond(body.length, payload, JSON, version))
+}
+
+/// Returns the item's result and the version used.
+async fn perform_item(
+    processor: &mut ItemProcessor<&Keyring>,
+    item: &str,
+    max_plaintext: usize,
+) -> Result<(ItemResult, u32), RequestError> {
+    let (mut buffer, aad) = if processor.operation() == Operation::Encrypt {
+        plaintext_buffer(item, max_plaintext)?
+    } else {
+        let item: CiphertextItem<'_> = parse::item(item)?;
+        let aad = decode_base64("aad", &item.aad)?;
+        (from_text(&item.ciphertext).map_err(Problem::from)?, aad)
+    };
+    let version = processor.process(&aad, &mut buffer, 0).await?;
+    let result = if processor.encrypting_version().is_some() {
+        ItemResult::Ciphertext {
+            ciphertext: to_text(&buffer),
+            key_version: version,
+        }
+    } else {
+        ItemResult::Plaintext {
+            plaintext: STANDARD.encode(&buffer[PREFIX_LEN..]),
+            key_version: version,
+        }
+    };
+    Ok((result, version))
+}
+
+/// Returns a buffer with room for a message around the item's plaintext, and the item's AAD.
+fn plaintext_buffer(item: &str, max_plaintext: usize) -> Result<(Vec<u8>, Vec<u8>), Problem> {
+    let item: PlaintextItem<'_> = parse::item(item)?;
+    let aad = decode_base64("aad", &item.aad)?;
+    let mut buffer = message_buffer(item.plaintext.len() / 4 * 3 + 3);
+    ANY_PADDING
+        .decode_vec(&*item.plaintext, &mut buffer)
+        .map_err(|_| not_base64("plaintext"))?;
+    // A longer plaintext would become a message that no format accepts for decryption.
+    if buffer.len() > PREFIX_LEN + max_plaintext {
+        return Err(Problem::new(
+            Code::BodyTooLarge,
+            format!("the plaintext of an item may have at most {max_plaintext} bytes"),
+        ));
+    }
+    Ok((buffer, aad))
+}
+
+/// Responds with a fresh 256-bit key, in plaintext and encrypted under the primary.
+pub(crate) fn data_key(
+    job: &Job<'_>,
+    body: BufferedBody,
+) -> Result<Response<ResponseBody>, RequestError> {
+    let session = job.session()?;
+    let text = utf8(&body.bytes)?;
+    let aad = if text.is_empty() {
+        Vec::new()
+    } else {
+        decode_base64("aad", &parse::item::<DataKeyRequest<'_>>(text)?.aad)?
+    };
+    let mut encryptor = session.encryptor()?;
+    let key = SecretKey::generate().map_err(Problem::from)?;
+    let mut message = message_buffer(key.expose().len());
+    message.extend_from_slice(key.expose());
+    encryptor.encrypt(&aad, &mut message, 0);
+    let key_version = encryptor.version();
+    let json = to_json(&DataKey {
+        plaintext: Zeroizing::new(STANDARD.encode(key.expose())),
+        ciphertext: to_text(&message),
+        key_version,
+    })?;
+    Ok(job.respond(body.length, json, JSON, Some(key_version)))
+}
+
+fn utf8(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body).map_err(|_| invalid("the body is not UTF-8"))
+}
+
+fn decode_base64(field: &str, text: &str) -> Result<Vec<u8>, Problem> {
+    ANY_PADDING.decode(text).map_err(|_| not_base64(field))
+}
+
+fn not_base64(field: &str) -> Problem {
+    invalid(format!("`{field}` is not valid base64"))
+}
+
+/// Serializes a response.
+pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(value).map_err(|error| Problem::new(Code::Internal, error.to_string()))
+}

@@ -1,0 +1,159 @@
+//! `GET /v1/secrets` and `GET /v1/secrets/{name}`.
+
+mod request;
+mod response;
+
+use std::{sync::Arc, time::Instant};
+
+use hyper::{Request, Response, body::Incoming};
+use jiff::Timestamp;
+use serde::Serialize;
+use tracing::warn;
+
+use self::request::SecretQuery;
+use super::{
+    denial::{self, Resource},
+    metrics::SecretRequestMetrics,
+};
+use crate::{
+    audit::Recorder,
+    http::{body::BodyLimits, peer::Peer, problem::Problem, response::ResponseBody},
+    model::SecretName,
+    policy::Policy,
+    secrets::{Secret, Secrets},
+    wire::Code,
+};
+
+/// Serves secrets.
+pub(crate) struct SecretService {
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) bodies: Arc<BodyLimits>,
+    pub(crate) metrics: SecretRequestMetrics,
+    pub(crate) audit: Recorder,
+}
+
+/// The list of secrets.
+#[derive(Serialize)]
+pub(crate) struct SecretList {
+    secrets: Vec<SecretDescription>,
+}
+
+/// A secret without its value.
+#[derive(Serialize)]
+struct SecretDescription {
+    name: String,
+    version: String,
+    created_at: Option<Timestamp>,
+    confirmed_at: Timestamp,
+    stale: bool,
+}
+
+/// A problem, with the name of the secret for metrics and audit. Names that are not configured have
+/// none, so that callers can't create series.
+type FetchError = (Option<SecretName>, Problem);
+
+impl SecretService {
+    /// Lists the secrets that the caller may fetch and that are held. A request for another one
+    /// says why it isn't.
+    pub(crate) fn list(&self, peer: &Peer) -> SecretList {
+        let visible = self
+            .secrets
+            .all()
+            .into_iter()
+            .filter(|secret| self.policy.may_fetch(&peer.caller, secret.name()));
+        SecretList {
+            secrets: visible
+                .filter_map(|secret| SecretDescription::of(&secret))
+                .collect(),
+        }
+    }
+
+    /// Responds with a secret's value or a problem, and counts the request, whose head arrived at
+    /// `start`.
+    pub(crate) async fn respond(
+        &self,
+        peer: &Peer,
+        name: &str,
+        request: &Request<Incoming>,
+        start: Instant,
+    ) -> Response<ResponseBody> {
+        let (name, problem) = match self.fetch(peer, name, request).await {
+            Ok(response) => {
+                self.metrics.succeeded(start.elapsed());
+                return response;
+            }
+            Err(error) => error,
+        };
+        let (caller, code) = (&peer.caller, problem.code);
+        self.metrics.failed(name.as_ref(), code, start.elapsed());
+        let resource = Resource::Secret(name.as_ref());
+        denial::record(&self.audit, caller, resource, code, None);
+        if code == Code::Forbidden {
+            let secret = name.map(tracing::field::display);
+            warn!(?caller, secret, "request denied by the policy");
+        }
+        problem.into_response()
+    }
+
+    async fn fetch(
+        &self,
+        peer: &Peer,
+        name: &str,
+        request: &Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, FetchError> {
+        // The usual case first: a secret that is held and that the caller may fetch.
+        let secret = match self.secrets.kept(name) {
+            Some(secret) if self.policy.may_fetch(&peer.caller, secret.name()) => secret,
+            _ => self.find(peer, name)?,
+        };
+        let with_name = |problem| (secret.has_series().then(|| secret.name().clone()), problem);
+        let (uri, headers) = (request.uri(), request.headers());
+        let query = SecretQuery::parse(uri.query(), headers).map_err(with_name)?;
+        let served = secret
+            .get(&query.ask)
+            .await
+            .map_err(|reason| with_name(response::refused(&secret, &query.ask.which, reason)))?;
+        let response = response::respond(&secret, &query, &served, headers, &self.bodies)
+            .await
+            .map_err(with_name)?;
+        secret.handed_out(&served);
+        Ok(response)
+    }
+
+    fn find(&self, peer: &Peer, name: &str) -> Result<Arc<Secret>, FetchError> {
+        let unknown = || {
+            let detail = "GET /v1/secrets lists the secrets that are held and you may fetch";
+            (None, Problem::new(Code::SecretNotFound, detail))
+        };
+        let parsed: SecretName = name.parse().map_err(|_| unknown())?;
+        if !self.policy.may_fetch(&peer.caller, &parsed) {
+            let held = self.secrets.kept(name).map(|secret| secret.name().clone());
+            let detail = format!("no rule allows this caller to fetch secret {parsed}");
+            return Err((held, Problem::new(Code::Forbidden, detail)));
+        }
+        match self.secrets.find(name) {
+            Some(secret) => Ok(secret),
+            None if self.secrets.knows(name) => {
+                let detail = "the limit `secrets.wild_names` of secrets under a `*` is reached";
+                Err((None, Problem::new(Code::Overloaded, detail).retry_after(5)))
+            }
+            None => Err(unknown()),
+        }
+    }
+}
+
+impl SecretDescription {
+    /// Returns None while no value is held.
+    fn of(secret: &Secret) -> Option<Self> {
+        let standing = secret.standing();
+        let current = standing.current?;
+        Some(Self {
+            name: secret.name().to_string(),
+            version: current.version,
+            created_at: current.created_at,
+            confirmed_at: current.confirmed_at,
+            stale: standing.failure.is_some(),
+        })
+    }
+}

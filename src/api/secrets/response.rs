@@ -1,0 +1,279 @@
+//! Responses with a secret's value, as JSON or bytes, and the problems of requests for one.
+
+use base64::Engine;
+use bytes::Bytes;
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH},
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{
+    super::STANDARD,
+    request::{Format, MAX_WORD, SecretQuery},
+};
+use crate::{
+    backend::{SecretError, SecretFault},
+    http::{
+        body::BodyLimits,
+        memory::{MemoryShare, Payload},
+        problem::Problem,
+        response::ResponseBody,
+    },
+    secrets::{NoField, Refused, Secret, Served, Which},
+    wire::{Code, JSON, OCTETS},
+};
+
+const SECRET_VERSION: HeaderName = HeaderName::from_static("sidekey-secret-version");
+const SECRET_STAGE: HeaderName = HeaderName::from_static("sidekey-secret-stage");
+/// For how many seconds the provider has failed to confirm the value.
+const STALE: HeaderName = HeaderName::from_static("sidekey-stale");
+
+/// The JSON format of a value.
+#[derive(Serialize)]
+struct ValueJson<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<Zeroizing<String>>,
+    version: &'a str,
+    stage: &'static str,
+    created_at: Option<Timestamp>,
+    fetched_at: Timestamp,
+    stale: bool,
+}
+
+/// Responds to a query with the value that was found.
+pub(super) async fn respond(
+    secret: &Secret,
+    query: &SecretQuery,
+    served: &Served,
+    headers: &HeaderMap,
+    bodies: &BodyLimits,
+) -> Result<Response<ResponseBody>, Problem> {
+    let labels = served.value.labels();
+    let (etag, content_type) = match query.format {
+        Format::Octets => (&labels.octets, OCTETS),
+        Format::Json => (&labels.json, JSON),
+    };
+    let is_unchanged = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .any(|value| matches(value, etag));
+    let payload = if is_unchanged {
+        Payload::from(Bytes::new())
+    } else {
+        payload(secret, query, served, bodies).await?
+    };
+    let mut response = Response::new(ResponseBody::from(payload));
+    if is_unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    // Room for all of these and the two that hyper adds, so that the map does not grow.
+    headers.reserve(8);
+    if !is_unchanged {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ETAG, header_value(etag));
+    headers.insert(SECRET_VERSION, header_value(&labels.version));
+    headers.insert(
+        SECRET_STAGE,
+        HeaderValue::from_static(served.stage.as_str()),
+    );
+    if let Some(stale) = served.stale {
+        headers.insert(STALE, stale.as_secs().into());
+    }
+    Ok(response)
+}
+
+/// Shares the text rather than copying it. Providers' versions are visible ASCII.
+fn header_value(text: &Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.clone()).unwrap_or(HeaderValue::from_static("?"))
+}
+
+async fn payload(
+    secret: &Secret,
+    query: &SecretQuery,
+    served: &Served,
+    bodies: &BodyLimits,
+) -> Result<Payload, Problem> {
+    let value = &served.value;
+    // For JSON: the field or value, its escaped form, and the response.
+    let reserve = |len: usize| bodies.memory().reserve(3 * len);
+    let zeroizing = |bytes, share: MemoryShare| Payload::zeroizing(bytes, share);
+    Ok(match (&query.field, query.format) {
+        (None, Format::Octets) => value.bytes().clone().into(),
+        (None, Format::Json) if served.is_usual() => value
+            .answer(|| Bytes::from_owner(to_json(secret, served, value.bytes())))
+            .into(),
+        (None, Format::Json) => {
+            let share = reserve(value.bytes().len()).await?;
+            zeroizing(to_json(secret, served, value.bytes()), share)
+        }
+        (Some(name), format) => {
+            let field = value
+                .field(name)
+                .map_err(|reason| no_field(secret, name, reason))?;
+            let share = reserve(field.max_len()).await?;
+            zeroizing(
+                match format {
+                    Format::Octets => field.decode(),
+                    Format::Json => to_json(secret, served, &field.decode()),
+                },
+                share,
+            )
+        }
+    })
+}
+
+fn to_json(secret: &Secret, served: &Served, value: &[u8]) -> Zeroizing<Vec<u8>> {
+    let text = std::str::from_utf8(value).ok();
+    let value_base64 = text
+        .is_none()
+        .then(|| Zeroizing::new(STANDARD.encode(value)));
+    let json_value = ValueJson {
+        name: secret.name().as_str(),
+        value: text,
+        value_base64,
+        version: served.value.version(),
+        stage: served.stage.as_str(),
+        created_at: served.value.created_at(),
+        fetched_at: served.value.fetched_at(),
+        stale: served.stale.is_some(),
+    };
+    // Large enough from the start: a buffer that grows leaves copies of the value behind.
+    let capacity = max_escaped_len(value) + 512 + 2 * MAX_WORD;
+    let mut json = Zeroizing::new(Vec::with_capacity(capacity));
+    match serde_json::to_writer(&mut *json, &json_value) {
+        Ok(()) => json,
+        Err(error) => unreachable!("strings and times serialize: {error}"),
+    }
+}
+
+/// The longest form of a value in JSON, in bytes.
+fn max_escaped_len(value: &[u8]) -> usize {
+    let length = |byte: &u8| match byte {
+        b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    let base64 = value.len() / 3 * 4 + 4;
+    value.iter().map(length).sum::<usize>().max(base64)
+}
+
+/// Compares entity tags weakly (RFC 9110 §13.1.2).
+fn matches(if_none_match: &HeaderValue, etag: &[u8]) -> bool {
+    fn opaque(tag: &[u8]) -> &[u8] {
+        tag.strip_prefix(b"W/").unwrap_or(tag)
+    }
+    let listed = if_none_match.as_bytes().trim_ascii();
+    listed == b"*"
+        || listed
+            .split(|byte| *byte == b',')
+            .any(|tag| opaque(tag.trim_ascii()) == opaque(etag))
+}
+
+fn no_field(secret: &Secret, field: &str, reason: NoField) -> Problem {
+    let name = secret.name();
+    let detail = match reason {
+        NoField::NotAnObject => {
+            format!("the value of {name} is not a JSON object, so it has no fields")
+        }
+        NoField::Missing => format!("the value of {name} has no field {field:?}"),
+    };
+    Problem::new(Code::SecretFieldNotFound, detail)
+}
+
+/// Explains to a caller why a value is not served. The provider's own message names locations, so
+/// only the log and /status contain it.
+pub(super) fn refused(secret: &Secret, which: &Which, refused: Refused) -> Problem {
+    let name = secret.name();
+    match refused {
+        Refused::Provider(error) => provider_problem(name.as_str(), which, &error),
+        Refused::Over => Problem::new(
+            Code::SecretNotFound,
+            format!("{name} has no previous value: none was seen, or its `previous_ttl` has ended"),
+        ),
+        Refused::TooOld { version } => Problem::new(
+            Code::SecretVersionUnavailable,
+            format!("the newest version of {name} at its provider is {version}"),
+        )
+        .retry_after(1),
+    }
+}
+
+fn provider_problem(name: &str, which: &Which, error: &SecretError) -> Problem {
+    let what = match which {
+        Which::Current => format!("secret {name}"),
+        Which::Previous => format!("the previous value of {name}"),
+        Which::Pending => format!("the pending value of {name}"),
+        Which::Version(_) => format!("this version of {name}"),
+    };
+    match error.fault {
+        SecretFault::NotFound => Problem::new(
+            Code::SecretNotFound,
+            format!("the provider does not have {what}"),
+        ),
+        SecretFault::Denied => Problem::new(
+            Code::ProviderDenied,
+            format!("the sidecar may not read {what}; its log names the missing permission"),
+        ),
+        SecretFault::Throttled => Problem::new(
+            Code::ProviderThrottled,
+            format!("can't read {what} at the moment; try again"),
+        )
+        .retry_after(5),
+        SecretFault::Unavailable => Problem::new(
+            Code::ProviderUnavailable,
+            format!("can't read {what} at the moment; try again"),
+        )
+        .retry_after(1),
+        SecretFault::Misconfigured | SecretFault::TooLong => Problem::new(
+            Code::ProviderUnavailable,
+            format!("can't read {what}; the sidecar's log says why"),
+        )
+        .retry_after(30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entity_tags_are_compared_weakly() {
+        let matches = |listed| matches(&HeaderValue::from_static(listed), b"W/\"7.j\"");
+        assert!(
+            matches("W/\"7.j\"")
+                && matches("\"7.j\"")
+                && matches("\"a\", W/\"7.j\"")
+                && matches("*")
+        );
+        assert!(!matches("\"7.b\"") && !matches("\"\""));
+    }
+
+    #[test]
+    fn the_json_buffer_never_grows() {
+        for value in [
+            &b"plain"[..],
+            b"a\"b\\c\n\x01\x7f",
+            "\u{e9}\u{2028}".as_bytes(),
+            &[0xff; 1000],
+        ] {
+            let json = match std::str::from_utf8(value) {
+                Ok(text) => serde_json::to_string(text).expect("text").len() - 2,
+                Err(_) => STANDARD.encode(value).len(),
+            };
+            assert!(
+                json <= max_escaped_len(value),
+                "{json} {}",
+                max_escaped_len(value)
+            );
+        }
+    }
+}

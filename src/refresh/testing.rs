@@ -1,0 +1,88 @@
+//! A keyring without a refresh task, for tests that take the task's place.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Keyring, Shared, Snapshot, keyring::Request};
+use crate::{
+    backend,
+    clock::Clock,
+    config::{self, Confirm},
+    keks::Keks,
+    keyring::KeyTable,
+    model::{KekScope, KeyringName, Location, Wave},
+    telemetry::Registry,
+};
+
+pub(crate) struct ManualKeyring {
+    pub(crate) keyring: Arc<Keyring>,
+    requests: mpsc::Receiver<Request>,
+    registry: Arc<Registry>,
+}
+
+impl ManualKeyring {
+    pub(crate) fn new(name: &str, wave: &Wave, clock: &Clock) -> Self {
+        let registry = Arc::new(Registry::default());
+        let backends = backend::configured(&Default::default());
+        let settings = config::Refresh::default();
+        let shared = Shared {
+            keks: Arc::new(Keks::new(
+                Arc::clone(&backends),
+                &settings,
+                clock.clone(),
+                Arc::clone(&registry),
+            )),
+            settings,
+            wave: wave.clone(),
+            clock: clock.clone(),
+            registry: Arc::clone(&registry),
+            backends,
+            audit: Default::default(),
+            shutdown: CancellationToken::new(),
+        };
+        let settings = config::Keyring {
+            name: name.parse().expect("name"),
+            location: Location::File("unused".into()),
+            keks: KekScope::Any,
+            confirm: Confirm::Read,
+            min_generation: 0,
+            trusted_signers: Vec::new(),
+            wave: None,
+        };
+        let (keyring, requests) = Keyring::new(&settings, &shared);
+        Self {
+            keyring,
+            requests,
+            registry,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &KeyringName {
+        self.keyring.name()
+    }
+
+    /// Activates a table whose manifest was read at `read_at`.
+    pub(crate) fn activate(&self, table: KeyTable, read_at: Timestamp) {
+        let former = self.keyring.snapshot().clone();
+        self.keyring.confirm(&table, read_at);
+        let snapshot = Snapshot::new(table, former.as_deref(), self.name(), &self.registry);
+        self.keyring.publish(snapshot);
+    }
+
+    /// Takes the next refresh request, runs `refresh` in response, and returns the version that the
+    /// request is for.
+    pub(crate) async fn answer(&mut self, refresh: impl FnOnce(&Self)) -> u32 {
+        let request = self.requests.recv().await.expect("a request");
+        let waiter = request.waiter.expect("someone waits");
+        refresh(self);
+        waiter.done.send(()).expect("someone waits");
+        waiter.version
+    }
+
+    pub(crate) fn has_requests(&mut self) -> bool {
+        self.requests.try_recv().is_ok()
+    }
+}

@@ -1,0 +1,346 @@
+//! Sessions on snapshots that are built in memory.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{ItemProcessor, Session, SessionError, UnavailableReason, message_buffer};
+use crate::{
+    clock::Clock,
+    crypto::{Dek, KeyringId, MessageError, PREFIX_LEN, Sealer, VersionKeys},
+    keyring::{
+        Activation, KeyTable, Manifest, NewVersion, Policy, State, WaveSelector, authenticate,
+        init, rotate,
+    },
+    model::{Operation, Wave},
+    refresh::{Keyring, testing::ManualKeyring},
+};
+
+const AAD: &[u8] = b"aad";
+const ID: KeyringId = KeyringId([7; 16]);
+
+fn start() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).expect("in range")
+}
+
+fn after(seconds: i64) -> Timestamp {
+    start() + SignedDuration::from_secs(seconds)
+}
+
+fn wave(name: &str) -> Wave {
+    name.parse().expect("wave")
+}
+
+fn dek(version: u32) -> Dek {
+    Dek::from_slice(&[version as u8; 32]).expect("32 bytes")
+}
+
+fn keys(version: u32) -> VersionKeys {
+    VersionKeys::derive(&dek(version)).expect("memory")
+}
+
+/// A manifest with `versions` enabled versions, of which the first is primary everywhere.
+fn manifest(versions: u32) -> Manifest {
+    let new = |version| NewVersion {
+        wraps: Vec::new(),
+        check: dek(version).check_value(&ID, version),
+    };
+    let name = "demo".parse().expect("name");
+    let first = init(name, ID, Policy::default(), new(1), start());
+    (2..=versions).fold(first, |manifest, version| {
+        rotate(&manifest, new(version), start())
+    })
+}
+
+fn activate(manifest: &mut Manifest, version: u32, wave: WaveSelector, at: Timestamp) {
+    manifest.activations.push(Activation { version, wave, at });
+}
+
+/// The table of a manifest. Versions in `not_unwrapped` have no keys.
+fn table(manifest: Manifest, name: &str, not_unwrapped: &[u32]) -> KeyTable {
+    let live: BTreeMap<u32, VersionKeys> = manifest
+        .versions
+        .iter()
+        .filter(|version| version.state != State::Destroyed)
+        .map(|version| (version.version, keys(version.version)))
+        .collect();
+    let unwrapped = manifest
+        .versions
+        .iter()
+        .filter(|version| version.state == State::Enabled)
+        .map(|version| match version.version {
+            number if not_unwrapped.contains(&number) => (number, Err("no KEK".into())),
+            number => (number, Ok(keys(number))),
+        })
+        .collect();
+    let document = authenticate(manifest, &live, None).expect("keys");
+    KeyTable::build(None, Arc::new(document), &unwrapped, wave(name), start()).expect("table")
+}
+
+fn empty_keyring(name: &str) -> ManualKeyring {
+    let (clock, _) = Clock::manual(start());
+    ManualKeyring::new("demo", &wave(name), &clock)
+}
+
+/// A keyring for wave `standard`, confirmed at [`start`].
+fn keyring_with(table: KeyTable) -> ManualKeyring {
+    let keyring = empty_keyring("standard");
+    keyring.activate(table, start());
+    keyring
+}
+
+fn session(keyring: &ManualKeyring, now: Timestamp) -> Session<&Keyring> {
+    Session::new(&*keyring.keyring, now).expect("loaded")
+}
+
+fn encrypting_version(keyring: &ManualKeyring, now: Timestamp) -> Result<u32, SessionError> {
+    session(keyring, now)
+        .encryptor()
+        .map(|encryptor| encryptor.version())
+}
+
+/// A message under a version, whether or not the keyring has it.
+fn message(version: u32) -> Vec<u8> {
+    let mut message = message_buffer(4);
+    message.extend_from_slice(b"text");
+    let mut sealer = Sealer::new(&keys(version), ID, version).expect("random");
+    sealer.seal(AAD, &mut message, 0);
+    message
+}
+
+async fn decrypt(session: &mut Session<&Keyring>, version: u32) -> Result<u32, SessionError> {
+    let mut message = message(version);
+    let (plaintext, version) = session.decrypt(AAD, &mut message).await?;
+    assert_eq!(plaintext, b"text");
+    Ok(version)
+}
+
+fn lease_seconds() -> i64 {
+    i64::try_from(Policy::default().encrypt_lease.0.as_secs()).expect("in range")
+}
+
+#[test]
+fn a_keyring_that_is_not_loaded_has_no_sessions() {
+    let keyring = empty_keyring("standard");
+    let error = Session::new(&*keyring.keyring, start()).err();
+    assert_eq!(error, Some(SessionError::NotLoaded));
+    assert!(SessionError::NotLoaded.retry_after().is_some());
+}
+
+#[test]
+fn the_primary_of_the_wave_encrypts() {
+    for (name, expected) in [("standard", 1), ("canary", 2)] {
+        let mut manifest = manifest(2);
+        activate(&mut manifest, 2, WaveSelector::One(wave("canary")), start());
+        let keyring = empty_keyring(name);
+        keyring.activate(table(manifest, name, &[]), start());
+        assert_eq!(encrypting_version(&keyring, start()), Ok(expected));
+    }
+}
+
+#[test]
+fn a_scheduled_takeover_happens_at_its_time() {
+    let mut manifest = manifest(2);
+    activate(&mut manifest, 2, WaveSelector::Every, after(3600));
+    let keyring = keyring_with(table(manifest, "standard", &[]));
+    assert_eq!(encrypting_version(&keyring, after(3599)), Ok(1));
+    assert_eq!(encrypting_version(&keyring, after(3600)), Ok(2));
+}
+
+#[test]
+fn a_wave_without_an_activation_has_no_primary() {
+    let mut manifest = manifest(1);
+    manifest.activations[0].wave = WaveSelector::One(wave("canary"));
+    let keyring = keyring_with(table(manifest, "standard", &[]));
+    let expected = SessionError::NoPrimary {
+        wave: wave("standard"),
+    };
+    assert_eq!(encrypting_version(&keyring, start()), Err(expected));
+}
+
+#[test]
+fn the_former_primary_stands_in_while_the_primary_is_not_unwrapped() {
+    let mut manifest = manifest(2);
+    activate(&mut manifest, 2, WaveSelector::Every, start());
+    let keyring = keyring_with(table(manifest, "standard", &[2]));
+    assert_eq!(encrypting_version(&keyring, start()), Ok(1));
+}
+
+#[test]
+fn a_compromised_version_does_not_stand_in() {
+    let mut manifest = manifest(2);
+    activate(&mut manifest, 2, WaveSelector::Every, start());
+    manifest.versions[0].compromised = true;
+    let keyring = keyring_with(table(manifest, "standard", &[2]));
+    let expected = SessionError::VersionUnavailable {
+        version: 2,
+        reason: UnavailableReason::NotUnwrapped,
+    };
+    assert_eq!(encrypting_version(&keyring, start()), Err(expected));
+}
+
+#[tokio::test]
+async fn an_expired_lease_stops_encrypting_but_not_decrypting() {
+    let keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let end = after(lease_seconds());
+    assert_eq!(
+        encrypting_version(&keyring, after(lease_seconds() - 1)),
+        Ok(1)
+    );
+    let expected = SessionError::LeaseExpired { at: end };
+    assert_eq!(expected.retry_after(), Some(Duration::from_secs(60)));
+    assert_eq!(encrypting_version(&keyring, end), Err(expected));
+    assert_eq!(decrypt(&mut session(&keyring, end), 1).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_version_without_keys_is_reported_by_its_state() {
+    let mut manifest = manifest(4);
+    manifest.versions[1].state = State::Disabled;
+    manifest.versions[2].state = State::Destroyed;
+    let keyring = keyring_with(table(manifest, "standard", &[4]));
+    let mut session = session(&keyring, start());
+    for (version, expected) in [
+        (2, SessionError::VersionDisabled { version: 2 }),
+        (3, SessionError::VersionDestroyed { version: 3 }),
+        (
+            4,
+            SessionError::VersionUnavailable {
+                version: 4,
+                reason: UnavailableReason::NotUnwrapped,
+            },
+        ),
+    ] {
+        assert_eq!(expected.version(), Some(version));
+        assert_eq!(decrypt(&mut session, version).await, Err(expected));
+    }
+    assert_eq!(decrypt(&mut session, 1).await, Ok(1));
+}
+
+#[tokio::test]
+async fn what_is_no_message_of_the_keyring_causes_no_refresh() {
+    let mut keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let active = Arc::clone(&keyring.keyring);
+    let mut session = Session::new(&*active, start()).expect("loaded");
+    let mut foreign = message(9);
+    foreign[1] ^= 1;
+    let error = session.decrypt(AAD, &mut foreign).await.err();
+    assert_eq!(error, Some(MessageError::WrongKeyring.into()));
+    let error = session.decrypt(AAD, &mut [1; 10]).await.err();
+    assert!(matches!(error, Some(SessionError::Message(_))), "{error:?}");
+    assert!(!keyring.has_requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_version_is_decrypted_after_a_refresh() {
+    let mut keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let active = Arc::clone(&keyring.keyring);
+    let mut session = Session::new(&*active, start()).expect("loaded");
+    let (version, requested) = tokio::join!(
+        decrypt(&mut session, 2),
+        keyring.answer(|keyring| {
+            keyring.activate(table(manifest(2), "standard", &[]), start());
+        })
+    );
+    assert_eq!((version, requested), (Ok(2), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_request_refreshes_once_for_all_unknown_versions() {
+    let mut keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let active = Arc::clone(&keyring.keyring);
+    let mut session = Session::new(&*active, start()).expect("loaded");
+    let unknown = |version| {
+        Err(SessionError::VersionUnavailable {
+            version,
+            reason: UnavailableReason::Unknown,
+        })
+    };
+    let (result, _) = tokio::join!(decrypt(&mut session, 8), keyring.answer(|_| {}));
+    assert_eq!(result, unknown(8));
+    assert_eq!(decrypt(&mut session, 9).await, unknown(9));
+    assert!(!keyring.has_requests(), "the session has refreshed already");
+
+    let mut other = Session::new(&*active, start()).expect("loaded");
+    assert_eq!(decrypt(&mut other, 8).await, unknown(8));
+    assert!(!keyring.has_requests(), "the miss is remembered");
+    let (result, requested) = tokio::join!(decrypt(&mut other, 9), keyring.answer(|_| {}));
+    assert_eq!((result, requested), (unknown(9), 9));
+}
+
+#[tokio::test]
+async fn a_version_that_was_unwrapped_meanwhile_is_taken_from_the_active_snapshot() {
+    let mut keyring = keyring_with(table(manifest(2), "standard", &[2]));
+    let active = Arc::clone(&keyring.keyring);
+    let mut session = Session::new(&*active, start()).expect("loaded");
+    keyring.activate(table(manifest(2), "standard", &[]), start());
+    assert_eq!(decrypt(&mut session, 2).await, Ok(2));
+    assert!(!keyring.has_requests());
+}
+
+#[tokio::test]
+async fn items_are_processed_in_place() {
+    let mut manifest = manifest(2);
+    activate(&mut manifest, 2, WaveSelector::Every, start());
+    let keyring = keyring_with(table(manifest, "standard", &[]));
+    let processor = |operation| {
+        let session = Session::new(Arc::clone(&keyring.keyring), start()).expect("loaded");
+        ItemProcessor::new(operation, session).expect("encrypts")
+    };
+    let mut buffer = b"before".to_vec();
+    buffer.extend_from_slice(&message(1));
+    let mut rewrap = processor(Operation::Rewrap);
+    assert_eq!(rewrap.encrypting_version(), Some(2));
+    assert_eq!(rewrap.process(AAD, &mut buffer, 6).await, Ok(2));
+    let mut decrypt = processor(Operation::Decrypt);
+    assert_eq!(decrypt.encrypting_version(), None);
+    assert_eq!(decrypt.process(AAD, &mut buffer, 6).await, Ok(2));
+    assert_eq!(&buffer[..6], b"before");
+    assert_eq!(&buffer[6 + PREFIX_LEN..], b"text");
+    let mut encrypt = processor(Operation::Encrypt);
+    assert_eq!(encrypt.process(AAD, &mut buffer, 6).await, Ok(2));
+    assert_eq!(decrypt.process(AAD, &mut buffer, 6).await, Ok(2));
+    assert_eq!(&buffer[6 + PREFIX_LEN..], b"text");
+}
+
+#[test]
+fn a_batch_keeps_its_version_until_the_lease_it_began_with_ends() {
+    let keyring = keyring_with(table(manifest(2), "standard", &[]));
+    let session = Session::new(Arc::clone(&keyring.keyring), start()).expect("loaded");
+    let mut processor = ItemProcessor::new(Operation::Encrypt, session).expect("encrypts");
+    let mut rotated = manifest(2);
+    activate(&mut rotated, 2, WaveSelector::Every, start());
+    keyring.activate(table(rotated, "standard", &[]), after(60));
+    assert_eq!(processor.advance(after(lease_seconds() - 1)), Ok(()));
+    let end = after(lease_seconds());
+    let expected = SessionError::LeaseExpired { at: end };
+    assert_eq!(processor.advance(end), Err(expected));
+}
+
+#[test]
+fn a_confirmed_manifest_extends_the_lease_of_a_stream_in_progress() {
+    let keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let session = Session::new(Arc::clone(&keyring.keyring), start()).expect("loaded");
+    let (mut encryptor, _) = session.stream_encryptor(AAD).expect("encrypts");
+    keyring.activate(table(manifest(1), "standard", &[]), after(60));
+    let mut chunk = b"last".to_vec();
+    let now = after(lease_seconds() + 59);
+    assert_eq!(encryptor.encrypt(now, true, &mut chunk, 0), Ok(()));
+}
+
+#[test]
+fn a_stream_ends_when_its_version_is_disabled() {
+    let keyring = keyring_with(table(manifest(2), "standard", &[]));
+    let session = Session::new(Arc::clone(&keyring.keyring), start()).expect("loaded");
+    let (mut encryptor, _) = session.stream_encryptor(AAD).expect("encrypts");
+    let mut disabled = manifest(2);
+    activate(&mut disabled, 2, WaveSelector::Every, start());
+    disabled.versions[0].state = State::Disabled;
+    keyring.activate(table(disabled, "standard", &[]), after(1));
+    let expected = SessionError::VersionDisabled { version: 1 };
+    let mut chunk = b"last".to_vec();
+    assert_eq!(
+        encryptor.encrypt(after(1), true, &mut chunk, 0),
+        Err(expected)
+    );
+}
