@@ -210,7 +210,7 @@ fn a_drain_ends_with_its_time_and_a_second_signal_ends_it_at_once() {
     endless.signal("INT");
     assert!(endless.ended().success());
     assert!(
-        endless.log().contains("stopping at once"),
+        endless.log().contains("stopping immediately"),
         "{}",
         endless.log()
     );

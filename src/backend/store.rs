@@ -43,6 +43,14 @@ pub struct WatchGuard(
     #[expect(dead_code, reason = "held for its drop alone")] pub(super) Box<dyn Send>,
 );
 
+impl WatchGuard {
+    /// Returns a guard of a watch that ends when `held` is dropped.
+    #[cfg(test)]
+    pub(crate) fn new(held: impl Send + 'static) -> Self {
+        Self(Box::new(held))
+    }
+}
+
 /// Why a manifest was not read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {

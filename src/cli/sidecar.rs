@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     admin::{Purpose, probe},
-    app,
+    app, backend,
     clock::Clock,
     config::{self, LoadError, Settings},
     lifecycle::{Signals, tell_started},
@@ -151,7 +151,8 @@ pub(super) fn serve(
         // First, so that an early signal doesn't kill the process.
         let signals = Signals::listen()
             .map_err(|error| CliError::failed(format!("can't install signal handlers: {error}")))?;
-        let bound = app::build(settings, Clock::system()).await?;
+        let backends = backend::configured(&settings.backends);
+        let bound = app::build(settings, backends, Clock::system()).await?;
         tell_started();
         started(&bound).await?;
         bound.run(signals).await;

@@ -1,0 +1,130 @@
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{task::JoinHandle, time::timeout};
+use tracing::{info, warn};
+
+use super::data_plane::Workers;
+use crate::{
+    audit::Recorder,
+    http::Tls,
+    lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
+    refresh::{Keyring, Trigger},
+    render::Renders,
+    secrets::{self, Secrets},
+};
+
+/// The audit event that ends a process's records.
+const STOPPED: &str = "sidecar.stopped";
+/// How long stopping waits for the audit log to write what is queued.
+const AUDIT_FLUSH: Duration = Duration::from_secs(2);
+
+/// A running sidecar. Dropping it stops everything at once; [`Bound::stop`] drains first.
+pub struct Bound {
+    pub(super) socket: PathBuf,
+    pub(super) tcp: Option<SocketAddr>,
+    pub(super) ops: SocketAddr,
+    pub(super) keyrings: Vec<Arc<Keyring>>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) renders: Arc<Renders>,
+    pub(super) tls: Vec<Arc<Tls>>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) audit: Recorder,
+    pub(super) stopping: Stopping,
+    pub(super) serving: JoinHandle<()>,
+    /// `None` if the caller lent the data plane's runtime.
+    pub(super) workers: Option<Workers>,
+    pub(super) drain: Duration,
+}
+
+impl Bound {
+    /// The Unix socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The TCP listener's actual address, if there is one.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// The ops listener's actual address.
+    pub fn ops(&self) -> SocketAddr {
+        self.ops
+    }
+
+    /// The served keyrings.
+    pub fn keyrings(&self) -> &[Arc<Keyring>] {
+        &self.keyrings
+    }
+
+    /// Resolves once every keyring can encrypt and every required secret and file is present.
+    pub async fn ready(&self) {
+        self.readiness.reached().await;
+    }
+
+    /// What the sidecar still waits for, one line each; empty once it is ready.
+    pub fn pending(&self) -> Vec<String> {
+        self.readiness.pending()
+    }
+
+    /// Refreshes every keyring and secret, renders every file again, reloads TLS files and reopens
+    /// the audit log.
+    pub fn refresh(&self) {
+        self.audit.reopen();
+        for keyring in &self.keyrings {
+            keyring.request(Trigger::Signal);
+        }
+        self.secrets.request(secrets::Trigger::Signal);
+        self.renders.request();
+        for tls in &self.tls {
+            tls.request_reload();
+        }
+    }
+
+    /// Accepts no more connections, then waits for requests in flight until the drain time-out
+    /// (`timeouts.drain`) or until `hurry` resolves.
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
+        self.stopping.draining.cancel();
+        // Files are no longer written; running commands may finish meanwhile.
+        let (drain, serving, renders) = (self.drain, &mut self.serving, Arc::clone(&self.renders));
+        let orderly = async { tokio::join!(timeout(drain, serving), renders.close()).0 };
+        tokio::select! {
+            result = orderly => match result {
+                Ok(_) => info!("drained"),
+                Err(_) => warn!(
+                    drain_timeout = ?self.drain,
+                    "drain timed out with requests still in flight"
+                ),
+            },
+            () = hurry => warn!("stopping immediately"),
+        }
+        self.secrets.close().await;
+        self.audit.close(STOPPED, AUDIT_FLUSH);
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops gracefully; a second one stops at once. SIGHUP
+    /// refreshes.
+    pub async fn run(self, mut signals: Signals) {
+        while signals.next().await == Signal::Refresh {
+            info!("refreshing all keyrings and secrets");
+            self.refresh();
+        }
+        info!(drain_timeout = ?self.drain, "stopping");
+        tell_stopping();
+        let second = async { while signals.next().await != Signal::Stop {} };
+        self.stop(second).await;
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.stopping.draining.cancel();
+        self.stopping.ending.cancel();
+        self.audit.close(STOPPED, Duration::ZERO);
+    }
+}

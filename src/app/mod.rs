@@ -1,0 +1,393 @@
+//! Assembles a sidecar: settings, backends and a clock in, a running sidecar out.
+//!
+//! A sidecar runs on two runtimes. Refreshes, renders and the ops listener run on the caller's
+//! runtime (the control plane); applications are served by worker threads of their own (the data
+//! plane), so that a busy application delays no refresh.
+
+mod bound;
+mod data_plane;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio::{net::TcpListener, runtime::Handle, time::interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::data_plane::Workers;
+use crate::{
+    api::{self, BindError, Listeners, Parts},
+    audit::{self, AuditError, Recorder},
+    backend::{Backends, SecretError, StoreError},
+    clock::Clock,
+    config::Settings,
+    crypto::lock_report,
+    http::{Tls, TlsError},
+    keks::{self, Keks},
+    lifecycle::{Readiness, Stopping},
+    ops::{OpsParts, OpsServer},
+    refresh::{self, Keyring},
+    render::{self, Renders},
+    secrets::{self, Secrets},
+    telemetry::{Registry, UPKEEP_INTERVAL},
+};
+
+pub use self::bound::Bound;
+
+/// An error that keeps a sidecar from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An application listener can't be set up.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The ops listener can't be bound.
+    #[error("can't listen on {address} (`ops.listen`): {error}")]
+    Ops {
+        /// The configured address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// A listener's TLS files can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The worker threads can't be started.
+    #[error("can't start worker threads: {0}")]
+    Threads(io::Error),
+    /// A manifest's location can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A secret's source can't be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The audit log's key can't be read. An audit log that can't be written is no error here.
+    #[error("{0} (`audit.key_file`)")]
+    Audit(#[from] AuditError),
+}
+
+/// Starts a sidecar. The current runtime becomes its control plane.
+///
+/// `backends` are the outside systems and `clock` tells the time; the process passes
+/// [`backend::configured`](crate::backend::configured) and [`Clock::system`].
+///
+/// # Errors
+/// Fails if a listener, a file of TLS, the audit key or a backend's settings can't be used. A
+/// keyring or secret that can't be read yet is not an error: it is retried, and readiness waits
+/// for it.
+pub async fn build(
+    settings: &Settings,
+    backends: Arc<dyn Backends>,
+    clock: Clock,
+) -> Result<Bound, StartError> {
+    let workers = Workers::start(&settings.runtime).map_err(StartError::Threads)?;
+    let mut bound = build_on(workers.handle(), settings, backends, clock).await?;
+    bound.workers = Some(workers);
+    Ok(bound)
+}
+
+/// Like [`build`], but with `data_plane` as the runtime that serves applications. Tests pass their
+/// own runtime, whose time they control.
+///
+/// # Errors
+/// See [`build`].
+async fn build_on(
+    data_plane: &Handle,
+    settings: &Settings,
+    backends: Arc<dyn Backends>,
+    clock: Clock,
+) -> Result<Bound, StartError> {
+    let registry = registry();
+    let tls = ListenerTls::load(settings, &registry, &clock).await?;
+    let sockets = Sockets::bind(settings).await?;
+    let audit = open_audit(settings, &clock, &registry)?;
+    audit.record("sidecar.started", |event| {
+        event
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("ops", sockets.ops_address.to_string())
+    });
+    let context = Context {
+        settings,
+        clock,
+        registry,
+        audit,
+        backends,
+        stopping: Stopping::default(),
+    };
+    let state = State::start(&context)?;
+    let (socket, tcp) = (
+        sockets.applications.socket().to_owned(),
+        sockets.applications.tcp(),
+    );
+    let ops = sockets.ops_address;
+    let serving = serve(&context, &state, &tls, sockets, data_plane);
+    tokio::spawn(keep_metrics_up(
+        Arc::clone(&context.registry),
+        context.stopping.ending.clone(),
+    ));
+    tokio::spawn(announce_readiness(
+        Arc::clone(&state.readiness),
+        context.stopping.draining.clone(),
+    ));
+    Ok(Bound {
+        socket,
+        tcp,
+        ops,
+        keyrings: state.keyrings,
+        secrets: state.secrets,
+        renders: state.renders,
+        tls: tls.all(),
+        readiness: state.readiness,
+        audit: context.audit,
+        stopping: context.stopping,
+        serving,
+        workers: None,
+        drain: settings.timeouts.drain,
+    })
+}
+
+/// What the parts of one sidecar share.
+struct Context<'s> {
+    settings: &'s Settings,
+    clock: Clock,
+    registry: Arc<Registry>,
+    audit: Recorder,
+    backends: Arc<dyn Backends>,
+    stopping: Stopping,
+}
+
+fn registry() -> Arc<Registry> {
+    let registry = Arc::new(Registry::default());
+    keks::describe_metrics(&registry);
+    refresh::describe_metrics(&registry);
+    secrets::describe_metrics(&registry);
+    render::describe_metrics(&registry);
+    api::describe_metrics(&registry);
+    audit::describe_metrics(&registry);
+    registry
+}
+
+/// TLS of each listener that has it.
+struct ListenerTls {
+    applications: Option<Arc<Tls>>,
+    operators: Option<Arc<Tls>>,
+}
+
+impl ListenerTls {
+    async fn load(
+        settings: &Settings,
+        registry: &Arc<Registry>,
+        clock: &Clock,
+    ) -> Result<Self, TlsError> {
+        let operators = match &settings.ops.tls {
+            Some(tls) => Some(Tls::for_operators(tls, registry, clock).await?),
+            None => None,
+        };
+        let tcp = settings.listen.tcp.as_ref();
+        let applications = match tcp.and_then(|tcp| tcp.tls.as_ref()) {
+            Some(tls) => Some(Tls::for_applications(tls, registry, clock).await?),
+            None => None,
+        };
+        Ok(Self {
+            applications,
+            operators,
+        })
+    }
+
+    fn all(&self) -> Vec<Arc<Tls>> {
+        [&self.applications, &self.operators]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+/// The listeners, bound but not yet served.
+struct Sockets {
+    applications: Listeners,
+    ops: TcpListener,
+    ops_address: SocketAddr,
+}
+
+impl Sockets {
+    async fn bind(settings: &Settings) -> Result<Self, StartError> {
+        let address = settings.ops.listen;
+        let failed = |error| StartError::Ops { address, error };
+        let ops = OpsServer::bind(address).await.map_err(failed)?;
+        let ops_address = ops.local_addr().map_err(failed)?;
+        let applications = Listeners::bind(settings)?;
+        info!(
+            socket = %applications.socket().display(),
+            tcp = applications.tcp().map(tracing::field::display),
+            ops = %ops_address,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+        Ok(Self {
+            applications,
+            ops,
+            ops_address,
+        })
+    }
+}
+
+fn open_audit(
+    settings: &Settings,
+    clock: &Clock,
+    registry: &Registry,
+) -> Result<Recorder, StartError> {
+    let Some(settings) = &settings.audit else {
+        return Ok(Recorder::default());
+    };
+    Recorder::start(audit::open(settings)?, clock.clone(), registry).map_err(StartError::Threads)
+}
+
+/// The keyrings, secrets and files that the control plane keeps fresh.
+struct State {
+    keks: Arc<Keks>,
+    keyrings: Vec<Arc<Keyring>>,
+    secrets: Arc<Secrets>,
+    renders: Arc<Renders>,
+    readiness: Arc<Readiness>,
+}
+
+impl State {
+    fn start(context: &Context<'_>) -> Result<Self, StartError> {
+        let settings = context.settings;
+        let keks = Arc::new(Keks::new(
+            Arc::clone(&context.backends),
+            &settings.refresh,
+            context.clock.clone(),
+            Arc::clone(&context.registry),
+        ));
+        let keyrings = start_keyrings(context, &keks)?;
+        let secrets = Secrets::start(secrets::Parts {
+            settings,
+            clock: context.clock.clone(),
+            registry: Arc::clone(&context.registry),
+            audit: context.audit.clone(),
+            backends: Arc::clone(&context.backends),
+        })?;
+        let renders = Arc::new(Renders::start(&render::Parts {
+            settings,
+            secrets: &secrets,
+            clock: context.clock.clone(),
+            registry: Arc::clone(&context.registry),
+            audit: context.audit.clone(),
+        }));
+        let readiness = Arc::new(Readiness::new(
+            keyrings.clone(),
+            &secrets,
+            &renders,
+            context.stopping.draining.clone(),
+            context.clock.clone(),
+        ));
+        Ok(Self {
+            keks,
+            keyrings,
+            secrets,
+            renders,
+            readiness,
+        })
+    }
+}
+
+fn start_keyrings(
+    context: &Context<'_>,
+    keks: &Arc<Keks>,
+) -> Result<Vec<Arc<Keyring>>, StoreError> {
+    let shared = refresh::Shared {
+        settings: context.settings.refresh.clone(),
+        wave: context.settings.wave.clone(),
+        clock: context.clock.clone(),
+        registry: Arc::clone(&context.registry),
+        keks: Arc::clone(keks),
+        audit: context.audit.clone(),
+        backends: Arc::clone(&context.backends),
+        shutdown: context.stopping.ending.clone(),
+    };
+    context
+        .settings
+        .keyrings
+        .iter()
+        .map(|keyring| refresh::spawn(keyring, &shared))
+        .collect()
+}
+
+/// Serves operators on the current runtime and applications on `data_plane`. The handle resolves
+/// when the last application connection is closed.
+fn serve(
+    context: &Context<'_>,
+    state: &State,
+    tls: &ListenerTls,
+    sockets: Sockets,
+    data_plane: &Handle,
+) -> tokio::task::JoinHandle<()> {
+    let Stopping { draining, ending } = &context.stopping;
+    for tls in tls.all() {
+        tokio::spawn(tls.follow_files(ending.clone()));
+    }
+    let readiness = Arc::clone(&state.readiness);
+    let ops = OpsServer::new(OpsParts {
+        keyrings: state.keyrings.clone(),
+        secrets: Arc::clone(&state.secrets),
+        renders: Arc::clone(&state.renders),
+        keks: Arc::clone(&state.keks),
+        registry: Arc::clone(&context.registry),
+        audit: context.audit.clone(),
+        clock: context.clock.clone(),
+        pending: Box::new(move || readiness.pending()),
+        tls: tls.all(),
+    });
+    tokio::spawn(ops.run(sockets.ops, tls.operators.clone(), ending.clone()));
+    let parts = Parts {
+        settings: context.settings,
+        keyrings: state.keyrings.clone(),
+        secrets: Arc::clone(&state.secrets),
+        registry: Arc::clone(&context.registry),
+        audit: context.audit.clone(),
+        clock: context.clock.clone(),
+        tls: tls.applications.clone(),
+    };
+    sockets
+        .applications
+        .serve(parts, draining.clone(), ending.clone(), data_plane)
+}
+
+/// Keeps histograms from growing without bound between scrapes.
+async fn keep_metrics_up(registry: Arc<Registry>, ending: CancellationToken) {
+    let mut ticks = interval(UPKEEP_INTERVAL);
+    let forever = async {
+        loop {
+            ticks.tick().await;
+            registry.upkeep();
+        }
+    };
+    ending.run_until_cancelled(forever).await;
+}
+
+/// Logs once the sidecar is ready, and warns of key memory that could be swapped to disk.
+async fn announce_readiness(readiness: Arc<Readiness>, draining: CancellationToken) {
+    let reached = readiness.reached();
+    if draining.run_until_cancelled(reached).await.is_none() {
+        return;
+    }
+    info!("ready");
+    let memory = lock_report();
+    if memory.unlocked > 0 {
+        let limit = memory
+            .limit
+            .map_or_else(|| "unlimited".into(), |limit| format!("{limit} bytes"));
+        warn!(
+            "{} bytes of key memory could be swapped to disk: RLIMIT_MEMLOCK is {limit}. Set it \
+             to at least {} bytes (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or add the \
+             capability IPC_LOCK",
+            memory.unlocked,
+            // Twice the current need leaves room for future versions.
+            (memory.locked + memory.unlocked) * 2
+        );
+    }
+}

@@ -1,0 +1,103 @@
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+
+use super::mode::Mode;
+use crate::{
+    backend::{Kek, KekError, KekFault},
+    crypto::{Dek, KeyringId, SecretKey, WrapContext, unwrap_dek, wrap_dek},
+    model::KekUri,
+};
+
+/// A KEK in memory.
+pub(crate) struct FakeKek {
+    uri: KekUri,
+    key: SecretKey,
+    mode: Mode<KekFault>,
+    calls: Mutex<Vec<KekCall>>,
+}
+
+/// One request to a KEK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KekCall {
+    Wrap { keyring: KeyringId, version: u32 },
+    Unwrap { keyring: KeyringId, version: u32 },
+}
+
+impl FakeKek {
+    pub(super) fn new(uri: &KekUri) -> Self {
+        Self {
+            uri: uri.clone(),
+            key: SecretKey::generate().expect("randomness"),
+            mode: Mode::default(),
+            calls: Mutex::default(),
+        }
+    }
+
+    /// Fails every call from now on.
+    pub(crate) fn fail(&self, fault: KekFault) {
+        self.mode.fail(fault);
+    }
+
+    /// Answers no call from now on.
+    pub(crate) fn hang(&self) {
+        self.mode.hang();
+    }
+
+    /// Answers calls again, including those that hang.
+    pub(crate) fn work(&self) {
+        self.mode.work();
+    }
+
+    /// Answers every call from now on after `delay`.
+    pub(crate) fn delay(&self, delay: std::time::Duration) {
+        self.mode.delay(delay);
+    }
+
+    /// Returns all calls so far, and forgets them.
+    pub(crate) fn take_calls(&self) -> Vec<KekCall> {
+        std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn answer(&self, call: KekCall) -> Result<(), KekError> {
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(call);
+        self.mode
+            .answer()
+            .await
+            .map_err(|fault| self.error(fault, "the test makes it fail"))
+    }
+
+    fn error(&self, fault: KekFault, reason: &str) -> KekError {
+        KekError::new(fault, format!("{}: {reason}", self.uri))
+    }
+}
+
+impl Kek for FakeKek {
+    fn wrap<'a>(
+        &'a self,
+        dek: &'a Dek,
+        context: WrapContext,
+    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
+        Box::pin(async move {
+            let WrapContext { keyring, version } = context;
+            self.answer(KekCall::Wrap { keyring, version }).await?;
+            Ok(wrap_dek(&self.key, dek, context).expect("randomness"))
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        wrap: &'a [u8],
+        context: WrapContext,
+    ) -> BoxFuture<'a, Result<Dek, KekError>> {
+        Box::pin(async move {
+            let WrapContext { keyring, version } = context;
+            self.answer(KekCall::Unwrap { keyring, version }).await?;
+            unwrap_dek(&self.key, wrap, context)
+                .ok_or_else(|| self.error(KekFault::Refused, "not a wrap of this KEK"))
+        })
+    }
+}

@@ -1,0 +1,134 @@
+use std::{future::pending, net::SocketAddr, path::Path, sync::Arc};
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Client, RawConnection, time::Time};
+use crate::app::Bound;
+
+/// A sidecar that runs in the test. Dropping it ends it at once, as SIGKILL would.
+pub(crate) struct TestApp {
+    bound: Bound,
+    time: Arc<Time>,
+}
+
+impl TestApp {
+    pub(super) fn new(bound: Bound, time: Arc<Time>) -> Self {
+        Self { bound, time }
+    }
+
+    /// Opens an HTTP/1.1 connection to the Unix socket.
+    pub(crate) async fn client(&self) -> Client {
+        Client::http1(self.socket(), Arc::clone(&self.time)).await
+    }
+
+    /// Opens an HTTP/2 connection to the Unix socket.
+    pub(crate) async fn http2(&self) -> Client {
+        Client::http2(self.socket(), Arc::clone(&self.time)).await
+    }
+
+    /// Opens a connection to the Unix socket for a test that writes its own bytes.
+    pub(crate) async fn raw(&self) -> RawConnection {
+        RawConnection::open(self.socket(), Arc::clone(&self.time)).await
+    }
+
+    /// Returns the Unix socket's path.
+    pub(crate) fn socket(&self) -> &Path {
+        self.bound.socket()
+    }
+
+    /// Returns the TCP listener's address, if the config has one.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        self.bound.tcp()
+    }
+
+    /// Sends `GET` to the ops listener, and returns status and body.
+    pub(crate) async fn ops(&self, path: &str) -> (u16, String) {
+        ops(self.bound.ops(), path, &self.time).await
+    }
+
+    /// Returns `/status`.
+    pub(crate) async fn status(&self) -> Value {
+        serde_json::from_str(&self.ops("/status").await.1).expect("JSON")
+    }
+
+    /// Returns the status of the first keyring.
+    pub(crate) async fn keyring(&self) -> Value {
+        self.status().await["keyrings"][0].clone()
+    }
+
+    /// Waits until the sidecar is ready.
+    pub(crate) async fn wait_ready(&self) {
+        let is_ready = async || self.bound.pending().is_empty();
+        self.time.wait("readiness", is_ready).await;
+    }
+
+    /// Waits until the first keyring serves at least `generation`.
+    pub(crate) async fn wait_generation(&self, generation: u64) {
+        let keyring = &self.bound.keyrings()[0];
+        let mut generations = keyring.generations();
+        let is_served = async || *generations.borrow_and_update() >= Some(generation);
+        self.time.wait("a generation", is_served).await;
+    }
+
+    /// Refreshes everything, as SIGHUP does.
+    pub(crate) fn refresh(&self) {
+        self.bound.refresh();
+    }
+
+    /// Stops as SIGTERM does, and waits until the sidecar has drained.
+    pub(crate) async fn stop(self) {
+        let time = Arc::clone(&self.time);
+        time.within(self.bound.stop(pending())).await;
+    }
+
+    /// Begins to stop, as SIGTERM does.
+    pub(crate) fn begin_stop(self) -> StoppingApp {
+        let (ops, hurry) = (self.bound.ops(), CancellationToken::new());
+        let stop = self.bound.stop(hurry.clone().cancelled_owned());
+        StoppingApp {
+            task: tokio::spawn(stop),
+            hurry,
+            ops,
+            time: self.time,
+        }
+    }
+}
+
+/// A sidecar that drains.
+pub(crate) struct StoppingApp {
+    task: JoinHandle<()>,
+    hurry: CancellationToken,
+    ops: SocketAddr,
+    time: Arc<Time>,
+}
+
+impl StoppingApp {
+    /// Like [`TestApp::ops`].
+    pub(crate) async fn ops(&self, path: &str) -> (u16, String) {
+        ops(self.ops, path, &self.time).await
+    }
+
+    /// Ends the drain at once, as a second SIGTERM does.
+    pub(crate) fn hurry(&self) {
+        self.hurry.cancel();
+    }
+
+    /// Returns whether the sidecar has stopped.
+    pub(crate) fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Waits until the sidecar has stopped, while time stands still.
+    pub(crate) async fn over(self) {
+        self.time.within(self.task).await.expect("it stops");
+    }
+}
+
+async fn ops(address: SocketAddr, path: &str, time: &Arc<Time>) -> (u16, String) {
+    let mut client = Client::tcp(address, Arc::clone(time)).await;
+    let answer = client.get(path).await;
+    let body = String::from_utf8(answer.body.to_vec()).expect("text");
+    (answer.status.as_u16(), body)
+}

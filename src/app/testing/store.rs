@@ -1,0 +1,141 @@
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::{mode::Mode, watches::Watches};
+use crate::{
+    backend::{Changed, ManifestStore, StoreError, WatchGuard, Watched},
+    model::Location,
+};
+
+/// A manifest's location in memory. Like a file, it notifies those who watch it of every change.
+pub(crate) struct FakeStore {
+    location: Location,
+    content: Mutex<Option<Bytes>>,
+    watches: Watches,
+    is_muted: AtomicBool,
+    mode: Mode<()>,
+    reads: AtomicUsize,
+}
+
+impl FakeStore {
+    pub(super) fn new(location: &Location) -> Self {
+        Self {
+            location: location.clone(),
+            content: Mutex::default(),
+            watches: Watches::default(),
+            is_muted: AtomicBool::new(false),
+            mode: Mode::default(),
+            reads: AtomicUsize::new(0),
+        }
+    }
+
+    /// Returns the manifest, if there is one.
+    pub(crate) fn get(&self) -> Option<Bytes> {
+        self.content().clone()
+    }
+
+    /// Replaces the manifest.
+    pub(crate) fn set(&self, bytes: impl Into<Bytes>) {
+        *self.content() = Some(bytes.into());
+        self.changed();
+    }
+
+    /// Removes the manifest.
+    pub(crate) fn remove(&self) {
+        *self.content() = None;
+        self.changed();
+    }
+
+    /// Notifies no one of changes from now on: only a poll finds them.
+    pub(crate) fn mute(&self) {
+        self.is_muted.store(true, Ordering::Relaxed);
+    }
+
+    fn changed(&self) {
+        if !self.is_muted.load(Ordering::Relaxed) {
+            self.notify();
+        }
+    }
+
+    /// Notifies all who watch, whether or not anything changed.
+    pub(crate) fn notify(&self) {
+        self.watches.notify();
+    }
+
+    /// Fails every call from now on.
+    pub(crate) fn fail(&self) {
+        self.mode.fail(());
+    }
+
+    /// Answers no call from now on.
+    pub(crate) fn hang(&self) {
+        self.mode.hang();
+    }
+
+    /// Answers calls again, including those that hang.
+    pub(crate) fn work(&self) {
+        self.mode.work();
+    }
+
+    /// Returns how many times it was read.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    async fn answer(&self) -> Result<(), StoreError> {
+        self.mode.answer().await.map_err(|()| StoreError::Failed {
+            location: self.location.clone(),
+            reason: "the test makes it fail".into(),
+        })
+    }
+
+    fn content(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ManifestStore for FakeStore {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        Box::pin(async move {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.answer().await?;
+            let location = self.location.clone();
+            match self.get() {
+                None => Err(StoreError::Missing(location)),
+                Some(bytes) if bytes.len() > limit => Err(StoreError::TooLarge { location, limit }),
+                Some(bytes) => Ok(bytes),
+            }
+        })
+    }
+
+    fn replace(
+        &self,
+        expected: Option<Vec<u8>>,
+        new: Vec<u8>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.answer().await?;
+            if self.get().as_deref() != expected.as_deref() {
+                return Err(StoreError::Conflict(self.location.clone()));
+            }
+            self.set(new);
+            Ok(())
+        })
+    }
+
+    fn read_watched(
+        &self,
+        limit: usize,
+        former: Option<WatchGuard>,
+        changed: Changed,
+    ) -> BoxFuture<'_, Watched> {
+        drop(former);
+        let guard = self.watches.add(changed);
+        Box::pin(async move { (self.read(limit).await, Ok(guard)) })
+    }
+}

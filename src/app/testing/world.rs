@@ -1,0 +1,286 @@
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tracing::subscriber::DefaultGuard;
+
+use super::{FakeKek, FakeSecret, FakeStore, TestApp, time::Time};
+use crate::{
+    admin::{Admin, Signing},
+    app::build_on,
+    backend::{Backends, Kek, KekError, ManifestStore, SecretError, SecretProvider, StoreError},
+    clock::{Clock, ManualClock},
+    config,
+    keyring::Policy,
+    model::{KekUri, Location, SecretSource},
+};
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The KEK of every keyring that a world makes.
+const KEK: &str = "fake:main";
+
+/// What surrounds sidecars: outside systems, time, a folder for sockets, and the log.
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    clock: Clock,
+    time: Arc<Time>,
+    backends: Arc<FakeBackends>,
+    log: Log,
+    started: Mutex<usize>,
+    _logging: DefaultGuard,
+}
+
+impl World {
+    /// An empty world. The test must have paused time: `#[tokio::test(start_paused = true)]`.
+    pub(crate) fn new() -> Self {
+        let start = Timestamp::from_second(1_800_000_000).expect("in range");
+        let (clock, hands) = Clock::manual(start);
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self {
+            folder: tempfile::tempdir().expect("folder"),
+            time: Arc::new(Time::new(hands)),
+            backends: Arc::new(FakeBackends::new(clock.clone())),
+            clock,
+            log,
+            started: Mutex::default(),
+            _logging: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    /// A world with the keyring `demo`.
+    pub(crate) async fn with_demo() -> Self {
+        let world = Self::new();
+        world.init("demo").await;
+        world
+    }
+
+    /// Makes a keyring with one version, which is primary in every wave.
+    pub(crate) async fn init(&self, name: &str) {
+        self.init_with(name, Policy::default()).await;
+    }
+
+    /// Like [`World::init`], but with another policy.
+    pub(crate) async fn init_with(&self, name: &str, policy: Policy) {
+        let kek: KekUri = KEK.parse().expect("a KEK's URI");
+        self.admin(name)
+            .init(name.parse().expect("a name"), &[kek], policy)
+            .await
+            .expect("a new keyring");
+    }
+
+    /// Returns the operator's access to the keyring `name`, for rotations and other changes.
+    pub(crate) fn admin(&self, name: &str) -> Admin {
+        let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
+        Admin::new(
+            self.location(name),
+            Signing::Unless,
+            &backends,
+            self.clock.clone(),
+        )
+        .expect("fakes have every location")
+    }
+
+    /// Returns the KEK that wraps the keyrings made here.
+    pub(crate) fn main_kek(&self) -> Arc<FakeKek> {
+        self.kek(KEK)
+    }
+
+    /// Returns the KEK under `uri`, such as `fake:other`.
+    pub(crate) fn kek(&self, uri: &str) -> Arc<FakeKek> {
+        self.backends.fake_kek(&uri.parse().expect("a KEK's URI"))
+    }
+
+    /// Returns the store that holds the manifest of the keyring `name`.
+    pub(crate) fn store(&self, name: &str) -> Arc<FakeStore> {
+        self.backends.fake_store(&self.location(name))
+    }
+
+    /// Returns what stands behind `source`, such as `file:db`.
+    pub(crate) fn secret(&self, source: &str) -> Arc<FakeSecret> {
+        let source = match source.parse().expect("a secret's source") {
+            SecretSource::File(path) => SecretSource::File(self.path(path)),
+            source => source,
+        };
+        self.backends.fake_secret(&source)
+    }
+
+    /// Returns a path in this world's folder.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn location(&self, name: &str) -> Location {
+        Location::File(self.path(format!("{name}.json")))
+    }
+
+    /// Starts a sidecar that serves `demo`, and waits until it is ready.
+    pub(crate) async fn start(&self) -> TestApp {
+        self.start_with("", &["demo"]).await
+    }
+
+    /// Starts a sidecar that serves `keyrings`, with more config before them, and waits until it
+    /// is ready.
+    pub(crate) async fn start_with(&self, config: &str, keyrings: &[&str]) -> TestApp {
+        let app = self.launch(config, keyrings).await;
+        app.wait_ready().await;
+        app
+    }
+
+    /// Like [`World::start_with`], but doesn't wait until the sidecar is ready.
+    pub(crate) async fn launch(&self, config: &str, keyrings: &[&str]) -> TestApp {
+        let settings = self.settings(config, keyrings);
+        let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
+        let runtime = tokio::runtime::Handle::current();
+        let bound = build_on(&runtime, &settings, backends, self.clock.clone())
+            .await
+            .expect("the sidecar starts");
+        TestApp::new(bound, Arc::clone(&self.time))
+    }
+
+    fn settings(&self, config: &str, keyrings: &[&str]) -> config::Settings {
+        let number = {
+            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+            *started += 1;
+            *started
+        };
+        let listen = if config.contains("[listen]") {
+            String::new()
+        } else {
+            let socket = self.path(format!("{number}.sock"));
+            format!("[listen]\nsocket = {socket:?}\n")
+        };
+        let keyrings: String = keyrings
+            .iter()
+            .map(|name| {
+                format!(
+                    "[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\nkeks = [\"fake:*\"]\n"
+                )
+            })
+            .collect();
+        // Config comes first, where no table has begun.
+        let text = format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
+        config::parse(&self.path("sidekey.toml"), &text)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// Returns the current time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Returns the clock. It moves without timers: for leases and schedules.
+    pub(crate) fn clock(&self) -> &ManualClock {
+        self.time.clock()
+    }
+
+    /// Moves timers and the clock.
+    pub(crate) async fn advance(&self, by: Duration) {
+        self.time.advance(by).await;
+    }
+
+    /// Waits until `is_there`, while time moves by up to a second.
+    pub(crate) async fn wait(&self, what: &str, mut is_there: impl FnMut() -> bool) {
+        self.time.wait(what, async || is_there()).await;
+    }
+
+    /// Waits for `work`, while time moves by milliseconds.
+    pub(crate) async fn pass_time_until<T>(&self, work: impl Future<Output = T>) -> T {
+        self.time.pass_until(work).await
+    }
+
+    /// Returns everything logged so far, in the text form.
+    pub(crate) fn log(&self) -> String {
+        let bytes = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Log lines, kept instead of written.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Every KEK, location and source there could be, each made on first use.
+struct FakeBackends {
+    clock: Clock,
+    keks: Mutex<BTreeMap<KekUri, Arc<FakeKek>>>,
+    stores: Mutex<BTreeMap<Location, Arc<FakeStore>>>,
+    secrets: Mutex<BTreeMap<String, Arc<FakeSecret>>>,
+}
+
+impl FakeBackends {
+    fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            keks: Mutex::default(),
+            stores: Mutex::default(),
+            secrets: Mutex::default(),
+        }
+    }
+
+    fn fake_kek(&self, uri: &KekUri) -> Arc<FakeKek> {
+        find(&self.keks, uri, || FakeKek::new(uri))
+    }
+
+    fn fake_store(&self, location: &Location) -> Arc<FakeStore> {
+        find(&self.stores, location, || FakeStore::new(location))
+    }
+
+    fn fake_secret(&self, source: &SecretSource) -> Arc<FakeSecret> {
+        let clock = self.clock.clone();
+        find(&self.secrets, &source.to_string(), || {
+            FakeSecret::new(source, clock)
+        })
+    }
+}
+
+fn find<K: Ord + Clone, T>(
+    known: &Mutex<BTreeMap<K, Arc<T>>>,
+    key: &K,
+    make: impl FnOnce() -> T,
+) -> Arc<T> {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    let entry = known.entry(key.clone());
+    Arc::clone(entry.or_insert_with(|| Arc::new(make())))
+}
+
+impl Backends for FakeBackends {
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+        Ok(self.fake_kek(uri))
+    }
+
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
+        Ok(self.fake_store(location))
+    }
+
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
+        Ok(self.fake_secret(source))
+    }
+}

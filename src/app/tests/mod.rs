@@ -1,0 +1,7 @@
+//! A whole sidecar against fakes, with time under control.
+
+mod lifecycle;
+mod outages;
+mod rotation;
+mod secrets;
+mod timeouts;
