@@ -297,3 +297,37 @@ fn the_book_lists_every_page() {
         .collect();
     assert_eq!(listed, pages);
 }
+
+#[test]
+fn paths_in_the_pages_exist() {
+    let roots = [".ci/", "benches/", "docs/", "integration/", "src/"];
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let outside_blocks: String = text.split("```").step_by(2).collect();
+        for path in outside_blocks.split('`').skip(1).step_by(2) {
+            let is_source = path.contains('/') && path.ends_with(".rs");
+            let is_rooted = roots.iter().any(|root| path.starts_with(root));
+            // NAME stands for any.
+            if (!is_source && !is_rooted) || path.contains(' ') || path.contains("NAME") {
+                continue;
+            }
+            let exists = |folder: &str| repository().join(folder).join(path).exists();
+            assert!(exists("") || exists("src"), "{}: {path}", page.display());
+        }
+    }
+}
+
+#[test]
+fn the_architecture_lists_every_module() {
+    let page = include_str!("../../ARCHITECTURE.md");
+    let table: String = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .collect();
+    let modules = include_str!("../../src/lib.rs")
+        .lines()
+        .filter_map(|line| line.strip_suffix(';')?.split("mod ").nth(1));
+    for module in modules {
+        assert!(table.contains(&format!("`{module}`")), "{module}");
+    }
+}
