@@ -1,5 +1,5 @@
-//! Fields a second through one sidecar by binary batches, client included, beside a bare hyper echo of the same frames and what the core
-//! does without any socket.
+//! Fields a second through one sidecar by binary batches, client included, beside a bare hyper echo
+//! of the same frames and what the core does without any socket.
 
 mod common;
 #[path = "common/servers.rs"]

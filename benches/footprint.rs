@@ -1,4 +1,5 @@
-//! What a sidecar costs while it does nothing: memory with a hundred keyrings of five versions, time from exec to ready, size.
+//! What a sidecar costs while it does nothing: memory with a hundred keyrings of five versions,
+//! time from exec to ready, size.
 
 mod common;
 
@@ -146,7 +147,8 @@ fn raise_open_files() {
 }
 
 fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
-    // A port that was free a moment ago: the sidecar's log, where a port of its own choice would stand, is off.
+    // A port that was free a moment ago: the sidecar's log, where a port of its own choice would
+    // stand, is off.
     let ops = TcpListener::bind("127.0.0.1:0")
         .expect("port")
         .local_addr()
@@ -185,7 +187,8 @@ fn start(config: &Path, ops: SocketAddr) -> (f64, f64) {
     (begun.elapsed().as_secs_f64() * 1000.0, sidecar.resident())
 }
 
-/// How many MiB so many listeners to events take that hear nothing: over HTTP/2 as many on a connection as it allows, over HTTP/1.1 one.
+/// How many MiB so many listeners to events take that hear nothing: over HTTP/2 as many on a
+/// connection as it allows, over HTTP/1.1 one.
 fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -> f64 {
     let sidecar = Sidecar::start(config, ops);
     let before = sidecar.resident();

@@ -1,4 +1,5 @@
-//! What a secret costs over a bare hyper answer of the same size: same client, same machine, same run, slices interleaved.
+//! What a secret costs over a bare hyper answer of the same size: same client, same machine, same
+//! run, slices interleaved.
 
 mod common;
 #[path = "common/load.rs"]

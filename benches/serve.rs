@@ -1,6 +1,8 @@
-//! What a request costs over a bare hyper echo on a Unix socket: same client, same machine, same run, slices interleaved.
+//! What a request costs over a bare hyper echo on a Unix socket: same client, same machine, same
+//! run, slices interleaved.
 //!
-//! Both servers are processes of their own with as many worker threads. The client writes requests that were made beforehand.
+//! Both servers are processes of their own with as many worker threads. The client writes requests
+//! that were made beforehand.
 
 mod common;
 #[path = "common/load.rs"]

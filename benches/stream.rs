@@ -1,4 +1,5 @@
-//! What streams cost: a gibibyte through the socket against a bare hyper echo of the same bytes, and the core against raw AES-GCM.
+//! What streams cost: a gibibyte through the socket against a bare hyper echo of the same bytes,
+//! and the core against raw AES-GCM.
 
 mod common;
 #[path = "common/servers.rs"]

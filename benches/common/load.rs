@@ -32,7 +32,8 @@ impl Load {
     }
 }
 
-/// Sends a request over and over on every connection, each as soon as it has the answer to the last.
+/// Sends a request over and over on every connection, each as soon as it has the answer to the
+/// last.
 pub async fn load(socket: &Path, request: &[u8], connections: usize, slice: Duration) -> Load {
     let mut tasks = tokio::task::JoinSet::new();
     let start = Instant::now();

@@ -151,7 +151,8 @@ fn echo(socket: &Path) {
                         return Ok(Response::new(body.map_err(|never| match never {}).boxed()));
                     }
                     let body = request.into_body();
-                    // As a server does it that has to see a short body whole; a long one goes as it comes.
+                    // As a server does it that has to see a short body whole; a long one goes as it
+                    // comes.
                     let is_short = body
                         .size_hint()
                         .exact()

@@ -111,11 +111,11 @@ fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
         ("V=secret:hidden", "(forbidden)"),
         (
             "V=secret:binary",
-            "secret binary contains a NUL byte, which the variable V can't hold; give it as a --file",
+            "secret binary contains a NUL byte, which the variable V can't hold; use --file",
         ),
         (
             "V=secret:long",
-            "secret long is too long for the variable V; give it as a --file",
+            "secret long is too long for the variable V; use --file",
         ),
     ] {
         let output = finished(&sidecar.socket, &["--env", binding], "echo started");
@@ -159,7 +159,7 @@ fn files_are_not_written_to_a_disk() {
     let output = finished(&sidecar.socket, &options, "echo started");
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
     assert!(
-        err(&output).contains("this is no tmpfs, and secrets are not written to a disk"),
+        err(&output).contains("not a tmpfs; secrets are never written to disk"),
         "{}",
         err(&output)
     );
@@ -344,7 +344,7 @@ fn a_program_that_does_not_end_is_killed_with_what_it_started() {
     );
     let first = running.line();
     put(&world, "token", "t2");
-    running.hear("did not end within 200ms; killing it");
+    running.hear("did not exit within 200ms; killing it");
     assert!(running.line().starts_with("t2 "));
     wait("the end of what it started", || {
         is_over(first.strip_prefix("t1 ").unwrap())
@@ -360,7 +360,7 @@ fn what_was_asked_to_end_is_not_started_anew() {
     running.signal("TERM");
     assert_eq!(running.line(), "ending");
     put(&world, "token", "t2");
-    running.hear("token changed; the program was asked to end and is not told");
+    running.hear("token changed; ignored, because the program is stopping");
     running.signal("USR1");
     assert_eq!(running.ended().code(), Some(9));
     assert!(next(&running.lines).is_none(), "no second start");
@@ -376,7 +376,9 @@ fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
     );
     assert_eq!(running.line(), "t1");
     put(&world, "token", "a\0b");
-    running.hear("contains a NUL byte, which the variable T can't hold; give it as a --file; the program goes on");
+    running.hear(
+        "contains a NUL byte, which the variable T can't hold; use --file; the program keeps",
+    );
     put(&world, "token", "t3");
     assert_eq!(running.line(), "t3");
     running.end();
@@ -398,7 +400,7 @@ fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
     running.hear("token changed; restarting sh");
     assert_eq!(running.line(), "ending");
     put(&world, "token", "a\0b");
-    running.hear("give it as a --file; the program is started with those before");
+    running.hear("use --file; the program will start with the previous values");
     running.signal("USR1");
     assert!(
         running.line().starts_with("t2 "),
@@ -437,7 +439,7 @@ fn variables_that_are_too_long_together_do_not_end_the_program() {
     let mut running = Running::of(limited);
     assert_eq!(running.line(), "t1");
     put(&world, "token", "x".repeat(100_000));
-    running.hear("token changed: variables and arguments take 3");
+    running.hear("token changed: environment and arguments take 3");
     running.signal("USR2");
     assert_eq!(running.line(), "still t1");
     put(&world, "token", "t3");
@@ -466,12 +468,12 @@ fn a_system_that_refuses_a_process_is_asked_again() {
     let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
     assert_eq!(running.line(), "t1");
     put(&world, "token", "t2");
-    running.hear("can't start a process by /proc/self/exe: No such file or directory (os error 2); trying for up to 30s");
+    running.hear("can't start a process from /proc/self/exe: No such file or directory (os error 2); retrying for up to 30s");
     fs::write(&fifo, "go\n").unwrap();
     assert_eq!(running.line(), "t2");
     // Whoever wants the end meanwhile gets it.
     put(&world, "token", "t3");
-    running.hear("can't start a process by /proc/self/exe");
+    running.hear("can't start a process from /proc/self/exe");
     running.end();
     // And it is an error in the end.
     put(&world, "token", "t2");
@@ -498,7 +500,7 @@ fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
     });
     sidecar.signal("TERM");
     sidecar.ended();
-    running.hear("the program goes on, and changes are taken up when the sidecar is back");
+    running.hear("the program keeps running, reconnecting to the sidecar");
     running.signal("USR1");
     assert_eq!(running.line(), "alive t1");
     put(&world, "token", "t2");
@@ -523,7 +525,7 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     );
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
     assert!(
-        err(&output).contains("waited 300ms: secret token: ")
+        err(&output).contains("gave up after 300ms: secret token: ")
             && err(&output).contains("(provider_unavailable)"),
         "{}",
         err(&output)

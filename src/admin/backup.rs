@@ -1,4 +1,5 @@
-//! Backups: every data key that isn't destroyed and the manifest, in one encrypted file that was read back before it counts.
+//! Backups: every data key that isn't destroyed and the manifest, in one encrypted file that was
+//! read back before it counts.
 
 use std::{
     collections::BTreeMap,
@@ -55,8 +56,9 @@ impl Backup {
 }
 
 impl Admin {
-    /// Opens every version that is left and writes all of them and the manifest to the new file `to`, encrypted for whom `lock` says;
-    /// reads that back, and with `opener`, if there is one, as its holder would.
+    /// Opens every version that is left and writes all of them and the manifest to the new file
+    /// `to`, encrypted for whom `lock` says; reads that back, and with `opener`, if there is one,
+    /// as its holder would.
     ///
     /// # Errors
     /// [`AdminError`]. Then there is no file `to`, unless it was there before.
@@ -138,7 +140,8 @@ impl Admin {
         })
     }
 
-    /// Notes in the manifest that there is this backup, so that what it holds may be destroyed (I5).
+    /// Notes in the manifest that there is this backup, so that what it holds may be destroyed
+    /// (I5).
     ///
     /// # Errors
     /// [`AdminError`]; a backup whose holder hasn't shown that he can open it is refused.

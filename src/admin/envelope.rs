@@ -1,4 +1,5 @@
-//! The envelope of a backup: an age file (C2SP, <https://c2sp.org/age>), which `age` and `rage` open, too.
+//! The envelope of a backup: an age file (C2SP, <https://c2sp.org/age>), which `age` and `rage`
+//! open, too.
 //!
 //! Plain data keys pass through here, between [`super::backup`]'s payload and the library.
 
@@ -167,8 +168,8 @@ pub(super) struct Sealed {
 
 /// Encrypts `payload` for whom `lock` says.
 ///
-/// For recipients, one more is added whose identity lives in this process's memory alone, so that the file can be read back and
-/// compared; it goes with the proof.
+/// For recipients, one more is added whose identity lives in this process's memory alone, so that
+/// the file can be read back and compared; it goes with the proof.
 pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError> {
     let (encryptor, proof) = match lock {
         Lock::Passphrase(passphrase) => {

@@ -1,4 +1,5 @@
-//! Changing keyrings where they are stored: open every version, verify, change, authenticate, compare-and-swap.
+//! Changing keyrings where they are stored: open every version, verify, change, authenticate,
+//! compare-and-swap.
 //!
 //! Plain data keys pass through here between making or unwrapping and derivation.
 
@@ -43,7 +44,8 @@ pub use rewrap::KekChange;
 
 /// How often a change is tried again when somebody else's came in between.
 const ATTEMPTS: u32 = 32;
-/// How long one wrap or unwrap may take: long enough for a client that slows down because it is throttled.
+/// How long one wrap or unwrap may take: long enough for a client that slows down because it is
+/// throttled.
 const KEK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long reading or writing a manifest may take.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -267,7 +269,8 @@ impl Admin {
             })
     }
 
-    /// Opens every version that is left and verifies MACs, and signatures by `trusted` unless that is empty.
+    /// Opens every version that is left and verifies MACs, and signatures by `trusted` unless that
+    /// is empty.
     ///
     /// # Errors
     /// [`AdminError`]
@@ -277,7 +280,8 @@ impl Admin {
         Ok(document)
     }
 
-    /// Adds a version, wrapped under `keks` or, if there are none, under those of the newest version that is left.
+    /// Adds a version, wrapped under `keks` or, if there are none, under those of the newest
+    /// version that is left.
     ///
     /// # Errors
     /// [`AdminError`]. If only the takeover failed, the new version is there, pending.
@@ -321,7 +325,8 @@ impl Admin {
         .await
     }
 
-    /// Makes any other change. `lost` names a version that need not open, because the change destroys it.
+    /// Makes any other change. `lost` names a version that need not open, because the change
+    /// destroys it.
     ///
     /// # Errors
     /// [`AdminError`]
@@ -354,7 +359,8 @@ impl Admin {
         let Some(version) = manifest.version(number) else {
             return Ok(());
         };
-        // Every one of them, whichever the operator allows otherwise: one that isn't ours opens the version, too.
+        // Every one of them, whichever the operator allows otherwise: one that isn't ours opens the
+        // version, too.
         let trials = self
             .keks
             .try_each(manifest.id, version, &KekScope::Any)
@@ -362,7 +368,8 @@ impl Admin {
         if trials.iter().any(|trial| trial.result.is_ok()) {
             return Err(Refusal::NotLost(number).into());
         }
-        // No such key, or another one in its place. Whatever else is wrong may come right: a network, a right, a setting.
+        // No such key, or another one in its place. Whatever else is wrong may come right: a
+        // network, a right, a setting.
         let is_gone =
             |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
         let errors = trials.into_iter().filter_map(|trial| trial.result.err());
@@ -451,7 +458,8 @@ impl Admin {
         Ok(keys)
     }
 
-    /// Opens the versions whose keys aren't in `keys` yet, and verifies the document by all of them.
+    /// Opens the versions whose keys aren't in `keys` yet, and verifies the document by all of
+    /// them.
     async fn open_missing(
         &self,
         keys: &mut BTreeMap<u32, VersionKeys>,

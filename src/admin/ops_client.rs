@@ -192,7 +192,8 @@ mod tls {
         }
     }
 
-    /// Verifies a server's certificate as usual but for its name, which is a URI (SPIFFE X.509-SVID §5.2).
+    /// Verifies a server's certificate as usual but for its name, which is a URI (SPIFFE X.509-SVID
+    /// §5.2).
     #[derive(Debug)]
     struct ByUri {
         roots: RootCertStore,

@@ -17,7 +17,8 @@ use crate::{
 
 const FORMAT: &str = "sidekey-backup/1";
 
-/// A backup's content, checked: every key is the one that the manifest commits to, and vouches for it by its MAC.
+/// A backup's content, checked: every key is the one that the manifest commits to, and vouches for
+/// it by its MAC.
 pub(super) struct Content {
     pub(super) document: Document,
     pub(super) deks: BTreeMap<u32, Dek>,

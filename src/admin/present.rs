@@ -1,4 +1,5 @@
-//! What stands in a location that may need repair: a manifest, nothing, or something that is no manifest any more.
+//! What stands in a location that may need repair: a manifest, nothing, or something that is no
+//! manifest any more.
 
 use bytes::Bytes;
 
@@ -19,7 +20,8 @@ pub(super) struct Present {
 
 impl Admin {
     /// # Errors
-    /// The store's; and [`AdminError::Manifest`] for a manifest of another format, which is nothing to repair.
+    /// The store's; and [`AdminError::Manifest`] for a manifest of another format, which is nothing
+    /// to repair.
     pub(super) async fn present(&self) -> Result<Present, AdminError> {
         let bytes = match self.read_bytes().await {
             Ok(bytes) => bytes,

@@ -1,4 +1,5 @@
-//! Trying what a sidecar will need: every location, KEK and secret that its config and its manifests name.
+//! Trying what a sidecar will need: every location, KEK and secret that its config and its
+//! manifests name.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -34,8 +35,8 @@ pub struct Probe {
     pub result: Result<(), String>,
 }
 
-/// Reads every keyring's manifest as a sidecar with these settings would, and opens one version through each KEK that
-/// wraps any; and reads every secret. Leases that this makes are given back.
+/// Reads every keyring's manifest as a sidecar with these settings would, and opens one version
+/// through each KEK that wraps any; and reads every secret. Leases that this makes are given back.
 pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     let backends = backend::configured(&settings.backends);
     let keks = Keks::new(

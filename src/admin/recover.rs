@@ -1,4 +1,5 @@
-//! Recovery: the fleet is a replica (I12). A store that was lost or rolled back gets the newest authentic manifest that sidecars hold.
+//! Recovery: the fleet is a replica (I12). A store that was lost or rolled back gets the newest
+//! authentic manifest that sidecars hold.
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -39,7 +40,8 @@ pub struct Recovered {
 /// What every one of `fleet` has in force.
 ///
 /// # Errors
-/// A file that TLS needs can't be used. [`Refusal::NotRecoverable`] names those that gave none: each of them may be the one with the newest.
+/// A file that TLS needs can't be used. [`Refusal::NotRecoverable`] names those that gave none:
+/// each of them may be the one with the newest.
 pub(super) async fn ask_manifests(
     fleet: &Fleet,
     keyring: &KeyringName,
@@ -80,8 +82,8 @@ pub(super) async fn ask_manifests(
 }
 
 impl Admin {
-    /// Puts the newest authentic manifest that any of `fleet` has in force into the location, unless that has it, or a newer one.
-    /// What is no manifest there counts as lost.
+    /// Puts the newest authentic manifest that any of `fleet` has in force into the location,
+    /// unless that has it, or a newer one. What is no manifest there counts as lost.
     ///
     /// # Errors
     /// [`AdminError`]: [`Refusal`] for manifests that can't have come of each other, and if none is authentic.
@@ -122,7 +124,8 @@ impl Admin {
             }
             match self.open(&candidate.document, trusted, None).await {
                 Ok(_) => authentic.push(candidate),
-                // Forged, or by a signer whom nobody trusts. One that doesn't open may be right: without it we might go back.
+                // Forged, or by a signer whom nobody trusts. One that doesn't open may be right:
+                // without it we might go back.
                 Err(AdminError::Unauthentic {
                     error: error @ (Rejection::Unauthenticated(_) | Rejection::Unsigned),
                     ..

@@ -1,4 +1,5 @@
-//! Restores: the manifest and the keys of a backup, wrapped under KEKs that work, as a new generation that goes behind nobody's.
+//! Restores: the manifest and the keys of a backup, wrapped under KEKs that work, as a new
+//! generation that goes behind nobody's.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -23,7 +24,8 @@ pub struct Restoring<'a> {
     pub file: &'a Path,
     /// What opens it.
     pub opener: &'a Opener,
-    /// These wrap every version from now on. None: those that the manifest names, as far as they open.
+    /// These wrap every version from now on. None: those that the manifest names, as far as they
+    /// open.
     pub keks: &'a [KekUri],
     /// Sidecars that may hold something newer.
     pub sidecars: &'a Fleet,
@@ -102,7 +104,8 @@ impl Admin {
         })
     }
 
-    /// The keys of all versions that `base` has left: those in the backup, and what came after it through its KEKs.
+    /// The keys of all versions that `base` has left: those in the backup, and what came after it
+    /// through its KEKs.
     async fn complete(
         &self,
         base: &Document,
@@ -128,7 +131,8 @@ impl Admin {
         Ok(deks)
     }
 
-    /// New wraps under `keks`, shown to open; or none, if there are no `keks` and every version still opens through those it has.
+    /// New wraps under `keks`, shown to open; or none, if there are no `keks` and every version
+    /// still opens through those it has.
     async fn wraps_of(
         &self,
         base: &Document,
@@ -189,7 +193,8 @@ impl Admin {
     }
 }
 
-/// The manifest that the next generation follows: the backup's, or a newer one that is held elsewhere and may be kept.
+/// The manifest that the next generation follows: the backup's, or a newer one that is held
+/// elsewhere and may be kept.
 fn base(
     backup: &Document,
     others: &[Held],

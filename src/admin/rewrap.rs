@@ -55,8 +55,9 @@ impl KekChange {
 }
 
 impl Admin {
-    /// Changes the wraps of every version that has a key, some versions a generation, and tells `progress` how many of how many are
-    /// done. What was done stays done: the same call goes on where another one was interrupted.
+    /// Changes the wraps of every version that has a key, some versions a generation, and tells
+    /// `progress` how many of how many are done. What was done stays done: the same call goes on
+    /// where another one was interrupted.
     ///
     /// # Errors
     /// [`AdminError`]. No wrap goes before those that stay have been shown to open.

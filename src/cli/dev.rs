@@ -160,7 +160,8 @@ fn instructions(folder: &Path, bound: &app::Bound, has_secret: bool) -> String {
 curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password'; echo
 echo '{{"user":"demo","password":"another"}}' > '{secret}.new' && mv '{secret}.new' '{secret}'
 sleep 1
-curl -s --unix-socket "$SIDEKEY_SOCKET" 'http://sidekey/v1/secrets/demo?field=password&stage=previous'; echo
+curl -s --unix-socket "$SIDEKEY_SOCKET" \
+  'http://sidekey/v1/secrets/demo?field=password&stage=previous'; echo
 
 "#
         )
@@ -179,8 +180,10 @@ sidekey encrypt --keyring demo --aad README < README.md > README.md.sk
 sidekey decrypt --keyring demo --aad README < README.md.sk | cmp - README.md && echo same
 
 # encrypt two database rows in one request
-curl -s --unix-socket "$SIDEKEY_SOCKET" http://sidekey/v1/keyrings/demo/encrypt -H 'Content-Type: application/json' \
-  -d '{{"batch": [{{"plaintext": "QWRh", "aad": "cm93IDE="}}, {{"plaintext": "R3JhY2U=", "aad": "cm93IDI="}}]}}'
+curl -s --unix-socket "$SIDEKEY_SOCKET" http://sidekey/v1/keyrings/demo/encrypt \
+  -H 'Content-Type: application/json' -d '{{"batch": [
+    {{"plaintext": "QWRh", "aad": "cm93IDE="}},
+    {{"plaintext": "R3JhY2U=", "aad": "cm93IDI="}}]}}'
 
 # rotate: within a second new ciphertexts use version 2, and old ones still decrypt
 sidekey keyring rotate '{manifest}' --activate now

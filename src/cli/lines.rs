@@ -51,7 +51,8 @@ pub(super) fn upload(input: Input, line: Line, sent: &Arc<AtomicU64>) -> Upload 
                     continue;
                 }
                 Err(error) => {
-                    // The request fails with this error; if the receiver is gone, it failed already.
+                    // The request fails with this error; if the receiver is gone, it failed
+                    // already.
                     let _ = sender.blocking_send(Err(error));
                     return;
                 }

@@ -92,7 +92,8 @@ impl AuditArgs {
         let Some(file) = self.open(config)? else {
             return work.await?.print();
         };
-        // Arguments hold the operator's reasons. The only secret in them is a presigned URL's query.
+        // Arguments hold the operator's reasons. The only secret in them is a presigned URL's
+        // query.
         let arguments = std::env::args_os()
             .skip(1)
             .map(|argument| redact(&argument.to_string_lossy()));

@@ -66,7 +66,12 @@ impl Check {
                 let secrets = secrets.named.len() + secrets.mappings.len();
                 print(
                     format,
-                    &json!({ "file": file, "valid": true, "keyrings": keyrings, "secrets": secrets }),
+                    &json!({
+                        "file": file,
+                        "valid": true,
+                        "keyrings": keyrings,
+                        "secrets": secrets,
+                    }),
                     || format!("{file}: valid, {keyrings} keyrings, {secrets} secrets\n"),
                 )
             }
@@ -74,7 +79,9 @@ impl Check {
                 let items: Vec<_> = problems
                     .items
                     .iter()
-                    .map(|item| json!({ "line": item.line, "key": item.key, "message": item.message }))
+                    .map(|item| {
+                        json!({ "line": item.line, "key": item.key, "message": item.message })
+                    })
                     .collect();
                 print(
                     format,

@@ -1,4 +1,5 @@
-//! A client of the applications' API (docs/api.md): requests over the Unix socket, problems and events.
+//! A client of the applications' API (docs/api.md): requests over the Unix socket, problems and
+//! events.
 //!
 //! Plaintexts and secrets pass through here in requests and responses.
 

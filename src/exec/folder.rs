@@ -64,8 +64,8 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Creates an empty directory in `parent`, or in the first suitable default. Leftovers of killed
-    /// processes are removed from it.
+    /// Creates an empty directory in `parent`, or in the first suitable default. Leftovers of
+    /// killed processes are removed from it.
     pub(super) fn create(parent: Option<&Path>) -> Result<Self, FolderError> {
         if let Some(parent) = parent {
             return Self::create_in(parent).map_err(|reason| FolderError::Unsuitable {

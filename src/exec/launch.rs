@@ -1,5 +1,5 @@
-//! The child process, which runs this binary again for the setup that only the child can do, and then
-//! replaces itself with the program. A `pre_exec` hook would require unsafe code.
+//! The child process, which runs this binary again for the setup that only the child can do, and
+//! then replaces itself with the program. A `pre_exec` hook would require unsafe code.
 
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 

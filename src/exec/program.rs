@@ -53,8 +53,8 @@ pub enum StartError {
     },
     /// Variables and arguments that exceed the kernel's limit together.
     #[error(
-        "environment and arguments take {bytes} bytes, which exceeds the limit of {limit} (a quarter \
-         of the stack limit); use --file for secrets"
+        "environment and arguments take {bytes} bytes, which exceeds the limit of {limit} \
+         (a quarter of the stack limit); use --file for secrets"
     )]
     TooMuch {
         /// Required bytes.
@@ -63,7 +63,7 @@ pub enum StartError {
         limit: u64,
     },
     /// The process can't be created.
-    #[error("can't start a process by {OWN_BINARY}: {0}")]
+    #[error("can't start a process from {OWN_BINARY}: {0}")]
     Spawn(io::Error),
 }
 

@@ -6,8 +6,8 @@ use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
 /// The signals forwarded to the program. Others are not: KILL and STOP can't be caught; ABRT, BUS,
-/// FPE, ILL, SEGV, SYS and TRAP report a fault of the receiving process; XCPU, XFSZ, PROF and VTALRM
-/// its limits; TTIN and TTOU its use of the terminal. Real-time signals have no names.
+/// FPE, ILL, SEGV, SYS and TRAP report a fault of the receiving process; XCPU, XFSZ, PROF and
+/// VTALRM its limits; TTIN and TTOU its use of the terminal. Real-time signals have no names.
 const FORWARDED: [(&str, Signal); 14] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
@@ -79,8 +79,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers. Signals that this process was started to ignore stay ignored, also for
-    /// the program, as `nohup` requires.
+    /// Installs the handlers. Signals that this process was started to ignore stay ignored, also
+    /// for the program, as `nohup` requires.
     pub(super) fn listen() -> io::Result<Self> {
         let ignored = ignored();
         let forwarded = FORWARDED

@@ -149,8 +149,8 @@ impl Supervisor {
         Ok(program)
     }
 
-    /// Starts the program again with the staged values. Returns the exit code if a signal requests to
-    /// stop while the process can't be created.
+    /// Starts the program again with the staged values. Returns the exit code if a signal requests
+    /// to stop while the process can't be created.
     async fn restart(
         &mut self,
         signals: &mut Signals,
@@ -202,11 +202,14 @@ impl Supervisor {
                     Received::Child => {
                         let restarts = self.kill_at.is_some() && !self.stop_requested;
                         if restarts && program.has_exited() {
-                            // Remaining children would hold ports and files, and keep outdated secrets.
+                            // Remaining children would hold ports and files, and keep outdated
+                            // secrets.
                             program.signal_group(Signal::KILL);
                         }
                         match program.reap() {
-                            Some(ProcessStatus::Exited { code }) if restarts && !was_interrupted(code) => {
+                            Some(ProcessStatus::Exited { code })
+                                if restarts && !was_interrupted(code) =>
+                            {
                                 if let Ok(true) = changes.has_changed() {
                                     let values = Arc::clone(&changes.borrow_and_update());
                                     self.change(values, &program, Attempt::First);
@@ -220,7 +223,9 @@ impl Supervisor {
                                 self.terminal.take_back(program.pid());
                                 return Ok(code);
                             }
-                            Some(ProcessStatus::Stopped(signal)) => self.suspend(signal, &program),
+                            Some(ProcessStatus::Stopped(signal)) => {
+                                self.suspend(signal, &program);
+                            }
                             None => {}
                         }
                     }

@@ -118,7 +118,8 @@ impl Backup {
         }
         if self.opening.identity.is_some() {
             return Err(CliError::usage(
-                "--identity verifies that a recipient can decrypt the backup; give --recipient, too",
+                "--identity verifies that a recipient can decrypt the backup; \
+                 give --recipient, too",
             ));
         }
         Ok(Some(Lock::Passphrase(self.opening.passphrase(true)?)))
