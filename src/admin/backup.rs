@@ -1,4 +1,4 @@
-//! Backups: every data key that isn't destroyed and the manifest, in one encrypted file that was
+//! Backups: the manifest and every data key that isn't destroyed, in one encrypted file that is
 //! read back before it counts.
 
 use std::{
@@ -23,45 +23,45 @@ use crate::{
     model::KeyringName,
 };
 
-/// How many versions are opened or wrapped at once.
+/// The number of versions that are unwrapped or wrapped concurrently.
 pub(super) const CONCURRENT: usize = 16;
 /// The longest backup that is read, in bytes.
-const LONGEST: u64 = 512 << 20;
+const MAX_BACKUP: u64 = 512 << 20;
 
-/// A backup in its file.
+/// A verified backup.
 #[derive(Debug, Clone)]
 pub struct Backup {
-    /// What the manifest is to say of it.
+    /// The record for the manifest.
     pub record: BackupRecord,
-    /// How it was shown to open.
+    /// How the backup was verified.
     pub proof: Proof,
-    /// The manifest in it.
+    /// The manifest in the backup.
     document: Document,
 }
 
-/// What showed that a backup opens.
+/// How a backup was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// The passphrase, or an identity of those who are to open it.
+    /// Decrypted with the passphrase or a recipient's identity.
     Holder,
-    /// A one-time identity: the content is right, and nobody has shown that he can open it.
+    /// Decrypted with a one-time identity: the content is correct, but no recipient has been shown
+    /// to be able to decrypt it.
     Content,
 }
 
 impl Backup {
-    /// Of which keyring it is.
+    /// The keyring's name.
     pub fn keyring(&self) -> &KeyringName {
         &self.document.manifest().name
     }
 }
 
 impl Admin {
-    /// Opens every version that is left and writes all of them and the manifest to the new file
-    /// `to`, encrypted for whom `lock` says; reads that back, and with `opener`, if there is one,
-    /// as its holder would.
+    /// Unwraps every version, writes them and the manifest to the new file `to`, encrypted for
+    /// `lock`, and reads the file back; also with `opener`, if given, as its holder would.
     ///
     /// # Errors
-    /// [`AdminError`]. Then there is no file `to`, unless it was there before.
+    /// [`AdminError`]; then no file `to` is created.
     pub async fn back_up(
         &self,
         to: &Path,
@@ -74,11 +74,11 @@ impl Admin {
         };
         if to.exists() {
             return Err(failed(
-                "there is a file already; a backup never takes another one's place".into(),
+                "the file exists; a backup never overwrites a file".into(),
             ));
         }
         let document = self.read().await?;
-        let deks = self.open_deks(&document).await?;
+        let deks = self.unwrap_deks(&document).await?;
         let keys = payload::derive(&deks).map_err(AdminError::System)?;
         keyring::verify(&document, &keys, &[]).map_err(|error| AdminError::Unauthentic {
             location: self.location().clone(),
@@ -86,24 +86,24 @@ impl Admin {
         })?;
         let payload = payload::write(&document, &deks, self.now()).map_err(failed)?;
         let Sealed { bytes, proof: own } = envelope::seal(&payload, lock)?;
-        let file =
-            write_new(to, &bytes).map_err(|error| failed(format!("can't write it: {error}")))?;
+        let file = write_new(to, &bytes)
+            .map_err(|error| failed(format!("can't write the backup: {error}")))?;
         let unproven = |reason: String| {
             failed(format!(
-                "what was written could not be read back, so it is no backup: {reason}"
+                "the backup could not be verified and was removed: {reason}"
             ))
         };
         let written = read_back(&file).map_err(|error| unproven(error.to_string()))?;
         for opener in [Some(&own), opener].into_iter().flatten() {
             let content = open_content(&written, opener).map_err(unproven)?;
-            // Reading compared every key with its check value, and the check values are in here.
+            // Reading verified every key against its check value, which is part of the manifest.
             if content.document.canonical() != document.canonical() {
-                return Err(unproven("it holds another manifest".into()));
+                return Err(unproven("it contains another manifest".into()));
             }
         }
         file.persist_noclobber(to)
             .and_then(|()| sync_folder_of(to))
-            .map_err(|error| failed(format!("can't put it in place: {error}")))?;
+            .map_err(|error| failed(format!("can't rename the backup: {error}")))?;
         let proof = match (lock, opener) {
             (Lock::Passphrase(_), _) | (_, Some(_)) => Proof::Holder,
             (Lock::Recipients(_), None) => Proof::Content,
@@ -115,10 +115,10 @@ impl Admin {
         })
     }
 
-    /// Opens a backup that was made before and compares it with the keyring.
+    /// Decrypts an existing backup and compares it with the keyring.
     ///
     /// # Errors
-    /// [`AdminError`]: it doesn't open, is damaged, or is no backup of this keyring.
+    /// [`AdminError`]: the backup can't be decrypted, is damaged, or belongs to another keyring.
     pub async fn verify_backup(&self, file: &Path, opener: &Opener) -> Result<Backup, AdminError> {
         let current = self.read().await?;
         let bytes = read_file(file)?;
@@ -140,27 +140,28 @@ impl Admin {
         })
     }
 
-    /// Notes in the manifest that there is this backup, so that what it holds may be destroyed
-    /// (I5).
+    /// Records the backup in the manifest, so that the versions in it may be destroyed (I5).
     ///
     /// # Errors
-    /// [`AdminError`]; a backup whose holder hasn't shown that he can open it is refused.
+    /// [`AdminError`]; [`Refusal::NoBackup`] unless the proof is [`Proof::Holder`].
     pub async fn record(&self, backup: &Backup) -> Result<Document, AdminError> {
         if backup.proof != Proof::Holder {
-            let reason = "nobody has shown that he can open the backup; give --identity".into();
+            let reason =
+                "no recipient has been shown to be able to decrypt the backup; give --identity"
+                    .into();
             return Err(Refusal::NoBackup(reason).into());
         }
         self.change(None, |current, now| {
             let id = backup.document.manifest().id;
             let next = keyring::record_backup(current, id, &backup.record, now)?;
-            // A version that was put in another's place meanwhile is in no backup.
+            // A version whose key was replaced meanwhile isn't in the backup.
             let held = backup.document.manifest().versions.iter();
-            let exchanged = held.clone().find(|held| {
+            let replaced = held.clone().find(|held| {
                 current
                     .version(held.version)
                     .is_none_or(|now| now.check != held.check)
             });
-            match exchanged {
+            match replaced {
                 Some(version) => Err(Refusal::Diverged(Rejection::Exchanged(version.version))),
                 None => Ok(next),
             }
@@ -168,13 +169,13 @@ impl Admin {
         .await
     }
 
-    /// Refuses before anything is written what [`Admin::record`] would refuse after.
+    /// Checks in advance that [`Admin::record`] won't be refused.
     ///
     /// # Errors
-    /// [`AdminError::WouldDropSignature`], and whatever reading says.
+    /// [`AdminError::WouldDropSignature`], and errors of reading the manifest.
     pub async fn can_record(&self) -> Result<(), AdminError> {
         let current = self.read().await?;
-        self.demand_signing(&current)
+        self.require_signing(&current)
     }
 
     pub(super) fn record_of(&self, document: &Document, bytes: &[u8]) -> BackupRecord {
@@ -190,8 +191,8 @@ impl Admin {
         }
     }
 
-    /// The data key of every version that is left.
-    async fn open_deks(&self, document: &Document) -> Result<BTreeMap<u32, Dek>, AdminError> {
+    /// Unwraps the data key of every version that is not destroyed.
+    async fn unwrap_deks(&self, document: &Document) -> Result<BTreeMap<u32, Dek>, AdminError> {
         let manifest = document.manifest();
         let opened = stream::iter(manifest.live())
             .map(async |version| {
@@ -202,22 +203,22 @@ impl Admin {
             .collect::<Vec<_>>()
             .await;
         let mut deks = BTreeMap::new();
-        let mut unopened = Vec::new();
+        let mut failed = Vec::new();
         for (version, result) in opened {
             match result {
                 Ok(dek) => drop(deks.insert(version, dek)),
-                Err(reason) => unopened.push((version, reason)),
+                Err(reason) => failed.push((version, reason)),
             }
         }
-        if unopened.is_empty() {
+        if failed.is_empty() {
             Ok(deks)
         } else {
-            Err(AdminError::UnopenedForBackup(unopened))
+            Err(AdminError::BackupIncomplete(failed))
         }
     }
 }
 
-/// A backup's bytes.
+/// Reads a backup's file.
 pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, AdminError> {
     let failed = |reason: String| AdminError::Backup {
         file: file.to_owned(),
@@ -227,24 +228,24 @@ pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, AdminError> {
         File::open(file).map_err(|error| failed(format!("can't read the backup: {error}")))?;
     let mut bytes = Vec::new();
     opened
-        .take(LONGEST + 1)
+        .take(MAX_BACKUP + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| failed(format!("can't read the backup: {error}")))?;
-    if bytes.len() as u64 > LONGEST {
+    if bytes.len() as u64 > MAX_BACKUP {
         return Err(failed(format!(
-            "it is longer than {LONGEST} bytes, which no backup is"
+            "the file exceeds {MAX_BACKUP} bytes, the limit for backups"
         )));
     }
     Ok(bytes)
 }
 
-/// What is in it.
+/// Decrypts and verifies a backup.
 pub(super) fn open_content(bytes: &[u8], opener: &Opener) -> Result<Content, String> {
     let payload = envelope::open(bytes, opener).map_err(|error| error.to_string())?;
     payload::read(&payload)
 }
 
-/// Writes a file that has no name of its own until it is proven.
+/// Writes a file that gets its name only after verification.
 fn write_new(target: &Path, bytes: &[u8]) -> io::Result<NewFile> {
     let mut new = NewFile::beside(target)?;
     new.write_all(bytes)?;
@@ -262,7 +263,7 @@ fn read_back(new: &NewFile) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Does `work` for each item, some at once, and stops at the first that fails.
+/// Calls `work` for each item, [`CONCURRENT`] at a time, and stops at the first error.
 pub(super) async fn for_each<T, U>(
     items: impl IntoIterator<Item = T>,
     work: impl AsyncFn(T) -> Result<U, AdminError>,

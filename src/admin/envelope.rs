@@ -1,7 +1,7 @@
-//! The envelope of a backup: an age file (C2SP, <https://c2sp.org/age>), which `age` and `rage`
-//! open, too.
+//! The envelope of a backup: an age file (C2SP, <https://c2sp.org/age>), which `age` and `rage` can
+//! decrypt as well.
 //!
-//! Plain data keys pass through here, between [`super::backup`]'s payload and the library.
+//! Plaintext data keys pass through here, between [`super::backup`]'s payload and the library.
 
 use std::{
     fs::{self, File},
@@ -19,71 +19,75 @@ use zeroize::Zeroizing;
 
 use crate::files::{Allowed, read_private};
 
-/// scrypt's N is 2 to the power of this: 256 MiB and about a second, as `age` itself does it.
+/// log2 of scrypt's N: 256 MiB and about a second, like `age` itself.
 const WORK_FACTOR: u8 = 18;
-/// The most that a file may ask of us: 4 GiB and about 16 seconds.
-const MOST_WORK: u8 = 22;
-/// A passphrase is long enough to stand against whoever has the file and time.
-const SHORTEST_PASSPHRASE: usize = 12;
+/// The highest work factor that is accepted: 4 GiB and about 16 seconds.
+const MAX_WORK_FACTOR: u8 = 22;
+/// The minimum length of a passphrase, in characters, against offline guessing.
+const MIN_PASSPHRASE: usize = 12;
 
-/// Why there is no envelope, or nothing in it for us.
+/// A backup can't be encrypted or decrypted.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
-    /// A passphrase that could be guessed.
+    /// A passphrase that is too short.
     #[error(
-        "the passphrase has fewer than {SHORTEST_PASSPHRASE} characters; make one with: openssl rand -base64 24"
+        "the passphrase has fewer than {MIN_PASSPHRASE} characters; \
+         generate one with: openssl rand -base64 24"
     )]
     Weak,
-    /// A file with recipients, identities or a passphrase.
+    /// An invalid file of recipients, identities or a passphrase.
     #[error("{0}")]
     Input(String),
-    /// It doesn't open.
-    #[error("it doesn't open: {0}")]
+    /// Decryption failed.
+    #[error("can't decrypt the backup: {0}")]
     Closed(DecryptError),
-    /// It can't be made.
-    #[error("can't encrypt: {0}")]
+    /// Encryption failed.
+    #[error("can't encrypt the backup: {0}")]
     Encrypt(EncryptError),
-    /// It ends early, or was changed.
-    #[error("it was changed or ends early: {0}")]
+    /// The file was truncated or modified.
+    #[error("the backup was truncated or modified: {0}")]
     Damaged(io::Error),
 }
 
-/// A passphrase.
+/// A passphrase, zeroized on drop.
 pub struct Passphrase(SecretString);
 
 impl Passphrase {
-    /// The first line of a file, or of a descriptor as `/dev/fd/N`.
+    /// Reads the first line of a file, or of a descriptor such as `/dev/fd/3`.
     ///
     /// # Errors
-    /// The file can't be read, or by everybody; or the line is longer than a passphrase can be.
+    /// The file can't be read, is readable by others, or the line is too long.
     pub fn from_file(path: &Path) -> Result<Self, EnvelopeError> {
-        const LONGEST: usize = 4096;
+        const MAX_LENGTH: usize = 4096;
 
         let wrong = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
-        let bytes = read_private(path, "the passphrase", Allowed::OwnerAndGroup, LONGEST + 2)
-            .map_err(|error| wrong(error.to_string()))?;
+        let bytes = read_private(
+            path,
+            "the passphrase",
+            Allowed::OwnerAndGroup,
+            MAX_LENGTH + 2,
+        )
+        .map_err(|error| wrong(error.to_string()))?;
         let line = bytes
             .split(|byte| *byte == b'\n')
             .next()
             .unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.len() > LONGEST {
-            // Cut, it would open nothing elsewhere.
-            return Err(wrong(format!(
-                "the passphrase is longer than {LONGEST} bytes"
-            )));
+        if line.len() > MAX_LENGTH {
+            // A truncated passphrase would not work with other tools.
+            return Err(wrong(format!("the passphrase exceeds {MAX_LENGTH} bytes")));
         }
         let text =
             std::str::from_utf8(line).map_err(|_| wrong("the passphrase is not UTF-8".into()))?;
         Ok(Self::new(text))
     }
 
-    /// A passphrase that somebody typed.
+    /// Wraps a passphrase typed on the terminal.
     pub fn new(text: &str) -> Self {
         Self(SecretString::from(text))
     }
 
-    /// Whether both are the same.
+    /// Compares in constant time.
     pub fn equals(&self, other: &Self) -> bool {
         crate::crypto::equal_in_constant_time(
             self.0.expose_secret().as_bytes(),
@@ -92,61 +96,63 @@ impl Passphrase {
     }
 }
 
-/// For whom a backup is encrypted.
+/// What a backup is encrypted for.
 pub enum Lock {
-    /// Whoever knows a passphrase.
+    /// A passphrase.
     Passphrase(Passphrase),
-    /// Whoever holds the identity of one of these.
+    /// age recipients.
     Recipients(Vec<x25519::Recipient>),
 }
 
-/// What opens a backup.
+/// What decrypts a backup.
 pub enum Opener {
     /// A passphrase.
     Passphrase(Passphrase),
-    /// The identities in a file.
+    /// age identities.
     Identities(Vec<Box<dyn age::Identity + Send + Sync>>),
 }
 
 impl Opener {
-    /// The identities in a file, as `age-keygen` writes it.
+    /// Reads a file of identities, as written by `age-keygen`.
     ///
     /// # Errors
-    /// It can't be read, or holds none.
+    /// The file can't be read or contains none.
     pub fn from_identity_file(path: &Path) -> Result<Self, EnvelopeError> {
         let failed = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
         let file = File::open(path)
-            .map_err(|error| failed(format!("can't read the identity: {error}")))?;
-        // The library's errors name lines, never what stands in them.
+            .map_err(|error| failed(format!("can't read the identities: {error}")))?;
+        // The library's errors contain line numbers, but no content.
         let identities = IdentityFile::from_buffer(BufReader::new(file))
             .map_err(|error| failed(error.to_string()))?;
         let identities = identities
             .into_identities()
             .map_err(|error| failed(error.to_string()))?;
         if identities.is_empty() {
-            return Err(failed("no identity is in it; age-keygen makes one".into()));
+            return Err(failed(
+                "contains no identity; generate one with age-keygen".into(),
+            ));
         }
         Ok(Self::Identities(identities))
     }
 }
 
-/// A recipient's public key, `age1…`.
+/// Parses a recipient, `age1…`.
 ///
 /// # Errors
-/// It is none of the kind that is supported.
+/// The text is not an X25519 recipient.
 pub fn recipient(text: &str) -> Result<x25519::Recipient, EnvelopeError> {
     text.trim().parse().map_err(|reason: &str| {
         EnvelopeError::Input(format!(
-            "{:.12}… is not an X25519 recipient, age1… ({reason})",
+            "{:.12}… is not an X25519 recipient (age1…): {reason}",
             text.trim()
         ))
     })
 }
 
-/// The recipients in a file, one a line; empty lines and those that begin with # don't count.
+/// Reads a file of recipients, one per line, with empty lines and `#` comments.
 ///
 /// # Errors
-/// It can't be read, or a line is no recipient.
+/// The file can't be read, or a line is not a recipient.
 pub fn recipients_in(path: &Path) -> Result<Vec<x25519::Recipient>, EnvelopeError> {
     let failed = |reason: String| EnvelopeError::Input(format!("{}: {reason}", path.display()));
     let text = fs::read_to_string(path)
@@ -160,20 +166,19 @@ pub fn recipients_in(path: &Path) -> Result<Vec<x25519::Recipient>, EnvelopeErro
         .collect()
 }
 
-/// A file's bytes, and what opens it once to prove that it was written right.
+/// An encrypted backup, and what decrypts it for verification.
 pub(super) struct Sealed {
     pub(super) bytes: Vec<u8>,
     pub(super) proof: Opener,
 }
 
-/// Encrypts `payload` for whom `lock` says.
-///
-/// For recipients, one more is added whose identity lives in this process's memory alone, so that
-/// the file can be read back and compared; it goes with the proof.
+/// Encrypts `payload` for `lock`.
+/// A one-time recipient is added to other recipients. Its identity exists only in memory, until the
+/// file was read back and verified.
 pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError> {
     let (encryptor, proof) = match lock {
         Lock::Passphrase(passphrase) => {
-            if passphrase.0.expose_secret().chars().count() < SHORTEST_PASSPHRASE {
+            if passphrase.0.expose_secret().chars().count() < MIN_PASSPHRASE {
                 return Err(EnvelopeError::Weak);
             }
             let mut recipient = scrypt::Recipient::new(passphrase.0.clone());
@@ -211,13 +216,13 @@ fn write(encryptor: Encryptor, payload: &[u8]) -> io::Result<Vec<u8>> {
     writer.finish()
 }
 
-/// Opens a file.
+/// Decrypts a backup.
 pub(super) fn open(bytes: &[u8], opener: &Opener) -> Result<Zeroizing<Vec<u8>>, EnvelopeError> {
     let decryptor = Decryptor::new_buffered(bytes).map_err(EnvelopeError::Closed)?;
     let reader = match opener {
         Opener::Passphrase(passphrase) => {
             let mut identity = scrypt::Identity::new(passphrase.0.clone());
-            identity.set_max_work_factor(MOST_WORK);
+            identity.set_max_work_factor(MAX_WORK_FACTOR);
             decryptor.decrypt(iter::once(&identity as &dyn age::Identity))
         }
         Opener::Identities(identities) => decryptor.decrypt(
@@ -226,7 +231,7 @@ pub(super) fn open(bytes: &[u8], opener: &Opener) -> Result<Zeroizing<Vec<u8>>, 
                 .map(|identity| &**identity as &dyn age::Identity),
         ),
     };
-    // A plaintext is shorter than its file, so the buffer never moves and leaves no copy behind.
+    // A plaintext is shorter than its file, so the buffer is never reallocated and leaves no copy.
     let mut payload = Zeroizing::new(Vec::with_capacity(bytes.len()));
     reader
         .map_err(EnvelopeError::Closed)?

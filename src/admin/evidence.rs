@@ -1,4 +1,4 @@
-//! Evidence from the fleet: what every sidecar's `/status` says of a version's use.
+//! Evidence from the fleet: the use of a version according to every sidecar's `/status`.
 
 use std::time::Duration;
 
@@ -16,13 +16,15 @@ use crate::{
     wire::status::Status,
 };
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-const LONGEST_STATUS: usize = 64 << 20;
+/// The time limit for a request to a sidecar.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest `/status`, in bytes.
+const MAX_STATUS: usize = 64 << 20;
 
-/// Asks sidecars for their use of a version. One that doesn't answer is a report, too.
+/// Asks sidecars for their use of a version. A failed request is part of the report.
 ///
 /// # Errors
-/// What is wrong with a file that TLS needs, named.
+/// A TLS file can't be used.
 pub async fn ask_sidecars(
     fleet: &Fleet,
     keyring: &KeyringName,
@@ -32,10 +34,10 @@ pub async fn ask_sidecars(
     let client = OpsClient::new(fleet)?;
     let mut reports = Vec::new();
     for url in &fleet.urls {
-        let answer = match timeout(PATIENCE, status(&client, url)).await {
+        let answer = match timeout(TIMEOUT, status(&client, url)).await {
             Ok(Ok(status)) => usage(&status, keyring, id, version),
             Ok(Err(reason)) => Err(reason),
-            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+            Err(_) => Err(format!("no response within {TIMEOUT:?}")),
         };
         reports.push(SidecarReport {
             sidecar: url.to_string(),
@@ -46,17 +48,18 @@ pub async fn ask_sidecars(
 }
 
 async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {
-    let body = get(client, url, "/status", LONGEST_STATUS).await?;
-    serde_json::from_slice(&body)
-        .map_err(|error| format!("/status is not what a sidecar of this build says: {error}"))
+    let body = get(client, url, "/status", MAX_STATUS).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        format!("unexpected /status, maybe of another version of Sidekey: {error}")
+    })
 }
 
-/// What an ops listener answers, of which there may be `longest` bytes.
+/// Fetches `path` from an ops listener, up to `limit` bytes.
 pub(super) async fn get(
     client: &OpsClient,
     url: &Uri,
     path: &str,
-    longest: usize,
+    limit: usize,
 ) -> Result<Bytes, String> {
     let stream = client.connect(url).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -75,12 +78,15 @@ pub(super) async fn get(
         .await
         .map_err(|error| error.to_string())?;
     if response.status() == StatusCode::FORBIDDEN {
-        return Err("it wants a client certificate with a name that it knows: see --sidecar-cert and --sidecar-key".into());
+        return Err(
+            "it requires a client certificate with a permitted name (--sidecar-cert, --sidecar-key)"
+                .into(),
+        );
     }
     if response.status() != StatusCode::OK {
-        return Err(format!("{path} answered {}", response.status()));
+        return Err(format!("{path} returned {}", response.status()));
     }
-    let body = Limited::new(response.into_body(), longest)
+    let body = Limited::new(response.into_body(), limit)
         .collect()
         .await
         .map_err(|error| error.to_string())?;
@@ -98,11 +104,11 @@ fn usage(
         .keyrings
         .iter()
         .find(|found| found.name == *keyring)
-        .ok_or("it doesn't serve the keyring; leave it out")?;
+        .ok_or("it doesn't serve the keyring; omit it")?;
     let active = found.active.as_ref().ok_or("it has no active manifest")?;
     if active.id != id.to_string() {
         return Err(format!(
-            "its keyring of that name is another one, {}",
+            "its keyring of that name has another ID, {}",
             active.id
         ));
     }

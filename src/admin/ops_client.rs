@@ -1,4 +1,4 @@
-//! Connections to the ops listeners of sidecars, in the clear or over TLS.
+//! Connections to the ops listeners of sidecars, with or without TLS.
 
 use std::path::PathBuf;
 
@@ -12,27 +12,27 @@ use crate::model::CertificateName;
 
 const DEFAULT_PORT: u16 = 9464;
 
-/// How the ops listeners of sidecars are reached over TLS.
+/// TLS settings for the ops listeners of sidecars.
 #[derive(Debug, Clone, Default)]
 pub struct OpsTls {
-    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
+    /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain and its key (PEM).
+    /// Client certificate chain and its key (PEM).
     pub client: Option<(PathBuf, PathBuf)>,
-    /// The name that every sidecar's certificate has, instead of the URL's host.
+    /// The name to expect in certificates instead of the URL's host.
     pub name: Option<CertificateName>,
 }
 
-/// Sidecars, by their ops listeners.
+/// The sidecars to ask.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
-    /// Where each listens.
+    /// URLs of their ops listeners.
     pub urls: Vec<Uri>,
-    /// How they are reached, where a URL is `https://`.
+    /// TLS settings for `https://` URLs.
     pub tls: OpsTls,
 }
 
-/// A connection.
+/// A connection with or without TLS.
 pub(super) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
@@ -44,13 +44,13 @@ pub(super) struct OpsClient {
 }
 
 impl OpsClient {
-    /// For these sidecars. Files are read only if one of them needs TLS.
+    /// Creates a client. TLS files are read only if a URL is `https://`.
     ///
     /// # Errors
-    /// What is wrong with a file, named.
+    /// A TLS file can't be used.
     #[cfg_attr(
         not(feature = "tls"),
-        allow(unused_variables, reason = "a build may have no TLS")
+        allow(unused_variables, reason = "unused in builds without TLS")
     )]
     pub(super) fn new(fleet: &Fleet) -> Result<Self, String> {
         #[cfg(feature = "tls")]
@@ -68,19 +68,16 @@ impl OpsClient {
         })
     }
 
-    /// Connects.
-    ///
-    /// # Errors
-    /// A sentence that says why not.
+    /// Connects to an ops listener. An error is a message for the operator.
     pub(super) async fn connect(&self, url: &Uri) -> Result<Box<dyn Connection>, String> {
         let authority = url
             .authority()
-            .ok_or("the URL has no host; write http://HOST:PORT or https://HOST:PORT")?;
+            .ok_or("the URL has no host; expected http://HOST:PORT or https://HOST:PORT")?;
         let host = authority.host().trim_matches(['[', ']']);
         let is_tls = match url.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err("the URL is not http://HOST:PORT or https://HOST:PORT".into()),
+            _ => return Err("invalid URL; expected http://HOST:PORT or https://HOST:PORT".into()),
         };
         let address = (host, authority.port_u16().unwrap_or(DEFAULT_PORT));
         let stream = TcpStream::connect(address)
@@ -93,7 +90,7 @@ impl OpsClient {
         if let Some(tls) = &self.tls {
             return Ok(Box::new(tls.connect(host, stream).await?));
         }
-        Err("this build has no TLS (the feature `tls`)".into())
+        Err("this build lacks TLS (feature `tls`)".into())
     }
 }
 
@@ -124,7 +121,7 @@ mod tls {
 
     pub(super) struct Connector {
         config: Arc<ClientConfig>,
-        /// Instead of the URL's host.
+        /// Expected instead of the URL's host.
         name: Option<ServerName<'static>>,
     }
 
@@ -178,22 +175,22 @@ mod tls {
         }
     }
 
-    /// Why there is no connection, and what helps.
+    /// Describes a handshake error, with a hint.
     fn reason(error: io::Error) -> String {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
         match error.get_ref().and_then(|error| error.downcast_ref()) {
             Some(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                "its certificate is for another name; --sidecar-name says which one to expect".into()
+                "its certificate is for another name; set the expected name with --sidecar-name"
+                    .into()
             }
             Some(Error::InvalidCertificate(UnknownIssuer)) => {
-                "its certificate is of an authority that isn't trusted; --sidecar-ca names one that is".into()
+                "its certificate is from an unknown CA; trust a CA with --sidecar-ca".into()
             }
             _ => error.to_string(),
         }
     }
 
-    /// Verifies a server's certificate as usual but for its name, which is a URI (SPIFFE X.509-SVID
-    /// §5.2).
+    /// Like rustls' own verifier, but expects a URI as the name (SPIFFE X.509-SVID §5.2).
     #[derive(Debug)]
     struct ByUri {
         roots: RootCertStore,

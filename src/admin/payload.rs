@@ -1,6 +1,6 @@
-//! What a backup holds, as JSON (docs/format.md): the manifest and the data keys.
+//! The content of a backup, as JSON (docs/format.md): the manifest and the data keys.
 //!
-//! Plain data keys are in these buffers, which are zeroized.
+//! Plaintext data keys are in these buffers, which are zeroized.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ use crate::{
 
 const FORMAT: &str = "sidekey-backup/1";
 
-/// A backup's content, checked: every key is the one that the manifest commits to, and vouches for
-/// it by its MAC.
+/// The verified content of a backup: every key matches its commitment in the manifest and verifies
+/// its MAC.
 pub(super) struct Content {
     pub(super) document: Document,
     pub(super) deks: BTreeMap<u32, Dek>,
@@ -42,10 +42,10 @@ struct Key<'a> {
     key: &'a str,
 }
 
-/// Writes a backup's content down.
+/// Serializes a backup.
 ///
 /// # Errors
-/// What is wrong with the manifest as JSON, which a parsed one never is.
+/// The manifest is not JSON, which a parsed one always is.
 pub(super) fn write(
     document: &Document,
     deks: &BTreeMap<u32, Dek>,
@@ -70,7 +70,7 @@ pub(super) fn write(
         keys,
         manifest,
     };
-    // Large enough from the start, so that the buffer never moves and leaves no copy behind.
+    // Large enough that the buffer is never reallocated and leaves no copy.
     let mut bytes = Zeroizing::new(Vec::with_capacity(
         document.bytes().len() + 128 * (deks.len() + 4),
     ));
@@ -78,23 +78,21 @@ pub(super) fn write(
     Ok(bytes)
 }
 
-/// Reads and checks it.
+/// Parses and verifies a backup.
 ///
 /// # Errors
-/// What is wrong with it. Never says anything of a key.
+/// The reason, without key material.
 pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
-    // serde's own words may quote a value.
+    // serde's own message may quote a value.
     let payload: Payload<'_> = serde_json::from_slice(bytes).map_err(|error| {
         format!(
-            "it is not a backup of a keyring (line {}, column {})",
+            "not a backup of a keyring (line {}, column {})",
             error.line(),
             error.column()
         )
     })?;
     if payload.format != FORMAT {
-        return Err(format!(
-            "its format is not {FORMAT:?}, which this build reads"
-        ));
+        return Err(format!("unsupported format; this build reads {FORMAT:?}"));
     }
     let document =
         Document::parse(payload.manifest.get().to_owned()).map_err(|error| error.to_string())?;
@@ -107,12 +105,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
             Err(_) => None,
         };
         let dek = dek.ok_or_else(|| {
-            format!("its key of version {version} is not {KEY_LEN} bytes in base64")
+            format!("the key of version {version} is not {KEY_LEN} bytes in base64")
         })?;
         let check = manifest.version(version).map(|version| &version.check.0);
         if !check.is_some_and(|check| dek.matches_check(&manifest.id, version, check)) {
             return Err(format!(
-                "its key of version {version} is not the one that its manifest commits to"
+                "the key of version {version} doesn't match the manifest"
             ));
         }
         deks.insert(version, dek);
@@ -121,14 +119,14 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
         .live()
         .find(|version| !deks.contains_key(&version.version))
     {
-        return Err(format!("it lacks the key of version {}", missing.version));
+        return Err(format!("the key of version {} is missing", missing.version));
     }
     let keys = derive(&deks)?;
     keyring::verify(&document, &keys, &[]).map_err(|error| error.to_string())?;
     Ok(Content { document, deks })
 }
 
-/// The subkeys of data keys.
+/// Derives the subkeys of data keys.
 pub(super) fn derive(deks: &BTreeMap<u32, Dek>) -> Result<BTreeMap<u32, VersionKeys>, String> {
     let derive = |(version, dek): (&u32, &Dek)| {
         VersionKeys::derive(dek)

@@ -1,5 +1,4 @@
-//! What stands in a location that may need repair: a manifest, nothing, or something that is no
-//! manifest any more.
+//! The content of a location that may need repair: a manifest, nothing, or a damaged manifest.
 
 use bytes::Bytes;
 
@@ -9,19 +8,21 @@ use crate::{
     keyring::{Document, is_of_another_format},
 };
 
-/// What a repair finds, and is going to exchange.
+/// What a repair finds and replaces.
 pub(super) struct Present {
-    /// Byte for byte, for the compare-and-swap; `None` if nothing is there.
+    /// The exact bytes, for the compare-and-swap; None if the location is empty.
     pub(super) bytes: Option<Bytes>,
     pub(super) document: Option<Document>,
-    /// Why what is there is no manifest.
+    /// Why the content is not a valid manifest.
     pub(super) damage: Option<String>,
 }
 
 impl Admin {
+    /// Reads the location.
+    ///
     /// # Errors
-    /// The store's; and [`AdminError::Manifest`] for a manifest of another format, which is nothing
-    /// to repair.
+    /// The store failed; or [`AdminError::Manifest`] for a manifest of another format version,
+    /// which is not damaged.
     pub(super) async fn present(&self) -> Result<Present, AdminError> {
         let bytes = match self.read_bytes().await {
             Ok(bytes) => bytes,

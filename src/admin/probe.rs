@@ -1,5 +1,4 @@
-//! Trying what a sidecar will need: every location, KEK and secret that its config and its
-//! manifests name.
+//! Checks whether a sidecar could use every location, KEK and secret in its config.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +13,7 @@ use crate::{
     model::{KekUri, KeyringName, SecretName},
 };
 
-/// What something is needed for.
+/// What a probe belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
     /// A keyring.
@@ -23,20 +22,20 @@ pub enum Purpose {
     Secret(SecretName),
 }
 
-/// What came of one try.
+/// The result of one check.
 pub struct Probe {
-    /// For which keyring or secret.
+    /// The keyring or secret.
     pub purpose: Purpose,
-    /// The location, the KEK or the source.
+    /// The location, KEK or source.
     pub subject: String,
-    /// How long it took.
+    /// The duration of the check.
     pub took: Duration,
-    /// What is wrong and what to do, if it failed.
+    /// The error and what to do about it.
     pub result: Result<(), String>,
 }
 
-/// Reads every keyring's manifest as a sidecar with these settings would, and opens one version
-/// through each KEK that wraps any; and reads every secret. Leases that this makes are given back.
+/// Reads every manifest as a sidecar with these settings would, unwraps one version with each KEK,
+/// and reads every secret. Leases created by this are revoked.
 pub async fn probe(settings: &Settings, clock: Clock) -> Vec<Probe> {
     let backends = backend::configured(&settings.backends);
     let keks = Keks::new(
@@ -96,9 +95,9 @@ async fn fetch(
     settings: &Settings,
 ) -> Result<(), String> {
     let limit = settings.refresh.read_timeout;
-    let late = || {
+    let timed_out = || {
         format!(
-            "{}: no answer within {limit:?} (`refresh.read_timeout`)",
+            "{}: no response within {limit:?} (`refresh.read_timeout`)",
             secret.source
         )
     };
@@ -110,18 +109,22 @@ async fn fetch(
         provider.fetch(&Which::Current, None, settings.secrets.value_bytes),
     )
     .await
-    .map_err(|_| late())?;
+    .map_err(|_| timed_out())?;
     let Answer::Value(fetched) = answer.map_err(|error| error.to_string())? else {
         return Ok(());
     };
     let Some(lease) = fetched.lease else {
         return Ok(());
     };
-    // Renewing is a right of its own, without which the credentials end sooner.
-    let renewed = timeout(limit, lease.renew()).await.map_err(|_| late())?;
-    let revoked = timeout(limit, lease.revoke()).await.map_err(|_| late())?;
+    // Renewal requires its own right, without which the credentials expire sooner.
+    let renewed = timeout(limit, lease.renew())
+        .await
+        .map_err(|_| timed_out())?;
+    let revoked = timeout(limit, lease.revoke())
+        .await
+        .map_err(|_| timed_out())?;
     renewed.map_err(|error| error.to_string())?;
-    revoked.map_err(|error| format!("a lease was made and can't be given back: {error}"))
+    revoked.map_err(|error| format!("a lease was created and can't be revoked: {error}"))
 }
 
 async fn read(
@@ -132,15 +135,15 @@ async fn read(
     let store = backends
         .store(&keyring.location)
         .map_err(|error| error.to_string())?;
-    let late = || {
+    let timed_out = || {
         format!(
-            "{}: no answer within {:?} (`refresh.read_timeout`)",
+            "{}: no response within {:?} (`refresh.read_timeout`)",
             keyring.location, times.read_timeout
         )
     };
     let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes))
         .await
-        .map_err(|_| late())?;
+        .map_err(|_| timed_out())?;
     let document = Document::parse(bytes.map_err(|error| error.to_string())?)
         .map_err(|error| error.to_string())?;
     KeyTable::examine(None, &document, &Expectations::from(keyring))
@@ -148,7 +151,7 @@ async fn read(
     Ok(document)
 }
 
-/// For every KEK the newest version that it wraps, with that wrap alone.
+/// Returns for every KEK the newest version that it wraps, with only that wrap.
 fn one_for_each_kek(document: &Document) -> Vec<Version> {
     let mut newest: BTreeMap<&KekUri, Version> = BTreeMap::new();
     for version in document.manifest().live() {

@@ -1,5 +1,4 @@
-//! Recovery: the fleet is a replica (I12). A store that was lost or rolled back gets the newest
-//! authentic manifest that sidecars hold.
+//! Recovery of a lost or rolled-back store from the newest authentic manifest of the fleet (I12).
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -8,7 +7,7 @@ use tokio::time::timeout;
 use super::{
     Admin, AdminError, MANIFEST_LIMIT,
     backup::CONCURRENT,
-    evidence::{PATIENCE, get},
+    evidence::{TIMEOUT, get},
     ops_client::{Fleet, OpsClient},
     present::Present,
 };
@@ -17,76 +16,78 @@ use crate::{
     model::{KeyringName, SignerKey},
 };
 
-/// A manifest and who holds it.
+/// A manifest and its holder.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
-    pub(super) place: String,
+    pub(super) holder: String,
     pub(super) document: Document,
 }
 
-/// What came of a recovery.
+/// The result of a recovery.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The manifest that is in the location now.
+    /// The manifest in the location.
     pub document: Document,
-    /// The sidecar that had it; `None` if it was in the location already.
+    /// The sidecar it came from; None if the location had it already.
     pub from: Option<String>,
-    /// Why what stood there before was no manifest, if something did.
+    /// Why the previous content was not a valid manifest, if there was any.
     pub damage: Option<String>,
-    /// Manifests that are not authentic, with the reasons.
-    pub passed_over: Vec<String>,
+    /// Manifests that are not authentic, with reasons.
+    pub rejected: Vec<String>,
 }
 
-/// What every one of `fleet` has in force.
+/// Fetches the active manifest of every sidecar.
 ///
 /// # Errors
-/// A file that TLS needs can't be used. [`Refusal::NotRecoverable`] names those that gave none:
-/// each of them may be the one with the newest.
-pub(super) async fn ask_manifests(
+/// A TLS file can't be used; or [`Refusal::NotRecoverable`] if any sidecar fails, because it may
+/// have the newest manifest.
+pub(super) async fn fetch_manifests(
     fleet: &Fleet,
     keyring: &KeyringName,
 ) -> Result<Vec<Held>, AdminError> {
     let client = OpsClient::new(fleet).map_err(AdminError::System)?;
     let path = format!("/manifests/{keyring}");
-    let asked = stream::iter(&fleet.urls).map(async |url| {
-        let answer: Result<Bytes, String> =
-            match timeout(PATIENCE, get(&client, url, &path, MANIFEST_LIMIT)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+    let requests = stream::iter(&fleet.urls).map(async |url| {
+        let response: Result<Bytes, String> =
+            match timeout(TIMEOUT, get(&client, url, &path, MANIFEST_LIMIT)).await {
+                Ok(response) => response,
+                Err(_) => Err(format!("no response within {TIMEOUT:?}")),
             };
         let document =
-            answer.and_then(|bytes| Document::parse(bytes).map_err(|error| error.to_string()));
+            response.and_then(|bytes| Document::parse(bytes).map_err(|error| error.to_string()));
         match document {
             Ok(document) => Ok(Held {
-                place: url.to_string(),
+                holder: url.to_string(),
                 document,
             }),
             Err(reason) => Err(format!("  - {url}: {reason}")),
         }
     });
-    let (mut held, mut silent) = (Vec::new(), Vec::new());
-    for answer in asked.buffered(CONCURRENT).collect::<Vec<_>>().await {
-        match answer {
+    let (mut held, mut failed) = (Vec::new(), Vec::new());
+    for response in requests.buffered(CONCURRENT).collect::<Vec<_>>().await {
+        match response {
             Ok(document) => held.push(document),
-            Err(reason) => silent.push(reason),
+            Err(reason) => failed.push(reason),
         }
     }
-    if silent.is_empty() {
+    if failed.is_empty() {
         return Ok(held);
     }
-    let reasons = silent.join("\n");
+    let reasons = failed.join("\n");
     let message = format!(
-        "these sidecars gave no manifest, and one of them may hold the newest; leave out those that are gone:\n{reasons}"
+        "these sidecars returned no manifest, and any of them may have the newest; omit those that \
+         no longer exist:\n{reasons}"
     );
     Err(Refusal::NotRecoverable(message).into())
 }
 
 impl Admin {
-    /// Puts the newest authentic manifest that any of `fleet` has in force into the location,
-    /// unless that has it, or a newer one. What is no manifest there counts as lost.
+    /// Writes the newest authentic manifest of `fleet` to the location, unless that has it or a
+    /// newer one. What is no manifest there counts as lost.
     ///
     /// # Errors
-    /// [`AdminError`]: [`Refusal`] for manifests that can't have come of each other, and if none is authentic.
+    /// [`AdminError`]; a [`Refusal`] if no manifest is authentic, or if two are not successors of
+    /// each other.
     pub async fn recover(
         &self,
         name: Option<&KeyringName>,
@@ -101,20 +102,21 @@ impl Admin {
         let name = name.or(present.as_ref().map(|document| &document.manifest().name));
         let name = name.ok_or_else(|| {
             Refusal::NotRecoverable(
-                "there is no manifest that tells the keyring's name; give --name NAME".into(),
+                "the location has no manifest, so the keyring's name is unknown; give --name NAME"
+                    .into(),
             )
         })?;
-        let mut held = ask_manifests(fleet, name).await?;
+        let mut held = fetch_manifests(fleet, name).await?;
         let location = self.location().to_string();
         held.extend(present.map(|document| Held {
-            place: location.clone(),
+            holder: location.clone(),
             document,
         }));
         held.sort_by_key(|held| std::cmp::Reverse(held.document.manifest().generation));
 
-        let (mut authentic, mut passed_over) = (Vec::new(), Vec::new());
+        let (mut authentic, mut rejected) = (Vec::new(), Vec::new());
         for candidate in held {
-            // Most of a fleet holds the same bytes; the KEKs are asked for them once.
+            // Most sidecars have the same manifest; its keys are unwrapped once.
             if authentic
                 .iter()
                 .any(|held: &Held| held.document.bytes() == candidate.document.bytes())
@@ -122,18 +124,21 @@ impl Admin {
                 authentic.push(candidate);
                 continue;
             }
-            match self.open(&candidate.document, trusted, None).await {
+            match self
+                .unwrap_versions(&candidate.document, trusted, None)
+                .await
+            {
                 Ok(_) => authentic.push(candidate),
-                // Forged, or by a signer whom nobody trusts. One that doesn't open may be right:
-                // without it we might go back.
+                // Forged, or by an untrusted signer. A manifest that can't be unwrapped may be
+                // authentic and the newest, so it is an error.
                 Err(AdminError::Unauthentic {
                     error: error @ (Rejection::Unauthenticated(_) | Rejection::Unsigned),
                     ..
                 }) => {
                     let generation = candidate.document.manifest().generation;
-                    passed_over.push(format!(
+                    rejected.push(format!(
                         "{}, generation {generation}: {error}",
-                        candidate.place
+                        candidate.holder
                     ));
                 }
                 Err(error) => return Err(error),
@@ -141,8 +146,8 @@ impl Admin {
         }
         let Some(newest) = authentic.first() else {
             let message = format!(
-                "nobody holds an authentic manifest: {}",
-                passed_over.join("; ")
+                "no sidecar has an authentic manifest: {}",
+                rejected.join("; ")
             );
             return Err(Refusal::NotRecoverable(message).into());
         };
@@ -150,22 +155,22 @@ impl Admin {
             succeeds(&other.document, &newest.document).map_err(Refusal::Diverged)?;
         }
         let is_there = |held: &Held| {
-            held.place == location && held.document.canonical() == newest.document.canonical()
+            held.holder == location && held.document.canonical() == newest.document.canonical()
         };
         if authentic.iter().any(is_there) {
             return Ok(Recovered {
                 document: newest.document.clone(),
                 from: None,
                 damage,
-                passed_over,
+                rejected,
             });
         }
         self.replace_bytes(bytes, &newest.document).await?;
         Ok(Recovered {
             document: newest.document.clone(),
-            from: Some(newest.place.clone()),
+            from: Some(newest.holder.clone()),
             damage,
-            passed_over,
+            rejected,
         })
     }
 }

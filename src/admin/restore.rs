@@ -1,5 +1,5 @@
-//! Restores: the manifest and the keys of a backup, wrapped under KEKs that work, as a new
-//! generation that goes behind nobody's.
+//! Restoring the manifest and the keys of a backup as a new generation, never below one that any
+//! sidecar has.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
     ops_client::Fleet,
     payload::{self, Content},
     present::Present,
-    recover::{Held, ask_manifests},
+    recover::{Held, fetch_manifests},
 };
 use crate::{
     crypto::{Dek, WrapContext},
@@ -18,31 +18,30 @@ use crate::{
     model::{KekScope, KekUri},
 };
 
-/// What to restore, and how.
+/// A request to restore a keyring.
 pub struct Restoring<'a> {
-    /// The backup.
+    /// The backup's file.
     pub file: &'a Path,
-    /// What opens it.
+    /// What decrypts the backup.
     pub opener: &'a Opener,
-    /// These wrap every version from now on. None: those that the manifest names, as far as they
-    /// open.
+    /// KEKs that wrap every version from now on; empty to keep those in the manifest.
     pub keks: &'a [KekUri],
-    /// Sidecars that may hold something newer.
+    /// Sidecars that may have a newer manifest.
     pub sidecars: &'a Fleet,
-    /// There is no sidecar that could hold something newer, as the operator says.
+    /// The operator states that no sidecar exists.
     pub no_sidecar: bool,
-    /// Keep a newer manifest, and give its versions the backup's keys.
+    /// Keep a newer manifest, and restore only its keys from the backup.
     pub onto_newer: bool,
 }
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Debug)]
 pub struct Restored {
     /// The new generation.
     pub document: Document,
     /// Whether a newer manifest than the backup's was kept.
     pub kept_newer: bool,
-    /// Why what stood there before was no manifest, if something did.
+    /// Why the previous content was not a valid manifest, if there was any.
     pub damage: Option<String>,
 }
 
@@ -66,7 +65,7 @@ impl Admin {
         } = self.present().await?;
         if present.is_none() && how.sidecars.urls.is_empty() && !how.no_sidecar {
             let what = if damage.is_some() {
-                "holds no manifest that can be read"
+                "has no valid manifest"
             } else {
                 "is empty"
             };
@@ -76,13 +75,13 @@ impl Admin {
             }
             .into());
         }
-        let mut others = ask_manifests(how.sidecars, &content.document.manifest().name).await?;
+        let mut others = fetch_manifests(how.sidecars, &content.document.manifest().name).await?;
         others.extend(present.map(|document| Held {
-            place: self.location().to_string(),
+            holder: self.location().to_string(),
             document,
         }));
         let (base, kept_newer) = base(&content.document, &others, how.onto_newer)?;
-        self.demand_signing(&base)?;
+        self.require_signing(&base)?;
 
         let Content { deks, .. } = content;
         let deks = self.complete(&base, deks).await?;
@@ -104,8 +103,8 @@ impl Admin {
         })
     }
 
-    /// The keys of all versions that `base` has left: those in the backup, and what came after it
-    /// through its KEKs.
+    /// Returns the keys of all versions of `base`: those in the backup, and those of later
+    /// versions, unwrapped.
     async fn complete(
         &self,
         base: &Document,
@@ -116,23 +115,23 @@ impl Admin {
             .live()
             .filter(|version| !deks.contains_key(&version.version))
             .collect();
-        let opened = for_each(missing, async |version: &Version| {
+        let unwrapped = for_each(missing, async |version: &Version| {
             let dek = self.keks.unwrap(manifest.id, version, &self.scope).await;
-            let unopened = |reason| {
-                AdminError::Unopened(vec![(
+            let failed = |reason| {
+                AdminError::NotUnwrapped(vec![(
                     version.version,
-                    format!("it isn't in the backup, and {reason}"),
+                    format!("not in the backup; {reason}"),
                 )])
             };
-            dek.map(|dek| (version.version, dek)).map_err(unopened)
+            dek.map(|dek| (version.version, dek)).map_err(failed)
         });
-        deks.extend(opened.await?);
+        deks.extend(unwrapped.await?);
         deks.retain(|version, _| manifest.live().any(|live| live.version == *version));
         Ok(deks)
     }
 
-    /// New wraps under `keks`, shown to open; or none, if there are no `keks` and every version
-    /// still opens through those it has.
+    /// Returns new wraps with `keks`, verified by unwrapping them. Without `keks`, verifies that
+    /// every version can be unwrapped, and returns no wraps.
     async fn wraps_of(
         &self,
         base: &Document,
@@ -141,22 +140,22 @@ impl Admin {
     ) -> Result<BTreeMap<u32, Vec<Wrap>>, AdminError> {
         let manifest = base.manifest();
         if keks.is_empty() {
-            let closed = for_each(manifest.live(), async |version: &Version| {
-                let opened = self.keks.unwrap(manifest.id, version, &self.scope).await;
-                Ok(opened.err().map(|reason| (version.version, reason)))
+            let failed = for_each(manifest.live(), async |version: &Version| {
+                let unwrapped = self.keks.unwrap(manifest.id, version, &self.scope).await;
+                Ok(unwrapped.err().map(|reason| (version.version, reason)))
             });
-            let closed: Vec<_> = closed.await?.into_iter().flatten().collect();
-            return if closed.is_empty() {
+            let failed: Vec<_> = failed.await?.into_iter().flatten().collect();
+            return if failed.is_empty() {
                 Ok(BTreeMap::new())
             } else {
-                Err(AdminError::NeedsKeks(closed))
+                Err(AdminError::NeedsKeks(failed))
             };
         }
         let wrapped = for_each(manifest.live(), async |version: &Version| {
             let number = version.version;
-            // `complete` has seen to it that there is one for every version.
+            // `complete` ensures that there is one for every version.
             let Some(dek) = deks.get(&number) else {
-                return Err(AdminError::Unopened(vec![(number, "it has no key".into())]));
+                return Err(AdminError::NotUnwrapped(vec![(number, "no key".into())]));
             };
             let wraps = self
                 .keks
@@ -193,8 +192,8 @@ impl Admin {
     }
 }
 
-/// The manifest that the next generation follows: the backup's, or a newer one that is held
-/// elsewhere and may be kept.
+/// Returns the manifest that the next generation is based on: the backup's, or a newer one if
+/// `onto_newer`.
 fn base(
     backup: &Document,
     others: &[Held],
@@ -211,7 +210,7 @@ fn base(
             succeeds(backup, &held.document).map_err(Refusal::Diverged)?;
             if !onto_newer {
                 return Err(AdminError::Refused(Refusal::NewerPresent {
-                    place: held.place.clone(),
+                    place: held.holder.clone(),
                     present: held.document.manifest().generation,
                     backup: backup.manifest().generation,
                 }));

@@ -1,11 +1,11 @@
-//! Other wraps for the same keys: after a KEK was added, given up or rotated.
+//! New wraps for the same keys, after a KEK was added, removed or rotated.
 
 use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 
-use super::{Admin, AdminError, step_back};
+use super::{Admin, AdminError, change::back_off};
 use crate::{
     backend::StoreError,
     crypto::{KeyringId, WrapContext},
@@ -14,22 +14,22 @@ use crate::{
     model::{KekScope, KekUri},
 };
 
-/// How many versions one generation re-wraps: what an interruption loses at most.
+/// Versions rewrapped per generation; an interruption loses at most this many.
 const CHUNK: usize = 16;
 
-/// How the KEKs of a keyring's versions are to change.
+/// A change of the KEKs that wrap a keyring's versions.
 #[derive(Debug, Clone, Default)]
 pub struct KekChange {
-    /// These wrap every version from now on.
+    /// KEKs to add to every version.
     pub add: Vec<KekUri>,
-    /// These do no more.
+    /// KEKs to remove from every version.
     pub remove: Vec<KekUri>,
-    /// Wraps made before this time are made anew.
+    /// Renew wraps older than this.
     pub refresh_before: Option<Timestamp>,
 }
 
 impl KekChange {
-    /// The KEKs that have to wrap a version anew.
+    /// The KEKs that must wrap a version again.
     fn missing<'a>(&'a self, version: &'a Version) -> impl Iterator<Item = &'a KekUri> {
         let added = self
             .add
@@ -56,8 +56,8 @@ impl KekChange {
 
 impl Admin {
     /// Changes the wraps of every version that has a key, some versions a generation, and tells
-    /// `progress` how many of how many are done. What was done stays done: the same call goes on
-    /// where another one was interrupted.
+    /// `progress` how many of how many are done. An interrupted change is
+    /// resumed by the same call.
     ///
     /// # Errors
     /// [`AdminError`]. No wrap goes before those that stay have been shown to open.
@@ -79,7 +79,7 @@ impl Admin {
             if waiting.is_empty() {
                 return Ok((current, done));
             }
-            self.open_missing(&mut keys, &current, &[], None).await?;
+            self.unwrap_missing(&mut keys, &current, &[], None).await?;
             let chunk = &waiting[..waiting.len().min(CHUNK)];
             let wraps = try_join_all(
                 chunk
@@ -90,8 +90,8 @@ impl Admin {
             let next = keyring::rewrap(manifest, wraps.into_iter().collect(), self.now())?;
             match self.write(&current, next, &keys).await {
                 Ok(_) => done += chunk.len(),
-                // Somebody else's change came in between; what it left to do is found anew.
-                Err(AdminError::Store(StoreError::Conflict(_))) => step_back().await,
+                // Another change intervened; the next iteration reads what is left to do.
+                Err(AdminError::Store(StoreError::Conflict(_))) => back_off().await,
                 Err(error) => return Err(error),
             }
         }
@@ -109,7 +109,7 @@ impl Admin {
             Vec::new()
         } else {
             let dek = self.keks.unwrap(keyring, version, &self.scope).await;
-            let dek = dek.map_err(|reason| AdminError::Unopened(vec![(number, reason)]))?;
+            let dek = dek.map_err(|reason| AdminError::NotUnwrapped(vec![(number, reason)]))?;
             self.keks
                 .wrap(
                     &missing,
@@ -126,7 +126,7 @@ impl Admin {
             .filter(|wrap| !fresh.iter().any(|fresh| fresh.kek == wrap.kek))
             .cloned()
             .collect();
-        // New ones must open, all of them; if there are none, one of those that stay.
+        // Every new wrap must be unwrapped; without new ones, one of the remaining.
         let to_prove = Version {
             wraps: if fresh.is_empty() {
                 kept.clone()
@@ -154,11 +154,11 @@ impl Admin {
         Ok((number, kept.into_iter().chain(fresh).collect()))
     }
 
-    /// Tries every wrap of every version that has a key.
+    /// Tries to unwrap every wrap of every version that is not destroyed.
     pub async fn try_wraps(&self, document: &Document) -> Vec<(u32, Vec<UnwrapAttempt>)> {
         let manifest = document.manifest();
         let mut attempts = Vec::new();
-        // One version after the other: all its KEKs at once are load enough.
+        // One version at a time, to limit the load on KEKs.
         for version in manifest.live() {
             attempts.push((
                 version.version,

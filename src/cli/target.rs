@@ -121,7 +121,7 @@ impl BackendArgs {
             .into_iter()
             .map(|pattern| pattern.anchored(&folder))
             .collect();
-        Ok(admin.within(KekScope::Only(patterns)))
+        Ok(admin.with_scope(KekScope::Only(patterns)))
     }
 }
 

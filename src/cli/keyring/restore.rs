@@ -91,7 +91,7 @@ impl Recover {
         let recovered = admin
             .recover(self.name.as_ref(), &fleet, &self.trusted_signer)
             .await?;
-        for skipped in &recovered.passed_over {
+        for skipped in &recovered.rejected {
             eprintln!("sidekey: skipped a manifest that is not authentic: {skipped}");
         }
         let what = match &recovered.from {

@@ -1,0 +1,101 @@
+use std::path::PathBuf;
+
+use super::envelope::EnvelopeError;
+use crate::{
+    backend::{KekError, StoreError},
+    crypto::RandomnessUnavailable,
+    keyring::{ManifestError, Refusal, Rejection},
+    model::Location,
+};
+
+/// A keyring could not be created, read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest is invalid.
+    #[error("{location}: {error}")]
+    Manifest {
+        /// The manifest's location.
+        location: Location,
+        /// The reason.
+        error: ManifestError,
+    },
+    /// The manifest's authentication failed.
+    #[error("{location}: {error}")]
+    Unauthentic {
+        /// The manifest's location.
+        location: Location,
+        /// The reason.
+        error: Rejection,
+    },
+    /// The change would violate an invariant.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A KEK could not wrap.
+    #[error(transparent)]
+    Kek(#[from] KekError),
+    /// No KEK could unwrap these versions.
+    #[error(
+        "changing a keyring requires unwrapping every version, but {}\n\
+         if all KEKs of a version are permanently lost: keyring destroy --lost",
+        list(.0)
+    )]
+    NotUnwrapped(Vec<(u32, String)>),
+    /// No KEK could unwrap these versions for a backup, which must be complete.
+    #[error(
+        "a backup requires unwrapping every version, but {}\n\
+         to try every KEK of every version: keyring verify",
+        list(.0)
+    )]
+    BackupIncomplete(Vec<(u32, String)>),
+    /// The KEKs in a restored manifest can't unwrap these versions.
+    #[error(
+        "the KEKs in the manifest can't unwrap every version; give others with --kek URI: {}",
+        list(.0)
+    )]
+    NeedsKeks(Vec<(u32, String)>),
+    /// The wraps that a version would have can't be unwrapped.
+    #[error("version {version} is unchanged, because its new wraps can't be unwrapped: {reasons}")]
+    Unproven {
+        /// The version.
+        version: u32,
+        /// The errors of its KEKs.
+        reasons: String,
+    },
+    /// The manifest is signed, and there is no key to sign the change.
+    #[error(
+        "{0}: the manifest is signed; give --sign-key FILE to sign the change, or --unsigned to \
+         drop the signature"
+    )]
+    WouldDropSignature(Location),
+    /// A backup file can't be written, read or verified.
+    #[error("{}: {reason}", .file.display())]
+    Backup {
+        /// The file.
+        file: PathBuf,
+        /// The reason.
+        reason: String,
+    },
+    /// A backup can't be encrypted or decrypted.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The system lacks randomness or memory, or a TLS file can't be used.
+    #[error("{0}")]
+    System(String),
+}
+
+impl From<RandomnessUnavailable> for AdminError {
+    fn from(error: RandomnessUnavailable) -> Self {
+        Self::System(error.to_string())
+    }
+}
+
+fn list(failed: &[(u32, String)]) -> String {
+    failed
+        .iter()
+        .map(|(version, reason)| format!("version {version} failed: {reason}"))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
