@@ -341,7 +341,7 @@ fn a_command_leaves_nothing_of_a_stream_that_broke_off() {
     let output = run("decrypt", &sealed, &to_out, Stdio::null());
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("broke off"),
+        String::from_utf8_lossy(&output.stderr).contains("incomplete body"),
         "{output:?}"
     );
     assert_eq!(

@@ -40,7 +40,7 @@ fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
             running
                 .heard
                 .contains("token changed: can't write files to ")
-                && running.heard.contains("; trying again")
+                && running.heard.contains("; retrying")
         );
         running.signal("USR1");
         assert_eq!(

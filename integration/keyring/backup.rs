@@ -112,7 +112,7 @@ async fn what_was_encrypted_before_everything_was_lost_decrypts_after_a_restore(
     failed(
         &world.try_keyring("restore", "demo", &from),
         1,
-        "name others with --kek URI",
+        "give others with --kek URI",
     );
     assert!(!world.manifest("demo").exists());
     world.keyring(
@@ -215,7 +215,7 @@ fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
     failed(
         &world.try_keyring("backup", "demo", &arguments),
         1,
-        "could not be read back",
+        "could not be verified",
     );
     assert!(!other.exists());
     let left = fs::read_dir(world.path("")).unwrap().filter(|entry| {
@@ -253,7 +253,7 @@ fn a_passphrase_opens_its_backup_and_no_other_does() {
     failed(
         &world.try_keyring("backup", "demo", &weak),
         1,
-        "longer than 4096 bytes",
+        "exceeds 4096 bytes",
     );
     fs::write(&wrong, format!("{PASSPHRASE}\n")).unwrap();
     fs::set_permissions(&wrong, fs::Permissions::from_mode(0o644)).unwrap();
@@ -279,7 +279,7 @@ fn a_passphrase_opens_its_backup_and_no_other_does() {
             &["--to", &text(&file), "--passphrase-file", &text(&right)],
         ),
         1,
-        "there is a file already",
+        "the file exists",
     );
 
     fs::remove_file(world.manifest("demo")).unwrap();
@@ -384,7 +384,7 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
             &[&from[..], &["--sidecar", "http://127.0.0.1:1"]].concat(),
         ),
         3,
-        "these sidecars gave no manifest",
+        "these sidecars returned no manifest",
     );
     world.keyring(
         "restore",
@@ -589,7 +589,7 @@ async fn a_lost_store_is_rebuilt_from_the_newest_manifest_that_a_sidecar_has_in_
             ],
         ),
         3,
-        "these sidecars gave no manifest",
+        "these sidecars returned no manifest",
     );
     world.keyring(
         "recover",

@@ -83,7 +83,7 @@ pub(super) async fn fetch_manifests(
 
 impl Admin {
     /// Writes the newest authentic manifest of `fleet` to the location, unless that has it or a
-    /// newer one. What is no manifest there counts as lost.
+    /// newer one. A damaged manifest there counts as lost.
     ///
     /// # Errors
     /// [`AdminError`]; a [`Refusal`] if no manifest is authentic, or if two are not successors of

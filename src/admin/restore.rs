@@ -49,8 +49,9 @@ impl Admin {
     /// Restores a keyring from a backup.
     ///
     /// # Errors
-    /// [`AdminError`]: [`Refusal::NobodyAsked`] if nothing shows what is newest; [`Refusal::NewerPresent`] and [`Refusal::Diverged`] for what stands in the location, or is in force at a sidecar,
-    /// and can't have come before the backup.
+    /// [`AdminError`]: [`Refusal::NobodyAsked`] if nothing shows which generation is the newest;
+    /// [`Refusal::NewerPresent`] or [`Refusal::Diverged`] if a manifest in the location or at a
+    /// sidecar is not a predecessor of the backup's.
     pub async fn restore(&self, how: &Restoring<'_>) -> Result<Restored, AdminError> {
         let backup = read_file(how.file)?;
         let content = open_content(&backup, how.opener).map_err(|reason| AdminError::Backup {

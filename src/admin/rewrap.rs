@@ -55,12 +55,12 @@ impl KekChange {
 }
 
 impl Admin {
-    /// Changes the wraps of every version that has a key, some versions a generation, and tells
-    /// `progress` how many of how many are done. An interrupted change is
-    /// resumed by the same call.
+    /// Changes the wraps of every version that is not destroyed, a few versions per generation.
+    /// Calls `progress` with the numbers of finished and of all versions. The same call resumes an
+    /// interrupted change.
     ///
     /// # Errors
-    /// [`AdminError`]. No wrap goes before those that stay have been shown to open.
+    /// [`AdminError`]. No wrap is removed before the others are known to work.
     pub async fn rewrap(
         &self,
         change: &KekChange,
