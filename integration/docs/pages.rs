@@ -9,6 +9,7 @@ use std::{
 };
 
 use saphyr::{LoadableYamlNode, Yaml};
+use sidekey::wire::Code;
 
 use crate::support::{
     docs::{README, blocks},
@@ -330,4 +331,23 @@ fn the_architecture_lists_every_module() {
     for module in modules {
         assert!(table.contains(&format!("`{module}`")), "{module}");
     }
+}
+
+#[test]
+fn quoted_problems_have_their_titles() {
+    let mut seen = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for quote in text.split("{\"code\": \"").skip(1) {
+            let Some((code, rest)) = quote.split_once("\", \"title\": \"") else {
+                continue;
+            };
+            let title = rest.split('"').next().unwrap();
+            let known = Code::ALL.iter().find(|known| known.as_str() == code);
+            let expected = known.map(|known| known.title());
+            assert_eq!(Some(title), expected, "{}: {code}", page.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
 }
