@@ -474,8 +474,8 @@ fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
             "c.toml:30: render[5].pid_file: is required with signal: the file that holds the process's id",
             "c.toml:33: render[5].mode: expected octal digits such as \"0660\"",
             "c.toml:34: render[5].owner: this machine has no user \"nobody-of-that-name\"",
-            "c.toml:37: render[6].template_text: template_text:1: there is no filter \"rot13\"",
-            "c.toml:37: render[6].template_text: template_text:2: nothing is not defined: a secret is written secret(\"NAME\")",
+            "c.toml:37: render[6].template_text: template_text:1: unknown filter \"rot13\"",
+            "c.toml:37: render[6].template_text: template_text:2: nothing is not defined; write secret(\"NAME\") for a secret",
             "c.toml:40: render[6].command: names no program",
             "c.toml:42: render[7].file: x/../teams/team is where the secret team-* comes from",
             "c.toml:45: render[8].file: link/inner is where the secret tls comes from",
@@ -517,7 +517,7 @@ fn a_template_that_fails_at_run_time_keeps_the_file_and_shows() {
     assert_eq!(read(&world, "out"), "s3cret-1");
     assert_eq!(metric(&sidecar, "sidekey_render_failing", "out", ""), 1.0);
     assert_eq!(
-        sidecar.log().matches("the file stays as it is").count(),
+        sidecar.log().matches("the file is left as it is").count(),
         1,
         "{}",
         sidecar.log()
@@ -610,15 +610,15 @@ fn a_command_that_fails_is_tried_again_and_its_words_are_logged_without_secrets(
     assert_eq!(render(&sidecar, "out")["last_notice"]["result"], "ok");
     let log = sidecar.log();
     assert!(
-        log.contains("the command says: to stderr") && log.contains("the command says: done"),
+        log.contains("command output: to stderr") && log.contains("command output: done"),
         "{log}"
     );
     assert!(
-        log.contains("exit status: 7") && log.contains("the command says: 0"),
+        log.contains("exit status: 7") && log.contains("command output: 0"),
         "{log}"
     );
     assert!(
-        log.contains("(a line that holds a secret)") && !log.contains("top-s3cret"),
+        log.contains("(redacted: the line contains a secret)") && !log.contains("top-s3cret"),
         "{log}"
     );
     drop(supervisor);
@@ -638,7 +638,7 @@ fn a_command_that_tells_the_value_before_is_not_quoted() {
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
-    let ends = |count| sidecar.log().matches("the command says: end").count() == count;
+    let ends = |count| sidecar.log().matches("command output: end").count() == count;
     wait("the first command", || ends(1));
     put(&world, "a", r#"{"key":"new-s3cret"}"#);
     wait("the second command", || ends(2));
@@ -649,7 +649,8 @@ fn a_command_that_tells_the_value_before_is_not_quoted() {
     );
     // The value twice, and the number in it twice as often as it is told.
     assert_eq!(
-        log.matches("(a line that holds a secret)").count(),
+        log.matches("(redacted: the line contains a secret)")
+            .count(),
         5,
         "{log}"
     );
@@ -672,7 +673,7 @@ fn a_value_that_is_taken_for_a_name_is_not_told() {
     assert!(
         sidecar
             .log()
-            .contains("the file stays as it is: a secret whose name the template makes up")
+            .contains("the file is left as it is: a secret whose name the template computes")
     );
     assert!(!sidecar.log().contains("top-s3cret"), "{}", sidecar.log());
 }
@@ -802,14 +803,14 @@ fn readiness_waits_for_files_that_are_required() {
     assert_eq!(code, 503);
     assert!(
         pending.contains("there/out")
-            && pending.contains("is missing; make it")
+            && pending.contains("is missing; create it")
             && !pending.contains("nowhere"),
         "{pending}"
     );
     fs::create_dir(world.path("there")).unwrap();
     sidecar.wait_ready();
     assert_eq!(read(&world, "there/out"), "1");
-    assert!(sidecar.log().contains("rendering it works again"));
+    assert!(sidecar.log().contains("rendering works again"));
 }
 
 #[test]
@@ -824,7 +825,7 @@ fn a_link_and_what_is_no_file_stay_what_they_are() {
         .map(|file| format!("[[render]]\nfile = {file:?}\nsecret = \"a\"\nrequired = false\n"))
         .collect();
     let sidecar = world.start_with("one", &format!("{}{renders}", secret("a")), &[]);
-    for (file, why) in [("link", "symbolic link"), ("folder", "not a file")] {
+    for (file, why) in [("link", "symbolic link"), ("folder", "not a regular file")] {
         wait("the failure", || {
             render(&sidecar, file)["last_error"]["message"]
                 .as_str()
@@ -924,7 +925,7 @@ fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
     wait_for(&world, "out", "of x, later");
     wait("the refusal", || {
         render(&sidecar, "refused")["last_error"]["message"]
-            == "a secret whose name the template makes up: no such secret is configured"
+            == "a secret whose name the template computes: no such secret is configured"
     });
     assert!(!world.path("refused").exists());
 }

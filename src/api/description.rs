@@ -103,7 +103,7 @@ pub(crate) struct SecretEvent<'c> {
 }
 
 impl<'c> SecretEvent<'c> {
-    pub(crate) fn to_json(change: &'c secrets::Change) -> String {
+    pub(crate) fn to_json(change: &'c secrets::SecretChange) -> String {
         let (version, previous) = (change.version.as_deref(), change.previous.as_deref());
         match serde_json::to_string(&Self {
             secret: change.secret.as_str(),

@@ -113,7 +113,7 @@ impl Events {
         }
     }
 
-    async fn follow_secrets(&self, mut changes: broadcast::Receiver<secrets::Change>) {
+    async fn follow_secrets(&self, mut changes: broadcast::Receiver<secrets::SecretChange>) {
         loop {
             match changes.recv().await {
                 Ok(change) => self.publish(
@@ -134,13 +134,13 @@ impl Events {
         }
     }
 
-    fn secret_states(&self) -> Vec<secrets::Change> {
+    fn secret_states(&self) -> Vec<secrets::SecretChange> {
         let change = |secret: Arc<Secret>| {
-            let standing = secret.standing();
+            let standing = secret.status();
             let version = standing.current.map(|current| current.version);
             // A deleted secret is reported; one that never had a value is not.
             let is_known = version.is_some() || secret.had_value();
-            is_known.then(|| secrets::Change {
+            is_known.then(|| secrets::SecretChange {
                 secret: secret.name().clone(),
                 version,
                 previous: standing.previous,
@@ -298,7 +298,7 @@ impl Events {
                 &self.keyring_state(keyring)?,
             )))
         };
-        let of_secret = |change: secrets::Change| {
+        let of_secret = |change: secrets::SecretChange| {
             Arc::new(self.event(
                 number,
                 Subject::Secret(change.secret.clone()),

@@ -83,7 +83,7 @@ impl Readiness {
             while self.reason(keyring).is_some() && generations.changed().await.is_ok() {}
         }
         for secret in &self.required {
-            let mut attempts = secret.attempts();
+            let mut attempts = secret.reads();
             while missing(secret).is_some() && attempts.changed().await.is_ok() {}
         }
         for file in &self.files {
@@ -122,7 +122,7 @@ impl Readiness {
 }
 
 fn missing(secret: &Secret) -> Option<String> {
-    let standing = secret.standing();
+    let standing = secret.status();
     if standing.current.is_some() {
         return None;
     }
@@ -133,11 +133,11 @@ fn missing(secret: &Secret) -> Option<String> {
 }
 
 fn unwritten(render: &Render) -> Option<String> {
-    let standing = render.standing();
-    if standing.written.is_some() {
+    let status = render.status();
+    if status.content.is_some() {
         return None;
     }
-    let why = standing.failure.map_or_else(
+    let why = status.failure.map_or_else(
         || "it is being rendered".into(),
         |(_, failure)| failure.message,
     );

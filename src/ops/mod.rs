@@ -200,7 +200,7 @@ impl OpsServer {
         }
         let secrets = parts.secrets.all();
         for secret in &secrets {
-            secret.observe(&parts.registry, now);
+            secret.update_gauges(&parts.registry, now);
         }
         parts.keks.update_gauges();
         // A sink that hangs reports no error; asking for its state detects that.

@@ -80,7 +80,7 @@ fn push_version(parts: &OpsParts, name: &str, version: Option<String>) -> Result
     // A secret under a `*` that was never requested is read when it is.
     let secret = secret
         .ok_or_else(|| Problem::new(Code::SecretNotFound, "/status lists the secrets held"))?;
-    let current = secret.standing().current.map(|current| current.version);
+    let current = secret.status().current.map(|current| current.version);
     let is_news = version.is_none() || version != current;
     if is_news {
         secret.request(secrets::Trigger::Push);

@@ -81,15 +81,15 @@ fn kek_status(health: KekHealth) -> KekStatus {
 }
 
 fn keyring_status(keyring: &Keyring, now: Timestamp) -> KeyringStatus {
-    let standing = keyring.status();
+    let status = keyring.status();
     let snapshot = keyring.snapshot().clone();
     KeyringStatus {
         name: keyring.name().clone(),
         location: keyring.location().to_string(),
         wave: keyring.wave().clone(),
         observed_since: keyring.observed_since(),
-        last_refresh: standing.last_success,
-        last_error: standing.failure.map(|(at, failure)| LastError {
+        last_refresh: status.last_success,
+        last_error: status.failure.map(|(at, failure)| LastError {
             at,
             code: failure.code.into(),
             message: failure.message,
@@ -139,8 +139,8 @@ fn version_status(
 }
 
 fn secret_status(secret: &Secret) -> SecretStatus {
-    let standing = secret.standing();
-    let (settings, current) = (secret.settings(), standing.current);
+    let status = secret.status();
+    let (settings, current) = (secret.settings(), status.current);
     let last_error = |(at, error): (Timestamp, SecretError)| LastError {
         at,
         code: error.fault.as_str().into(),
@@ -158,18 +158,16 @@ fn secret_status(secret: &Secret) -> SecretStatus {
         version: current.as_ref().map(|current| current.version.clone()),
         created_at: current.as_ref().and_then(|current| current.created_at),
         confirmed_at: current.map(|current| current.confirmed_at),
-        previous: standing.previous,
-        lease_seconds: standing
-            .lease_remaining
-            .map(|remaining| remaining.as_secs()),
-        last_error: standing.failure.map(last_error),
+        previous: status.previous,
+        lease_seconds: status.lease_remaining.map(|remaining| remaining.as_secs()),
+        last_error: status.failure.map(last_error),
         versions: secret.usages().iter().map(|usage| version(usage)).collect(),
     }
 }
 
 fn render_status(render: &Render) -> RenderStatus {
-    let (settings, standing) = (render.settings(), render.standing());
-    let last_error = |(at, failure): (Timestamp, render::Failure)| LastError {
+    let (settings, status) = (render.settings(), render.status());
+    let last_error = |(at, failure): (Timestamp, render::RenderFailure)| LastError {
         at,
         code: format!("render_{}", failure.reason),
         message: failure.message,
@@ -178,25 +176,28 @@ fn render_status(render: &Render) -> RenderStatus {
         secret: secret.clone(),
         version: version.clone(),
     };
-    let written = standing.written.as_ref();
+    let content = status.content.as_ref();
     RenderStatus {
         file: settings.file.display().to_string(),
         required: settings.required,
-        secrets: written
-            .map(|written| written.secrets.iter().map(secret).collect())
+        secrets: content
+            .map(|content| content.secrets.iter().map(secret).collect())
             .unwrap_or_default(),
-        written_at: written.and_then(|written| written.written_at),
-        confirmed_at: written.map(|written| written.confirmed_at),
-        last_error: standing.failure.map(last_error),
-        last_notice: standing.notice.map(notice_status),
+        written_at: content.and_then(|content| content.written_at),
+        confirmed_at: content.map(|content| content.confirmed_at),
+        last_error: status.failure.map(last_error),
+        last_notice: status.last_notice.map(notice_status),
     }
 }
 
-fn notice_status(told: render::Told) -> NoticeStatus {
-    let result = told.failure.as_ref().map_or("ok", |failure| failure.reason);
+fn notice_status(notice: render::NoticeResult) -> NoticeStatus {
+    let result = notice
+        .failure
+        .as_ref()
+        .map_or("ok", |failure| failure.reason);
     NoticeStatus {
-        at: told.at,
+        at: notice.at,
         result: result.into(),
-        message: told.failure.map(|failure| failure.message),
+        message: notice.failure.map(|failure| failure.message),
     }
 }

@@ -1,10 +1,13 @@
-//! Files that are made of secrets, for applications that can't call a socket: one task for each file renders and writes it, another
-//! tells who reads it. A rendering that fails leaves the file as it is.
+//! Renders secrets to files, for applications that can't use the socket.
 //!
-//! Values pass through here from the secrets to the files, in memory that is zeroized as far as it is ours.
+//! Each file has a task that renders and writes it, and one that notifies its readers. A rendering
+//! that fails leaves the file as it is.
+//!
+//! Values pass through here from the secrets to the files, in memory that is zeroized except in the
+//! template engine.
 
 mod lines;
-mod meters;
+mod metrics;
 mod notice;
 mod source;
 mod target;
@@ -20,6 +23,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{metrics::RenderMetrics, source::UsedSecret};
 use crate::{
     audit::Recorder,
     clock::Clock,
@@ -27,34 +31,27 @@ use crate::{
     secrets::Secrets,
     telemetry::Registry,
 };
-use meters::RenderMeters;
-use source::Used;
 
-pub use meters::describe as describe_metrics;
+pub use self::metrics::describe as describe_metrics;
 
-/// How long a command may go on once the sidecar stops.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// What killing and reaping it may take after that.
-const REAPING: Duration = Duration::from_secs(1);
+/// How long a command may continue when the sidecar stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long killing and reaping it may take after that.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The values of how many writes a command's output must not show.
-const LATELY: usize = 4;
+/// The values of how many recent writes are redacted from a command's output.
+const RECENT_WRITES: usize = 4;
 
-/// What files are rendered with.
+/// What [`Renders`] are started with.
 pub struct Parts<'s> {
-    /// The config.
-    pub settings: &'s Settings,
-    /// What they are made of.
-    pub secrets: &'s Arc<Secrets>,
-    /// The time.
-    pub clock: Clock,
-    /// The metrics.
-    pub registry: Arc<Registry>,
-    /// Takes note of what is written.
-    pub audit: Recorder,
+    pub(crate) settings: &'s Settings,
+    pub(crate) secrets: &'s Arc<Secrets>,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) audit: Recorder,
 }
 
-/// The files of one process that are made of secrets.
+/// The rendered files of a process.
 pub struct Renders {
     renders: Vec<Arc<Render>>,
     stopping: CancellationToken,
@@ -62,8 +59,8 @@ pub struct Renders {
 }
 
 impl Renders {
-    /// Starts to render the files of a config, on the current runtime.
-    pub fn start(parts: &Parts<'_>) -> Self {
+    /// Spawns the tasks of all configured files on the current runtime.
+    pub(crate) fn start(parts: &Parts<'_>) -> Self {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let start = |settings: &config::Render| {
             let render = Arc::new(Render::new(settings.clone(), parts));
@@ -93,35 +90,36 @@ impl Renders {
         }
     }
 
-    /// All of them.
-    pub fn all(&self) -> &[Arc<Render>] {
+    pub(crate) fn all(&self) -> &[Arc<Render>] {
         &self.renders
     }
 
-    /// Renders every file anew, and repeats a notice that failed.
-    pub fn request(&self) {
+    /// Renders every file again, and repeats notices that failed.
+    pub(crate) fn request(&self) {
         for render in &self.renders {
             render.requested.notify_one();
             if render
-                .state()
-                .notice
+                .lock_status()
+                .last_notice
                 .as_ref()
                 .is_some_and(|notice| notice.failure.is_some())
             {
-                render.due.notify_one();
+                render.notice_due.notify_one();
             }
         }
     }
 
-    /// Writes nothing any more, and waits a while for commands that run.
-    pub async fn close(&self) {
+    /// Stops writing, and waits for a limited time for commands to end.
+    pub(crate) async fn close(&self) {
         self.stopping.cancel();
         self.tasks.close();
-        if tokio::time::timeout(FAREWELL + REAPING, self.tasks.wait())
+        if tokio::time::timeout(STOP_GRACE + KILL_TIMEOUT, self.tasks.wait())
             .await
             .is_err()
         {
-            tracing::warn!("a file was still being written when the time for it was over");
+            tracing::warn!(
+                "a file was still being written, or its readers notified, when the sidecar stopped"
+            );
         }
     }
 }
@@ -132,129 +130,126 @@ impl Drop for Renders {
     }
 }
 
-/// A file that is made of secrets, as it is seen from outside its task.
+/// A rendered file, as seen from outside its tasks.
 pub struct Render {
     settings: config::Render,
-    state: Mutex<Standing>,
-    /// Counts what came of attempts.
+    status: Mutex<RenderStatus>,
+    /// How many attempts to render have ended.
     attempts: watch::Sender<u64>,
-    /// Somebody wants it rendered now.
+    /// Notified when the file has to be rendered now.
     requested: Notify,
-    /// It has changed, and nobody has been told yet. However often that happens while somebody is told, he is told once more.
-    due: Notify,
-    /// What stands in the file, at the end; before that what stood there, if there is a command. Its output must show neither: one that
-    /// compares may say what was there before, which may still be valid.
-    lately: Mutex<VecDeque<Vec<Used>>>,
+    /// Notified when readers have to be notified of a change. Further changes during a notification
+    /// coalesce into one.
+    notice_due: Notify,
+    /// The secrets in the file, last; before them, if there is a command, those of recent writes.
+    /// They are redacted from its output, because a command that compares can print former values,
+    /// which may still be valid.
+    recent: Mutex<VecDeque<Vec<UsedSecret>>>,
     clock: Clock,
-    meters: RenderMeters,
+    metrics: RenderMetrics,
 }
 
-/// How a file is doing.
+/// The status of a rendered file.
 #[derive(Debug, Clone, Default)]
-pub struct Standing {
-    /// What is in it.
-    pub written: Option<Written>,
-    /// Why the last attempt gave nothing; `None` once one succeeds.
-    pub failure: Option<(Timestamp, Failure)>,
-    /// The last notice.
-    pub notice: Option<Told>,
+pub struct RenderStatus {
+    pub(crate) content: Option<FileContent>,
+    /// The last attempt's failure and its time; None once one succeeds.
+    pub(crate) failure: Option<(Timestamp, RenderFailure)>,
+    pub(crate) last_notice: Option<NoticeResult>,
 }
 
-/// What a file holds.
+/// What a file contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// When it was last found or made so.
-    pub confirmed_at: Timestamp,
-    /// When this process last wrote it; `None` if it was so already.
-    pub written_at: Option<Timestamp>,
-    /// The secrets in it, and their versions.
-    pub secrets: Vec<(String, String)>,
+pub struct FileContent {
+    /// When the file was last written or found unchanged.
+    pub(crate) confirmed_at: Timestamp,
+    /// When this process last wrote it; None if it never had to.
+    pub(crate) written_at: Option<Timestamp>,
+    /// The names of the secrets and their versions.
+    pub(crate) secrets: Vec<(String, String)>,
 }
 
-/// Why a file isn't written.
+/// Why a file is not written, or its readers are not notified.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// A stable word.
-    pub reason: &'static str,
-    /// What failed, on what, what to do.
-    pub message: String,
+pub struct RenderFailure {
+    /// A stable name, for metrics.
+    pub(crate) reason: &'static str,
+    /// What failed, on what, and what to do.
+    pub(crate) message: String,
 }
 
-/// What came of a notice.
+/// The result of a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
-    /// When.
-    pub at: Timestamp,
-    /// Why it failed.
-    pub failure: Option<Failure>,
+pub struct NoticeResult {
+    pub(crate) at: Timestamp,
+    pub(crate) failure: Option<RenderFailure>,
 }
 
 impl Render {
     fn new(settings: config::Render, parts: &Parts<'_>) -> Self {
-        let meters = RenderMeters::new(&settings, &parts.registry);
+        let metrics = RenderMetrics::new(&settings, &parts.registry);
         Self {
             settings,
-            state: Mutex::default(),
+            status: Mutex::default(),
             attempts: watch::Sender::default(),
             requested: Notify::new(),
-            due: Notify::new(),
-            lately: Mutex::default(),
+            notice_due: Notify::new(),
+            recent: Mutex::default(),
             clock: parts.clock.clone(),
-            meters,
+            metrics,
         }
     }
 
-    /// Where it is and what makes it.
-    pub fn settings(&self) -> &config::Render {
+    pub(crate) fn settings(&self) -> &config::Render {
         &self.settings
     }
 
-    /// How it is doing.
-    pub fn standing(&self) -> Standing {
-        self.state().clone()
+    pub(crate) fn status(&self) -> RenderStatus {
+        self.lock_status().clone()
     }
 
-    /// Tells of every attempt that ended.
-    pub fn attempts(&self) -> watch::Receiver<u64> {
+    /// Subscribes to the number of attempts that have ended.
+    pub(crate) fn attempts(&self) -> watch::Receiver<u64> {
         self.attempts.subscribe()
     }
 
-    /// Notes that what stands in the file was in use until now, but for the values in `anew`, whose use counts by itself.
-    fn note_use(&self, now: Timestamp, anew: &[Used]) {
-        let lately = self.lately();
-        let is_anew = |used: &&Used| anew.iter().any(|new| used.is_same(new));
-        for used in lately
+    /// Counts a use of the values in the file, except those that are also in `rendered`, which are
+    /// counted by the caller.
+    fn record_use(&self, now: Timestamp, rendered: &[UsedSecret]) {
+        let recent = self.recent();
+        let is_counted = |used: &&UsedSecret| rendered.iter().any(|new| used.is_same(new));
+        for used in recent
             .back()
             .into_iter()
             .flatten()
-            .filter(|used| !is_anew(used))
+            .filter(|used| !is_counted(used))
         {
-            used.value.used(now);
+            used.value.record_use(now);
         }
     }
 
-    /// Notes what stands in the file now.
-    fn hold(&self, used: Vec<Used>, was_written: bool) {
+    /// Remembers the secrets in the file.
+    fn remember(&self, used: Vec<UsedSecret>, was_written: bool) {
         let most = if self.settings.notice.is_some() {
-            LATELY
+            RECENT_WRITES
         } else {
             1
         };
-        let mut lately = self.lately();
+        let mut recent = self.recent();
         if !was_written {
-            lately.pop_back();
+            recent.pop_back();
         }
-        lately.push_back(used);
-        while lately.len() > most {
-            lately.pop_front();
+        recent.push_back(used);
+        while recent.len() > most {
+            recent.pop_front();
         }
     }
 
-    fn lately(&self) -> MutexGuard<'_, VecDeque<Vec<Used>>> {
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Vec<UsedSecret>>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, Standing> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_status(&self) -> MutexGuard<'_, RenderStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,5 @@
-//! Tells who reads a file that it has changed: a command, or a signal. One at a time; what changes meanwhile is told once more.
+//! Notifies the readers of a file of a change, by a command or a signal. One notification runs at a
+//! time, and changes during it cause another one.
 
 use std::{
     fs::OpenOptions,
@@ -24,8 +25,8 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::{
-    FAREWELL, Failure, REAPING, Render, Told,
-    lines::{Guarded, Lines},
+    KILL_TIMEOUT, NoticeResult, Render, RenderFailure, STOP_GRACE,
+    lines::{LineWriter, Redactions},
 };
 use crate::{
     clock,
@@ -33,59 +34,59 @@ use crate::{
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-/// How long the output of a command that has ended is read, if somebody whom it left behind holds it open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-/// More than any process id takes.
-const PID_FILE: u64 = 64;
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// How long output is read after a command has ended, in case a child process holds it open.
+const OUTPUT_GRACE: Duration = Duration::from_millis(200);
+/// The most bytes read from a PID file.
+const MAX_PID_FILE: u64 = 64;
 
 pub(super) struct Notifier {
     render: Arc<Render>,
     notice: Notice,
     stopping: CancellationToken,
-    /// Cancelled once nothing is written any more.
-    written: CancellationToken,
+    /// Cancelled when the file is no longer written.
+    writes_ended: CancellationToken,
 }
 
 impl Notifier {
     pub(super) fn new(
         render: &Arc<Render>,
         stopping: CancellationToken,
-        written: CancellationToken,
+        writes_ended: CancellationToken,
     ) -> Option<Self> {
         let notice = render.settings.notice.clone()?;
         Some(Self {
             render: Arc::clone(render),
             notice,
             stopping,
-            written,
+            writes_ended,
         })
     }
 
-    /// Ends once nothing is written any more, and nothing that was written is left untold.
+    /// Ends when the file is no longer written and readers are notified of every write.
     pub(super) async fn run(self) {
         loop {
             tokio::select! {
-                // What was written just before the end is still told.
+                // A write just before the end is still announced.
                 biased;
-                () = self.render.due.notified() => {}
-                () = self.written.cancelled() => return,
+                () = self.render.notice_due.notified() => {}
+                () = self.writes_ended.cancelled() => return,
             }
-            self.tell().await;
+            self.notify().await;
         }
     }
 
-    /// Tells, and tries again if that fails.
-    async fn tell(&self) {
-        let (mut guarded, mut failures) = (self.guarded().await, 0);
+    /// Notifies the readers, and retries if that fails.
+    async fn notify(&self) {
+        let (mut redactions, mut failures) = (self.redactions().await, 0);
         loop {
             let result = match &self.notice {
-                Notice::Command(argv) => self.run_command(argv, &guarded).await,
+                Notice::Command(argv) => self.run_command(argv, &redactions).await,
                 Notice::Signal { signal, pid_file } => send(*signal, pid_file).await,
             };
             let failure = result.err();
             let has_failed = failure.is_some();
-            self.note(failure, failures);
+            self.record(failure, failures);
             if !has_failed
                 || failures >= self.render.settings.retries
                 || self.stopping.is_cancelled()
@@ -95,52 +96,60 @@ impl Notifier {
             failures += 1;
             tokio::select! {
                 () = sleep(backoff(failures)) => {}
-                // There is something new to tell, which has tries of its own.
-                () = self.render.due.notified() => {
-                    (guarded, failures) = (self.guarded().await, 0);
+                // The file has changed again, which starts over.
+                () = self.render.notice_due.notified() => {
+                    (redactions, failures) = (self.redactions().await, 0);
                 }
                 () = self.stopping.cancelled() => return,
             }
         }
     }
 
-    /// The secrets that stand in the file now, or stood there lately. On a thread that may take its time, for there may be many.
-    async fn guarded(&self) -> Arc<Guarded> {
+    /// Returns the secrets of recent writes, which are redacted from a command's output. Computed
+    /// on a blocking thread, because there can be many.
+    async fn redactions(&self) -> Arc<Redactions> {
         let Notice::Command(_) = self.notice else {
-            return Arc::new(Guarded::everything());
+            return Arc::new(Redactions::everything());
         };
-        let lately: Vec<_> = self.render.lately().iter().flatten().cloned().collect();
-        let guarded = tokio::task::spawn_blocking(move || Guarded::new(&lately)).await;
-        Arc::new(guarded.unwrap_or_else(|_| Guarded::everything()))
+        let recent: Vec<_> = self.render.recent().iter().flatten().cloned().collect();
+        let redactions = tokio::task::spawn_blocking(move || Redactions::new(&recent)).await;
+        Arc::new(redactions.unwrap_or_else(|_| Redactions::everything()))
     }
 
-    fn note(&self, failure: Option<Failure>, failures: u32) {
+    fn record(&self, failure: Option<RenderFailure>, failures: u32) {
         let file = self.render.settings.file.display();
         self.render
-            .meters
-            .told(failure.as_ref().map_or("ok", |failure| failure.reason));
+            .metrics
+            .notified(failure.as_ref().map_or("ok", |failure| failure.reason));
         match &failure {
-            None => info!(%file, "the change was told"),
+            None => info!(%file, "readers notified"),
             Some(failure) => {
                 let left = self.render.settings.retries.saturating_sub(failures);
-                warn!(%file, reason = failure.reason, retries_left = left, "the change was not told: {}", failure.message);
+                warn!(
+                    %file, reason = failure.reason, retries_left = left,
+                    "can't notify the readers: {}", failure.message
+                );
             }
         }
-        self.render.state().notice = Some(Told {
+        self.render.lock_status().last_notice = Some(NoticeResult {
             at: self.render.clock.now(),
             failure,
         });
     }
 
-    async fn run_command(&self, argv: &[String], guarded: &Arc<Guarded>) -> Result<(), Failure> {
+    async fn run_command(
+        &self,
+        argv: &[String],
+        redactions: &Arc<Redactions>,
+    ) -> Result<(), RenderFailure> {
         let Some((program, arguments)) = argv.split_first() else {
-            unreachable!("the config has looked for a program")
+            unreachable!("the config requires a program")
         };
         let mut command = Command::new(program);
         command
             .args(arguments)
             .env("SIDEKEY_RENDERED", &self.render.settings.file)
-            // It speaks for us to the service manager.
+            // The command must not talk to the service manager on our behalf.
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -149,95 +158,102 @@ impl Notifier {
         let child = command
             .spawn()
             .map_err(|error| failed("failed", format!("can't start {program}: {error}")))?;
-        let mut running = Running::new(child);
-        let (over, readers) = (CancellationToken::new(), TaskTracker::new());
-        // Its output is read all the while, for a pipe that is full would hold it up.
+        let mut running = RunningCommand::new(child);
+        let (ended, readers) = (CancellationToken::new(), TaskTracker::new());
+        // The output is read all the time, because a full pipe would block the command.
         readers.spawn(log(
             running.child.stdout.take(),
             Arc::clone(&self.render),
-            Arc::clone(guarded),
-            over.clone(),
+            Arc::clone(redactions),
+            ended.clone(),
         ));
         readers.spawn(log(
             running.child.stderr.take(),
             Arc::clone(&self.render),
-            Arc::clone(guarded),
-            over.clone(),
+            Arc::clone(redactions),
+            ended.clone(),
         ));
         readers.close();
         let limit = self.render.settings.timeout;
         let stopped = async {
             self.stopping.cancelled().await;
-            sleep(FAREWELL).await;
+            sleep(STOP_GRACE).await;
         };
         let result = tokio::select! {
-            ended = running.child.wait() => {
-                running.is_over = true;
-                check(program, ended)
+            status = running.child.wait() => {
+                running.has_ended = true;
+                check(program, status)
             }
-            () = sleep(limit) => Err(failed("timeout", format!("{program} took longer than {limit:?} (`timeout`) and was killed"))),
-            () = stopped => Err(failed("stopped", format!("{program} was killed because the sidecar stops"))),
+            () = sleep(limit) => Err(failed(
+                "timeout",
+                format!("{program} took longer than {limit:?} (`timeout`) and was killed"),
+            )),
+            () = stopped => Err(failed(
+                "stopped",
+                format!("{program} was killed because the sidecar stops"),
+            )),
         };
         running.kill().await;
-        // Somebody whom it left behind may hold its output open for ever.
-        let _ = timeout(LAST_WORDS, readers.wait()).await;
-        over.cancel();
+        // A child process can hold the output open forever.
+        let _ = timeout(OUTPUT_GRACE, readers.wait()).await;
+        ended.cancel();
         readers.wait().await;
         result
     }
 }
 
-/// A command in a process group of its own, which is killed with it if this is dropped before the command has ended.
-struct Running {
+/// A command in a process group of its own. The group is killed if this is dropped before the
+/// command has ended.
+struct RunningCommand {
     child: Child,
     group: Option<Pid>,
-    is_over: bool,
+    has_ended: bool,
 }
 
-impl Running {
+impl RunningCommand {
     fn new(child: Child) -> Self {
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Self {
             child,
             group,
-            is_over: false,
+            has_ended: false,
         }
     }
 
-    /// Kills it with its children, and waits for its end; nothing if it has ended.
+    /// Kills the group and waits for the command, unless it has ended.
     async fn kill(&mut self) {
-        if self.is_over {
+        if self.has_ended {
             return;
         }
         self.kill_group();
-        // Nobody survives that, but for one that the kernel can't wake.
-        let _ = timeout(REAPING, self.child.wait()).await;
-        self.is_over = true;
+        // Only a process in uninterruptible sleep survives that.
+        let _ = timeout(KILL_TIMEOUT, self.child.wait()).await;
+        self.has_ended = true;
     }
 
-    /// As long as the command has not been waited for, nobody else can have its group's number.
+    /// The group's id can't be reused before the command has been waited for.
     fn kill_group(&self) {
         if let Some(group) = self.group {
-            // It may have ended in this very moment.
+            // Fails if the group has just ended.
             let _ = kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.has_ended {
             self.kill_group();
         }
     }
 }
 
-fn failed(reason: &'static str, message: String) -> Failure {
-    Failure { reason, message }
+fn failed(reason: &'static str, message: String) -> RenderFailure {
+    RenderFailure { reason, message }
 }
 
-fn check(program: &str, ended: io::Result<ExitStatus>) -> Result<(), Failure> {
-    match ended {
+fn check(program: &str, status: io::Result<ExitStatus>) -> Result<(), RenderFailure> {
+    match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(failed("failed", format!("{program}: {status}"))),
         Err(error) => Err(failed(
@@ -247,24 +263,24 @@ fn check(program: &str, ended: io::Result<ExitStatus>) -> Result<(), Failure> {
     }
 }
 
-/// Writes what a command says to the log, until it says no more or `over` is cancelled.
+/// Logs the output of a command until it is closed or `ended` is cancelled.
 async fn log(
     stream: Option<impl AsyncRead + Unpin>,
     render: Arc<Render>,
-    guarded: Arc<Guarded>,
-    over: CancellationToken,
+    redactions: Arc<Redactions>,
+    ended: CancellationToken,
 ) {
     let Some(mut stream) = stream else { return };
     let file = render.settings.file.display();
-    let show = |line: &str| info!(%file, "the command says: {line}");
-    let (mut lines, mut buffer) = (Lines::new(&guarded), Zeroizing::new([0; 4096]));
-    while let Some(Ok(length @ 1..)) = over.run_until_cancelled(stream.read(&mut *buffer)).await {
-        lines.take(&buffer[..length], show);
+    let show = |line: &str| info!(%file, "command output: {line}");
+    let (mut lines, mut buffer) = (LineWriter::new(&redactions), Zeroizing::new([0; 4096]));
+    while let Some(Ok(length @ 1..)) = ended.run_until_cancelled(stream.read(&mut *buffer)).await {
+        lines.write(&buffer[..length], show);
     }
     lines.finish(show);
 }
 
-async fn send(signal: Signal, pid_file: &Path) -> Result<(), Failure> {
+async fn send(signal: Signal, pid_file: &Path) -> Result<(), RenderFailure> {
     let path = pid_file.to_owned();
     let sent = tokio::task::spawn_blocking(move || {
         let pid = read_pid(&path)
@@ -284,15 +300,15 @@ async fn send(signal: Signal, pid_file: &Path) -> Result<(), Failure> {
     sent.await.unwrap_or_else(|error| {
         Err(failed(
             "failed",
-            format!("sending the signal was given up: {error}"),
+            format!("sending the signal was aborted: {error}"),
         ))
     })
 }
 
 fn read_pid(path: &Path) -> Result<Pid, String> {
     let mut text = String::new();
-    let unreadable = |error| format!("can't read it: {error}");
-    // A pipe would have nobody at its other end.
+    let unreadable = |error| format!("can't read the file: {error}");
+    // Non-blocking, in case it is a pipe.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
         .read(true)
@@ -300,25 +316,25 @@ fn read_pid(path: &Path) -> Result<Pid, String> {
         .open(path)
         .map_err(unreadable)?;
     if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err("it is not a file".into());
+        return Err("not a regular file".into());
     }
-    file.take(PID_FILE)
+    file.take(MAX_PID_FILE)
         .read_to_string(&mut text)
         .map_err(unreadable)?;
-    // A number that isn't positive means a whole group of processes.
+    // A number that is not positive would denote a process group.
     let number = text.trim().parse::<i32>().ok().filter(|number| *number > 0);
     let pid = number
         .and_then(Pid::from_raw)
-        .ok_or("it does not hold a process's id")?;
+        .ok_or("the file does not contain a process id")?;
     if pid == getpid() {
-        Err("it names this sidecar itself".into())
+        Err("the file contains the sidecar's own process id".into())
     } else {
         Ok(pid)
     }
 }
 
 fn backoff(failures: u32) -> Duration {
-    clock::backoff(FIRST_BACKOFF, failures, LONGEST_BACKOFF)
+    clock::backoff(FIRST_BACKOFF, failures, MAX_BACKOFF)
 }
 
 #[cfg(test)]
@@ -326,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_id_is_one_positive_number_and_not_our_own() {
+    fn a_pid_file_contains_one_positive_number_that_is_not_our_own() {
         let file = tempfile::NamedTempFile::new().expect("file");
         let read = |text: &str| {
             std::fs::write(file.path(), text).expect("write");
@@ -336,13 +352,13 @@ mod tests {
         for text in ["", "0", "-1", "-4711", "1 2", "nginx", "99999999999"] {
             assert_eq!(
                 read(text),
-                Err("it does not hold a process's id".into()),
+                Err("the file does not contain a process id".into()),
                 "{text}"
             );
         }
         assert_eq!(
             read(&std::process::id().to_string()),
-            Err("it names this sidecar itself".into())
+            Err("the file contains the sidecar's own process id".into())
         );
         assert!(
             read_pid(Path::new("/nowhere/pid"))
@@ -351,22 +367,22 @@ mod tests {
         );
     }
 
-    /// Opening one as a file would wait for ever.
+    /// Opening a pipe as a file would block forever.
     #[test]
-    fn a_pipe_holds_no_process_id() {
+    fn a_pipe_is_not_a_pid_file() {
         let folder = tempfile::tempdir().expect("folder");
         let pipe = folder.path().join("pid");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("pipe");
-        assert_eq!(read_pid(&pipe), Err("it is not a file".into()));
-        assert_eq!(read_pid(folder.path()), Err("it is not a file".into()));
+        assert_eq!(read_pid(&pipe), Err("not a regular file".into()));
+        assert_eq!(read_pid(folder.path()), Err("not a regular file".into()));
     }
 
     #[test]
-    fn waits_grow_up_to_a_bound() {
+    fn the_backoff_grows_up_to_its_maximum() {
         assert_eq!(
             [1, 2, 3].map(backoff),
             [250, 500, 1000].map(Duration::from_millis)
         );
-        assert_eq!(backoff(u32::MAX), LONGEST_BACKOFF);
+        assert_eq!(backoff(u32::MAX), MAX_BACKOFF);
     }
 }

@@ -1,70 +1,72 @@
-//! What a file is made of: the values of secrets, and what a template makes of them.
+//! Renders the content of a file from secrets.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::RenderFailure;
 use crate::{
     backend::SecretFault,
     config::Content,
-    secrets::{Ask, Demand, NoField, Refused, Secrets, Served, Value, Which},
-    template::{Given, Held, Template, Values, Want},
+    secrets::{
+        Freshness, GetError, NoField, SecretRequest, Secrets, Served, Value, VersionSelector,
+    },
+    template::{Missing, SecretInput, Template, Values, VersionedValue},
 };
 
-/// The most secrets that one template may come to use.
-const MOST: usize = 1000;
+/// The most secrets that a template can use.
+const MAX_SECRETS: usize = 1000;
 
-/// What a secret is called whose name isn't told. No secret has such a name.
-const NAMELESS: &str = "a secret whose name the template makes up";
+/// Stands for a secret whose name is not shown. No secret has such a name.
+const COMPUTED_NAME: &str = "a secret whose name the template computes";
 
-/// A value that stands in a file.
+/// A value in a file.
 #[derive(Clone)]
-pub(super) struct Used {
+pub(super) struct UsedSecret {
     pub(super) secret: String,
     pub(super) value: Arc<Value>,
 }
 
-impl Used {
+impl UsedSecret {
     /// Whether it is the same version of the same secret.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.secret == other.secret && self.value.version() == other.value.version()
     }
 }
 
-/// What a file should hold.
-pub(super) struct Made {
+/// What a file should contain.
+pub(super) struct Rendered {
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    pub(super) used: Vec<Used>,
-    /// When the value before a current one may be over, if no change tells.
+    pub(super) used: Vec<UsedSecret>,
+    /// When a previous value in it may expire without a change being announced.
     pub(super) previous_end: Option<Timestamp>,
 }
 
-/// Makes a file's content of what the secrets are now.
-pub(super) struct Maker {
+/// Renders content from the current secrets.
+pub(super) struct ContentSource {
     secrets: Arc<Secrets>,
-    /// The secrets that the last attempt asked for.
-    pub(super) asked: BTreeSet<String>,
+    /// The secrets that the last attempt requested.
+    pub(super) requested: BTreeSet<String>,
 }
 
-impl Maker {
+impl ContentSource {
     pub(super) fn new(secrets: Arc<Secrets>) -> Self {
         Self {
             secrets,
-            asked: BTreeSet::new(),
+            requested: BTreeSet::new(),
         }
     }
 
-    pub(super) async fn make(&mut self, content: &Content) -> Result<Made, Failure> {
+    pub(super) async fn render(&mut self, content: &Content) -> Result<Rendered, RenderFailure> {
         match content {
             Content::Secret { name, field } => self.secret(name.as_str(), field.as_deref()).await,
-            Content::Template(template) => self.render(template).await,
+            Content::Template(template) => self.template(template).await,
         }
     }
 
-    async fn secret(&mut self, name: &str, field: Option<&str>) -> Result<Made, Failure> {
-        self.asked = BTreeSet::from([name.to_owned()]);
+    async fn secret(&mut self, name: &str, field: Option<&str>) -> Result<Rendered, RenderFailure> {
+        self.requested = BTreeSet::from([name.to_owned()]);
         let value = self.current(name, name).await?.value;
         let bytes = match field {
             None => Zeroizing::new(value.bytes().to_vec()),
@@ -81,9 +83,9 @@ impl Maker {
                     unavailable(name, &why)
                 })?,
         };
-        Ok(Made {
+        Ok(Rendered {
             bytes,
-            used: vec![Used {
+            used: vec![UsedSecret {
                 secret: name.to_owned(),
                 value,
             }],
@@ -91,170 +93,173 @@ impl Maker {
         })
     }
 
-    /// Renders until nothing is missing: a template may ask for what it found in another secret.
-    async fn render(&mut self, template: &Arc<Template>) -> Result<Made, Failure> {
-        let (mut given, mut used) = (Values::new(), Vec::new());
+    /// Renders until no secret is missing: a template can compute a name from another secret.
+    async fn template(&mut self, template: &Arc<Template>) -> Result<Rendered, RenderFailure> {
+        let (mut inputs, mut used) = (Values::new(), Vec::new());
         let mut previous_end = None;
         loop {
-            let (attempt, values) = (Arc::clone(template), given.clone());
+            let (attempt, values) = (Arc::clone(template), inputs.clone());
             let pass = tokio::task::spawn_blocking(move || attempt.render(&values)).await;
-            let pass = pass.map_err(|error| Failure {
+            let pass = pass.map_err(|error| RenderFailure {
                 reason: "template",
-                message: format!("rendering was given up: {error}"),
+                message: format!("rendering was aborted: {error}"),
             })?;
-            self.asked.clone_from(&pass.used);
-            if pass.wants.is_empty() {
-                let bytes = pass.result.map_err(|fault| {
-                    let line = fault
+            self.requested.clone_from(&pass.used);
+            if pass.missing.is_empty() {
+                let bytes = pass.result.map_err(|error| {
+                    let line = error
                         .line
                         .map_or_else(String::new, |line| format!(":{line}"));
-                    Failure {
+                    RenderFailure {
                         reason: "template",
-                        message: format!("{}{line}: {}", template.name(), fault.message),
+                        message: format!("{}{line}: {}", template.name(), error.message),
                     }
                 })?;
-                used.retain(|used: &Used| pass.used.contains(&used.secret));
-                return Ok(Made {
+                used.retain(|used: &UsedSecret| pass.used.contains(&used.secret));
+                return Ok(Rendered {
                     bytes,
                     used,
                     previous_end,
                 });
             }
-            if used.len() > MOST {
-                return Err(Failure {
+            if used.len() > MAX_SECRETS {
+                return Err(RenderFailure {
                     reason: "template",
-                    message: format!("it asks for more than {MOST} secrets"),
+                    message: format!(
+                        "{}: it uses more than {MAX_SECRETS} secrets",
+                        template.name()
+                    ),
                 });
             }
-            for want in pass.wants {
-                match want {
-                    Want::Secret(name) if !given.contains_key(&name) => {
+            for missing in pass.missing {
+                match missing {
+                    Missing::Secret(name) if !inputs.contains_key(&name) => {
                         let value = self
                             .current(&name, self.shown(template, &name))
                             .await?
                             .value;
-                        given.insert(
+                        inputs.insert(
                             name.clone(),
-                            Given {
-                                current: held(&value),
+                            SecretInput {
+                                current: versioned(&value),
                                 previous: None,
                             },
                         );
-                        used.push(Used {
+                        used.push(UsedSecret {
                             secret: name,
                             value,
                         });
                     }
-                    Want::Previous(name) => {
+                    Missing::Previous(name) => {
                         let previous = self.previous(&name, self.shown(template, &name)).await?;
                         if let Some((_, end)) = &previous {
                             previous_end = previous_end.into_iter().chain(*end).min();
                         }
                         let value = previous.map(|(value, _)| value);
-                        if let Some(given) = given.get_mut(&name) {
-                            given.previous = Some(value.as_ref().map(held));
+                        if let Some(input) = inputs.get_mut(&name) {
+                            input.previous = Some(value.as_ref().map(versioned));
                         }
-                        used.extend(value.map(|value| Used {
+                        used.extend(value.map(|value| UsedSecret {
                             secret: name,
                             value,
                         }));
                     }
-                    Want::Secret(_) => {}
+                    Missing::Secret(_) => {}
                 }
             }
         }
     }
 
-    /// What a secret that a template asks for is called where it is told of. A name that stands for nothing may be a value that the
-    /// template took for a name.
+    /// Returns the name of a secret as errors show it. A name that is not configured may be a value
+    /// that the template used as a name.
     fn shown<'n>(&self, template: &Template, name: &'n str) -> &'n str {
-        let is_public = self.secrets.knows(name)
+        let is_public = self.secrets.is_configured(name)
             || template
                 .mentions()
                 .iter()
                 .any(|mention| mention.secret == name);
-        if is_public { name } else { NAMELESS }
+        if is_public { name } else { COMPUTED_NAME }
     }
 
-    async fn current(&self, name: &str, shown: &str) -> Result<Served, Failure> {
-        match self.ask(name, shown, Which::Current).await? {
-            Ok(served) => Ok(served),
-            Err(refused) => Err(unavailable(shown, &why(refused))),
-        }
+    async fn current(&self, name: &str, shown: &str) -> Result<Served, RenderFailure> {
+        self.get(name, shown, VersionSelector::Current)
+            .await?
+            .map_err(|error| unavailable(shown, &reason(error)))
     }
 
-    /// The value before the current one while it is handed out, and when that may end without a change that tells.
+    /// Returns the previous value while it is served, and when it may expire without a change being
+    /// announced.
     async fn previous(
         &self,
         name: &str,
         shown: &str,
-    ) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, Failure> {
-        let served = match self.ask(name, shown, Which::Previous).await? {
+    ) -> Result<Option<(Arc<Value>, Option<Timestamp>)>, RenderFailure> {
+        let served = match self.get(name, shown, VersionSelector::Previous).await? {
             Ok(served) => served,
-            Err(Refused::Over) => return Ok(None),
-            Err(Refused::Provider(error)) if error.fault == SecretFault::NotFound => {
+            Err(GetError::PreviousExpired) => return Ok(None),
+            Err(GetError::Provider(error)) if error.fault == SecretFault::NotFound => {
                 return Ok(None);
             }
-            Err(refused) => {
+            Err(error) => {
                 return Err(unavailable(
                     shown,
-                    &format!("the value before the current one: {}", why(refused)),
+                    &format!("its previous value: {}", reason(error)),
                 ));
             }
         };
         let current = self.current(name, shown).await?.value;
         let ttl = self
             .secrets
-            .find(name)
+            .get_or_add(name)
             .map(|secret| secret.settings().keeping.previous_ttl);
         let end = current
             .created_at()
             .zip(ttl)
-            .and_then(|(made, ttl)| made.checked_add(ttl).ok());
+            .and_then(|(created, ttl)| created.checked_add(ttl).ok());
         Ok(Some((served.value, end)))
     }
 
-    async fn ask(
+    async fn get(
         &self,
         name: &str,
         shown: &str,
-        which: Which,
-    ) -> Result<Result<Served, Refused>, Failure> {
+        version: VersionSelector,
+    ) -> Result<Result<Served, GetError>, RenderFailure> {
         let secret = self
             .secrets
-            .find(name)
+            .get_or_add(name)
             .ok_or_else(|| unavailable(shown, "no such secret is configured"))?;
         Ok(secret
-            .get(&Ask {
-                which,
-                demand: Demand::Kept,
+            .get(&SecretRequest {
+                version,
+                freshness: Freshness::Cached,
             })
             .await)
     }
 }
 
-fn held(value: &Arc<Value>) -> Held {
-    Held {
+fn versioned(value: &Arc<Value>) -> VersionedValue {
+    VersionedValue {
         bytes: value.bytes().clone(),
         version: value.version().to_owned(),
     }
 }
 
-fn why(refused: Refused) -> String {
-    match refused {
-        Refused::Provider(error) => error.to_string(),
-        Refused::TooOld { version } => format!("there is only version {version}"),
-        Refused::Over => "it is not handed out any more".into(),
+fn reason(error: GetError) -> String {
+    match error {
+        GetError::Provider(error) => error.to_string(),
+        GetError::VersionTooOld { version } => format!("the current version is {version}"),
+        GetError::PreviousExpired => "it is no longer served".into(),
     }
 }
 
-fn unavailable(shown: &str, why: &str) -> Failure {
-    let secret = if shown == NAMELESS {
-        NAMELESS.to_owned()
+fn unavailable(shown: &str, why: &str) -> RenderFailure {
+    let secret = if shown == COMPUTED_NAME {
+        COMPUTED_NAME.to_owned()
     } else {
         format!("the secret {shown}")
     };
-    Failure {
+    RenderFailure {
         reason: "secret",
         message: format!("{secret}: {why}"),
     }

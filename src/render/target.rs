@@ -1,4 +1,4 @@
-//! The file itself: written whole, with its mode and owner, and only if it has to change.
+//! The file itself: replaced atomically, with its mode and owner, and only if it has to change.
 
 use std::{
     fs::{File, Metadata, OpenOptions, Permissions},
@@ -15,68 +15,73 @@ use rustix::{
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::RenderFailure;
 use crate::{config, files};
 
-/// The bit of a folder that gives its group to what is made in it.
+/// The mode bit of a directory that passes its group on to new files.
 const SET_GROUP: u32 = 0o2000;
 
-/// A file, and what this process last put there.
+/// A file, and what this process last wrote to it.
 #[derive(Default)]
 pub(super) struct Target {
-    /// For a file that it may not read back.
-    last: Option<Last>,
+    /// Used if the process may not read the file back.
+    last: Option<LastWrite>,
     hasher: RandomState,
 }
 
-/// A file as it was written, and a digest of its bytes under a key that only this process knows.
-struct Last {
+/// A file as it was written, and a digest of its content under a random key.
+struct LastWrite {
     inode: (u64, u64),
     changed: (i64, i64),
     digest: u64,
 }
 
 impl Target {
-    /// Puts `bytes` in the file, unless it is as it should be; whether it had to be written. A symbolic link is not followed: whoever
-    /// may write in the folder could lead it elsewhere.
-    pub(super) fn place(&mut self, render: &config::Render, bytes: &[u8]) -> Result<bool, Failure> {
+    /// Writes `bytes` unless the file is up to date. Returns whether it was written.
+    ///
+    /// Symbolic links are not followed: anyone who may write to the directory could redirect them.
+    pub(super) fn update(
+        &mut self,
+        render: &config::Render,
+        bytes: &[u8],
+    ) -> Result<bool, RenderFailure> {
         let path = &render.file;
-        let failed = |message: String| Failure {
+        let failed = |message: String| RenderFailure {
             reason: "write",
             message: format!("{}: {message}", path.display()),
         };
         let parent = path.parent().unwrap_or(Path::new("/"));
-        let of_folder = parent.metadata().map_err(|error| match error.kind() {
+        let parent_metadata = parent.metadata().map_err(|error| match error.kind() {
             ErrorKind::NotFound => failed(format!(
-                "the folder {} is missing; make it",
+                "the directory {} is missing; create it",
                 parent.display()
             )),
             _ => failed(format!(
-                "can't inspect the folder {}: {error}",
+                "can't access the directory {}: {error}",
                 parent.display()
             )),
         })?;
-        let wanted = Attributes::new(render, &of_folder);
-        if self
-            .is_as_it_should_be(path, &wanted, bytes)
-            .map_err(failed)?
-        {
+        let wanted = Attributes::new(render, &parent_metadata);
+        if self.is_up_to_date(path, &wanted, bytes).map_err(failed)? {
             if let Err(error) = files::remove_leftover(path) {
-                warn!(file = %path.display(), "what a write that was cut short left beside it can't be removed: {error}");
+                warn!(
+                    file = %path.display(),
+                    "can't remove the temporary file of an interrupted write: {error}"
+                );
             }
             return Ok(false);
         }
         self.last = None;
         let cant_open = |error| {
             failed(format!(
-                "can't open the folder {}: {error}",
+                "can't open the directory {}: {error}",
                 parent.display()
             ))
         };
         let folder = File::open(parent).map_err(cant_open)?;
         let mut reason = None;
         let written = files::replace(path, bytes, |file| {
-            wanted.give(file).map_err(|(why, error)| {
+            wanted.apply(file).map_err(|(why, error)| {
                 reason = Some(why);
                 error
             })
@@ -84,29 +89,32 @@ impl Target {
         written.map_err(|error| {
             failed(format!(
                 "{}: {error}",
-                reason.as_deref().unwrap_or("can't write it")
+                reason.as_deref().unwrap_or("can't write")
             ))
         })?;
-        // It is there, and whoever reads it has to be told, whatever a crash makes of it.
+        // The file is in place and its readers must be notified, even if a crash could undo it.
         if let Err(error) = folder.sync_all() {
-            warn!(file = %path.display(), "the file is written, but its folder can't be synced: {error}");
+            warn!(
+                file = %path.display(),
+                "the file is written, but its directory can't be synced: {error}"
+            );
         }
         self.last = path
             .symlink_metadata()
             .ok()
-            .map(|metadata| self.note(&metadata, bytes));
+            .map(|metadata| self.describe(&metadata, bytes));
         Ok(true)
     }
 
-    fn note(&self, metadata: &Metadata, bytes: &[u8]) -> Last {
-        Last {
+    fn describe(&self, metadata: &Metadata, bytes: &[u8]) -> LastWrite {
+        LastWrite {
             inode: (metadata.dev(), metadata.ino()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
             digest: self.hasher.hash_one(bytes),
         }
     }
 
-    fn is_as_it_should_be(
+    fn is_up_to_date(
         &self,
         path: &Path,
         wanted: &Attributes,
@@ -114,33 +122,33 @@ impl Target {
     ) -> Result<bool, String> {
         let metadata = match path.symlink_metadata() {
             Ok(metadata) if metadata.is_symlink() => {
-                return Err("it is a symbolic link; name the file itself".into());
+                return Err("the path is a symbolic link; configure its target instead".into());
             }
             Ok(metadata) if !metadata.is_file() => {
-                return Err("something that is not a file stands in its place".into());
+                return Err("the path exists and is not a regular file".into());
             }
             Ok(metadata) => metadata,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(format!("can't inspect it: {error}")),
+            Err(error) => return Err(format!("can't access the file: {error}")),
         };
-        // Whoever exchanged it for a pipe meanwhile has nobody at its other end.
+        // Non-blocking, in case it was replaced by a pipe since.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(flags.bits().cast_signed())
             .open(path);
         let Ok(mut file) = opened else {
-            // What can't be read is written anew, unless it is still what this process wrote.
-            let now = self.note(&metadata, bytes);
-            let is_ours = |last: &Last| {
+            // A file that can't be read is written again unless it is what this process wrote.
+            let now = self.describe(&metadata, bytes);
+            let is_ours = |last: &LastWrite| {
                 (last.inode, last.changed, last.digest) == (now.inode, now.changed, now.digest)
             };
-            return Ok(wanted.are_those_of(&metadata) && self.last.as_ref().is_some_and(is_ours));
+            return Ok(wanted.match_those_of(&metadata) && self.last.as_ref().is_some_and(is_ours));
         };
         let metadata = file
             .metadata()
-            .map_err(|error| format!("can't inspect it: {error}"))?;
-        if metadata.len() != bytes.len() as u64 || !wanted.are_those_of(&metadata) {
+            .map_err(|error| format!("can't access the file: {error}"))?;
+        if metadata.len() != bytes.len() as u64 || !wanted.match_those_of(&metadata) {
             return Ok(false);
         }
         let mut present = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
@@ -152,7 +160,7 @@ impl Target {
     }
 }
 
-/// Who may do what with the file.
+/// The mode, owner and group of the file.
 struct Attributes {
     mode: u32,
     owner: u32,
@@ -160,9 +168,10 @@ struct Attributes {
 }
 
 impl Attributes {
-    /// What the config says; where it is silent, what a new file of this process gets in the folder.
+    /// Returns the configured attributes; by default, those of a new file of this process in the
+    /// directory.
     fn new(render: &config::Render, folder: &Metadata) -> Self {
-        let usual_group = || {
+        let default_group = || {
             if folder.mode() & SET_GROUP == 0 {
                 getegid().as_raw()
             } else {
@@ -172,37 +181,37 @@ impl Attributes {
         Self {
             mode: render.mode,
             owner: render.owner.unwrap_or_else(|| geteuid().as_raw()),
-            group: render.group.unwrap_or_else(usual_group),
+            group: render.group.unwrap_or_else(default_group),
         }
     }
 
-    /// Gives them to the file, before it bears its name. The owner comes last: a file of another owner's takes no mode from this process.
-    fn give(&self, file: &File) -> Result<(), (String, io::Error)> {
-        let told = |why: &'static str| move |error| (why.to_owned(), error);
-        let made = file.metadata().map_err(told("can't inspect it"))?;
-        if made.gid() != self.group {
-            let needs =
-                "can't give it its group (that needs to be a member of it, root, or CAP_CHOWN)";
-            fchown(file, None, Some(self.group)).map_err(told(needs))?;
+    /// Applies the attributes before the file gets its name. The owner comes last, because this
+    /// process may not change the mode of a file that it does not own.
+    fn apply(&self, file: &File) -> Result<(), (String, io::Error)> {
+        let failed = |what: &'static str| move |error| (what.to_owned(), error);
+        let created = file.metadata().map_err(failed("can't access the file"))?;
+        if created.gid() != self.group {
+            let what = "can't set the group (requires membership, root or CAP_CHOWN)";
+            fchown(file, None, Some(self.group)).map_err(failed(what))?;
         }
         file.set_permissions(Permissions::from_mode(self.mode))
-            .map_err(told("can't set its mode"))?;
-        if made.uid() != self.owner {
-            let needs = "can't give it its owner (that needs to be root, or CAP_CHOWN)";
-            fchown(file, Some(self.owner), None).map_err(told(needs))?;
+            .map_err(failed("can't set the mode"))?;
+        if created.uid() != self.owner {
+            let what = "can't set the owner (requires root or CAP_CHOWN)";
+            fchown(file, Some(self.owner), None).map_err(failed(what))?;
         }
-        let metadata = file.metadata().map_err(told("can't inspect it"))?;
-        if self.are_those_of(&metadata) {
+        let metadata = file.metadata().map_err(failed("can't access the file"))?;
+        if self.match_those_of(&metadata) {
             Ok(())
         } else {
             Err((
-                "its file system does not keep mode, owner and group".to_owned(),
+                "the file system does not support mode, owner and group".to_owned(),
                 ErrorKind::Unsupported.into(),
             ))
         }
     }
 
-    fn are_those_of(&self, metadata: &Metadata) -> bool {
+    fn match_those_of(&self, metadata: &Metadata) -> bool {
         (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
             == (self.mode, self.owner, self.group)
     }
@@ -231,18 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_goes_away_though_the_file_is_as_it_should_be() {
+    fn a_leftover_is_removed_even_if_the_file_is_up_to_date() {
         let folder = tempfile::tempdir().expect("folder");
         let (render, mut target) = (render(folder.path().join("out")), Target::default());
-        assert_eq!(target.place(&render, b"one"), Ok(true));
+        assert_eq!(target.update(&render, b"one"), Ok(true));
         fs::write(folder.path().join(".out.new"), "plaintext").expect("write");
-        assert_eq!(target.place(&render, b"one"), Ok(false));
+        assert_eq!(target.update(&render, b"one"), Ok(false));
         assert!(!folder.path().join(".out.new").exists());
     }
 
     #[test]
-    fn a_file_that_no_longer_has_an_owner_of_its_own_goes_back_to_the_process() {
-        // Only root can give a file away.
+    fn a_file_without_a_configured_owner_belongs_to_the_process() {
+        // Only root can change the owner.
         if !geteuid().is_root() {
             return;
         }
@@ -253,41 +262,42 @@ mod tests {
             let metadata = fs::metadata(&render.file).expect("file");
             (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
         };
-        assert_eq!(target.place(&render, b"one"), Ok(true));
+        assert_eq!(target.update(&render, b"one"), Ok(true));
         assert_eq!(
-            (target.place(&render, b"one"), owners(&render)),
+            (target.update(&render, b"one"), owners(&render)),
             (Ok(false), (1234, 2345, 0o640))
         );
         render.owner = None;
         assert_eq!(
-            (target.place(&render, b"one"), owners(&render)),
+            (target.update(&render, b"one"), owners(&render)),
             (Ok(true), (0, 2345, 0o640))
         );
         render.group = None;
         assert_eq!(
-            (target.place(&render, b"one"), owners(&render)),
+            (target.update(&render, b"one"), owners(&render)),
             (Ok(true), (0, getegid().as_raw(), 0o640))
         );
-        // A folder that gives its group to what is made in it does so here, too.
+        // A directory with the set-group-ID bit passes on its group.
         std::os::unix::fs::chown(folder.path(), None, Some(2345)).expect("chown");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o2700)).expect("chmod");
         assert_eq!(
-            (target.place(&render, b"one"), owners(&render)),
+            (target.update(&render, b"one"), owners(&render)),
             (Ok(true), (0, 2345, 0o640))
         );
-        assert_eq!(target.place(&render, b"one"), Ok(false));
+        assert_eq!(target.update(&render, b"one"), Ok(false));
     }
 
-    /// CAP_CHOWN alone gives a file away; it neither sets the mode of one that is given away nor reads it back.
+    /// CAP_CHOWN changes the owner. It permits neither to change the mode afterwards nor to read
+    /// the file back.
     #[test]
-    fn a_file_of_another_owner_needs_only_the_right_to_give_it_away_and_is_written_once() {
+    fn a_file_of_another_owner_requires_only_cap_chown_and_is_written_once() {
         // Capabilities belong to a thread.
-        std::thread::spawn(give_away_with_one_capability)
+        std::thread::spawn(change_owner_with_one_capability)
             .join()
-            .expect("it holds");
+            .expect("passed");
     }
 
-    fn give_away_with_one_capability() {
+    fn change_owner_with_one_capability() {
         use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
         let keep = CapabilitySet::CHOWN;
@@ -300,19 +310,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let (mut render, mut target) = (render(folder.path().join("out")), Target::default());
         (render.mode, render.owner) = (0o600, Some(1234));
-        assert_eq!(target.place(&render, b"one"), Ok(true));
+        assert_eq!(target.update(&render, b"one"), Ok(true));
         let metadata = fs::metadata(&render.file).expect("file");
         assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (1234, 0o600));
-        fs::read(&render.file).expect_err("it isn't ours any more");
-        assert_eq!(target.place(&render, b"one"), Ok(false));
-        assert_eq!(target.place(&render, b"two"), Ok(true));
-        // Somebody else exchanged it.
-        fs::remove_file(&render.file).expect("our folder");
+        fs::read(&render.file).expect_err("it has another owner");
+        assert_eq!(target.update(&render, b"one"), Ok(false));
+        assert_eq!(target.update(&render, b"two"), Ok(true));
+        // Another process replaces it.
+        fs::remove_file(&render.file).expect("removed");
         fs::write(&render.file, "six").expect("write");
         std::os::unix::fs::chown(&render.file, Some(1234), None).expect("chown");
-        assert_eq!(target.place(&render, b"two"), Ok(true));
-        assert_eq!(target.place(&render, b"two"), Ok(false));
-        // Another process doesn't know it.
-        assert_eq!(Target::default().place(&render, b"two"), Ok(true));
+        assert_eq!(target.update(&render, b"two"), Ok(true));
+        assert_eq!(target.update(&render, b"two"), Ok(false));
+        // A new process doesn't know what was written.
+        assert_eq!(Target::default().update(&render, b"two"), Ok(true));
     }
 }

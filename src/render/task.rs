@@ -1,4 +1,4 @@
-//! The one task that keeps a file as its secrets say.
+//! The task that keeps a file in line with its secrets.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,29 +12,29 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Failure, Parts, Render, Written,
-    source::{Made, Maker},
+    FileContent, Parts, Render, RenderFailure,
+    source::{ContentSource, Rendered},
     target::Target,
 };
 use crate::{
     audit::Recorder,
     clock::{backoff, spread},
-    secrets::{Change, Secrets},
+    secrets::{SecretChange, Secrets},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-/// How many times the quiet time a change waits at most, if the secrets are never quiet.
-const PATIENCE: u32 = 4;
+/// If secrets keep changing, a change waits for this many times the debounce time at most.
+const MAX_DEBOUNCES: u32 = 4;
 
 pub(super) struct Renderer {
     render: Arc<Render>,
-    maker: Maker,
+    source: ContentSource,
     target: Target,
-    changes: broadcast::Receiver<Change>,
+    changes: broadcast::Receiver<SecretChange>,
     audit: Recorder,
     max_backoff: Duration,
     failures: u32,
-    /// When to try again, whatever happens.
+    /// When to render again even if no secret changes.
     due: Option<Instant>,
 }
 
@@ -42,12 +42,12 @@ impl Renderer {
     pub(super) fn new(
         render: Arc<Render>,
         secrets: Arc<Secrets>,
-        changes: broadcast::Receiver<Change>,
+        changes: broadcast::Receiver<SecretChange>,
         parts: &Parts<'_>,
     ) -> Self {
         Self {
             render,
-            maker: Maker::new(secrets),
+            source: ContentSource::new(secrets),
             target: Target::default(),
             changes,
             audit: parts.audit.clone(),
@@ -57,25 +57,25 @@ impl Renderer {
         }
     }
 
-    /// Ends once the sidecar stops, but never between a write and the word of it.
+    /// Ends when the sidecar stops, but never between a write and its notification.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
         let render = Arc::clone(&self.render);
         loop {
             self.due = None;
-            let Some(made) = stopping
-                .run_until_cancelled(self.maker.make(&render.settings.content))
+            let Some(rendered) = stopping
+                .run_until_cancelled(self.source.render(&render.settings.content))
                 .await
             else {
                 return;
             };
-            self.attempt(made).await;
+            self.finish(rendered).await;
             if stopping.run_until_cancelled(self.next()).await.is_none() {
                 return;
             }
         }
     }
 
-    /// Waits until the file is to be rendered anew.
+    /// Waits until the file has to be rendered again.
     async fn next(&mut self) {
         let (due, render) = (self.due, Arc::clone(&self.render));
         let is_change = tokio::select! {
@@ -88,10 +88,10 @@ impl Renderer {
         }
     }
 
-    /// Secrets that rotate together are one change.
+    /// Waits until the secrets stop changing: those that rotate together count as one change.
     async fn settle(&mut self) {
         let quiet = self.render.settings.debounce;
-        let latest = Instant::now() + quiet * PATIENCE;
+        let latest = Instant::now() + quiet * MAX_DEBOUNCES;
         loop {
             let until = (Instant::now() + quiet).min(latest);
             tokio::select! {
@@ -101,85 +101,85 @@ impl Renderer {
         }
     }
 
-    /// Resolves when a secret that the file is made of changes.
+    /// Waits until a secret in the file changes.
     async fn changed(&mut self) {
         loop {
             match self.changes.recv().await {
-                Ok(change) if self.maker.asked.contains(change.secret.as_str()) => return,
+                Ok(change) if self.source.requested.contains(change.secret.as_str()) => return,
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => return,
-                // The secrets are gone, so nothing changes any more.
+                // The secrets have stopped, so none of them changes.
                 Err(RecvError::Closed) => std::future::pending().await,
             }
         }
     }
 
-    async fn attempt(&mut self, made: Result<Made, Failure>) {
-        let result = match made {
-            Ok(made) => self.place(made).await,
+    async fn finish(&mut self, rendered: Result<Rendered, RenderFailure>) {
+        let result = match rendered {
+            Ok(rendered) => self.write(rendered).await,
             Err(failure) => Err(failure),
         };
         match result {
-            Ok((made, was_written)) => self.succeed(made, was_written),
+            Ok((rendered, was_written)) => self.succeed(rendered, was_written),
             Err(failure) => self.fail(failure),
         }
         self.render.attempts.send_modify(|attempts| *attempts += 1);
     }
 
-    /// On a thread that may wait for the disk.
-    async fn place(&mut self, made: Made) -> Result<(Made, bool), Failure> {
+    /// Writes the file on a blocking thread.
+    async fn write(&mut self, rendered: Rendered) -> Result<(Rendered, bool), RenderFailure> {
         let (render, mut target) = (Arc::clone(&self.render), std::mem::take(&mut self.target));
-        let placed = tokio::task::spawn_blocking(move || {
-            let placed = target.place(&render.settings, &made.bytes);
-            (target, placed.map(|was_written| (made, was_written)))
+        let write = tokio::task::spawn_blocking(move || {
+            let result = target.update(&render.settings, &rendered.bytes);
+            (target, result.map(|was_written| (rendered, was_written)))
         });
-        match placed.await {
-            Ok((target, placed)) => {
+        match write.await {
+            Ok((target, result)) => {
                 self.target = target;
-                placed
+                result
             }
-            Err(error) => Err(Failure {
+            Err(error) => Err(RenderFailure {
                 reason: "write",
-                message: format!("writing was given up: {error}"),
+                message: format!("writing was aborted: {error}"),
             }),
         }
     }
 
-    fn succeed(&mut self, made: Made, was_written: bool) {
+    fn succeed(&mut self, rendered: Rendered, was_written: bool) {
         let (render, now) = (&self.render, self.render.clock.now());
         self.failures = 0;
-        self.due = made.previous_end.and_then(|end| from_now(end, now));
-        render.note_use(now, &made.used);
-        for used in &made.used {
-            used.value.used(now);
+        self.due = rendered.previous_end.and_then(|end| instant_of(end, now));
+        render.record_use(now, &rendered.used);
+        for used in &rendered.used {
+            used.value.record_use(now);
         }
-        let secrets: Vec<_> = made
+        let secrets: Vec<_> = rendered
             .used
             .iter()
             .map(|used| (used.secret.clone(), used.value.version().to_owned()))
             .collect();
         let file = render.settings.file.display();
         {
-            let mut state = render.state();
-            if state.failure.take().is_some() {
-                info!(%file, "rendering it works again");
+            let mut status = render.lock_status();
+            if status.failure.take().is_some() {
+                info!(%file, "rendering works again");
             }
             let written_at = if was_written {
                 Some(now)
             } else {
-                state
-                    .written
+                status
+                    .content
                     .as_ref()
-                    .and_then(|written| written.written_at)
+                    .and_then(|content| content.written_at)
             };
-            state.written = Some(Written {
+            status.content = Some(FileContent {
                 confirmed_at: now,
                 written_at,
                 secrets: secrets.clone(),
             });
         }
-        render.meters.succeeded(now, was_written);
-        render.hold(made.used, was_written);
+        render.metrics.succeeded(now, was_written);
+        render.remember(rendered.used, was_written);
         if !was_written {
             return;
         }
@@ -198,27 +198,31 @@ impl Renderer {
                 .with("secrets", secrets)
         });
         if render.settings.notice.is_some() {
-            render.due.notify_one();
+            render.notice_due.notify_one();
         }
     }
 
-    fn fail(&mut self, failure: Failure) {
+    fn fail(&mut self, failure: RenderFailure) {
         self.failures = self.failures.saturating_add(1);
         self.due =
             Some(Instant::now() + spread(backoff(FIRST_BACKOFF, self.failures, self.max_backoff)));
-        self.render.meters.failed(failure.reason);
-        // Whoever reads the file uses what stands there all the same.
-        self.render.note_use(self.render.clock.now(), &[]);
-        let mut state = self.render.state();
-        let is_news = state.failure.as_ref().is_none_or(|(_, before)| {
-            // A provider's words may differ every time, and its secret's own failures are in the log.
+        self.render.metrics.failed(failure.reason);
+        // The readers of the file still use its content.
+        self.render.record_use(self.render.clock.now(), &[]);
+        let mut status = self.render.lock_status();
+        let is_news = status.failure.as_ref().is_none_or(|(_, before)| {
+            // A provider's message may differ every time, and failures of the secret are logged
+            // already.
             before.reason != failure.reason
                 || (failure.reason != "secret" && before.message != failure.message)
         });
         if is_news {
-            warn!(file = %self.render.settings.file.display(), reason = failure.reason, "the file stays as it is: {}", failure.message);
+            warn!(
+                file = %self.render.settings.file.display(), reason = failure.reason,
+                "the file is left as it is: {}", failure.message
+            );
         }
-        state.failure = Some((self.render.clock.now(), failure));
+        status.failure = Some((self.render.clock.now(), failure));
     }
 }
 
@@ -229,8 +233,8 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// The instant of a time that is still to come.
-fn from_now(end: Timestamp, now: Timestamp) -> Option<Instant> {
+/// Returns the instant of a time in the future; None for the past.
+fn instant_of(end: Timestamp, now: Timestamp) -> Option<Instant> {
     let left = Duration::try_from(end.duration_since(now))
         .ok()
         .filter(|left| !left.is_zero())?;

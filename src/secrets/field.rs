@@ -15,7 +15,7 @@ pub struct Field<'v>(&'v RawValue);
 /// Why a value has no such field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoField {
-    /// The value isn't a JSON object.
+    /// The value is not a JSON object.
     NotAnObject,
     /// The object has no field of this name.
     Missing,
@@ -25,7 +25,7 @@ impl<'v> Field<'v> {
     /// Finds a field. The last one counts if a name is repeated.
     ///
     /// # Errors
-    /// [`NoField`]
+    /// The value is not a JSON object, or has no such field.
     pub(super) fn find(value: &'v [u8], name: &str) -> Result<Self, NoField> {
         let mut deserializer = serde_json::Deserializer::from_slice(value);
         FieldSeed(name)
@@ -36,13 +36,13 @@ impl<'v> Field<'v> {
             .ok_or(NoField::Missing)
     }
 
-    /// An upper bound for the length of the decoded field.
-    pub fn max_len(&self) -> usize {
+    /// Returns an upper bound for the length of the decoded field, in bytes.
+    pub(crate) fn max_len(&self) -> usize {
         self.0.get().len()
     }
 
-    /// The text of a string; anything else as the value contains it.
-    pub fn decode(&self) -> Zeroizing<Vec<u8>> {
+    /// Returns the text of a string, and anything else as the value contains it.
+    pub(crate) fn decode(&self) -> Zeroizing<Vec<u8>> {
         #[derive(Deserialize)]
         struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
 

@@ -1,15 +1,26 @@
-//! Keeping secrets fresh: triggers (start, file, signal, push, interval, lease, a caller's demand) lead to one task per secret, which
-//! asks its provider one thing at a time. A read that fails changes nothing, for as long as the secret's settings allow.
+//! Keeps secrets fresh.
 //!
-//! Values pass through here from a provider to the requests that ask for them, in memory that is zeroized.
+//! Each secret has one task. Triggers (start, a reported change, SIGHUP, a push, the poll interval,
+//! a lease, a caller) make it read the provider, one read at a time. A read that fails changes
+//! nothing for as long as the secret's settings allow.
+//!
+//! Values pass through here from a provider to the requests for them, in memory that is zeroized.
 
+mod expiry;
 mod field;
-mod meters;
-mod others;
+mod lease;
+mod metrics;
+mod other_versions;
+mod publish;
+mod request;
+mod rollback;
 mod secret;
+mod state;
+mod status;
 mod task;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod value;
 
 use std::{
@@ -36,34 +47,39 @@ use crate::{
     telemetry::Registry,
 };
 
-pub use crate::{backend::Which, schedule::Trigger};
-pub use field::{Field, NoField};
-pub use meters::{REQUESTS, render_versions};
-pub use secret::{Ask, Demand, InForce, Refused, Secret, Served, Stage, Standing};
-pub use value::{Labels, Usage, Value};
+pub use self::{
+    field::{Field, NoField},
+    request::{Freshness, GetError, SecretRequest, Served, Stage},
+    secret::Secret,
+    status::{CurrentVersion, SecretStatus},
+    usage::Usage,
+    value::{Labels, Value},
+};
+pub use crate::{backend::Which as VersionSelector, schedule::Trigger};
 
-/// How many changes a listener may be behind before he is told how everything stands instead.
+pub(crate) use self::metrics::{REQUESTS, describe as describe_metrics, render_versions};
+
+/// How many changes a subscriber can lag behind before it has to look at the current state instead.
 const CHANGES: usize = 256;
-/// How many reads of one kind of source run at once: at a start with many secrets, no provider is asked for all of them in one instant,
-/// and one that hangs holds up none of another kind.
-const READS: usize = 64;
-/// The same for names that never had a value.
-const NEW_READS: usize = 8;
-/// How long the end waits for leases to be given back.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How many reads run at once per kind of source. It spreads the load of a start with many secrets,
+/// and a provider that hangs does not delay those of another kind.
+const CONCURRENT_READS: usize = 64;
+/// Like `CONCURRENT_READS`, but for names that never had a value.
+const CONCURRENT_NEW_READS: usize = 8;
+/// How long the shutdown waits for leases to be revoked.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A secret has another current value than before, or the one before it isn't handed out any more.
+/// A secret has a new current value, or its previous value is no longer served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// The secret.
-    pub secret: SecretName,
-    /// The version; none once the provider has deleted it.
-    pub version: Option<String>,
-    /// The version before, if it is still handed out.
-    pub previous: Option<String>,
+pub struct SecretChange {
+    pub(crate) secret: SecretName,
+    /// The current version; None if the provider has deleted the secret.
+    pub(crate) version: Option<String>,
+    /// The previous version, if it is still served.
+    pub(crate) previous: Option<String>,
 }
 
-/// What the secrets of one process share.
+/// What all secrets of a process share.
 pub(super) struct Shared {
     settings: config::Secrets,
     read_timeout: Duration,
@@ -72,59 +88,75 @@ pub(super) struct Shared {
     registry: Arc<Registry>,
     audit: Recorder,
     backends: Arc<dyn Backends>,
-    /// The control plane, where providers are asked.
+    /// The control plane's runtime, which runs the tasks and all reads.
     control: Handle,
+    /// By the scheme of the source, and whether the name never had a value.
     reads: Mutex<HashMap<(&'static str, bool), Arc<Semaphore>>>,
-    /// Tells values apart without telling anything about them.
+    /// Distinguishes values without revealing anything about them.
     fingerprints: NamingKey,
-    changes: broadcast::Sender<Change>,
+    changes: broadcast::Sender<SecretChange>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
 impl Shared {
-    /// New names under a `*` have turns of their own: callers make them up, and others don't wait for them.
+    /// Returns the semaphore that limits reads of `source`. New names covered by a wildcard have
+    /// one of their own: callers can make them up, and must not delay other secrets.
     fn reads(&self, source: &SecretSource, is_new: bool) -> Arc<Semaphore> {
         let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-        let turns = if is_new { NEW_READS } else { READS };
+        let permits = if is_new {
+            CONCURRENT_NEW_READS
+        } else {
+            CONCURRENT_READS
+        };
         Arc::clone(
             reads
                 .entry((source.scheme(), is_new))
-                .or_insert_with(|| Arc::new(Semaphore::new(turns))),
+                .or_insert_with(|| Arc::new(Semaphore::new(permits))),
         )
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        settings: config::Secret,
+        is_wildcard: bool,
+    ) -> Result<Arc<Secret>, SecretError> {
+        let provider = self.backends.secret(&settings.source)?;
+        let (secret, requests) = Secret::new(settings, provider, self, is_wildcard);
+        self.tasks.spawn_on(
+            task::Refresher::new(Arc::clone(&secret), requests).run(),
+            &self.control,
+        );
+        Ok(secret)
     }
 }
 
-/// The secrets of one process.
+/// The secrets of a process.
 pub struct Secrets {
     shared: Arc<Shared>,
     named: BTreeMap<String, Arc<Secret>>,
-    /// Those under a `*` that somebody asked for.
-    wild: ArcSwap<BTreeMap<String, Arc<Secret>>>,
-    /// Held while one is added, so that one name has one task.
+    /// The secrets covered by a wildcard that were requested.
+    wildcard: ArcSwap<BTreeMap<String, Arc<Secret>>>,
+    /// Locked while a secret is added, so that each name has one task.
     adding: Mutex<()>,
 }
 
-/// What secrets are kept with.
+/// What [`Secrets`] are started with.
 pub struct Parts<'s> {
-    /// The config.
-    pub settings: &'s config::Settings,
-    /// The time.
-    pub clock: Clock,
-    /// The metrics.
-    pub registry: Arc<Registry>,
-    /// Takes note of what comes in force.
-    pub audit: Recorder,
-    /// The outside systems.
-    pub backends: Arc<dyn Backends>,
+    pub(crate) settings: &'s config::Settings,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) audit: Recorder,
+    pub(crate) backends: Arc<dyn Backends>,
 }
 
 impl Secrets {
-    /// Starts to keep the secrets of a config, on the current runtime.
+    /// Spawns the tasks of all configured secrets on the current runtime.
     ///
     /// # Errors
-    /// This build has no backend for a source, or its settings are wrong. A secret that can't be read yet is none.
-    pub fn start(parts: Parts<'_>) -> Result<Arc<Self>, SecretError> {
+    /// This build has no backend for a source, or a backend's settings are invalid. A secret that
+    /// can't be read yet is not an error.
+    pub(crate) fn start(parts: Parts<'_>) -> Result<Arc<Self>, SecretError> {
         let Parts {
             settings,
             clock,
@@ -149,10 +181,8 @@ impl Secrets {
             shutdown: CancellationToken::new(),
         });
         let start = |settings: &config::Secret| {
-            Ok((
-                settings.name.to_string(),
-                shared.spawn(settings.clone(), false)?,
-            ))
+            let secret = shared.spawn(settings.clone(), false)?;
+            Ok((settings.name.to_string(), secret))
         };
         let named = settings
             .secrets
@@ -163,84 +193,98 @@ impl Secrets {
         Ok(Arc::new(Self {
             shared,
             named,
-            wild: ArcSwap::default(),
+            wildcard: ArcSwap::default(),
             adding: Mutex::default(),
         }))
     }
 
-    /// The secret of a name that is kept already.
-    pub fn kept(&self, name: &str) -> Option<Arc<Secret>> {
+    /// Returns a secret that has a task already.
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Secret>> {
         if let Some(secret) = self.named.get(name) {
             return Some(Arc::clone(secret));
         }
-        self.wild.load().get(name).map(Arc::clone)
+        self.wildcard.load().get(name).map(Arc::clone)
     }
 
-    /// The secret of a name that is configured, or stands under a `*` and is allowed there, which is kept from now on. It
-    /// may have no value. None either while there are as many under a `*` as there may be.
-    pub fn find(&self, name: &str) -> Option<Arc<Secret>> {
-        self.kept(name)
+    /// Returns a secret that is configured by name or covered by a wildcard. From now on it is kept
+    /// fresh; it may have no value.
+    ///
+    /// Returns None if the name is not configured, or if `secrets.wild_names` is exhausted.
+    pub(crate) fn get_or_add(&self, name: &str) -> Option<Arc<Secret>> {
+        self.get(name)
             .or_else(|| self.add(self.shared.settings.find(name)?))
     }
 
-    /// Whether a name is configured, or stands under a `*` and is allowed there.
-    pub fn knows(&self, name: &str) -> bool {
+    /// Whether a name is configured, or covered by a wildcard.
+    pub(crate) fn is_configured(&self, name: &str) -> bool {
         self.shared.settings.find(name).is_some()
     }
 
     fn add(&self, settings: config::Secret) -> Option<Arc<Secret>> {
-        let _turn = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wild = BTreeMap::clone(&self.wild.load());
-        if let Some(secret) = wild.get(settings.name.as_str()) {
+        let _guard = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut secrets = BTreeMap::clone(&self.wildcard.load());
+        if let Some(secret) = secrets.get(settings.name.as_str()) {
             return Some(Arc::clone(secret));
         }
-        if wild.len() >= self.shared.settings.wild_names {
+        if secrets.len() >= self.shared.settings.wild_names {
             // Names that lead to nothing make room for others.
-            let (dropped, kept) = wild.into_iter().partition(|(_, secret)| secret.is_idle());
-            wild = kept;
-            for secret in BTreeMap::into_values(dropped) {
-                secret.ending.cancel();
+            let (idle, kept) = secrets
+                .into_iter()
+                .partition(|(_, secret)| secret.is_idle());
+            secrets = kept;
+            for secret in BTreeMap::into_values(idle) {
+                secret.stopping.cancel();
             }
         }
         let name = settings.name.clone();
-        if wild.len() >= self.shared.settings.wild_names {
-            tracing::warn!(secret = %name, "not served: as many secrets under a `*` as `secrets.wild_names` allows are held already");
+        if secrets.len() >= self.shared.settings.wild_names {
+            tracing::warn!(
+                secret = %name,
+                "secret not served: the limit of secrets covered by wildcards is reached \
+                 (`secrets.wild_names`)"
+            );
             return None;
         }
-        // The config has tried the source's form already.
+        // The config check has already created a provider for this kind of source.
         let secret = self.shared.spawn(settings, true).ok()?;
-        wild.insert(name.to_string(), Arc::clone(&secret));
-        self.wild.store(Arc::new(wild));
+        secrets.insert(name.to_string(), Arc::clone(&secret));
+        self.wildcard.store(Arc::new(secrets));
         Some(secret)
     }
 
-    /// All secrets, and those under a `*` that somebody asked for.
-    pub fn all(&self) -> Vec<Arc<Secret>> {
+    /// Returns the configured secrets, and those covered by a wildcard that were requested.
+    pub(crate) fn all(&self) -> Vec<Arc<Secret>> {
         self.named
             .values()
             .cloned()
-            .chain(self.wild.load().values().cloned())
+            .chain(self.wildcard.load().values().cloned())
             .collect()
     }
 
-    /// Reads every secret anew.
-    pub fn request(&self, trigger: Trigger) {
+    /// Requests a read of every secret.
+    pub(crate) fn request(&self, trigger: Trigger) {
         for secret in self.all() {
             secret.request(trigger);
         }
     }
 
-    /// Tells of changes from now on.
-    pub fn changes(&self) -> broadcast::Receiver<Change> {
+    /// Subscribes to changes from now on.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<SecretChange> {
         self.shared.changes.subscribe()
     }
 
-    /// Ends, and gives back the leases whose settings ask for it.
-    pub async fn close(&self) {
+    /// Stops the tasks, and revokes the leases of secrets that are configured to do so.
+    pub(crate) async fn close(&self) {
         self.shared.shutdown.cancel();
         self.shared.tasks.close();
-        if timeout(FAREWELL, self.shared.tasks.wait()).await.is_err() {
-            tracing::warn!("not every lease could be given back in time; they end by themselves");
+        if timeout(REVOKE_TIMEOUT, self.shared.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "not all leases were revoked within {REVOKE_TIMEOUT:?}; the rest ends when it \
+                 expires"
+            );
         }
     }
 }
@@ -251,32 +295,14 @@ impl Drop for Secrets {
     }
 }
 
-impl Shared {
-    fn spawn(
-        self: &Arc<Self>,
-        settings: config::Secret,
-        is_wild: bool,
-    ) -> Result<Arc<Secret>, SecretError> {
-        let provider = self.backends.secret(&settings.source)?;
-        let (secret, requests) = Secret::new(settings, provider, self, is_wild);
-        self.tasks.spawn_on(
-            task::Refresher::new(Arc::clone(&secret), requests).run(),
-            &self.control,
-        );
-        Ok(secret)
-    }
-}
-
-/// Describes the metrics of every secret.
-pub fn describe_metrics(registry: &Registry) {
-    meters::describe(registry);
-}
-
-/// There was no answer in time: what the provider said until then is why.
-fn late(source: &SecretSource, limit: Duration, late: Late) -> SecretError {
-    let (fault, said) = match late.heard {
-        Some((fault, said)) => (SecretFault::from(fault), format!("; until then: {said}")),
+/// The provider did not respond within `limit`. Its last error, if any, says why.
+fn timed_out(source: &SecretSource, limit: Duration, late: Late) -> SecretError {
+    let (fault, last_error) = match late.heard {
+        Some((fault, said)) => (SecretFault::from(fault), format!("; last error: {said}")),
         None => (SecretFault::Unavailable, String::new()),
     };
-    SecretError::new(fault, format!("{source}: no answer within {limit:?}{said}"))
+    SecretError::new(
+        fault,
+        format!("{source}: no response within {limit:?} (`refresh.read_timeout`){last_error}"),
+    )
 }

@@ -1,4 +1,4 @@
-//! The engine against a provider that does as a test says. Time is tokio's, and stands still but for who waits.
+//! The engine against a scripted provider, with paused time.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     config::Keeping,
 };
 
-/// A provider that gives what it is told to give.
+/// A provider that returns what the test tells it to.
 #[derive(Default)]
 struct Script {
     values: Mutex<BTreeMap<String, (String, Timestamp)>>,
@@ -70,7 +70,7 @@ impl Script {
 impl SecretProvider for Arc<Script> {
     fn fetch<'a>(
         &'a self,
-        which: &'a Which,
+        which: &'a VersionSelector,
         _: Option<Held<'a>>,
         _: usize,
     ) -> BoxFuture<'a, Result<Answer, SecretError>> {
@@ -79,13 +79,13 @@ impl SecretProvider for Arc<Script> {
         Box::pin(async move {
             sleep(stages.delay).await;
             if let Some(fault) = stages.fault {
-                return Err(SecretError::new(fault, "as the test says"));
+                return Err(SecretError::new(fault, "scripted"));
             }
             let version = match which {
-                Which::Current => stages.current.clone(),
-                Which::Previous => stages.previous.clone(),
-                Which::Pending => "pending".into(),
-                Which::Version(version) => version.clone(),
+                VersionSelector::Current => stages.current.clone(),
+                VersionSelector::Previous => stages.previous.clone(),
+                VersionSelector::Pending => "pending".into(),
+                VersionSelector::Version(version) => version.clone(),
             };
             let found = self.values.lock().expect("test").get(&version).cloned();
             let (text, at) =
@@ -143,9 +143,7 @@ impl Lease for ScriptedLease {
     fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
         self.renewed.fetch_add(1, Ordering::Relaxed);
         let renewal = *self.renewal.lock().expect("test");
-        Box::pin(
-            async move { renewal.map_err(|fault| SecretError::new(fault, "as the test says")) },
-        )
+        Box::pin(async move { renewal.map_err(|fault| SecretError::new(fault, "scripted")) })
     }
 
     fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
@@ -154,7 +152,7 @@ impl Lease for ScriptedLease {
     }
 }
 
-/// One secret and its provider.
+/// A secret and its provider.
 struct World {
     secret: Arc<Secret>,
     shared: Arc<Shared>,
@@ -221,28 +219,31 @@ impl World {
 
     async fn ask(
         &self,
-        which: Which,
-        demand: Demand,
-    ) -> Result<(String, &'static str, bool), Refused> {
-        let served = self.secret.get(&Ask { which, demand }).await?;
+        version: VersionSelector,
+        freshness: Freshness,
+    ) -> Result<(String, &'static str, bool), GetError> {
+        let served = self
+            .secret
+            .get(&SecretRequest { version, freshness })
+            .await?;
         let text = String::from_utf8(served.value.bytes().to_vec()).expect("text");
         Ok((text, served.stage.as_str(), served.stale.is_some()))
     }
 
     async fn current(&self) -> Result<String, SecretFault> {
-        self.ask(Which::Current, Demand::Kept)
+        self.ask(VersionSelector::Current, Freshness::Cached)
             .await
             .map(|(text, ..)| text)
             .map_err(fault)
     }
 
-    async fn previous(&self) -> Result<String, Refused> {
-        self.ask(Which::Previous, Demand::Kept)
+    async fn previous(&self) -> Result<String, GetError> {
+        self.ask(VersionSelector::Previous, Freshness::Cached)
             .await
             .map(|(text, ..)| text)
     }
 
-    /// Lets time pass, in the clock, too.
+    /// Advances tokio's time and the clock.
     async fn pass(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
         sleep(Duration::from_secs(seconds)).await;
@@ -253,54 +254,54 @@ impl World {
     }
 }
 
-fn fault(refused: Refused) -> SecretFault {
+fn fault(refused: GetError) -> SecretFault {
     match refused {
-        Refused::Provider(error) => error.fault,
+        GetError::Provider(error) => error.fault,
         other => panic!("{other:?}"),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_leaves_the_value_before_for_its_time() {
+async fn after_a_rotation_the_previous_value_is_served_for_its_ttl() {
     let script = Script::new("1", "old");
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("old"));
     assert_eq!(
         world.previous().await,
-        Err(Refused::Over),
-        "it was made long ago"
+        Err(GetError::PreviousExpired),
+        "the rotation was long ago"
     );
     let mut changes = world.shared.changes.subscribe();
     script.rotate("2", "new", world.now());
     world.pass(76).await;
     assert_eq!(world.current().await.as_deref(), Ok("new"));
     assert_eq!(world.previous().await.as_deref(), Ok("old"));
-    let change = changes.try_recv().expect("told");
+    let change = changes.try_recv().expect("announced");
     assert_eq!(
         (change.version.as_deref(), change.previous.as_deref()),
         (Some("2"), Some("1"))
     );
     let by_version = world
-        .ask(Which::Version("1".into()), Demand::Kept)
+        .ask(VersionSelector::Version("1".into()), Freshness::Cached)
         .await
         .expect("held");
     assert_eq!((by_version.0.as_str(), by_version.1), ("old", "previous"));
     world.pass(601).await;
-    assert_eq!(world.previous().await, Err(Refused::Over));
+    assert_eq!(world.previous().await, Err(GetError::PreviousExpired));
     assert!(
         world.secret.state().expect("state").previous.is_none(),
-        "it is gone from memory"
+        "it is dropped from memory"
     );
-    let change = changes.try_recv().expect("its end is told, too");
+    let change = changes.try_recv().expect("its expiry is announced, too");
     assert_eq!(
         (change.version.as_deref(), change.previous),
         (Some("2"), None)
     );
-    changes.try_recv().expect_err("once");
+    changes.try_recv().expect_err("announced once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sidecar_that_starts_after_a_rotation_has_the_value_before_all_the_same() {
+async fn a_sidecar_that_starts_after_a_rotation_reads_the_previous_value() {
     let script = Script::new("1", "old");
     let made = Timestamp::UNIX_EPOCH + Duration::from_secs(86_400 - 60);
     script.rotate("2", "new", made);
@@ -308,13 +309,13 @@ async fn a_sidecar_that_starts_after_a_rotation_has_the_value_before_all_the_sam
     assert_eq!(world.previous().await.as_deref(), Ok("old"));
     let fetches = script.fetches();
     assert_eq!(world.previous().await.as_deref(), Ok("old"));
-    assert_eq!(script.fetches(), fetches, "kept for a while");
+    assert_eq!(script.fetches(), fetches, "cached for a while");
     world.pass(600).await;
-    assert_eq!(world.previous().await, Err(Refused::Over));
+    assert_eq!(world.previous().await, Err(GetError::PreviousExpired));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_is_down_costs_nothing_within_the_bound_and_everything_beyond() {
+async fn while_a_provider_is_down_a_stale_value_is_served_within_the_bound_only() {
     for fault in [
         SecretFault::Unavailable,
         SecretFault::Throttled,
@@ -323,13 +324,13 @@ async fn a_provider_that_is_down_costs_nothing_within_the_bound_and_everything_b
         let script = Script::new("1", "value");
         let world = World::new(&script, KEEPING);
         assert_eq!(
-            world.ask(Which::Current, Demand::Kept).await,
+            world.ask(VersionSelector::Current, Freshness::Cached).await,
             Ok(("value".into(), "current", false))
         );
         script.fail(fault);
         world.pass(100).await;
         assert_eq!(
-            world.ask(Which::Current, Demand::Kept).await,
+            world.ask(VersionSelector::Current, Freshness::Cached).await,
             Ok(("value".into(), "current", true))
         );
         world.pass(300).await;
@@ -337,14 +338,14 @@ async fn a_provider_that_is_down_costs_nothing_within_the_bound_and_everything_b
         script.fail(None);
         world.pass(30).await;
         assert_eq!(
-            world.ask(Which::Current, Demand::Kept).await,
+            world.ask(VersionSelector::Current, Freshness::Cached).await,
             Ok(("value".into(), "current", false))
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_secret_that_is_deleted_is_gone_once_its_provider_said_so_twice_and_comes_back() {
+async fn a_secret_counts_as_deleted_when_it_is_missing_twice_and_can_come_back() {
     let script = Script::new("1", "value");
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("value"));
@@ -353,31 +354,31 @@ async fn a_secret_that_is_deleted_is_gone_once_its_provider_said_so_twice_and_co
     world.secret.request(Trigger::Signal);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(
-        world.ask(Which::Current, Demand::Kept).await,
+        world.ask(VersionSelector::Current, Freshness::Cached).await,
         Ok(("value".into(), "current", true)),
-        "said once"
+        "missing once"
     );
     world.pass(2).await;
     assert_eq!(world.current().await, Err(SecretFault::NotFound));
     assert_eq!(
         world
-            .ask(Which::Previous, Demand::Kept)
+            .ask(VersionSelector::Previous, Freshness::Cached)
             .await
             .map_err(fault),
         Err(SecretFault::NotFound)
     );
-    assert_eq!(changes.try_recv().expect("told").version, None);
+    assert_eq!(changes.try_recv().expect("announced").version, None);
     script.fail(None);
     world.pass(30).await;
     assert_eq!(world.current().await.as_deref(), Ok("value"));
     assert_eq!(
-        changes.try_recv().expect("told").version.as_deref(),
+        changes.try_recv().expect("announced").version.as_deref(),
         Some("1")
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_first_requests_make_one_read_and_a_refusal_is_remembered() {
+async fn concurrent_first_requests_share_one_read_and_a_refusal_is_remembered() {
     let script = Script::new("1", "value");
     script.stages().delay = Duration::from_secs(1);
     let world = Arc::new(World::new(&script, KEEPING));
@@ -403,7 +404,7 @@ async fn many_first_requests_make_one_read_and_a_refusal_is_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_demands_the_newest_gets_it_by_one_read_for_all_and_at_a_bounded_rate() {
+async fn revalidating_requests_share_reads_at_a_bounded_rate() {
     let script = Script::new("1", "old");
     let world = Arc::new(World::new(&script, KEEPING));
     assert_eq!(world.current().await.as_deref(), Ok("old"));
@@ -412,7 +413,7 @@ async fn who_demands_the_newest_gets_it_by_one_read_for_all_and_at_a_bounded_rat
         let world = Arc::clone(&world);
         tokio::spawn(async move {
             world
-                .ask(Which::Current, Demand::Fresh)
+                .ask(VersionSelector::Current, Freshness::Revalidated)
                 .await
                 .map(|(text, ..)| text)
         })
@@ -424,7 +425,7 @@ async fn who_demands_the_newest_gets_it_by_one_read_for_all_and_at_a_bounded_rat
             assert_eq!(answer.await.expect("joined").as_deref(), Ok("new"));
         }
     }
-    // Each round waits for its turn, a second after the one before.
+    // Each round waits until a second has passed since the one before.
     assert_eq!(script.fetches(), 6);
     assert!(
         start.elapsed() >= Duration::from_secs(4),
@@ -432,19 +433,22 @@ async fn who_demands_the_newest_gets_it_by_one_read_for_all_and_at_a_bounded_rat
         start.elapsed()
     );
     script.fail(SecretFault::Unavailable);
-    let stale = world.ask(Which::Current, Demand::Fresh).await;
+    let stale = world
+        .ask(VersionSelector::Current, Freshness::Revalidated)
+        .await;
     assert_eq!(
         stale,
         Ok(("new".into(), "current", true)),
-        "what there is, and that it may be old"
+        "the value in memory, marked as stale"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_names_the_least_version_waits_for_no_read_that_he_doesnt_need() {
+async fn a_request_for_a_minimum_version_reads_only_if_the_held_version_is_lower() {
     let script = Script::new("9", "old");
     let world = World::new(&script, KEEPING);
-    let at_least = |least: &str| world.ask(Which::Current, Demand::AtLeast(least.into()));
+    let at_least =
+        |least: &str| world.ask(VersionSelector::Current, Freshness::AtLeast(least.into()));
     assert_eq!(
         at_least("9").await.map(|(text, ..)| text).as_deref(),
         Ok("old")
@@ -456,7 +460,7 @@ async fn who_names_the_least_version_waits_for_no_read_that_he_doesnt_need() {
     assert_eq!(script.fetches(), 1);
     assert_eq!(
         at_least("10").await,
-        Err(Refused::TooOld {
+        Err(GetError::VersionTooOld {
             version: "9".into()
         })
     );
@@ -469,7 +473,7 @@ async fn who_names_the_least_version_waits_for_no_read_that_he_doesnt_need() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_hangs_is_given_up_and_no_caller_waits_for_ever() {
+async fn a_provider_that_hangs_times_out_and_no_caller_waits_forever() {
     let script = Script::new("1", "value");
     script.stages().delay = Duration::from_secs(3600);
     let world = World::new(&script, KEEPING);
@@ -483,7 +487,7 @@ async fn a_provider_that_hangs_is_given_up_and_no_caller_waits_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_renewed_and_replaced_once_it_gets_no_more_time() {
+async fn a_lease_is_renewed_and_replaced_once_it_is_no_longer_extended() {
     let script = Script::new("a", "first");
     let lease = ScriptedLease::new(90);
     script.stages().leased = Some(Arc::clone(&lease));
@@ -501,7 +505,7 @@ async fn a_lease_is_renewed_and_replaced_once_it_gets_no_more_time() {
         (1, Ok("first"))
     );
     assert!(lease.renewed.load(Ordering::Relaxed) >= 40);
-    // It nears its greatest age.
+    // It approaches its maximum TTL.
     script.rotate("b", "second", world.now());
     *lease.renewal.lock().expect("test") = Ok(Duration::from_secs(20));
     while script.fetches() < 2 {
@@ -512,13 +516,13 @@ async fn a_lease_is_renewed_and_replaced_once_it_gets_no_more_time() {
     world.pass(21).await;
     assert_eq!(
         world.previous().await,
-        Err(Refused::Over),
-        "no longer than its lease"
+        Err(GetError::PreviousExpired),
+        "not served beyond its lease"
     );
     assert_eq!(
         lease.revoked.load(Ordering::Relaxed),
         1,
-        "nobody needs it any more"
+        "it is no longer served"
     );
     world.shared.shutdown.cancel();
     world.shared.tasks.close();
@@ -526,12 +530,12 @@ async fn a_lease_is_renewed_and_replaced_once_it_gets_no_more_time() {
     assert_eq!(
         lease.revoked.load(Ordering::Relaxed),
         2,
-        "given back at the end"
+        "revoked at shutdown"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_revoked_under_our_feet_is_replaced_for_who_finds_out() {
+async fn a_lease_that_was_revoked_elsewhere_is_replaced_for_a_revalidating_request() {
     let script = Script::new("a", "first");
     let lease = ScriptedLease::new(3600);
     script.stages().leased = Some(Arc::clone(&lease));
@@ -545,28 +549,25 @@ async fn a_lease_that_is_revoked_under_our_feet_is_replaced_for_who_finds_out() 
     assert_eq!(world.current().await.as_deref(), Ok("first"));
     script.rotate("b", "second", world.now());
     let fresh = world
-        .ask(Which::Current, Demand::Fresh)
+        .ask(VersionSelector::Current, Freshness::Revalidated)
         .await
         .expect("served");
-    assert_eq!(
-        fresh.0, "first",
-        "a lease that runs is no reason for other credentials"
-    );
+    assert_eq!(fresh.0, "first", "an active lease is kept");
     *lease.renewal.lock().expect("test") = Err(SecretFault::NotFound);
     let fresh = world
-        .ask(Which::Current, Demand::Fresh)
+        .ask(VersionSelector::Current, Freshness::Revalidated)
         .await
         .expect("served");
     assert_eq!(fresh.0, "second");
     assert_eq!(
         world.previous().await,
-        Err(Refused::Over),
-        "the old credentials are dead"
+        Err(GetError::PreviousExpired),
+        "the old credentials no longer work"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_whose_lease_ended_are_not_served() {
+async fn credentials_with_an_expired_lease_are_not_served() {
     let script = Script::new("a", "first");
     let lease = ScriptedLease::new(90);
     script.stages().leased = Some(Arc::clone(&lease));
@@ -577,9 +578,9 @@ async fn credentials_whose_lease_ended_are_not_served() {
     world.pass(60).await;
     assert!(
         world
-            .ask(Which::Current, Demand::Kept)
+            .ask(VersionSelector::Current, Freshness::Cached)
             .await
-            .expect("it runs still")
+            .expect("the lease is active")
             .2
     );
     world.pass(60).await;
@@ -590,7 +591,7 @@ async fn credentials_whose_lease_ended_are_not_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leased_credentials_are_replaced_before_the_age_that_the_config_knows() {
+async fn leased_credentials_are_replaced_before_rotate_after() {
     let script = Script::new("a", "first");
     script.stages().leased = Some(ScriptedLease::new(90));
     let world = World::new(
@@ -613,12 +614,12 @@ async fn leased_credentials_are_replaced_before_the_age_that_the_config_knows() 
     assert_eq!(
         world.previous().await.as_deref(),
         Ok("first"),
-        "renewed once more"
+        "its lease was renewed once more"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_that_can_not_be_replaced_are_kept_alive() {
+async fn credentials_that_cannot_be_replaced_are_renewed() {
     let script = Script::new("a", "first");
     script.stages().leased = Some(ScriptedLease::new(90));
     let world = World::new(
@@ -637,7 +638,7 @@ async fn credentials_that_can_not_be_replaced_are_kept_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_is_looked_for_when_its_time_is_over() {
+async fn a_value_is_read_again_around_its_expiry() {
     let script = Script::new("1", "old");
     let keeping = Keeping {
         refresh: Duration::from_secs(86_400),
@@ -652,16 +653,16 @@ async fn a_value_is_looked_for_when_its_time_is_over() {
     let world = World::new(&script, keeping);
     assert_eq!(world.current().await.as_deref(), Ok("older"));
     world.pass(999).await;
-    assert_eq!(script.fetches(), 2, "once ahead of its end");
+    assert_eq!(script.fetches(), 2, "read once before it expires");
     script.rotate("3", "new", world.now());
     world.pass(3).await;
     assert_eq!(world.current().await.as_deref(), Ok("new"));
     world.pass(90).await;
-    assert_eq!(script.fetches(), 3, "and not again until the next end");
+    assert_eq!(script.fetches(), 3, "not read again until the next expiry");
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_versions_are_read_once_and_kept_for_a_while() {
+async fn other_versions_are_read_once_and_cached() {
     let script = Script::new("1", "first");
     for version in 2..=20 {
         script.rotate(
@@ -671,7 +672,12 @@ async fn other_versions_are_read_once_and_kept_for_a_while() {
         );
     }
     let world = World::new(&script, KEEPING);
-    let version = |version: u32| world.ask(Which::Version(version.to_string()), Demand::Kept);
+    let version = |version: u32| {
+        world.ask(
+            VersionSelector::Version(version.to_string()),
+            Freshness::Cached,
+        )
+    };
     assert_eq!(version(1).await, Ok(("first".into(), "other", false)));
     let fetches = script.fetches();
     assert_eq!(version(1).await, Ok(("first".into(), "other", false)));
@@ -684,7 +690,10 @@ async fn other_versions_are_read_once_and_kept_for_a_while() {
     }
     assert_eq!(version(99).await.map_err(fault), Err(SecretFault::NotFound));
     assert_eq!(
-        world.ask(Which::Pending, Demand::Kept).await.map_err(fault),
+        world
+            .ask(VersionSelector::Pending, Freshness::Cached)
+            .await
+            .map_err(fault),
         Err(SecretFault::NotFound)
     );
     script
@@ -694,31 +703,31 @@ async fn other_versions_are_read_once_and_kept_for_a_while() {
         .insert("pending".into(), ("next".into(), world.now()));
     world.pass(31).await;
     assert_eq!(
-        world.ask(Which::Pending, Demand::Kept).await,
+        world.ask(VersionSelector::Pending, Freshness::Cached).await,
         Ok(("next".into(), "pending", false))
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn use_is_counted_by_version() {
+async fn usage_is_counted_per_version() {
     let script = Script::new("1", "old");
     let world = World::new(&script, KEEPING);
-    let hand_out = async |which: Which| {
+    let serve = async |version: VersionSelector| {
         let served = world
             .secret
-            .get(&Ask {
-                which,
-                demand: Demand::Kept,
+            .get(&SecretRequest {
+                version,
+                freshness: Freshness::Cached,
             })
             .await
             .expect("served");
-        world.secret.handed_out(&served);
+        world.secret.record_served(&served);
     };
-    hand_out(Which::Current).await;
+    serve(VersionSelector::Current).await;
     script.rotate("2", "new", world.now());
     world.pass(76).await;
-    hand_out(Which::Current).await;
-    hand_out(Which::Previous).await;
+    serve(VersionSelector::Current).await;
+    serve(VersionSelector::Previous).await;
     let usages = world.secret.usages();
     let counts: Vec<_> = usages
         .iter()
@@ -729,7 +738,7 @@ async fn use_is_counted_by_version() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_who_go_away_cause_no_more_reads_and_lose_nothing_that_is_kept() {
+async fn requests_that_are_abandoned_cause_no_extra_reads_and_evict_nothing() {
     let script = Script::new("1", "first");
     script.rotate("2", "second", Timestamp::UNIX_EPOCH);
     let world = World::new(&script, KEEPING);
@@ -737,7 +746,10 @@ async fn callers_who_go_away_cause_no_more_reads_and_lose_nothing_that_is_kept()
     script.stages().delay = Duration::from_secs(5);
     let before = script.fetches();
     for number in 0..60 {
-        let asked = world.ask(Which::Version(format!("none {number}")), Demand::Kept);
+        let asked = world.ask(
+            VersionSelector::Version(format!("none {number}")),
+            Freshness::Cached,
+        );
         let _ = tokio::time::timeout(Duration::from_millis(80), asked).await;
     }
     assert!(
@@ -745,26 +757,29 @@ async fn callers_who_go_away_cause_no_more_reads_and_lose_nothing_that_is_kept()
         "{}",
         script.fetches() - before
     );
-    // Nor do they keep others from what is held.
+    // They do not block access to values in memory, either.
     assert_eq!(world.current().await.as_deref(), Ok("second"));
     world.pass(200).await;
     script.stages().delay = Duration::ZERO;
-    let first = || world.ask(Which::Version("1".into()), Demand::Kept);
+    let first = || world.ask(VersionSelector::Version("1".into()), Freshness::Cached);
     assert_eq!(first().await.map(|(text, ..)| text).as_deref(), Ok("first"));
     script.stages().delay = Duration::from_secs(5);
     for number in 0..40 {
-        let asked = world.ask(Which::Version(format!("none {number}")), Demand::Kept);
+        let asked = world.ask(
+            VersionSelector::Version(format!("none {number}")),
+            Freshness::Cached,
+        );
         let _ = tokio::time::timeout(Duration::from_millis(1), asked).await;
     }
     assert_eq!(
         first().await.map(|(text, ..)| text).as_deref(),
         Ok("first"),
-        "what is kept needs no turn"
+        "a cached value needs no read"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_stale_says_so_every_time() {
+async fn a_stale_value_is_marked_every_time() {
     let script = Script::new("1", "value");
     script
         .values
@@ -774,7 +789,7 @@ async fn what_is_stale_says_so_every_time() {
     let world = World::new(&script, KEEPING);
     let pending = async || {
         world
-            .ask(Which::Pending, Demand::Kept)
+            .ask(VersionSelector::Pending, Freshness::Cached)
             .await
             .map(|(_, _, stale)| stale)
     };
@@ -785,12 +800,12 @@ async fn what_is_stale_says_so_every_time() {
         assert_eq!(pending().await, Ok(true));
     }
     world.pass(301).await;
-    // Its turn finds the provider as it was, and the bound is over.
+    // The provider still refuses, and the bound is exceeded.
     assert_eq!(pending().await.map_err(fault), Err(SecretFault::Denied));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_demand_that_waits_for_its_turn_holds_nothing_else_up() {
+async fn an_on_demand_read_that_waits_delays_no_renewal() {
     let script = Script::new("a", "first");
     let lease = ScriptedLease::new(8);
     script.stages().leased = Some(Arc::clone(&lease));
@@ -804,7 +819,7 @@ async fn a_demand_that_waits_for_its_turn_holds_nothing_else_up() {
         assert_eq!(
             world.current().await.as_deref(),
             Ok("first"),
-            "renewed in time"
+            "the lease is renewed in time"
         );
     }
     world.shared.shutdown.cancel();
@@ -813,38 +828,38 @@ async fn a_demand_that_waits_for_its_turn_holds_nothing_else_up() {
         settings.force_interval = Duration::from_secs(3600)
     });
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    // Whoever demands the newest and waits in vain is told that this may not be it.
+    // A revalidating request that waits in vain gets a value that is marked as stale.
     let fresh = tokio::time::timeout(
         Duration::from_secs(3700),
-        world.ask(Which::Current, Demand::Fresh),
+        world.ask(VersionSelector::Current, Freshness::Revalidated),
     )
     .await;
     assert!(fresh.expect("bounded").is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_use_of_a_value_in_force_is_counted_whatever_else_is_read() {
+async fn usage_of_the_current_value_survives_many_other_versions() {
     let script = Script::new("1", "first");
     for version in 2..=45 {
         script.rotate(&version.to_string(), "value", Timestamp::UNIX_EPOCH);
     }
     let world = World::new(&script, KEEPING);
-    let hand_out = async |which: Which| {
+    let serve = async |version: VersionSelector| {
         let served = world
             .secret
-            .get(&Ask {
-                which,
-                demand: Demand::Kept,
+            .get(&SecretRequest {
+                version,
+                freshness: Freshness::Cached,
             })
             .await
             .expect("served");
-        world.secret.handed_out(&served);
+        world.secret.record_served(&served);
     };
-    hand_out(Which::Current).await;
+    serve(VersionSelector::Current).await;
     for version in 1..=40 {
-        hand_out(Which::Version(version.to_string())).await;
+        serve(VersionSelector::Version(version.to_string())).await;
     }
-    hand_out(Which::Current).await;
+    serve(VersionSelector::Current).await;
     let usages = world.secret.usages();
     let current = usages
         .iter()
@@ -855,15 +870,15 @@ async fn the_use_of_a_value_in_force_is_counted_whatever_else_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_values_of_one_version_have_two_tags() {
+async fn two_values_of_one_version_have_different_entity_tags() {
     let script = Script::new("1", "first");
     let world = World::new(&script, KEEPING);
     let tag = async || {
         let served = world
             .secret
-            .get(&Ask {
-                which: Which::Current,
-                demand: Demand::Fresh,
+            .get(&SecretRequest {
+                version: VersionSelector::Current,
+                freshness: Freshness::Revalidated,
             })
             .await
             .expect("served");
@@ -876,7 +891,7 @@ async fn two_values_of_one_version_have_two_tags() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_lags_behind_takes_nobody_back_and_a_store_that_was_put_back_does() {
+async fn a_lower_version_is_accepted_only_when_it_is_read_twice() {
     let script = Script::new("6", "old");
     script.rotate("7", "new", Timestamp::UNIX_EPOCH);
     let world = World::new(&script, KEEPING);
@@ -890,14 +905,14 @@ async fn a_replica_that_lags_behind_takes_nobody_back_and_a_store_that_was_put_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_names_the_least_version_hears_why_the_provider_says_nothing() {
+async fn a_request_for_a_minimum_version_returns_the_providers_error() {
     let script = Script::new("1", "value");
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("value"));
     script.fail(SecretFault::Denied);
     assert_eq!(
         world
-            .ask(Which::Current, Demand::AtLeast("2".into()))
+            .ask(VersionSelector::Current, Freshness::AtLeast("2".into()))
             .await
             .map_err(fault),
         Err(SecretFault::Denied)
@@ -905,14 +920,14 @@ async fn who_names_the_least_version_hears_why_the_provider_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_secret_that_waits_takes_little_room() {
+async fn a_waiting_task_uses_little_memory() {
     let script = Script::new("1", "value");
     let world = World::new(&script, KEEPING);
     let (_, requests) = tokio::sync::mpsc::channel(1);
     let task = task::Refresher::new(Arc::clone(&world.secret), requests).run();
     assert!(
         size_of_val(&task) < 1500,
-        "{} bytes, a thousand times over",
+        "{} bytes per secret",
         size_of_val(&task)
     );
 }

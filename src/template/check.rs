@@ -1,25 +1,27 @@
-//! What can be told of a template before it is ever rendered: the names that it uses, and those of them that there aren't.
+//! Checks a template before it is rendered: which secrets it names, and whether the rest of what it
+//! names exists.
 
 use std::collections::BTreeSet;
 
 use minijinja::{Environment, ErrorKind, machinery::Token, machinery::tokenize};
 
-use super::{Fault, Mention};
+use super::{Mention, TemplateError};
 
-/// The function that gives secrets.
+/// The function that returns a secret.
 const SECRET: &str = "secret";
 
-/// The longest tag, in tokens, and the most `elif`s of a template: the parser's stack grows with either.
-const LONGEST_TAG: usize = 1000;
-const MOST_ELIFS: usize = 100;
+/// The longest tag, in tokens. The parser's stack grows with it.
+const MAX_TAG_TOKENS: usize = 1000;
+/// The most `elif`s in a template. The parser's stack grows with them, too.
+const MAX_ELIFS: usize = 100;
 
-/// Whether a template is shallow enough to be parsed.
-pub(super) fn nesting(source: &str) -> Result<(), Fault> {
+/// Refuses a template that is nested too deeply to be parsed.
+pub(super) fn nesting(source: &str) -> Result<(), TemplateError> {
     let (mut length, mut elifs) = (0, 0);
     let mut is_first = false;
     for (token, line) in tokens(source) {
-        let fault = |message: String| {
-            Err(Fault {
+        let error = |message: String| {
+            Err(TemplateError {
                 line: Some(line),
                 message,
             })
@@ -30,26 +32,24 @@ pub(super) fn nesting(source: &str) -> Result<(), Fault> {
         if matches!(token, Token::VariableEnd | Token::BlockEnd) {
             length = 0;
         }
-        if length > LONGEST_TAG {
-            return fault(format!(
-                "a tag is longer than {LONGEST_TAG} words and signs"
-            ));
+        if length > MAX_TAG_TOKENS {
+            return error(format!("a tag has more than {MAX_TAG_TOKENS} tokens"));
         }
-        if elifs > MOST_ELIFS {
-            return fault(format!("there are more than {MOST_ELIFS} times elif"));
+        if elifs > MAX_ELIFS {
+            return error(format!("the template has more than {MAX_ELIFS} elif"));
         }
     }
     Ok(())
 }
 
-/// The secrets that a valid template mentions.
+/// Returns the secrets that a template names literally, or every error in it.
 pub(super) fn examine(
     environment: &Environment<'_>,
     name: &str,
     source: &str,
-) -> Result<Vec<Mention>, Vec<Fault>> {
+) -> Result<Vec<Mention>, Vec<TemplateError>> {
     let tokens = tokens(source);
-    let mut faults = undefined(environment, name, &tokens);
+    let mut errors = undefined(environment, name, &tokens);
     let mut mentions = Vec::new();
     for (at, (token, line)) in tokens.iter().enumerate() {
         let before = at
@@ -61,30 +61,30 @@ pub(super) fn examine(
             .take(3)
             .map(|(token, _)| token)
             .collect();
-        let mut fault = |what: &str, name: &str| {
-            faults.push(Fault {
+        let mut error = |what: &str, name: &str| {
+            errors.push(TemplateError {
                 line: Some(*line),
-                message: format!("there is no {what} {name:?}"),
+                message: format!("unknown {what} {name:?}"),
             })
         };
         match (before, token, &*after) {
-            // A member that happens to be called so.
+            // A member that happens to have such a name.
             (Some(Token::Dot), ..) => {}
             (_, Token::Pipe, [Token::Ident(filter), ..]) if !has_filter(environment, filter) => {
-                fault("filter", filter)
+                error("filter", filter)
             }
             (
                 _,
                 Token::Ident("is"),
                 [Token::Ident("not"), Token::Ident(test), ..] | [Token::Ident(test), ..],
             ) if *test != "not" && !has_test(environment, test) => {
-                fault("test", test);
+                error("test", test);
             }
             (_, Token::Ident(SECRET), [Token::ParenOpen, literal, Token::ParenClose]) => {
                 let secret = match literal {
                     Token::Str(text) => (*text).to_owned(),
                     Token::String(text) => text.to_string(),
-                    // A name that is known when the template is rendered.
+                    // A name that is computed when the template is rendered.
                     _ => continue,
                 };
                 mentions.push(Mention {
@@ -95,15 +95,15 @@ pub(super) fn examine(
             _ => {}
         }
     }
-    faults.sort_by_key(|fault| fault.line);
-    if faults.is_empty() {
+    errors.sort_by_key(|error| error.line);
+    if errors.is_empty() {
         Ok(mentions)
     } else {
-        Err(faults)
+        Err(errors)
     }
 }
 
-/// What the template is made of, without the text around its tags; each with its line.
+/// Returns the tokens inside of tags, with their lines.
 fn tokens(source: &str) -> Vec<(Token<'_>, usize)> {
     let tokens = tokenize(source, false, super::syntax()).map_while(Result::ok);
     tokens
@@ -111,12 +111,12 @@ fn tokens(source: &str) -> Vec<(Token<'_>, usize)> {
         .collect()
 }
 
-/// The variables and functions that are neither set in the template nor known.
+/// Returns the variables and functions that are neither set in the template nor built in.
 fn undefined(
     environment: &Environment<'_>,
     name: &str,
     tokens: &[(Token<'_>, usize)],
-) -> Vec<Fault> {
+) -> Vec<TemplateError> {
     let used = environment
         .get_template(name)
         .map(|template| template.undeclared_variables(false))
@@ -127,17 +127,17 @@ fn undefined(
         .chain([SECRET])
         .collect();
     let unknown = used.iter().filter(|name| !known.contains(name.as_str()));
-    let fault = |name: &String| {
+    let error = |name: &String| {
         let mention = tokens
             .iter()
             .find(|(token, _)| matches!(token, Token::Ident(ident) if ident == name));
-        let message = format!("{name} is not defined: a secret is written secret(\"NAME\")");
-        Fault {
+        let message = format!("{name} is not defined; write secret(\"NAME\") for a secret");
+        TemplateError {
             line: mention.map(|(_, line)| *line),
             message,
         }
     };
-    unknown.map(fault).collect()
+    unknown.map(error).collect()
 }
 
 fn has_filter(environment: &Environment<'_>, name: &str) -> bool {

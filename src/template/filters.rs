@@ -1,9 +1,9 @@
-//! What templates of files need besides MiniJinja's own filters and functions.
+//! Filters and functions in addition to MiniJinja's own.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use minijinja::{Environment, Error, Value, value::Serde};
 
-use super::values::Own;
+use super::values::SafeError;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("quote", quote);
@@ -15,12 +15,12 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_function("env", env);
 }
 
-/// One word of a POSIX shell.
+/// Quotes one word for a POSIX shell.
 fn quote(text: String) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A value in double quotes, as shells and systemd's `EnvironmentFile=` read it.
+/// Puts a value in double quotes, as shells and systemd's `EnvironmentFile=` read it.
 fn envquote(text: String) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -34,12 +34,13 @@ fn envquote(text: String) -> String {
     quoted
 }
 
-/// For any part of a URL. MiniJinja's own leaves slashes as they are, which end the part that a user and a password stand in.
+/// Encodes for any part of a URL. MiniJinja's own filter keeps slashes, which would end the part
+/// with the user and the password.
 fn urlencode(value: &Value) -> Result<String, Error> {
     Ok(minijinja::filters::urlencode(value)?.replace('/', "%2F"))
 }
 
-/// Of bytes or of text.
+/// Encodes bytes or text.
 fn b64encode(value: &Value) -> String {
     value.as_bytes().map_or_else(
         || STANDARD.encode(value.to_string()),
@@ -51,19 +52,19 @@ fn b64decode(text: String) -> Result<String, Error> {
     let without_breaks: String = text.split_ascii_whitespace().collect();
     let bytes = STANDARD
         .decode(without_breaks)
-        .map_err(|_| Own::error("b64decode: this is not base64"))?;
-    String::from_utf8(bytes).map_err(|_| Own::error("b64decode: what comes out is not text"))
+        .map_err(|_| SafeError::error("b64decode: the input is not base64"))?;
+    String::from_utf8(bytes).map_err(|_| SafeError::error("b64decode: the result is not text"))
 }
 
 fn fromjson(text: String) -> Result<Value, Error> {
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|_| Own::error("fromjson: this is not JSON"))?;
+    let json: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|_| SafeError::error("fromjson: the input is not JSON"))?;
     Ok(Value::from(Serde(json)))
 }
 
-/// A variable of the sidecar's environment; undefined if it isn't set, or isn't text.
+/// Returns a variable of the sidecar's environment; undefined if it is not set or not UTF-8.
 fn env(name: String) -> Value {
-    // The system's function panics at such names.
+    // `std::env::var` panics on other names.
     let is_name = !name.is_empty() && !name.contains(['=', '\0']);
     is_name
         .then(|| std::env::var(name).ok())

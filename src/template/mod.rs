@@ -1,5 +1,7 @@
-//! The language of templates: MiniJinja, and what templates of secrets need besides. A template is one file; nothing is escaped unless
-//! it asks for that, and what isn't defined is an error. Plaintext passes through here, in memory that is zeroized as far as it is ours.
+//! The template language: MiniJinja, with additions for secrets.
+//!
+//! A template is one file. Nothing is escaped unless the template asks for it, and undefined values
+//! are errors. Plaintext passes through here. It is zeroized except in MiniJinja's own memory.
 
 mod check;
 mod filters;
@@ -14,19 +16,19 @@ use minijinja::{
 use zeroize::Zeroizing;
 
 use output::Output;
-use values::{Own, Trace};
+use values::{SafeError, Trace};
 
-pub use values::{Given, Held, Values, Want};
+pub use values::{Missing, SecretInput, Values, VersionedValue};
 
-/// The longest output, in bytes.
-const LONGEST: usize = 16 << 20;
-/// How many steps a rendering may take, as MiniJinja counts them: about a tenth of a second's worth.
-const STEPS: u64 = 2_000_000;
-/// The stack of a rendering, in bytes. Values that hold each other are dropped one within the other, as deep as the steps allow to nest
-/// them; what is not used of it costs nothing.
-const STACK: usize = 256 << 20;
+/// The largest output, in bytes.
+const MAX_OUTPUT: usize = 16 << 20;
+/// How many MiniJinja instructions a rendering may take: about a tenth of a second.
+const MAX_STEPS: u64 = 2_000_000;
+/// The stack size of a rendering, in bytes. Nested values are dropped recursively, and the steps
+/// limit how deep they can be nested. Memory that is not used is never allocated.
+const STACK_SIZE: usize = 256 << 20;
 
-/// A template that is fit to be rendered.
+/// A template that can be rendered.
 pub struct Template {
     environment: Environment<'static>,
     name: String,
@@ -34,32 +36,30 @@ pub struct Template {
     mentions: Vec<Mention>,
 }
 
-/// A secret that a template names in so many words.
+/// A secret that a template names literally.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mention {
-    /// The name.
-    pub secret: String,
+    pub(crate) secret: String,
     /// The line, from 1.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
-/// What is wrong with a template. It holds nothing of a value.
+/// An error in a template. It contains no part of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct TemplateError {
     /// The line, from 1, if it is known.
-    pub line: Option<usize>,
-    /// What is wrong there.
-    pub message: String,
+    pub(crate) line: Option<usize>,
+    pub(crate) message: String,
 }
 
 /// One attempt at rendering.
-pub struct Pass {
-    /// The output; meaningless if something is wanted.
-    pub result: Result<Zeroizing<Vec<u8>>, Fault>,
-    /// The secrets that were asked for.
-    pub used: BTreeSet<String>,
-    /// What was asked for and not given: give it and render again.
-    pub wants: Vec<Want>,
+pub struct RenderPass {
+    /// The output; meaningless if something is missing.
+    pub(crate) result: Result<Zeroizing<Vec<u8>>, TemplateError>,
+    /// The secrets that the template used.
+    pub(crate) used: BTreeSet<String>,
+    /// What the template used without having it. Provide it and render again.
+    pub(crate) missing: Vec<Missing>,
 }
 
 impl fmt::Debug for Template {
@@ -69,19 +69,19 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    /// Reads a template. `name` is what faults call it.
+    /// Parses and checks a template. Errors refer to it by `name`.
     ///
     /// # Errors
-    /// Everything that is wrong with it and can be told without values.
-    pub fn parse(name: &str, source: String) -> Result<Self, Vec<Fault>> {
-        check::nesting(&source).map_err(|fault| vec![fault])?;
+    /// Every error that can be found without values.
+    pub fn parse(name: &str, source: String) -> Result<Self, Vec<TemplateError>> {
+        check::nesting(&source).map_err(|error| vec![error])?;
         let mut environment = environment();
         if let Err(error) = environment.add_template_owned(name.to_owned(), source.clone()) {
-            // Nothing has a value yet, so the whole error may be told.
+            // There are no values yet that the error could quote.
             let detail = error
                 .detail()
                 .map_or_else(|| error.kind().to_string(), str::to_owned);
-            return Err(vec![Fault {
+            return Err(vec![TemplateError {
                 line: error.line(),
                 message: detail,
             }]);
@@ -95,97 +95,105 @@ impl Template {
         })
     }
 
-    /// What faults call it.
-    pub fn name(&self) -> &str {
+    /// Returns the name that errors use.
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The secrets that it names in so many words. It may make up further names.
-    pub fn mentions(&self) -> &[Mention] {
+    /// Returns the secrets that the template names literally. It can compute further names.
+    pub(crate) fn mentions(&self) -> &[Mention] {
         &self.mentions
     }
 
-    /// Renders it with what is given.
-    pub fn render(&self, values: &Values) -> Pass {
-        let cant = |why: String| Pass {
-            result: Err(Fault {
+    /// Renders the template with `values`, on a thread of its own.
+    pub(crate) fn render(&self, values: &Values) -> RenderPass {
+        let failed = |message: String| RenderPass {
+            result: Err(TemplateError {
                 line: None,
-                message: why,
+                message,
             }),
             used: BTreeSet::new(),
-            wants: Vec::new(),
+            missing: Vec::new(),
         };
         std::thread::scope(|scope| {
             let render = || self.render_here(values);
             match std::thread::Builder::new()
                 .name("template".into())
-                .stack_size(STACK)
+                .stack_size(STACK_SIZE)
                 .spawn_scoped(scope, render)
             {
                 Ok(thread) => thread
                     .join()
-                    .unwrap_or_else(|_| cant("rendering was given up".into())),
-                Err(error) => cant(format!("there is no thread to render it on: {error}")),
+                    .unwrap_or_else(|_| failed("rendering panicked".into())),
+                Err(error) => failed(format!("can't start a thread to render on: {error}")),
             }
         })
     }
 
-    fn render_here(&self, values: &Values) -> Pass {
+    fn render_here(&self, values: &Values) -> RenderPass {
         let trace = Arc::new(Trace::new(values.clone()));
         let result = self.write(&trace);
-        let (used, wants, missing) = trace.take();
-        let result = result.map_err(|error| self.fault(&error, missing));
-        Pass {
+        let (used, missing, undefined) = trace.take();
+        let result = result.map_err(|error| self.explain(&error, undefined));
+        RenderPass {
             result,
             used,
-            wants,
+            missing,
         }
     }
 
     fn write(&self, trace: &Arc<Trace>) -> Result<Zeroizing<Vec<u8>>, minijinja::Error> {
         let template = self.environment.get_template(&self.name)?;
-        let mut output = Output::new(LONGEST);
+        let mut output = Output::new(MAX_OUTPUT);
         let secrets = Value::from_object(values::Secrets(Arc::clone(trace)));
         template.render_captured_to(context! { secret => secrets }, &mut output)?;
         Ok(output.into_bytes())
     }
 
-    /// What may be told of an error: its kind and place, and details of our own making. MiniJinja's may quote values.
-    fn fault(&self, error: &minijinja::Error, missing: Option<(String, String)>) -> Fault {
+    /// Converts an error to what is safe to show: its kind, its line, and details written here.
+    /// MiniJinja's details can quote values.
+    fn explain(
+        &self,
+        error: &minijinja::Error,
+        undefined: Option<(String, String)>,
+    ) -> TemplateError {
         let mut line = error.line();
         let mut kind = error.kind();
-        let mut own = None;
+        let mut detail = None;
         let mut source = std::error::Error::source(error);
         while let Some(inner) = source {
             if let Some(inner) = inner.downcast_ref::<minijinja::Error>() {
                 (line, kind) = (inner.line().or(line), inner.kind());
             }
-            own = own.or_else(|| inner.downcast_ref::<Own>().map(|own| own.0.clone()));
+            detail =
+                detail.or_else(|| inner.downcast_ref::<SafeError>().map(|safe| safe.0.clone()));
             source = inner.source();
         }
-        let message = match (own, kind, missing) {
-            (Some(own), ..) => own,
-            // A name that the template makes up at run time may be made of a value; one that stands in it isn't.
+        let message = match (detail, kind, undefined) {
+            (Some(detail), ..) => detail,
+            // A name that the template computes may contain a value. A literal name does not.
             (None, ErrorKind::UndefinedError, Some((secret, member)))
                 if self.source.contains(&member) =>
             {
                 format!("undefined value: the secret {secret} has no member {member:?}")
             }
-            (None, ErrorKind::OutOfFuel, _) => format!("it takes more than {STEPS} steps"),
+            (None, ErrorKind::OutOfFuel, _) => {
+                format!("rendering takes more than {MAX_STEPS} steps")
+            }
             (None, ErrorKind::WriteFailure, _) => {
-                format!("the output is longer than {LONGEST} bytes, or a value in it is not text")
+                format!("the output exceeds {MAX_OUTPUT} bytes, or a value in it is not text")
             }
             (None, kind, _) => kind.to_string(),
         };
-        Fault { line, message }
+        TemplateError { line, message }
     }
 }
 
-/// The syntax: MiniJinja's own, but that the last newline of a file stays.
+/// MiniJinja's default syntax, except that a trailing newline is kept.
 fn syntax() -> SyntaxConfig {
     match SyntaxConfig::builder().keep_trailing_newline(true).build() {
         Ok(syntax) => syntax,
-        Err(error) => unreachable!("the usual delimiters are valid: {error}"),
+        Err(error) => unreachable!("the default delimiters are valid: {error}"),
     }
 }
 
@@ -194,7 +202,7 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(syntax());
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(STEPS));
+    environment.set_fuel(Some(MAX_STEPS));
     filters::add(&mut environment);
     environment
 }

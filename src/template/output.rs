@@ -1,18 +1,20 @@
+//! The output of a template.
+
 use std::io;
 
 use zeroize::Zeroizing;
 
-/// Takes a template's output. A buffer that grows leaves no copy behind.
+/// A buffer for a template's output. It leaves no copy behind when it grows.
 pub(super) struct Output {
     bytes: Zeroizing<Vec<u8>>,
-    longest: usize,
+    limit: usize,
 }
 
 impl Output {
-    pub(super) fn new(longest: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self {
-            bytes: Zeroizing::new(Vec::with_capacity(4096.min(longest))),
-            longest,
+            bytes: Zeroizing::new(Vec::with_capacity(4096.min(limit))),
+            limit,
         }
     }
 
@@ -22,9 +24,9 @@ impl Output {
 }
 
 impl io::Write for Output {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let length = self.bytes.len() + piece.len();
-        if length > self.longest {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        let length = self.bytes.len() + chunk.len();
+        if length > self.limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         if length > self.bytes.capacity() {
@@ -33,8 +35,8 @@ impl io::Write for Output {
             larger.extend_from_slice(&self.bytes);
             self.bytes = larger;
         }
-        self.bytes.extend_from_slice(piece);
-        Ok(piece.len())
+        self.bytes.extend_from_slice(chunk);
+        Ok(chunk.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,30 +1,33 @@
 use super::*;
 
-fn held(text: impl Into<bytes::Bytes>, version: &str) -> Held {
-    Held {
+fn value(text: impl Into<bytes::Bytes>, version: &str) -> VersionedValue {
+    VersionedValue {
         bytes: text.into(),
         version: version.into(),
     }
 }
 
 fn values() -> Values {
-    let json = r#"{"password":"a'b\"$c","port":5432,"ratio":1.10,"half":0.5,"tls":{"on":true},"value":"inner","list":[1,"x"],"none":null}"#;
-    let given = |current: Held, previous: Option<Held>| Given {
+    let json = concat!(
+        r#"{"password":"a'b\"$c","port":5432,"ratio":1.10,"half":0.5,"tls":{"on":true},"#,
+        r#""value":"inner","list":[1,"x"],"none":null}"#
+    );
+    let input = |current: VersionedValue, previous: Option<VersionedValue>| SecretInput {
         current,
         previous: Some(previous),
     };
     Values::from([
         (
             "db".into(),
-            given(held(json, "7"), Some(held(r#"{"password":"old"}"#, "6"))),
+            input(value(json, "7"), Some(value(r#"{"password":"old"}"#, "6"))),
         ),
-        ("token".into(), given(held("t0k\n", "1"), None)),
-        ("blob".into(), given(held(&[0xff, 0x00][..], "1"), None)),
+        ("token".into(), input(value("t0k\n", "1"), None)),
+        ("blob".into(), input(value(&[0xff, 0x00][..], "1"), None)),
     ])
 }
 
 fn template(source: &str) -> Template {
-    Template::parse("t", source.into()).unwrap_or_else(|faults| panic!("{source}: {faults:?}"))
+    Template::parse("t", source.into()).unwrap_or_else(|errors| panic!("{source}: {errors:?}"))
 }
 
 fn render(source: &str) -> Result<String, String> {
@@ -32,21 +35,21 @@ fn render(source: &str) -> Result<String, String> {
     let text = |bytes: Zeroizing<Vec<u8>>| String::from_utf8(bytes.to_vec()).expect("text");
     pass.result
         .map(text)
-        .map_err(|fault| format!("{}: {}", fault.line.unwrap_or(0), fault.message))
+        .map_err(|error| format!("{}: {}", error.line.unwrap_or(0), error.message))
 }
 
-fn faults(source: &str) -> Vec<String> {
-    let faults = Template::parse("t", source.into())
+fn errors(source: &str) -> Vec<String> {
+    let errors = Template::parse("t", source.into())
         .err()
         .unwrap_or_default();
-    faults
+    errors
         .into_iter()
-        .map(|fault| format!("{}: {}", fault.line.unwrap_or(0), fault.message))
+        .map(|error| format!("{}: {}", error.line.unwrap_or(0), error.message))
         .collect()
 }
 
 #[test]
-fn a_secret_is_its_text_its_members_and_the_one_before() {
+fn a_secret_has_a_text_members_and_a_previous_value() {
     for (source, expected) in [
         (r#"{{ secret("token").value }}"#, "t0k\n"),
         (r#"{{ secret("token") }}"#, "t0k\n"),
@@ -60,14 +63,17 @@ fn a_secret_is_its_text_its_members_and_the_one_before() {
             r#"a'b"$c:5432"#,
         ),
         (r#"{{ secret("db")["password"] }}"#, r#"a'b"$c"#),
-        // Its own members go before those of the value.
+        // Members of the secret take precedence over fields of its value.
         (r#"{{ secret("db").fields.value }}"#, "inner"),
         (
             r#"{{ secret("db").ratio }} {{ secret("db").tls|tojson }}"#,
             r#"1.10 {"on": true}"#,
         ),
         (
-            r#"{{ secret("db").ratio|tojson }} {{ secret("db").half|tojson }} {{ secret("db").port|tojson }}"#,
+            concat!(
+                r#"{{ secret("db").ratio|tojson }} {{ secret("db").half|tojson }} "#,
+                r#"{{ secret("db").port|tojson }}"#
+            ),
             r#""1.10" 0.5 5432"#,
         ),
         (
@@ -90,10 +96,13 @@ fn a_secret_is_its_text_its_members_and_the_one_before() {
             "half list none password port ratio tls value ",
         ),
         (r#"{{ secret("blob").base64 }}"#, "/wA="),
-        // The last newline stays, and nothing is escaped unless the template asks for it.
+        // The trailing newline is kept, and nothing is escaped unless the template asks for it.
         ("a & b\n", "a & b\n"),
         (
-            r#"{{ secret("db").password }}{% autoescape "html" %}{{ secret("db").password }}{% endautoescape %}"#,
+            concat!(
+                r#"{{ secret("db").password }}"#,
+                r#"{% autoescape "html" %}{{ secret("db").password }}{% endautoescape %}"#
+            ),
             r#"a'b"$ca&#x27;b&quot;$c"#,
         ),
     ] {
@@ -102,7 +111,7 @@ fn a_secret_is_its_text_its_members_and_the_one_before() {
 }
 
 #[test]
-fn filters_quote_for_what_reads_the_file() {
+fn filters_quote_for_the_reader_of_the_file() {
     for (source, expected) in [
         (r#"{{ secret("db").password|quote }}"#, r#"'a'\''b"$c'"#),
         (r#"{{ secret("db").password|envquote }}"#, r#""a'b\"\$c""#),
@@ -120,14 +129,14 @@ fn filters_quote_for_what_reads_the_file() {
     }
 }
 
-/// The shell itself says whether a word is quoted well.
+/// The shell itself shows whether a word is quoted correctly.
 #[test]
 fn a_shell_reads_back_what_was_quoted() {
     let nasty = "a'b\"$HOME`id`\\n\n !*?~#;|&<>() é";
     let values = Values::from([(
         "s".into(),
-        Given {
-            current: held(nasty, "1"),
+        SecretInput {
+            current: value(nasty, "1"),
             previous: None,
         },
     )]);
@@ -144,7 +153,7 @@ fn a_shell_reads_back_what_was_quoted() {
 }
 
 #[test]
-fn a_fault_says_where_and_what_and_quotes_no_value() {
+fn an_error_has_a_line_and_quotes_no_value() {
     for (source, expected) in [
         (
             "\n{{ secret(\"db\").pasword }}",
@@ -156,20 +165,23 @@ fn a_fault_says_where_and_what_and_quotes_no_value() {
         ),
         (
             "{{ secret(\"blob\").value }}",
-            "1: the secret blob is not text; take its .base64",
+            "1: the secret blob is not text; use its .base64",
         ),
         (
             "{{ secret(\"db\", 1) }}",
             "1: secret takes one name, such as secret(\"orders-db\")",
         ),
-        ("{{ secret(7) }}", "1: secret takes a name, which is text"),
+        (
+            "{{ secret(7) }}",
+            "1: secret takes a name, which must be a string",
+        ),
         (
             "{{ secret(\"token\").value|b64decode }}",
-            "1: b64decode: this is not base64",
+            "1: b64decode: the input is not base64",
         ),
         (
             "{{ secret(\"token\").value|fromjson }}",
-            "1: fromjson: this is not JSON",
+            "1: fromjson: the input is not JSON",
         ),
         ("{{ secret(\"token\").value|int }}", "1: invalid operation"),
         ("{{ -secret(\"token\").value }}", "1: invalid operation"),
@@ -180,42 +192,36 @@ fn a_fault_says_where_and_what_and_quotes_no_value() {
         ),
         ("{{ env(\"NO_SUCH_VARIABLE_HERE\") }}", "1: undefined value"),
     ] {
-        let fault = render(source).expect_err(source);
-        assert_eq!(fault, expected, "{source}");
-        assert!(!fault.contains("t0k"), "{fault}");
+        let error = render(source).expect_err(source);
+        assert_eq!(error, expected, "{source}");
+        assert!(!error.contains("t0k"), "{error}");
     }
 }
 
 #[test]
-fn an_output_and_a_loop_without_end_are_refused() {
+fn an_output_and_a_loop_that_are_too_long_are_refused() {
     let text = "0123456789".repeat(100);
     let endless = format!(
-        "{{% for a in range(10000) %}}{{% for b in range(10000) %}}{text}{{% endfor %}}{{% endfor %}}"
+        "{{% for a in range(10000) %}}{{% for b in range(10000) %}}{text}\
+         {{% endfor %}}{{% endfor %}}"
     );
-    assert!(
-        render(&endless)
-            .expect_err("too long")
-            .contains("longer than")
-    );
+    assert!(render(&endless).expect_err("too long").contains("exceeds"));
     let silent = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
     assert!(render(silent).expect_err("too many").contains("steps"));
 }
 
-/// Each of these once ended the process.
+/// Each of these once aborted the process.
 #[test]
-fn what_is_nested_too_deep_is_a_fault() {
+fn deep_nesting_is_an_error() {
     let sum = format!("\n{{{{ 1{} }}}}", "+1".repeat(100_000));
-    assert_eq!(
-        faults(&sum),
-        ["2: a tag is longer than 1000 words and signs"]
-    );
-    assert_eq!(faults(&format!("{{{{ 1{} }}}}", "+1".repeat(490))), [""; 0]);
+    assert_eq!(errors(&sum), ["2: a tag has more than 1000 tokens"]);
+    assert_eq!(errors(&format!("{{{{ 1{} }}}}", "+1".repeat(490))), [""; 0]);
     let branches = |count| format!("{{% if 1 %}}{}{{% endif %}}", "{% elif 1 %}".repeat(count));
     assert_eq!(
-        faults(&branches(50_000)),
-        ["1: there are more than 100 times elif"]
+        errors(&branches(50_000)),
+        ["1: the template has more than 100 elif"]
     );
-    assert_eq!(faults(&branches(100)), [""; 0]);
+    assert_eq!(errors(&branches(100)), [""; 0]);
     for grown in ["[n.v]", "[n.v] + [1]", "n.v + [1]", "{'a': n.v}"] {
         let grow = format!("{{% for i in range(100000) %}}{{% set n.v = {grown} %}}{{% endfor %}}");
         let source = format!("{{% set n = namespace(v=[]) %}}{}", grow.repeat(20));
@@ -224,7 +230,7 @@ fn what_is_nested_too_deep_is_a_fault() {
 }
 
 #[test]
-fn what_is_wrong_without_values_is_found_without_values() {
+fn errors_that_need_no_values_are_found_without_values() {
     for (source, expected) in [
         (
             "a\n{{ secret(\"x\" }}",
@@ -237,22 +243,24 @@ fn what_is_wrong_without_values_is_found_without_values() {
         ("{% include \"other\" %}", &["1: unknown statement include"]),
         (
             "\n{{ db.password }}",
-            &["2: db is not defined: a secret is written secret(\"NAME\")"],
+            &["2: db is not defined; write secret(\"NAME\") for a secret"],
         ),
         (
             "{{ \"a\"|b64 }}\n{% if 1 is odder or 2 is not evener %}{% endif %}",
             &[
-                "1: there is no filter \"b64\"",
-                "2: there is no test \"odder\"",
-                "2: there is no test \"evener\"",
+                "1: unknown filter \"b64\"",
+                "2: unknown test \"odder\"",
+                "2: unknown test \"evener\"",
             ],
         ),
         (
-            "{% set x = 1 %}{{ x }}{% for y in range(3) %}{{ loop.index }}{{ y }}{% endfor %}{{ 1 is odd }}{{ x is not defined }}",
+            "{% set x = 1 %}{{ x }}{% for y in range(3) %}{{ loop.index }}{{ y }}{% endfor %}\
+             {{ 1 is odd }}{{ x is not defined }}",
             &[],
         ),
         (
-            "{% macro m(a) %}{{ a|upper }}{% endmacro %}{{ m(1) }}{% set n = namespace(v=1) %}{{ n.v }}",
+            "{% macro m(a) %}{{ a|upper }}{% endmacro %}{{ m(1) }}\
+             {% set n = namespace(v=1) %}{{ n.v }}",
             &[],
         ),
         (
@@ -260,13 +268,16 @@ fn what_is_wrong_without_values_is_found_without_values() {
             &[],
         ),
     ] {
-        assert_eq!(faults(source), expected, "{source}");
+        assert_eq!(errors(source), expected, "{source}");
     }
 }
 
 #[test]
-fn mentions_are_the_names_in_so_many_words_with_their_lines() {
-    let source = "{{ secret('a').value }}\n{# secret('b') #}{% raw %}{{ secret('c') }}{% endraw %}\n{% if env('X') is defined %}{{ secret(\"d-e.f\") }}{% endif %}{{ secret('g' ~ 'h') }}";
+fn mentions_are_the_literal_names_with_their_lines() {
+    let source = "{{ secret('a').value }}\n\
+                  {# secret('b') #}{% raw %}{{ secret('c') }}{% endraw %}\n\
+                  {% if env('X') is defined %}{{ secret(\"d-e.f\") }}{% endif %}\
+                  {{ secret('g' ~ 'h') }}";
     let mention = |secret: &str, line| Mention {
         secret: secret.into(),
         line,
@@ -278,43 +289,43 @@ fn mentions_are_the_names_in_so_many_words_with_their_lines() {
 }
 
 #[test]
-fn what_is_wanted_is_told_one_step_at_a_time() {
+fn missing_secrets_are_reported_one_step_at_a_time() {
     let template =
         template(r#"{{ secret("a").value }}{{ secret("a").previous }}{{ secret("b").value }}"#);
     let mut values = Values::new();
     let pass = template.render(&values);
-    assert_eq!(pass.wants, [Want::Secret("a".into())]);
+    assert_eq!(pass.missing, [Missing::Secret("a".into())]);
     assert_eq!(
-        pass.result.expect_err("wants").message,
-        "the secret a is not there yet"
+        pass.result.expect_err("missing").message,
+        "the secret a is not available yet"
     );
     values.insert(
         "a".into(),
-        Given {
-            current: held("A", "1"),
+        SecretInput {
+            current: value("A", "1"),
             previous: None,
         },
     );
     assert_eq!(
-        template.render(&values).wants,
-        [Want::Previous("a".into()), Want::Secret("b".into())]
+        template.render(&values).missing,
+        [Missing::Previous("a".into()), Missing::Secret("b".into())]
     );
     values.insert(
         "a".into(),
-        Given {
-            current: held("A", "1"),
-            previous: Some(Some(held("P", "0"))),
+        SecretInput {
+            current: value("A", "1"),
+            previous: Some(Some(value("P", "0"))),
         },
     );
     values.insert(
         "b".into(),
-        Given {
-            current: held("B", "1"),
+        SecretInput {
+            current: value("B", "1"),
             previous: None,
         },
     );
     let pass = template.render(&values);
-    assert!(pass.wants.is_empty());
+    assert!(pass.missing.is_empty());
     assert_eq!(pass.used, BTreeSet::from(["a".to_owned(), "b".to_owned()]));
     assert_eq!(**pass.result.expect("rendered"), *b"APB");
 }

@@ -14,80 +14,77 @@ use minijinja::{
 };
 use serde_json::value::RawValue;
 
-/// A value, and what its provider calls it.
+/// A value and its version.
 #[derive(Clone)]
-pub struct Held {
-    /// The value.
-    pub bytes: Bytes,
-    /// The version.
-    pub version: String,
+pub struct VersionedValue {
+    pub(crate) bytes: Bytes,
+    pub(crate) version: String,
 }
 
-/// What is given of one secret.
+/// The values of one secret.
 #[derive(Clone)]
-pub struct Given {
-    /// Its current value.
-    pub current: Held,
-    /// The value before, or that there is none; `None` if nobody has asked for it yet.
-    pub previous: Option<Option<Held>>,
+pub struct SecretInput {
+    pub(crate) current: VersionedValue,
+    /// The previous value, if there is one; None if it has not been looked up.
+    pub(crate) previous: Option<Option<VersionedValue>>,
 }
 
-/// What is given to a template, by name.
-pub type Values = BTreeMap<String, Given>;
+/// The secrets that a template is rendered with, by name.
+pub type Values = BTreeMap<String, SecretInput>;
 
-/// What a template asked for and was not given.
+/// What a template used without having it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Want {
-    /// A secret.
+pub enum Missing {
+    /// The secret of this name.
     Secret(String),
-    /// The value before the current one of a secret.
+    /// The previous value of the secret of this name.
     Previous(String),
 }
 
-/// A detail that was written here and may therefore be told.
+/// An error written here, which contains no value and is safe to show.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Own(pub(super) String);
+pub(super) struct SafeError(pub(super) String);
 
-impl Own {
+impl SafeError {
     pub(super) fn error(message: impl Into<String>) -> Error {
         Error::from(ErrorKind::InvalidOperation).with_source(Self(message.into()))
     }
 }
 
-/// What is given to one rendering, and what it asked for.
+/// The values of one rendering, and what it uses of them.
 pub(super) struct Trace {
-    given: Values,
-    asked: Mutex<Asked>,
+    values: Values,
+    accesses: Mutex<Accesses>,
 }
 
 #[derive(Default)]
-struct Asked {
+struct Accesses {
     used: BTreeSet<String>,
-    wants: Vec<Want>,
-    /// The last member that wasn't there, and whose it should have been.
-    missing: Option<(String, String)>,
+    missing: Vec<Missing>,
+    /// The secret and the name of the last member that does not exist.
+    undefined: Option<(String, String)>,
 }
 
 impl Trace {
-    pub(super) fn new(given: Values) -> Self {
+    pub(super) fn new(values: Values) -> Self {
         Self {
-            given,
-            asked: Mutex::default(),
+            values,
+            accesses: Mutex::default(),
         }
     }
 
-    pub(super) fn take(&self) -> (BTreeSet<String>, Vec<Want>, Option<(String, String)>) {
-        let Asked {
+    pub(super) fn take(&self) -> (BTreeSet<String>, Vec<Missing>, Option<(String, String)>) {
+        let Accesses {
             used,
-            wants,
             missing,
-        } = std::mem::take(&mut *self.asked());
-        (used, wants, missing)
+            undefined,
+        } = std::mem::take(&mut *self.accesses());
+        (used, missing, undefined)
     }
 
-    fn asked(&self) -> MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accesses(&self) -> MutexGuard<'_, Accesses> {
+        self.accesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,37 +104,39 @@ impl Object for Secrets {
 
     fn call(self: &Arc<Self>, _: &mut State<'_, '_>, arguments: &[Value]) -> Result<Value, Error> {
         let [name] = arguments else {
-            return Err(Own::error(
+            return Err(SafeError::error(
                 "secret takes one name, such as secret(\"orders-db\")",
             ));
         };
         let name = name
             .as_str()
-            .ok_or_else(|| Own::error("secret takes a name, which is text"))?;
-        let mut asked = self.0.asked();
-        asked.used.insert(name.to_owned());
-        let Some(given) = self.0.given.get(name) else {
-            asked.wants.push(Want::Secret(name.to_owned()));
-            return Err(Own::error(format!("the secret {name} is not there yet")));
+            .ok_or_else(|| SafeError::error("secret takes a name, which must be a string"))?;
+        let mut accesses = self.0.accesses();
+        accesses.used.insert(name.to_owned());
+        let Some(input) = self.0.values.get(name) else {
+            accesses.missing.push(Missing::Secret(name.to_owned()));
+            return Err(SafeError::error(format!(
+                "the secret {name} is not available yet"
+            )));
         };
-        drop(asked);
-        let (held, previous) = (given.current.clone(), Some(given.previous.clone()));
+        drop(accesses);
+        let (value, previous) = (input.current.clone(), Some(input.previous.clone()));
         Ok(Value::from_object(Secret {
             trace: Arc::clone(&self.0),
             name: name.to_owned(),
-            held,
+            value,
             previous,
         }))
     }
 }
 
-/// One value of a secret. It prints as its text.
+/// One value of a secret. It renders as its text.
 struct Secret {
     trace: Arc<Trace>,
     name: String,
-    held: Held,
-    /// The value before it; nothing is known before the one before.
-    previous: Option<Option<Option<Held>>>,
+    value: VersionedValue,
+    /// The value before this one; None if this is the previous value itself.
+    previous: Option<Option<Option<VersionedValue>>>,
 }
 
 impl fmt::Debug for Secret {
@@ -149,16 +148,16 @@ impl fmt::Debug for Secret {
 impl Secret {
     fn text(&self) -> Result<&str, Error> {
         let binary = |_| {
-            Own::error(format!(
-                "the secret {} is not text; take its .base64",
+            SafeError::error(format!(
+                "the secret {} is not text; use its .base64",
                 self.name
             ))
         };
-        std::str::from_utf8(&self.held.bytes).map_err(binary)
+        std::str::from_utf8(&self.value.bytes).map_err(binary)
     }
 
     fn members(&self) -> Option<BTreeMap<String, &RawValue>> {
-        serde_json::from_slice(&self.held.bytes).ok()
+        serde_json::from_slice(&self.value.bytes).ok()
     }
 
     fn fields(&self) -> Option<Value> {
@@ -169,15 +168,15 @@ impl Secret {
         ))
     }
 
-    fn the_one_before(&self) -> Option<Value> {
-        let held = match self.previous.as_ref()? {
-            Some(Some(held)) => held.clone(),
+    fn previous(&self) -> Option<Value> {
+        let value = match self.previous.as_ref()? {
+            Some(Some(value)) => value.clone(),
             Some(None) => return Some(Value::from(())),
             None => {
                 self.trace
-                    .asked()
-                    .wants
-                    .push(Want::Previous(self.name.clone()));
+                    .accesses()
+                    .missing
+                    .push(Missing::Previous(self.name.clone()));
                 return Some(Value::from(()));
             }
         };
@@ -185,7 +184,7 @@ impl Secret {
         Some(Value::from_object(Self {
             trace,
             name,
-            held,
+            value,
             previous: None,
         }))
     }
@@ -193,11 +192,11 @@ impl Secret {
     fn find(&self, key: &str) -> Option<Value> {
         match key {
             "value" => Some(self.text().map_or_else(Value::from, Value::from)),
-            "base64" => Some(STANDARD.encode(&self.held.bytes).into()),
-            "version" => Some(self.held.version.as_str().into()),
+            "base64" => Some(STANDARD.encode(&self.value.bytes).into()),
+            "version" => Some(self.value.version.as_str().into()),
             "name" => Some(self.name.as_str().into()),
             "fields" => self.fields(),
-            "previous" => self.the_one_before(),
+            "previous" => self.previous(),
             field => self.members()?.get(field).map(|raw| member(raw)),
         }
     }
@@ -212,7 +211,7 @@ impl Object for Secret {
         let key = key.as_str()?;
         let found = self.find(key);
         if found.is_none() {
-            self.trace.asked().missing = Some((self.name.clone(), key.to_owned()));
+            self.trace.accesses().undefined = Some((self.name.clone(), key.to_owned()));
         }
         found
     }
@@ -222,7 +221,8 @@ impl Object for Secret {
     }
 }
 
-/// A member of a JSON object: text as text; a number that would not print as it stands there as text, too.
+/// Converts a member of a JSON object. A number that MiniJinja would print differently becomes
+/// text.
 fn member(raw: &RawValue) -> Value {
     let number = || {
         let number: serde_json::Number = serde_json::from_str(raw.get()).ok()?;
@@ -238,7 +238,9 @@ fn member(raw: &RawValue) -> Value {
         Some(b'0'..=b'9' | b'-') => number().unwrap_or_else(|| Value::from(raw.get())),
         _ => match serde_json::from_str::<serde_json::Value>(raw.get()) {
             Ok(json) => Value::from(Serde(json)),
-            Err(_) => Value::from(Own::error("a member of the secret is nested too deep")),
+            Err(_) => Value::from(SafeError::error(
+                "a member of the secret is nested too deeply",
+            )),
         },
     }
 }

@@ -501,9 +501,7 @@ async fn leases_are_given_back_at_the_end_where_that_is_wanted_and_allowed() {
         (credentials, sidecar)
     };
     let (given_back, sidecar) = run(stanza, "revoke = true").await;
-    wait("its line", || {
-        sidecar.log().contains("a lease was given back")
-    });
+    wait("its line", || sidecar.log().contains("lease revoked"));
     // OpenBao takes its time.
     wait("the end of the credentials", || !redis.lets_in(&given_back));
     let (kept, _) = run(stanza, "").await;

@@ -103,21 +103,20 @@ impl SecretService {
         request: &Request<Incoming>,
     ) -> Result<Response<ResponseBody>, FetchError> {
         // The usual case first: a secret that is held and that the caller may fetch.
-        let secret = match self.secrets.kept(name) {
+        let secret = match self.secrets.get(name) {
             Some(secret) if self.policy.may_fetch(&peer.caller, secret.name()) => secret,
             _ => self.find(peer, name)?,
         };
         let with_name = |problem| (secret.has_series().then(|| secret.name().clone()), problem);
         let (uri, headers) = (request.uri(), request.headers());
         let query = SecretQuery::parse(uri.query(), headers).map_err(with_name)?;
-        let served = secret
-            .get(&query.ask)
-            .await
-            .map_err(|reason| with_name(response::refused(&secret, &query.ask.which, reason)))?;
+        let served = secret.get(&query.request).await.map_err(|reason| {
+            with_name(response::refused(&secret, &query.request.version, reason))
+        })?;
         let response = response::respond(&secret, &query, &served, headers, &self.bodies)
             .await
             .map_err(with_name)?;
-        secret.handed_out(&served);
+        secret.record_served(&served);
         Ok(response)
     }
 
@@ -128,13 +127,13 @@ impl SecretService {
         };
         let parsed: SecretName = name.parse().map_err(|_| unknown())?;
         if !self.policy.may_fetch(&peer.caller, &parsed) {
-            let held = self.secrets.kept(name).map(|secret| secret.name().clone());
+            let held = self.secrets.get(name).map(|secret| secret.name().clone());
             let detail = format!("no rule allows this caller to fetch secret {parsed}");
             return Err((held, Problem::new(Code::Forbidden, detail)));
         }
-        match self.secrets.find(name) {
+        match self.secrets.get_or_add(name) {
             Some(secret) => Ok(secret),
-            None if self.secrets.knows(name) => {
+            None if self.secrets.is_configured(name) => {
                 let detail = "the limit `secrets.wild_names` of secrets under a `*` is reached";
                 Err((None, Problem::new(Code::Overloaded, detail).retry_after(5)))
             }
@@ -146,14 +145,14 @@ impl SecretService {
 impl SecretDescription {
     /// Returns None while no value is held.
     fn of(secret: &Secret) -> Option<Self> {
-        let standing = secret.standing();
-        let current = standing.current?;
+        let status = secret.status();
+        let current = status.current?;
         Some(Self {
             name: secret.name().to_string(),
             version: current.version,
             created_at: current.created_at,
             confirmed_at: current.confirmed_at,
-            stale: standing.failure.is_some(),
+            stale: status.failure.is_some(),
         })
     }
 }

@@ -7,7 +7,7 @@ use hyper::{
 
 use crate::{
     http::problem::Problem,
-    secrets::{Ask, Demand, Which},
+    secrets::{Freshness, SecretRequest, VersionSelector},
     wire::{Code, JSON, OCTETS},
 };
 
@@ -17,7 +17,7 @@ pub(super) const MAX_WORD: usize = 256;
 /// A request for a secret.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SecretQuery {
-    pub(super) ask: Ask,
+    pub(super) request: SecretRequest,
     pub(super) field: Option<String>,
     pub(super) format: Format,
 }
@@ -33,11 +33,11 @@ impl SecretQuery {
     /// # Errors
     /// [`Code::InvalidRequest`]
     pub(super) fn parse(query: Option<&str>, headers: &HeaderMap) -> Result<Self, Problem> {
-        let (mut which, mut field, mut min_version) = (None, None, None);
+        let (mut version, mut field, mut min_version) = (None, None, None);
         for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             let set = match &*key {
-                "stage" => set(&mut which, stage(&value)?),
-                "version" => set(&mut which, Which::Version(word(&key, &value)?)),
+                "stage" => set(&mut version, stage(&value)?),
+                "version" => set(&mut version, VersionSelector::Version(word(&key, &value)?)),
                 "field" => set(&mut field, word(&key, &value)?),
                 "min_version" => set(&mut min_version, word(&key, &value)?),
                 _ => {
@@ -52,17 +52,17 @@ impl SecretQuery {
                 )
             })?;
         }
-        let which = which.unwrap_or(Which::Current);
-        let demand = match min_version {
-            Some(_) if which != Which::Current => {
+        let version = version.unwrap_or(VersionSelector::Current);
+        let freshness = match min_version {
+            Some(_) if version != VersionSelector::Current => {
                 return Err(invalid("`min_version` applies only to the current value"));
             }
-            Some(min_version) => Demand::AtLeast(min_version),
-            None if requires_fresh(headers) => Demand::Fresh,
-            None => Demand::Kept,
+            Some(min_version) => Freshness::AtLeast(min_version),
+            None if requires_fresh(headers) => Freshness::Revalidated,
+            None => Freshness::Cached,
         };
         Ok(Self {
-            ask: Ask { which, demand },
+            request: SecretRequest { version, freshness },
             field,
             format: format(headers),
         })
@@ -78,11 +78,11 @@ fn set<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.replace(value).is_none().then_some(())
 }
 
-fn stage(text: &str) -> Result<Which, Problem> {
+fn stage(text: &str) -> Result<VersionSelector, Problem> {
     match text {
-        "current" => Ok(Which::Current),
-        "previous" => Ok(Which::Previous),
-        "pending" => Ok(Which::Pending),
+        "current" => Ok(VersionSelector::Current),
+        "previous" => Ok(VersionSelector::Previous),
+        "pending" => Ok(VersionSelector::Pending),
         _ => Err(invalid("`stage` must be current, previous or pending")),
     }
 }
@@ -169,23 +169,26 @@ mod tests {
     fn a_query_selects_value_freshness_and_format() {
         let plain = parse("", &[]).expect("query");
         assert_eq!(
-            plain.ask,
-            Ask {
-                which: Which::Current,
-                demand: Demand::Kept
+            plain.request,
+            SecretRequest {
+                version: VersionSelector::Current,
+                freshness: Freshness::Cached
             }
         );
         assert_eq!((plain.field, plain.format), (None, Format::Json));
         let asked = parse("stage=previous&field=pass%20word", &[(ACCEPT, OCTETS)]).expect("query");
         assert_eq!(
-            (asked.ask.which, asked.field.as_deref(), asked.format),
-            (Which::Previous, Some("pass word"), Format::Octets)
+            (asked.request.version, asked.field.as_deref(), asked.format),
+            (VersionSelector::Previous, Some("pass word"), Format::Octets)
         );
         let fresh = parse("", &[(CACHE_CONTROL, "max-age=0, No-Cache")]).expect("query");
-        assert_eq!(fresh.ask.demand, Demand::Fresh);
+        assert_eq!(fresh.request.freshness, Freshness::Revalidated);
         assert_eq!(
-            parse("min_version=7", &[]).expect("query").ask.demand,
-            Demand::AtLeast("7".into())
+            parse("min_version=7", &[])
+                .expect("query")
+                .request
+                .freshness,
+            Freshness::AtLeast("7".into())
         );
         for wrong in [
             "stage=next",

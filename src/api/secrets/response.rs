@@ -22,7 +22,7 @@ use crate::{
         problem::Problem,
         response::ResponseBody,
     },
-    secrets::{NoField, Refused, Secret, Served, Which},
+    secrets::{GetError, NoField, Secret, Served, VersionSelector},
     wire::{Code, JSON, OCTETS},
 };
 
@@ -108,8 +108,8 @@ async fn payload(
     let zeroizing = |bytes, share: MemoryShare| Payload::zeroizing(bytes, share);
     Ok(match (&query.field, query.format) {
         (None, Format::Octets) => value.bytes().clone().into(),
-        (None, Format::Json) if served.is_usual() => value
-            .answer(|| Bytes::from_owner(to_json(secret, served, value.bytes())))
+        (None, Format::Json) if served.is_cacheable() => value
+            .json(|| Bytes::from_owner(to_json(secret, served, value.bytes())))
             .into(),
         (None, Format::Json) => {
             let share = reserve(value.bytes().len()).await?;
@@ -191,15 +191,15 @@ fn no_field(secret: &Secret, field: &str, reason: NoField) -> Problem {
 
 /// Explains to a caller why a value is not served. The provider's own message names locations, so
 /// only the log and /status contain it.
-pub(super) fn refused(secret: &Secret, which: &Which, refused: Refused) -> Problem {
+pub(super) fn refused(secret: &Secret, which: &VersionSelector, refused: GetError) -> Problem {
     let name = secret.name();
     match refused {
-        Refused::Provider(error) => provider_problem(name.as_str(), which, &error),
-        Refused::Over => Problem::new(
+        GetError::Provider(error) => provider_problem(name.as_str(), which, &error),
+        GetError::PreviousExpired => Problem::new(
             Code::SecretNotFound,
             format!("{name} has no previous value: none was seen, or its `previous_ttl` has ended"),
         ),
-        Refused::TooOld { version } => Problem::new(
+        GetError::VersionTooOld { version } => Problem::new(
             Code::SecretVersionUnavailable,
             format!("the newest version of {name} at its provider is {version}"),
         )
@@ -207,12 +207,12 @@ pub(super) fn refused(secret: &Secret, which: &Which, refused: Refused) -> Probl
     }
 }
 
-fn provider_problem(name: &str, which: &Which, error: &SecretError) -> Problem {
+fn provider_problem(name: &str, which: &VersionSelector, error: &SecretError) -> Problem {
     let what = match which {
-        Which::Current => format!("secret {name}"),
-        Which::Previous => format!("the previous value of {name}"),
-        Which::Pending => format!("the pending value of {name}"),
-        Which::Version(_) => format!("this version of {name}"),
+        VersionSelector::Current => format!("secret {name}"),
+        VersionSelector::Previous => format!("the previous value of {name}"),
+        VersionSelector::Pending => format!("the pending value of {name}"),
+        VersionSelector::Version(_) => format!("this version of {name}"),
     };
     match error.fault {
         SecretFault::NotFound => Problem::new(

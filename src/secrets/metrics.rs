@@ -11,8 +11,8 @@ use crate::{
     telemetry::{Registry, seconds},
 };
 
-/// Counts requests by secret and the answer's code.
-pub const REQUESTS: &str = "sidekey_secret_requests_total";
+/// Counts requests by secret and response code.
+pub(crate) const REQUESTS: &str = "sidekey_secret_requests_total";
 const FETCHES: &str = "sidekey_secret_fetches_total";
 const SERVED_STALE: &str = "sidekey_secret_served_stale_total";
 const AGE: &str = "sidekey_secret_age_seconds";
@@ -23,34 +23,38 @@ const VERSION: &str = "sidekey_secret_version_info";
 const LAST_USE: &str = "sidekey_secret_version_last_use_timestamp_seconds";
 const USES: &str = "sidekey_secret_version_uses_total";
 
-pub(super) fn describe(registry: &Registry) {
+pub(crate) fn describe(registry: &Registry) {
     registry.describe_counter(
         REQUESTS,
-        "Requests by secret and the answer's code; `ok` is success, an empty secret none that is configured.",
+        "Requests by secret and response code; `secret` is empty for names that are not configured.",
     );
     registry.describe_counter(
         FETCHES,
-        "Reads of a secret at its provider, by what caused them and what came of them.",
+        "Reads of a secret at its provider, by trigger and result.",
     );
     registry.describe_counter(
         SERVED_STALE,
-        "Answers with a value that the provider did not confirm when it should have.",
+        "Responses with a value that the provider failed to confirm in time.",
     );
     registry.describe_gauge(
         AGE,
-        "How long ago the current value was made; of one whose provider doesn't tell, when it was first seen.",
+        "Seconds since the current value was created or, if the provider doesn't say, first seen.",
     );
     registry.describe_gauge(
         CONFIRMED,
-        "When the provider last gave the current value or confirmed it.",
+        "When the provider last returned or confirmed the current value.",
     );
     registry.describe_gauge(FAILING, "1 while the last read at the provider failed.");
-    registry.describe_gauge(LEASE, "How long the current value's lease still runs.");
+    registry.describe_gauge(
+        LEASE,
+        "Seconds until the lease of the current value expires.",
+    );
 }
 
-/// A secret's handles, made when it has its first value: a name that leads to nothing has no series.
+/// The handles of a secret's metrics, created with its first value: a name that leads to nothing
+/// has no series.
 #[derive(Default)]
-pub(super) struct SecretMeters(OnceLock<Handles>);
+pub(super) struct SecretMetrics(OnceLock<Handles>);
 
 pub(super) struct Handles {
     pub(super) ok: Counter,
@@ -60,7 +64,7 @@ pub(super) struct Handles {
     failing: Gauge,
 }
 
-impl SecretMeters {
+impl SecretMetrics {
     pub(super) fn of(&self, name: &SecretName, registry: &Registry) -> &Handles {
         self.0.get_or_init(|| {
             let labels = [("secret", name.as_str())];
@@ -74,7 +78,13 @@ impl SecretMeters {
         })
     }
 
-    pub(super) fn fetched(&self, registry: &Registry, name: &str, trigger: Trigger, result: &str) {
+    pub(super) fn count_fetch(
+        &self,
+        registry: &Registry,
+        name: &str,
+        trigger: Trigger,
+        result: &str,
+    ) {
         let labels = [
             ("secret", name),
             ("trigger", trigger.as_str()),
@@ -85,24 +95,24 @@ impl SecretMeters {
 }
 
 impl Secret {
-    /// Brings the gauges that change with time up to `now`; called before metrics are rendered.
-    pub fn observe(&self, registry: &Registry, now: Timestamp) {
+    /// Updates the gauges; called before metrics are rendered.
+    pub(crate) fn update_gauges(&self, registry: &Registry, now: Timestamp) {
         if !self.has_series() {
             return;
         }
         let name = self.name();
-        let meters = self.meters.of(name, registry);
-        let standing = self.standing();
-        meters
+        let metrics = self.metrics.of(name, registry);
+        let status = self.status();
+        metrics
             .failing
-            .set(if standing.failure.is_some() { 1.0 } else { 0.0 });
-        if let Some(current) = &standing.current {
-            meters
+            .set(if status.failure.is_some() { 1.0 } else { 0.0 });
+        if let Some(current) = &status.current {
+            metrics
                 .age
                 .set(now.duration_since(current.since).as_secs_f64());
-            meters.confirmed.set(seconds(current.confirmed_at));
+            metrics.confirmed.set(seconds(current.confirmed_at));
         }
-        if let Some(remaining) = standing.lease_remaining {
+        if let Some(remaining) = status.lease_remaining {
             registry
                 .gauge(LEASE, &[("secret", name.as_str())])
                 .set(remaining.as_secs_f64());
@@ -110,19 +120,20 @@ impl Secret {
     }
 }
 
-/// The series of versions, as text. They come and go with the versions that are remembered, which the registry's series can't.
-pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
+/// Renders the series of versions as text. They come and go with the versions that are remembered,
+/// which the registry does not support.
+pub(crate) fn render_versions(secrets: &[Arc<Secret>]) -> String {
     let (mut info, mut uses, mut last_use) = (String::new(), String::new(), String::new());
     for secret in secrets {
-        let (name, standing) = (secret.name().as_str(), secret.standing());
+        let (name, status) = (secret.name().as_str(), secret.status());
         for usage in secret.usages() {
             let version = escaped(usage.version());
-            let current = standing
+            let current = status
                 .current
                 .as_ref()
                 .filter(|current| current.version == usage.version())
                 .map(|_| "current");
-            let previous = standing
+            let previous = status
                 .previous
                 .as_ref()
                 .filter(|previous| *previous == usage.version())
@@ -151,22 +162,22 @@ pub fn render_versions(secrets: &[Arc<Secret>]) -> String {
     family(
         VERSION,
         "gauge",
-        "1 for the version that is current or previous.",
+        "1 for the current and the previous version.",
         info,
     ) + &family(
         USES,
         "counter",
-        "How often a version of a secret was handed out here.",
+        "How often this sidecar served a version of a secret.",
         uses,
     ) + &family(
         LAST_USE,
         "gauge",
-        "When a version of a secret was last handed out here.",
+        "When this sidecar last served a version of a secret.",
         last_use,
     )
 }
 
-/// As a label's value (Prometheus' text format).
+/// Escapes a label's value for the Prometheus text format.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")

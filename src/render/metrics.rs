@@ -17,45 +17,39 @@ const LAST_SUCCESS: &str = "sidekey_render_last_success_timestamp_seconds";
 const NOTICES: &str = "sidekey_render_notices_total";
 const NOTICE_FAILING: &str = "sidekey_render_notice_failing";
 
-/// Describes the metrics of every rendered file.
+/// Describes the metrics of rendered files.
 pub fn describe(registry: &Registry) {
     registry.describe_counter(
         WRITES,
-        "How often a rendered file was written because it had changed.",
+        "How often a rendered file was written because its content had changed.",
     );
-    registry.describe_counter(
-        FAILURES,
-        "Attempts at rendering a file that gave nothing, by reason.",
-    );
-    registry.describe_gauge(
-        FAILING,
-        "1 while the last attempt at rendering a file gave nothing.",
-    );
+    registry.describe_counter(FAILURES, "Failed attempts to render a file, by reason.");
+    registry.describe_gauge(FAILING, "1 while the last attempt to render a file failed.");
     registry.describe_gauge(
         LAST_SUCCESS,
-        "When a file was last found or made as it has to be; 0 for never.",
+        "When a file was last written or found unchanged; 0 for never.",
     );
     registry.describe_counter(
         NOTICES,
-        "Commands that were run and signals that were sent after a change, by result.",
+        "Commands run and signals sent after a change, by result.",
     );
     registry.describe_gauge(
         NOTICE_FAILING,
-        "1 while the last notice of a change failed.",
+        "1 while the last notification of a change failed.",
     );
 }
 
-pub(super) struct RenderMeters {
+pub(super) struct RenderMetrics {
     registry: Arc<Registry>,
     file: String,
     writes: Counter,
     failing: Gauge,
     last_success: Gauge,
-    /// None without a notice.
+    /// None if the file has no notice.
     notice_failing: Option<Gauge>,
 }
 
-impl RenderMeters {
+impl RenderMetrics {
     pub(super) fn new(settings: &config::Render, registry: &Arc<Registry>) -> Self {
         let file = settings.file.display().to_string();
         let labels = [("file", file.as_str())];
@@ -87,7 +81,7 @@ impl RenderMeters {
             .increment(1);
     }
 
-    pub(super) fn told(&self, result: &str) {
+    pub(super) fn notified(&self, result: &str) {
         self.registry
             .counter(NOTICES, &[("file", &self.file), ("result", result)])
             .increment(1);
