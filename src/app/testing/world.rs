@@ -88,7 +88,7 @@ impl World {
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
         Admin::new(
             self.location(name),
-            Signing::Unless,
+            Signing::NoKey,
             &backends,
             self.clock.clone(),
         )
