@@ -1,9 +1,9 @@
 //! The `Sidekey-Aad` header: additional authenticated data in base64.
 
-use base64::Engine;
+use ::base64::Engine;
 use hyper::{HeaderMap, header::HeaderName};
 
-use super::ANY_PADDING;
+use super::base64::ANY_PADDING;
 use crate::{http::problem::Problem, wire::Code};
 
 const AAD_HEADER: HeaderName = HeaderName::from_static("sidekey-aad");

@@ -211,8 +211,8 @@ impl Events {
         }
     }
 
-    /// Returns the events for a subscriber, until `draining` is cancelled. `last_id` is the last event
-    /// that it received before.
+    /// Returns the events for a subscriber, until `draining` is cancelled. `last_id` is the last
+    /// event that it received before.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         subscriber: Subscriber,
@@ -281,8 +281,8 @@ impl Events {
         )
     }
 
-    /// Returns the current state of every keyring and secret, as events with the newest number. They
-    /// make up for all earlier events.
+    /// Returns the current state of every keyring and secret, as events with the newest number.
+    /// They make up for all earlier events.
     fn current_state(&self) -> Vec<Arc<Event>> {
         let number = self
             .recent

@@ -32,8 +32,8 @@ const ABANDONED: &str = "abandoned";
 pub(crate) fn describe_metrics(registry: &Registry) {
     registry.describe_counter(
         REQUESTS,
-        "Requests by keyring, operation and code. `ok` is success; the keyring is empty for requests \
-         on none.",
+        "Requests by keyring, operation and code. `ok` is success; requests on no keyring have an \
+         empty one.",
     );
     registry.describe_histogram(
         SECRET_DURATION,

@@ -2,6 +2,7 @@
 //! is not an option, loopback TCP.
 
 mod aad;
+mod base64;
 mod batch;
 mod denial;
 mod description;
@@ -17,10 +18,6 @@ mod stream;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
-use base64::{
-    alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use tokio::{
     net::{TcpListener, UnixListener},
     runtime::Handle,
@@ -29,21 +26,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+pub use self::service::Parts;
 use self::{events::Events, service::Service};
 use crate::{
-    audit::Recorder,
-    clock::Clock,
     config::Settings,
     http::{
-        ListenError, Tls, TokenError,
+        ListenError, TokenError,
         connection::Acceptor,
         listeners::{AppTcpListener, AppUnixListener},
         metrics::ConnectionMetrics,
         socket::{self, BoundSocket},
         token::Token,
     },
-    refresh::Keyring,
-    secrets::Secrets,
     telemetry::Registry,
 };
 
@@ -52,14 +46,6 @@ pub fn describe_metrics(registry: &Registry) {
     metrics::describe_metrics(registry);
     crate::http::metrics::describe_metrics(registry);
 }
-
-/// Base64 for output: standard, with padding (RFC 4648 §4).
-const STANDARD: GeneralPurpose = base64::engine::general_purpose::STANDARD;
-/// Base64 for input: standard, with or without padding, because languages differ in what they write.
-const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The applications' listeners, bound but not served yet.
 pub struct Listeners {
@@ -176,22 +162,4 @@ impl Listeners {
             }
         })
     }
-}
-
-/// What the API serves, and how.
-pub struct Parts<'s> {
-    /// Limits, timeouts and policy.
-    pub settings: &'s Settings,
-    /// The keyrings to serve.
-    pub keyrings: Vec<Arc<Keyring>>,
-    /// The secrets to serve.
-    pub secrets: Arc<Secrets>,
-    /// The metrics.
-    pub registry: Arc<Registry>,
-    /// Records denied requests.
-    pub audit: Recorder,
-    /// The time.
-    pub clock: Clock,
-    /// The TLS of the TCP listener.
-    pub tls: Option<Arc<Tls>>,
 }

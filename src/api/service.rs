@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    Parts, aad, batch,
+    aad, batch,
     denial::{self, Resource},
     description::KeyringDescription,
     error::RequestError,
@@ -28,8 +28,9 @@ use super::{
 use crate::{
     audit::Recorder,
     clock::Clock,
-    config::Limits,
+    config::{Limits, Settings},
     http::{
+        Tls,
         body::{BodyLimits, BodySize, BufferedBody, RequestBody},
         connection::Handler,
         peer::Peer,
@@ -39,6 +40,7 @@ use crate::{
     model::Operation,
     policy::Policy,
     refresh::Keyring,
+    secrets::Secrets,
     telemetry::Registry,
     wire::{self, Code, JSON, OCTETS},
 };
@@ -47,6 +49,24 @@ use crate::{
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
 const SUPPORTED_TYPES: &str = "send Content-Type: application/octet-stream, application/json or \
                                application/vnd.sidekey.batch";
+
+/// What the API serves, and how.
+pub struct Parts<'s> {
+    /// Limits, timeouts and policy.
+    pub settings: &'s Settings,
+    /// The keyrings to serve.
+    pub keyrings: Vec<Arc<Keyring>>,
+    /// The secrets to serve.
+    pub secrets: Arc<Secrets>,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// Records denied requests.
+    pub audit: Recorder,
+    /// The time.
+    pub clock: Clock,
+    /// The TLS of the TCP listener.
+    pub tls: Option<Arc<Tls>>,
+}
 
 /// Answers the requests of applications.
 pub(crate) struct Service {
@@ -124,7 +144,7 @@ impl Service {
         }
     }
 
-    /// Errors are problems of requests on no keyring or secret; others are counted where they occur.
+    /// Returns the problems of requests on no keyring or secret. Others are counted where they occur.
     async fn route(
         &self,
         peer: &Peer,

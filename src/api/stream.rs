@@ -149,3 +149,236 @@ fn plaintext_len(stream: u64) -> Result<u64, Problem> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use http_body_util::BodyExt;
+    use hyper::Version;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::{
+        api::metrics::OperationMetrics,
+        audit::Recorder,
+        clock::{Clock, ManualClock},
+        config::{Limits, Timeouts},
+        crypto::Header,
+        http::body::{BodyLimits, RequestBody, testing},
+        keyring::{Policy, WaveSelector},
+        model::Operation,
+        policy::Caller,
+        refresh::testing::ManualKeyring,
+        session::testing::{AAD, ID, activate, keyring_with, manifest, start, table},
+        telemetry::Registry,
+    };
+
+    /// A keyring with two versions, of which the first is primary.
+    struct World {
+        keyring: ManualKeyring,
+        clock: Clock,
+        time: ManualClock,
+        limits: Limits,
+        bodies: Arc<BodyLimits>,
+        metrics: Arc<OperationMetrics>,
+        audit: Recorder,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let keyring = keyring_with(table(manifest(2), "standard", &[]));
+            let registry = Arc::new(Registry::default());
+            let metrics = OperationMetrics::new(&registry, keyring.name(), Operation::Encrypt);
+            let (clock, time) = Clock::manual(start());
+            Self {
+                keyring,
+                clock,
+                time,
+                limits: Limits::default(),
+                bodies: Arc::new(BodyLimits::new(&Timeouts::default(), 1 << 20)),
+                metrics: Arc::new(metrics),
+                audit: Recorder::default(),
+            }
+        }
+
+        fn activate_version_2(&self) {
+            let mut manifest = manifest(2);
+            activate(&mut manifest, 2, WaveSelector::Every, start());
+            self.keyring
+                .activate(table(manifest, "standard", &[]), start());
+        }
+
+        fn job(&self, operation: Operation) -> Job<'_> {
+            Job {
+                caller: Caller::TokenHolder,
+                operation,
+                keyring: &self.keyring.keyring,
+                metrics: &self.metrics,
+                limits: &self.limits,
+                bodies: &self.bodies,
+                audit: &self.audit,
+                clock: &self.clock,
+                http_version: Version::HTTP_11,
+                start: Instant::now(),
+            }
+        }
+
+        async fn perform(
+            &self,
+            job: &Job<'_>,
+            body: RequestBody,
+        ) -> Result<Response<ResponseBody>, RequestError> {
+            let body = self.bodies.stream(body, Bytes::new()).await?;
+            let session = || Session::new(Arc::clone(job.keyring), job.now());
+            match job.operation {
+                Operation::Encrypt => encrypt(job, session()?, AAD, body).await,
+                Operation::Rewrap => rewrap(job, session, AAD, body).await,
+                _ => decrypt(job, session, AAD, body).await,
+            }
+        }
+
+        /// Performs an operation on a whole body. Returns the response up to its end or its abort.
+        async fn transform(
+            &self,
+            operation: Operation,
+            body: &[u8],
+        ) -> Result<(Vec<u8>, Result<(), String>), RequestError> {
+            let (request, _client) = testing::request_with(body).await;
+            let response = self.perform(&self.job(operation), request).await?;
+            Ok(collect(response).await)
+        }
+
+        async fn complete(&self, operation: Operation, body: &[u8]) -> Vec<u8> {
+            let (bytes, end) = self.transform(operation, body).await.expect("begins");
+            end.expect("is complete");
+            bytes
+        }
+    }
+
+    async fn collect(response: Response<ResponseBody>) -> (Vec<u8>, Result<(), String>) {
+        let (mut body, mut bytes) = (response.into_body(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => bytes.extend_from_slice(&frame.into_data().expect("data")),
+                Err(error) => return (bytes, Err(error.to_string())),
+            }
+        }
+        (bytes, Ok(()))
+    }
+
+    async fn send_chunk(client: &mut DuplexStream, chunk: &[u8]) {
+        let length = format!("{:x}\r\n", chunk.len());
+        for bytes in [length.as_bytes(), chunk, b"\r\n"] {
+            client.write_all(bytes).await.expect("written");
+        }
+    }
+
+    fn plaintext() -> Vec<u8> {
+        (0..2 * CHUNK_LEN + 5).map(|at| at as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn a_plaintext_survives_encrypting_rewrapping_and_decrypting() {
+        let world = World::new();
+        for plaintext in [plaintext(), Vec::new(), vec![7; CHUNK_LEN]] {
+            let stream = world.complete(Operation::Encrypt, &plaintext).await;
+            let expected = sealed_stream_len(plaintext.len() as u64);
+            assert_eq!(Some(stream.len() as u64), expected);
+            assert_eq!(Header::parse(&stream, &ID).expect("header").version, 1);
+            world.activate_version_2();
+            let rewrapped = world.complete(Operation::Rewrap, &stream).await;
+            assert_eq!(Header::parse(&rewrapped, &ID).expect("header").version, 2);
+            let decrypted = world.complete(Operation::Decrypt, &rewrapped).await;
+            assert!(decrypted == plaintext);
+            world
+                .keyring
+                .activate(table(manifest(2), "standard", &[]), start());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tampered_chunk_is_never_released() {
+        let world = World::new();
+        let mut stream = world.complete(Operation::Encrypt, &plaintext()).await;
+        stream[PREFIX_LEN + SEALED_CHUNK_LEN + 1] ^= 1;
+        let result = world.transform(Operation::Decrypt, &stream).await;
+        let (released, end) = result.expect("the first chunk is intact");
+        assert!(released == plaintext()[..CHUNK_LEN]);
+        assert_eq!(end, Err("response aborted: decryption_failed".into()));
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_its_last_chunk_is_aborted() {
+        let world = World::new();
+        let mut stream = world.complete(Operation::Encrypt, &plaintext()).await;
+        stream.truncate(PREFIX_LEN + 2 * SEALED_CHUNK_LEN);
+        let (_, end) = world
+            .transform(Operation::Decrypt, &stream)
+            .await
+            .expect("begins");
+        assert_eq!(end, Err("response aborted: decryption_failed".into()));
+    }
+
+    #[tokio::test]
+    async fn a_failure_of_the_first_chunk_is_a_problem() {
+        let world = World::new();
+        let mut stream = world.complete(Operation::Encrypt, b"text").await;
+        stream[PREFIX_LEN] ^= 1;
+        for operation in [Operation::Decrypt, Operation::Rewrap] {
+            let error = world.transform(operation, &stream).await.err();
+            let code = error.expect("fails").problem.code;
+            assert_eq!(code, Code::DecryptionFailed);
+        }
+        let error = world
+            .transform(Operation::Decrypt, &stream[..10])
+            .await
+            .err();
+        let code = error.expect("fails").problem.code;
+        assert_eq!(code, Code::MalformedCiphertext);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_ends_aborts_an_encrypting_stream() {
+        let world = World::new();
+        let (request, mut client) = testing::request("Transfer-Encoding: chunked").await;
+        send_chunk(&mut client, &plaintext()[..CHUNK_LEN + 1]).await;
+        let job = world.job(Operation::Encrypt);
+        let response = world.perform(&job, request).await.expect("begins");
+        world.time.advance(Policy::default().encrypt_lease.0);
+        send_chunk(&mut client, &plaintext()[CHUNK_LEN + 1..]).await;
+        client.write_all(b"0\r\n\r\n").await.expect("written");
+        let (sent, end) = collect(response).await;
+        assert_eq!(sent.len(), PREFIX_LEN + SEALED_CHUNK_LEN);
+        assert_eq!(end, Err("response aborted: lease_expired".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stalls_aborts_the_stream() {
+        let world = World::new();
+        let (request, mut client) = testing::request("Transfer-Encoding: chunked").await;
+        send_chunk(&mut client, &plaintext()[..CHUNK_LEN + 1]).await;
+        let job = world.job(Operation::Encrypt);
+        let response = world.perform(&job, request).await.expect("begins");
+        let start = tokio::time::Instant::now();
+        let (_, end) = collect(response).await;
+        assert_eq!(end, Err("response aborted: request_timeout".into()));
+        assert!(start.elapsed() >= Duration::from_secs(300));
+    }
+
+    #[tokio::test]
+    async fn http_1_0_can_only_receive_a_stream_of_known_length() {
+        let world = World::new();
+        let job = Job {
+            http_version: Version::HTTP_10,
+            ..world.job(Operation::Encrypt)
+        };
+        let (request, mut client) = testing::request("Transfer-Encoding: chunked").await;
+        send_chunk(&mut client, b"text").await;
+        let error = world.perform(&job, request).await.err().expect("fails");
+        assert_eq!(error.problem.code, Code::InvalidRequest);
+        let (request, _client) = testing::request_with(b"text").await;
+        let (_, end) = collect(world.perform(&job, request).await.expect("begins")).await;
+        end.expect("is complete");
+    }
+}

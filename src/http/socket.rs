@@ -87,8 +87,8 @@ impl BoundSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let bound = || -> io::Result<UnixListener> {
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            // Linux creates the file with the socket's own mode, so no one can connect before the mode
-            // is set.
+            // Linux creates the file with the socket's own mode, so no one can connect before the
+            // configured mode is set.
             fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
             bind(&socket, &SocketAddrUnix::new(&path)?)?;
             listen(&socket, BACKLOG)?;

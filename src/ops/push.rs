@@ -38,8 +38,8 @@ pub(super) fn push(
     }
     let hint: Hint = serde_json::from_slice(body).map_err(|error| {
         let detail = format!(
-            "send {{\"keyring\": NAME, \"generation\": N}} or {{\"secret\": NAME, \"version\": V}}: \
-             {error}"
+            "send {{\"keyring\": NAME, \"generation\": N}} or {{\"secret\": NAME, \"version\": V}}\
+             : {error}"
         );
         Problem::new(Code::InvalidRequest, detail)
     })?;

@@ -4,7 +4,10 @@ use std::ops::Deref;
 
 use jiff::Timestamp;
 
-use super::{Encryptor, Session, SessionError};
+use super::{
+    error::SessionError,
+    request::{Encryptor, Session},
+};
 use crate::{crypto::PREFIX_LEN, model::Operation, refresh::Keyring};
 
 /// Applies one operation to the items of a request.
@@ -46,7 +49,7 @@ impl<K: Deref<Target = Keyring>> ItemProcessor<K> {
     pub(crate) fn advance(&mut self, now: Timestamp) -> Result<(), SessionError> {
         self.session.advance(now);
         match &mut self.encryptor {
-            Some(encryptor) => encryptor.advance(&self.session.keyring, now),
+            Some(encryptor) => encryptor.advance(self.session.keyring(), now),
             None => Ok(()),
         }
     }

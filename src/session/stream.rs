@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use jiff::Timestamp;
 
-use super::{PinnedVersion, SessionError};
+use super::{error::SessionError, version::PinnedVersion};
 use crate::{
     crypto::{StreamOpener, StreamSealer},
     refresh::Keyring,

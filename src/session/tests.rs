@@ -1,93 +1,23 @@
-//! Sessions on snapshots that are built in memory.
+//! Sessions on keyrings that are built in memory.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
-use super::{ItemProcessor, Session, SessionError, UnavailableReason, message_buffer};
-use crate::{
-    clock::Clock,
-    crypto::{Dek, KeyringId, MessageError, PREFIX_LEN, Sealer, VersionKeys},
-    keyring::{
-        Activation, KeyTable, Manifest, NewVersion, Policy, State, WaveSelector, authenticate,
-        init, rotate,
+use super::{
+    ItemProcessor, Session, SessionError,
+    error::UnavailableReason,
+    message_buffer,
+    testing::{
+        AAD, ID, activate, after, empty_keyring, keyring_with, keys, manifest, start, table, wave,
     },
-    model::{Operation, Wave},
+};
+use crate::{
+    crypto::{MessageError, PREFIX_LEN, Sealer},
+    keyring::{Policy, State, WaveSelector},
+    model::Operation,
     refresh::{Keyring, testing::ManualKeyring},
 };
-
-const AAD: &[u8] = b"aad";
-const ID: KeyringId = KeyringId([7; 16]);
-
-fn start() -> Timestamp {
-    Timestamp::from_second(1_800_000_000).expect("in range")
-}
-
-fn after(seconds: i64) -> Timestamp {
-    start() + SignedDuration::from_secs(seconds)
-}
-
-fn wave(name: &str) -> Wave {
-    name.parse().expect("wave")
-}
-
-fn dek(version: u32) -> Dek {
-    Dek::from_slice(&[version as u8; 32]).expect("32 bytes")
-}
-
-fn keys(version: u32) -> VersionKeys {
-    VersionKeys::derive(&dek(version)).expect("memory")
-}
-
-/// A manifest with `versions` enabled versions, of which the first is primary everywhere.
-fn manifest(versions: u32) -> Manifest {
-    let new = |version| NewVersion {
-        wraps: Vec::new(),
-        check: dek(version).check_value(&ID, version),
-    };
-    let name = "demo".parse().expect("name");
-    let first = init(name, ID, Policy::default(), new(1), start());
-    (2..=versions).fold(first, |manifest, version| {
-        rotate(&manifest, new(version), start())
-    })
-}
-
-fn activate(manifest: &mut Manifest, version: u32, wave: WaveSelector, at: Timestamp) {
-    manifest.activations.push(Activation { version, wave, at });
-}
-
-/// The table of a manifest. Versions in `not_unwrapped` have no keys.
-fn table(manifest: Manifest, name: &str, not_unwrapped: &[u32]) -> KeyTable {
-    let live: BTreeMap<u32, VersionKeys> = manifest
-        .versions
-        .iter()
-        .filter(|version| version.state != State::Destroyed)
-        .map(|version| (version.version, keys(version.version)))
-        .collect();
-    let unwrapped = manifest
-        .versions
-        .iter()
-        .filter(|version| version.state == State::Enabled)
-        .map(|version| match version.version {
-            number if not_unwrapped.contains(&number) => (number, Err("no KEK".into())),
-            number => (number, Ok(keys(number))),
-        })
-        .collect();
-    let document = authenticate(manifest, &live, None).expect("keys");
-    KeyTable::build(None, Arc::new(document), &unwrapped, wave(name), start()).expect("table")
-}
-
-fn empty_keyring(name: &str) -> ManualKeyring {
-    let (clock, _) = Clock::manual(start());
-    ManualKeyring::new("demo", &wave(name), &clock)
-}
-
-/// A keyring for wave `standard`, confirmed at [`start`].
-fn keyring_with(table: KeyTable) -> ManualKeyring {
-    let keyring = empty_keyring("standard");
-    keyring.activate(table, start());
-    keyring
-}
 
 fn session(keyring: &ManualKeyring, now: Timestamp) -> Session<&Keyring> {
     Session::new(&*keyring.keyring, now).expect("loaded")

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{SessionError, UnavailableReason};
+use super::error::{SessionError, UnavailableReason};
 use crate::{
     crypto::VersionKeys,
     keyring::Slot,

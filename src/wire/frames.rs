@@ -3,7 +3,8 @@
 /// The length of a frame's length.
 const LENGTH: usize = 4;
 
-/// Finds frames in data that arrives in chunks of any size. Only frames that span chunks are copied.
+/// Finds frames in data that arrives in chunks of any size. Only a frame that spans chunks is
+/// copied.
 pub struct Frames {
     limit: usize,
     /// The start of a frame whose end has not arrived yet.

@@ -8,7 +8,11 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use self::parse::{CiphertextItem, DataKeyRequest, JsonBody, PlaintextItem, invalid};
-use super::{ANY_PADDING, STANDARD, error::RequestError, job::Job};
+use super::{
+    base64::{ANY_PADDING, STANDARD},
+    error::RequestError,
+    job::Job,
+};
 use crate::{
     crypto::{PREFIX_LEN, SecretKey, from_text, to_text},
     http::{body::BufferedBody, memory::Payload, problem::Problem, response::ResponseBody},

@@ -11,7 +11,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{
-    super::STANDARD,
+    super::base64::STANDARD,
     request::{Format, MAX_WORD, SecretQuery},
 };
 use crate::{
