@@ -1,4 +1,4 @@
-//! Time as an argument: the system's, or one that tests set; and how long whoever asks over and over waits in between.
+//! Time as an argument: the system's clock, or one that tests set; and backoff.
 
 use std::{
     sync::{
@@ -10,23 +10,24 @@ use std::{
 
 use jiff::Timestamp;
 
-/// Tells the time of day. Clones tell the same.
+/// Tells the time of day. Clones tell the same time.
 #[derive(Debug, Clone)]
 pub struct Clock(Option<Arc<AtomicI64>>);
 
 impl Clock {
-    /// The machine's clock.
+    /// Returns the system's clock.
     pub fn system() -> Self {
         Self(None)
     }
 
-    /// A clock that stands still until somebody sets it.
+    /// Returns a clock that stands still, and the handle that moves it.
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
         let millis = Arc::new(AtomicI64::new(start.as_millisecond()));
         (Self(Some(Arc::clone(&millis))), ManualClock(millis))
     }
 
-    /// Now, to the millisecond: finer times would only make manifests harder to read.
+    /// Returns the current time, to the millisecond. Finer times would only make manifests harder
+    /// to read.
     pub fn now(&self) -> Timestamp {
         let millis = match &self.0 {
             None => Timestamp::now().as_millisecond(),
@@ -37,12 +38,12 @@ impl Clock {
     }
 }
 
-/// Sets the clock that it was made with.
+/// Moves the clock that [`Clock::manual`] returned with it.
 #[derive(Debug)]
 pub struct ManualClock(Arc<AtomicI64>);
 
 impl ManualClock {
-    /// Lets time pass.
+    /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(
             i64::try_from(by.as_millis()).unwrap_or(i64::MAX),
@@ -51,14 +52,45 @@ impl ManualClock {
     }
 }
 
-/// Between three and five quarters of `interval`, so that a fleet doesn't act in step.
+/// Returns a random duration within ±25 % of `interval`, so that a fleet doesn't act in step.
 pub fn spread(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
 
-/// How long to wait after so many failures in a row: `first`, then twice as long each time, up to `longest`.
+/// Returns the wait after `failures` in a row: `first`, doubled with each further failure, up to
+/// `longest`.
 pub fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
     first
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
         .min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit() {
+        let waits = [0, 1, 2, 3, 4, u32::MAX].map(|failures| backoff(SECOND, failures, 5 * SECOND));
+        assert_eq!(waits.map(|wait| wait.as_secs()), [1, 1, 2, 4, 5, 5]);
+    }
+
+    #[test]
+    fn spread_stays_within_a_quarter() {
+        for _ in 0..1000 {
+            let wait = spread(100 * SECOND);
+            assert!((75 * SECOND..=125 * SECOND).contains(&wait), "{wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_manual_clock_only_moves_by_hand() {
+        let (clock, hands) = Clock::manual(Timestamp::UNIX_EPOCH);
+        let other = clock.clone();
+        assert_eq!(clock.now(), Timestamp::UNIX_EPOCH);
+        hands.advance(SECOND);
+        assert_eq!(other.now().as_millisecond(), 1000);
+    }
 }

@@ -7,7 +7,7 @@ use sidekey::{cli, crypto};
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    // Before the first key byte is read.
+    // Before any key is read.
     let hardened = if arguments.starts_a_program() {
         crypto::hide_process()
     } else {

@@ -12,7 +12,7 @@ use super::data_plane::Workers;
 use crate::{
     audit::Recorder,
     http::Tls,
-    lifecycle::{Readiness, Signal, Signals, Stopping, tell_stopping},
+    lifecycle::{Readiness, Signal, Signals, Stopping, notify_stopping},
     refresh::{Keyring, Trigger},
     render::Renders,
     secrets::{self, Secrets},
@@ -115,7 +115,7 @@ impl Bound {
             self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");
-        tell_stopping();
+        notify_stopping();
         let second = async { while signals.next().await != Signal::Stop {} };
         self.stop(second).await;
     }

@@ -15,7 +15,7 @@ use crate::{
     app, backend,
     clock::Clock,
     config::{self, LoadError, Settings},
-    lifecycle::{Signals, tell_started},
+    lifecycle::{Signals, notify_ready},
     model::{KeyringName, SecretName},
     telemetry,
 };
@@ -160,7 +160,7 @@ pub(super) fn serve(
             .map_err(|error| CliError::failed(format!("can't install signal handlers: {error}")))?;
         let backends = backend::configured(&settings.backends);
         let bound = app::build(settings, backends, Clock::system()).await?;
-        tell_started();
+        notify_ready();
         started(&bound).await?;
         bound.run(signals).await;
         Ok(())

@@ -1,19 +1,19 @@
-//! `[audit]`: where the audit log goes.
+//! `[audit]`: where the audit log is written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::reader::{Read, Section};
+use super::reader::{Parsed, Section, Value};
 
-/// Where the audit log goes.
+/// Where the audit log is written.
 #[derive(Debug, Clone)]
 pub struct Audit {
     /// The sink.
     pub sink: AuditSink,
-    /// The file that holds the key that vouches for records; none vouches if there is none.
+    /// The file with the key that authenticates records. Default: records aren't authenticated.
     pub key_file: Option<PathBuf>,
 }
 
-/// What takes audit records.
+/// What receives audit records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditSink {
     /// A file.
@@ -22,20 +22,19 @@ pub enum AuditSink {
     Stdout,
 }
 
-pub(super) fn audit(section: &Section<'_>, folder: &Path) -> Read<Option<Audit>> {
-    let path = |value: &super::reader::Value<'_>| value.some_text().map(|text| folder.join(text));
-    let file = section.maybe("file", path);
-    let stdout = section.or("stdout", false, |value| value.boolean());
-    let key_file = section.maybe("key_file", path);
+pub(super) fn audit(section: &Section<'_>) -> Parsed<Option<Audit>> {
+    let file = section.maybe("file", Value::path);
+    let stdout = section.or("stdout", false, Value::boolean);
+    let key_file = section.maybe("key_file", Value::path);
     let (file, stdout, key_file) = (file?, stdout?, key_file?);
     let sink = match (file, stdout) {
         (Some(_), true) => {
-            return Err(section.problem("goes to one place: give file, or stdout = true, not both"));
+            return Err(section.problem("file and stdout = true are mutually exclusive"));
         }
         (Some(path), false) => AuditSink::File(path),
         (None, true) => AuditSink::Stdout,
         (None, false) if key_file.is_some() => {
-            return Err(section.absence("file", "is required with key_file, or stdout = true"));
+            return Err(section.missing("file", "is required with key_file, unless stdout = true"));
         }
         (None, false) => return Ok(None),
     };

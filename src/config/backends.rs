@@ -1,10 +1,12 @@
-//! How the outside systems are reached and logged in to: one section for each system.
+//! `[vault]`, `[aws]`, `[azure]`, `[pkcs11]`, `[local]`, `[web]` and `[backends]`: how outside
+//! systems are reached.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::reader::{Read, Section, Value};
+use super::reader::{Parsed, Section, Value};
 
-/// How the outside systems are reached. What isn't set comes from each system's usual environment variables.
+/// How outside systems are reached. Settings that are missing come from each system's usual
+/// environment variables.
 #[derive(Debug, Clone, Default)]
 pub struct Backends {
     /// Vault or OpenBao.
@@ -15,53 +17,54 @@ pub struct Backends {
     pub azure: Azure,
     /// Hardware security modules.
     pub pkcs11: Pkcs11,
-    /// KEKs in files of this machine.
+    /// KEKs in local files.
     pub local: Local,
-    /// Web servers that manifests are read from.
+    /// Web servers that serve manifests.
     pub web: Web,
-    /// Hosts that may be talked to without TLS; loopback always may.
+    /// Hosts that may be contacted without TLS. Loopback is always allowed.
     pub plain_http: Vec<String>,
-    /// Whether KEKs in local files are meant, and no warning is wanted.
+    /// Whether KEKs in local files are intended, so that no warning is logged.
     pub local_keks: bool,
 }
 
 /// Vault or OpenBao.
 #[derive(Debug, Clone, Default)]
 pub struct Vault {
-    /// The server's URL; `VAULT_ADDR` if none.
+    /// The server's URL. Default: `VAULT_ADDR`.
     pub address: Option<String>,
-    /// The namespace; `VAULT_NAMESPACE` if none.
+    /// The namespace. Default: `VAULT_NAMESPACE`.
     pub namespace: Option<String>,
-    /// Certificates (PEM) of the authorities that are trusted instead of the system's; `VAULT_CACERT` if none.
+    /// The trusted authorities' certificates (PEM). Default: `VAULT_CACERT`, or the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain (PEM); `VAULT_CLIENT_CERT` if none.
+    /// The client certificate chain (PEM). Default: `VAULT_CLIENT_CERT`.
     pub client_certificate: Option<PathBuf>,
-    /// Its key (PEM); `VAULT_CLIENT_KEY` if none.
+    /// The client certificate's private key (PEM). Default: `VAULT_CLIENT_KEY`.
     pub client_key: Option<PathBuf>,
     /// How to log in.
     pub login: VaultLogin,
 }
 
-/// How to log in to Vault. Files are read anew for every login, because others rewrite them.
+/// How to log in to Vault. Files are read again for every login, because they may have been
+/// rewritten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum VaultLogin {
-    /// With the token in `VAULT_TOKEN`, or else in `~/.vault-token`.
+    /// With the token in `VAULT_TOKEN`, or in `~/.vault-token`.
     #[default]
     Environment,
     /// With the token in a file.
     TokenFile(PathBuf),
-    /// By AppRole.
+    /// With AppRole.
     AppRole {
-        /// Where the method is mounted.
+        /// The auth method's mount path.
         mount: String,
-        /// The role's id.
+        /// The role ID.
         role_id: String,
-        /// The file that holds the secret id.
+        /// The file that holds the secret ID.
         secret_id_file: PathBuf,
     },
-    /// With a signed token in a file: the methods `kubernetes` and `jwt`.
+    /// With a signed token in a file: the auth methods `kubernetes` and `jwt`.
     Jwt {
-        /// Where the method is mounted.
+        /// The auth method's mount path.
         mount: String,
         /// The role.
         role: String,
@@ -70,37 +73,37 @@ pub enum VaultLogin {
     },
 }
 
-/// Amazon Web Services: the SDK's own chain finds credentials.
+/// Amazon Web Services. Credentials come from the SDK's default chain.
 #[derive(Debug, Clone, Default)]
 pub struct Aws {
-    /// The region of keys and secrets that name none; the SDK's chain if none.
+    /// The region of keys and secrets that don't name one. Default: the SDK's default chain.
     pub region: Option<String>,
-    /// The profile of the shared config files.
+    /// The profile in the shared config files.
     pub profile: Option<String>,
-    /// One URL for every service, instead of AWS' own.
+    /// One URL for all services, instead of AWS's own.
     pub endpoint: Option<String>,
-    /// Whether to use the endpoints validated by FIPS 140.
+    /// Whether to use FIPS 140 validated endpoints.
     pub fips: bool,
 }
 
 /// Azure Key Vault and Managed HSM.
 #[derive(Debug, Clone)]
 pub struct Azure {
-    /// How to log in; as the environment suggests if none.
+    /// How to log in. Default: as the environment suggests.
     pub login: Option<AzureLogin>,
-    /// The tenant; `AZURE_TENANT_ID` if none.
+    /// The tenant. Default: `AZURE_TENANT_ID`.
     pub tenant_id: Option<String>,
-    /// The application, or the user-assigned identity; `AZURE_CLIENT_ID` if none.
+    /// The application or user-assigned identity. Default: `AZURE_CLIENT_ID`.
     pub client_id: Option<String>,
-    /// The file that holds the application's secret, read once; `AZURE_CLIENT_SECRET` if none.
+    /// The file that holds the application's secret, read once. Default: `AZURE_CLIENT_SECRET`.
     pub client_secret_file: Option<PathBuf>,
-    /// The file that holds a workload's token; `AZURE_FEDERATED_TOKEN_FILE` if none.
+    /// The file that holds a workload's token. Default: `AZURE_FEDERATED_TOKEN_FILE`.
     pub token_file: Option<PathBuf>,
-    /// The URL of the login service, for sovereign clouds; `AZURE_AUTHORITY_HOST` if none.
+    /// The URL of the login service, for sovereign clouds. Default: `AZURE_AUTHORITY_HOST`.
     pub authority: Option<String>,
-    /// Certificates (PEM) of the authorities that are trusted instead of the system's.
+    /// The trusted authorities' certificates (PEM). Default: the system's.
     pub ca_file: Option<PathBuf>,
-    /// Whether a vault may only ask for tokens for the domain that it is in.
+    /// Whether a vault may only request tokens for its own domain.
     pub verify_challenge: bool,
 }
 
@@ -122,59 +125,59 @@ impl Default for Azure {
 /// How to log in to Azure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AzureLogin {
-    /// As a Kubernetes workload, by a projected token.
+    /// As a Kubernetes workload, with a projected token.
     WorkloadIdentity,
-    /// As the machine or platform that this runs on.
+    /// As the host machine or platform.
     ManagedIdentity,
-    /// As an application, by its secret.
+    /// As an application, with its secret.
     ClientSecret,
-    /// As whoever is logged in to the command `az`.
+    /// As the user who is logged in to the Azure CLI.
     Cli,
 }
 
-/// Web servers that manifests are read from.
+/// Web servers that serve manifests.
 #[derive(Debug, Clone, Default)]
 pub struct Web {
-    /// Certificates (PEM) of the authorities that are trusted instead of the system's.
+    /// The trusted authorities' certificates (PEM). Default: the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain (PEM).
+    /// The client certificate chain (PEM).
     pub client_certificate: Option<PathBuf>,
-    /// Its key (PEM).
+    /// The client certificate's private key (PEM).
     pub client_key: Option<PathBuf>,
 }
 
-/// KEKs in files of this machine.
+/// KEKs in local files.
 #[derive(Debug, Clone, Default)]
 pub struct Local {
-    /// The file that holds the passphrase of those that are encrypted.
+    /// The file that holds the passphrase of encrypted KEKs.
     pub passphrase_file: Option<PathBuf>,
 }
 
 /// Hardware security modules.
 #[derive(Debug, Clone, Default)]
 pub struct Pkcs11 {
-    /// The module's library, for URIs that name none.
+    /// The module's library, for URIs that don't name one.
     pub module: Option<PathBuf>,
 }
 
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
-    let vault = root.section("vault", |section| vault(section, folder));
+pub(super) fn backends(root: &Section<'_>) -> Parsed<Backends> {
+    let vault = root.section("vault", vault);
     let aws = root.section("aws", aws);
-    let azure = root.section("azure", |section| azure(section, folder));
+    let azure = root.section("azure", azure);
     let pkcs11 = root.section("pkcs11", |section| {
         section
-            .maybe("module", |value| path(value, folder))
+            .maybe("module", Value::path)
             .map(|module| Pkcs11 { module })
     });
     let local = root.section("local", |section| {
         section
-            .maybe("passphrase_file", |value| path(value, folder))
+            .maybe("passphrase_file", Value::path)
             .map(|passphrase_file| Local { passphrase_file })
     });
     let web = root.section("web", |section| {
-        let (ca_file, client_certificate, client_key) = tls(section, folder)?;
+        let (ca_file, client_certificate, client_key) = tls(section)?;
         Ok(Web {
             ca_file,
             client_certificate,
@@ -183,7 +186,7 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     });
     let both = root.section("backends", |section| {
         let plain_http = section.or("plain_http", Vec::new(), |value| {
-            value.list(|item| text(&item))
+            value.list(|item| item.string())
         });
         let local_keks = section.or("local_keks", false, Value::boolean);
         Ok((plain_http?, local_keks?))
@@ -201,11 +204,11 @@ pub(super) fn backends(root: &Section<'_>, folder: &Path) -> Read<Backends> {
     })
 }
 
-fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
-    let address = section.maybe("address", text);
-    let namespace = section.maybe("namespace", text);
-    let tls = tls(section, folder);
-    let login = login(section, folder);
+fn vault(section: &Section<'_>) -> Parsed<Vault> {
+    let address = section.maybe("address", Value::string);
+    let namespace = section.maybe("namespace", Value::string);
+    let tls = tls(section);
+    let login = login(section);
     let (ca_file, client_certificate, client_key) = tls?;
     Ok(Vault {
         address: address?,
@@ -217,16 +220,16 @@ fn vault(section: &Section<'_>, folder: &Path) -> Read<Vault> {
     })
 }
 
-/// Authorities, our certificate and its key.
+/// Trusted authorities, client certificate and its key.
 type Tls = (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
 
-fn tls(section: &Section<'_>, folder: &Path) -> Read<Tls> {
-    let ca_file = section.maybe("ca_file", |value| path(value, folder));
-    let client_certificate = section.maybe("client_certificate", |value| path(value, folder));
-    let client_key = section.maybe("client_key", |value| path(value, folder));
+fn tls(section: &Section<'_>) -> Parsed<Tls> {
+    let ca_file = section.maybe("ca_file", Value::path);
+    let client_certificate = section.maybe("client_certificate", Value::path);
+    let client_key = section.maybe("client_key", Value::path);
     match (ca_file?, client_certificate?, client_key?) {
         (_, Some(_), None) | (_, None, Some(_)) => {
-            Err(section.problem("client_certificate and client_key go together"))
+            Err(section.problem("client_certificate and client_key must be set together"))
         }
         tls => Ok(tls),
     }
@@ -240,7 +243,7 @@ enum Method {
     Jwt,
 }
 
-fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
+fn login(section: &Section<'_>) -> Parsed<VaultLogin> {
     if !section.has("login") {
         return Ok(VaultLogin::Environment);
     }
@@ -251,10 +254,10 @@ fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
         ("jwt", Method::Jwt),
     ];
     section.section("login", |section| {
-        let file = |key| section.required(key).and_then(|value| path(&value, folder));
-        let mount = |default: &str| section.or("mount", default.to_owned(), text);
-        let jwt = |mount: Read<String>, token_file: Read<PathBuf>| {
-            let role = section.required("role").and_then(|value| text(&value));
+        let file = |key| section.required(key).and_then(|value| value.path());
+        let mount = |default: &str| section.or("mount", default.to_owned(), Value::string);
+        let jwt = |mount: Parsed<String>, token_file: Parsed<PathBuf>| {
+            let role = section.required("role").and_then(|value| value.string());
             Ok(VaultLogin::Jwt {
                 mount: mount?,
                 role: role?,
@@ -267,7 +270,7 @@ fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
         {
             Method::TokenFile => file("token_file").map(VaultLogin::TokenFile),
             Method::AppRole => {
-                let role_id = section.required("role_id").and_then(|value| text(&value));
+                let role_id = section.required("role_id").and_then(|value| value.string());
                 let (mount, secret_id_file) = (mount("approle"), file("secret_id_file"));
                 Ok(VaultLogin::AppRole {
                     mount: mount?,
@@ -277,7 +280,7 @@ fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
             }
             Method::Kubernetes => {
                 let token_file = section.or("token_file", SERVICE_ACCOUNT_TOKEN.into(), |value| {
-                    path(value, folder)
+                    value.path()
                 });
                 jwt(mount("kubernetes"), token_file)
             }
@@ -286,10 +289,10 @@ fn login(section: &Section<'_>, folder: &Path) -> Read<VaultLogin> {
     })
 }
 
-fn aws(section: &Section<'_>) -> Read<Aws> {
-    let region = section.maybe("region", text);
-    let profile = section.maybe("profile", text);
-    let endpoint = section.maybe("endpoint", text);
+fn aws(section: &Section<'_>) -> Parsed<Aws> {
+    let region = section.maybe("region", Value::string);
+    let profile = section.maybe("profile", Value::string);
+    let endpoint = section.maybe("endpoint", Value::string);
     let fips = section.or("fips", false, Value::boolean);
     Ok(Aws {
         region: region?,
@@ -299,7 +302,7 @@ fn aws(section: &Section<'_>) -> Read<Aws> {
     })
 }
 
-fn azure(section: &Section<'_>, folder: &Path) -> Read<Azure> {
+fn azure(section: &Section<'_>) -> Parsed<Azure> {
     let logins = [
         ("workload-identity", AzureLogin::WorkloadIdentity),
         ("managed-identity", AzureLogin::ManagedIdentity),
@@ -307,12 +310,12 @@ fn azure(section: &Section<'_>, folder: &Path) -> Read<Azure> {
         ("cli", AzureLogin::Cli),
     ];
     let login = section.maybe("login", |value| value.choice(&logins));
-    let tenant_id = section.maybe("tenant_id", text);
-    let client_id = section.maybe("client_id", text);
-    let client_secret_file = section.maybe("client_secret_file", |value| path(value, folder));
-    let token_file = section.maybe("token_file", |value| path(value, folder));
-    let authority = section.maybe("authority", text);
-    let ca_file = section.maybe("ca_file", |value| path(value, folder));
+    let tenant_id = section.maybe("tenant_id", Value::string);
+    let client_id = section.maybe("client_id", Value::string);
+    let client_secret_file = section.maybe("client_secret_file", Value::path);
+    let token_file = section.maybe("token_file", Value::path);
+    let authority = section.maybe("authority", Value::string);
+    let ca_file = section.maybe("ca_file", Value::path);
     let verify_challenge = section.or("verify_challenge", true, Value::boolean);
     Ok(Azure {
         login: login?,
@@ -324,12 +327,4 @@ fn azure(section: &Section<'_>, folder: &Path) -> Read<Azure> {
         ca_file: ca_file?,
         verify_challenge: verify_challenge?,
     })
-}
-
-fn text(value: &Value<'_>) -> Read<String> {
-    value.some_text().map(str::to_owned)
-}
-
-fn path(value: &Value<'_>, folder: &Path) -> Read<PathBuf> {
-    value.some_text().map(|text| folder.join(text))
 }

@@ -1,21 +1,33 @@
-//! Settings: one TOML file, validated whole.
+//! Settings: one TOML file, validated as a whole.
+//!
+//! Each file here holds the settings of one table and the function that reads it.
 
 mod audit;
 mod backends;
+mod keyring;
+mod limits;
+mod listen;
+mod log;
 mod parse;
+mod policy;
 mod reader;
+mod refresh;
 mod render;
+mod secret_mapping;
 mod secrets;
-mod settings;
 mod tls;
 
 pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
-pub use parse::{LoadError, Problem, Problems, load, parse};
+pub use keyring::{Confirm, Keyring};
+pub use limits::{Limits, Timeouts};
+pub use listen::{Listen, Ops, Tcp};
+pub use log::{Log, LogFormat};
+pub use parse::{LoadError, Problems, Settings, load, parse};
+pub use policy::Rule;
+pub use reader::Problem;
+pub use refresh::{Refresh, Runtime};
 pub use render::{Content, Notice, Render, Signal};
-pub use secrets::{Keeping, Secret, SecretMapping, Secrets};
-pub use settings::{
-    Confirm, Keyring, Limits, Listen, Log, LogFormat, Ops, Refresh, Rule, Runtime, Settings, Tcp,
-    Timeouts,
-};
+pub use secret_mapping::SecretMapping;
+pub use secrets::{CachePolicy, Secret, Secrets};
 pub use tls::{Tls, TlsClients, TlsVersion};

@@ -1,20 +1,20 @@
-//! From start to end: readiness, signals and the two stages of stopping.
+//! Readiness, signals, the service manager, and the two stages of stopping.
 
 mod readiness;
 mod signals;
-mod supervisor;
+mod systemd;
 
 use tokio_util::sync::CancellationToken;
 
 pub use readiness::Readiness;
 pub use signals::{Signal, Signals};
-pub use supervisor::{tell_started, tell_stopping};
+pub use systemd::{notify_ready, notify_stopping};
 
 /// The two stages of stopping.
 #[derive(Debug, Clone, Default)]
 pub struct Stopping {
-    /// No more connections; what is in flight is answered.
+    /// Cancelled when draining begins: no new connections, but requests in flight are answered.
     pub draining: CancellationToken,
-    /// Everything ends.
+    /// Cancelled when everything ends.
     pub ending: CancellationToken,
 }

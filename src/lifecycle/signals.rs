@@ -2,7 +2,7 @@ use std::io;
 
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGHUP.
@@ -11,7 +11,7 @@ pub enum Signal {
     Stop,
 }
 
-/// The signals that a sidecar listens to.
+/// The signals that a sidecar handles.
 pub struct Signals {
     hangup: unix::Signal,
     terminate: unix::Signal,
@@ -19,10 +19,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Installs the handlers.
     ///
     /// # Errors
-    /// The system refuses a handler.
+    /// Fails if the system refuses a handler.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -31,7 +31,7 @@ impl Signals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.hangup.recv() => Signal::Refresh,

@@ -5,12 +5,16 @@ mod certificate;
 mod names;
 mod operation;
 mod secrets;
+mod signer;
+mod span;
 mod uris;
 
 pub use certificate::CertificateName;
-pub use names::{KeyringName, Malformed, SecretName, SignerKey, Span, Wave};
+pub use names::{KeyringName, Malformed, SecretName, Wave};
 pub use operation::Operation;
 pub use secrets::{NamePattern, SecretSource};
+pub use signer::SignerKey;
+pub use span::Span;
 #[cfg(feature = "vault")]
 pub(crate) use uris::is_path_segment;
 pub use uris::{KekPattern, KekScope, KekUri, Location};

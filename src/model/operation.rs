@@ -1,17 +1,15 @@
-//! The operations on a keyring that a policy can grant.
-
-/// What a caller may be allowed to do with a keyring.
+/// An operation on a keyring, which a policy can grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// Plaintext to ciphertext.
+    /// Encrypt plaintext.
     Encrypt,
-    /// Ciphertext to plaintext.
+    /// Decrypt ciphertext.
     Decrypt,
-    /// Ciphertext to ciphertext under the primary.
+    /// Re-encrypt ciphertext under the primary.
     Rewrap,
-    /// A fresh key for the caller's own encryption, plain and encrypted.
+    /// Request a new key for the caller's own encryption, in plaintext and encrypted.
     DataKey,
-    /// Seeing that the keyring is there, its versions and roles.
+    /// See the keyring, its versions and their roles.
     Inspect,
 }
 
@@ -25,12 +23,13 @@ impl Operation {
         Self::Inspect,
     ];
 
-    /// Whether a rule for all operations, or no rule at all, allows it. One that hands out a key has to be named.
+    /// Returns whether a rule for all operations, or a policy without rules, allows it. The
+    /// operation that hands out a key must be named.
     pub fn is_implied(self) -> bool {
         self != Self::DataKey
     }
 
-    /// Its name in config, metrics and logs.
+    /// Returns the name in config, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Encrypt => "encrypt",

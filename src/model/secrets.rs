@@ -1,4 +1,4 @@
-//! Where a secret comes from, and patterns of names.
+//! Sources of secrets, and patterns of names.
 
 use std::{
     fmt,
@@ -11,16 +11,16 @@ use super::{
     uris::is_path_segment,
 };
 
-/// A name, or several: one `*` stands for any characters, at least one.
+/// A name, or a pattern with one `*`, which matches one or more characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamePattern {
     prefix: String,
-    /// What follows the `*`; none of a plain name.
+    /// What follows the `*`; `None` for a plain name.
     suffix: Option<String>,
 }
 
 impl NamePattern {
-    /// What the `*` stands for in `name`; nothing for the plain name itself.
+    /// Returns what the `*` matches in `name`. For a plain name, that is nothing (`""`).
     pub fn matched<'n>(&self, name: &'n str) -> Option<&'n str> {
         let rest = name.strip_prefix(&self.prefix)?;
         match &self.suffix {
@@ -31,13 +31,13 @@ impl NamePattern {
         }
     }
 
-    /// Whether it covers `name`.
+    /// Returns whether it matches `name`.
     pub fn covers(&self, name: &str) -> bool {
         self.matched(name).is_some()
     }
 
-    /// Whether there is a `*`.
-    pub fn is_wild(&self) -> bool {
+    /// Returns whether it contains a `*`.
+    pub fn is_wildcard(&self) -> bool {
         self.suffix.is_some()
     }
 }
@@ -46,7 +46,7 @@ impl FromStr for NamePattern {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        // With one `*`, some character stands in its place, and the whole has to be a name.
+        // A pattern is valid if it is a name once a character replaces the `*`.
         check_name(&text.replacen('*', "x", 1))?;
         Ok(match text.split_once('*') {
             None => Self {
@@ -70,46 +70,46 @@ impl fmt::Display for NamePattern {
     }
 }
 
-/// Where a secret comes from.
+/// Where a secret is stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SecretSource {
-    /// A file, or a folder whose files are the members of one JSON object: `file:PATH`.
+    /// A file, or a folder whose files become the members of a JSON object: `file:PATH`.
     File(PathBuf),
-    /// A secret of Vault's key-value engine, of either version: `vault-kv:MOUNT/PATH`.
+    /// A secret in Vault's key-value engine, version 1 or 2: `vault-kv:MOUNT/PATH`.
     VaultKv {
-        /// The first part of the path. The engine is mounted there, or deeper, which Vault tells.
+        /// The path's first segment. Vault tells whether the engine is mounted there or deeper.
         mount: String,
-        /// The rest.
+        /// The rest of the path.
         path: String,
     },
-    /// Credentials that Vault makes anew for every lease: `vault-lease:MOUNT/creds/ROLE`.
+    /// Dynamic credentials, which Vault creates for every lease: `vault-lease:MOUNT/creds/ROLE`.
     VaultLease(String),
-    /// A secret of AWS Secrets Manager: `aws-sm:NAME`, or its ARN.
+    /// A secret in AWS Secrets Manager: `aws-sm:NAME`, or its ARN.
     AwsSm(String),
-    /// A parameter of AWS Systems Manager: `aws-ssm:NAME`, or its ARN.
+    /// A parameter in AWS Systems Manager: `aws-ssm:NAME`, or its ARN.
     AwsSsm(String),
-    /// A secret of Azure Key Vault: `azure-kv:https://VAULT/secrets/NAME`.
+    /// A secret in Azure Key Vault: `azure-kv:https://VAULT/secrets/NAME`.
     AzureKv {
         /// The vault's URL.
         vault: String,
-        /// The secret.
+        /// The secret's name.
         name: String,
     },
 }
 
-const SOURCES: &str = "file:, vault-kv:, vault-lease:, aws-sm:, aws-ssm: and azure-kv:";
+const SOURCES: &str = "file:, vault-kv:, vault-lease:, aws-sm:, aws-ssm:, azure-kv:";
 
 impl FromStr for SecretSource {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let malformed = |how: &str| Err(Malformed::new(format!("write {how}")));
+        let malformed = |how: &str| Err(Malformed::new(format!("expected {how}")));
         let Some((scheme, rest)) = text
             .split_once(':')
             .filter(|_| !text.contains(char::is_control))
         else {
             return Err(Malformed::new(format!(
-                "a source begins with one of {SOURCES}"
+                "a secret source begins with one of {SOURCES}"
             )));
         };
         match scheme {
@@ -120,35 +120,35 @@ impl FromStr for SecretSource {
                     mount: mount.to_owned(),
                     path: path.to_owned(),
                 }),
-                _ => malformed("vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`"),
+                _ => malformed("vault-kv:MOUNT/PATH with letters, digits, `.`, `_` and `-`"),
             },
             "vault-lease" if rest.contains('/') && rest.split('/').all(is_path_segment) => {
                 Ok(Self::VaultLease(rest.to_owned()))
             }
             "vault-lease" => {
-                malformed("vault-lease:MOUNT/creds/ROLE, of letters, digits, `.`, `_` and `-`")
+                malformed("vault-lease:MOUNT/creds/ROLE with letters, digits, `.`, `_` and `-`")
             }
             "aws-sm" if !rest.is_empty() => Ok(Self::AwsSm(rest.to_owned())),
             "aws-sm" => malformed("aws-sm:NAME"),
             "aws-ssm" if !rest.is_empty() && (rest.starts_with("arn:") || !rest.contains(':')) => {
                 Ok(Self::AwsSsm(rest.to_owned()))
             }
-            "aws-ssm" => malformed("aws-ssm:NAME, without a version or a label"),
+            "aws-ssm" => malformed("aws-ssm:NAME without a version or label"),
             "azure-kv" => match azure(rest) {
                 Some((vault, name)) => Ok(Self::AzureKv {
                     vault: vault.to_owned(),
                     name: name.to_owned(),
                 }),
-                None => malformed("azure-kv:https://VAULT/secrets/NAME, without a version"),
+                None => malformed("azure-kv:https://VAULT/secrets/NAME without a version"),
             },
             _ => Err(Malformed::new(format!(
-                "`{scheme}:` is not a source of secrets; known: {SOURCES}"
+                "unknown scheme `{scheme}:` of a secret source; expected one of {SOURCES}"
             ))),
         }
     }
 }
 
-/// The vault and the secret's name in `https://VAULT/secrets/NAME`.
+/// Returns the vault and the secret's name in `https://VAULT/secrets/NAME`.
 fn azure(rest: &str) -> Option<(&str, &str)> {
     let (vault, name) = rest.split_once("/secrets/")?;
     let host = vault
@@ -178,7 +178,7 @@ impl fmt::Display for SecretSource {
 }
 
 impl SecretSource {
-    /// The part before the first colon, which names the provider.
+    /// Returns the part before the first colon, which names the provider.
     pub fn scheme(&self) -> &'static str {
         match self {
             Self::File(_) => "file",
@@ -195,6 +195,54 @@ impl SecretSource {
         match self {
             Self::File(path) => Self::File(folder.join(path)),
             elsewhere => elsewhere,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_read_as_they_are_written() {
+        for text in [
+            "file:/etc/secrets/a",
+            "vault-kv:secret/orders/db",
+            "vault-lease:database/creds/orders",
+            "aws-sm:orders/db",
+            "aws-sm:arn:aws:secretsmanager:eu-west-1:111122223333:secret:orders-AbCdEf",
+            "aws-ssm:/orders/db",
+            "azure-kv:https://orders.vault.azure.net/secrets/db",
+        ] {
+            assert_eq!(text.parse::<SecretSource>().expect(text).to_string(), text);
+        }
+        for malformed in [
+            "",
+            "orders",
+            "file:",
+            "vault-kv:secret",
+            "vault-kv:secret/../sys/seal",
+            "vault-lease:database",
+            "aws-ssm:/orders/db:3",
+            "azure-kv:https://orders.vault.azure.net/secrets/db/0123",
+            "azure-kv:https://u@a/secrets/db",
+            "s3://a/b",
+            "file:/a\n",
+        ] {
+            malformed.parse::<SecretSource>().expect_err(malformed);
+        }
+    }
+
+    #[test]
+    fn a_pattern_has_one_wildcard_that_matches_at_least_one_character() {
+        let pattern: NamePattern = "team-*.db".parse().expect("pattern");
+        assert_eq!(pattern.matched("team-a.db"), Some("a"));
+        assert_eq!(pattern.matched("team-.db"), None);
+        assert_eq!(pattern.matched("team-a"), None);
+        assert!("a".parse::<NamePattern>().expect("name").covers("a"));
+        assert!("*".parse::<NamePattern>().expect("all").covers("a"));
+        for malformed in ["", "a*b*", "A*", "-*"] {
+            malformed.parse::<NamePattern>().expect_err(malformed);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where things are: KEKs, which of them may be asked, and manifests.
+//! URIs of KEKs and manifests, and which KEKs may be used.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -7,12 +7,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::names::{Malformed, text_type};
 
 text_type!(
-    /// A KEK's URI, such as `local:/etc/sidekey/kek`. Its scheme chooses the backend, which parses the rest.
+    /// A KEK's URI, such as `local:/etc/sidekey/kek`. The scheme selects the backend, which parses
+    /// the rest.
     KekUri,
     check_kek_uri
 );
 
-/// Any scheme: a wrap under a backend that this build lacks costs that wrap alone, never the whole manifest.
+/// Accepts any scheme. A wrap whose backend this build lacks can't be unwrapped, but the rest of
+/// the manifest stays usable.
 fn check_kek_uri(text: &str) -> Result<(), Malformed> {
     let is_scheme = |scheme: &str| {
         scheme.starts_with(|c: char| c.is_ascii_lowercase())
@@ -21,21 +23,21 @@ fn check_kek_uri(text: &str) -> Result<(), Malformed> {
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
     match text.split_once(':') {
-        Some((scheme, "")) => Err(Malformed::new(format!("nothing follows `{scheme}:`"))),
+        Some((scheme, "")) => Err(Malformed::new(format!("missing key after `{scheme}:`"))),
         Some((scheme, _)) if is_scheme(scheme) && !text.contains(char::is_control) => Ok(()),
         _ => Err(Malformed::new(
-            "a KEK's URI begins with its backend, as in `local:/etc/sidekey/kek`",
+            "a KEK URI begins with its backend, such as `local:/etc/sidekey/kek`",
         )),
     }
 }
 
 impl KekUri {
-    /// The part before the first colon, which names the backend.
+    /// Returns the part before the first colon, which names the backend.
     pub fn scheme(&self) -> &str {
         self.split().0
     }
 
-    /// The part after the first colon.
+    /// Returns the part after the first colon.
     pub fn rest(&self) -> &str {
         self.split().1
     }
@@ -45,17 +47,18 @@ impl KekUri {
     }
 }
 
-/// The KEKs that a sidecar opens a keyring's versions with. Who writes the manifest names KEKs in it; this says which are ours.
+/// The KEKs that may unwrap a keyring's versions. The manifest names KEKs, but its author need not
+/// be trusted to choose them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KekScope {
-    /// Whichever the manifest names, because something else vouches for who wrote it.
+    /// All that the manifest names, because its author is authenticated otherwise.
     Any,
-    /// Those that one of these patterns covers.
+    /// Those that one of these patterns matches.
     Only(Vec<KekPattern>),
 }
 
 impl KekScope {
-    /// Whether a wrap under `kek` may be opened.
+    /// Returns whether a wrap under `kek` may be unwrapped.
     pub fn covers(&self, kek: &KekUri) -> bool {
         match self {
             Self::Any => true,
@@ -64,7 +67,7 @@ impl KekScope {
     }
 }
 
-/// A KEK's URI, or the beginning of URIs up to a `:` or `/`, followed by `*`.
+/// A KEK's URI, or a prefix of URIs that ends in `:` or `/`, followed by `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KekPattern {
     uri: String,
@@ -75,13 +78,13 @@ impl KekPattern {
     fn covers(&self, kek: &KekUri) -> bool {
         match kek.as_str().strip_prefix(&self.uri) {
             Some("") => !self.is_prefix,
-            // `..` would lead out of the folder that the prefix names.
+            // `..` would leave the folder that the prefix names.
             Some(rest) => self.is_prefix && rest.split('/').all(|step| step != ".."),
             None => false,
         }
     }
 
-    /// The same pattern with a `local:` path, if there is any, counted from `folder`.
+    /// Resolves a relative `local:` path against `folder`.
     pub fn anchored(self, folder: &std::path::Path) -> Self {
         match self
             .uri
@@ -107,7 +110,7 @@ impl FromStr for KekPattern {
         };
         if uri.contains('*') || is_prefix && !uri.ends_with([':', '/']) {
             return Err(Malformed::new(
-                "a `*` stands at the end alone, behind a `:` or `/`",
+                "`*` is only allowed at the end, after `:` or `/`",
             ));
         }
         check_kek_uri(text)?;
@@ -124,38 +127,39 @@ impl fmt::Display for KekPattern {
     }
 }
 
-/// Whether a name may stand between the slashes of a path of Vault's: it can't lead elsewhere and needs no escaping.
+/// Returns whether a name is safe as one segment of a Vault path: it can't change the path and
+/// needs no escaping.
 pub(crate) fn is_path_segment(segment: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     !matches!(segment, "" | "." | "..") && segment.chars().all(is_plain)
 }
 
-/// Where a manifest is kept.
+/// Where a manifest is stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Location {
-    /// A file on this machine: `file:PATH`, or a path alone.
+    /// A local file: `file:PATH`, or a plain path.
     File(PathBuf),
-    /// A secret of Vault's key-value engine, version 2: `vault-kv:MOUNT/PATH`.
+    /// A secret in Vault's key-value engine, version 2: `vault-kv:MOUNT/PATH`.
     VaultKv {
-        /// Where the engine is mounted: one path segment.
+        /// The engine's mount path, one segment.
         mount: String,
-        /// The secret.
+        /// The secret's path.
         path: String,
     },
-    /// A secret of AWS Secrets Manager: `aws-sm:NAME`, or its ARN.
+    /// A secret in AWS Secrets Manager: `aws-sm:NAME`, or its ARN.
     AwsSm(String),
-    /// An object: `s3://BUCKET/KEY`.
+    /// An S3 object: `s3://BUCKET/KEY`.
     S3 {
         /// The bucket.
         bucket: String,
         /// The object's key.
         key: String,
     },
-    /// A web resource, to be read alone: `https://…`.
+    /// A web resource, which is read-only: `https://…`.
     Web(String),
 }
 
-const LOCATIONS: &str = "file:, vault-kv:, aws-sm:, s3:// and https://";
+const LOCATIONS: &str = "file:, vault-kv:, aws-sm:, s3://, https://";
 
 impl FromStr for Location {
     type Err = Malformed;
@@ -170,7 +174,7 @@ impl FromStr for Location {
             Some((first, rest)) if !first.is_empty() && !rest.is_empty() => {
                 Ok((first.to_owned(), rest.to_owned()))
             }
-            _ => Err(Malformed::new(format!("write {what}"))),
+            _ => Err(Malformed::new(format!("expected {what}"))),
         };
         match text.split_once(':') {
             _ if text.is_empty() => Err(Malformed::new("the path is empty")),
@@ -182,7 +186,7 @@ impl FromStr for Location {
                     path: path.to_owned(),
                 }),
                 _ => Err(Malformed::new(
-                    "write vault-kv:MOUNT/PATH, of letters, digits, `.`, `_` and `-`",
+                    "expected vault-kv:MOUNT/PATH with letters, digits, `.`, `_` and `-`",
                 )),
             },
             Some(("aws-sm", name)) if !name.is_empty() => Ok(Self::AwsSm(name.to_owned())),
@@ -190,19 +194,20 @@ impl FromStr for Location {
                 Some(rest) => {
                     pair("s3://BUCKET/KEY", rest).map(|(bucket, key)| Self::S3 { bucket, key })
                 }
-                None => Err(Malformed::new("write s3://BUCKET/KEY")),
+                None => Err(Malformed::new("expected s3://BUCKET/KEY")),
             },
             Some(("https" | "http", rest)) if rest.len() > 2 && rest.starts_with("//") => {
                 let authority = rest[2..].split(['/', '?', '#']).next().unwrap_or_default();
                 if authority.contains('@') {
                     return Err(Malformed::new(
-                        "a URL carries no user and password, which would show wherever it does; log in by a client certificate (`[web]`)",
+                        "a URL must not contain a user or password, because URLs are logged; \
+                         authenticate with a client certificate (`[web]`)",
                     ));
                 }
                 Ok(Self::Web(text.to_owned()))
             }
             Some((scheme, _)) if is_scheme(scheme) => Err(Malformed::new(format!(
-                "`{scheme}:` is not a manifest location; known: {LOCATIONS}"
+                "unknown scheme `{scheme}:` of a manifest location; expected one of {LOCATIONS}"
             ))),
             _ => Ok(Self::File(text.into())),
         }
@@ -216,7 +221,7 @@ impl fmt::Display for Location {
             Self::VaultKv { mount, path } => write!(f, "vault-kv:{mount}/{path}"),
             Self::AwsSm(name) => write!(f, "aws-sm:{name}"),
             Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
-            // A query may be what lets its bearer in, as in a presigned URL.
+            // A query may be a credential, as in a presigned URL.
             Self::Web(url) => match url.split_once('?') {
                 Some((url, _)) => write!(f, "{url}?…"),
                 None => f.write_str(url),
@@ -230,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_covers_its_uri_or_what_begins_with_it() {
+    fn a_pattern_matches_its_uri_or_its_prefix() {
         let covers = |pattern: &str, uri: &str| {
             pattern
                 .parse::<KekPattern>()
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn locations_come_back_as_they_were_written() {
+    fn locations_read_as_they_are_written() {
         for text in [
             "file:/etc/a.json",
             "vault-kv:secret/sidekey/orders",
@@ -269,7 +274,7 @@ mod tests {
             assert_eq!(text.parse::<Location>().expect(text).to_string(), text);
         }
         assert_eq!("a/b".parse(), Ok(Location::File("a/b".into())));
-        // What lets somebody in is asked with and not shown.
+        // A credential in the query is used but not shown.
         let signed: Location = "https://host/a?X-Amz-Signature=secret"
             .parse()
             .expect("presigned");
@@ -288,7 +293,7 @@ mod tests {
                 .expect_err(with_password)
                 .to_string();
             assert!(
-                !error.contains("pw@") && error.contains("no user and password"),
+                !error.contains("pw@") && error.contains("must not contain a user or password"),
                 "{error}"
             );
         }
@@ -306,7 +311,7 @@ mod tests {
         ] {
             malformed.parse::<Location>().expect_err(malformed);
         }
-        // Each would ask Vault for something else than it says.
+        // Each would request another path than it shows.
         for elsewhere in [
             "secret/../sys/seal",
             "secret/a//b",

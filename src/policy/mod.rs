@@ -1,28 +1,28 @@
-//! Who may do what: rules in, verdict out.
+//! Authorization: rules and a caller in, a decision out.
 
 use std::collections::BTreeSet;
 
 use crate::config::Rule;
 use crate::model::{KeyringName, NamePattern, Operation, SecretName};
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
-    /// A process at the other end of a Unix socket, as the kernel tells it (SO_PEERCRED, unix(7)).
+    /// A process connected to the Unix socket, identified by the kernel (SO_PEERCRED, unix(7)).
     Process {
-        /// Its effective user id when it connected.
+        /// The effective user ID when it connected.
         uid: u32,
-        /// Its effective group id when it connected.
+        /// The effective group ID when it connected.
         gid: u32,
-        /// Its process id, where the kernel tells it; for logs alone.
+        /// The process ID, if the kernel provides it. Used for logs only.
         pid: Option<i32>,
     },
     /// A holder of the TCP listener's token.
     TokenHolder,
 }
 
-/// The rules, ready to be asked. Without any, whoever reaches the listener may do everything but get a
-/// data key; with one, what no rule allows is denied.
+/// The compiled rules. Without any, every caller that reaches the listener may do everything but
+/// request data keys. Once there is a rule, whatever no rule allows is denied.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     rules: Vec<Compiled>,
@@ -39,7 +39,7 @@ struct Compiled {
 }
 
 impl Compiled {
-    fn speaks_for(&self, caller: &Caller) -> bool {
+    fn applies_to(&self, caller: &Caller) -> bool {
         match caller {
             Caller::Process { uid, gid, .. } => self.uids.contains(uid) || self.gids.contains(gid),
             Caller::TokenHolder => self.token,
@@ -47,17 +47,17 @@ impl Compiled {
     }
 }
 
-/// What a caller may do with one keyring.
+/// The operations that a caller may perform on one keyring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permissions(u8);
 
 impl Permissions {
-    /// Whether the operation is allowed.
+    /// Returns whether `operation` is allowed.
     pub fn allow(self, operation: Operation) -> bool {
         self.0 & bit(operation) != 0
     }
 
-    /// Whether anything is.
+    /// Returns whether any operation is allowed.
     pub fn allow_any(self) -> bool {
         self.0 != 0
     }
@@ -68,7 +68,7 @@ fn bit(operation: Operation) -> u8 {
 }
 
 impl Policy {
-    /// The policy that a config's rules make.
+    /// Compiles a config's rules.
     pub fn new(rules: &[Rule]) -> Self {
         let compile = |rule: &Rule| Compiled {
             keyrings: rule
@@ -86,17 +86,17 @@ impl Policy {
         }
     }
 
-    /// Whether `caller` may do anything at all, with any keyring or secret.
+    /// Returns whether `caller` may do anything at all, with any keyring or secret.
     pub fn knows(&self, caller: &Caller) -> bool {
-        let gives = |rule: &Compiled| !rule.operations.is_empty() || !rule.secrets.is_empty();
+        let allows_any = |rule: &Compiled| !rule.operations.is_empty() || !rule.secrets.is_empty();
         self.rules.is_empty()
             || self
                 .rules
                 .iter()
-                .any(|rule| rule.speaks_for(caller) && gives(rule))
+                .any(|rule| rule.applies_to(caller) && allows_any(rule))
     }
 
-    /// Whether `caller` may fetch `secret`.
+    /// Returns whether `caller` may fetch `secret`.
     pub fn may_fetch(&self, caller: &Caller, secret: &SecretName) -> bool {
         let covers = |rule: &Compiled| {
             rule.secrets
@@ -107,10 +107,10 @@ impl Policy {
             || self
                 .rules
                 .iter()
-                .any(|rule| rule.speaks_for(caller) && covers(rule))
+                .any(|rule| rule.applies_to(caller) && covers(rule))
     }
 
-    /// What `caller` may do with `keyring`.
+    /// Returns what `caller` may do with `keyring`.
     pub fn permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
         if self.rules.is_empty() {
             return Permissions(
@@ -121,8 +121,8 @@ impl Policy {
                     .sum(),
             );
         }
-        let speaks = |rule: &&Compiled| {
-            rule.speaks_for(caller)
+        let applies = |rule: &&Compiled| {
+            rule.applies_to(caller)
                 && rule
                     .keyrings
                     .as_ref()
@@ -131,7 +131,7 @@ impl Policy {
         Permissions(
             self.rules
                 .iter()
-                .filter(speaks)
+                .filter(applies)
                 .flat_map(|rule| &rule.operations)
                 .fold(0, |all, operation| all | bit(*operation)),
         )
@@ -166,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_the_sockets_mode_decides_alone() {
+    fn without_rules_every_caller_may_do_everything_but_request_data_keys() {
         let permissions = Policy::new(&[]).permissions(&process(1, 1), &name("a"));
         for operation in Operation::ALL {
-            // A key is handed out only where a rule says so.
+            // Only a rule can allow data keys.
             assert_eq!(
                 permissions.allow(operation),
                 operation != Operation::DataKey
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn once_there_is_a_rule_the_rest_is_denied() {
+    fn once_there_is_a_rule_everything_else_is_denied() {
         let policy = Policy::new(&[
             rule(Some(&["a"]), &[Operation::Decrypt], &[7]),
             rule(None, &[Operation::Inspect], &[7, 8]),
@@ -200,18 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_for_whom_a_rule_names_it_to() {
+    fn a_secret_may_be_fetched_by_callers_whose_rule_names_it() {
         let secret = |text: &str| text.parse::<SecretName>().expect("name");
         let seven = process(7, 0);
         assert!(
             Policy::new(&[]).may_fetch(&seven, &secret("db")),
-            "without rules the socket's mode decides alone"
+            "without rules, only the socket's mode decides"
         );
         let keys = rule(None, &Operation::ALL, &[7]);
         let policy = Policy::new(std::slice::from_ref(&keys));
         assert!(
             !policy.may_fetch(&seven, &secret("db")),
-            "every keyring is no secret"
+            "a rule for all keyrings covers no secret"
         );
         let secrets = ["db", "team-*"]
             .map(|text| text.parse().expect("pattern"))
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_token_holders_are_named_on_their_own() {
+    fn groups_and_token_holders_have_rules_of_their_own() {
         let group = Rule {
             gids: vec![5],
             ..rule(None, &[Operation::Encrypt], &[])
@@ -255,5 +255,31 @@ mod tests {
                 .permissions(&Caller::TokenHolder, &name("a"))
                 .allow(Operation::Decrypt)
         );
+    }
+
+    #[test]
+    fn permissions_of_several_rules_add_up() {
+        let policy = Policy::new(&[
+            rule(None, &[Operation::Encrypt], &[7]),
+            rule(Some(&["a"]), &[Operation::Decrypt], &[7]),
+        ]);
+        let caller = process(7, 0);
+        let (a, b) = (
+            policy.permissions(&caller, &name("a")),
+            policy.permissions(&caller, &name("b")),
+        );
+        assert!(a.allow(Operation::Encrypt) && a.allow(Operation::Decrypt));
+        assert!(b.allow(Operation::Encrypt) && !b.allow(Operation::Decrypt));
+    }
+
+    #[test]
+    fn a_caller_without_a_useful_rule_is_unknown() {
+        let policy = Policy::new(&[
+            rule(None, &[], &[7]),
+            rule(None, &[Operation::Inspect], &[8]),
+        ]);
+        assert!(!policy.knows(&process(7, 0)), "its rule allows nothing");
+        assert!(policy.knows(&process(8, 0)));
+        assert!(!policy.knows(&process(9, 0)) && !policy.knows(&Caller::TokenHolder));
     }
 }

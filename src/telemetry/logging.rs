@@ -4,10 +4,10 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::{Log, LogFormat};
 
-/// Sends the process's log to standard error, in the form that the config asks for.
+/// Writes the process's log to standard error, in the configured format.
 ///
 /// # Errors
-/// The filter's fault, or that the log was sent somewhere already.
+/// Fails if the filter is invalid or logging is already set up.
 pub fn init(log: &Log) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&log.filter)

@@ -168,7 +168,8 @@ impl World {
             .iter()
             .map(|name| {
                 format!(
-                    "[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\nkeks = [\"fake:*\"]\n"
+                    "[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\n\
+                     keks = [\"fake:*\"]\n"
                 )
             })
             .collect();
