@@ -94,7 +94,7 @@ impl OtherVersions {
                 if entry.beside == current.value.version()
                     && (entry.reading.is_none() || entry.value.is_some()) =>
             {
-                entry.serve(stage, secret.settings.keeping.stale_if_error)
+                entry.serve(stage, secret.settings.cache.stale_if_error)
             }
             _ => Err(too_many_reads(secret)),
         }
@@ -118,7 +118,7 @@ impl OtherVersions {
             }
             if now < entry.until {
                 return Lookup::Cached(Box::new(
-                    entry.serve(stage, secret.settings.keeping.stale_if_error),
+                    entry.serve(stage, secret.settings.cache.stale_if_error),
                 ));
             }
         }
@@ -214,7 +214,7 @@ async fn read(secret: &Arc<Secret>, selector: &VersionSelector, current: &Arc<Va
     let now = Instant::now();
     *turn = Some(now);
     drop(turn);
-    let refresh = secret.settings.keeping.refresh;
+    let refresh = secret.settings.cache.refresh;
     let mut entries = other_versions.lock();
     let Some(entry) = entries
         .get_mut(selector)

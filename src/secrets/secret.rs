@@ -258,7 +258,7 @@ impl Secret {
             return Ok(None);
         };
         let age = failure.since.elapsed();
-        if age > self.settings.keeping.stale_if_error {
+        if age > self.settings.cache.stale_if_error {
             return Err(GetError::Provider(failure.error.clone()));
         }
         Ok(Some(age))
@@ -276,7 +276,7 @@ impl Secret {
     fn has_rotated_recently(&self, current: &Value) -> bool {
         let until = current
             .created_at()
-            .and_then(|created| created.checked_add(self.settings.keeping.previous_ttl).ok());
+            .and_then(|created| created.checked_add(self.settings.cache.previous_ttl).ok());
         until.is_some_and(|until| self.shared.clock.now() < until)
     }
 

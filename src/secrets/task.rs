@@ -64,7 +64,7 @@ impl Refresher {
 
     pub(super) async fn run(mut self) {
         let stopping = self.secret.stopping.clone();
-        let revokes_leases = self.secret.settings.keeping.revoke;
+        let revokes_leases = self.secret.settings.cache.revoke;
         while let Some(trigger) = stopping.run_until_cancelled(self.next()).await {
             // Boxed, because most tasks are waiting and should not reserve memory for a read.
             let refresh = Box::pin(self.refresh(trigger));
@@ -165,7 +165,7 @@ impl Refresher {
         if let Some(error) = self.watch.renew(watch) {
             warn!(
                 secret = %self.secret.name(), %error,
-                refresh = ?self.secret.settings.keeping.refresh,
+                refresh = ?self.secret.settings.cache.refresh,
                 "can't watch the source; changes are found by polling only"
             );
         }
@@ -178,7 +178,7 @@ impl Refresher {
         let Ok(_permit) = shared.reads(source, is_new).acquire_owned().await else {
             unreachable!("this semaphore is never closed")
         };
-        let rotate_after = secret.settings.keeping.rotate_after;
+        let rotate_after = secret.settings.cache.rotate_after;
         let is_due = self
             .expiry
             .is_some_and(|expiry| expiry.is_due(rotate_after));
@@ -221,7 +221,7 @@ impl Refresher {
 
     fn install(&mut self, fetched: Fetched, trigger: Trigger) {
         let now = Instant::now();
-        let policy = &self.secret.settings.keeping;
+        let policy = &self.secret.settings.cache;
         self.is_missing = false;
         let mut previous_until = now + policy.previous_ttl.min(FAR_FUTURE);
         if let Some(old) = self.lease.take() {
@@ -275,12 +275,12 @@ impl Refresher {
             self.secret.shared.clock.now(),
             expires_at,
             created_at,
-            self.secret.settings.keeping.rotate_after,
+            self.secret.settings.cache.rotate_after,
         )
     }
 
     fn schedule_next(&mut self, is_success: bool) {
-        let policy = &self.secret.settings.keeping;
+        let policy = &self.secret.settings.cache;
         if !is_success {
             self.schedule.failed();
             if !self.secret.has_series() {
