@@ -625,15 +625,15 @@ uids = [0]
     let said =
         String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
     for (line, words) in [
-        (5, "secrets.refresh: must be from 100ms"),
-        (8, "`ftp:` is not a source of secrets"),
-        (10, "the secret a is on line 7 already"),
-        (11, "has a `*`, and the name has none"),
+        (5, "secrets.refresh: must be between 100ms"),
+        (8, "unknown scheme `ftp:` of a secret source"),
+        (10, "duplicate secret \"a\", already defined on line 7"),
+        (11, "contains `*`, but name doesn't"),
         (12, "secret[2].allow: is required"),
-        (14, "needs one `*`"),
-        (17, "write vault-kv:MOUNT/PATH"),
+        (14, "must contain exactly one `*`"),
+        (17, "expected vault-kv:MOUNT/PATH"),
         (18, "did you mean `required`"),
-        (20, "there is no secret \"d\""),
+        (20, "unknown secret \"d\""),
     ] {
         assert!(
             said.lines()

@@ -462,24 +462,29 @@ fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
     assert_eq!(
         problems,
         [
-            "c.toml:12: render[0].template: bad.j2:2: there is no secret \"nobody\"",
-            "c.toml:14: render[1].file: one is written on line 11 already",
+            "c.toml:12: render[0].template: bad.j2:2: unknown secret \"nobody\"; \
+             no [[secret]] matches it",
+            "c.toml:14: render[1].file: one is already written by the [[render]] on line 11",
             "c.toml:15: render[1].template: broken.j2:2: unexpected end of block",
-            "c.toml:17: render[2].file: a is where the secret a comes from",
-            "c.toml:18: render[2].secret: there is no secret team-y",
-            "c.toml:19: render[3]: has more than one of secret, template and template_text: name one",
-            "c.toml:23: render[3].command: stands beside a signal: one or the other",
-            "c.toml:28: render[4].signal: there is no signal \"SIGNAL\" for this; known: HUP, INT, QUIT, TERM, USR1, USR2, WINCH, CONT",
-            "c.toml:30: render[5].secret: is required, or template, or template_text: what the file holds",
-            "c.toml:30: render[5].pid_file: is required with signal: the file that holds the process's id",
-            "c.toml:33: render[5].mode: expected octal digits such as \"0660\"",
-            "c.toml:34: render[5].owner: this machine has no user \"nobody-of-that-name\"",
+            "c.toml:17: render[2].file: a is the source of the secret a",
+            "c.toml:18: render[2].secret: unknown secret \"team-y\"; no [[secret]] matches it",
+            "c.toml:19: render[3]: secret, template and template_text are mutually exclusive",
+            "c.toml:23: render[3].command: command and signal are mutually exclusive",
+            "c.toml:28: render[4].signal: unsupported signal \"SIGNAL\"; expected one of: \
+             HUP, INT, QUIT, TERM, USR1, USR2, WINCH, CONT",
+            "c.toml:30: render[5].secret: is required, unless template or template_text is set",
+            "c.toml:30: render[5].pid_file: is required with signal; it is the file \
+             that holds the process id",
+            "c.toml:33: render[5].mode: expected octal digits such as \"0660\", found \"0999\"",
+            "c.toml:34: render[5].owner: no such user: \"nobody-of-that-name\"",
             "c.toml:37: render[6].template_text: template_text:1: unknown filter \"rot13\"",
-            "c.toml:37: render[6].template_text: template_text:2: nothing is not defined; write secret(\"NAME\") for a secret",
-            "c.toml:40: render[6].command: names no program",
-            "c.toml:42: render[7].file: x/../teams/team is where the secret team-* comes from",
-            "c.toml:45: render[8].file: link/inner is where the secret tls comes from",
-            "c.toml:48: render[9].file: tls/../.one.new is written on line 11 already",
+            "c.toml:37: render[6].template_text: template_text:2: nothing is not defined; \
+             write secret(\"NAME\") for a secret",
+            "c.toml:40: render[6].command: must begin with a program",
+            "c.toml:42: render[7].file: x/../teams/team is the source of the secret team-*",
+            "c.toml:45: render[8].file: link/inner is the source of the secret tls",
+            "c.toml:48: render[9].file: tls/../.one.new is already written by the [[render]] \
+             on line 11",
         ]
     );
 }

@@ -13,8 +13,11 @@ use crate::{
     secrets::{Secret, Secrets},
 };
 
-/// Whether the sidecar may get traffic: once every keyring has been able to encrypt and every required secret and rendered file was there, until draining begins. A refresh that fails later
-/// doesn't change it, for what is in memory goes on serving (I7).
+/// Tells whether the sidecar may receive traffic.
+///
+/// It is ready once every keyring can encrypt and every required secret and rendered file is
+/// present, and stays ready until it drains. A refresh that fails later doesn't change that,
+/// because what is in memory keeps serving (I7).
 pub struct Readiness {
     keyrings: Vec<Arc<Keyring>>,
     required: Vec<Arc<Secret>>,
@@ -25,7 +28,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Not ready yet.
+    /// Watches `keyrings`, and those of `secrets` and `renders` that are required.
     pub fn new(
         keyrings: Vec<Arc<Keyring>>,
         secrets: &Secrets,
@@ -54,10 +57,10 @@ impl Readiness {
         }
     }
 
-    /// What is awaited, a line each; empty when ready.
+    /// Returns what is pending, one line each. It is empty once the sidecar is ready.
     pub fn pending(&self) -> Vec<String> {
         if self.draining.is_cancelled() {
-            return vec!["draining: no new requests, please".into()];
+            return vec!["draining: new requests are not accepted".into()];
         }
         if self.was_ready.load(Ordering::Relaxed) {
             return Vec::new();
@@ -65,9 +68,12 @@ impl Readiness {
         let keyrings = self
             .keyrings
             .iter()
-            .filter_map(|keyring| self.reason(keyring));
-        let secrets = self.required.iter().filter_map(|secret| missing(secret));
-        let files = self.files.iter().filter_map(|file| unwritten(file));
+            .filter_map(|keyring| self.pending_keyring(keyring));
+        let secrets = self
+            .required
+            .iter()
+            .filter_map(|secret| pending_secret(secret));
+        let files = self.files.iter().filter_map(|file| pending_file(file));
         let pending: Vec<String> = keyrings.chain(secrets).chain(files).collect();
         if pending.is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
@@ -75,31 +81,31 @@ impl Readiness {
         pending
     }
 
-    /// Resolves when all is ready.
+    /// Resolves once nothing is pending.
     pub async fn reached(&self) {
         for keyring in &self.keyrings {
             let mut generations = keyring.generations();
-            // The keyring lives as long as this, so the channel doesn't close.
-            while self.reason(keyring).is_some() && generations.changed().await.is_ok() {}
+            // The keyring lives as long as `self`, so the channel doesn't close.
+            while self.pending_keyring(keyring).is_some() && generations.changed().await.is_ok() {}
         }
         for secret in &self.required {
             let mut attempts = secret.reads();
-            while missing(secret).is_some() && attempts.changed().await.is_ok() {}
+            while pending_secret(secret).is_some() && attempts.changed().await.is_ok() {}
         }
         for file in &self.files {
             let mut attempts = file.attempts();
-            while unwritten(file).is_some() && attempts.changed().await.is_ok() {}
+            while pending_file(file).is_some() && attempts.changed().await.is_ok() {}
         }
-        // From here on it stays ready, whether or not anybody asks.
+        // From now on it stays ready, even if no one has called `pending` yet.
         self.was_ready.store(true, Ordering::Relaxed);
     }
 
-    fn reason(&self, keyring: &Keyring) -> Option<String> {
+    fn pending_keyring(&self, keyring: &Keyring) -> Option<String> {
         let name = keyring.name();
         let snapshot = keyring.snapshot();
         let Some(table) = snapshot.as_ref().map(|snapshot| &snapshot.table) else {
             let failure = keyring.status().failure.map_or_else(
-                || "its manifest is being read".into(),
+                || "waiting for its manifest".into(),
                 |(_, failure)| failure.message,
             );
             return Some(format!("keyring {name}: {failure}"));
@@ -113,7 +119,7 @@ impl Readiness {
             .and_then(|primary| Some((primary, table.slot(primary)?)))
         {
             Some((primary, Slot::Unopened(reason))) => {
-                format!("its primary, version {primary}, is not open: {reason}")
+                format!("its primary, version {primary}, is not unwrapped: {reason}")
             }
             _ => format!("no version is activated for wave {} yet", table.wave()),
         };
@@ -121,24 +127,25 @@ impl Readiness {
     }
 }
 
-fn missing(secret: &Secret) -> Option<String> {
+fn pending_secret(secret: &Secret) -> Option<String> {
     let standing = secret.status();
     if standing.current.is_some() {
         return None;
     }
-    let why = standing
-        .failure
-        .map_or_else(|| "it is being read".into(), |(_, error)| error.to_string());
+    let why = standing.failure.map_or_else(
+        || "waiting for its value".into(),
+        |(_, error)| error.to_string(),
+    );
     Some(format!("secret {}: {why}", secret.name()))
 }
 
-fn unwritten(render: &Render) -> Option<String> {
+fn pending_file(render: &Render) -> Option<String> {
     let status = render.status();
     if status.content.is_some() {
         return None;
     }
     let why = status.failure.map_or_else(
-        || "it is being rendered".into(),
+        || "waiting to be rendered".into(),
         |(_, failure)| failure.message,
     );
     Some(format!("file {}: {why}", render.settings().file.display()))

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     backend::{self, Answer, Fetched, Held, Lease, SecretProvider},
     clock::ManualClock,
-    config::Keeping,
+    config::CachePolicy,
 };
 
 /// A provider that returns what the test tells it to.
@@ -159,7 +159,7 @@ struct World {
     clock: ManualClock,
 }
 
-const KEEPING: Keeping = Keeping {
+const KEEPING: CachePolicy = CachePolicy {
     refresh: Duration::from_secs(60),
     previous_ttl: Duration::from_secs(600),
     stale_if_error: Duration::from_secs(300),
@@ -168,13 +168,13 @@ const KEEPING: Keeping = Keeping {
 };
 
 impl World {
-    fn new(script: &Arc<Script>, keeping: Keeping) -> Self {
+    fn new(script: &Arc<Script>, keeping: CachePolicy) -> Self {
         Self::with(script, keeping, |_| ())
     }
 
     fn with(
         script: &Arc<Script>,
-        keeping: Keeping,
+        keeping: CachePolicy,
         change: impl FnOnce(&mut config::Secrets),
     ) -> Self {
         let mut all = config::Secrets::default();
@@ -203,7 +203,7 @@ impl World {
             name,
             source,
             required: false,
-            keeping,
+            cache: keeping,
         };
         let (secret, requests) =
             Secret::new(settings, Arc::new(Arc::clone(script)), &shared, false);
@@ -493,7 +493,7 @@ async fn a_lease_is_renewed_and_replaced_once_it_is_no_longer_extended() {
     script.stages().leased = Some(Arc::clone(&lease));
     let world = World::new(
         &script,
-        Keeping {
+        CachePolicy {
             revoke: true,
             ..KEEPING
         },
@@ -541,7 +541,7 @@ async fn a_lease_that_was_revoked_elsewhere_is_replaced_for_a_revalidating_reque
     script.stages().leased = Some(Arc::clone(&lease));
     let world = World::new(
         &script,
-        Keeping {
+        CachePolicy {
             refresh: Duration::from_secs(3000),
             ..KEEPING
         },
@@ -596,7 +596,7 @@ async fn leased_credentials_are_replaced_before_rotate_after() {
     script.stages().leased = Some(ScriptedLease::new(90));
     let world = World::new(
         &script,
-        Keeping {
+        CachePolicy {
             rotate_after: Some(Duration::from_secs(1000)),
             ..KEEPING
         },
@@ -624,7 +624,7 @@ async fn credentials_that_cannot_be_replaced_are_renewed() {
     script.stages().leased = Some(ScriptedLease::new(90));
     let world = World::new(
         &script,
-        Keeping {
+        CachePolicy {
             rotate_after: Some(Duration::from_secs(100)),
             ..KEEPING
         },
@@ -640,7 +640,7 @@ async fn credentials_that_cannot_be_replaced_are_renewed() {
 #[tokio::test(start_paused = true)]
 async fn a_value_is_read_again_around_its_expiry() {
     let script = Script::new("1", "old");
-    let keeping = Keeping {
+    let keeping = CachePolicy {
         refresh: Duration::from_secs(86_400),
         rotate_after: Some(Duration::from_secs(1000)),
         ..KEEPING

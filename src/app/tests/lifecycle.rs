@@ -1,4 +1,7 @@
-use crate::app::testing::{OCTETS, SECOND, World};
+use crate::{
+    app::testing::{MINUTE, OCTETS, SECOND, World},
+    backend::KekFault,
+};
 
 /// The head of a request whose body is only half there.
 const HALF: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
@@ -39,6 +42,29 @@ async fn readiness_names_what_is_pending() {
     world.secret("file:db").rotate("1", "s3cret");
     app.wait_ready().await;
     client.encrypt(b"x").await.ok();
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_waits_for_a_kek_that_unwraps_the_primary() {
+    let world = World::with_demo().await;
+    world.main_kek().fail(KekFault::Unavailable);
+    let app = world.launch("", &["demo"]).await;
+    world.advance(SECOND).await;
+    let (status, pending) = app.ops("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(
+        pending.starts_with("keyring demo: ") && pending.contains("fake:main: the test"),
+        "{pending}"
+    );
+    world.main_kek().work();
+    world.advance(SECOND).await;
+    assert_eq!(app.ops("/readyz").await.0, 200);
+
+    // What is in memory keeps serving, so later failures don't matter.
+    world.main_kek().fail(KekFault::Unavailable);
+    world.store("demo").remove();
+    world.advance(MINUTE).await;
+    assert_eq!(app.ops("/readyz").await.0, 200);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 use std::cell::RefCell;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::{Context, Parsed, Reported, Value, all};
 
