@@ -1,5 +1,5 @@
-//! Fields a second through one sidecar by binary batches, client included, beside a bare hyper echo
-//! of the same frames and what the core does without any socket.
+//! Fields per second in binary batches through a sidecar, including the client; relative to a hyper
+//! echo server of the same frames; and of the core without a socket.
 
 mod common;
 #[path = "common/servers.rs"]
@@ -23,7 +23,7 @@ use tokio::{
 };
 
 const FIELD: usize = 256;
-/// Fields that are written at once.
+/// Fields per write.
 const GROUP: usize = 500;
 
 fn main() {
@@ -37,18 +37,18 @@ fn main() {
         .enable_all()
         .build()
         .expect("runtime");
-    let measure = |socket: &Path, item| runtime.block_on(through(socket, groups, item));
+    let measure = |socket: &Path, item| runtime.block_on(transfer(socket, groups, item));
     let (mut ratios, mut rates, mut core_rates) = (vec![], vec![], vec![]);
     for _ in 0..rounds {
-        let floor = measure(&setup.echo, FIELD);
-        let ours = measure(&setup.sidekey, FIELD + OVERHEAD + 1);
-        ratios.push(ours / floor);
-        rates.push(ours);
+        let baseline = measure(&setup.echo, FIELD);
+        let sidekey = measure(&setup.sidekey, FIELD + OVERHEAD + 1);
+        ratios.push(sidekey / baseline);
+        rates.push(sidekey);
         core_rates.push(core(groups));
     }
     let million = |rates: Vec<f64>| Spread::of(rates.into_iter().map(|rate| rate / 1e6).collect());
     report(
-        "batch/encrypt/256B/fields-a-second",
+        "batch/encrypt/256B/fields-per-second",
         "M",
         million(rates),
         &Goal::AtLeast(1.0),
@@ -60,15 +60,15 @@ fn main() {
         &Goal::None,
     );
     report(
-        "batch/core/256B/fields-a-second",
+        "batch/core/256B/fields-per-second",
         "M",
         million(core_rates),
         &Goal::None,
     );
 }
 
-/// Fields a second, when every field of the answer has `item` bytes.
-async fn through(socket: &Path, groups: usize, item: usize) -> f64 {
+/// Returns fields per second. Every frame of the response must have `item` bytes.
+async fn transfer(socket: &Path, groups: usize, item: usize) -> f64 {
     let fields = groups * GROUP;
     let length = 1 + fields * (4 + FIELD);
     let stream = UnixStream::connect(socket).await.expect("connect");
@@ -76,13 +76,14 @@ async fn through(socket: &Path, groups: usize, item: usize) -> f64 {
     let start = Instant::now();
     let send = async move {
         let head = format!(
-            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/vnd.sidekey.batch\r\nContent-Length: {length}\r\n\
+            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+             Content-Type: application/vnd.sidekey.batch\r\nContent-Length: {length}\r\n\
              Connection: close\r\n\r\n\0"
         );
         write.write_all(head.as_bytes()).await.expect("head");
         let mut group = Vec::new();
         for _ in 0..groups {
-            // A real client's fields are somewhere else, too.
+            // Rebuilt each time, as a real client copies its fields from elsewhere.
             group.clear();
             for _ in 0..GROUP {
                 group.extend_from_slice(&(FIELD as u32).to_be_bytes());
@@ -93,14 +94,14 @@ async fn through(socket: &Path, groups: usize, item: usize) -> f64 {
         write
     };
     let receive = async {
-        let mut answer = Answer::default();
+        let mut response = ResponseParser::default();
         let mut buffer = vec![0; 256 << 10];
         loop {
-            let read = read.read(&mut buffer).await.expect("answer");
+            let read = read.read(&mut buffer).await.expect("response");
             if read == 0 {
-                break answer.finish();
+                break response.finish();
             }
-            answer.take(&buffer[..read], item);
+            response.push(&buffer[..read], item);
         }
     };
     let (_write, seen) = tokio::join!(send, receive);
@@ -108,26 +109,26 @@ async fn through(socket: &Path, groups: usize, item: usize) -> f64 {
     fields as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Reads an answer as a client would: head, chunks if there are any, frames.
+/// Parses a response as a client would: head, chunks if chunked, frames.
 #[derive(Default)]
-struct Answer {
+struct ResponseParser {
     head: Vec<u8>,
-    body: Option<Body>,
+    body: Option<BodyParser>,
 }
 
-struct Body {
+struct BodyParser {
     frames: Frames,
     is_chunked: bool,
-    /// Of a chunk's data, or its line.
+    /// Bytes left of the chunk's data.
     left: usize,
     line: Vec<u8>,
-    /// The echo gives back the flags.
+    /// Bytes to skip: the echo server returns the flags, too.
     skip: usize,
     seen: usize,
 }
 
-impl Answer {
-    fn take(&mut self, mut data: &[u8], item: usize) {
+impl ResponseParser {
+    fn push(&mut self, mut data: &[u8], item: usize) {
         if self.body.is_none() {
             self.head.extend_from_slice(data);
             let Some(end) = self
@@ -143,7 +144,7 @@ impl Answer {
             let is_chunked = head.contains("transfer-encoding: chunked");
             let left = if is_chunked { 0 } else { usize::MAX };
             let skip = usize::from(item == FIELD);
-            let mut body = Body {
+            let mut body = BodyParser {
                 frames: Frames::new(1 << 20),
                 is_chunked,
                 left,
@@ -151,22 +152,22 @@ impl Answer {
                 skip,
                 seen: 0,
             };
-            body.take(&rest, item);
+            body.push(&rest, item);
             self.body = Some(body);
             data = &[];
         }
         if let Some(body) = &mut self.body {
-            body.take(data, item);
+            body.push(data, item);
         }
     }
 
     fn finish(self) -> usize {
-        self.body.expect("an answer").seen
+        self.body.expect("a response").seen
     }
 }
 
-impl Body {
-    fn take(&mut self, mut data: &[u8], item: usize) {
+impl BodyParser {
+    fn push(&mut self, mut data: &[u8], item: usize) {
         while !data.is_empty() {
             if self.is_chunked && self.left == 0 {
                 let (byte, rest) = data.split_first().expect("not empty");

@@ -1,4 +1,4 @@
-//! What a message costs over raw AES-256-GCM of aws-lc-rs, in the same run, interleaved.
+//! The overhead of a message over raw AES-256-GCM of aws-lc-rs, in interleaved slices.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn main() {
     let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
     for (size, name) in [(256, "256B"), (64 << 10, "64KiB")] {
         let plaintext = vec![3u8; size];
-        let floor_seal = || {
+        let baseline_seal = || {
             let mut nonce = [0; 12];
             getrandom::fill(&mut nonce).expect("random");
             let mut data = Vec::with_capacity(size + 28);
@@ -52,7 +52,7 @@ fn main() {
             rounds,
             slice,
             seal,
-            floor_seal,
+            baseline_seal,
             1.0,
             &Goal::None,
         );
@@ -77,7 +77,7 @@ fn main() {
                 .expect("open");
             black_box(message);
         };
-        let floor_open = || {
+        let baseline_open = || {
             let mut data = sealed.clone();
             raw.open_in_place(
                 Nonce::assume_unique_for_key([0; 12]),
@@ -92,7 +92,7 @@ fn main() {
             rounds,
             slice,
             open,
-            floor_open,
+            baseline_open,
             1.0,
             &Goal::None,
         );
@@ -100,12 +100,12 @@ fn main() {
     batch(&keys, &raw, rounds, slice);
 }
 
-/// A hundred items of one request against a hundred raw encryptions, each with a nonce of its own.
+/// 100 items of one request, relative to 100 raw encryptions, each with its own nonce.
 fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) {
     let plaintext = [3u8; 256];
     let mut random = [0; 12];
     getrandom::fill(&mut random).expect("random");
-    let floor = || {
+    let baseline = || {
         for item in 0..100u8 {
             let mut nonce = random;
             nonce[11] = item;
@@ -133,7 +133,7 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
         rounds,
         slice,
         seal,
-        floor,
+        baseline,
         100.0,
         &Goal::AtMost(2.0),
     );
@@ -165,7 +165,7 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
             black_box(message);
         }
     };
-    let floor_open = || {
+    let baseline_open = || {
         for (item, message) in (0..100u8).zip(&raw_sealed) {
             let mut message = message.clone();
             raw.open_in_place(
@@ -182,7 +182,7 @@ fn batch(keys: &VersionKeys, raw: &LessSafeKey, rounds: usize, slice: Duration) 
         rounds,
         slice,
         open,
-        floor_open,
+        baseline_open,
         100.0,
         &Goal::AtMost(2.0),
     );
@@ -192,23 +192,23 @@ fn ratio(
     name: &str,
     rounds: usize,
     slice: Duration,
-    ours: impl Fn(),
-    floor: impl Fn(),
+    sidekey: impl Fn(),
+    baseline: impl Fn(),
     items: f64,
     goal: &Goal,
 ) {
     let mut ratios = Vec::new();
-    let mut ours_ns = Vec::new();
+    let mut sidekey_ns = Vec::new();
     for _ in 0..rounds {
-        let (base, time) = (per_call(&floor, slice), per_call(&ours, slice));
+        let (base, time) = (per_call(&baseline, slice), per_call(&sidekey, slice));
         ratios.push(time / base);
-        ours_ns.push(time / items);
+        sidekey_ns.push(time / items);
     }
     report(name, "x", Spread::of(ratios), goal);
-    println!("  {:.0} ns an item", Spread::of(ours_ns).median);
+    println!("  {:.0} ns per item", Spread::of(sidekey_ns).median);
 }
 
-/// Nanoseconds of one call, over as many as fit into `slice`.
+/// Returns the nanoseconds per call, measured for the length of `slice`.
 fn per_call(work: &impl Fn(), slice: Duration) -> f64 {
     let start = Instant::now();
     let mut calls = 0u32;

@@ -1,5 +1,5 @@
-//! What a sidecar costs while it does nothing: memory with a hundred keyrings of five versions,
-//! time from exec to ready, size.
+//! The footprint of an idle sidecar: memory with 100 keyrings of 5 versions, time from exec to
+//! ready, and binary size.
 
 mod common;
 
@@ -94,7 +94,7 @@ fn main() {
     let secrets = if is_test() { 10 } else { 1000 };
     let kept = secret_config(folder.path(), secrets);
     let memory = (0..starts).map(|_| start(&kept.0, kept.1).1).collect();
-    // The budget of a sidecar, and the secrets' own size.
+    // The budget of a sidecar plus the size of the secrets.
     let goal = Goal::AtMost(20.0 + secrets as f64 / 1024.0);
     report(
         "footprint/rss/1000-secrets-of-1KiB",
@@ -125,15 +125,15 @@ fn main() {
         "footprint/binary/stripped",
         " MiB",
         Spread {
-            least: size,
+            min: size,
             median: size,
-            most: size,
+            max: size,
         },
         &Goal::None,
     );
 }
 
-/// As many as the system lets us have, here and in the sidecars.
+/// Raises the limit of open files to its maximum; the sidecars inherit it.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(
@@ -147,14 +147,18 @@ fn raise_open_files() {
 }
 
 fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
-    // A port that was free a moment ago: the sidecar's log, where a port of its own choice would
-    // stand, is off.
+    // A port that was free a moment ago. Port 0 would require the sidecar's log, which is off.
     let ops = TcpListener::bind("127.0.0.1:0")
         .expect("port")
         .local_addr()
         .expect("address");
     let entries: String = (0..keyrings)
-        .map(|index| format!("[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\nkeks = [\"local:kek\"]\n"))
+        .map(|index| {
+            format!(
+                "[[keyring]]\nname = \"ring-{index}\"\nlocation = \"ring-{index}.json\"\n\
+                 keks = [\"local:kek\"]\n"
+            )
+        })
         .collect();
     let text = format!(
         "[listen]\nsocket = \"{name}.sock\"\n[ops]\nlisten = \"{ops}\"\n[log]\nlevel = \"error\"\n\
@@ -165,7 +169,7 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, So
     (file, ops)
 }
 
-/// Secrets in files, all of them required.
+/// A config with required secrets in files.
 fn secret_config(folder: &Path, secrets: usize) -> (std::path::PathBuf, SocketAddr) {
     let (file, ops) = config(folder, "secrets", 1);
     let mut text = std::fs::read_to_string(&file).expect("config");
@@ -173,22 +177,23 @@ fn secret_config(folder: &Path, secrets: usize) -> (std::path::PathBuf, SocketAd
     for index in 0..secrets {
         std::fs::write(folder.join(format!("secrets/{index}")), "x".repeat(1024)).expect("secret");
         text += &format!(
-            "[[secret]]\nname = \"secret-{index}\"\nsource = \"file:secrets/{index}\"\nrequired = true\n"
+            "[[secret]]\nname = \"secret-{index}\"\nsource = \"file:secrets/{index}\"\n\
+             required = true\n"
         );
     }
     std::fs::write(&file, text).expect("config");
     (file, ops)
 }
 
-/// Milliseconds from exec until /readyz says yes, and the resident memory in MiB then.
+/// Returns the milliseconds from exec until /readyz succeeds, and the resident memory in MiB.
 fn start(config: &Path, ops: SocketAddr) -> (f64, f64) {
     let begun = Instant::now();
     let sidecar = Sidecar::start(config, ops);
     (begun.elapsed().as_secs_f64() * 1000.0, sidecar.resident())
 }
 
-/// How many MiB so many listeners to events take that hear nothing: over HTTP/2 as many on a
-/// connection as it allows, over HTTP/1.1 one.
+/// Returns the MiB that idle event listeners use, with `streams` of them per connection: several
+/// over HTTP/2, one over HTTP/1.1.
 fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -> f64 {
     let sidecar = Sidecar::start(config, ops);
     let before = sidecar.resident();
@@ -197,9 +202,9 @@ fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -
         .enable_all()
         .build()
         .expect("runtime");
-    let held = runtime.block_on(async {
-        let mut held = Vec::new();
-        while held.len() < listeners {
+    let bodies = runtime.block_on(async {
+        let mut bodies = Vec::new();
+        while bodies.len() < listeners {
             let io = TokioIo::new(UnixStream::connect(&socket).await.expect("connect"));
             let request = || {
                 Request::get("http://sidekey/v1/events")
@@ -209,40 +214,40 @@ fn listening(config: &Path, ops: SocketAddr, listeners: usize, streams: usize) -
             if streams == 1 {
                 let (mut sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
                 tokio::spawn(connection);
-                held.push(told(sender.send_request(request()).await.expect("answer")).await);
+                bodies.push(
+                    first_event(sender.send_request(request()).await.expect("response")).await,
+                );
             } else {
                 let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
                     .await
                     .expect("HTTP/2");
                 tokio::spawn(connection);
                 for _ in 0..streams {
-                    held.push(told(sender.send_request(request()).await.expect("answer")).await);
+                    bodies.push(
+                        first_event(sender.send_request(request()).await.expect("response")).await,
+                    );
                 }
             }
         }
-        held
+        bodies
     });
     let after = sidecar.resident();
-    drop(held);
+    drop(bodies);
     after - before
 }
 
-/// A listener who was told how things stand.
-async fn told(answer: Response<Incoming>) -> Incoming {
-    let mut body = answer.into_body();
+/// Reads a response up to its first event, the current state.
+async fn first_event(response: Response<Incoming>) -> Incoming {
+    let mut body = response.into_body();
     let mut text = Vec::new();
     while !text.windows(6).any(|window| window == b"data: ") {
-        let frame = body
-            .frame()
-            .await
-            .expect("how things stand")
-            .expect("frame");
+        let frame = body.frame().await.expect("an event").expect("frame");
         text.extend_from_slice(&frame.into_data().expect("data"));
     }
     body
 }
 
-/// One that runs; killed when this is dropped.
+/// A running sidecar, killed on drop.
 struct Sidecar(Child);
 
 impl Sidecar {
@@ -260,14 +265,14 @@ impl Sidecar {
         while !is_ready(ops) {
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
-                "the sidecar gets ready"
+                "the sidecar becomes ready"
             );
             std::thread::sleep(Duration::from_micros(200));
         }
         sidecar
     }
 
-    /// VmRSS in MiB.
+    /// Returns VmRSS in MiB.
     fn resident(&self) -> f64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("status");
@@ -296,9 +301,9 @@ fn is_ready(ops: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(ops) else {
         return false;
     };
-    let mut answer = String::new();
-    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    asked.is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.starts_with("HTTP/1.1 200")
+    let mut response = String::new();
+    let sent = stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    sent.is_ok()
+        && stream.read_to_string(&mut response).is_ok()
+        && response.starts_with("HTTP/1.1 200")
 }

@@ -1,5 +1,5 @@
-//! What a secret costs over a bare hyper answer of the same size: same client, same machine, same
-//! run, slices interleaved.
+//! The overhead of reading a secret over a hyper response of the same size, with the same client
+//! and in interleaved slices.
 
 mod common;
 #[path = "common/load.rs"]
@@ -37,16 +37,16 @@ fn main() {
     ] {
         let measure = |socket: &Path, connections| {
             let load = runtime.block_on(load(socket, &request, connections, slice));
-            assert_eq!(load.errors, 0, "every answer is a success");
+            assert_eq!(load.errors, 0, "every response is a success");
             load
         };
         let (mut throughput, mut median, mut rate) = (vec![], vec![], vec![]);
         for _ in 0..rounds {
-            let (floor, ours) = (measure(&setup.echo, 16), measure(&setup.sidekey, 16));
-            throughput.push(ours.rate / floor.rate);
-            rate.push(ours.rate);
-            let (floor, ours) = (measure(&setup.echo, 1), measure(&setup.sidekey, 1));
-            median.push(ours.quantile(0.5) / floor.quantile(0.5));
+            let (baseline, sidekey) = (measure(&setup.echo, 16), measure(&setup.sidekey, 16));
+            throughput.push(sidekey.rate / baseline.rate);
+            rate.push(sidekey.rate);
+            let (baseline, sidekey) = (measure(&setup.echo, 1), measure(&setup.sidekey, 1));
+            median.push(sidekey.quantile(0.5) / baseline.quantile(0.5));
         }
         report(
             &format!("secrets/get/1KiB/{name}/16/throughput-vs-hyper"),
@@ -54,7 +54,7 @@ fn main() {
             Spread::of(throughput),
             &Goal::AtLeast(0.85),
         );
-        println!("  {:.0} requests a second", Spread::of(rate).median);
+        println!("  {:.0} requests per second", Spread::of(rate).median);
         report(
             &format!("secrets/get/1KiB/{name}/1/p50-vs-hyper"),
             "x",

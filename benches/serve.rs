@@ -1,8 +1,6 @@
-//! What a request costs over a bare hyper echo on a Unix socket: same client, same machine, same
-//! run, slices interleaved.
-//!
-//! Both servers are processes of their own with as many worker threads. The client writes requests
-//! that were made beforehand.
+//! The overhead of a request over a hyper echo server on a Unix socket, with the same client and in
+//! interleaved slices.
+//! The servers are separate processes with the same number of workers. Requests are prebuilt.
 
 mod common;
 #[path = "common/load.rs"]
@@ -49,15 +47,15 @@ fn main() {
         let measure = |socket: &Path, connections| {
             runtime.block_on(load(socket, &request, connections, slice))
         };
-        let (mut throughput, mut median, mut ours_rate, mut ours_p50) =
+        let (mut throughput, mut median, mut sidekey_rate, mut sidekey_p50) =
             (vec![], vec![], vec![], vec![]);
         for _ in 0..rounds {
-            let (floor, ours) = (measure(&setup.echo, 16), measure(&setup.sidekey, 16));
-            throughput.push(ours.rate / floor.rate);
-            ours_rate.push(ours.rate);
-            let (floor, ours) = (measure(&setup.echo, 1), measure(&setup.sidekey, 1));
-            median.push(ours.quantile(0.5) / floor.quantile(0.5));
-            ours_p50.push(ours.quantile(0.5));
+            let (baseline, sidekey) = (measure(&setup.echo, 16), measure(&setup.sidekey, 16));
+            throughput.push(sidekey.rate / baseline.rate);
+            sidekey_rate.push(sidekey.rate);
+            let (baseline, sidekey) = (measure(&setup.echo, 1), measure(&setup.sidekey, 1));
+            median.push(sidekey.quantile(0.5) / baseline.quantile(0.5));
+            sidekey_p50.push(sidekey.quantile(0.5));
         }
         report(
             &format!("serve/encrypt/{name}/16/throughput-vs-echo"),
@@ -65,19 +63,22 @@ fn main() {
             Spread::of(throughput),
             &Goal::AtLeast(0.85),
         );
-        println!("  {:.0} requests a second", Spread::of(ours_rate).median);
+        println!(
+            "  {:.0} requests per second",
+            Spread::of(sidekey_rate).median
+        );
         report(
             &format!("serve/encrypt/{name}/1/p50-vs-echo"),
             "x",
             Spread::of(median),
             &Goal::AtMost(1.3),
         );
-        println!("  {:.1} us", Spread::of(ours_p50).median);
+        println!("  {:.1} us", Spread::of(sidekey_p50).median);
     }
     rotation(&setup, &runtime, rounds, slice * 2);
 }
 
-/// The tail with a rotation every 100 ms against the tail without.
+/// Tail latency with a rotation every 100 ms, relative to the latency without.
 fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, slice: Duration) {
     let request = request(256);
     let measure = || runtime.block_on(load(&setup.sidekey, &request, 16, slice));
@@ -132,9 +133,9 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
         "serve/encrypt/256B/16/errors-while-rotating",
         "",
         Spread {
-            least: errors,
+            min: errors,
             median: errors,
-            most: errors,
+            max: errors,
         },
         &Goal::AtMost(0.0),
     );
@@ -143,7 +144,8 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
 
 fn request(size: usize) -> Vec<u8> {
     let head = format!(
-        "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: sidekey\r\nContent-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
+        "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: sidekey\r\n\
+         Content-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
     );
     [head.as_bytes(), &vec![b'x'; size]].concat()
 }

@@ -1,5 +1,5 @@
-//! What streams cost: a gibibyte through the socket against a bare hyper echo of the same bytes,
-//! and the core against raw AES-GCM.
+//! The overhead of streams: 1 GiB through the socket over a hyper echo server, and the core over
+//! raw AES-GCM.
 
 mod common;
 #[path = "common/servers.rs"]
@@ -34,7 +34,7 @@ fn main() {
     };
     let folder = tempfile::tempdir().expect("folder");
     let setup = Setup::new(folder.path());
-    // As a client on another core would be.
+    // Two threads, so that the client sends and receives concurrently.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -42,10 +42,10 @@ fn main() {
         .expect("runtime");
     let (mut ratios, mut rates) = (vec![], vec![]);
     for _ in 0..rounds {
-        let floor = runtime.block_on(through(&setup.echo, length));
-        let ours = runtime.block_on(through(&setup.sidekey, length));
-        ratios.push(floor / ours);
-        rates.push(length as f64 / ours / f64::from(1 << 20));
+        let baseline = runtime.block_on(transfer(&setup.echo, length));
+        let sidekey = runtime.block_on(transfer(&setup.sidekey, length));
+        ratios.push(baseline / sidekey);
+        rates.push(length as f64 / sidekey / f64::from(1 << 20));
     }
     report(
         "stream/encrypt/1GiB/throughput-vs-echo",
@@ -53,11 +53,11 @@ fn main() {
         Spread::of(ratios),
         &Goal::AtLeast(0.7),
     );
-    println!("  {:.0} MiB a second", Spread::of(rates).median);
+    println!("  {:.0} MiB per second", Spread::of(rates).median);
 }
 
-/// Seconds for so many bytes, there and back.
-async fn through(socket: &Path, length: usize) -> f64 {
+/// Returns the seconds to send `length` bytes and to receive the response.
+async fn transfer(socket: &Path, length: usize) -> f64 {
     let (mut read, mut write) = UnixStream::connect(socket)
         .await
         .expect("connect")
@@ -65,7 +65,8 @@ async fn through(socket: &Path, length: usize) -> f64 {
     let start = Instant::now();
     let sender = tokio::spawn(async move {
         let head = format!(
-            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\
+            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+             Content-Type: application/octet-stream\r\nContent-Length: {length}\r\n\
              Connection: close\r\n\r\n"
         );
         write.write_all(head.as_bytes()).await.expect("head");
@@ -77,7 +78,7 @@ async fn through(socket: &Path, length: usize) -> f64 {
     });
     let (mut received, mut buffer) = (0, vec![0; BLOCK]);
     loop {
-        let read = read.read(&mut buffer).await.expect("answer");
+        let read = read.read(&mut buffer).await.expect("response");
         if received == 0 {
             assert!(buffer.starts_with(b"HTTP/1.1 200"));
         }
@@ -86,7 +87,7 @@ async fn through(socket: &Path, length: usize) -> f64 {
             break;
         }
     }
-    assert!(received > length, "{received} bytes came back");
+    assert!(received > length, "received {received} bytes");
     let took = start.elapsed().as_secs_f64();
     drop(sender.await.expect("sender"));
     took
@@ -102,14 +103,14 @@ fn core() {
     let raw = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("key"));
     let chunk = vec![3u8; CHUNK_LEN];
     let (mut sealer, _) = StreamSealer::new(&keys, &KeyringId([7; 16]), 1, b"").expect("random");
-    let mut ours = || {
+    let mut sidekey = || {
         let mut buffer = Vec::with_capacity(SEALED_CHUNK_LEN);
         buffer.extend_from_slice(&chunk);
         sealer.seal(false, &mut buffer, 0);
         black_box(buffer);
     };
     let mut number = 0u64;
-    let mut floor = || {
+    let mut baseline = || {
         let mut nonce = [0; 12];
         nonce[..8].copy_from_slice(&number.to_be_bytes());
         number += 1;
@@ -126,7 +127,7 @@ fn core() {
         black_box(buffer);
     };
     let ratios = (0..rounds)
-        .map(|_| rate(&mut ours, slice) / rate(&mut floor, slice))
+        .map(|_| rate(&mut sidekey, slice) / rate(&mut baseline, slice))
         .collect();
     report(
         "stream/core/64KiB/throughput-vs-aes-gcm",
@@ -136,7 +137,7 @@ fn core() {
     );
 }
 
-/// Calls a second.
+/// Returns calls per second.
 fn rate(work: &mut impl FnMut(), slice: Duration) -> f64 {
     let (start, mut calls) = (Instant::now(), 0u32);
     while start.elapsed() < slice {

@@ -1,10 +1,10 @@
-//! Load: requests that were made beforehand, over connections that are kept.
+//! Load generation: a prebuilt request over persistent connections.
 
 #![allow(
     missing_docs,
     dead_code,
     unreachable_pub,
-    reason = "each benchmark uses its part"
+    reason = "each benchmark uses a part"
 )]
 
 use std::{
@@ -18,22 +18,23 @@ use tokio::{
     net::UnixStream,
 };
 
-/// What a slice of load gave.
+/// The measurements of a slice.
 pub struct Load {
+    /// Successful requests per second.
     pub rate: f64,
     pub errors: u64,
+    /// Nanoseconds per successful request.
     pub latency: Histogram<u64>,
 }
 
 impl Load {
-    /// In microseconds.
+    /// Returns a latency quantile in microseconds.
     pub fn quantile(&self, quantile: f64) -> f64 {
         self.latency.value_at_quantile(quantile) as f64 / 1000.0
     }
 }
 
-/// Sends a request over and over on every connection, each as soon as it has the answer to the
-/// last.
+/// Sends `request` repeatedly on each connection, one at a time, for the length of `slice`.
 pub async fn load(socket: &Path, request: &[u8], connections: usize, slice: Duration) -> Load {
     let mut tasks = tokio::task::JoinSet::new();
     let start = Instant::now();
@@ -69,7 +70,7 @@ pub async fn load(socket: &Path, request: &[u8], connections: usize, slice: Dura
     all
 }
 
-/// Sends a request and reads the whole answer; whether it was a success.
+/// Sends a request and reads the response. Returns whether its status was 200.
 async fn exchange(
     stream: &mut UnixStream,
     request: &[u8],

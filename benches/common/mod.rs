@@ -1,27 +1,27 @@
-//! Rounds and figures: what every benchmark prints, one line per figure.
+//! Statistics over rounds, and the output format of every benchmark: one line per result.
 
 #![allow(
     missing_docs,
     dead_code,
     unreachable_pub,
-    reason = "each benchmark uses its part"
+    reason = "each benchmark uses a part"
 )]
 
-/// The median of the rounds, with the least and the greatest.
+/// Median, minimum and maximum over the rounds.
 #[derive(Clone, Copy)]
 pub struct Spread {
-    pub least: f64,
+    pub min: f64,
     pub median: f64,
-    pub most: f64,
+    pub max: f64,
 }
 
 impl Spread {
     pub fn of(mut rounds: Vec<f64>) -> Self {
         rounds.sort_by(f64::total_cmp);
         Self {
-            least: rounds[0],
+            min: rounds[0],
             median: rounds[rounds.len() / 2],
-            most: rounds[rounds.len() - 1],
+            max: rounds[rounds.len() - 1],
         }
     }
 }
@@ -32,23 +32,19 @@ pub enum Goal {
     None,
 }
 
-/// `NAME VALUE goal <= X ok`, or `… short`, with the rounds' spread behind.
+/// Prints `NAME VALUE goal <= X ok` or `… missed`, followed by the range of the rounds.
 pub fn report(name: &str, unit: &str, spread: Spread, goal: &Goal) {
-    let Spread {
-        least,
-        median,
-        most,
-    } = spread;
-    let verdict = |met: bool| if met { "ok" } else { "short" };
+    let Spread { min, median, max } = spread;
+    let verdict = |met: bool| if met { "ok" } else { "missed" };
     let goal = match goal {
         Goal::AtMost(limit) => format!("goal <= {limit} {}", verdict(median <= *limit)),
         Goal::AtLeast(limit) => format!("goal >= {limit} {}", verdict(median >= *limit)),
         Goal::None => "no goal".into(),
     };
-    println!("{name} {median:.3}{unit} {goal} (rounds {least:.3} to {most:.3})");
+    println!("{name} {median:.3}{unit} {goal} (rounds {min:.3} to {max:.3})");
 }
 
-/// Whether `cargo test` runs this: then one short round shows that it works.
+/// Whether this is a test run, in which one short round only checks that the benchmark works.
 pub fn is_test() -> bool {
     std::env::args().any(|argument| argument == "--test") || cfg!(debug_assertions)
 }

@@ -1,10 +1,10 @@
-//! The servers that are measured.
+//! The measured servers: a sidecar, and a hyper echo server as the baseline.
 
 #![allow(
     missing_docs,
     dead_code,
     unreachable_pub,
-    reason = "each benchmark uses its part"
+    reason = "each benchmark uses a part"
 )]
 
 use std::{
@@ -36,10 +36,10 @@ use tokio::{
 
 const WORKERS: usize = 2;
 
-/// The length of the secret that is served, in bytes.
+/// The length of the served secret, in bytes.
 pub const SECRET: usize = 1024;
 
-/// A sidecar and a bare hyper echo, each a process of its own with as many worker threads.
+/// A sidecar and a hyper echo server, as separate processes with the same number of workers.
 pub struct Setup {
     pub echo: PathBuf,
     pub sidekey: PathBuf,
@@ -71,7 +71,8 @@ impl Setup {
             .expect("init");
         let (echo, sidekey) = (at("echo.sock"), at("sidekey.sock"));
         let config = format!(
-            "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
+            "[listen]\nsocket = {sidekey:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n\
+             [log]\nlevel = \"error\"\n[runtime]\nworkers = {WORKERS}\n\
              [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:kek\"]\n\
              [[secret]]\nname = \"demo\"\nsource = \"file:secret\"\nrequired = true\n"
         );
@@ -93,9 +94,9 @@ impl Setup {
             manifest,
             children,
         };
-        // Both answer once they listen and have keys.
+        // Ready once both respond successfully.
         runtime.block_on(async {
-            while !answers(&setup.echo).await || !answers(&setup.sidekey).await {
+            while !responds(&setup.echo).await || !responds(&setup.sidekey).await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
@@ -112,19 +113,20 @@ impl Drop for Setup {
     }
 }
 
-async fn answers(socket: &Path) -> bool {
-    let request = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n\
+async fn responds(socket: &Path) -> bool {
+    let request = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+                   Content-Type: application/octet-stream\r\n\
                    Content-Length: 1\r\nConnection: close\r\n\r\nx";
     let Ok(mut stream) = UnixStream::connect(socket).await else {
         return false;
     };
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     stream.write_all(request.as_bytes()).await.is_ok()
-        && stream.read_to_end(&mut answer).await.is_ok()
-        && answer.starts_with(b"HTTP/1.1 200")
+        && stream.read_to_end(&mut response).await.is_ok()
+        && response.starts_with(b"HTTP/1.1 200")
 }
 
-/// Whether this process was started as the echo, which then has served until it was killed.
+/// Runs the echo server until killed if this process was started as one; else returns false.
 pub fn is_echo() -> bool {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() != Some("--echo") {
@@ -151,8 +153,7 @@ fn echo(socket: &Path) {
                         return Ok(Response::new(body.map_err(|never| match never {}).boxed()));
                     }
                     let body = request.into_body();
-                    // As a server does it that has to see a short body whole; a long one goes as it
-                    // comes.
+                    // Like a server that buffers short bodies and streams long ones.
                     let is_short = body
                         .size_hint()
                         .exact()
