@@ -34,7 +34,7 @@ Exit codes:
   2  invalid arguments
   3  refused by a safety check, or a check failed";
 
-/// Encrypts, decrypts and serves secrets for the applications next to it.
+/// A sidecar that encrypts, decrypts and serves secrets for applications.
 #[derive(Debug, Parser)]
 #[command(
     name = "sidekey",
