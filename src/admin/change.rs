@@ -135,18 +135,20 @@ impl Admin {
             return Ok(());
         };
         // Every KEK, regardless of the allowed scope: any of them may unwrap the version.
-        let trials = self
+        let attempts = self
             .keks
             .try_each(manifest.id, version, &KekScope::Any)
             .await;
-        if trials.iter().any(|trial| trial.result.is_ok()) {
+        if attempts.iter().any(|attempt| attempt.result.is_ok()) {
             return Err(Refusal::NotLost(number).into());
         }
         // Missing, or replaced by another key. Other errors may be temporary: the network, rights,
         // settings.
         let is_gone =
             |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
-        let errors = trials.into_iter().filter_map(|trial| trial.result.err());
+        let errors = attempts
+            .into_iter()
+            .filter_map(|attempt| attempt.result.err());
         let doubts: Vec<String> = errors
             .filter(|error| !is_gone(error))
             .map(|error| error.to_string())

@@ -114,6 +114,43 @@ impl Admin {
         }));
         held.sort_by_key(|held| std::cmp::Reverse(held.document.manifest().generation));
 
+        let (authentic, rejected) = self.authentic(held, trusted).await?;
+        let Some(newest) = authentic.first() else {
+            let message = format!(
+                "no sidecar has an authentic manifest: {}",
+                rejected.join("; ")
+            );
+            return Err(Refusal::NotRecoverable(message).into());
+        };
+        for other in &authentic {
+            succeeds(&other.document, &newest.document).map_err(Refusal::Diverged)?;
+        }
+        let is_there = |held: &Held| {
+            held.holder == location && held.document.canonical() == newest.document.canonical()
+        };
+        if authentic.iter().any(is_there) {
+            return Ok(Recovered {
+                document: newest.document.clone(),
+                from: None,
+                damage,
+                rejected,
+            });
+        }
+        self.replace_bytes(bytes, &newest.document).await?;
+        Ok(Recovered {
+            document: newest.document.clone(),
+            from: Some(newest.holder.clone()),
+            damage,
+            rejected,
+        })
+    }
+
+    /// Separates authentic manifests, in the given order, from the reasons why others are not.
+    async fn authentic(
+        &self,
+        held: Vec<Held>,
+        trusted: &[SignerKey],
+    ) -> Result<(Vec<Held>, Vec<String>), AdminError> {
         let (mut authentic, mut rejected) = (Vec::new(), Vec::new());
         for candidate in held {
             // Most sidecars have the same manifest; its keys are unwrapped once.
@@ -144,33 +181,6 @@ impl Admin {
                 Err(error) => return Err(error),
             }
         }
-        let Some(newest) = authentic.first() else {
-            let message = format!(
-                "no sidecar has an authentic manifest: {}",
-                rejected.join("; ")
-            );
-            return Err(Refusal::NotRecoverable(message).into());
-        };
-        for other in &authentic {
-            succeeds(&other.document, &newest.document).map_err(Refusal::Diverged)?;
-        }
-        let is_there = |held: &Held| {
-            held.holder == location && held.document.canonical() == newest.document.canonical()
-        };
-        if authentic.iter().any(is_there) {
-            return Ok(Recovered {
-                document: newest.document.clone(),
-                from: None,
-                damage,
-                rejected,
-            });
-        }
-        self.replace_bytes(bytes, &newest.document).await?;
-        Ok(Recovered {
-            document: newest.document.clone(),
-            from: Some(newest.holder.clone()),
-            damage,
-            rejected,
-        })
+        Ok((authentic, rejected))
     }
 }

@@ -81,6 +81,14 @@ struct Failed {
     message: String,
 }
 
+impl Failed {
+    fn describe(&self) -> String {
+        let line = self.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let (path, message) = (printable(&self.path), printable(&self.message));
+        format!("  {path}{line}: {message} ({})\n", self.code)
+    }
+}
+
 impl Rewrap {
     pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
         if self.in_place.is_empty() {
@@ -215,19 +223,8 @@ fn describe(summary: &Summary) -> String {
             text.push_str(&format!("{count} {what}\n"));
         }
     }
-    for Failed {
-        path,
-        line,
-        code,
-        message,
-    } in &summary.failures
-    {
-        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
-        text.push_str(&format!(
-            "  {}{line}: {} ({code})\n",
-            printable(path),
-            printable(message)
-        ));
+    for failed in &summary.failures {
+        text.push_str(&failed.describe());
     }
     text
 }
