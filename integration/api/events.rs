@@ -237,7 +237,7 @@ fn the_command_goes_on_when_the_sidecar_comes_back() {
     let mut json = Watch::start(&sidecar, &["--output", "json", "--keyring", "demo"]);
     let first = text.line();
     assert!(
-        first.contains("demo  generation 1  version 1 encrypts  (1 primary)"),
+        first.contains("demo  generation 1  primary 1  (1 primary)"),
         "{first}"
     );
     assert_eq!(
@@ -249,7 +249,7 @@ fn the_command_goes_on_when_the_sidecar_comes_back() {
     drop(sidecar);
     world.keyring("rotate", "demo", &["--activate", "now"]);
     let _sidecar = world.start();
-    assert!(text.line().contains("version 2 encrypts"));
+    assert!(text.line().contains("primary 2"));
     assert_eq!(
         serde_json::from_str::<Value>(&json.line()).unwrap()["generation"],
         3

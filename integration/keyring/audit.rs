@@ -143,7 +143,7 @@ fn without_a_record_nothing_is_done() {
     failed(
         &touch(&world.path("nowhere/audit.log")),
         1,
-        "nothing was done",
+        "nothing was changed",
     );
     failed(
         &world.try_keyring(
@@ -239,7 +239,7 @@ fn what_lets_the_bearer_of_a_url_in_is_in_no_record_and_no_message() {
     failed(
         &world.run(&[&sidecar[..], &["--audit", &text(&log)]].concat()),
         2,
-        "no user and password",
+        "must not contain credentials",
     );
     assert_eq!(records(&log).len(), 2, "nothing was begun");
     let sidecar = ["--sidecar=http://127.0.0.1:1/?hush", "--audit", &text(&log)];

@@ -198,7 +198,7 @@ fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
             &verify(identity).each_ref().map(String::as_str),
         )
     };
-    failed(&run(&stranger), 1, "doesn't open");
+    failed(&run(&stranger), 1, "can't decrypt the backup");
     assert!(run(&holder).status.success());
     assert_eq!(world.read_manifest("demo")["last_backup"]["generation"], 1);
 
@@ -299,7 +299,7 @@ fn a_passphrase_opens_its_backup_and_no_other_does() {
             &from(passphrase).each_ref().map(String::as_str),
         )
     };
-    failed(&run(&wrong), 1, "doesn't open");
+    failed(&run(&wrong), 1, "can't decrypt the backup");
     assert!(!world.manifest("demo").exists());
     assert!(run(&right).status.success());
     // Where nobody can be asked and no file is named, that is said.

@@ -80,7 +80,7 @@ fn completions_and_manual_pages_know_every_command() {
     for (page, words) in [
         ("sidekey.1", "keyring"),
         ("sidekey-serve.1", "config"),
-        ("sidekey-keyring-disable.1", "ops listener"),
+        ("sidekey-keyring-disable.1", "Ops listener"),
     ] {
         let text = fs::read_to_string(pages.join(page)).unwrap();
         assert!(
