@@ -13,7 +13,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::{
     Admin, AdminError,
-    envelope::{self, Lock, Opener, Sealed},
+    envelope::{self, DecryptWith, EncryptFor, Sealed},
     payload::{self, Content},
 };
 use crate::{
@@ -58,15 +58,15 @@ impl Backup {
 
 impl Admin {
     /// Unwraps every version, writes them and the manifest to the new file `to`, encrypted for
-    /// `lock`, and reads the file back; also with `opener`, if given, as its holder would.
+    /// `encrypt_for`, and reads the file back; also with `decrypt_with`, if given, as its holder would.
     ///
     /// # Errors
     /// [`AdminError`]; then no file `to` is created.
     pub async fn back_up(
         &self,
         to: &Path,
-        lock: &Lock,
-        opener: Option<&Opener>,
+        encrypt_for: &EncryptFor,
+        decrypt_with: Option<&DecryptWith>,
     ) -> Result<Backup, AdminError> {
         let failed = |reason: String| AdminError::Backup {
             file: to.to_owned(),
@@ -85,7 +85,7 @@ impl Admin {
             error,
         })?;
         let payload = payload::write(&document, &deks, self.now()).map_err(failed)?;
-        let Sealed { bytes, proof: own } = envelope::seal(&payload, lock)?;
+        let Sealed { bytes, proof: own } = envelope::seal(&payload, encrypt_for)?;
         let file = write_new(to, &bytes)
             .map_err(|error| failed(format!("can't write the backup: {error}")))?;
         let unproven = |reason: String| {
@@ -94,8 +94,8 @@ impl Admin {
             ))
         };
         let written = read_back(&file).map_err(|error| unproven(error.to_string()))?;
-        for opener in [Some(&own), opener].into_iter().flatten() {
-            let content = open_content(&written, opener).map_err(unproven)?;
+        for decrypt_with in [Some(&own), decrypt_with].into_iter().flatten() {
+            let content = open_content(&written, decrypt_with).map_err(unproven)?;
             // Reading verified every key against its check value, which is part of the manifest.
             if content.document.canonical() != document.canonical() {
                 return Err(unproven("it contains another manifest".into()));
@@ -104,9 +104,9 @@ impl Admin {
         file.persist_noclobber(to)
             .and_then(|()| sync_folder_of(to))
             .map_err(|error| failed(format!("can't rename the backup: {error}")))?;
-        let proof = match (lock, opener) {
-            (Lock::Passphrase(_), _) | (_, Some(_)) => Proof::Holder,
-            (Lock::Recipients(_), None) => Proof::Content,
+        let proof = match (encrypt_for, decrypt_with) {
+            (EncryptFor::Passphrase(_), _) | (_, Some(_)) => Proof::Holder,
+            (EncryptFor::Recipients(_), None) => Proof::Content,
         };
         Ok(Backup {
             record: self.record_of(&document, &written),
@@ -119,10 +119,14 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]: the backup can't be decrypted, is damaged, or belongs to another keyring.
-    pub async fn verify_backup(&self, file: &Path, opener: &Opener) -> Result<Backup, AdminError> {
+    pub async fn verify_backup(
+        &self,
+        file: &Path,
+        decrypt_with: &DecryptWith,
+    ) -> Result<Backup, AdminError> {
         let current = self.read().await?;
         let bytes = read_file(file)?;
-        let content = open_content(&bytes, opener).map_err(|reason| AdminError::Backup {
+        let content = open_content(&bytes, decrypt_with).map_err(|reason| AdminError::Backup {
             file: file.to_owned(),
             reason,
         })?;
@@ -155,11 +159,11 @@ impl Admin {
             let id = backup.document.manifest().id;
             let next = keyring::record_backup(current, id, &backup.record, now)?;
             // A version whose key was replaced meanwhile isn't in the backup.
-            let held = backup.document.manifest().versions.iter();
-            let replaced = held.clone().find(|held| {
+            let mut versions = backup.document.manifest().versions.iter();
+            let replaced = versions.find(|backed_up| {
                 current
-                    .version(held.version)
-                    .is_none_or(|now| now.check != held.check)
+                    .version(backed_up.version)
+                    .is_none_or(|now| now.check != backed_up.check)
             });
             match replaced {
                 Some(version) => Err(Refusal::Diverged(Rejection::Exchanged(version.version))),
@@ -194,7 +198,7 @@ impl Admin {
     /// Unwraps the data key of every version that is not destroyed.
     async fn unwrap_deks(&self, document: &Document) -> Result<BTreeMap<u32, Dek>, AdminError> {
         let manifest = document.manifest();
-        let opened = stream::iter(manifest.live())
+        let unwrapped = stream::iter(manifest.live())
             .map(async |version| {
                 let dek = self.keks.unwrap(manifest.id, version, &self.scope).await;
                 (version.version, dek)
@@ -204,7 +208,7 @@ impl Admin {
             .await;
         let mut deks = BTreeMap::new();
         let mut failed = Vec::new();
-        for (version, result) in opened {
+        for (version, result) in unwrapped {
             match result {
                 Ok(dek) => drop(deks.insert(version, dek)),
                 Err(reason) => failed.push((version, reason)),
@@ -240,8 +244,8 @@ pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, AdminError> {
 }
 
 /// Decrypts and verifies a backup.
-pub(super) fn open_content(bytes: &[u8], opener: &Opener) -> Result<Content, String> {
-    let payload = envelope::open(bytes, opener).map_err(|error| error.to_string())?;
+pub(super) fn open_content(bytes: &[u8], decrypt_with: &DecryptWith) -> Result<Content, String> {
+    let payload = envelope::open(bytes, decrypt_with).map_err(|error| error.to_string())?;
     payload::read(&payload)
 }
 

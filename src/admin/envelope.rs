@@ -97,7 +97,7 @@ impl Passphrase {
 }
 
 /// What a backup is encrypted for.
-pub enum Lock {
+pub enum EncryptFor {
     /// A passphrase.
     Passphrase(Passphrase),
     /// age recipients.
@@ -105,14 +105,14 @@ pub enum Lock {
 }
 
 /// What decrypts a backup.
-pub enum Opener {
+pub enum DecryptWith {
     /// A passphrase.
     Passphrase(Passphrase),
     /// age identities.
     Identities(Vec<Box<dyn age::Identity + Send + Sync>>),
 }
 
-impl Opener {
+impl DecryptWith {
     /// Reads a file of identities, as written by `age-keygen`.
     ///
     /// # Errors
@@ -169,15 +169,15 @@ pub fn recipients_in(path: &Path) -> Result<Vec<x25519::Recipient>, EnvelopeErro
 /// An encrypted backup, and what decrypts it for verification.
 pub(super) struct Sealed {
     pub(super) bytes: Vec<u8>,
-    pub(super) proof: Opener,
+    pub(super) proof: DecryptWith,
 }
 
-/// Encrypts `payload` for `lock`.
+/// Encrypts `payload` for `encrypt_for`.
 /// A one-time recipient is added to other recipients. Its identity exists only in memory, until the
 /// file was read back and verified.
-pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError> {
-    let (encryptor, proof) = match lock {
-        Lock::Passphrase(passphrase) => {
+pub(super) fn seal(payload: &[u8], encrypt_for: &EncryptFor) -> Result<Sealed, EnvelopeError> {
+    let (encryptor, proof) = match encrypt_for {
+        EncryptFor::Passphrase(passphrase) => {
             if passphrase.0.expose_secret().chars().count() < MIN_PASSPHRASE {
                 return Err(EnvelopeError::Weak);
             }
@@ -187,10 +187,10 @@ pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError>
                 Encryptor::with_recipients(iter::once(&recipient as &dyn age::Recipient));
             (
                 encryptor,
-                Opener::Passphrase(Passphrase(passphrase.0.clone())),
+                DecryptWith::Passphrase(Passphrase(passphrase.0.clone())),
             )
         }
-        Lock::Recipients(recipients) => {
+        EncryptFor::Recipients(recipients) => {
             let once = x25519::Identity::generate();
             let all: Vec<_> = recipients
                 .iter()
@@ -200,7 +200,7 @@ pub(super) fn seal(payload: &[u8], lock: &Lock) -> Result<Sealed, EnvelopeError>
             let encryptor = Encryptor::with_recipients(
                 all.iter().map(|recipient| recipient as &dyn age::Recipient),
             );
-            (encryptor, Opener::Identities(vec![Box::new(once)]))
+            (encryptor, DecryptWith::Identities(vec![Box::new(once)]))
         }
     };
     let bytes = write(encryptor.map_err(EnvelopeError::Encrypt)?, payload);
@@ -217,15 +217,18 @@ fn write(encryptor: Encryptor, payload: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Decrypts a backup.
-pub(super) fn open(bytes: &[u8], opener: &Opener) -> Result<Zeroizing<Vec<u8>>, EnvelopeError> {
+pub(super) fn open(
+    bytes: &[u8],
+    decrypt_with: &DecryptWith,
+) -> Result<Zeroizing<Vec<u8>>, EnvelopeError> {
     let decryptor = Decryptor::new_buffered(bytes).map_err(EnvelopeError::Closed)?;
-    let reader = match opener {
-        Opener::Passphrase(passphrase) => {
+    let reader = match decrypt_with {
+        DecryptWith::Passphrase(passphrase) => {
             let mut identity = scrypt::Identity::new(passphrase.0.clone());
             identity.set_max_work_factor(MAX_WORK_FACTOR);
             decryptor.decrypt(iter::once(&identity as &dyn age::Identity))
         }
-        Opener::Identities(identities) => decryptor.decrypt(
+        DecryptWith::Identities(identities) => decryptor.decrypt(
             identities
                 .iter()
                 .map(|identity| &**identity as &dyn age::Identity),

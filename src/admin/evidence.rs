@@ -34,14 +34,14 @@ pub async fn ask_sidecars(
     let client = OpsClient::new(fleet)?;
     let mut reports = Vec::new();
     for url in &fleet.urls {
-        let answer = match timeout(TIMEOUT, status(&client, url)).await {
+        let result = match timeout(TIMEOUT, status(&client, url)).await {
             Ok(Ok(status)) => usage(&status, keyring, id, version),
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err(format!("no response within {TIMEOUT:?}")),
         };
         reports.push(SidecarReport {
             sidecar: url.to_string(),
-            answer,
+            answer: result,
         });
     }
     Ok(reports)

@@ -35,7 +35,7 @@ use crate::{
 
 pub use backup::{Backup, Proof};
 pub use change::{Loss, Takeover};
-pub use envelope::{EnvelopeError, Lock, Opener, Passphrase, recipient, recipients_in};
+pub use envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in};
 pub use error::AdminError;
 pub use evidence::ask_sidecars;
 pub use ops_client::{Fleet, OpsTls};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     Admin, AdminError,
     backup::{for_each, open_content, read_file},
-    envelope::Opener,
+    envelope::DecryptWith,
     ops_client::Fleet,
     payload::{self, Content},
     present::Present,
@@ -23,7 +23,7 @@ pub struct Restoring<'a> {
     /// The backup's file.
     pub file: &'a Path,
     /// What decrypts the backup.
-    pub opener: &'a Opener,
+    pub decrypt_with: &'a DecryptWith,
     /// KEKs that wrap every version from now on; empty to keep those in the manifest.
     pub keks: &'a [KekUri],
     /// Sidecars that may have a newer manifest.
@@ -54,10 +54,11 @@ impl Admin {
     /// sidecar is not a predecessor of the backup's.
     pub async fn restore(&self, how: &Restoring<'_>) -> Result<Restored, AdminError> {
         let backup = read_file(how.file)?;
-        let content = open_content(&backup, how.opener).map_err(|reason| AdminError::Backup {
-            file: how.file.to_owned(),
-            reason,
-        })?;
+        let content =
+            open_content(&backup, how.decrypt_with).map_err(|reason| AdminError::Backup {
+                file: how.file.to_owned(),
+                reason,
+            })?;
         let record = self.record_of(&content.document, &backup);
         let Present {
             bytes,

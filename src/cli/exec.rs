@@ -44,16 +44,16 @@ pub(super) struct Exec {
     )]
     on_change: Change,
     /// Time for the program to exit on a restart before it is killed.
-    #[arg(long, value_name = "TIME", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
     grace: Span,
     /// Time to wait at startup for the sidecar and the secrets.
-    #[arg(long, value_name = "TIME", default_value = "30s")]
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
     wait: Span,
     /// Time without further changes before acting on a change.
-    #[arg(long, value_name = "TIME", default_value = "1s")]
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
     settle: Span,
     /// Maximum random delay before acting on a change, to spread restarts of replicas.
-    #[arg(long, value_name = "TIME", default_value = "0s")]
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
     splay: Span,
     /// Program to run, and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]

@@ -30,7 +30,7 @@ use crate::{
 /// A keyring that a command may change.
 #[derive(Debug, Args)]
 pub(super) struct Target {
-    /// Location of the manifest.
+    /// Location of the manifest: a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a path.
     #[arg(value_parser = Location::from_str)]
     pub(super) location: Location,
     /// Sign the manifest with the Ed25519 key in this file (PKCS#8 PEM).
@@ -72,7 +72,7 @@ fn signing_key(file: &Path) -> Result<SigningKey, CliError> {
 /// A keyring that a command only reads.
 #[derive(Debug, Args)]
 pub(super) struct ReadTarget {
-    /// Location of the manifest.
+    /// Location of the manifest: a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a path.
     #[arg(value_parser = Location::from_str)]
     location: Location,
     #[command(flatten)]

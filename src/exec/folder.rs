@@ -343,20 +343,20 @@ mod tests {
     fn a_disk_is_refused_and_unchanged() {
         let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
         fs::create_dir_all(&disk).expect("folder");
-        let place = tempfile::tempdir_in(disk).expect("folder");
-        let refused = Folder::create(Some(place.path()))
+        let parent = tempfile::tempdir_in(disk).expect("folder");
+        let refused = Folder::create(Some(parent.path()))
             .err()
             .expect("no tmpfs")
             .to_string();
         assert!(refused.contains("not a tmpfs"), "{refused}");
-        assert_eq!(entries(place.path()), Vec::<String>::new());
+        assert_eq!(entries(parent.path()), Vec::<String>::new());
     }
 
     #[test]
     fn only_leftovers_of_killed_processes_are_removed() {
-        let place = tempfile::tempdir_in("/dev/shm").expect("folder");
-        let made = |name: &str, age: u64| {
-            let path = place.path().join(name);
+        let parent = tempfile::tempdir_in("/dev/shm").expect("folder");
+        let create = |name: &str, age: u64| {
+            let path = parent.path().join(name);
             fs::create_dir(&path).expect("folder");
             let at = SystemTime::now() - Duration::from_secs(age);
             File::open(&path)
@@ -365,14 +365,14 @@ mod tests {
             path
         };
         let (old, young, other) = (
-            made("sidekey-exec-1", 3600),
-            made("sidekey-exec-2", 0),
-            made("other", 3600),
+            create("sidekey-exec-1", 3600),
+            create("sidekey-exec-2", 0),
+            create("other", 3600),
         );
-        let held = made("sidekey-exec-3", 3600);
+        let held = create("sidekey-exec-3", 3600);
         let holder = File::open(&held).expect("folder");
         flock(&holder, FlockOperation::NonBlockingLockExclusive).expect("lock");
-        let folder = Folder::create(Some(place.path())).expect("tmpfs");
+        let folder = Folder::create(Some(parent.path())).expect("tmpfs");
         assert_eq!(
             [&old, &young, &other, &held].map(|path| path.exists()),
             [false, true, true, true]

@@ -37,7 +37,7 @@ use crate::client::Socket;
 pub struct Plan {
     /// The sidecar's socket.
     pub socket: Socket,
-    /// Which secret goes where.
+    /// Secrets for environment variables and files.
     pub bindings: Bindings,
     /// A tmpfs for the files; None selects one.
     pub folder: Option<PathBuf>,
@@ -83,7 +83,7 @@ pub enum ExecError {
     TimedOut {
         /// The configured time to wait.
         waited: Duration,
-        /// The most recent error; None if nothing was answered.
+        /// The most recent error; None if there was no response.
         error: Option<FetchError>,
     },
     /// The directory for files can't be created or written.

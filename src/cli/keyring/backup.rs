@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::opening::OpenArgs;
+use super::decrypt_args::DecryptArgs;
 use crate::{
-    admin::{self, Lock, Opener, Proof, recipient, recipients_in},
+    admin::{self, DecryptWith, EncryptFor, Proof, recipient, recipients_in},
     cli::{
         output::{CliError, Format, path_for_display, render},
         record::Completed,
@@ -43,7 +43,7 @@ pub(in crate::cli) struct Backup {
     )]
     recipients_file: Vec<PathBuf>,
     #[command(flatten)]
-    opening: OpenArgs,
+    decryption: DecryptArgs,
     /// Leave the manifest unchanged; `keyring destroy` then doesn't count the backup.
     #[arg(long)]
     no_record: bool,
@@ -65,20 +65,24 @@ struct BackupReport<'a> {
 
 impl Backup {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
-        let lock = self.lock()?;
-        let (opening, records) = (self.opening, !self.no_record);
+        let encrypt_for = self.encrypt_for()?;
+        let (decryption, records) = (self.decryption, !self.no_record);
         let admin = self.target.admin()?;
         if records {
             admin.can_record().await?;
         }
-        let (file, backup) = match (self.to, lock, self.verify) {
-            (Some(file), Some(lock), _) => {
-                let opener: Option<Opener> = opening.identities()?;
-                let backup = admin.back_up(&file, &lock, opener.as_ref()).await?;
+        let (file, backup) = match (self.to, encrypt_for, self.verify) {
+            (Some(file), Some(encrypt_for), _) => {
+                let decrypt_with: Option<DecryptWith> = decryption.identities()?;
+                let backup = admin
+                    .back_up(&file, &encrypt_for, decrypt_with.as_ref())
+                    .await?;
                 (file, backup)
             }
             (_, _, Some(file)) => {
-                let backup = admin.verify_backup(&file, &opening.opener()?).await?;
+                let backup = admin
+                    .verify_backup(&file, &decryption.decrypt_with()?)
+                    .await?;
                 (file, backup)
             }
             _ => return Err(CliError::usage("give --to FILE or --verify FILE")),
@@ -97,7 +101,7 @@ impl Backup {
     }
 
     /// What a new backup is encrypted for; None with --verify.
-    fn lock(&self) -> Result<Option<Lock>, CliError> {
+    fn encrypt_for(&self) -> Result<Option<EncryptFor>, CliError> {
         if self.to.is_none() {
             return Ok(None);
         }
@@ -114,15 +118,17 @@ impl Backup {
             recipients.extend(found);
         }
         if !recipients.is_empty() {
-            return Ok(Some(Lock::Recipients(recipients)));
+            return Ok(Some(EncryptFor::Recipients(recipients)));
         }
-        if self.opening.identity.is_some() {
+        if self.decryption.identity.is_some() {
             return Err(CliError::usage(
                 "--identity verifies that a recipient can decrypt the backup; \
                  give --recipient, too",
             ));
         }
-        Ok(Some(Lock::Passphrase(self.opening.passphrase(true)?)))
+        Ok(Some(EncryptFor::Passphrase(
+            self.decryption.passphrase(true)?,
+        )))
     }
 }
 

@@ -1,8 +1,8 @@
 //! `sidekey keyring`: one file per group of subcommands.
 
 mod backup;
+mod decrypt_args;
 mod init;
-mod opening;
 mod restore;
 mod retire;
 mod rewrap_kek;
@@ -29,9 +29,7 @@ use super::{
 };
 use crate::keyring;
 
-/// Create, change and inspect stored keyrings.
-///
-/// LOCATION is a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a plain path.
+/// Create, change and inspect keyrings.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Create a keyring with version 1 as its primary.
@@ -42,7 +40,7 @@ pub(super) enum Command {
     Activate(Activate),
     /// Disable a version that no sidecar uses.
     Disable(Disable),
-    /// Enable a disabled version again.
+    /// Enable a disabled version.
     Enable(VersionArgs),
     /// Destroy a disabled version permanently.
     Destroy(Destroy),

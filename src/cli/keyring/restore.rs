@@ -2,7 +2,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Args};
 
-use super::opening::OpenArgs;
+use super::decrypt_args::DecryptArgs;
 use crate::{
     admin::Restoring,
     cli::{
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Restore {
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
     #[command(flatten)]
-    opening: OpenArgs,
+    decryption: DecryptArgs,
     /// Wrap every version with this KEK from now on; repeat for failover.
     ///
     /// Without this flag, the KEKs in the manifest must still unwrap every version.
@@ -40,12 +40,12 @@ pub(in crate::cli) struct Restore {
 impl Restore {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
         let keks = anchored(&self.kek)?;
-        let opener = self.opening.opener()?;
+        let decrypt_with = self.decryption.decrypt_with()?;
         let admin = self.target.admin()?;
         let restored = admin
             .restore(&Restoring {
                 file: &self.from,
-                opener: &opener,
+                decrypt_with: &decrypt_with,
                 keks: &keks,
                 sidecars: &(*self.sidecars).into(),
                 no_sidecar: self.no_sidecar,

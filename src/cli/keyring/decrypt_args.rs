@@ -3,13 +3,13 @@ use std::{io::IsTerminal, path::PathBuf};
 use clap::Args;
 
 use crate::{
-    admin::{Opener, Passphrase},
+    admin::{DecryptWith, Passphrase},
     cli::output::CliError,
 };
 
 /// How to decrypt a backup.
 #[derive(Debug, Args)]
-pub(super) struct OpenArgs {
+pub(super) struct DecryptArgs {
     /// Decrypt the backup with the age identities in this file, as written by age-keygen.
     #[arg(long, value_name = "FILE")]
     pub(super) identity: Option<PathBuf>,
@@ -20,18 +20,18 @@ pub(super) struct OpenArgs {
     passphrase_file: Option<PathBuf>,
 }
 
-impl OpenArgs {
-    pub(super) fn opener(&self) -> Result<Opener, CliError> {
+impl DecryptArgs {
+    pub(super) fn decrypt_with(&self) -> Result<DecryptWith, CliError> {
         match self.identities()? {
-            Some(opener) => Ok(opener),
-            None => Ok(Opener::Passphrase(self.passphrase(false)?)),
+            Some(decrypt_with) => Ok(decrypt_with),
+            None => Ok(DecryptWith::Passphrase(self.passphrase(false)?)),
         }
     }
 
-    pub(super) fn identities(&self) -> Result<Option<Opener>, CliError> {
+    pub(super) fn identities(&self) -> Result<Option<DecryptWith>, CliError> {
         self.identity
             .as_ref()
-            .map(|file| Opener::from_identity_file(file).map_err(CliError::failed))
+            .map(|file| DecryptWith::from_identity_file(file).map_err(CliError::failed))
             .transpose()
     }
 
