@@ -58,7 +58,8 @@ impl Backup {
 
 impl Admin {
     /// Unwraps every version, writes them and the manifest to the new file `to`, encrypted for
-    /// `encrypt_for`, and reads the file back; also with `decrypt_with`, if given, as its holder would.
+    /// `encrypt_for`, and reads the file back; also with `decrypt_with`, if given, as its holder
+    /// would.
     ///
     /// # Errors
     /// [`AdminError`]; then no file `to` is created.

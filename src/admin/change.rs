@@ -211,8 +211,9 @@ impl Admin {
                 },
             )
             .await?;
-        let keys = VersionKeys::derive(&dek)
-            .map_err(|error| AdminError::System(format!("can't lock memory for keys: {error}")))?;
+        let keys = VersionKeys::derive(&dek).map_err(|error| {
+            AdminError::System(format!("can't allocate memory for keys: {error}"))
+        })?;
         Ok((
             NewVersion {
                 wraps,

@@ -131,7 +131,7 @@ pub(super) fn derive(deks: &BTreeMap<u32, Dek>) -> Result<BTreeMap<u32, VersionK
     let derive = |(version, dek): (&u32, &Dek)| {
         VersionKeys::derive(dek)
             .map(|keys| (*version, keys))
-            .map_err(|error| format!("no memory for keys: {error}"))
+            .map_err(|error| format!("can't allocate memory for keys: {error}"))
     };
     deks.iter().map(derive).collect()
 }
