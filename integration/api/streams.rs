@@ -665,7 +665,7 @@ async fn a_stream_that_stands_still_ends_and_gives_its_memory_back() {
     wait("a hint for who has to find the cause", || {
         sidecar
             .log()
-            .matches("read the answer while it sends?")
+            .matches("read the response while it sends")
             .count()
             == 2
     });

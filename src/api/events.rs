@@ -136,14 +136,14 @@ impl Events {
 
     fn secret_states(&self) -> Vec<secrets::SecretChange> {
         let change = |secret: Arc<Secret>| {
-            let standing = secret.status();
-            let version = standing.current.map(|current| current.version);
+            let status = secret.status();
+            let version = status.current.map(|current| current.version);
             // A deleted secret is reported; one that never had a value is not.
             let is_known = version.is_some() || secret.had_value();
             is_known.then(|| secrets::SecretChange {
                 secret: secret.name().clone(),
                 version,
-                previous: standing.previous,
+                previous: status.previous,
             })
         };
         self.secrets.all().into_iter().filter_map(change).collect()

@@ -59,7 +59,7 @@ impl Job<'_> {
         self.clock.now()
     }
 
-    /// Starts a session for a request that is answered at once.
+    /// Starts a session for a request whose body is in memory.
     pub(crate) fn session(&self) -> Result<Session<&Keyring>, SessionError> {
         Session::new(self.keyring, self.now())
     }
@@ -150,7 +150,7 @@ fn accounted(
                         account.succeeded();
                     }
                 }
-                // The request is answered with the problem, and counted like any that failed.
+                // The response is the problem, and it is counted like any other failure.
                 Err(_) if is_first => account.cancel(),
                 Err(problem) => account.failed(problem.code),
             }

@@ -243,8 +243,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_counts_down_its_length() {
-        let pieces = [Ok(Bytes::from_static(b"ab")), Ok(Bytes::from_static(b"c"))];
-        let stream = ResponseStream::new(stream::iter(pieces), Some(3));
+        let chunks = [Ok(Bytes::from_static(b"ab")), Ok(Bytes::from_static(b"c"))];
+        let stream = ResponseStream::new(stream::iter(chunks), Some(3));
         let mut body = ResponseBody::from(stream.started().await.expect("started"));
         for (remaining, expected) in [(3, "ab"), (1, "c")] {
             assert_eq!(body.size_hint().exact(), Some(remaining));

@@ -18,5 +18,5 @@ pub(crate) use self::{
     error::SessionError,
     item::ItemProcessor,
     request::{Session, message_buffer},
-    stream::{StreamDecryptor, StreamEncryptor},
+    stream::StreamDecryptor,
 };

@@ -20,7 +20,7 @@ use crate::{
 /// One request's view of a keyring: one snapshot from beginning to end (I4), except for the refresh
 /// that the request itself may cause.
 ///
-/// `K` is a reference for a request that is answered at once, and an `Arc` for one that is answered
+/// `K` is a reference for a request whose body is in memory, and an `Arc` for one that is processed
 /// while its body arrives.
 pub(crate) struct Session<K> {
     keyring: K,

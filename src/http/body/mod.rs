@@ -39,7 +39,7 @@ use crate::{
 /// While other requests wait for memory, a body must grow by [`MIN_GROWTH`] bytes in this time.
 const GROWTH_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_GROWTH: usize = 64 << 10;
-/// How long the rest of a body is read after its request was answered.
+/// How long the rest of a body is read after the response.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// The limits of request bodies.

@@ -1,4 +1,4 @@
-//! Requests over in-memory connections, whose bodies tests send piece by piece.
+//! Requests over in-memory connections, whose bodies tests send in parts.
 
 use std::{convert::Infallible, future::pending, sync::Mutex};
 
