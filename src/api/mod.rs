@@ -31,7 +31,7 @@ use self::{events::Events, service::Service};
 use crate::{
     config::Settings,
     http::{
-        ListenError, TokenError,
+        ListenError, Tls, TokenError,
         connection::Acceptor,
         listeners::{AppTcpListener, AppUnixListener},
         metrics::ConnectionMetrics,
@@ -132,28 +132,12 @@ impl Listeners {
         let tcp = self.tcp.map(|bound| (acceptor("tcp"), bound));
         let socket = self.socket;
         runtime.spawn(async move {
-            let on_unix = async {
-                match socket.listener.try_clone().and_then(UnixListener::from_std) {
-                    Ok(listener) => unix.accept_all(&AppUnixListener(listener)).await,
-                    Err(error) => error!(%error, "can't serve the Unix socket"),
-                }
-            };
             let on_tcp = async {
                 let (acceptor, (listener, token)) = tcp?;
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => {
-                        let listener = AppTcpListener {
-                            listener,
-                            tls,
-                            token: Arc::new(token),
-                        };
-                        acceptor.accept_all(&listener).await;
-                    }
-                    Err(error) => error!(%error, "can't serve the TCP listener"),
-                }
+                serve_tcp(&acceptor, listener, tls, token).await;
                 Some(acceptor)
             };
-            let ((), tcp) = tokio::join!(on_unix, on_tcp);
+            let ((), tcp) = tokio::join!(serve_unix(&unix, &socket), on_tcp);
             // From here on, connecting fails at once rather than hanging in the backlog.
             drop(socket);
             unix.finished().await;
@@ -161,5 +145,31 @@ impl Listeners {
                 tcp.finished().await;
             }
         })
+    }
+}
+
+async fn serve_unix(acceptor: &Arc<Acceptor<Service>>, socket: &BoundSocket) {
+    match socket.listener.try_clone().and_then(UnixListener::from_std) {
+        Ok(listener) => acceptor.accept_all(&AppUnixListener(listener)).await,
+        Err(error) => error!(%error, "can't serve the Unix socket"),
+    }
+}
+
+async fn serve_tcp(
+    acceptor: &Arc<Acceptor<Service>>,
+    listener: std::net::TcpListener,
+    tls: Option<Arc<Tls>>,
+    token: Token,
+) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => {
+            let listener = AppTcpListener {
+                listener,
+                tls,
+                token: Arc::new(token),
+            };
+            acceptor.accept_all(&listener).await;
+        }
+        Err(error) => error!(%error, "can't serve the TCP listener"),
     }
 }

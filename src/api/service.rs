@@ -156,18 +156,7 @@ impl Service {
         if let Some(token) = &peer.token {
             token.verify(request.headers())?;
         }
-        let found = self
-            .router
-            .at(request.uri().path())
-            .map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the valid paths"))?;
-        let (allowed, allow) = match found.value {
-            Route::Operation(_) => (Method::POST, "POST"),
-            _ => (Method::GET, "GET"),
-        };
-        if request.method() != allowed {
-            return Err(Problem::method_not_allowed(allow));
-        }
-        let (route, name) = (*found.value, found.params.get("name").unwrap_or_default());
+        let (route, name) = self.find_route(&request)?;
         let (operation, served) = match route {
             // Unauthorized callers must not pin a connection slot.
             Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
@@ -206,6 +195,22 @@ impl Service {
             Err(error) => error,
         };
         Ok(fail(&job, error))
+    }
+
+    /// Returns the route of a request and the name in its path.
+    fn find_route<'r>(&self, request: &'r Request<Incoming>) -> Result<(Route, &'r str), Problem> {
+        let found = self
+            .router
+            .at(request.uri().path())
+            .map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the valid paths"))?;
+        let (allowed, allow) = match found.value {
+            Route::Operation(_) => (Method::POST, "POST"),
+            _ => (Method::GET, "GET"),
+        };
+        if request.method() != allowed {
+            return Err(Problem::method_not_allowed(allow));
+        }
+        Ok((*found.value, found.params.get("name").unwrap_or_default()))
     }
 
     fn check_head(&self, request: &Request<Incoming>) -> Result<(), Problem> {
