@@ -58,8 +58,8 @@ impl Redactions {
         (0..=line.len()).any(|at| self.has_prefix_of(&line[at..]))
     }
 
-    /// Only the last secret that is not greater than the text can be a prefix of it: everything that
-    /// sorts between a prefix and the text starts with that prefix.
+    /// Whether a prefix of a secret starts the text. That can only be the last prefix that is not
+    /// greater than the text: everything that sorts between it and the text starts with it, too.
     fn has_prefix_of(&self, text: &[u8]) -> bool {
         let after = self.0.partition_point(|prefix| prefix.as_slice() <= text);
         after

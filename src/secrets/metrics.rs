@@ -26,7 +26,7 @@ const USES: &str = "sidekey_secret_version_uses_total";
 pub(crate) fn describe(registry: &Registry) {
     registry.describe_counter(
         REQUESTS,
-        "Requests by secret and response code; `secret` is empty for names that are not configured.",
+        "Requests by secret and response code; `secret` is empty for unconfigured names.",
     );
     registry.describe_counter(
         FETCHES,

@@ -76,7 +76,7 @@ impl Refresher {
             }
         }
         if revokes_leases {
-            self.retired.revoke_all(&self.secret, self.lease).await;
+            Box::pin(self.retired.revoke_all(&self.secret, self.lease)).await;
         }
     }
 
@@ -95,7 +95,8 @@ impl Refresher {
                 },
                 trigger = self.schedule.elapsed() => break trigger,
                 () = sleep_until(on_demand_allowed), if is_requested => break Trigger::OnDemand,
-                () = sleep_until(retirement) => self.retire().await,
+                // Boxed like a read.
+                () = sleep_until(retirement) => Box::pin(self.retire()).await,
             }
         };
         settle(first).await;
