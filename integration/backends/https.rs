@@ -89,7 +89,7 @@ fn certificates_and_authorities_that_change_are_taken_up_without_a_restart() {
     // One file after the other: a pair that doesn't match is never taken.
     put("client.key", "mine.key");
     wait("the mismatch", || {
-        sidecar.log().contains("the former ones stay")
+        sidecar.log().contains("keeping the previous ones")
     });
     put("client.pem", "mine.pem");
     sidecar.wait_ready();
@@ -109,8 +109,7 @@ fn certificates_and_authorities_that_change_are_taken_up_without_a_restart() {
     wait("the trust", || sidecar.keyring()["last_error"].is_null());
     assert_eq!(sidecar.ops("/readyz").0, 200);
     assert!(
-        sidecar.log().contains("certificates were read again")
-            && !sidecar.log().contains("PRIVATE"),
+        sidecar.log().contains("certificates reloaded") && !sidecar.log().contains("PRIVATE"),
         "{}",
         sidecar.log()
     );

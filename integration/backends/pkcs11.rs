@@ -218,11 +218,11 @@ fn what_is_wrong_with_a_key_or_a_wrap_is_said() {
     };
     make(&kek(&world, "nope"), "the token has no such");
     make("pkcs11:token=nobody;object=aes", "0 tokens match");
-    make("pkcs11:object=aes", "name the token");
+    make("pkcs11:object=aes", "add token=NAME");
     make("pkcs11:token=keys;object=aes?pin-value=1234", "pin-source");
     make(
         "pkcs11:token=keys;object=aes?module-path=/tmp/evil.so",
-        "another library than the one that is configured",
+        "differs from the configured library",
     );
     make(
         "pkcs11:token=keys;object=aes",
@@ -233,7 +233,7 @@ fn what_is_wrong_with_a_key_or_a_wrap_is_said() {
     make_token(&world);
     fails(
         &["keyring", "verify", &manifest],
-        "this is no wrap of a token's key",
+        "not a wrap of this token's key",
     );
     assert!(Path::new(&manifest).exists() && !Path::new(&other).exists());
 }

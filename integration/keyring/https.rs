@@ -66,7 +66,7 @@ async fn a_manifest_is_read_from_a_web_server_and_an_unchanged_one_is_not_sent()
         &format!("local:{}", world.path("kek").display()),
     ]);
     assert!(
-        String::from_utf8_lossy(&refused.stderr).contains("can only be read"),
+        String::from_utf8_lossy(&refused.stderr).contains("is read-only"),
         "{refused:?}"
     );
     let plain = world.run(&["keyring", "status", "http://192.0.2.1/demo.json"]);

@@ -229,7 +229,9 @@ fn a_kek_in_a_file_is_warned_of_unless_it_is_meant() {
     std::fs::write(world.path("two.toml"), config).unwrap();
     let sidecar = world.launch_config("two", "one");
     wait("the warning", || {
-        sidecar.log().contains("a KEK in a file is for development")
+        sidecar
+            .log()
+            .contains("a KEK in a local file is for development")
     });
 }
 
@@ -285,7 +287,7 @@ async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
         .concat(),
     );
     assert!(
-        String::from_utf8_lossy(&wrong.stderr).contains("doesn't open this KEK"),
+        String::from_utf8_lossy(&wrong.stderr).contains("does not decrypt this KEK"),
         "{wrong:?}"
     );
     // From a pipe, which can be read once.

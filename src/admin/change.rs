@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Admin, AdminError, Signing};
 use crate::{
-    backend::{KekError, KekFault, StoreError},
+    backend::{BackendError, ErrorKind},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},
     keyring::{self, Document, Manifest, NewVersion, Policy, Refusal, State, WaveSelector},
     model::{KekScope, KekUri, KeyringName},
@@ -40,7 +40,7 @@ impl Admin {
     /// Creates a keyring. Version 1 is wrapped with each of `keks` and the primary of every wave.
     ///
     /// # Errors
-    /// [`AdminError`]; [`StoreError::Conflict`] if the location already has a manifest.
+    /// [`AdminError`]; [`ErrorKind::Conflict`] if the location already has a manifest.
     pub async fn init(
         &self,
         name: KeyringName,
@@ -145,7 +145,7 @@ impl Admin {
         // Missing, or replaced by another key. Other errors may be temporary: the network, rights,
         // settings.
         let is_gone =
-            |error: &KekError| matches!(error.fault, KekFault::Missing | KekFault::Refused);
+            |error: &BackendError| matches!(error.kind, ErrorKind::NotFound | ErrorKind::Rejected);
         let errors = attempts
             .into_iter()
             .filter_map(|attempt| attempt.result.err());
@@ -251,7 +251,9 @@ impl Admin {
     ) -> Result<Document, AdminError> {
         for _ in 1..ATTEMPTS {
             match attempt().await {
-                Err(AdminError::Store(StoreError::Conflict(_))) => back_off().await,
+                Err(AdminError::Backend(error)) if error.kind == ErrorKind::Conflict => {
+                    back_off().await;
+                }
                 result => return result,
             }
         }

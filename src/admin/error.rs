@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::envelope::EnvelopeError;
 use crate::{
-    backend::{KekError, StoreError},
+    backend::BackendError,
     crypto::RandomnessUnavailable,
     keyring::{ManifestError, Refusal, Rejection},
     model::Location,
@@ -11,9 +11,9 @@ use crate::{
 /// A keyring could not be created, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The store failed.
+    /// The location failed, or a KEK could not wrap.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Backend(#[from] BackendError),
     /// The manifest is invalid.
     #[error("{location}: {error}")]
     Manifest {
@@ -33,9 +33,6 @@ pub enum AdminError {
     /// The change would violate an invariant.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A KEK could not wrap.
-    #[error(transparent)]
-    Kek(#[from] KekError),
     /// No KEK could unwrap these versions.
     #[error(
         "changing a keyring requires unwrapping every version, but {}\n\

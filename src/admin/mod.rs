@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use crate::{
-    backend::{Backends, ManifestStore, StoreError},
+    backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
     clock::Clock,
     config,
     crypto::{SigningKey, VersionKeys},
@@ -134,22 +134,17 @@ impl Admin {
         })
     }
 
-    async fn read_bytes(&self) -> Result<Bytes, StoreError> {
-        timeout(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
+    async fn read_bytes(&self) -> Result<Bytes, BackendError> {
+        backend::within(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
             .await
-            .unwrap_or_else(|_| {
-                Err(StoreError::Failed {
-                    location: self.location.clone(),
-                    reason: format!("no response within {STORE_TIMEOUT:?}"),
-                })
-            })
+            .unwrap_or_else(|late| Err(late.on(&self.location, None)))
     }
 
     async fn replace(
         &self,
         current: Option<&Document>,
         document: &Document,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), BackendError> {
         self.replace_bytes(current.map(|current| current.bytes().clone()), document)
             .await
     }
@@ -158,19 +153,21 @@ impl Admin {
         &self,
         expected: Option<Bytes>,
         document: &Document,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), BackendError> {
         let expected = expected.map(Vec::from);
         let new = document.bytes().to_vec();
         timeout(STORE_TIMEOUT, self.store.replace(expected, new))
             .await
             .unwrap_or_else(|_| {
-                Err(StoreError::Failed {
-                    location: self.location.clone(),
-                    reason: format!(
-                        "no response within {STORE_TIMEOUT:?}; check with `keyring status` whether \
-                         the change was made"
-                    ),
-                })
+                let message = format!(
+                    "no response within {STORE_TIMEOUT:?}; check with `keyring status` whether the \
+                     change was made"
+                );
+                Err(BackendError::new(
+                    ErrorKind::Unavailable,
+                    &self.location,
+                    message,
+                ))
             })
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Admin, AdminError};
 use crate::{
-    backend::StoreError,
+    backend::ErrorKind,
     keyring::{Document, is_of_another_format},
 };
 
@@ -26,7 +26,7 @@ impl Admin {
     pub(super) async fn present(&self) -> Result<Present, AdminError> {
         let bytes = match self.read_bytes().await {
             Ok(bytes) => bytes,
-            Err(StoreError::Missing(_)) => {
+            Err(error) if error.kind == ErrorKind::NotFound => {
                 return Ok(Present {
                     bytes: None,
                     document: None,

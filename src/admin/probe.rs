@@ -2,16 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
-    backend::{self, Answer, Backends, Which},
+    backend::{self, Backends, FetchOutcome, TimedOut, VersionSelector},
     clock::Clock,
     config::{self, Settings},
     keks::Keks,
     keyring::{Document, Expectations, KeyTable, Version},
     model::{KekUri, KeyringName, SecretName},
 };
+
+/// The setting that limits reads.
+const SETTING: &str = "refresh.read_timeout";
 
 /// What a probe belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,34 +98,33 @@ async fn fetch(
     settings: &Settings,
 ) -> Result<(), String> {
     let limit = settings.refresh.read_timeout;
-    let timed_out = || {
-        format!(
-            "{}: no response within {limit:?} (`refresh.read_timeout`)",
-            secret.source
-        )
-    };
+    let timed_out = |late: TimedOut| late.on(&secret.source, Some(SETTING)).to_string();
     let provider = backends
         .secret(&secret.source)
         .map_err(|error| error.to_string())?;
-    let answer = timeout(
+    let answer = backend::within(
         limit,
-        provider.fetch(&Which::Current, None, settings.secrets.value_bytes),
+        provider.fetch(
+            &VersionSelector::Current,
+            None,
+            settings.secrets.value_bytes,
+        ),
     )
     .await
-    .map_err(|_| timed_out())?;
-    let Answer::Value(fetched) = answer.map_err(|error| error.to_string())? else {
+    .map_err(timed_out)?;
+    let FetchOutcome::Value(fetched) = answer.map_err(|error| error.to_string())? else {
         return Ok(());
     };
     let Some(lease) = fetched.lease else {
         return Ok(());
     };
     // Renewal requires its own right, without which the credentials expire sooner.
-    let renewed = timeout(limit, lease.renew())
+    let renewed = backend::within(limit, lease.renew())
         .await
-        .map_err(|_| timed_out())?;
-    let revoked = timeout(limit, lease.revoke())
+        .map_err(timed_out)?;
+    let revoked = backend::within(limit, lease.revoke())
         .await
-        .map_err(|_| timed_out())?;
+        .map_err(timed_out)?;
     renewed.map_err(|error| error.to_string())?;
     revoked.map_err(|error| format!("a lease was created and can't be revoked: {error}"))
 }
@@ -135,15 +137,10 @@ async fn read(
     let store = backends
         .store(&keyring.location)
         .map_err(|error| error.to_string())?;
-    let timed_out = || {
-        format!(
-            "{}: no response within {:?} (`refresh.read_timeout`)",
-            keyring.location, times.read_timeout
-        )
-    };
-    let bytes = timeout(times.read_timeout, store.read(times.manifest_bytes))
+    let timed_out = |late: TimedOut| late.on(&keyring.location, Some(SETTING)).to_string();
+    let bytes = backend::within(times.read_timeout, store.read(times.manifest_bytes))
         .await
-        .map_err(|_| timed_out())?;
+        .map_err(timed_out)?;
     let document = Document::parse(bytes.map_err(|error| error.to_string())?)
         .map_err(|error| error.to_string())?;
     KeyTable::examine(None, &document, &Expectations::from(keyring))

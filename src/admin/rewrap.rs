@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Admin, AdminError, change::back_off};
 use crate::{
-    backend::StoreError,
+    backend::ErrorKind,
     crypto::{KeyringId, WrapContext},
     keks::UnwrapAttempt,
     keyring::{self, Document, Version, Wrap},
@@ -91,7 +91,9 @@ impl Admin {
             match self.write(&current, next, &keys).await {
                 Ok(_) => done += chunk.len(),
                 // Another change intervened; the next iteration reads what is left to do.
-                Err(AdminError::Store(StoreError::Conflict(_))) => back_off().await,
+                Err(AdminError::Backend(error)) if error.kind == ErrorKind::Conflict => {
+                    back_off().await;
+                }
                 Err(error) => return Err(error),
             }
         }

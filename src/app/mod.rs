@@ -21,7 +21,7 @@ use self::data_plane::Workers;
 use crate::{
     api::{self, BindError, Listeners, Parts},
     audit::{self, AuditError, Recorder},
-    backend::{Backends, SecretError, StoreError},
+    backend::{BackendError, Backends},
     clock::Clock,
     config::Settings,
     crypto::lock_report,
@@ -57,12 +57,9 @@ pub enum StartError {
     /// The worker threads can't be started.
     #[error("can't start worker threads: {0}")]
     Threads(io::Error),
-    /// A manifest's location can't be used.
+    /// A manifest's location or a secret's source can't be used.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A secret's source can't be used.
-    #[error(transparent)]
-    Secret(#[from] SecretError),
+    Backend(#[from] BackendError),
     /// The audit log's key can't be read. An audit log that can't be written is no error here.
     #[error("{0} (`audit.key_file`)")]
     Audit(#[from] AuditError),
@@ -298,7 +295,7 @@ impl State {
 fn start_keyrings(
     context: &Context<'_>,
     keks: &Arc<Keks>,
-) -> Result<Vec<Arc<Keyring>>, StoreError> {
+) -> Result<Vec<Arc<Keyring>>, BackendError> {
     let shared = refresh::Shared {
         settings: context.settings.refresh.clone(),
         wave: context.settings.wave.clone(),

@@ -1,4 +1,4 @@
-//! TLS towards servers: whom to trust, and who we are.
+//! TLS as a client: trusted roots and the client certificate.
 
 use std::{
     fs,
@@ -9,19 +9,19 @@ use std::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-/// Whom to trust, and who we are.
+/// Whom a TLS client trusts, and how it authenticates itself.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// Certificates (PEM) of the authorities that are trusted, instead of the system's.
+    /// PEM file with the trusted CA certificates; `None` means the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain and its key (PEM).
+    /// PEM files with the client's certificate chain and its private key.
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// TLS as a client. Files are read now.
+/// Builds a TLS client configuration. Reads the files now.
 ///
 /// # Errors
-/// What is wrong with a file, named.
+/// A sentence that names the file and what is wrong with it.
 pub fn client_config(identity: &Identity) -> Result<ClientConfig, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -42,10 +42,10 @@ pub fn client_config(identity: &Identity) -> Result<ClientConfig, String> {
     }
 }
 
-/// The authorities to trust. The file is read now.
+/// Returns the trusted CA certificates. Reads the file now.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A sentence that names the file and what is wrong with it.
 pub fn trusted_roots(identity: &Identity) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     match &identity.ca_file {
@@ -57,7 +57,8 @@ pub fn trusted_roots(identity: &Identity) -> Result<RootCertStore, String> {
             }
         }
         None => {
-            // A machine without any still talks to loopback in the clear; TLS then fails with an unknown issuer.
+            // A machine without any root certificates can still use plain HTTP on loopback. TLS
+            // then fails with an unknown issuer.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
     }
@@ -70,10 +71,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!(
-            "{}: there is no certificate in this file",
-            file.display()
-        )),
+        Ok(_) => Err(format!("{}: the file has no certificate", file.display())),
         Err(error) => Err(format!("{}: {error}", file.display())),
     }
 }

@@ -1,4 +1,5 @@
-//! `https://…`: a manifest on a web server, to be read alone. Unchanged ones cost no more than their `ETag`.
+//! `https://…`: a manifest on a web server, read-only. Conditional requests with the `ETag` keep
+//! polls cheap.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,18 +11,16 @@ use hyper::{
 };
 
 use super::{
-    ManifestStore, StoreError,
-    web::{Identity, Web, WebError},
+    BackendError, ErrorKind, ManifestStore, client_tls::Identity, http_client::HttpClient,
 };
-use crate::config;
-use crate::model::Location;
+use crate::{config, model::Location};
 
-/// Web servers as the settings say how to reach them.
-pub(super) struct Room {
-    web: Arc<Web>,
+/// The client for all web locations.
+pub(super) struct Client {
+    http: Arc<HttpClient>,
 }
 
-impl Room {
+impl Client {
     pub(super) fn new(settings: &config::Backends) -> Self {
         let config::Web {
             ca_file,
@@ -33,7 +32,7 @@ impl Room {
             client: client_certificate.zip(client_key),
         };
         Self {
-            web: Arc::new(Web::new(identity, &settings.plain_http)),
+            http: Arc::new(HttpClient::new(identity, &settings.plain_http)),
         }
     }
 
@@ -41,101 +40,92 @@ impl Room {
         &self,
         location: &Location,
         url: &str,
-    ) -> Result<Arc<dyn ManifestStore>, StoreError> {
-        let failed = |reason: String| StoreError::Failed {
-            location: location.clone(),
-            reason,
-        };
-        let url: Uri = url
-            .parse()
-            .map_err(|error| failed(format!("this is not a URL: {error}")))?;
-        self.web
-            .allows(&url)
-            .map_err(|error| failed(error.to_string()))?;
+    ) -> Result<Arc<dyn ManifestStore>, BackendError> {
+        let url: Uri = url.parse().map_err(|error| {
+            let message = format!("this is not a URL: {error}");
+            BackendError::new(ErrorKind::Misconfigured, location, message)
+        })?;
+        self.http
+            .check(&url)
+            .map_err(|failure| failure.on(location))?;
         Ok(Arc::new(WebStore {
-            web: Arc::clone(&self.web),
+            http: Arc::clone(&self.http),
             url,
             location: location.clone(),
-            last: Mutex::default(),
+            cached: Mutex::default(),
         }))
     }
 }
 
 struct WebStore {
-    web: Arc<Web>,
+    http: Arc<HttpClient>,
     url: Uri,
     location: Location,
-    /// What was read last, with its tag.
-    last: Mutex<Option<(HeaderValue, Bytes)>>,
+    /// The last manifest, with its ETag.
+    cached: Mutex<Option<(HeaderValue, Bytes)>>,
 }
 
 impl WebStore {
-    async fn get(&self, limit: usize) -> Result<Bytes, StoreError> {
-        let failed = |reason: String| StoreError::Failed {
-            location: self.location.clone(),
-            reason,
-        };
-        let last = self
-            .last
+    async fn get(&self, limit: usize) -> Result<Bytes, BackendError> {
+        let cached = self
+            .cached
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let mut request = Request::get(self.url.clone());
-        if let Some((tag, _)) = &last {
-            request = request.header(IF_NONE_MATCH, tag);
+        if let Some((etag, _)) = &cached {
+            request = request.header(IF_NONE_MATCH, etag);
         }
         let request = request
             .body(Bytes::new())
-            .map_err(|error| failed(error.to_string()))?;
-        let mut answer = self
-            .web
-            .send(request, limit)
-            .await
-            .map_err(|error| match error {
-                WebError::TooLong(limit) => StoreError::TooLarge {
-                    location: self.location.clone(),
-                    limit,
-                },
-                other => failed(other.to_string()),
-            })?;
-        match (answer.status, last) {
+            .map_err(|error| self.error(ErrorKind::Misconfigured, error.to_string()))?;
+        let mut response = self.http.send(request, limit).await.map_err(|failure| {
+            if failure.kind == ErrorKind::TooLarge {
+                BackendError::manifest_too_large(&self.location, limit)
+            } else {
+                failure.on(&self.location)
+            }
+        })?;
+        match (response.status, cached) {
             (StatusCode::OK, _) => {
-                let bytes = Bytes::from(std::mem::take(&mut *answer.body));
-                let tag = answer.headers.get(ETAG).cloned();
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
-                    tag.map(|tag| (tag, bytes.clone()));
+                let bytes = Bytes::from(std::mem::take(&mut *response.body));
+                let etag = response.headers.get(ETAG).cloned();
+                *self.cached.lock().unwrap_or_else(PoisonError::into_inner) =
+                    etag.map(|etag| (etag, bytes.clone()));
                 Ok(bytes)
             }
             (StatusCode::NOT_MODIFIED, Some((_, bytes))) => Ok(bytes),
             (StatusCode::NOT_FOUND | StatusCode::GONE, _) => {
-                Err(StoreError::Missing(self.location.clone()))
+                Err(BackendError::no_manifest(&self.location))
             }
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
-                let reason = format!(
-                    "the server answered {}; it must let this client read it, by its certificate (`web.client_certificate`) or address",
-                    answer.status
+            (status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _) => {
+                let message = format!(
+                    "the server responded with {status}; it must permit this client, by its \
+                     certificate (`web.client_certificate`) or address"
                 );
-                Err(StoreError::Denied {
-                    location: self.location.clone(),
-                    reason,
-                })
+                Err(self.error(ErrorKind::Denied, message))
             }
-            (status, _) => Err(failed(format!("the server answered {status}"))),
+            (status, _) => {
+                let message = format!("the server responded with {status}");
+                Err(self.error(ErrorKind::Unavailable, message))
+            }
         }
+    }
+
+    fn error(&self, kind: ErrorKind, message: impl Into<String>) -> BackendError {
+        BackendError::new(kind, &self.location, message)
     }
 }
 
 impl ManifestStore for WebStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(self.get(limit))
     }
 
-    fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let reason = "a web location can only be read; change the keyring where it is made, and publish it there".into();
-        let error = StoreError::Failed {
-            location: self.location.clone(),
-            reason,
-        };
+    fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> BoxFuture<'_, Result<(), BackendError>> {
+        let message = "a web location is read-only; change the keyring at its origin and publish \
+                       it again";
+        let error = self.error(ErrorKind::Misconfigured, message);
         Box::pin(async { Err(error) })
     }
 }

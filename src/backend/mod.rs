@@ -1,19 +1,21 @@
-//! The outside systems that hold KEKs and manifests: one room for each, behind the traits that it serves.
+//! The outside systems that hold KEKs, manifests and secrets: one client per system, behind the
+//! traits that it serves.
 
 #[cfg(feature = "aws")]
 mod aws;
 #[cfg(feature = "azure")]
 mod azure;
+mod blocking;
 #[cfg(any(feature = "https-client", feature = "tls"))]
 mod client_tls;
-#[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
-mod fault;
+mod error;
 mod file;
-mod heard;
+#[cfg(feature = "https-client")]
+mod http_client;
 #[cfg(feature = "https")]
 mod https;
 mod kek;
-mod lane;
+mod last_error;
 #[cfg(feature = "local")]
 pub mod local;
 #[cfg(feature = "pkcs11")]
@@ -24,8 +26,6 @@ mod secret;
 mod store;
 #[cfg(feature = "vault")]
 mod vault;
-#[cfg(feature = "https-client")]
-mod web;
 
 use std::sync::Arc;
 
@@ -34,13 +34,14 @@ use crate::model::{KekUri, Location, Malformed, SecretSource};
 
 #[cfg(any(feature = "https-client", feature = "tls"))]
 pub use client_tls::{Identity, client_config, trusted_roots};
-pub use file::{FileStore, LocalCopy};
-pub use kek::{Kek, KekError, KekFault};
-pub use secret::{Answer, Fetched, Held, Lease, SecretError, SecretFault, SecretProvider, Which};
-pub use store::{Changed, ManifestStore, StoreError, WatchGuard, Watched};
+pub use error::{BackendError, ErrorKind};
+pub use file::{CacheFile, FileStore};
+pub use kek::Kek;
+pub use secret::{FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider, VersionSelector};
+pub use store::{ChangeCallback, ManifestStore, WatchGuard, WatchedRead};
 
-pub(crate) use heard::{Late, within};
-pub(crate) use lane::aside;
+pub(crate) use blocking::run_blocking;
+pub(crate) use last_error::{TimedOut, within};
 
 /// The outside systems that hold KEKs, manifests and secrets.
 pub trait Backends: Send + Sync {
@@ -48,19 +49,19 @@ pub trait Backends: Send + Sync {
     ///
     /// # Errors
     /// Fails if this build has no such backend or the rest of the URI is malformed.
-    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError>;
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, BackendError>;
 
     /// Returns the client for a manifest's location. Contacts nothing.
     ///
     /// # Errors
     /// Fails if this build has no such backend or its settings are invalid.
-    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError>;
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, BackendError>;
 
     /// Returns the client for a secret's source. Contacts nothing.
     ///
     /// # Errors
     /// Fails if this build has no such backend or its settings are invalid.
-    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError>;
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, BackendError>;
 }
 
 /// Returns the backends compiled into this build, with these settings. Contacts nothing.
@@ -68,30 +69,39 @@ pub fn configured(settings: &config::Backends) -> Arc<dyn Backends> {
     Arc::new(ConfiguredBackends::new(settings))
 }
 
-/// The backends compiled into this build. Each has one login, shared by all its clients.
+/// The schemes of KEKs, and whether this build supports them.
+const KEK_SCHEMES: [(&str, bool); 5] = [
+    ("aws-kms", cfg!(feature = "aws")),
+    ("azure-kv", cfg!(feature = "azure")),
+    ("local", cfg!(feature = "local")),
+    ("pkcs11", cfg!(feature = "pkcs11")),
+    ("vault-transit", cfg!(feature = "vault")),
+];
+
+/// The backends compiled into this build. Each has one login, shared by all its users.
 struct ConfiguredBackends {
     #[cfg(feature = "local")]
-    are_local_keks_meant: bool,
+    allow_local_keks: bool,
     #[cfg(feature = "local")]
     local_passphrase: Option<Arc<local::PassphraseFile>>,
     #[cfg(feature = "aws")]
-    aws: Arc<aws::Room>,
+    aws: Arc<aws::Client>,
     #[cfg(feature = "azure")]
-    azure: Arc<azure::Room>,
+    azure: Arc<azure::Client>,
     #[cfg(feature = "pkcs11")]
     pkcs11: Arc<pkcs11::Library>,
     #[cfg(feature = "vault")]
-    vault: vault::Room,
+    vault: vault::Client,
     #[cfg(feature = "https")]
-    https: https::Room,
+    https: https::Client,
 }
 
 impl ConfiguredBackends {
-    #[allow(unused_variables, reason = "a build may have no outside system")]
+    #[allow(unused_variables, reason = "a build may have no backend with settings")]
     fn new(settings: &config::Backends) -> Self {
         Self {
             #[cfg(feature = "local")]
-            are_local_keks_meant: settings.local_keks,
+            allow_local_keks: settings.local_keks,
             #[cfg(feature = "local")]
             local_passphrase: settings
                 .local
@@ -99,31 +109,37 @@ impl ConfiguredBackends {
                 .as_ref()
                 .map(|file| Arc::new(local::PassphraseFile::new(file))),
             #[cfg(feature = "aws")]
-            aws: aws::Room::new(settings),
+            aws: aws::Client::new(settings),
             #[cfg(feature = "azure")]
-            azure: azure::Room::new(settings),
+            azure: azure::Client::new(settings),
             #[cfg(feature = "pkcs11")]
             pkcs11: pkcs11::Library::new(&settings.pkcs11),
             #[cfg(feature = "vault")]
-            vault: vault::Room::new(settings),
+            vault: vault::Client::new(settings),
             #[cfg(feature = "https")]
-            https: https::Room::new(settings),
+            https: https::Client::new(settings),
         }
     }
 }
 
 impl Backends for ConfiguredBackends {
-    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, BackendError> {
         match uri.scheme() {
             #[cfg(feature = "aws")]
             "aws-kms" => self.aws.kek(uri),
             #[cfg(feature = "local")]
             "local" => {
-                if !self.are_local_keks_meant {
-                    tracing::warn!(kek = %uri, "a KEK in a file is for development: who reads the file opens every key; if it is meant, set backends.local_keks = true");
+                if !self.allow_local_keks {
+                    tracing::warn!(
+                        kek = %uri,
+                        "a KEK in a local file is for development: anyone who can read the file \
+                         can unwrap every key; to silence this warning, set \
+                         backends.local_keks = true"
+                    );
                 }
+                let passphrase = self.local_passphrase.clone();
                 Ok(Arc::new(
-                    local::LocalKek::new(uri.rest()).with_passphrase(self.local_passphrase.clone()),
+                    local::LocalKek::new(uri.rest()).with_passphrase(passphrase),
                 ))
             }
             #[cfg(feature = "azure")]
@@ -133,27 +149,20 @@ impl Backends for ConfiguredBackends {
             #[cfg(feature = "vault")]
             "vault-transit" => self.vault.kek(uri),
             scheme => {
-                let known = [
-                    ("aws-kms", cfg!(feature = "aws")),
-                    ("azure-kv", cfg!(feature = "azure")),
-                    ("local", cfg!(feature = "local")),
-                    ("pkcs11", cfg!(feature = "pkcs11")),
-                    ("vault-transit", cfg!(feature = "vault")),
-                ];
-                let known: Vec<&str> = known
+                let supported: Vec<&str> = KEK_SCHEMES
                     .into_iter()
-                    .filter_map(|(name, is_built)| is_built.then_some(name))
+                    .filter_map(|(name, is_supported)| is_supported.then_some(name))
                     .collect();
                 let message = format!(
-                    "{uri}: this build has no backend `{scheme}`; it has: {}",
-                    known.join(", ")
+                    "this build has no backend `{scheme}`; it has: {}",
+                    supported.join(", ")
                 );
-                Err(KekError::new(KekFault::Misconfigured, message))
+                Err(BackendError::new(ErrorKind::Misconfigured, uri, message))
             }
         }
     }
 
-    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, BackendError> {
         match location {
             Location::File(path) => Ok(Arc::new(FileStore::new(path))),
             #[cfg(feature = "aws")]
@@ -164,15 +173,19 @@ impl Backends for ConfiguredBackends {
             Location::VaultKv { mount, path } => self.vault.store(location, mount, path),
             #[cfg(feature = "https")]
             Location::Web(url) => self.https.store(location, url),
-            #[allow(unreachable_patterns, reason = "unless a backend is left out")]
-            elsewhere => Err(StoreError::Failed {
-                location: elsewhere.clone(),
-                reason: "this build has no backend for such a location".into(),
-            }),
+            #[allow(unreachable_patterns, reason = "for builds without some backends")]
+            location => {
+                let message = "this build has no backend for this kind of location";
+                Err(BackendError::new(
+                    ErrorKind::Misconfigured,
+                    location,
+                    message,
+                ))
+            }
         }
     }
 
-    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, BackendError> {
         match source {
             SecretSource::File(path) => Ok(Arc::new(file::FileSecret::new(path))),
             #[cfg(feature = "vault")]
@@ -185,25 +198,24 @@ impl Backends for ConfiguredBackends {
             SecretSource::AwsSsm(name) => Ok(self.aws.parameter(source, name)),
             #[cfg(feature = "azure")]
             SecretSource::AzureKv { vault, name } => Ok(self.azure.secret(source, vault, name)),
-            #[allow(unreachable_patterns, reason = "unless a backend is left out")]
-            elsewhere => {
-                let message = format!("{elsewhere}: this build has no backend for such a source");
-                Err(SecretError::new(SecretFault::Misconfigured, message))
+            #[allow(unreachable_patterns, reason = "for builds without some backends")]
+            source => {
+                let message = "this build has no backend for this kind of source";
+                Err(BackendError::new(ErrorKind::Misconfigured, source, message))
             }
         }
     }
 }
 
-/// The same KEK, named so that the name means it from every folder.
+/// Returns the KEK's URI with an absolute path, so that it has the same meaning in every folder.
 ///
 /// # Errors
-/// The working folder is gone.
-pub fn anchored(uri: &KekUri) -> Result<KekUri, KekError> {
+/// Fails if the working folder was removed.
+pub fn absolute_kek(uri: &KekUri) -> Result<KekUri, BackendError> {
     if uri.scheme() != "local" {
         return Ok(uri.clone());
     }
-    let failed =
-        |reason: String| KekError::new(KekFault::Misconfigured, format!("{uri}: {reason}"));
+    let failed = |reason: String| BackendError::new(ErrorKind::Misconfigured, uri, reason);
     let path = std::path::absolute(uri.rest()).map_err(|error| failed(error.to_string()))?;
     format!("local:{}", path.display())
         .parse()

@@ -1,25 +1,28 @@
+//! Which URLs may be used without TLS, and how URLs appear in messages.
+
 use hyper::Uri;
 
-/// Whether a URL may be talked to: over TLS, or in the clear with this machine and with hosts that are allowed by name.
+/// Checks that a URL uses TLS, or plain HTTP to loopback or to a host in `allowed`.
 ///
 /// # Errors
-/// A sentence that says why not.
-pub(super) fn allows(url: &Uri, allowed: &[String]) -> Result<(), String> {
-    let (host, shown) = (url.host().unwrap_or_default(), shown(url));
+/// A sentence that names the URL and the setting.
+pub(super) fn check(url: &Uri, allowed: &[String]) -> Result<(), String> {
+    let (host, shown) = (url.host().unwrap_or_default(), redacted(url));
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-    let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    let is_loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
     match url.scheme_str() {
         Some("https") => Ok(()),
-        Some("http") if is_here || allowed.iter().any(|name| name == host) => Ok(()),
+        Some("http") if is_loopback || allowed.iter().any(|name| name == host) => Ok(()),
         Some("http") => Err(format!(
-            "{shown} is not https; to talk to {host} in the clear all the same, list it in `backends.plain_http`"
+            "{shown} is not https; to allow plain HTTP to {host}, list it in `backends.plain_http`"
         )),
         _ => Err(format!("{shown} is not an http or https URL")),
     }
 }
 
-/// A URL for people and logs: without a query, a user or a password, each of which may be what lets its bearer in.
-pub(super) fn shown(url: &Uri) -> String {
+/// Returns a URL for messages and logs, without its query, user and password: each of them may be
+/// a credential.
+pub(super) fn redacted(url: &Uri) -> String {
     let authority = url.authority().map_or("", |authority| authority.as_str());
     let host = authority
         .rsplit_once('@')
@@ -37,28 +40,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lets_somebody_in_is_not_shown() {
-        let shown = |url: &str| shown(&url.parse().expect("URL"));
+    fn credentials_in_a_url_are_redacted() {
+        let redacted = |url: &str| redacted(&url.parse().expect("URL"));
         assert_eq!(
-            shown("https://user:pw@host:8200/a?sig=secret"),
+            redacted("https://user:pw@host:8200/a?sig=secret"),
             "https://host:8200/a?…"
         );
-        assert_eq!(shown("https://host/a"), "https://host/a");
-        let refused = allows(
-            &"http://user:pw@host/a?sig=secret".parse().expect("URL"),
-            &[],
-        )
-        .expect_err("plain");
-        assert!(
-            refused.starts_with("http://host/a?… is not https"),
-            "{refused}"
-        );
+        assert_eq!(redacted("https://host/a"), "https://host/a");
+        let url = "http://user:pw@host/a?sig=secret".parse().expect("URL");
+        let error = check(&url, &[]).expect_err("plain HTTP");
+        assert!(error.starts_with("http://host/a?… is not https"), "{error}");
     }
 
     #[test]
-    fn only_this_machine_and_named_hosts_are_talked_to_in_the_clear() {
+    fn plain_http_is_allowed_for_loopback_and_listed_hosts_only() {
         let is_allowed =
-            |url: &str| allows(&url.parse().expect("URL"), &["vault.internal".into()]).is_ok();
+            |url: &str| check(&url.parse().expect("URL"), &["vault.internal".into()]).is_ok();
         for url in [
             "https://anywhere/",
             "http://127.0.0.1:8200",

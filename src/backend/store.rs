@@ -1,46 +1,55 @@
+//! What a system that stores manifests can do.
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::model::Location;
+use super::BackendError;
 
-/// A place where manifests are kept.
+/// One manifest's location. Callers set the time limit.
 pub trait ManifestStore: Send + Sync {
-    /// Its bytes, of which there may be `limit`.
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+    /// Reads the manifest, which may have at most `limit` bytes.
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>>;
 
-    /// Puts `new` in the place of `expected` (`None`: of nothing), durably and whole or not at all.
+    /// Compare-and-swap: replaces `expected` (`None`: no manifest) with `new`, atomically and
+    /// durably. Fails with [`ErrorKind::Conflict`](super::ErrorKind::Conflict) if the location
+    /// contains something else.
     fn replace(
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>>;
+    ) -> BoxFuture<'_, Result<(), BackendError>>;
 
-    /// The same, and calls `changed` whenever the manifest may have changed since, for as long as the guard lives. Calls may be too
-    /// many, never trusted to be complete: whoever watches polls as well, and watches anew with every read, in place of the `former`
-    /// guard, because folders and links may be others than they were.
+    /// Like `read`, but also watches the manifest: `on_change` is called when it may have changed,
+    /// for as long as the guard lives.
+    ///
+    /// Calls may be spurious or missing, so callers poll as well. Each read replaces the `former`
+    /// guard, because folders and links on the path may have changed.
     fn read_watched(
         &self,
         limit: usize,
         former: Option<WatchGuard>,
-        changed: Changed,
-    ) -> BoxFuture<'_, Watched> {
-        // A place that tells nobody is polled alone.
-        drop((former, changed));
+        on_change: ChangeCallback,
+    ) -> BoxFuture<'_, WatchedRead> {
+        // By default a store has no notifications and is only polled.
+        drop((former, on_change));
         Box::pin(async move { (self.read(limit).await, Ok(WatchGuard(Box::new(())))) })
     }
 }
 
-/// A manifest's bytes, and the watch on it.
-pub type Watched = (Result<Bytes, StoreError>, Result<WatchGuard, StoreError>);
+/// The manifest's bytes, and the watch on it.
+pub type WatchedRead = (
+    Result<Bytes, BackendError>,
+    Result<WatchGuard, BackendError>,
+);
 
-/// What a watch calls.
-pub type Changed = Arc<dyn Fn() + Send + Sync>;
+/// Called when something that is watched may have changed.
+pub type ChangeCallback = Arc<dyn Fn() + Send + Sync>;
 
 /// Ends a watch when it is dropped.
 pub struct WatchGuard(
-    #[expect(dead_code, reason = "held for its drop alone")] pub(super) Box<dyn Send>,
+    #[expect(dead_code, reason = "held only to be dropped")] pub(super) Box<dyn Send>,
 );
 
 impl WatchGuard {
@@ -48,54 +57,5 @@ impl WatchGuard {
     #[cfg(test)]
     pub(crate) fn new(held: impl Send + 'static) -> Self {
         Self(Box::new(held))
-    }
-}
-
-/// Why a manifest was not read or written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// There is none.
-    #[error(
-        "{0}: there is no manifest; `sidekey keyring init {0} --name NAME --kek URI` makes one"
-    )]
-    Missing(Location),
-    /// There is one already, or another one than was expected.
-    #[error("{0}: somebody else changed the manifest meanwhile")]
-    Conflict(Location),
-    /// Longer than allowed.
-    #[error("{location}: the manifest is longer than {limit} bytes (`refresh.manifest_bytes`)")]
-    TooLarge {
-        /// Where.
-        location: Location,
-        /// The limit.
-        limit: usize,
-    },
-    /// We may not: no login, or no right.
-    #[error("{location}: {reason}")]
-    Denied {
-        /// Where.
-        location: Location,
-        /// What is missing.
-        reason: String,
-    },
-    /// The system beneath failed.
-    #[error("{location}: {reason}")]
-    Failed {
-        /// Where.
-        location: Location,
-        /// What it said.
-        reason: String,
-    },
-}
-
-impl StoreError {
-    /// A short stable name, for metrics.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Missing(_) => "source_missing",
-            Self::TooLarge { .. } => "malformed",
-            Self::Denied { .. } => "source_denied",
-            Self::Conflict(_) | Self::Failed { .. } => "source_unavailable",
-        }
     }
 }

@@ -186,7 +186,7 @@ fn sidecar_url(text: &str) -> Result<Uri, String> {
 /// Makes the paths in KEK URIs absolute, so that they stay valid in every working directory.
 pub(super) fn anchored(keks: &[KekUri]) -> Result<Vec<KekUri>, CliError> {
     keks.iter()
-        .map(|kek| backend::anchored(kek).map_err(CliError::failed))
+        .map(|kek| backend::absolute_kek(kek).map_err(CliError::failed))
         .collect()
 }
 

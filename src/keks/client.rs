@@ -10,7 +10,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use super::{KekHealth, metrics::KekMetrics};
 use crate::{
-    backend::{self, Kek, KekError, KekFault, Late},
+    backend::{self, BackendError, ErrorKind, Kek},
     clock::Clock,
     crypto::{Dek, KeyringId, WrapContext},
     keyring::{Version, Wrap},
@@ -29,7 +29,7 @@ const MAX_OPEN_TIME: Duration = Duration::from_secs(60);
 /// A KEK with its health. Plaintext data keys pass through.
 pub(super) struct KekClient {
     uri: KekUri,
-    kek: Result<Arc<dyn Kek>, KekError>,
+    kek: Result<Arc<dyn Kek>, BackendError>,
     permits: Semaphore,
     health: Mutex<Health>,
     timeout: Duration,
@@ -44,7 +44,7 @@ struct Health {
     consecutive_failures: u32,
     open_until: Option<Instant>,
     last_success: Option<Timestamp>,
-    last_failure: Option<(Timestamp, KekError)>,
+    last_failure: Option<(Timestamp, BackendError)>,
 }
 
 /// The order in which KEKs are asked, smallest first.
@@ -58,7 +58,7 @@ pub(super) struct Rank {
 impl KekClient {
     pub(super) fn new(
         uri: &KekUri,
-        kek: Result<Arc<dyn Kek>, KekError>,
+        kek: Result<Arc<dyn Kek>, BackendError>,
         timeout: Duration,
         clock: Clock,
         registry: &Arc<Registry>,
@@ -74,7 +74,11 @@ impl KekClient {
         }
     }
 
-    pub(super) async fn wrap(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, KekError> {
+    pub(super) async fn wrap(
+        &self,
+        dek: &Dek,
+        context: WrapContext,
+    ) -> Result<Vec<u8>, BackendError> {
         self.measure("wrap", async { self.kek.clone()?.wrap(dek, context).await })
             .await
     }
@@ -85,7 +89,7 @@ impl KekClient {
         keyring: KeyringId,
         version: &Version,
         wrap: &Wrap,
-    ) -> Result<Dek, KekError> {
+    ) -> Result<Dek, BackendError> {
         let context = WrapContext {
             keyring,
             version: version.version,
@@ -101,11 +105,8 @@ impl KekClient {
             if dek.matches_check(&keyring, version.version, &version.check.0) {
                 return Ok(dek);
             }
-            let message = format!(
-                "{}: returned a key that does not match the manifest's check value",
-                self.uri
-            );
-            Err(KekError::new(KekFault::Refused, message))
+            let message = "returned a key that does not match the manifest's check value";
+            Err(BackendError::new(ErrorKind::Rejected, &self.uri, message))
         };
         self.measure("unwrap", unwrap).await
     }
@@ -158,32 +159,18 @@ impl KekClient {
     async fn measure<T>(
         &self,
         operation: &'static str,
-        request: impl Future<Output = Result<T, KekError>>,
-    ) -> Result<T, KekError> {
+        request: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
         let start = Instant::now();
         let result = backend::within(self.timeout, request)
             .await
-            .unwrap_or_else(|late| Err(self.timed_out(late)));
+            .unwrap_or_else(|late| Err(late.on(&self.uri, Some("refresh.kek_timeout"))));
         let took = start.elapsed();
         self.metrics.duration.record(took);
         let error = result.as_ref().err();
-        self.count(operation, error.map_or("ok", |error| error.fault.as_str()));
+        self.count(operation, error.map_or("ok", |error| error.kind.kek_code()));
         self.lock().record(error, took, self.clock.now());
         result
-    }
-
-    fn timed_out(&self, late: Late) -> KekError {
-        let (uri, limit) = (&self.uri, self.timeout);
-        match late.heard {
-            None => KekError::new(
-                KekFault::Unavailable,
-                format!("{uri}: no answer within {limit:?} (`refresh.kek_timeout`)"),
-            ),
-            Some((fault, said)) => KekError::new(
-                fault,
-                format!("{uri}: {said}; tried until {limit:?} were over (`refresh.kek_timeout`)"),
-            ),
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Health> {
@@ -196,7 +183,7 @@ impl Health {
         self.open_until.is_some_and(|until| Instant::now() < until)
     }
 
-    fn record(&mut self, error: Option<&KekError>, took: Duration, now: Timestamp) {
+    fn record(&mut self, error: Option<&BackendError>, took: Duration, now: Timestamp) {
         let latency = self.latency.unwrap_or(took);
         self.latency = Some((latency * 3 + took) / 4);
         let Some(error) = error else {

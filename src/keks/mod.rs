@@ -22,7 +22,7 @@ use self::{
     metrics::OVERTAKEN,
 };
 use crate::{
-    backend::{Backends, KekError, KekFault},
+    backend::{BackendError, Backends, ErrorKind},
     clock::Clock,
     config,
     crypto::{Dek, KeyringId, WrapContext},
@@ -55,14 +55,14 @@ pub struct KekHealth {
     /// While the circuit is open, the KEK is asked only after all others have failed.
     pub(crate) is_circuit_open: bool,
     pub(crate) last_success: Option<Timestamp>,
-    pub(crate) last_failure: Option<(Timestamp, KekError)>,
+    pub(crate) last_failure: Option<(Timestamp, BackendError)>,
 }
 
 /// The result of one KEK for one version.
 pub struct UnwrapAttempt {
     pub(crate) uri: KekUri,
     pub(crate) took: Duration,
-    pub(crate) result: Result<(), KekError>,
+    pub(crate) result: Result<(), BackendError>,
 }
 
 impl Keks {
@@ -107,7 +107,7 @@ impl Keks {
         keks: &[KekUri],
         dek: &Dek,
         context: WrapContext,
-    ) -> Result<Vec<Wrap>, KekError> {
+    ) -> Result<Vec<Wrap>, BackendError> {
         let wraps = keks.iter().map(async |kek| {
             let ciphertext = self.client(kek).wrap(dek, context).await?;
             Ok(Wrap {
@@ -252,7 +252,7 @@ impl Keks {
     }
 }
 
-fn out_of_scope(uri: &KekUri) -> KekError {
-    let message = format!("{uri}: not one of this keyring's allowed KEKs (`keks` in the config)");
-    KekError::new(KekFault::Misconfigured, message)
+fn out_of_scope(uri: &KekUri) -> BackendError {
+    let message = "not one of this keyring's allowed KEKs (`keks` in the config)";
+    BackendError::new(ErrorKind::Misconfigured, uri, message)
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::OpsParts;
 use crate::{
     audit,
-    backend::SecretError,
+    backend::BackendError,
     crypto::lock_report,
     keks::KekHealth,
     keyring::{KeyTable, Slot},
@@ -74,7 +74,7 @@ fn kek_status(health: KekHealth) -> KekStatus {
         last_success: health.last_success,
         last_error: health.last_failure.map(|(at, error)| LastError {
             at,
-            code: error.fault.as_str().into(),
+            code: error.kind.kek_code().into(),
             message: error.to_string(),
         }),
     }
@@ -141,9 +141,9 @@ fn version_status(
 fn secret_status(secret: &Secret) -> SecretStatus {
     let status = secret.status();
     let (settings, current) = (secret.settings(), status.current);
-    let last_error = |(at, error): (Timestamp, SecretError)| LastError {
+    let last_error = |(at, error): (Timestamp, BackendError)| LastError {
         at,
-        code: error.fault.as_str().into(),
+        code: error.kind.secret_code().into(),
         message: error.to_string(),
     };
     let version = |usage: &Usage| SecretVersionStatus {

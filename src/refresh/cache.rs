@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 
 use crate::{
-    backend::{LocalCopy, StoreError},
+    backend::{BackendError, CacheFile},
     config,
 };
 
@@ -17,7 +17,7 @@ const MAX_STAMP_LAG: SignedDuration = SignedDuration::from_secs(60);
 
 /// A manifest's file in the cache.
 pub(super) struct CachedManifest {
-    file: LocalCopy,
+    file: CacheFile,
     /// The largest manifest, in bytes.
     limit: usize,
     timeout: Duration,
@@ -31,7 +31,7 @@ impl CachedManifest {
     pub(super) fn new(keyring: &config::Keyring, settings: &config::Refresh) -> Option<Self> {
         let folder = settings.cache_dir.as_ref()?;
         Some(Self {
-            file: LocalCopy::new(folder, &keyring.name),
+            file: CacheFile::new(folder, &keyring.name),
             limit: settings.manifest_bytes,
             timeout: settings.read_timeout,
             stored: None,
@@ -72,7 +72,7 @@ impl CachedManifest {
             match &self.stored {
                 Some((stored, stamp)) if stored == bytes => {
                     if confirmed.duration_since(*stamp) < MAX_STAMP_LAG {
-                        return Ok::<_, StoreError>(false);
+                        return Ok::<_, BackendError>(false);
                     }
                     self.file.confirm(confirmed).await?;
                 }

@@ -1,9 +1,7 @@
 //! Why a refresh changed nothing, or left versions that are not unwrapped.
 
-use std::time::Duration;
-
 use crate::{
-    backend::{Late, StoreError},
+    backend::BackendError,
     keyring::{KeyTable, ManifestError, Rejection},
 };
 
@@ -17,10 +15,10 @@ pub struct RefreshFailure {
     pub message: String,
 }
 
-impl From<StoreError> for RefreshFailure {
-    fn from(error: StoreError) -> Self {
+impl From<BackendError> for RefreshFailure {
+    fn from(error: BackendError) -> Self {
         Self {
-            code: error.code(),
+            code: error.kind.store_code(),
             message: error.to_string(),
         }
     }
@@ -45,17 +43,6 @@ impl From<Rejection> for RefreshFailure {
 }
 
 impl RefreshFailure {
-    /// `what` took longer than `limit`.
-    pub(super) fn timed_out(what: &str, limit: Duration, late: Late) -> Self {
-        let last_error = late
-            .heard
-            .map_or_else(String::new, |(_, said)| format!("; last error: {said}"));
-        Self {
-            code: "source_unavailable",
-            message: format!("{what} timed out after {limit:?}{last_error}"),
-        }
-    }
-
     /// The versions of `table` that no KEK has unwrapped; None if there are none.
     pub(super) fn not_unwrapped(table: &KeyTable) -> Option<Self> {
         let reasons: Vec<String> = table

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::Recorder,
-    backend::{Backends, StoreError},
+    backend::{BackendError, Backends},
     clock::Clock,
     config,
     keks::Keks,
@@ -63,7 +63,7 @@ pub struct Shared {
 ///
 /// # Errors
 /// This build has no backend for the keyring's location, or the backend's settings are invalid.
-pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>, StoreError> {
+pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>, BackendError> {
     let store = shared.backends.store(&settings.location)?;
     let (keyring, requests) = Keyring::new(settings, shared);
     tokio::spawn(

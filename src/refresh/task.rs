@@ -18,7 +18,7 @@ use super::{
     keyring::{Request, Waiter},
 };
 use crate::{
-    backend::{self, Changed, ManifestStore},
+    backend::{self, ChangeCallback, ManifestStore},
     config,
     keyring::{Document, Expectations, KeyTable, ManifestError, Succession},
     model::KekScope,
@@ -222,8 +222,8 @@ impl Refresher {
                 read?
             }
             Err(late) => {
-                let what = format!("{}: reading the manifest", self.keyring.location());
-                return Err(RefreshFailure::timed_out(&what, limit, late));
+                let location = self.keyring.location();
+                return Err(late.on(location, Some("refresh.read_timeout")).into());
             }
         };
         let current = self.keyring.snapshot().clone();
@@ -365,7 +365,7 @@ impl Refresher {
         }
     }
 
-    fn changed(&self) -> Changed {
+    fn changed(&self) -> ChangeCallback {
         // Weak, because the watch is owned by the keyring's task and must not keep it alive.
         let keyring = Arc::downgrade(&self.keyring);
         Arc::new(move || {
@@ -438,7 +438,7 @@ impl Refresher {
 
 async fn parse(bytes: Bytes) -> Result<Document, ManifestError> {
     if bytes.len() > LARGE {
-        backend::aside(move || Document::parse(bytes)).await
+        backend::run_blocking(move || Document::parse(bytes)).await
     } else {
         Document::parse(bytes)
     }

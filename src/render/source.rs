@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::RenderFailure;
 use crate::{
-    backend::SecretFault,
+    backend::ErrorKind,
     config::Content,
     secrets::{
         Freshness, GetError, NoField, SecretRequest, Secrets, Served, Value, VersionSelector,
@@ -197,7 +197,7 @@ impl ContentSource {
         let served = match self.get(name, shown, VersionSelector::Previous).await? {
             Ok(served) => served,
             Err(GetError::PreviousExpired) => return Ok(None),
-            Err(GetError::Provider(error)) if error.fault == SecretFault::NotFound => {
+            Err(GetError::Provider(error)) if error.kind == ErrorKind::NotFound => {
                 return Ok(None);
             }
             Err(error) => {

@@ -43,21 +43,25 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::backend::{ManifestStore, StoreError};
+    use crate::backend::{BackendError, ManifestStore};
 
     struct UnwatchedStore;
 
     impl ManifestStore for UnwatchedStore {
-        fn read(&self, _: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        fn read(&self, _: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
             Box::pin(async { Ok(Bytes::new()) })
         }
 
-        fn replace(&self, _: Option<Vec<u8>>, _: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
+        fn replace(
+            &self,
+            _: Option<Vec<u8>>,
+            _: Vec<u8>,
+        ) -> BoxFuture<'_, Result<(), BackendError>> {
             Box::pin(async { Ok(()) })
         }
     }
 
-    async fn armed() -> Result<Option<WatchGuard>, StoreError> {
+    async fn armed() -> Result<Option<WatchGuard>, BackendError> {
         let (_, watch) = UnwatchedStore.read_watched(0, None, Arc::new(|| {})).await;
         watch.map(Some)
     }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::Secret;
 use crate::{
-    backend::{self, Lease, SecretError, SecretFault},
+    backend::{self, BackendError, ErrorKind, Lease},
     schedule::FAR_FUTURE,
 };
 
@@ -43,7 +43,7 @@ impl ActiveLease {
     ///
     /// # Errors
     /// The provider refused or did not respond; the end is unchanged.
-    pub(super) async fn renew(&mut self, secret: &Secret) -> Result<(), SecretError> {
+    pub(super) async fn renew(&mut self, secret: &Secret) -> Result<(), BackendError> {
         let asked_at = Instant::now();
         let limit = secret.shared.read_timeout;
         match backend::within(limit, self.lease.renew()).await {
@@ -52,13 +52,13 @@ impl ActiveLease {
                 Ok(())
             }
             // It expired or was revoked, whatever was granted before.
-            Ok(Err(error)) if error.fault == SecretFault::NotFound => {
+            Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
                 info!(secret = %secret.name(), "the lease no longer exists: {error}");
                 self.end = asked_at;
                 Ok(())
             }
             Ok(Err(error)) => Err(error),
-            Err(late) => Err(super::timed_out(&secret.settings.source, limit, late)),
+            Err(late) => Err(super::timed_out(&secret.settings.source, late)),
         }
     }
 }
@@ -102,7 +102,7 @@ async fn revoke(secret: &Secret, lease: &dyn Lease) {
     let (name, source) = (secret.name(), &secret.settings.source);
     let result = backend::within(limit, lease.revoke())
         .await
-        .unwrap_or_else(|late| Err(super::timed_out(source, limit, late)));
+        .unwrap_or_else(|late| Err(super::timed_out(source, late)));
     match result {
         Ok(()) => info!(secret = %name, "lease revoked"),
         Err(error) => {

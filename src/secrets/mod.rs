@@ -39,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Recorder,
-    backend::{Backends, Late, SecretError, SecretFault},
+    backend::{BackendError, Backends, ErrorKind, TimedOut},
     clock::Clock,
     config,
     crypto::NamingKey,
@@ -55,7 +55,7 @@ pub use self::{
     usage::Usage,
     value::{Labels, Value},
 };
-pub use crate::{backend::Which as VersionSelector, schedule::Trigger};
+pub use crate::{backend::VersionSelector, schedule::Trigger};
 
 pub(crate) use self::metrics::{REQUESTS, describe as describe_metrics, render_versions};
 
@@ -120,7 +120,7 @@ impl Shared {
         self: &Arc<Self>,
         settings: config::Secret,
         is_wildcard: bool,
-    ) -> Result<Arc<Secret>, SecretError> {
+    ) -> Result<Arc<Secret>, BackendError> {
         let provider = self.backends.secret(&settings.source)?;
         let (secret, requests) = Secret::new(settings, provider, self, is_wildcard);
         self.tasks.spawn_on(
@@ -156,7 +156,7 @@ impl Secrets {
     /// # Errors
     /// This build has no backend for a source, or a backend's settings are invalid. A secret that
     /// can't be read yet is not an error.
-    pub(crate) fn start(parts: Parts<'_>) -> Result<Arc<Self>, SecretError> {
+    pub(crate) fn start(parts: Parts<'_>) -> Result<Arc<Self>, BackendError> {
         let Parts {
             settings,
             clock,
@@ -174,8 +174,10 @@ impl Secrets {
             backends,
             control: Handle::current(),
             reads: Mutex::default(),
-            fingerprints: NamingKey::draw()
-                .map_err(|error| SecretError::new(SecretFault::Unavailable, error.to_string()))?,
+            fingerprints: NamingKey::draw().map_err(|error| {
+                let kind = ErrorKind::Unavailable;
+                BackendError::new(kind, "secrets", error.to_string())
+            })?,
             changes: broadcast::Sender::new(CHANGES),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -189,7 +191,7 @@ impl Secrets {
             .named
             .iter()
             .map(start)
-            .collect::<Result<_, SecretError>>()?;
+            .collect::<Result<_, BackendError>>()?;
         Ok(Arc::new(Self {
             shared,
             named,
@@ -296,13 +298,6 @@ impl Drop for Secrets {
 }
 
 /// The provider did not respond within `limit`. Its last error, if any, says why.
-fn timed_out(source: &SecretSource, limit: Duration, late: Late) -> SecretError {
-    let (fault, last_error) = match late.heard {
-        Some((fault, said)) => (SecretFault::from(fault), format!("; last error: {said}")),
-        None => (SecretFault::Unavailable, String::new()),
-    };
-    SecretError::new(
-        fault,
-        format!("{source}: no response within {limit:?} (`refresh.read_timeout`){last_error}"),
-    )
+fn timed_out(source: &SecretSource, timed_out: TimedOut) -> BackendError {
+    timed_out.on(source, Some("refresh.read_timeout"))
 }

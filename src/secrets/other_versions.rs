@@ -14,7 +14,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{GetError, Secret, Served, Stage, Trigger, Value, VersionSelector};
-use crate::backend::{self, Answer, Held, SecretError, SecretFault};
+use crate::backend::{self, BackendError, ErrorKind, FetchOutcome, HeldValue};
 
 /// How many values are cached.
 const MAX_CACHED: usize = 8;
@@ -39,7 +39,7 @@ struct Entry {
     /// The value that was read last.
     value: Option<Arc<Value>>,
     /// Why the last read failed, and since when reads have been failing.
-    failure: Option<(SecretError, Instant)>,
+    failure: Option<(BackendError, Instant)>,
     /// Until when no other read is needed.
     until: Instant,
     /// Set while a read is pending; its sender is dropped at the end.
@@ -47,19 +47,21 @@ struct Entry {
 }
 
 impl Entry {
-    fn serve(&self, stage: Stage, stale_if_error: Duration) -> Result<Served, GetError> {
+    fn serve(&self, secret: &Secret, stage: Stage) -> Result<Served, GetError> {
+        let settings = &secret.settings;
         let stale = self.failure.as_ref().map(|(_, since)| since.elapsed());
         match (&self.value, &self.failure) {
             (Some(value), None) => Ok(Served::new(value, stage, None)),
             (Some(value), Some((error, _)))
-                if error.fault != SecretFault::NotFound
-                    && stale.is_some_and(|age| age <= stale_if_error) =>
+                if error.kind != ErrorKind::NotFound
+                    && stale.is_some_and(|age| age <= settings.cache.stale_if_error) =>
             {
                 Ok(Served::new(value, stage, stale))
             }
             (_, Some((error, _))) => Err(GetError::Provider(error.clone())),
-            (None, None) => Err(GetError::Provider(SecretError::new(
-                SecretFault::Unavailable,
+            (None, None) => Err(GetError::Provider(BackendError::new(
+                ErrorKind::Unavailable,
+                &settings.source,
                 "the value is still being read",
             ))),
         }
@@ -94,7 +96,7 @@ impl OtherVersions {
                 if entry.beside == current.value.version()
                     && (entry.reading.is_none() || entry.value.is_some()) =>
             {
-                entry.serve(stage, secret.settings.cache.stale_if_error)
+                entry.serve(secret, stage)
             }
             _ => Err(too_many_reads(secret)),
         }
@@ -117,9 +119,7 @@ impl OtherVersions {
                 return Lookup::Reading(reading.clone());
             }
             if now < entry.until {
-                return Lookup::Cached(Box::new(
-                    entry.serve(stage, secret.settings.cache.stale_if_error),
-                ));
+                return Lookup::Cached(Box::new(entry.serve(secret, stage)));
             }
         }
         let is_reading = |entry: &&Entry| entry.reading.is_some();
@@ -173,11 +173,11 @@ impl OtherVersions {
 }
 
 fn too_many_reads(secret: &Secret) -> GetError {
-    let message = format!(
-        "{}: too many concurrent requests for other versions",
-        secret.settings.source
-    );
-    GetError::Provider(SecretError::new(SecretFault::Throttled, message))
+    GetError::Provider(BackendError::new(
+        ErrorKind::Throttled,
+        &secret.settings.source,
+        "too many concurrent requests for other versions",
+    ))
 }
 
 /// If the cache is full, drops all expired entries or else the one that expires first. Entries with
@@ -245,10 +245,10 @@ async fn fetch(
     secret: &Arc<Secret>,
     selector: &VersionSelector,
     current: &Value,
-) -> Result<Arc<Value>, SecretError> {
+) -> Result<Arc<Value>, BackendError> {
     let (shared, source) = (&secret.shared, &secret.settings.source);
     let limit = shared.read_timeout;
-    let held = Some(Held {
+    let held = Some(HeldValue {
         version: current.version(),
         bytes: current.bytes(),
     });
@@ -256,27 +256,28 @@ async fn fetch(
         .provider
         .fetch(selector, held, shared.settings.value_bytes);
     let result = match backend::within(limit, fetch).await {
-        Ok(Ok(Answer::Value(fetched))) => Ok(secret.adopt(fetched)),
-        Ok(Ok(Answer::Unchanged)) => Err(SecretError::new(
-            SecretFault::Unavailable,
-            format!("{source}: the provider returned no value"),
+        Ok(Ok(FetchOutcome::Value(fetched))) => Ok(secret.adopt(fetched)),
+        Ok(Ok(FetchOutcome::Unchanged)) => Err(BackendError::new(
+            ErrorKind::Unavailable,
+            source,
+            "the provider returned no value",
         )),
         Ok(Err(error)) => Err(error),
-        Err(late) => Err(super::timed_out(source, limit, late)),
+        Err(late) => Err(super::timed_out(source, late)),
     };
     let label = result
         .as_ref()
-        .map_or_else(|error: &SecretError| error.fault.as_str(), |_| "ok");
+        .map_or_else(|error: &BackendError| error.kind.secret_code(), |_| "ok");
     secret.count_fetch(Trigger::OnDemand, label);
     if let Err(error) = &result {
         // Logged at a bounded rate, because reads are. A missing version concerns the caller only.
-        match error.fault {
-            SecretFault::NotFound => {
+        match error.kind {
+            ErrorKind::NotFound => {
                 debug!(secret = %secret.name(), which = ?selector, "{error}");
             }
             fault => {
                 warn!(
-                    secret = %secret.name(), which = ?selector, fault = fault.as_str(),
+                    secret = %secret.name(), which = ?selector, fault = fault.secret_code(),
                     "{error}"
                 );
             }

@@ -9,7 +9,7 @@ use super::{
     Secret, SecretChange, Trigger,
     state::{CurrentValue, PreviousValue, ReadFailure, State},
 };
-use crate::backend::{Fetched, SecretError};
+use crate::backend::{BackendError, FetchedValue};
 
 /// Publishes that the provider confirmed the current value.
 pub(super) fn confirmation(secret: &Secret, valid_until: Option<Instant>) {
@@ -32,7 +32,7 @@ pub(super) fn confirmation(secret: &Secret, valid_until: Option<Instant>) {
 /// Publishes a new current value. The one before is served until `previous_until`.
 pub(super) fn value(
     secret: &Secret,
-    fetched: Fetched,
+    fetched: FetchedValue,
     previous_until: Instant,
     valid_until: Option<Instant>,
     trigger: Trigger,
@@ -86,7 +86,7 @@ pub(super) fn value(
 /// Publishes that a read failed. If the secret is deleted, its values are no longer served.
 pub(super) fn failure(
     secret: &Secret,
-    error: &SecretError,
+    error: &BackendError,
     is_deleted: bool,
     valid_until: Option<Instant>,
     trigger: Trigger,
@@ -112,7 +112,7 @@ pub(super) fn failure(
             "can't read the secret"
         };
         warn!(
-            secret = %name, trigger = trigger.as_str(), fault = error.fault.as_str(), serving,
+            secret = %name, trigger = trigger.as_str(), fault = error.kind.secret_code(), serving,
             "{what}: {error}"
         );
     }
@@ -137,11 +137,11 @@ pub(super) fn failure(
         };
         notify(secret, change);
     // A provider's message may differ every time.
-    } else if before.is_none_or(|before| before.error.fault != error.fault) {
+    } else if before.is_none_or(|before| before.error.kind != error.kind) {
         secret.shared.audit.record("secret.failed", |event| {
             event
                 .with("secret", name.as_str())
-                .with("fault", error.fault.as_str())
+                .with("fault", error.kind.secret_code())
                 .with("reason", error.to_string())
         });
     }

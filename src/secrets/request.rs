@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Value, VersionSelector};
-use crate::backend::SecretError;
+use crate::backend::BackendError;
 
 /// A request for a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Stage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GetError {
     /// The provider returned an error or did not respond.
-    Provider(SecretError),
+    Provider(BackendError),
     /// The provider's current version is older than the one requested.
     VersionTooOld {
         /// The current version.

@@ -2,7 +2,7 @@
 
 use super::request::number;
 use crate::{
-    backend::{Fetched, Held, SecretError, SecretFault},
+    backend::{BackendError, ErrorKind, FetchedValue, HeldValue},
     model::SecretSource,
 };
 
@@ -21,9 +21,9 @@ impl RollbackCheck {
     pub(super) fn check(
         &mut self,
         source: &SecretSource,
-        held: Option<Held<'_>>,
-        fetched: &Fetched,
-    ) -> Result<(), SecretError> {
+        held: Option<HeldValue<'_>>,
+        fetched: &FetchedValue,
+    ) -> Result<(), BackendError> {
         let numbers = held
             .and_then(|held| number(held.version))
             .zip(number(&fetched.version));
@@ -35,10 +35,10 @@ impl RollbackCheck {
         }
         self.doubted = Some(fetched.version.clone());
         let message = format!(
-            "{source}: the provider returned version {} after a later one; reading again to \
+            "the provider returned version {} after a later one; reading again to \
              confirm",
             fetched.version
         );
-        Err(SecretError::new(SecretFault::Unavailable, message))
+        Err(BackendError::new(ErrorKind::Unavailable, source, message))
     }
 }

@@ -15,7 +15,7 @@ use super::{
     state::State, usage::Usages,
 };
 use crate::{
-    backend::{Fetched, SecretError, SecretFault, SecretProvider},
+    backend::{BackendError, ErrorKind, FetchedValue, SecretProvider},
     config,
     model::SecretName,
 };
@@ -233,9 +233,10 @@ impl Secret {
         };
         if current.valid_until.is_some_and(|end| Instant::now() >= end) {
             let expired = || {
-                SecretError::new(
-                    SecretFault::Unavailable,
-                    format!("{}: the lease expired", self.settings.source),
+                BackendError::new(
+                    ErrorKind::Unavailable,
+                    &self.settings.source,
+                    "the lease expired",
                 )
             };
             return Err(GetError::Provider(
@@ -280,12 +281,12 @@ impl Secret {
         until.is_some_and(|until| self.shared.clock.now() < until)
     }
 
-    fn timed_out(&self) -> SecretError {
+    fn timed_out(&self) -> BackendError {
         let message = format!(
-            "{}: no response within {:?} (`refresh.read_timeout`)",
-            self.settings.source, self.shared.read_timeout
+            "no response within {:?} (`refresh.read_timeout`)",
+            self.shared.read_timeout
         );
-        SecretError::new(SecretFault::Unavailable, message)
+        BackendError::new(ErrorKind::Unavailable, &self.settings.source, message)
     }
 
     /// Counts a value that was served.
@@ -317,7 +318,7 @@ impl Secret {
     }
 
     /// Takes ownership of a value from the provider.
-    pub(super) fn adopt(&self, fetched: Fetched) -> Arc<Value> {
+    pub(super) fn adopt(&self, fetched: FetchedValue) -> Arc<Value> {
         let usage = self.usages.of(&fetched.version);
         let fingerprint = self.shared.fingerprints.name(&fetched.bytes);
         let now = self.shared.clock.now();

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Value;
-use crate::backend::SecretError;
+use crate::backend::BackendError;
 
 /// What is served now. A request takes one and uses it to its end.
 pub(super) struct State {
@@ -36,7 +36,7 @@ pub(super) struct PreviousValue {
 
 #[derive(Clone)]
 pub(super) struct ReadFailure {
-    pub(super) error: SecretError,
+    pub(super) error: BackendError,
     pub(super) at: Timestamp,
     pub(super) instant: Instant,
     /// When the first of the consecutive failures occurred.

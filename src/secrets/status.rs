@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::state::State;
-use crate::backend::SecretError;
+use crate::backend::BackendError;
 
 /// The status of a secret, without its value.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +15,7 @@ pub struct SecretStatus {
     /// The version before, while it is still served.
     pub(crate) previous: Option<String>,
     /// The last read's failure and its time; None once one succeeds.
-    pub(crate) failure: Option<(Timestamp, SecretError)>,
+    pub(crate) failure: Option<(Timestamp, BackendError)>,
     pub(crate) lease_remaining: Option<Duration>,
 }
 

@@ -17,7 +17,9 @@ use super::{
     rollback::RollbackCheck,
 };
 use crate::{
-    backend::{self, Answer, Changed, Fetched, Held, SecretError, SecretFault},
+    backend::{
+        self, BackendError, ChangeCallback, ErrorKind, FetchOutcome, FetchedValue, HeldValue,
+    },
     schedule::{FAR_FUTURE, Schedule, WatchKeeper, settle},
 };
 
@@ -42,7 +44,7 @@ pub(super) struct Refresher {
 
 enum ReadOutcome {
     Unchanged,
-    Value(Fetched),
+    Value(FetchedValue),
 }
 
 impl Refresher {
@@ -130,7 +132,7 @@ impl Refresher {
         let label = match &result {
             Ok(ReadOutcome::Unchanged) => "unchanged",
             Ok(ReadOutcome::Value(_)) => "changed",
-            Err(error) => error.fault.as_str(),
+            Err(error) => error.kind.secret_code(),
         };
         let is_success = result.is_ok();
         match result {
@@ -153,16 +155,16 @@ impl Refresher {
     async fn arm_watch(&mut self) {
         // Weak, because the watch is owned by the secret's task and must not keep it alive.
         let secret = Arc::downgrade(&self.secret);
-        let changed: Changed = Arc::new(move || {
+        let changed: ChangeCallback = Arc::new(move || {
             if let Some(secret) = secret.upgrade() {
                 secret.request(Trigger::File);
             }
         });
         let limit = self.secret.shared.read_timeout;
         let watch = self.secret.provider.watch(self.watch.take(), changed);
-        let watch = backend::within(limit, watch).await.unwrap_or_else(|late| {
-            Err(super::timed_out(&self.secret.settings.source, limit, late))
-        });
+        let watch = backend::within(limit, watch)
+            .await
+            .unwrap_or_else(|late| Err(super::timed_out(&self.secret.settings.source, late)));
         if let Some(error) = self.watch.renew(watch) {
             warn!(
                 secret = %self.secret.name(), %error,
@@ -172,7 +174,7 @@ impl Refresher {
         }
     }
 
-    async fn read(&mut self) -> Result<ReadOutcome, SecretError> {
+    async fn read(&mut self) -> Result<ReadOutcome, BackendError> {
         let secret = Arc::clone(&self.secret);
         let (shared, source) = (&secret.shared, &secret.settings.source);
         let is_new = !secret.has_series();
@@ -194,7 +196,7 @@ impl Refresher {
         }
         let state = secret.state();
         let current = state.as_ref().and_then(|state| state.current.as_ref());
-        let held = current.map(|current| Held {
+        let held = current.map(|current| HeldValue {
             version: current.value.version(),
             bytes: current.value.bytes(),
         });
@@ -204,10 +206,10 @@ impl Refresher {
                 .provider
                 .fetch(&VersionSelector::Current, held, shared.settings.value_bytes);
         let fetched = match backend::within(limit, fetch).await {
-            Ok(Ok(Answer::Unchanged)) => return Ok(ReadOutcome::Unchanged),
-            Ok(Ok(Answer::Value(fetched))) => fetched,
+            Ok(Ok(FetchOutcome::Unchanged)) => return Ok(ReadOutcome::Unchanged),
+            Ok(Ok(FetchOutcome::Value(fetched))) => fetched,
             Ok(Err(error)) => return Err(error),
-            Err(late) => return Err(super::timed_out(source, limit, late)),
+            Err(late) => return Err(super::timed_out(source, late)),
         };
         let is_same = held
             .is_some_and(|held| held.version == fetched.version && *held.bytes == **fetched.bytes);
@@ -220,7 +222,7 @@ impl Refresher {
         Ok(ReadOutcome::Value(fetched))
     }
 
-    fn install(&mut self, fetched: Fetched, trigger: Trigger) {
+    fn install(&mut self, fetched: FetchedValue, trigger: Trigger) {
         let now = Instant::now();
         let policy = &self.secret.settings.cache;
         self.is_missing = false;
@@ -246,12 +248,12 @@ impl Refresher {
         );
     }
 
-    fn fail(&mut self, error: &SecretError, trigger: Trigger) {
+    fn fail(&mut self, error: &BackendError, trigger: Trigger) {
         let has_value = self
             .secret
             .state()
             .is_some_and(|state| state.current.is_some());
-        let is_missing = error.fault == SecretFault::NotFound && self.lease.is_none();
+        let is_missing = error.kind == ErrorKind::NotFound && self.lease.is_none();
         // A file that is being replaced, or a provider that is being restored, may lack the secret
         // for a moment. It counts as deleted when it is missing twice.
         let is_deleted = is_missing && self.is_missing && has_value;

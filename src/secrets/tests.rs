@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
-    backend::{self, Answer, Fetched, Held, Lease, SecretProvider},
+    backend::{self, FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider},
     clock::ManualClock,
     config::CachePolicy,
 };
@@ -33,7 +33,7 @@ struct Script {
 struct Stages {
     current: String,
     previous: String,
-    fault: Option<SecretFault>,
+    fault: Option<ErrorKind>,
     delay: Duration,
     leased: Option<Arc<ScriptedLease>>,
 }
@@ -54,7 +54,7 @@ impl Script {
         stages.previous = std::mem::replace(&mut stages.current, version.into());
     }
 
-    fn fail(&self, fault: impl Into<Option<SecretFault>>) {
+    fn fail(&self, fault: impl Into<Option<ErrorKind>>) {
         self.stages().fault = fault.into();
     }
 
@@ -71,15 +71,15 @@ impl SecretProvider for Arc<Script> {
     fn fetch<'a>(
         &'a self,
         which: &'a VersionSelector,
-        _: Option<Held<'a>>,
+        _: Option<HeldValue<'a>>,
         _: usize,
-    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         self.fetches.fetch_add(1, Ordering::Relaxed);
         let stages = self.stages().clone();
         Box::pin(async move {
             sleep(stages.delay).await;
             if let Some(fault) = stages.fault {
-                return Err(SecretError::new(fault, "scripted"));
+                return Err(BackendError::new(fault, "test", "scripted"));
             }
             let version = match which {
                 VersionSelector::Current => stages.current.clone(),
@@ -88,15 +88,15 @@ impl SecretProvider for Arc<Script> {
                 VersionSelector::Version(version) => version.clone(),
             };
             let found = self.values.lock().expect("test").get(&version).cloned();
-            let (text, at) =
-                found.ok_or_else(|| SecretError::new(SecretFault::NotFound, "there is none"))?;
+            let (text, at) = found
+                .ok_or_else(|| BackendError::new(ErrorKind::NotFound, "test", "there is none"))?;
             let lease = stages.leased.clone().map(|lease| {
                 lease.given.fetch_add(1, Ordering::Relaxed);
                 lease as Arc<dyn Lease>
             });
             let created_at = lease.is_none().then_some(at);
             let bytes = Zeroizing::new(text.into_bytes());
-            Ok(Answer::Value(Fetched {
+            Ok(FetchOutcome::Value(FetchedValue {
                 bytes,
                 version,
                 created_at,
@@ -110,7 +110,7 @@ impl SecretProvider for Arc<Script> {
 struct ScriptedLease {
     life: Duration,
     is_renewable: bool,
-    renewal: Mutex<Result<Duration, SecretFault>>,
+    renewal: Mutex<Result<Duration, ErrorKind>>,
     given: AtomicUsize,
     renewed: AtomicUsize,
     revoked: AtomicUsize,
@@ -140,13 +140,15 @@ impl Lease for ScriptedLease {
         self.is_renewable
     }
 
-    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, BackendError>> {
         self.renewed.fetch_add(1, Ordering::Relaxed);
         let renewal = *self.renewal.lock().expect("test");
-        Box::pin(async move { renewal.map_err(|fault| SecretError::new(fault, "scripted")) })
+        Box::pin(
+            async move { renewal.map_err(|fault| BackendError::new(fault, "test", "scripted")) },
+        )
     }
 
-    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
+    fn revoke(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         self.revoked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }
@@ -230,7 +232,7 @@ impl World {
         Ok((text, served.stage.as_str(), served.stale.is_some()))
     }
 
-    async fn current(&self) -> Result<String, SecretFault> {
+    async fn current(&self) -> Result<String, ErrorKind> {
         self.ask(VersionSelector::Current, Freshness::Cached)
             .await
             .map(|(text, ..)| text)
@@ -254,9 +256,9 @@ impl World {
     }
 }
 
-fn fault(refused: GetError) -> SecretFault {
+fn fault(refused: GetError) -> ErrorKind {
     match refused {
-        GetError::Provider(error) => error.fault,
+        GetError::Provider(error) => error.kind,
         other => panic!("{other:?}"),
     }
 }
@@ -317,9 +319,9 @@ async fn a_sidecar_that_starts_after_a_rotation_reads_the_previous_value() {
 #[tokio::test(start_paused = true)]
 async fn while_a_provider_is_down_a_stale_value_is_served_within_the_bound_only() {
     for fault in [
-        SecretFault::Unavailable,
-        SecretFault::Throttled,
-        SecretFault::Denied,
+        ErrorKind::Unavailable,
+        ErrorKind::Throttled,
+        ErrorKind::Denied,
     ] {
         let script = Script::new("1", "value");
         let world = World::new(&script, KEEPING);
@@ -350,7 +352,7 @@ async fn a_secret_counts_as_deleted_when_it_is_missing_twice_and_can_come_back()
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("value"));
     let mut changes = world.shared.changes.subscribe();
-    script.fail(SecretFault::NotFound);
+    script.fail(ErrorKind::NotFound);
     world.secret.request(Trigger::Signal);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(
@@ -359,13 +361,13 @@ async fn a_secret_counts_as_deleted_when_it_is_missing_twice_and_can_come_back()
         "missing once"
     );
     world.pass(2).await;
-    assert_eq!(world.current().await, Err(SecretFault::NotFound));
+    assert_eq!(world.current().await, Err(ErrorKind::NotFound));
     assert_eq!(
         world
             .ask(VersionSelector::Previous, Freshness::Cached)
             .await
             .map_err(fault),
-        Err(SecretFault::NotFound)
+        Err(ErrorKind::NotFound)
     );
     assert_eq!(changes.try_recv().expect("announced").version, None);
     script.fail(None);
@@ -393,12 +395,12 @@ async fn concurrent_first_requests_share_one_read_and_a_refusal_is_remembered() 
     assert_eq!(script.fetches(), 1);
 
     let script = Script::new("1", "value");
-    script.fail(SecretFault::NotFound);
+    script.fail(ErrorKind::NotFound);
     let world = World::new(&script, KEEPING);
-    assert_eq!(world.current().await, Err(SecretFault::NotFound));
+    assert_eq!(world.current().await, Err(ErrorKind::NotFound));
     let fetches = script.fetches();
     for _ in 0..1000 {
-        assert_eq!(world.current().await, Err(SecretFault::NotFound));
+        assert_eq!(world.current().await, Err(ErrorKind::NotFound));
     }
     assert_eq!(script.fetches(), fetches);
 }
@@ -432,7 +434,7 @@ async fn revalidating_requests_share_reads_at_a_bounded_rate() {
         "{:?}",
         start.elapsed()
     );
-    script.fail(SecretFault::Unavailable);
+    script.fail(ErrorKind::Unavailable);
     let stale = world
         .ask(VersionSelector::Current, Freshness::Revalidated)
         .await;
@@ -478,7 +480,7 @@ async fn a_provider_that_hangs_times_out_and_no_caller_waits_forever() {
     script.stages().delay = Duration::from_secs(3600);
     let world = World::new(&script, KEEPING);
     let start = Instant::now();
-    assert_eq!(world.current().await, Err(SecretFault::Unavailable));
+    assert_eq!(world.current().await, Err(ErrorKind::Unavailable));
     assert!(
         start.elapsed() <= Duration::from_secs(12),
         "{:?}",
@@ -553,7 +555,7 @@ async fn a_lease_that_was_revoked_elsewhere_is_replaced_for_a_revalidating_reque
         .await
         .expect("served");
     assert_eq!(fresh.0, "first", "an active lease is kept");
-    *lease.renewal.lock().expect("test") = Err(SecretFault::NotFound);
+    *lease.renewal.lock().expect("test") = Err(ErrorKind::NotFound);
     let fresh = world
         .ask(VersionSelector::Current, Freshness::Revalidated)
         .await
@@ -573,8 +575,8 @@ async fn credentials_with_an_expired_lease_are_not_served() {
     script.stages().leased = Some(Arc::clone(&lease));
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    *lease.renewal.lock().expect("test") = Err(SecretFault::Unavailable);
-    script.fail(SecretFault::Unavailable);
+    *lease.renewal.lock().expect("test") = Err(ErrorKind::Unavailable);
+    script.fail(ErrorKind::Unavailable);
     world.pass(60).await;
     assert!(
         world
@@ -584,7 +586,7 @@ async fn credentials_with_an_expired_lease_are_not_served() {
             .2
     );
     world.pass(60).await;
-    assert_eq!(world.current().await, Err(SecretFault::Unavailable));
+    assert_eq!(world.current().await, Err(ErrorKind::Unavailable));
     script.fail(None);
     world.pass(30).await;
     assert_eq!(world.current().await.as_deref(), Ok("first"));
@@ -630,7 +632,7 @@ async fn credentials_that_cannot_be_replaced_are_renewed() {
         },
     );
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    script.fail(SecretFault::Unavailable);
+    script.fail(ErrorKind::Unavailable);
     for _ in 0..20 {
         world.pass(10).await;
         assert_eq!(world.current().await.as_deref(), Ok("first"));
@@ -688,13 +690,13 @@ async fn other_versions_are_read_once_and_cached() {
             Ok(format!("value {number}"))
         );
     }
-    assert_eq!(version(99).await.map_err(fault), Err(SecretFault::NotFound));
+    assert_eq!(version(99).await.map_err(fault), Err(ErrorKind::NotFound));
     assert_eq!(
         world
             .ask(VersionSelector::Pending, Freshness::Cached)
             .await
             .map_err(fault),
-        Err(SecretFault::NotFound)
+        Err(ErrorKind::NotFound)
     );
     script
         .values
@@ -794,14 +796,14 @@ async fn a_stale_value_is_marked_every_time() {
             .map(|(_, _, stale)| stale)
     };
     assert_eq!(pending().await, Ok(false));
-    script.fail(SecretFault::Denied);
+    script.fail(ErrorKind::Denied);
     world.pass(31).await;
     for _ in 0..3 {
         assert_eq!(pending().await, Ok(true));
     }
     world.pass(301).await;
     // The provider still refuses, and the bound is exceeded.
-    assert_eq!(pending().await.map_err(fault), Err(SecretFault::Denied));
+    assert_eq!(pending().await.map_err(fault), Err(ErrorKind::Denied));
 }
 
 #[tokio::test(start_paused = true)]
@@ -909,13 +911,13 @@ async fn a_request_for_a_minimum_version_returns_the_providers_error() {
     let script = Script::new("1", "value");
     let world = World::new(&script, KEEPING);
     assert_eq!(world.current().await.as_deref(), Ok("value"));
-    script.fail(SecretFault::Denied);
+    script.fail(ErrorKind::Denied);
     assert_eq!(
         world
             .ask(VersionSelector::Current, Freshness::AtLeast("2".into()))
             .await
             .map_err(fault),
-        Err(SecretFault::Denied)
+        Err(ErrorKind::Denied)
     );
 }
 

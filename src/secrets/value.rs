@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Field, NoField, Usage};
-use crate::{backend::Fetched, crypto::to_hex};
+use crate::{backend::FetchedValue, crypto::to_hex};
 
 /// One value of a secret. It is zeroized when the last request that sends it ends, and has no
 /// `Debug`.
@@ -49,7 +49,7 @@ impl Labels {
 
 impl Value {
     pub(super) fn new(
-        fetched: Fetched,
+        fetched: FetchedValue,
         fetched_at: Timestamp,
         fingerprint: &[u8; 16],
         usage: Arc<Usage>,

@@ -211,13 +211,13 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     make(
         &world,
         "aws-kms:arn:aws:s3:::bucket",
-        "write aws-kms: and a key id",
+        "expected aws-kms: and a key id",
     );
     make(&world, "aws-kms:alias/nope", "NotFoundException");
     make(
         &world,
         &format!("aws-kms:{}", arn.replace(REGION, "us-west-2")),
-        "is this the key's region",
+        "check the key's region",
     );
     proxy.set(problem(
         "InvalidKeyUsageException",
@@ -243,13 +243,13 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     fails(
         &world,
         &verify,
-        &["the wrap is another key's, or was changed"],
+        &["another key made the wrap, or it was modified"],
     );
 
     std::fs::write(&location, text).unwrap();
     world.env.retain(|(name, _)| !name.contains("KEY"));
     world.env.push(("AWS_CONFIG_FILE", "/nowhere".into()));
-    fails(&world, &verify, &["no credentials were found"]);
+    fails(&world, &verify, &["no AWS credentials"]);
     let plain = [("AWS_ENDPOINT_URL", "http://192.0.2.1".to_owned())];
     world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
     world.env.extend(plain);
@@ -328,7 +328,7 @@ async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wa
         let keks = sidecar.status()["keks"].clone();
         keks[0]["last_error"]["message"]
             .as_str()
-            .is_some_and(|said| said.contains("tried until 200ms were over"))
+            .is_some_and(|said| said.contains("gave up after 200ms"))
     });
     let keks = sidecar.status()["keks"].clone();
     assert_eq!(keks[0]["last_error"]["code"], "throttled", "{keks}");
@@ -398,7 +398,7 @@ async fn a_secret_is_made_by_name_or_filled_where_it_stands_empty() {
         if !added.status.success() {
             let said = String::from_utf8_lossy(&added.stderr).into_owned();
             assert!(
-                said.contains("longer than the 65536 bytes that a secret holds; use S3"),
+                said.contains("longer than the 65536 bytes of a secret; use S3"),
                 "{said}"
             );
             return;

@@ -54,7 +54,7 @@ async fn a_web_identity_logs_in_at_sts() {
         world.manifest("demo").to_str().unwrap(),
     ]);
     assert!(
-        String::from_utf8_lossy(&refused.stderr).contains("no credentials were found"),
+        String::from_utf8_lossy(&refused.stderr).contains("no AWS credentials"),
         "{refused:?}"
     );
     world.env.push((

@@ -145,7 +145,7 @@ async fn what_is_wrong_is_said_with_what_to_do() {
         );
     };
     fake.disable("kek", true);
-    fails("verify", &[], "the key or its version is disabled");
+    fails("verify", &[], "enable the key or its version");
     fake.disable("kek", false);
     fake.deny(true);
     fails("verify", &[], "the key permission unwrapKey");
@@ -153,12 +153,12 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     fails(
         "rotate",
         &["--kek", &format!("azure-kv:{}/keys/nope", fake.url)],
-        "is this the vault's and the key's name?",
+        "check the name of the vault and of the key",
     );
     fails(
         "rotate",
         &["--kek", "azure-kv:https://vault/secrets/a"],
-        "write azure-kv:https://VAULT/keys/NAME",
+        "expected azure-kv:https://VAULT/keys/NAME",
     );
     fails(
         "rotate",

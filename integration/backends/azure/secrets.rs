@@ -101,9 +101,7 @@ async fn a_secret_of_azure_is_followed_through_its_versions() {
     fake.enable_secret("db", &fourth, false);
     app.until_problem("db", "secret_not_found").await;
     wait("the reason", || {
-        sidecar
-            .log()
-            .contains("the secret or its version is disabled")
+        sidecar.log().contains("enable the secret or its version")
     });
     fake.enable_secret("db", &fourth, true);
     assert_eq!(app.restored("db").await.1, "value-d");
@@ -144,7 +142,7 @@ async fn what_azure_refuses_is_said_with_what_to_do() {
     assert_eq!(app.demand("db").await.problem(), "provider_denied");
     wait("the role", || {
         sidecar.log().contains(
-            "needs the secret permission get, as the role `Key Vault Secrets User` gives it",
+            "needs the secret permission get, which the role `Key Vault Secrets User` includes",
         )
     });
     fake.deny(false);

@@ -124,7 +124,7 @@ fn a_refused_secret_id_does_not_lock_the_role() {
     let log = sidecar.log();
     assert_eq!(
         log.lines()
-            .filter(|line| line.contains("is tried again rarely"))
+            .filter(|line| line.contains("is rarely retried"))
             .count(),
         1,
         "{log}"
@@ -353,5 +353,5 @@ async fn a_command_does_not_wait_for_ever_for_a_vault_that_hangs() {
         panic!("nobody answers")
     };
     let error = error.to_string();
-    assert!(error.contains("no answer within 60s"), "{error}");
+    assert!(error.contains("no response within 60s"), "{error}");
 }

@@ -145,7 +145,7 @@ async fn a_token_that_is_revoked_is_replaced_by_the_files_next_one(brand: Brand)
         let error = &sidecar.keyring()["last_error"]["message"];
         error
             .as_str()
-            .is_some_and(|error| error.contains("Vault doesn't know the token"))
+            .is_some_and(|error| error.contains("Vault does not know the token"))
     });
     token_file(&world, &vault.token_with("sidecar"));
     wait("the new version", || {
@@ -318,22 +318,26 @@ async fn what_is_wrong_is_said_with_what_to_do(brand: Brand) {
         "vault-transit:transit/nope",
         "vault write -f transit/keys/nope",
     );
-    make(&world, "vault-transit:kek", "write vault-transit:MOUNT/KEY");
+    make(
+        &world,
+        "vault-transit:kek",
+        "expected vault-transit:MOUNT/KEY",
+    );
     make(
         &world,
         "vault-transit:nowhere/kek",
-        "nothing is mounted at nowhere",
+        "no engine is mounted at nowhere",
     );
     make(
         &world,
         "vault-transit:../sys/seal",
-        "write vault-transit:MOUNT/KEY",
+        "expected vault-transit:MOUNT/KEY",
     );
     vault.run(&["write", "transit/keys/signer", "type=ed25519"]);
     make(
         &world,
         "vault-transit:transit/signer",
-        "a ed25519 key can't take associated data",
+        "a ed25519 key does not support associated data",
     );
     // Another key under the same name.
     vault.run(&["write", "transit/keys/kek/config", "deletion_allowed=true"]);
@@ -342,7 +346,7 @@ async fn what_is_wrong_is_said_with_what_to_do(brand: Brand) {
     fails(
         &world,
         &["keyring", "verify", &manifest],
-        "this key doesn't open the wrap",
+        "the key cannot decrypt the wrap",
     );
 
     // Version 1 takes writes that look right, and protects none of them.
@@ -404,7 +408,7 @@ async fn what_is_wrong_is_said_with_what_to_do(brand: Brand) {
     fails(
         &world,
         &["keyring", "verify", &manifest],
-        "Vault doesn't know the token",
+        "Vault does not know the token",
     );
     world.env[0].1 = "http://192.0.2.1:8200".into();
     fails(
@@ -465,7 +469,11 @@ fn tls_is_verified_on_both_sides() {
     ];
     let manifest = world.manifest("demo").display().to_string();
     let arguments = ["keyring", "init", &manifest, "--name", "demo", "--kek", KEK];
-    for (trusted, why) in [(2, "UnknownIssuer"), (3, "ertificate"), (4, "go together")] {
+    for (trusted, why) in [
+        (2, "UnknownIssuer"),
+        (3, "ertificate"),
+        (4, "must be set together"),
+    ] {
         world.env = all[..trusted].to_vec();
         let refused = world.run(&arguments);
         assert_eq!(refused.status.code(), Some(1));

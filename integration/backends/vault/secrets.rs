@@ -216,9 +216,9 @@ async fn a_long_secret_is_served_and_one_that_is_too_long_is_refused() {
     );
     let sidecar = world.launch("one", &config, &[]);
     wait("the reason", || {
-        sidecar
-            .log()
-            .contains("vault-kv:secret/long: longer than 65536 bytes (`secrets.value_bytes`)")
+        sidecar.log().contains(
+            "vault-kv:secret/long: the value is longer than 65536 bytes (`secrets.value_bytes`)",
+        )
     });
     assert!(
         !sidecar.log().contains("0123456789abcdef"),
@@ -527,7 +527,7 @@ async fn what_is_wrong_with_a_lease_is_said_with_what_to_do() {
     wait("the hint", || {
         sidecar
             .log()
-            .contains("has no lease; is it a key-value secret (vault-kv:)?")
+            .contains("has no lease; is this a key-value secret (vault-kv:)?")
     });
     drop(sidecar);
     bao.policy_text(

@@ -15,7 +15,7 @@ use super::{
     request::{Format, MAX_WORD, SecretQuery},
 };
 use crate::{
-    backend::{SecretError, SecretFault},
+    backend::{BackendError, ErrorKind},
     http::{
         body::BodyLimits,
         memory::{MemoryShare, Payload},
@@ -207,33 +207,36 @@ pub(super) fn refused(secret: &Secret, which: &VersionSelector, refused: GetErro
     }
 }
 
-fn provider_problem(name: &str, which: &VersionSelector, error: &SecretError) -> Problem {
+fn provider_problem(name: &str, which: &VersionSelector, error: &BackendError) -> Problem {
     let what = match which {
         VersionSelector::Current => format!("secret {name}"),
         VersionSelector::Previous => format!("the previous value of {name}"),
         VersionSelector::Pending => format!("the pending value of {name}"),
         VersionSelector::Version(_) => format!("this version of {name}"),
     };
-    match error.fault {
-        SecretFault::NotFound => Problem::new(
+    match error.kind {
+        ErrorKind::NotFound => Problem::new(
             Code::SecretNotFound,
             format!("the provider does not have {what}"),
         ),
-        SecretFault::Denied => Problem::new(
+        ErrorKind::Denied => Problem::new(
             Code::ProviderDenied,
             format!("the sidecar may not read {what}; its log names the missing permission"),
         ),
-        SecretFault::Throttled => Problem::new(
+        ErrorKind::Throttled => Problem::new(
             Code::ProviderThrottled,
             format!("can't read {what} at the moment; try again"),
         )
         .retry_after(5),
-        SecretFault::Unavailable => Problem::new(
+        ErrorKind::Unavailable
+        | ErrorKind::Disabled
+        | ErrorKind::Rejected
+        | ErrorKind::Conflict => Problem::new(
             Code::ProviderUnavailable,
             format!("can't read {what} at the moment; try again"),
         )
         .retry_after(1),
-        SecretFault::Misconfigured | SecretFault::TooLong => Problem::new(
+        ErrorKind::Misconfigured | ErrorKind::TooLarge => Problem::new(
             Code::ProviderUnavailable,
             format!("can't read {what}; the sidecar's log says why"),
         )

@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 
 use super::mode::Mode;
 use crate::{
-    backend::{Kek, KekError, KekFault},
+    backend::{BackendError, ErrorKind, Kek},
     crypto::{Dek, KeyringId, SecretKey, WrapContext, unwrap_dek, wrap_dek},
     model::KekUri,
 };
@@ -13,7 +13,7 @@ use crate::{
 pub(crate) struct FakeKek {
     uri: KekUri,
     key: SecretKey,
-    mode: Mode<KekFault>,
+    mode: Mode<ErrorKind>,
     calls: Mutex<Vec<KekCall>>,
 }
 
@@ -35,7 +35,7 @@ impl FakeKek {
     }
 
     /// Fails every call from now on.
-    pub(crate) fn fail(&self, fault: KekFault) {
+    pub(crate) fn fail(&self, fault: ErrorKind) {
         self.mode.fail(fault);
     }
 
@@ -59,7 +59,7 @@ impl FakeKek {
         std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn answer(&self, call: KekCall) -> Result<(), KekError> {
+    async fn answer(&self, call: KekCall) -> Result<(), BackendError> {
         self.calls
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -70,8 +70,8 @@ impl FakeKek {
             .map_err(|fault| self.error(fault, "the test makes it fail"))
     }
 
-    fn error(&self, fault: KekFault, reason: &str) -> KekError {
-        KekError::new(fault, format!("{}: {reason}", self.uri))
+    fn error(&self, fault: ErrorKind, reason: &str) -> BackendError {
+        BackendError::new(fault, &self.uri, reason)
     }
 }
 
@@ -80,7 +80,7 @@ impl Kek for FakeKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, BackendError>> {
         Box::pin(async move {
             let WrapContext { keyring, version } = context;
             self.answer(KekCall::Wrap { keyring, version }).await?;
@@ -92,12 +92,12 @@ impl Kek for FakeKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, BackendError>> {
         Box::pin(async move {
             let WrapContext { keyring, version } = context;
             self.answer(KekCall::Unwrap { keyring, version }).await?;
             unwrap_dek(&self.key, wrap, context)
-                .ok_or_else(|| self.error(KekFault::Refused, "not a wrap of this KEK"))
+                .ok_or_else(|| self.error(ErrorKind::Rejected, "not a wrap of this KEK"))
         })
     }
 }

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::{mode::Mode, watches::Watches};
 use crate::{
     backend::{
-        Answer, Changed, Fetched, Held, Lease, SecretError, SecretFault, SecretProvider,
-        WatchGuard, Which,
+        BackendError, ChangeCallback, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease,
+        SecretProvider, VersionSelector, WatchGuard,
     },
     clock::Clock,
     model::SecretSource,
@@ -27,7 +27,7 @@ pub(crate) struct FakeSecret {
     clock: Clock,
     values: Mutex<Values>,
     watches: Watches,
-    mode: Mode<SecretFault>,
+    mode: Mode<ErrorKind>,
     fetches: AtomicUsize,
 }
 
@@ -89,7 +89,7 @@ impl FakeSecret {
     }
 
     /// Fails every call from now on.
-    pub(crate) fn fail(&self, fault: SecretFault) {
+    pub(crate) fn fail(&self, fault: ErrorKind) {
         self.mode.fail(fault);
     }
 
@@ -108,33 +108,33 @@ impl FakeSecret {
         self.fetches.load(Ordering::Relaxed)
     }
 
-    fn error(&self, fault: SecretFault, reason: &str) -> SecretError {
-        SecretError::new(fault, format!("{}: {reason}", self.source))
+    fn error(&self, fault: ErrorKind, reason: &str) -> BackendError {
+        BackendError::new(fault, &self.source, reason)
     }
 
     fn values(&self) -> MutexGuard<'_, Values> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, which: &Which, limit: usize) -> Result<Fetched, SecretError> {
+    fn find(&self, which: &VersionSelector, limit: usize) -> Result<FetchedValue, BackendError> {
         let values = self.values();
         let version = match which {
-            Which::Current => values.current.clone(),
-            Which::Previous => values.previous.clone(),
-            Which::Pending => values.pending.clone(),
-            Which::Version(version) => Some(version.clone()),
+            VersionSelector::Current => values.current.clone(),
+            VersionSelector::Previous => values.previous.clone(),
+            VersionSelector::Pending => values.pending.clone(),
+            VersionSelector::Version(version) => Some(version.clone()),
         };
         let found = version.and_then(|version| {
             let (bytes, created_at) = values.by_version.get(&version)?.clone();
             Some((version, bytes, created_at))
         });
         let (version, bytes, created_at) =
-            found.ok_or_else(|| self.error(SecretFault::NotFound, "there is no such value"))?;
+            found.ok_or_else(|| self.error(ErrorKind::NotFound, "there is no such value"))?;
         if bytes.len() > limit {
-            return Err(self.error(SecretFault::TooLong, "the value is too long"));
+            return Err(self.error(ErrorKind::TooLarge, "the value is too long"));
         }
         let lease = values.lease.clone();
-        Ok(Fetched {
+        Ok(FetchedValue {
             bytes: Zeroizing::new(bytes),
             version,
             created_at: lease.is_none().then_some(created_at),
@@ -154,23 +154,23 @@ impl Values {
 impl SecretProvider for FakeSecret {
     fn fetch<'a>(
         &'a self,
-        which: &'a Which,
-        _: Option<Held<'a>>,
+        which: &'a VersionSelector,
+        _: Option<HeldValue<'a>>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         Box::pin(async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
             let fault = |fault| self.error(fault, "the test makes it fail");
             self.mode.answer().await.map_err(fault)?;
-            self.find(which, limit).map(Answer::Value)
+            self.find(which, limit).map(FetchOutcome::Value)
         })
     }
 
     fn watch(
         &self,
         former: Option<WatchGuard>,
-        changed: Changed,
-    ) -> BoxFuture<'_, Result<Option<WatchGuard>, SecretError>> {
+        changed: ChangeCallback,
+    ) -> BoxFuture<'_, Result<Option<WatchGuard>, BackendError>> {
         drop(former);
         let guard = self.watches.add(changed);
         Box::pin(async { Ok(Some(guard)) })
@@ -223,7 +223,7 @@ impl Lease for FakeLease {
         true
     }
 
-    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, BackendError>> {
         self.renewals.fetch_add(1, Ordering::Relaxed);
         let has_ended = *self
             .has_ended
@@ -231,8 +231,9 @@ impl Lease for FakeLease {
             .unwrap_or_else(PoisonError::into_inner);
         Box::pin(async move {
             if has_ended {
-                return Err(SecretError::new(
-                    SecretFault::NotFound,
+                return Err(BackendError::new(
+                    ErrorKind::NotFound,
+                    "lease",
                     "the lease has ended",
                 ));
             }
@@ -240,7 +241,7 @@ impl Lease for FakeLease {
         })
     }
 
-    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
+    fn revoke(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         self.revocations.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }

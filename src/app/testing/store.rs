@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::{mode::Mode, watches::Watches};
 use crate::{
-    backend::{Changed, ManifestStore, StoreError, WatchGuard, Watched},
+    backend::{BackendError, ChangeCallback, ErrorKind, ManifestStore, WatchGuard, WatchedRead},
     model::Location,
 };
 
@@ -87,10 +87,10 @@ impl FakeStore {
         self.reads.load(Ordering::Relaxed)
     }
 
-    async fn answer(&self) -> Result<(), StoreError> {
-        self.mode.answer().await.map_err(|()| StoreError::Failed {
-            location: self.location.clone(),
-            reason: "the test makes it fail".into(),
+    async fn answer(&self) -> Result<(), BackendError> {
+        self.mode.answer().await.map_err(|()| {
+            let message = "the test makes it fail";
+            BackendError::new(ErrorKind::Unavailable, &self.location, message)
         })
     }
 
@@ -100,14 +100,15 @@ impl FakeStore {
 }
 
 impl ManifestStore for FakeStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
             self.reads.fetch_add(1, Ordering::Relaxed);
             self.answer().await?;
-            let location = self.location.clone();
             match self.get() {
-                None => Err(StoreError::Missing(location)),
-                Some(bytes) if bytes.len() > limit => Err(StoreError::TooLarge { location, limit }),
+                None => Err(BackendError::no_manifest(&self.location)),
+                Some(bytes) if bytes.len() > limit => {
+                    Err(BackendError::manifest_too_large(&self.location, limit))
+                }
                 Some(bytes) => Ok(bytes),
             }
         })
@@ -117,11 +118,11 @@ impl ManifestStore for FakeStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(async move {
             self.answer().await?;
             if self.get().as_deref() != expected.as_deref() {
-                return Err(StoreError::Conflict(self.location.clone()));
+                return Err(BackendError::conflict(&self.location));
             }
             self.set(new);
             Ok(())
@@ -132,8 +133,8 @@ impl ManifestStore for FakeStore {
         &self,
         limit: usize,
         former: Option<WatchGuard>,
-        changed: Changed,
-    ) -> BoxFuture<'_, Watched> {
+        changed: ChangeCallback,
+    ) -> BoxFuture<'_, WatchedRead> {
         drop(former);
         let guard = self.watches.add(changed);
         Box::pin(async move { (self.read(limit).await, Ok(guard)) })

@@ -1,16 +1,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::backend::{Changed, WatchGuard};
+use crate::backend::{ChangeCallback, WatchGuard};
 
 /// Those who want to hear of changes.
 #[derive(Default)]
 pub(super) struct Watches(Mutex<Vec<Weak<Watch>>>);
 
-struct Watch(Changed);
+struct Watch(ChangeCallback);
 
 impl Watches {
     /// Calls `changed` on every notification until the guard is dropped.
-    pub(super) fn add(&self, changed: Changed) -> WatchGuard {
+    pub(super) fn add(&self, changed: ChangeCallback) -> WatchGuard {
         let watch = Arc::new(Watch(changed));
         self.watches().push(Arc::downgrade(&watch));
         WatchGuard::new(watch)

@@ -13,7 +13,7 @@ use super::{FakeKek, FakeSecret, FakeStore, TestApp, time::Time};
 use crate::{
     admin::{Admin, Signing},
     app::build_on,
-    backend::{Backends, Kek, KekError, ManifestStore, SecretError, SecretProvider, StoreError},
+    backend::{BackendError, Backends, Kek, ManifestStore, SecretProvider},
     clock::{Clock, ManualClock},
     config,
     keyring::Policy,
@@ -273,15 +273,15 @@ fn find<K: Ord + Clone, T>(
 }
 
 impl Backends for FakeBackends {
-    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+    fn kek(&self, uri: &KekUri) -> Result<Arc<dyn Kek>, BackendError> {
         Ok(self.fake_kek(uri))
     }
 
-    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, StoreError> {
+    fn store(&self, location: &Location) -> Result<Arc<dyn ManifestStore>, BackendError> {
         Ok(self.fake_store(location))
     }
 
-    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, SecretError> {
+    fn secret(&self, source: &SecretSource) -> Result<Arc<dyn SecretProvider>, BackendError> {
         Ok(self.fake_secret(source))
     }
 }

@@ -1,7 +1,7 @@
 use crate::{
     admin::Takeover,
     app::testing::{HOUR, MINUTE, World},
-    backend::KekFault,
+    backend::ErrorKind,
 };
 
 #[tokio::test(start_paused = true)]
@@ -48,7 +48,7 @@ async fn a_new_version_waits_for_its_kek_while_the_old_ones_serve() {
     let app = world.start().await;
     let admin = world.admin("demo");
     admin.rotate(&[], Takeover::Later).await.expect("rotated");
-    world.main_kek().fail(KekFault::Unavailable);
+    world.main_kek().fail(ErrorKind::Unavailable);
     app.wait_generation(2).await;
     let mut client = app.client().await;
     assert_eq!(client.encrypt(b"x").await.ok().version(), 1);

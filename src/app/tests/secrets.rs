@@ -1,6 +1,6 @@
 use crate::{
     app::testing::{HOUR, MINUTE, World},
-    backend::SecretFault,
+    backend::ErrorKind,
 };
 
 const DB: &str = "[[secret]]\nname = \"db\"\nsource = \"file:db\"\nrequired = true\n";
@@ -34,7 +34,7 @@ async fn a_secret_is_served_while_its_source_is_down() {
     let source = world.secret("file:db");
     source.rotate("1", "value");
     let app = world.start_with(DB, &[]).await;
-    source.fail(SecretFault::Unavailable);
+    source.fail(ErrorKind::Unavailable);
     world.advance(HOUR).await;
     let mut client = app.client().await;
     assert_eq!(

@@ -1,9 +1,9 @@
-//! Current values of Secrets Manager, many in one request.
+//! Current values of Secrets Manager, several per request.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,51 +18,62 @@ use tokio::{sync::oneshot, time::sleep};
 use tracing::info;
 use zeroize::Zeroizing;
 
-use super::{Fault, fault, said, timestamp};
-use crate::backend::{KekFault, heard};
+use super::{
+    errors::{explain, explain_code},
+    timestamp,
+};
+use crate::backend::{ErrorKind, error::Failure, last_error};
 
-/// How long the first waits for others.
-const WINDOW: Duration = Duration::from_millis(10);
-/// How many secrets one request names (AWS' limit).
-const MOST: usize = 20;
+/// How long the first request waits for others to share its batch.
+const BATCH_WINDOW: Duration = Duration::from_millis(10);
+/// Secrets per batch request (AWS's limit).
+const MAX_BATCH: usize = 20;
 
-/// Where current values of one region are asked for. What is asked at about the same time goes out together.
-pub(super) struct Desk {
+type Results = BTreeMap<String, Result<SecretValue, Failure>>;
+
+/// Loads the current values of one region. Requests made at about the same time share a batch.
+pub(super) struct BatchLoader {
     client: Client,
     waiting: Mutex<Vec<Request>>,
-    /// Whether our role may ask for many at once, as far as we know: it takes a right of its own.
+    /// Cleared when AWS denies batches, which require a separate permission.
     may_batch: AtomicBool,
 }
 
-/// One who waits for a value.
 struct Request {
     id: String,
-    ears: Vec<heard::Ear>,
-    answer: oneshot::Sender<Result<Value, Fault>>,
+    recorders: Vec<last_error::Recorder>,
+    result: oneshot::Sender<Result<SecretValue, Failure>>,
 }
 
-/// A value, and what AWS knows about it.
+/// A secret's value and its metadata.
 #[derive(Clone)]
-pub(super) struct Value {
+pub(super) struct SecretValue {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     pub(super) version: String,
     pub(super) created_at: Option<Timestamp>,
 }
 
-impl Value {
-    /// Of what AWS gives: text, or else bytes. The SDK's own copies of the answer are not zeroized.
-    pub(super) fn new(answer: GetSecretValueOutput) -> Option<Self> {
-        let text = answer.secret_string.map(String::into_bytes);
-        let bytes = text.or_else(|| answer.secret_binary.map(|binary| binary.into_inner()))?;
-        Some(Self {
+impl SecretValue {
+    /// Takes the text or the bytes of a response. The SDK does not zeroize its own copies of it.
+    pub(super) fn new(response: GetSecretValueOutput) -> Result<Self, Failure> {
+        let text = response.secret_string.map(String::into_bytes);
+        let bytes = text.or_else(|| {
+            let binary = response.secret_binary?;
+            Some(binary.into_inner())
+        });
+        let (bytes, version) = bytes.zip(response.version_id).ok_or_else(|| {
+            let message = "AWS's response has no value or no version";
+            Failure::new(ErrorKind::Unavailable, message)
+        })?;
+        Ok(Self {
             bytes: Zeroizing::new(bytes),
-            version: answer.version_id?,
-            created_at: timestamp(answer.created_date),
+            version,
+            created_at: timestamp(response.created_date),
         })
     }
 }
 
-impl Desk {
+impl BatchLoader {
     pub(super) fn new(client: Client) -> Self {
         Self {
             client,
@@ -75,172 +86,177 @@ impl Desk {
         &self.client
     }
 
-    /// The current value of a secret.
-    pub(super) async fn current(self: &Arc<Self>, id: &str) -> Result<Value, Fault> {
+    /// Loads the current value of a secret.
+    pub(super) async fn current(self: &Arc<Self>, id: &str) -> Result<SecretValue, Failure> {
         if !self.may_batch.load(Ordering::Relaxed) {
-            return self.one(id).await;
+            return self.load_one(id).await;
         }
-        let (answer, answered) = oneshot::channel();
+        let (result, receiver) = oneshot::channel();
         let is_first = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = self.waiting();
             waiting.push(Request {
                 id: id.to_owned(),
-                ears: heard::ears(),
-                answer,
+                recorders: last_error::recorders(),
+                result,
             });
             waiting.len() == 1
         };
         if is_first {
-            let desk = Arc::clone(self);
-            // In a task of its own: whoever stops waiting takes nothing from the others.
+            let loader = Arc::clone(self);
+            // In a separate task: a caller that stops waiting must not cancel the others' batch.
             tokio::spawn(async move {
-                sleep(WINDOW).await;
-                desk.ask().await;
+                sleep(BATCH_WINDOW).await;
+                loader.load_waiting().await;
             });
         }
-        let broken = |_| Fault::new(KekFault::Unavailable, "the request was given up");
-        answered.await.map_err(broken)?
+        let aborted = |_| Failure::new(ErrorKind::Unavailable, "the batch request was aborted");
+        receiver.await.map_err(aborted)?
     }
 
-    async fn ask(&self) {
-        let waiting =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        // Many may want the same secret.
-        let mut ids: BTreeMap<String, Vec<Request>> = BTreeMap::new();
+    fn waiting(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn load_waiting(&self) {
+        let waiting = std::mem::take(&mut *self.waiting());
+        // Several requests may be for the same secret.
+        let mut by_id: BTreeMap<String, Vec<Request>> = BTreeMap::new();
         for request in waiting {
-            ids.entry(request.id.clone()).or_default().push(request);
+            by_id.entry(request.id.clone()).or_default().push(request);
         }
         let mut batches = Vec::new();
-        while !ids.is_empty() {
-            let rest = ids
+        while !by_id.is_empty() {
+            let rest = by_id
                 .keys()
-                .nth(MOST)
+                .nth(MAX_BATCH)
                 .cloned()
-                .map(|first| ids.split_off(&first))
+                .map(|first| by_id.split_off(&first))
                 .unwrap_or_default();
-            batches.push(std::mem::replace(&mut ids, rest));
+            batches.push(std::mem::replace(&mut by_id, rest));
         }
-        join_all(batches.into_iter().map(|batch| self.ask_batch(batch))).await;
+        join_all(batches.into_iter().map(|batch| self.load_batch(batch))).await;
     }
 
-    async fn ask_batch(&self, mut batch: BTreeMap<String, Vec<Request>>) {
-        let ears = batch
+    async fn load_batch(&self, mut batch: BTreeMap<String, Vec<Request>>) {
+        let recorders = batch
             .values()
             .flatten()
-            .flat_map(|request| request.ears.clone())
+            .flat_map(|request| request.recorders.clone())
             .collect();
         let ids: Vec<String> = batch.keys().cloned().collect();
-        let answers = {
-            let everybody_left = join_all(
+        let results = {
+            let all_callers_left = join_all(
                 batch
                     .values_mut()
                     .flatten()
-                    .map(|request| request.answer.closed()),
+                    .map(|request| request.result.closed()),
             );
             tokio::select! {
-                answers = heard::for_all(ears, self.values(ids)) => answers,
-                _ = everybody_left => return,
+                results = last_error::recording(recorders, self.load(ids)) => results,
+                _ = all_callers_left => return,
             }
         };
         for (id, requests) in batch {
-            let missing = || {
-                Err(Fault::new(
-                    KekFault::Unavailable,
-                    "AWS' answer doesn't mention the secret",
-                ))
-            };
-            let answer = answers.get(&id).cloned().unwrap_or_else(missing);
+            let result = results.get(&id).cloned().unwrap_or_else(|| {
+                let message = "AWS's response does not include this secret";
+                Err(Failure::new(ErrorKind::Unavailable, message))
+            });
             for request in requests {
-                // Whoever left needs no answer.
-                let _ = request.answer.send(answer.clone());
+                // Fails only if the caller no longer waits.
+                let _ = request.result.send(result.clone());
             }
         }
     }
 
-    async fn values(&self, mut ids: Vec<String>) -> BTreeMap<String, Result<Value, Fault>> {
-        let mut answers = BTreeMap::new();
+    async fn load(&self, mut ids: Vec<String>) -> Results {
+        let mut results = BTreeMap::new();
         if ids.len() > 1 {
-            match self.many(&ids).await {
-                Ok(found) => answers = found,
-                // One that can't be named so, or has no value, spoils a request for all; the role may lack the right. Then each is asked
-                // for by itself, and only what is wrong fails.
+            match self.load_many(&ids).await {
+                Ok(loaded) => results = loaded,
+                // One invalid name or missing value fails the whole batch, and the role may lack
+                // the permission. Each secret is then loaded by itself, so only the bad one fails.
                 Err(_) if !self.may_batch.load(Ordering::Relaxed) => {}
-                Err(Fault {
-                    kind: KekFault::Missing | KekFault::Misconfigured,
+                Err(Failure {
+                    kind: ErrorKind::NotFound | ErrorKind::Misconfigured,
                     ..
                 }) => {}
-                Err(fault) => return ids.into_iter().map(|id| (id, Err(fault.clone()))).collect(),
+                Err(failure) => {
+                    return ids
+                        .into_iter()
+                        .map(|id| (id, Err(failure.clone())))
+                        .collect();
+                }
             }
-            ids.retain(|id| !answers.contains_key(id));
+            ids.retain(|id| !results.contains_key(id));
         }
-        let each = join_all(ids.into_iter().map(async |id| {
-            let answer = self.one(&id).await;
-            (id, answer)
+        let single = join_all(ids.into_iter().map(async |id| {
+            let result = self.load_one(&id).await;
+            (id, result)
         }));
-        answers.extend(each.await);
-        answers
+        results.extend(single.await);
+        results
     }
 
-    /// The values of several secrets, or why there is none, as far as AWS mentions them.
-    async fn many(&self, ids: &[String]) -> Result<BTreeMap<String, Result<Value, Fault>>, Fault> {
-        let answer = self
+    /// Loads several secrets. The result has an entry for each secret in AWS's response.
+    async fn load_many(&self, ids: &[String]) -> Result<Results, Failure> {
+        let response = self
             .client
             .batch_get_secret_value()
             .set_secret_id_list(Some(ids.to_vec()))
             .send()
-            .await;
-        let answer = answer.map_err(|error| {
-            let fault = fault(&error);
-            if fault.kind == KekFault::Denied && fault.reason.contains("AccessDenied") {
-                info!(
-                    "the role lacks secretsmanager:BatchGetSecretValue on \"*\", so secrets are read one by one; reading many at once costs fewer requests"
-                );
-                self.may_batch.store(false, Ordering::Relaxed);
-            }
-            fault
-        })?;
-        let mut answers = BTreeMap::new();
-        for error in answer.errors.unwrap_or_default() {
+            .await
+            .map_err(|error| {
+                let failure = explain(&error);
+                self.note_denial(&failure);
+                failure
+            })?;
+        let mut results = BTreeMap::new();
+        for error in response.errors.unwrap_or_default() {
             let (code, message) = (
                 error.error_code.unwrap_or_default(),
                 error.message.unwrap_or_default(),
             );
             if let Some(id) = error.secret_id {
-                answers.insert(id, Err(said(&code, &message)));
+                results.insert(id, Err(explain_code(&code, &message)));
             }
         }
-        for entry in answer.secret_values.unwrap_or_default() {
-            let asked: Vec<&String> = ids.iter().filter(|id| is_named(&entry, id)).collect();
-            let value = Value::new(output(entry));
-            for id in asked {
-                if let Some(value) = &value {
-                    answers.insert(id.clone(), Ok(value.clone()));
-                }
+        for entry in response.secret_values.unwrap_or_default() {
+            let requested: Vec<&String> = ids.iter().filter(|id| is_named(&entry, id)).collect();
+            let Ok(value) = SecretValue::new(output(entry)) else {
+                continue;
+            };
+            for id in requested {
+                results.insert(id.clone(), Ok(value.clone()));
             }
         }
-        Ok(answers)
+        Ok(results)
     }
 
-    async fn one(&self, id: &str) -> Result<Value, Fault> {
-        let answer = self
+    fn note_denial(&self, failure: &Failure) {
+        if failure.kind == ErrorKind::Denied && failure.message.contains("AccessDenied") {
+            info!(
+                "the role lacks secretsmanager:BatchGetSecretValue on \"*\", so secrets are read \
+                 one by one; granting it saves requests"
+            );
+            self.may_batch.store(false, Ordering::Relaxed);
+        }
+    }
+
+    async fn load_one(&self, id: &str) -> Result<SecretValue, Failure> {
+        let response = self
             .client
             .get_secret_value()
             .secret_id(id)
             .version_stage("AWSCURRENT")
             .send()
             .await
-            .map_err(|error| fault(&error))?;
-        Value::new(answer).ok_or_else(|| {
-            Fault::new(
-                KekFault::Unavailable,
-                "AWS answered without a value or a version",
-            )
-        })
+            .map_err(|error| explain(&error))?;
+        SecretValue::new(response)
     }
 }
 
-/// Whether a value is that of the secret that `id` names: its name, its ARN, or its ARN without the six characters that AWS puts at
-/// the end of one.
+/// Whether `id` names the secret of this entry: by its name, its ARN, or its ARN without the six
+/// random characters that AWS appends.
 fn is_named(entry: &SecretValueEntry, id: &str) -> bool {
     let is_partial = |arn: &str| {
         arn.strip_prefix(id)
@@ -252,7 +268,7 @@ fn is_named(entry: &SecretValueEntry, id: &str) -> bool {
             .is_some_and(|arn| arn == id || id.starts_with("arn:") && is_partial(arn))
 }
 
-/// The same as if it had been asked for by itself.
+/// Converts an entry of a batch into the response for a single secret.
 fn output(entry: SecretValueEntry) -> GetSecretValueOutput {
     GetSecretValueOutput::builder()
         .set_secret_string(entry.secret_string)
@@ -267,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_answers_to_its_name_and_its_arn() {
+    fn a_secret_is_found_by_its_name_and_its_arn() {
         let arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders/db-a1B2c3";
         let entry = SecretValueEntry::builder()
             .name("orders/db")

@@ -1,4 +1,4 @@
-//! Where requests go: AWS' own endpoints, or what the config, the environment or a profile names in their place.
+//! Endpoints: AWS's own, or a URL from the config, the environment or a profile.
 
 use aws_config::SdkConfig;
 use aws_types::service_config::ServiceConfigKey;
@@ -6,38 +6,38 @@ use hyper::Uri;
 
 use crate::backend::plain_http;
 
-/// The services that are talked to, as the SDK's settings name them. STS gives credentials for a web identity.
+/// The services in use, as the SDK names them. STS issues credentials for a web identity.
 const SERVICES: [&str; 5] = ["KMS", "S3", "Secrets Manager", "SSM", "STS"];
 
-/// Whether every URL that stands in for one of AWS' own may be talked to.
+/// Checks that every custom endpoint uses TLS, or plain HTTP to an allowed host.
 ///
 /// # Errors
-/// A sentence that names the URL and the setting that it comes from.
+/// A sentence that names the URL and the settings it may come from.
 pub(super) fn check(sdk: &SdkConfig, plain_http: &[String]) -> Result<(), String> {
     for service in SERVICES {
-        let Some(endpoint) = of(sdk, service) else {
+        let Some(endpoint) = custom_endpoint(sdk, service) else {
             continue;
         };
-        let of_whom = || {
+        let origin = || {
             let variable = service.to_uppercase().replace(' ', "_");
             format!(
-                "for {service}: `aws.endpoint`, AWS_ENDPOINT_URL_{variable}, AWS_ENDPOINT_URL, or endpoint_url in the profile"
+                "for {service}: `aws.endpoint`, AWS_ENDPOINT_URL_{variable}, AWS_ENDPOINT_URL, or \
+                 endpoint_url in the profile"
             )
         };
         let url: Uri = endpoint
             .parse()
-            .map_err(|_| format!("{endpoint} is not a URL ({})", of_whom()))?;
-        plain_http::allows(&url, plain_http)
-            .map_err(|reason| format!("{reason} ({})", of_whom()))?;
+            .map_err(|_| format!("{endpoint} is not a URL ({})", origin()))?;
+        plain_http::check(&url, plain_http).map_err(|reason| format!("{reason} ({})", origin()))?;
     }
     Ok(())
 }
 
-/// The URL that stands in for a service's own, found as the SDK finds it.
-pub(super) fn of(sdk: &SdkConfig, service: &str) -> Option<String> {
-    let everywhere = || sdk.endpoint_url().map(str::to_owned);
+/// Returns the custom endpoint of a service, looked up in the same order as in the SDK.
+pub(super) fn custom_endpoint(sdk: &SdkConfig, service: &str) -> Option<String> {
+    let for_all_services = || sdk.endpoint_url().map(str::to_owned);
     if sdk.get_origin("endpoint_url").is_client_config() {
-        return everywhere();
+        return for_all_services();
     }
     let key = ServiceConfigKey::builder()
         .service_id(service)
@@ -47,5 +47,5 @@ pub(super) fn of(sdk: &SdkConfig, service: &str) -> Option<String> {
         .ok()?;
     sdk.service_config()
         .and_then(|settings| settings.load_config(key))
-        .or_else(everywhere)
+        .or_else(for_all_services)
 }

@@ -4,7 +4,6 @@ use std::{collections::HashMap, sync::Arc};
 
 use aws_config::Region;
 use aws_sdk_kms::{
-    Client,
     operation::{decrypt::DecryptError, encrypt::EncryptError},
     primitives::Blob,
 };
@@ -12,28 +11,30 @@ use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
-use super::{Fault, Listener, Room, fault};
+use super::{Client, errors::explain, retries::AttemptRecorder};
 use crate::{
-    backend::{Kek, KekError, KekFault},
+    backend::{BackendError, ErrorKind, Kek, error::Failure},
     crypto::{Dek, WrapContext},
     model::KekUri,
 };
 
-/// A key of KMS. A wrap is the ARN of the key that made it, a zero byte, and KMS' ciphertext: an alias that is pointed to another key
-/// later thus doesn't keep what it wrapped before from opening.
+/// A KMS key.
+///
+/// A wrap is the ARN of the key that made it, a zero byte and KMS's ciphertext. Pointing an alias
+/// to another key therefore doesn't invalidate the wraps made before.
 pub(super) struct KmsKek {
     uri: KekUri,
     key: KeyName,
-    room: Arc<Room>,
-    client: OnceCell<Client>,
+    client: Arc<Client>,
+    kms: OnceCell<aws_sdk_kms::Client>,
 }
 
-/// How a key is named.
+/// The name of a key: an id, an alias or the ARN of either.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct KeyName {
-    /// As KMS takes it.
+    /// The form that KMS accepts as `KeyId`.
     id: String,
-    /// The region and account in an ARN.
+    /// The region and account of an ARN.
     home: Option<(String, String)>,
     is_alias: bool,
 }
@@ -77,8 +78,8 @@ impl KeyName {
         })
     }
 
-    /// Whether a wrap that `arn` made is this key's own.
-    fn made(&self, arn: &str) -> bool {
+    /// Whether this name may refer to the key with `arn`.
+    fn refers_to(&self, arn: &str) -> bool {
         let Some(Self {
             home: Some((_, account)),
             is_alias: false,
@@ -96,7 +97,8 @@ impl KeyName {
     }
 }
 
-fn context_of(context: WrapContext) -> HashMap<String, String> {
+/// The encryption context binds a wrap to its keyring and version.
+fn encryption_context(context: WrapContext) -> HashMap<String, String> {
     HashMap::from([
         ("sidekey:keyring".into(), context.keyring.to_string()),
         ("sidekey:version".into(), context.version.to_string()),
@@ -104,71 +106,62 @@ fn context_of(context: WrapContext) -> HashMap<String, String> {
 }
 
 impl KmsKek {
-    pub(super) fn new(uri: &KekUri, room: Arc<Room>) -> Result<Self, Fault> {
+    pub(super) fn new(uri: &KekUri, client: Arc<Client>) -> Result<Self, Failure> {
         let key = KeyName::parse(uri.rest()).ok_or_else(|| {
-            let forms =
-                "a key id, alias/NAME, or the ARN of either (arn:aws:kms:REGION:ACCOUNT:key/ID)";
-            Fault::new(
-                KekFault::Misconfigured,
-                format!("write aws-kms: and {forms}"),
-            )
+            let message = "expected aws-kms: and a key id, alias/NAME, or the ARN of either \
+                           (arn:aws:kms:REGION:ACCOUNT:key/ID)";
+            Failure::new(ErrorKind::Misconfigured, message)
         })?;
         Ok(Self {
             uri: uri.clone(),
             key,
-            room,
-            client: OnceCell::new(),
+            client,
+            kms: OnceCell::new(),
         })
     }
 
-    async fn client(&self) -> Result<&Client, Fault> {
-        let make = async || {
-            let mut config = aws_sdk_kms::config::Builder::from(self.room.sdk().await?);
+    async fn kms(&self) -> Result<&aws_sdk_kms::Client, Failure> {
+        let create = async || {
+            let mut config = aws_sdk_kms::config::Builder::from(self.client.sdk().await?);
             if let Some((region, _)) = &self.key.home {
                 config = config.region(Region::new(region.clone()));
             }
             let config = config
-                .interceptor(Listener::<DecryptError>::new())
-                .interceptor(Listener::<EncryptError>::new());
-            Ok(Client::from_conf(config.build()))
+                .interceptor(AttemptRecorder::<DecryptError>::new())
+                .interceptor(AttemptRecorder::<EncryptError>::new());
+            Ok(aws_sdk_kms::Client::from_conf(config.build()))
         };
-        self.client.get_or_try_init(make).await
+        self.kms.get_or_try_init(create).await
     }
 
-    async fn encrypt(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, Fault> {
-        // The SDK keeps its copies of the plaintext in memory that it doesn't zeroize.
-        let request = self
-            .client()
+    async fn encrypt(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, Failure> {
+        // The SDK does not zeroize its copies of the plaintext.
+        let response = self
+            .kms()
             .await?
             .encrypt()
             .key_id(&self.key.id)
-            .plaintext(Blob::new(dek.expose()));
-        let answer = request
-            .set_encryption_context(Some(context_of(context)))
+            .plaintext(Blob::new(dek.expose()))
+            .set_encryption_context(Some(encryption_context(context)))
             .send()
-            .await;
-        let answer = answer.map_err(|error| self.explain(fault(&error), "kms:Encrypt"))?;
-        let incomplete = || {
-            Fault::new(
-                KekFault::Unavailable,
-                "AWS answered without a key or a ciphertext",
-            )
-        };
-        let (arn, ciphertext) = answer
+            .await
+            .map_err(|error| self.with_advice(explain(&error), "kms:Encrypt"))?;
+        let (arn, ciphertext) = response
             .key_id
-            .zip(answer.ciphertext_blob)
-            .ok_or_else(incomplete)?;
-        if !self.key.made(&arn) {
-            return Err(Fault::new(
-                KekFault::Refused,
-                format!("AWS encrypted with another key, {arn}"),
-            ));
+            .zip(response.ciphertext_blob)
+            .ok_or_else(|| {
+                let message = "AWS's response has no key id or no ciphertext";
+                Failure::new(ErrorKind::Unavailable, message)
+            })?;
+        if !self.key.refers_to(&arn) {
+            let message = format!("AWS encrypted with another key, {arn}");
+            return Err(Failure::new(ErrorKind::Rejected, message));
         }
         Ok([arn.as_bytes(), &[0], ciphertext.as_ref()].concat())
     }
 
-    async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Fault> {
-        let foreign = || Fault::new(KekFault::Refused, "this is no wrap of this key");
+    async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Failure> {
+        let foreign = || Failure::new(ErrorKind::Rejected, "not a wrap of this key");
         let at = wrap
             .iter()
             .position(|byte| *byte == 0)
@@ -176,53 +169,61 @@ impl KmsKek {
         let (arn, ciphertext) = (&wrap[..at], &wrap[at + 1..]);
         let arn = std::str::from_utf8(arn)
             .ok()
-            .filter(|arn| self.key.made(arn))
+            .filter(|arn| self.key.refers_to(arn))
             .ok_or_else(foreign)?;
-        let request = self
-            .client()
+        let response = self
+            .kms()
             .await?
             .decrypt()
             .key_id(arn)
-            .ciphertext_blob(Blob::new(ciphertext));
-        let answer = request
-            .set_encryption_context(Some(context_of(context)))
+            .ciphertext_blob(Blob::new(ciphertext))
+            .set_encryption_context(Some(encryption_context(context)))
             .send()
-            .await;
-        let answer = answer.map_err(|error| self.explain(fault(&error), "kms:Decrypt"))?;
-        let plaintext = answer
+            .await
+            .map_err(|error| self.with_advice(explain(&error), "kms:Decrypt"))?;
+        let plaintext = response
             .plaintext
             .map(|plaintext| Zeroizing::new(plaintext.into_inner()));
-        let dek = plaintext.and_then(|plaintext| Dek::from_slice(&plaintext));
-        dek.ok_or_else(|| {
-            Fault::new(
-                KekFault::Refused,
-                "AWS opened the wrap, and it holds no data key",
-            )
-        })
+        plaintext
+            .and_then(|plaintext| Dek::from_slice(&plaintext))
+            .ok_or_else(|| {
+                let message = "AWS decrypted the wrap, but it does not contain a data key";
+                Failure::new(ErrorKind::Rejected, message)
+            })
     }
 
-    /// What to do about a failure.
-    fn explain(&self, fault: Fault, right: &str) -> Fault {
-        let Fault { kind, reason } = fault;
-        let advice = match kind {
-            KekFault::Denied if reason.contains("AccessDenied") => {
-                let resource = if self.key.home.is_some() && !self.key.is_alias { self.key.id.as_str() } else { "THE KEY'S ARN" };
+    /// Appends what to do about a failed operation that requires `permission`.
+    fn with_advice(&self, mut failure: Failure, permission: &str) -> Failure {
+        let message = &failure.message;
+        let advice = match failure.kind {
+            ErrorKind::Denied if message.contains("AccessDenied") => {
+                let resource = if self.key.home.is_some() && !self.key.is_alias {
+                    self.key.id.as_str()
+                } else {
+                    "THE KEY'S ARN"
+                };
                 format!(
-                    "; the role needs: {{\"Effect\": \"Allow\", \"Action\": \"{right}\", \"Resource\": \"{resource}\"}}, and the key's \
-                     policy must let the account's IAM policies decide"
+                    "; the role needs: {{\"Effect\": \"Allow\", \"Action\": \"{permission}\", \
+                     \"Resource\": \"{resource}\"}}, and the key's policy must delegate to the \
+                     account's IAM policies"
                 )
             }
-            KekFault::Disabled => {
-                "; the key is disabled or about to be deleted: aws kms enable-key, or cancel-key-deletion".into()
+            ErrorKind::Disabled => {
+                "; the key is disabled or pending deletion: run aws kms enable-key or \
+                 cancel-key-deletion"
+                    .into()
             }
-            KekFault::Missing => "; is this the key's region and account?".into(),
-            KekFault::Refused => "; the wrap is another key's, or was changed".into(),
-            KekFault::Misconfigured if reason.contains("InvalidKeyUsage") || reason.contains("Validation") => {
-                "; a KEK is a symmetric key for ENCRYPT_DECRYPT".into()
+            ErrorKind::NotFound => "; check the key's region and account".into(),
+            ErrorKind::Rejected => "; another key made the wrap, or it was modified".into(),
+            ErrorKind::Misconfigured
+                if message.contains("InvalidKeyUsage") || message.contains("Validation") =>
+            {
+                "; a KEK must be a symmetric key for ENCRYPT_DECRYPT".into()
             }
             _ => String::new(),
         };
-        Fault::new(kind, reason + &advice)
+        failure.message += &advice;
+        failure
     }
 }
 
@@ -231,11 +232,11 @@ impl Kek for KmsKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, BackendError>> {
         Box::pin(async move {
             self.encrypt(dek, context)
                 .await
-                .map_err(|fault| fault.of_kek(&self.uri))
+                .map_err(|failure| failure.on(&self.uri))
         })
     }
 
@@ -243,11 +244,11 @@ impl Kek for KmsKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, BackendError>> {
         Box::pin(async move {
             self.decrypt(wrap, context)
                 .await
-                .map_err(|fault| fault.of_kek(&self.uri))
+                .map_err(|failure| failure.on(&self.uri))
         })
     }
 }
@@ -260,7 +261,7 @@ mod tests {
     const ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
     #[test]
-    fn keys_are_named_by_id_alias_or_arn() {
+    fn a_key_is_named_by_id_alias_or_arn() {
         for name in [
             ID,
             ARN,
@@ -285,19 +286,19 @@ mod tests {
     }
 
     #[test]
-    fn a_wrap_belongs_to_the_key_that_its_arn_names() {
-        let made = |name: &str, arn: &str| KeyName::parse(name).expect("name").made(arn);
-        assert!(made(ID, ARN) && made(ARN, ARN) && made("alias/a", ARN));
-        assert!(made("arn:aws:kms:eu-west-1:111122223333:alias/a", ARN));
+    fn a_wrap_belongs_to_the_key_named_by_its_arn() {
+        let refers = |name: &str, arn: &str| KeyName::parse(name).expect("name").refers_to(arn);
+        assert!(refers(ID, ARN) && refers(ARN, ARN) && refers("alias/a", ARN));
+        assert!(refers("arn:aws:kms:eu-west-1:111122223333:alias/a", ARN));
         assert!(
-            !made("arn:aws:kms:eu-west-1:444455556666:alias/a", ARN),
-            "another account's"
+            !refers("arn:aws:kms:eu-west-1:444455556666:alias/a", ARN),
+            "another account"
         );
-        assert!(!made("5678abcd-12ab-34cd-56ef-1234567890ab", ARN));
-        assert!(!made(
+        assert!(!refers("5678abcd-12ab-34cd-56ef-1234567890ab", ARN));
+        assert!(!refers(
             ARN,
             "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
         ));
-        assert!(!made("alias/a", "not an ARN"));
+        assert!(!refers("alias/a", "not an ARN"));
     }
 }

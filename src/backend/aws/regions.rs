@@ -1,4 +1,4 @@
-//! One client for each region, shared by all that is there.
+//! One client per region, shared by everything in that region.
 
 use std::{
     collections::BTreeMap,
@@ -12,9 +12,10 @@ use aws_sdk_secretsmanager::operation::{
 };
 use aws_sdk_ssm::operation::get_parameter::GetParameterError;
 
-use super::{Fault, Listener, Room, batch::Desk, region_of};
+use super::{Client, batch::BatchLoader, region_of, retries::AttemptRecorder};
+use crate::backend::error::Failure;
 
-/// Clients by region. Without a region there is one, too, which says so when it is used.
+/// Clients by region. The client without a region fails with an error that says so.
 pub(super) struct Regions<C>(Mutex<BTreeMap<Option<String>, Arc<C>>>);
 
 impl<C> Default for Regions<C> {
@@ -24,54 +25,50 @@ impl<C> Default for Regions<C> {
 }
 
 impl<C> Regions<C> {
-    /// The client for a region, or else for the one of the settings.
-    fn of(
+    /// Returns the client for `region`, or else for the configured region.
+    fn get(
         &self,
         region: Option<&str>,
         sdk: &SdkConfig,
-        make: impl FnOnce(Option<Region>) -> C,
+        create: impl FnOnce(Option<Region>) -> C,
     ) -> Arc<C> {
         let region = region
             .map(|region| Region::new(region.to_owned()))
             .or_else(|| sdk.region().cloned());
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let client = clients.entry(region.as_ref().map(ToString::to_string));
-        Arc::clone(client.or_insert_with(|| Arc::new(make(region))))
+        Arc::clone(client.or_insert_with(|| Arc::new(create(region))))
     }
 }
 
-impl Room {
-    /// Secrets Manager in the region of a secret's ARN, or in the one of the settings.
-    pub(super) async fn secrets_manager(&self, name: &str) -> Result<Arc<Desk>, Fault> {
+impl Client {
+    /// Returns Secrets Manager in the region of the secret's ARN, or in the configured one.
+    pub(super) async fn secrets_manager(&self, name: &str) -> Result<Arc<BatchLoader>, Failure> {
         let sdk = self.sdk().await?;
-        Ok(self
-            .secrets_managers
-            .of(region_of(name, "secretsmanager"), sdk, |region| {
-                let config = aws_sdk_secretsmanager::config::Builder::from(sdk).region(region);
-                let config = config
-                    .interceptor(Listener::<BatchGetSecretValueError>::new())
-                    .interceptor(Listener::<CreateSecretError>::new())
-                    .interceptor(Listener::<GetSecretValueError>::new())
-                    .interceptor(Listener::<PutSecretValueError>::new());
-                Desk::new(aws_sdk_secretsmanager::Client::from_conf(config.build()))
-            }))
+        let region = region_of(name, "secretsmanager");
+        Ok(self.secrets_managers.get(region, sdk, |region| {
+            let config = aws_sdk_secretsmanager::config::Builder::from(sdk)
+                .region(region)
+                .interceptor(AttemptRecorder::<BatchGetSecretValueError>::new())
+                .interceptor(AttemptRecorder::<CreateSecretError>::new())
+                .interceptor(AttemptRecorder::<GetSecretValueError>::new())
+                .interceptor(AttemptRecorder::<PutSecretValueError>::new());
+            BatchLoader::new(aws_sdk_secretsmanager::Client::from_conf(config.build()))
+        }))
     }
 
-    /// Systems Manager, likewise.
+    /// Returns Systems Manager in the region of the parameter's ARN, or in the configured one.
     pub(super) async fn systems_manager(
         &self,
         name: &str,
-    ) -> Result<Arc<aws_sdk_ssm::Client>, Fault> {
+    ) -> Result<Arc<aws_sdk_ssm::Client>, Failure> {
         let sdk = self.sdk().await?;
-        Ok(self
-            .systems_managers
-            .of(region_of(name, "ssm"), sdk, |region| {
-                let config = aws_sdk_ssm::config::Builder::from(sdk).region(region);
-                aws_sdk_ssm::Client::from_conf(
-                    config
-                        .interceptor(Listener::<GetParameterError>::new())
-                        .build(),
-                )
-            }))
+        let region = region_of(name, "ssm");
+        Ok(self.systems_managers.get(region, sdk, |region| {
+            let config = aws_sdk_ssm::config::Builder::from(sdk)
+                .region(region)
+                .interceptor(AttemptRecorder::<GetParameterError>::new());
+            aws_sdk_ssm::Client::from_conf(config.build())
+        }))
     }
 }

@@ -1,139 +1,145 @@
-//! `s3://BUCKET/KEY`: a manifest in an object. Conditional writes make changes safe (I8), ETags make polls cheap.
+//! `s3://BUCKET/KEY`: a manifest in an S3 object. Conditional writes make changes safe (I8), and
+//! ETags make polls cheap.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::{
-    Client,
-    operation::{get_object::GetObjectError, put_object::PutObjectError},
+    operation::{
+        get_object::{GetObjectError, GetObjectOutput},
+        put_object::PutObjectError,
+    },
+    primitives::ByteStreamError,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use super::{Fault, Listener, Room, endpoint, fault};
+use super::{Client, endpoint, errors::explain, retries::AttemptRecorder};
 use crate::{
-    backend::{KekFault, ManifestStore, StoreError},
+    backend::{BackendError, ErrorKind, ManifestStore, error::Failure},
     model::Location,
 };
 
-/// The longest manifest that is compared with what a change expects.
-const LONGEST: usize = 256 << 20;
+/// The limit for a manifest that a change replaces, in bytes.
+const MAX_REPLACED: usize = 256 << 20;
 
 pub(super) struct ObjectStore {
-    room: Arc<Room>,
+    client: Arc<Client>,
     bucket: String,
     key: String,
     location: Location,
-    client: OnceCell<Client>,
-    last: Mutex<Option<Object>>,
+    s3: OnceCell<aws_sdk_s3::Client>,
+    /// The last object read, if it had an ETag.
+    cached: Mutex<Option<Object>>,
 }
 
 #[derive(Clone)]
 struct Object {
-    tag: Option<String>,
+    etag: Option<String>,
     bytes: Bytes,
 }
 
 impl ObjectStore {
-    pub(super) fn new(room: Arc<Room>, bucket: &str, key: &str, location: Location) -> Self {
-        let (client, last) = (OnceCell::new(), Mutex::default());
+    pub(super) fn new(client: Arc<Client>, bucket: &str, key: &str, location: Location) -> Self {
         Self {
-            room,
+            client,
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             location,
-            client,
-            last,
+            s3: OnceCell::new(),
+            cached: Mutex::default(),
         }
     }
 
-    async fn client(&self) -> Result<&Client, StoreError> {
-        let make = async || {
-            let sdk = self.room.sdk().await?;
-            // A server in place of AWS' own rarely has a host name for every bucket.
+    async fn s3(&self) -> Result<&aws_sdk_s3::Client, BackendError> {
+        let create = async || {
+            let sdk = self.client.sdk().await?;
+            // S3-compatible servers rarely have a host name for each bucket.
+            let is_custom = endpoint::custom_endpoint(sdk, "S3").is_some();
             let config = aws_sdk_s3::config::Builder::from(sdk)
-                .force_path_style(endpoint::of(sdk, "S3").is_some());
-            let config = config
-                .interceptor(Listener::<GetObjectError>::new())
-                .interceptor(Listener::<PutObjectError>::new());
-            Ok(Client::from_conf(config.build()))
+                .force_path_style(is_custom)
+                .interceptor(AttemptRecorder::<GetObjectError>::new())
+                .interceptor(AttemptRecorder::<PutObjectError>::new());
+            Ok(aws_sdk_s3::Client::from_conf(config.build()))
         };
-        self.client
-            .get_or_try_init(make)
+        self.s3
+            .get_or_try_init(create)
             .await
-            .map_err(|fault: Fault| fault.of_location(&self.location))
+            .map_err(|failure: Failure| failure.on(&self.location))
     }
 
-    /// The object; one that is still the last one isn't sent again. `None` if there is none.
-    async fn get(&self, limit: usize) -> Result<Option<Object>, StoreError> {
-        let too_large = || StoreError::TooLarge {
-            location: self.location.clone(),
-            limit,
-        };
-        let last = self
-            .last
+    /// Returns the object, or `None` if there is none. An unchanged object is not transferred.
+    async fn get(&self, limit: usize) -> Result<Option<Object>, BackendError> {
+        let cached = self
+            .cached
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let tag = last.as_ref().and_then(|object| object.tag.clone());
+        let etag = cached.as_ref().and_then(|object| object.etag.clone());
         let request = self
-            .client()
+            .s3()
             .await?
             .get_object()
             .bucket(&self.bucket)
             .key(&self.key)
-            .set_if_none_match(tag);
-        let answer = match request.send().await {
-            Ok(answer) => answer,
+            .set_if_none_match(etag);
+        let response = match request.send().await {
+            Ok(response) => response,
             Err(error)
                 if error
                     .raw_response()
-                    .is_some_and(|answer| answer.status().as_u16() == 304) =>
+                    .is_some_and(|response| response.status().as_u16() == 304) =>
             {
-                return Ok(last);
+                return Ok(cached);
             }
-            Err(error) => match fault(&error) {
-                Fault {
-                    kind: KekFault::Missing,
-                    reason,
-                } if reason.contains("NoSuchKey") => return Ok(None),
-                other => return Err(self.explain(other, "s3:GetObject")),
-            },
+            Err(error) => {
+                let failure = explain(&error);
+                let is_missing = failure.kind == ErrorKind::NotFound;
+                if is_missing && failure.message.contains("NoSuchKey") {
+                    return Ok(None);
+                }
+                return Err(self.error(failure, "s3:GetObject"));
+            }
         };
-        let announced = answer
+        let object = self.read(response, limit).await?;
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) =
+            object.etag.is_some().then(|| object.clone());
+        Ok(Some(object))
+    }
+
+    async fn read(&self, response: GetObjectOutput, limit: usize) -> Result<Object, BackendError> {
+        let too_large = || BackendError::manifest_too_large(&self.location, limit);
+        let length = response
             .content_length
             .and_then(|length| usize::try_from(length).ok());
-        if announced.is_some_and(|length| length > limit) {
+        if length.is_some_and(|length| length > limit) {
             return Err(too_large());
         }
-        let (mut body, mut bytes) = (answer.body, Vec::new());
+        let (mut body, mut bytes) = (response.body, Vec::new());
         while let Some(chunk) = body.next().await {
-            let broken = |error: aws_sdk_s3::primitives::ByteStreamError| StoreError::Failed {
-                location: self.location.clone(),
-                reason: format!("the answer broke off: {error}"),
+            let aborted = |error: ByteStreamError| {
+                let message = format!("the response ended early: {error}");
+                BackendError::new(ErrorKind::Unavailable, &self.location, message)
             };
-            bytes.extend_from_slice(&chunk.map_err(broken)?);
+            bytes.extend_from_slice(&chunk.map_err(aborted)?);
             if bytes.len() > limit {
                 return Err(too_large());
             }
         }
-        let object = Object {
-            tag: answer.e_tag,
+        Ok(Object {
+            etag: response.e_tag,
             bytes: bytes.into(),
-        };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
-            object.tag.is_some().then(|| object.clone());
-        Ok(Some(object))
+        })
     }
 
-    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
-        let conflict = || StoreError::Conflict(self.location.clone());
-        let found = self.get(LONGEST).await?;
+    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), BackendError> {
+        let conflict = || BackendError::conflict(&self.location);
+        let found = self.get(MAX_REPLACED).await?;
         if found.as_ref().map(|object| &*object.bytes) != expected.as_deref() {
             return Err(conflict());
         }
         let request = self
-            .client()
+            .s3()
             .await?
             .put_object()
             .bucket(&self.bucket)
@@ -141,55 +147,59 @@ impl ObjectStore {
             .content_type("application/json");
         let request = match found {
             None => request.if_none_match("*"),
-            Some(Object { tag: Some(tag), .. }) => request.if_match(tag),
-            Some(Object { tag: None, .. }) => {
-                let reason = "the server gives no ETag, so a change could lose another one".into();
-                return Err(StoreError::Failed {
-                    location: self.location.clone(),
-                    reason,
-                });
+            Some(Object {
+                etag: Some(etag), ..
+            }) => request.if_match(etag),
+            Some(Object { etag: None, .. }) => {
+                let message = "the server returns no ETag, which safe changes require";
+                let kind = ErrorKind::Misconfigured;
+                return Err(BackendError::new(kind, &self.location, message));
             }
         };
         match request.body(new.clone().into()).send().await {
             Ok(_) => Ok(()),
-            // Somebody was faster, or is at it just now; or we were, and the SDK asked again because the answer was lost.
+            // A concurrent change came first; or ours did, its response was lost, and the SDK
+            // retried it.
             Err(error)
                 if error
                     .raw_response()
-                    .is_some_and(|answer| matches!(answer.status().as_u16(), 409 | 412)) =>
+                    .is_some_and(|response| matches!(response.status().as_u16(), 409 | 412)) =>
             {
-                let now = self.get(LONGEST).await?;
+                let now = self.get(MAX_REPLACED).await?;
                 if now.is_some_and(|object| object.bytes == new) {
                     Ok(())
                 } else {
                     Err(conflict())
                 }
             }
-            Err(error) => Err(self.explain(fault(&error), "s3:PutObject")),
+            Err(error) => Err(self.error(explain(&error), "s3:PutObject")),
         }
     }
 
-    fn explain(&self, fault: Fault, right: &str) -> StoreError {
-        let Fault { kind, reason } = fault;
-        let advice = if kind == KekFault::Denied && reason.contains("AccessDenied") {
-            format!(
-                "; the role needs {right} on arn:aws:s3:::{}/{} (and s3:ListBucket, to be told what isn't there)",
+    /// Explains a failed operation that requires `permission`.
+    fn error(&self, mut failure: Failure, permission: &str) -> BackendError {
+        if failure.kind == ErrorKind::Denied && failure.message.contains("AccessDenied") {
+            failure.message += &format!(
+                "; the role needs {permission} on arn:aws:s3:::{}/{} (and s3:ListBucket, without \
+                 which a missing object looks like a denied one)",
                 self.bucket, self.key
-            )
-        } else {
-            String::new()
-        };
-        Fault::new(kind, reason + &advice).of_location(&self.location)
+            );
+        }
+        // A missing bucket is not a missing manifest.
+        if failure.kind == ErrorKind::NotFound {
+            failure.kind = ErrorKind::Misconfigured;
+        }
+        failure.on(&self.location)
     }
 }
 
 impl ManifestStore for ObjectStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
             let object = self.get(limit).await?;
             object
                 .map(|object| object.bytes)
-                .ok_or_else(|| StoreError::Missing(self.location.clone()))
+                .ok_or_else(|| BackendError::no_manifest(&self.location))
         })
     }
 
@@ -197,7 +207,7 @@ impl ManifestStore for ObjectStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.swap(expected, new))
     }
 }

@@ -4,101 +4,91 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{Fault, Room, batch::Value, fault};
+use super::{Client, arn_or, batch::SecretValue, errors::explain};
 use crate::{
-    backend::{Answer, Fetched, Held, KekFault, SecretError, SecretProvider, Which},
+    backend::{
+        BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, SecretProvider,
+        VersionSelector, error::Failure,
+    },
     model::SecretSource,
 };
 
-/// A secret. Its values are read whole every time: nothing that Secrets Manager has is a cheaper question.
+/// A secret. Secrets Manager has no cheaper request to detect a change, so each poll reads the
+/// value.
 pub(super) struct Secret {
-    room: Arc<Room>,
+    client: Arc<Client>,
     name: String,
     source: SecretSource,
 }
 
 impl Secret {
-    pub(super) fn new(room: Arc<Room>, name: &str, source: SecretSource) -> Self {
+    pub(super) fn new(client: Arc<Client>, name: &str, source: SecretSource) -> Self {
         Self {
-            room,
+            client,
             name: name.to_owned(),
             source,
         }
     }
 
-    async fn read(&self, which: &Which) -> Result<Value, Fault> {
-        let desk = self.room.secrets_manager(&self.name).await?;
-        let request = desk.client().get_secret_value().secret_id(&self.name);
-        let request = match which {
-            Which::Current => return desk.current(&self.name).await,
-            Which::Previous => request.version_stage("AWSPREVIOUS"),
-            Which::Pending => request.version_stage("AWSPENDING"),
-            Which::Version(version) => {
-                // AWS would call another length a mistake of ours.
+    async fn read(&self, version: &VersionSelector) -> Result<SecretValue, Failure> {
+        let loader = self.client.secrets_manager(&self.name).await?;
+        let request = loader.client().get_secret_value().secret_id(&self.name);
+        let request = match version {
+            VersionSelector::Current => return loader.current(&self.name).await,
+            VersionSelector::Previous => request.version_stage("AWSPREVIOUS"),
+            VersionSelector::Pending => request.version_stage("AWSPENDING"),
+            VersionSelector::Version(version) => {
+                // AWS rejects an id of another length as an invalid request.
                 if !(32..=64).contains(&version.len()) {
-                    return Err(Fault::new(KekFault::Missing, "there is no such version"));
+                    let message = "there is no such version";
+                    return Err(Failure::new(ErrorKind::NotFound, message));
                 }
                 request.version_id(version)
             }
         };
-        let answer = request.send().await.map_err(|error| fault(&error))?;
-        Value::new(answer).ok_or_else(|| {
-            Fault::new(
-                KekFault::Unavailable,
-                "AWS answered without a value or a version",
-            )
-        })
+        let response = request.send().await.map_err(|error| explain(&error))?;
+        SecretValue::new(response)
     }
 
-    fn explain(&self, fault: Fault) -> SecretError {
-        let Fault { kind, reason } = fault;
-        let advice = if kind == KekFault::Denied && reason.contains("AccessDenied") {
-            let resource = if self.name.starts_with("arn:") {
-                self.name.as_str()
-            } else {
-                "THE SECRET'S ARN"
-            };
-            format!(
-                "; the role needs: {{\"Effect\": \"Allow\", \"Action\": \"secretsmanager:GetSecretValue\", \"Resource\": \"{resource}\"}}, \
-                 and kms:Decrypt where a key of your own encrypts the secret"
-            )
-        } else {
-            String::new()
-        };
-        Fault::new(kind, reason + &advice).of_secret(&self.source)
+    fn with_advice(&self, mut failure: Failure) -> Failure {
+        if failure.kind == ErrorKind::Denied && failure.message.contains("AccessDenied") {
+            let resource = arn_or(&self.name, "THE SECRET'S ARN");
+            failure.message += &format!(
+                "; the role needs: {{\"Effect\": \"Allow\", \"Action\": \
+                 \"secretsmanager:GetSecretValue\", \"Resource\": \"{resource}\"}}, and \
+                 kms:Decrypt if a customer managed key encrypts the secret"
+            );
+        }
+        failure
     }
 }
 
 impl SecretProvider for Secret {
     fn fetch<'a>(
         &'a self,
-        which: &'a Which,
-        held: Option<Held<'a>>,
+        version: &'a VersionSelector,
+        held: Option<HeldValue<'a>>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         Box::pin(async move {
-            let Value {
-                bytes,
-                version,
-                created_at,
-            } = self
-                .read(which)
+            let value = self
+                .read(version)
                 .await
-                .map_err(|fault| self.explain(fault))?;
-            if bytes.len() > limit {
-                return Err(SecretError::too_long(&self.source, limit));
+                .map_err(|failure| self.with_advice(failure).on(&self.source))?;
+            if value.bytes.len() > limit {
+                return Err(BackendError::secret_too_large(&self.source, limit));
             }
-            let fetched = Fetched {
-                bytes,
-                version,
-                created_at,
+            let fetched = FetchedValue {
+                bytes: value.bytes,
+                version: value.version,
+                created_at: value.created_at,
                 expires_at: None,
                 lease: None,
             };
-            Ok(if *which == Which::Current {
-                Answer::current(fetched, held)
+            Ok(if *version == VersionSelector::Current {
+                FetchOutcome::current(fetched, held)
             } else {
-                Answer::Value(fetched)
+                FetchOutcome::Value(fetched)
             })
         })
     }

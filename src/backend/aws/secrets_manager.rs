@@ -1,91 +1,92 @@
-//! `aws-sm:NAME`: a manifest in a secret of AWS Secrets Manager.
+//! `aws-sm:NAME` as a location: a manifest in a secret of AWS Secrets Manager.
 
 use std::sync::Arc;
 
-use aws_sdk_secretsmanager::{Client, error::ProvideErrorMetadata};
+use aws_sdk_secretsmanager::error::ProvideErrorMetadata;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::{Fault, Room, fault, region_of};
+use super::{Client, errors::explain, region_of};
 use crate::{
-    backend::{KekFault, ManifestStore, StoreError},
+    backend::{BackendError, ErrorKind, ManifestStore, error::Failure},
     crypto::{fingerprint, to_hex},
     model::Location,
 };
 
-/// What a secret holds at most, in bytes.
-const LONGEST: usize = 65_536;
+/// The size limit of a secret, in bytes.
+const MAX_SECRET: usize = 65_536;
 
-/// A secret whose text is the manifest. It is read whole every time: nothing that Secrets Manager has is a cheaper question.
+/// A secret whose text is the manifest. Secrets Manager has no cheaper request to detect a change,
+/// so each poll reads all of it.
 pub(super) struct SecretStore {
-    room: Arc<Room>,
+    client: Arc<Client>,
     name: String,
     location: Location,
 }
 
+/// The current value, and the id of its version.
+struct SecretVersion {
+    bytes: Bytes,
+    id: String,
+}
+
 impl SecretStore {
-    pub(super) fn new(room: Arc<Room>, name: &str, location: Location) -> Self {
+    pub(super) fn new(client: Arc<Client>, name: &str, location: Location) -> Self {
         Self {
-            room,
+            client,
             name: name.to_owned(),
             location,
         }
     }
 
-    async fn client(&self) -> Result<Client, StoreError> {
-        let desk = self
-            .room
+    async fn secrets_manager(&self) -> Result<aws_sdk_secretsmanager::Client, BackendError> {
+        let loader = self
+            .client
             .secrets_manager(&self.name)
             .await
-            .map_err(|fault| fault.of_location(&self.location))?;
-        Ok(desk.client().clone())
+            .map_err(|failure| failure.on(&self.location))?;
+        Ok(loader.client().clone())
     }
 
-    async fn get(&self) -> Result<Option<Secret>, StoreError> {
-        match self
-            .client()
+    async fn get(&self) -> Result<Option<SecretVersion>, BackendError> {
+        let response = self
+            .secrets_manager()
             .await?
             .get_secret_value()
             .secret_id(&self.name)
             .send()
-            .await
-        {
-            Ok(answer) => {
-                let reason = "the secret holds bytes, not text: it is no keyring".into();
-                let text = answer.secret_string.ok_or(StoreError::Failed {
-                    location: self.location.clone(),
-                    reason,
+            .await;
+        match response {
+            Ok(response) => {
+                let text = response.secret_string.ok_or_else(|| {
+                    self.misconfigured("the secret is binary, not text: it is not a keyring")
                 })?;
-                Ok(Some(Secret {
+                Ok(Some(SecretVersion {
                     bytes: text.into(),
-                    version: answer.version_id.unwrap_or_default(),
+                    id: response.version_id.unwrap_or_default(),
                 }))
             }
-            Err(error) => match fault(&error) {
-                Fault {
-                    kind: KekFault::Missing,
-                    ..
-                } => Ok(None),
-                other => Err(self.explain(other, "secretsmanager:GetSecretValue")),
-            },
+            Err(error) => {
+                let failure = explain(&error);
+                if failure.kind == ErrorKind::NotFound {
+                    return Ok(None);
+                }
+                Err(self.error(failure, "secretsmanager:GetSecretValue"))
+            }
         }
     }
 
-    /// Secrets Manager has no compare-and-swap, but it refuses another content under a version's id that it knows. The id is made of
-    /// the version that the change follows: of two changes that follow the same one, the second is refused. Older content that an
-    /// operator puts back is a version of its own, with other successors.
-    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
-        let failed = |reason: String| StoreError::Failed {
-            location: self.location.clone(),
-            reason,
-        };
-        if new.len() > LONGEST {
-            return Err(failed(format!(
-                "the manifest is longer than the {LONGEST} bytes that a secret holds; use S3"
+    /// Secrets Manager has no compare-and-swap, but rejects different content under a version id
+    /// that exists. The id of a new version is derived from its predecessor, so of two changes
+    /// with the same predecessor the second one is rejected. If an operator restores older content,
+    /// that is a version with its own id, and has other successors.
+    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), BackendError> {
+        if new.len() > MAX_SECRET {
+            return Err(self.misconfigured(format!(
+                "the manifest is longer than the {MAX_SECRET} bytes of a secret; use S3"
             )));
         }
-        let text = String::from_utf8(new).map_err(|error| failed(error.to_string()))?;
-        let conflict = || StoreError::Conflict(self.location.clone());
+        let text = String::from_utf8(new).map_err(|error| self.misconfigured(error.to_string()))?;
         match expected {
             None => self.create(text).await,
             Some(expected) => {
@@ -93,92 +94,87 @@ impl SecretStore {
                     .get()
                     .await?
                     .filter(|found| found.bytes == expected)
-                    .ok_or_else(conflict)?;
+                    .ok_or_else(|| BackendError::conflict(&self.location))?;
                 self.put(text, successor_id(Some(&found))).await
             }
         }
     }
 
-    /// The first value of a secret: of a new one, or of one that was made without (by Terraform, say, with its policy).
-    async fn create(&self, text: String) -> Result<(), StoreError> {
-        // A secret that an ARN names is there, or nobody can make it.
+    /// Stores the first value of a secret: of a new one, or of one that was created without a
+    /// value (for example by Terraform, together with its policy).
+    async fn create(&self, text: String) -> Result<(), BackendError> {
+        // Only AWS can create a secret with a given ARN.
         if region_of(&self.name, "secretsmanager").is_none() {
-            let made = self
-                .client()
+            let created = self
+                .secrets_manager()
                 .await?
                 .create_secret()
                 .name(&self.name)
                 .secret_string(&text)
                 .send()
                 .await;
-            match made {
+            match created {
                 Ok(_) => return Ok(()),
                 Err(error) if error.code() == Some("ResourceExistsException") => {}
                 Err(error) => {
-                    return Err(self.explain(fault(&error), "secretsmanager:CreateSecret"));
+                    return Err(self.error(explain(&error), "secretsmanager:CreateSecret"));
                 }
             }
         }
         if self.get().await?.is_some() {
-            return Err(StoreError::Conflict(self.location.clone()));
+            return Err(BackendError::conflict(&self.location));
         }
         self.put(text, successor_id(None)).await
     }
 
-    async fn put(&self, text: String, version: String) -> Result<(), StoreError> {
+    async fn put(&self, text: String, version: String) -> Result<(), BackendError> {
         let request = self
-            .client()
+            .secrets_manager()
             .await?
             .put_secret_value()
             .secret_id(&self.name)
-            .secret_string(text);
-        match request.client_request_token(version).send().await {
+            .secret_string(text)
+            .client_request_token(version);
+        match request.send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("ResourceExistsException") => {
-                Err(StoreError::Conflict(self.location.clone()))
+                Err(BackendError::conflict(&self.location))
             }
-            Err(error) => Err(self.explain(fault(&error), "secretsmanager:PutSecretValue")),
+            Err(error) => Err(self.error(explain(&error), "secretsmanager:PutSecretValue")),
         }
     }
 
-    fn explain(&self, fault: Fault, right: &str) -> StoreError {
-        let Fault { kind, reason } = fault;
-        let advice = if reason.contains("AccessDenied") {
-            format!("; the role needs {right} on this secret")
-        } else {
-            String::new()
-        };
-        Fault::new(kind, reason + &advice).of_location(&self.location)
+    /// Explains a failed operation that requires `permission`.
+    fn error(&self, mut failure: Failure, permission: &str) -> BackendError {
+        if failure.message.contains("AccessDenied") {
+            failure.message += &format!("; the role needs {permission} on this secret");
+        }
+        failure.on(&self.location)
+    }
+
+    fn misconfigured(&self, message: impl Into<String>) -> BackendError {
+        BackendError::new(ErrorKind::Misconfigured, &self.location, message)
     }
 }
 
-/// What stands in a secret now, and the id of that version.
-struct Secret {
-    bytes: Bytes,
-    version: String,
-}
-
-/// The id of the one version that may follow: 32 to 64 characters, as Secrets Manager wants them.
-fn successor_id(predecessor: Option<&Secret>) -> String {
-    let (version, bytes) =
-        predecessor.map_or(("", &[][..]), |secret| (&secret.version, &secret.bytes));
-    to_hex(&fingerprint(&[version.as_bytes(), &[0], bytes].concat()))
+/// Returns the id of the only version that may follow: 64 characters, of the 32 to 64 that Secrets
+/// Manager requires.
+fn successor_id(predecessor: Option<&SecretVersion>) -> String {
+    let (id, bytes) = predecessor.map_or(("", &[][..]), |version| (&version.id, &version.bytes));
+    to_hex(&fingerprint(&[id.as_bytes(), &[0], bytes].concat()))
 }
 
 impl ManifestStore for SecretStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
-            let Secret { bytes, .. } = self
+            let found = self
                 .get()
                 .await?
-                .ok_or_else(|| StoreError::Missing(self.location.clone()))?;
-            if bytes.len() > limit {
-                return Err(StoreError::TooLarge {
-                    location: self.location.clone(),
-                    limit,
-                });
+                .ok_or_else(|| BackendError::no_manifest(&self.location))?;
+            if found.bytes.len() > limit {
+                return Err(BackendError::manifest_too_large(&self.location, limit));
             }
-            Ok(bytes)
+            Ok(found.bytes)
         })
     }
 
@@ -186,7 +182,7 @@ impl ManifestStore for SecretStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.swap(expected, new))
     }
 }

@@ -1,5 +1,6 @@
-//! Azure Key Vault and Managed HSM: keys wrap, secrets are served. One login serves both.
+//! Azure Key Vault and Managed HSM: keys are KEKs, secrets are secrets. One login serves both.
 
+mod errors;
 mod key;
 mod login;
 mod secret;
@@ -11,59 +12,56 @@ use std::{
 };
 
 use azure_core::{
-    Error,
     credentials::TokenCredential,
-    error::ErrorKind,
     http::{ClientOptions, ExponentialRetryOptions, RetryOptions, Transport},
 };
 use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
 use azure_security_keyvault_secrets::{SecretClient, SecretClientOptions};
 use hyper::Uri;
 
-use self::transport::Courier;
+use self::transport::HttpTransport;
 use super::{
-    Kek, KekError, KekFault, SecretProvider,
-    fault::Fault,
-    web::{Identity, Web},
+    BackendError, ErrorKind, Kek, SecretProvider, client_tls::Identity, error::Failure,
+    http_client::HttpClient,
 };
-use crate::config;
-use crate::model::{KekUri, SecretSource};
+use crate::{
+    config,
+    model::{KekUri, SecretSource},
+};
 
-/// Azure as the settings and the environment say.
-pub(super) struct Room {
+/// The client for all vaults.
+pub(super) struct Client {
     settings: config::Azure,
-    web: Arc<Web>,
-    /// For the platform's own service that gives tokens to managed identities. It speaks in the clear, at an address of the machine.
-    platform: Arc<Web>,
+    http: Arc<HttpClient>,
+    /// For the platform's token endpoint of managed identities, which uses plain HTTP.
+    platform_http: Arc<HttpClient>,
     credential: Mutex<Option<Arc<dyn TokenCredential>>>,
-    key_clients: Clients<KeyClient>,
-    secret_clients: Clients<SecretClient>,
+    key_clients: ClientsByVault<KeyClient>,
+    secret_clients: ClientsByVault<SecretClient>,
 }
 
-/// Clients by vault.
-type Clients<C> = Mutex<BTreeMap<String, Arc<C>>>;
+type ClientsByVault<C> = Mutex<BTreeMap<String, Arc<C>>>;
 
-impl Room {
+impl Client {
     pub(super) fn new(settings: &config::Backends) -> Arc<Self> {
         let identity = Identity {
             ca_file: settings.azure.ca_file.clone(),
             client: None,
         };
-        let platforms = [&settings.plain_http[..], &login::platform_hosts()].concat();
+        let platform_hosts = [&settings.plain_http[..], &login::platform_hosts()].concat();
         Arc::new(Self {
             settings: settings.azure.clone(),
-            web: Arc::new(Web::new(identity, &settings.plain_http)),
-            platform: Arc::new(Web::new(Identity::default(), &platforms)),
+            http: Arc::new(HttpClient::new(identity, &settings.plain_http)),
+            platform_http: Arc::new(HttpClient::new(Identity::default(), &platform_hosts)),
             credential: Mutex::default(),
             key_clients: Mutex::default(),
             secret_clients: Mutex::default(),
         })
     }
 
-    pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
-        Ok(Arc::new(
-            key::VaultKey::new(uri, Arc::clone(self)).map_err(|fault| fault.of_kek(uri))?,
-        ))
+    pub(super) fn kek(self: &Arc<Self>, uri: &KekUri) -> Result<Arc<dyn Kek>, BackendError> {
+        let key = key::VaultKey::new(uri, Arc::clone(self)).map_err(|failure| failure.on(uri))?;
+        Ok(Arc::new(key))
     }
 
     pub(super) fn secret(
@@ -80,22 +78,22 @@ impl Room {
         ))
     }
 
-    fn options(web: &Arc<Web>) -> ClientOptions {
-        let transport = Transport::new(Arc::new(Courier(Arc::clone(web))));
-        // Throttled, or failed within Azure: a few times, well within the time that one unwrap may take.
-        let times = ExponentialRetryOptions {
+    fn options(http: &Arc<HttpClient>) -> ClientOptions {
+        let transport = Transport::new(Arc::new(HttpTransport(Arc::clone(http))));
+        // For throttling and server errors; well within the time limit of one unwrap.
+        let retry = ExponentialRetryOptions {
             max_retries: 3,
             ..ExponentialRetryOptions::default()
         };
         ClientOptions {
             transport: Some(transport),
-            retry: RetryOptions::exponential(times),
+            retry: RetryOptions::exponential(retry),
             ..ClientOptions::default()
         }
     }
 
-    /// The login; one that can't be made yet, because a file is missing, is tried again.
-    fn credential(&self) -> Result<Arc<dyn TokenCredential>, Fault> {
+    /// Returns the login. If it can't be created, because a file is missing, the next call retries.
+    fn credential(&self) -> Result<Arc<dyn TokenCredential>, Failure> {
         let mut slot = self
             .credential
             .lock()
@@ -105,13 +103,13 @@ impl Room {
         }
         let credential = login::credential(
             &self.settings,
-            Self::options(&self.web),
-            Self::options(&self.platform),
+            Self::options(&self.http),
+            Self::options(&self.platform_http),
         )?;
         Ok(Arc::clone(slot.insert(credential)))
     }
 
-    fn keys_of(&self, vault: &str) -> Result<Arc<KeyClient>, Fault> {
+    fn key_client(&self, vault: &str) -> Result<Arc<KeyClient>, Failure> {
         self.client(&self.key_clients, vault, |credential, client_options| {
             let verify_challenge_resource = Some(self.settings.verify_challenge);
             let options = KeyClientOptions {
@@ -123,7 +121,7 @@ impl Room {
         })
     }
 
-    fn secrets_of(&self, vault: &str) -> Result<Arc<SecretClient>, Fault> {
+    fn secret_client(&self, vault: &str) -> Result<Arc<SecretClient>, Failure> {
         self.client(&self.secret_clients, vault, |credential, client_options| {
             let verify_challenge_resource = Some(self.settings.verify_challenge);
             let options = SecretClientOptions {
@@ -135,25 +133,23 @@ impl Room {
         })
     }
 
-    /// The client for a vault, made when it is first needed.
+    /// Returns the client for a vault; creates it at first use.
     fn client<C>(
         &self,
-        clients: &Clients<C>,
+        clients: &ClientsByVault<C>,
         vault: &str,
-        make: impl FnOnce(Arc<dyn TokenCredential>, ClientOptions) -> azure_core::Result<C>,
-    ) -> Result<Arc<C>, Fault> {
+        create: impl FnOnce(Arc<dyn TokenCredential>, ClientOptions) -> azure_core::Result<C>,
+    ) -> Result<Arc<C>, Failure> {
         let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(vault) {
             return Ok(Arc::clone(client));
         }
-        let misconfigured = |error: String| Fault::new(KekFault::Misconfigured, error);
+        let misconfigured = |error: String| Failure::new(ErrorKind::Misconfigured, error);
         let url: Uri = vault
             .parse()
             .map_err(|_| misconfigured(format!("{vault} is not a URL")))?;
-        self.web
-            .allows(&url)
-            .map_err(|error| misconfigured(error.to_string()))?;
-        let client = make(self.credential()?, Self::options(&self.web))
+        self.http.check(&url)?;
+        let client = create(self.credential()?, Self::options(&self.http))
             .map_err(|error| misconfigured(error.to_string()))?;
         let client = Arc::new(client);
         clients.insert(vault.to_owned(), Arc::clone(&client));
@@ -161,70 +157,7 @@ impl Room {
     }
 }
 
-/// What is asked for: `key` or `secret`, and the role that lets one use it.
-struct Thing {
-    name: &'static str,
-    role: &'static str,
-}
-
-/// What an error means and what to do about it.
-fn explain(error: &Error, thing: &Thing, right: &str) -> Fault {
-    let Thing { name, role } = thing;
-    let text = with_causes(error);
-    let ErrorKind::HttpResponse { status, .. } = error.kind() else {
-        return match error.kind() {
-            ErrorKind::Credential => Fault::new(KekFault::Denied, format!("can't log in: {text}")),
-            _ => Fault::new(KekFault::Unavailable, text),
-        };
-    };
-    let (kind, advice) = match u16::from(*status) {
-        403 if text.contains("disabled") || text.contains("Disabled") => (
-            KekFault::Disabled,
-            format!("; the {name} or its version is disabled"),
-        ),
-        401 | 403 => (
-            KekFault::Denied,
-            format!(
-                "; the identity needs the {name} permission {right}, as the role `{role}` gives it"
-            ),
-        ),
-        404 => (
-            KekFault::Missing,
-            format!("; is this the vault's and the {name}'s name?"),
-        ),
-        429 => (KekFault::Throttled, String::new()),
-        400 | 409 | 422 => (KekFault::Refused, String::new()),
-        _ => (KekFault::Unavailable, String::new()),
-    };
-    Fault::new(
-        kind,
-        format!("Azure answered {}: {text}{advice}", u16::from(*status)),
-    )
-}
-
-/// An error and what it came from, on one line of bounded length.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes =
-        std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
-    let mut text = String::new();
-    for cause in causes.filter(|cause| !cause.is_empty()) {
-        // Some repeat their causes in their own words.
-        if !text.contains(&cause) {
-            text = if text.is_empty() {
-                cause
-            } else {
-                format!("{text}: {cause}")
-            };
-        }
-    }
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .chars()
-        .take(400)
-        .collect()
-}
-
+/// Whether `text` is a valid name or version of a key or secret.
 fn is_word(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 127

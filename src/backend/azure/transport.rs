@@ -1,30 +1,31 @@
+//! Sends the SDK's requests over our HTTP client, so that there is one HTTP and TLS stack.
+
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use azure_core::{
     Bytes, Error, Result,
-    error::ErrorKind,
+    error::ErrorKind as SdkErrorKind,
     http::{
-        AsyncRawResponse, Body, HttpClient, Request,
+        AsyncRawResponse, Body, HttpClient as SdkHttpClient, Request,
         headers::{HeaderName, HeaderValue, Headers},
     },
 };
 
-use crate::backend::{KekFault, heard, web::Web};
+use crate::backend::{ErrorKind, error::Failure, http_client::HttpClient, last_error};
 
-/// The longest answer.
-const ANSWER: usize = 4 << 20;
+/// In bytes.
+const MAX_RESPONSE: usize = 4 << 20;
 
-/// Carries the SDK's requests over our own connections, so that there is one HTTP and one TLS stack.
-pub(super) struct Courier(pub(super) Arc<Web>);
+pub(super) struct HttpTransport(pub(super) Arc<HttpClient>);
 
-impl fmt::Debug for Courier {
+impl fmt::Debug for HttpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Courier")
+        f.write_str("HttpTransport")
     }
 }
 
 #[async_trait::async_trait]
-impl HttpClient for Courier {
+impl SdkHttpClient for HttpTransport {
     async fn execute_request(&self, request: &Request) -> Result<AsyncRawResponse> {
         let mut builder = hyper::Request::builder()
             .method(request.method().as_str())
@@ -35,29 +36,23 @@ impl HttpClient for Courier {
         let body = match request.body() {
             Body::Bytes(bytes) => bytes.clone(),
             Body::SeekableStream(_) => {
-                return Err(Error::with_message(
-                    ErrorKind::Other,
-                    "nothing here is sent as a stream",
-                ));
+                let message = "streamed request bodies are not supported";
+                return Err(Error::with_message(SdkErrorKind::Other, message));
             }
         };
         let request = builder
             .body(body)
-            .map_err(|error| Error::with_error(ErrorKind::Other, error, "a request"))?;
-        let answer = self.0.send(request, ANSWER).await.map_err(|error| {
-            // Of a kind that the SDK doesn't try again: whoever asks for a key does so himself, and has other KEKs to ask meanwhile.
-            Error::with_message(ErrorKind::Other, error.to_string())
-        })?;
-        // The SDK tries these again, as late as the answer asks for.
-        match answer.status.as_u16() {
-            429 => heard::note(KekFault::Throttled, "Azure answered 429".into()),
-            500.. => heard::note(
-                KekFault::Unavailable,
-                format!("Azure answered {}", answer.status.as_u16()),
-            ),
-            _ => {}
-        }
-        let headers: HashMap<_, _> = answer
+            .map_err(|error| Error::with_error(SdkErrorKind::Other, error, "invalid request"))?;
+        let response = self
+            .0
+            .send(request, MAX_RESPONSE)
+            .await
+            .map_err(|failure| {
+                // Of a kind that the SDK doesn't retry: our callers retry, and may have other KEKs.
+                Error::with_message(SdkErrorKind::Other, failure.message)
+            })?;
+        record_retried_status(response.status.as_u16());
+        let headers: HashMap<_, _> = response
             .headers
             .iter()
             .filter_map(|(name, value)| {
@@ -69,11 +64,24 @@ impl HttpClient for Courier {
             })
             .collect();
         // Zeroized when the SDK has read it.
-        let body = Bytes::from_owner(answer.body);
+        let body = Bytes::from_owner(response.body);
         Ok(AsyncRawResponse::from_bytes(
-            answer.status.as_u16().into(),
+            response.status.as_u16().into(),
             Headers::from(headers),
             body,
         ))
     }
+}
+
+/// Records a status that the SDK retries, as late as the response's `Retry-After`.
+fn record_retried_status(status: u16) {
+    let kind = match status {
+        429 => ErrorKind::Throttled,
+        500.. => ErrorKind::Unavailable,
+        _ => return,
+    };
+    last_error::record(&Failure::new(
+        kind,
+        format!("Azure responded with {status}"),
+    ));
 }

@@ -1,24 +1,27 @@
-//! `file:PATH`: a manifest in a file, on a disk, a mounted ConfigMap or a synced folder.
+//! `file:PATH`: a manifest or a secret on a local disk, a mounted volume or a synced folder.
 
-mod copy;
+mod cache;
 mod secret;
 mod watcher;
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, ErrorKind, Read},
+    io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-pub use copy::LocalCopy;
-pub(super) use secret::FileSecret;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::{Changed, ManifestStore, StoreError, WatchGuard, Watched, lane::Lane};
+pub use self::cache::CacheFile;
+pub(super) use self::secret::FileSecret;
+
+use super::{
+    BackendError, ChangeCallback, ErrorKind, ManifestStore, WatchGuard, WatchedRead,
+    blocking::BlockingPool,
+};
 use crate::{
     files::{self, folder_of},
     model::Location,
@@ -28,146 +31,145 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct FileStore {
     path: PathBuf,
-    lane: Lane,
+    pool: BlockingPool,
 }
 
 impl FileStore {
-    /// The manifest at `path`.
+    /// Contacts nothing; the file need not exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            lane: Lane::new(1),
+            pool: BlockingPool::new(1),
         }
+    }
+
+    /// Watches any file without reading it, in place of the `former` guard.
+    ///
+    /// # Errors
+    /// Fails if the system can't watch the file's folder.
+    pub fn watch(
+        &self,
+        former: Option<WatchGuard>,
+        on_change: ChangeCallback,
+    ) -> BoxFuture<'_, Result<WatchGuard, BackendError>> {
+        let store = self.clone();
+        Box::pin(self.pool.run(move || {
+            let guard = store.watch_now(&on_change);
+            // Only now, so that no change in between is missed.
+            drop(former);
+            guard
+        }))
     }
 
     fn location(&self) -> Location {
         Location::File(self.path.clone())
     }
 
-    fn failed(&self, what: &str, error: &io::Error) -> StoreError {
-        match error.kind() {
-            ErrorKind::NotFound => StoreError::Missing(self.location()),
-            ErrorKind::PermissionDenied => {
-                let reason = format!(
-                    "{what}: {error}; let this user in, by owner, group or mode of the file and its folders"
-                );
-                StoreError::Denied {
-                    location: self.location(),
-                    reason,
-                }
-            }
-            _ => StoreError::Failed {
-                location: self.location(),
-                reason: format!("{what}: {error}"),
-            },
+    fn error(&self, what: &str, error: &io::Error) -> BackendError {
+        if error.kind() == io::ErrorKind::NotFound {
+            return BackendError::no_manifest(&self.location());
         }
+        io_error(&self.location(), what, error)
     }
 
-    fn read_now(&self, limit: usize) -> Result<Vec<u8>, StoreError> {
-        let failed = |error| self.failed("can't read the manifest", &error);
+    fn read_now(&self, limit: usize) -> Result<Vec<u8>, BackendError> {
+        let failed = |error| self.error("can't read the manifest", &error);
         let file = File::open(&self.path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.take(limit as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(failed)?;
         if bytes.len() > limit {
-            return Err(StoreError::TooLarge {
-                location: self.location(),
-                limit,
-            });
+            return Err(BackendError::manifest_too_large(&self.location(), limit));
         }
         Ok(bytes)
     }
 
-    /// Compare-and-swap under a lock on the folder: a rename gives the file a new inode, so a lock on the file would guard nothing.
-    fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), StoreError> {
+    /// Compare-and-swap under a lock on the folder. A lock on the file would not work: a rename
+    /// gives it a new inode.
+    fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), BackendError> {
+        let location = self.location();
         let failed = |what: &'static str| {
-            move |error| match self.failed(what, &error) {
-                StoreError::Missing(location) => StoreError::Failed {
-                    location,
-                    reason: format!("{what}: {error}"),
-                },
-                other => other,
-            }
+            let location = &location;
+            move |error: io::Error| io_error(location, what, &error)
         };
         // A symbolic link stays; the file that it points to is replaced.
         let target = files::resolve(&self.path).map_err(failed("can't resolve the path"))?;
-        let folder = folder_of(&target);
-        let lock = File::open(folder).map_err(failed("can't open the manifest's folder"))?;
+        let lock =
+            File::open(folder_of(&target)).map_err(failed("can't open the manifest's folder"))?;
         lock.lock()
             .map_err(failed("can't lock the manifest's folder"))?;
 
-        let (present, former) = match fs::read(&target) {
-            Ok(bytes) => (
-                Some(bytes),
-                Some(fs::metadata(&target).map_err(failed("can't inspect the manifest"))?),
-            ),
-            Err(error) if error.kind() == ErrorKind::NotFound => (None, None),
+        let (current, metadata) = match fs::read(&target) {
+            Ok(bytes) => {
+                let metadata =
+                    fs::metadata(&target).map_err(failed("can't inspect the manifest"))?;
+                (Some(bytes), Some(metadata))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
             Err(error) => return Err(failed("can't read the manifest")(error)),
         };
-        if present.as_deref() != expected {
-            return Err(StoreError::Conflict(self.location()));
+        if current.as_deref() != expected {
+            return Err(BackendError::conflict(&location));
         }
         let written = files::replace_durably(&target, new, |file| {
-            // Sidecars may be let in by owner, group or mode; all three stay.
-            if let Some(former) = &former {
-                fchown(file, Some(former.uid()), Some(former.gid()))?;
+            // Owner, group and mode may give sidecars access, so all three are preserved.
+            if let Some(metadata) = &metadata {
+                fchown(file, Some(metadata.uid()), Some(metadata.gid()))?;
             }
             file.set_permissions(
-                former
+                metadata
                     .as_ref()
                     .map_or(Permissions::from_mode(0o644), fs::Metadata::permissions),
             )
         });
         written.map_err(failed("can't write the manifest"))
     }
-}
 
-impl FileStore {
-    /// Watches without reading, in place of the `former` guard, as [`ManifestStore::read_watched`] does; for any file.
-    ///
-    /// # Errors
-    /// The system can't watch the file's folder.
-    pub fn watch(
-        &self,
-        former: Option<WatchGuard>,
-        changed: Changed,
-    ) -> BoxFuture<'_, Result<WatchGuard, StoreError>> {
-        let store = self.clone();
-        Box::pin(self.lane.run(move || {
-            let guard = store.watch_now(&changed);
-            // Only now, so that no change falls between the two.
-            drop(former);
-            guard
-        }))
-    }
-
-    fn watch_now(&self, changed: &Changed) -> Result<WatchGuard, StoreError> {
-        let failed = |error: notify::Error| StoreError::Failed {
-            location: self.location(),
-            reason: format!("can't watch its folder: {error}"),
+    fn watch_now(&self, on_change: &ChangeCallback) -> Result<WatchGuard, BackendError> {
+        let failed = |error: notify::Error| {
+            let message = format!("can't watch its folder: {error}");
+            BackendError::new(ErrorKind::Unavailable, self.location(), message)
         };
         let subscribe = |path: &Path| {
             let name = path.file_name().unwrap_or_default();
-            watcher::subscribe(folder_of(path), Some(name), Arc::clone(changed)).map_err(failed)
+            watcher::subscribe(folder_of(path), Some(name), Arc::clone(on_change)).map_err(failed)
         };
-        // A file that is a link, or lies behind one, changes at the link and at its end.
-        let end = fs::canonicalize(&self.path)
-            .ok()
-            .filter(|end| *end != self.path);
-        let both = (
-            subscribe(&self.path)?,
-            end.as_deref().map(subscribe).transpose()?,
-        );
-        Ok(WatchGuard(Box::new(both)))
+        watch_with_target(&self.path, subscribe)
     }
 }
 
+/// Watches a path and, if it is or lies behind a symbolic link, the file that it leads to.
+fn watch_with_target(
+    path: &Path,
+    subscribe: impl Fn(&Path) -> Result<watcher::Subscription, BackendError>,
+) -> Result<WatchGuard, BackendError> {
+    let target = fs::canonicalize(path).ok().filter(|target| target != path);
+    let subscriptions = (
+        subscribe(path)?,
+        target.as_deref().map(subscribe).transpose()?,
+    );
+    Ok(WatchGuard(Box::new(subscriptions)))
+}
+
+/// Explains an I/O error other than a missing file.
+fn io_error(location: &Location, what: &str, error: &io::Error) -> BackendError {
+    let mut message = format!("{what}: {error}");
+    let kind = if error.kind() == io::ErrorKind::PermissionDenied {
+        message += "; give this user access, by the owner, group or mode of the file and its \
+                    folders";
+        ErrorKind::Denied
+    } else {
+        ErrorKind::Unavailable
+    };
+    BackendError::new(kind, location, message)
+}
+
 impl ManifestStore for FileStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         let store = self.clone();
         Box::pin(
-            self.lane
+            self.pool
                 .run(move || store.read_now(limit).map(Bytes::from)),
         )
     }
@@ -176,10 +178,10 @@ impl ManifestStore for FileStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
         let store = self.clone();
         Box::pin(
-            self.lane
+            self.pool
                 .run(move || store.replace_now(expected.as_deref(), &new)),
         )
     }
@@ -188,14 +190,14 @@ impl ManifestStore for FileStore {
         &self,
         limit: usize,
         former: Option<WatchGuard>,
-        changed: Changed,
-    ) -> BoxFuture<'_, Watched> {
+        on_change: ChangeCallback,
+    ) -> BoxFuture<'_, WatchedRead> {
         let store = self.clone();
-        // One job for both: at a start with many keyrings, the jobs are what takes time.
-        Box::pin(self.lane.run(move || {
-            // Before reading, so that no change falls between the two.
-            let guard = store.watch_now(&changed);
-            // Only now, for the same reason.
+        // One job for both: with many keyrings, the number of jobs dominates the start-up time.
+        Box::pin(self.pool.run(move || {
+            // Before reading, and before the former guard is dropped, so that no change in between
+            // is missed.
+            let guard = store.watch_now(&on_change);
             drop(former);
             (store.read_now(limit).map(Bytes::from), guard)
         }))
@@ -215,28 +217,21 @@ mod tests {
     }
 
     #[test]
-    fn replaces_only_what_was_expected() {
+    fn replaces_only_the_expected_manifest() {
         let (_folder, store) = store();
-        assert!(matches!(store.read_now(9), Err(StoreError::Missing(_))));
-        store.replace_now(None, b"one").expect("new");
-        assert!(matches!(
-            store.replace_now(None, b"two"),
-            Err(StoreError::Conflict(_))
-        ));
-        assert!(matches!(
-            store.replace_now(Some(b"on"), b"two"),
-            Err(StoreError::Conflict(_))
-        ));
-        store.replace_now(Some(b"one"), b"two").expect("swap");
-        assert_eq!(store.read_now(3).expect("read"), b"two");
-        assert!(matches!(
-            store.read_now(2),
-            Err(StoreError::TooLarge { .. })
-        ));
+        let replace = |expected, new| store.replace_now(expected, new).map_err(|error| error.kind);
+        let read = |limit| store.read_now(limit).map_err(|error| error.kind);
+        assert_eq!(read(9), Err(ErrorKind::NotFound));
+        assert_eq!(replace(None, b"one"), Ok(()));
+        assert_eq!(replace(None, b"two"), Err(ErrorKind::Conflict));
+        assert_eq!(replace(Some(b"on"), b"two"), Err(ErrorKind::Conflict));
+        assert_eq!(replace(Some(b"one"), b"two"), Ok(()));
+        assert_eq!(read(3), Ok(b"two".to_vec()));
+        assert_eq!(read(2), Err(ErrorKind::TooLarge));
     }
 
     #[test]
-    fn keeps_the_mode_follows_a_link_and_survives_a_killed_writers_leftover() {
+    fn a_replacement_keeps_mode_and_link_and_removes_the_leftover_of_a_killed_writer() {
         let (folder, store) = store();
         let real = folder.path().join("real.json");
         fs::write(&real, "one").expect("write");
@@ -258,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_a_write_a_rename_and_the_link_swap_of_kubernetes() {
+    fn a_write_a_rename_and_the_link_swap_of_kubernetes_are_noticed() {
         let (folder, store) = store();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("..1")).expect("folder");
@@ -266,10 +261,9 @@ mod tests {
         symlink("..1", at("..data")).expect("link");
         symlink("..data/demo.json", at("demo.json")).expect("link");
         let (sender, events) = mpsc::channel();
-        let _guard = store
-            .watch_now(&(Arc::new(move || sender.send(()).expect("receiver lives")) as Changed))
-            .expect("watch");
-        let seen = || {
+        let on_change: ChangeCallback = Arc::new(move || sender.send(()).expect("receiver"));
+        let _guard = store.watch_now(&on_change).expect("watch");
+        let wait_for_event = || {
             events
                 .recv_timeout(Duration::from_secs(10))
                 .expect("an event");
@@ -277,11 +271,11 @@ mod tests {
         };
         symlink("..2", at("..data_tmp")).expect("link");
         fs::rename(at("..data_tmp"), at("..data")).expect("rename");
-        seen();
+        wait_for_event();
         fs::write(at("other"), "three").expect("write");
         fs::rename(at("other"), at("demo.json")).expect("rename");
-        seen();
+        wait_for_event();
         fs::write(at("demo.json"), "four").expect("write");
-        seen();
+        wait_for_event();
     }
 }

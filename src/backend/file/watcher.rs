@@ -1,144 +1,145 @@
-//! One watcher for all manifests of a process: the kernel gives a user only so many (`fs.inotify.max_user_instances`).
+//! One file watcher for the whole process: the kernel limits the number per user
+//! (`fs.inotify.max_user_instances`).
 
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use crate::backend::Changed;
+use crate::backend::ChangeCallback;
 
-/// The watcher that is in use, if any is.
-static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+/// The current watcher; it ends with its last subscription.
+static SHARED: Mutex<Weak<SharedWatcher>> = Mutex::new(Weak::new());
 
-struct Shared {
+struct SharedWatcher {
     watcher: Mutex<RecommendedWatcher>,
-    watched: Arc<Mutex<Watched>>,
+    subscribers: Arc<Mutex<Subscribers>>,
 }
 
 #[derive(Default)]
-struct Watched {
-    folders: HashMap<PathBuf, BTreeMap<u64, Subscriber>>,
-    next: u64,
+struct Subscribers {
+    by_folder: HashMap<PathBuf, BTreeMap<u64, Subscriber>>,
+    last_id: u64,
 }
 
 struct Subscriber {
-    /// None stands for every file of the folder.
+    /// `None` means every file in the folder.
     name: Option<OsString>,
-    changed: Changed,
+    on_change: ChangeCallback,
 }
 
 /// Ends a subscription when it is dropped.
 pub(super) struct Subscription {
-    shared: Arc<Shared>,
+    shared: Arc<SharedWatcher>,
     folder: PathBuf,
     id: u64,
 }
 
-/// Calls `changed` when the file `name` in `folder` may have changed; any file of it, if no name is given.
+/// Calls `on_change` when the file `name` in `folder` may have changed, or any file if `name` is
+/// `None`.
 pub(super) fn subscribe(
     folder: &Path,
     name: Option<&OsStr>,
-    changed: Changed,
+    on_change: ChangeCallback,
 ) -> notify::Result<Subscription> {
-    let mut slot = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    let shared = match slot.upgrade() {
-        Some(shared) => shared,
-        None => {
-            let shared = Arc::new(Shared::new()?);
-            *slot = Arc::downgrade(&shared);
-            shared
-        }
-    };
-    drop(slot);
-    // Held over both steps, here and in `drop`, so that nobody's end takes away what somebody else has just begun to watch.
-    let mut watcher = shared
-        .watcher
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    let id = shared
-        .watched
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .add(
-            folder,
-            Subscriber {
-                name: name.map(OsStr::to_owned),
-                changed,
-            },
-        );
-    // Again for every file, because the folder may be another one than it was. The folder, not the file: a rename replaces the
-    // file, and Kubernetes swaps the link `..data` beside it.
-    let begun = watcher.watch(folder, RecursiveMode::NonRecursive);
+    let shared = shared_watcher()?;
+    // Locked over both steps, here and in `drop`, so that the end of one subscription doesn't
+    // unwatch the folder of another one that has just started.
+    let mut watcher = lock(&shared.watcher);
+    let id = lock(&shared.subscribers).add(
+        folder,
+        Subscriber {
+            name: name.map(OsStr::to_owned),
+            on_change,
+        },
+    );
+    // Watched again for each subscription, because the folder may have been replaced. The folder,
+    // not the file: a rename replaces the file, and Kubernetes swaps the link `..data` beside it.
+    let watched = watcher.watch(folder, RecursiveMode::NonRecursive);
     drop(watcher);
-    // Its drop cleans up if watching failed.
+    // If watching failed, dropping this cleans up.
     let subscription = Subscription {
         shared,
         folder: folder.to_owned(),
         id,
     };
-    begun.map(|()| subscription)
+    watched.map(|()| subscription)
 }
 
-impl Shared {
+fn shared_watcher() -> notify::Result<Arc<SharedWatcher>> {
+    let mut slot = lock(&SHARED);
+    if let Some(shared) = slot.upgrade() {
+        return Ok(shared);
+    }
+    let shared = Arc::new(SharedWatcher::new()?);
+    *slot = Arc::downgrade(&shared);
+    Ok(shared)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SharedWatcher {
     fn new() -> notify::Result<Self> {
-        let watched = Arc::new(Mutex::new(Watched::default()));
-        let told = Arc::clone(&watched);
+        let subscribers = Arc::new(Mutex::new(Subscribers::default()));
+        let notified = Arc::clone(&subscribers);
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            let watched = told.lock().unwrap_or_else(PoisonError::into_inner);
-            for subscriber in watched.concerned(event) {
-                (subscriber.changed)();
+            let subscribers = lock(&notified);
+            for subscriber in subscribers.affected_by(event) {
+                (subscriber.on_change)();
             }
         })?;
         Ok(Self {
             watcher: Mutex::new(watcher),
-            watched,
+            subscribers,
         })
     }
 }
 
-impl Watched {
+impl Subscribers {
     fn add(&mut self, folder: &Path, subscriber: Subscriber) -> u64 {
-        self.next += 1;
-        self.folders
+        self.last_id += 1;
+        self.by_folder
             .entry(folder.to_owned())
             .or_default()
-            .insert(self.next, subscriber);
-        self.next
+            .insert(self.last_id, subscriber);
+        self.last_id
     }
 
-    /// Whether that was the folder's last subscriber.
+    /// Removes a subscriber. Returns whether it was the folder's last one.
     fn remove(&mut self, folder: &Path, id: u64) -> bool {
-        let Some(subscribers) = self.folders.get_mut(folder) else {
+        let Some(subscribers) = self.by_folder.get_mut(folder) else {
             return false;
         };
         subscribers.remove(&id);
         let is_last = subscribers.is_empty();
         if is_last {
-            self.folders.remove(folder);
+            self.by_folder.remove(folder);
         }
         is_last
     }
 
-    fn concerned(&self, event: notify::Result<Event>) -> Vec<&Subscriber> {
+    fn affected_by(&self, event: notify::Result<Event>) -> Vec<&Subscriber> {
         match event {
             Ok(event) if matches!(event.kind, EventKind::Access(_)) => Vec::new(),
             Ok(event) if !event.need_rescan() => event
                 .paths
                 .iter()
-                .flat_map(|path| self.concerned_with(path))
+                .flat_map(|path| self.affected_by_path(path))
                 .collect(),
-            // When events were lost: a refresh too many is cheap, one too few is not.
-            Ok(_) | Err(_) => self.folders.values().flat_map(BTreeMap::values).collect(),
+            // Events were lost: a spurious refresh is cheap, a missed one is not.
+            Ok(_) | Err(_) => self.by_folder.values().flat_map(BTreeMap::values).collect(),
         }
     }
 
-    fn concerned_with(&self, path: &Path) -> impl Iterator<Item = &Subscriber> {
+    fn affected_by_path(&self, path: &Path) -> impl Iterator<Item = &Subscriber> {
         let name = path.file_name().unwrap_or_default().to_owned();
-        let subscribers = path.parent().and_then(|folder| self.folders.get(folder));
+        let subscribers = path.parent().and_then(|folder| self.by_folder.get(folder));
         subscribers
             .into_iter()
             .flat_map(BTreeMap::values)
@@ -146,7 +147,7 @@ impl Watched {
                 subscriber
                     .name
                     .as_ref()
-                    .is_none_or(|wanted| *wanted == name)
+                    .is_none_or(|expected| *expected == name)
                     || name == "..data"
             })
     }
@@ -154,19 +155,10 @@ impl Watched {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut watcher = self
-            .shared
-            .watcher
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let is_last = self
-            .shared
-            .watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.folder, self.id);
+        let mut watcher = lock(&self.shared.watcher);
+        let is_last = lock(&self.shared.subscribers).remove(&self.folder, self.id);
         if is_last {
-            // A folder that is gone isn't watched any more anyway.
+            // Fails only if the folder was removed, and with it the watch.
             let _ = watcher.unwatch(&self.folder);
         }
     }

@@ -1,4 +1,5 @@
-//! KEKs encrypted with a passphrase: age files with one scrypt recipient (<https://c2sp.org/age>), as `age -p` and `rage -p` write them.
+//! KEKs encrypted with a passphrase: age files with one scrypt recipient (<https://c2sp.org/age>),
+//! as `age -p` and `rage -p` write them.
 
 use std::{
     io::Read,
@@ -6,158 +7,167 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use age::{Decryptor, secrecy::SecretString};
+use age::{DecryptError, Decryptor, secrecy::SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
-    backend::KekFault,
+    backend::{ErrorKind, error::Failure},
     crypto::{KEY_LEN, SecretKey},
     files::{Allowed, PrivateFileError, read_private},
 };
 
-/// How every age file begins.
-const BEGINNING: &[u8] = b"age-encryption.org/v1";
-/// 2 to this is the most work that a file may ask for: 1 GiB of memory for some seconds. The tools' own choice is 18.
-const GREATEST_WORK: u8 = 20;
-/// No passphrase is longer, in bytes.
-const LONGEST: usize = 4096;
+/// The first bytes of every age file.
+const AGE_PREFIX: &[u8] = b"age-encryption.org/v1";
+/// The highest accepted work factor, as a power of two: 1 GiB of memory for a few seconds. The
+/// tools use 18.
+const MAX_WORK_FACTOR: u8 = 20;
+/// The length limit of a passphrase, in bytes.
+const MAX_PASSPHRASE: usize = 4096;
 
 pub(super) fn is_encrypted(bytes: &[u8]) -> bool {
-    bytes.starts_with(BEGINNING)
+    bytes.starts_with(AGE_PREFIX)
 }
 
-/// The passphrase of all encrypted KEKs of a process, in a file. It is read once and kept, because a pipe gives it once; a file
-/// proper is read again when what is kept doesn't open a KEK.
+/// The file with the passphrase of all encrypted KEKs of a process.
+///
+/// The passphrase is read once and kept, because a pipe can be read only once. A regular file is
+/// read again if the passphrase doesn't decrypt a KEK.
 pub struct PassphraseFile {
     path: PathBuf,
-    kept: Mutex<Option<SecretString>>,
+    cached: Mutex<Option<SecretString>>,
 }
 
 impl PassphraseFile {
-    /// The passphrase in the file at `path`. It is read when the first KEK needs it.
+    /// The file is read when the first KEK needs it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            kept: Mutex::default(),
+            cached: Mutex::default(),
         }
     }
 
-    /// The key in an encrypted file.
-    fn open(&self, encrypted: &[u8]) -> Result<SecretKey, (KekFault, String)> {
-        // Whoever comes meanwhile waits: the first reader of a pipe gets all of it.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (passphrase, is_fresh) = match kept.as_ref() {
+    fn decrypt(&self, encrypted: &[u8]) -> Result<SecretKey, Failure> {
+        // Locked while reading: the first reader of a pipe gets all of it.
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let (passphrase, is_fresh) = match cached.as_ref() {
             Some(passphrase) => (passphrase.clone(), false),
-            None => (kept.insert(read(&self.path)?).clone(), true),
+            None => (cached.insert(read(&self.path)?).clone(), true),
         };
-        drop(kept);
-        let result = decrypt(encrypted, passphrase, &self.path);
+        drop(cached);
+        let result = decrypt_with(encrypted, passphrase, &self.path);
         let may_have_changed = !is_fresh
             && self
                 .path
                 .metadata()
                 .is_ok_and(|metadata| metadata.is_file());
         match result {
-            Err((KekFault::Denied, _)) if may_have_changed => {
+            Err(failure) if failure.kind == ErrorKind::Denied && may_have_changed => {
                 let passphrase = read(&self.path)?;
-                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) =
+                *self.cached.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(passphrase.clone());
-                decrypt(encrypted, passphrase, &self.path)
+                decrypt_with(encrypted, passphrase, &self.path)
             }
             result => result,
         }
     }
 }
 
-/// The key in an encrypted file.
-pub(super) fn open(
+/// Decrypts the key in an encrypted file.
+pub(super) fn decrypt(
     encrypted: &[u8],
     passphrase: Option<&PassphraseFile>,
-) -> Result<SecretKey, (KekFault, String)> {
+) -> Result<SecretKey, Failure> {
     let passphrase = passphrase.ok_or_else(|| {
-        let how = "name the file that holds it: `local.passphrase_file` in the config, for commands also --kek-passphrase-file";
-        (KekFault::Misconfigured, format!("this KEK is encrypted with a passphrase; {how}"))
+        let message = "the KEK is encrypted with a passphrase; set the file that contains it with \
+                       `local.passphrase_file`, or for commands with --kek-passphrase-file";
+        Failure::new(ErrorKind::Misconfigured, message)
     })?;
-    passphrase.open(encrypted)
+    passphrase.decrypt(encrypted)
 }
 
-fn decrypt(
+fn decrypt_with(
     encrypted: &[u8],
     passphrase: SecretString,
     file: &Path,
-) -> Result<SecretKey, (KekFault, String)> {
-    let broken = |error: &dyn std::fmt::Display| {
-        (
-            KekFault::Misconfigured,
-            format!("this is no whole age file: {error}"),
-        )
-    };
-    let decryptor = Decryptor::new(encrypted).map_err(|error| broken(&error))?;
+) -> Result<SecretKey, Failure> {
+    let decryptor = Decryptor::new(encrypted).map_err(|error| invalid_file(&error))?;
     if !decryptor.is_scrypt() {
-        return Err((
-            KekFault::Misconfigured,
-            "this age file is not encrypted with a passphrase; make it with `age -p`".into(),
-        ));
+        let message = "the age file is not encrypted with a passphrase; create it with `age -p`";
+        return Err(Failure::new(ErrorKind::Misconfigured, message));
     }
     let mut identity = age::scrypt::Identity::new(passphrase);
-    identity.set_max_work_factor(GREATEST_WORK);
-    let mut plaintext = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
-        age::DecryptError::ExcessiveWork { required, .. } => {
-            let reason =
-                format!("its work factor is {required}, and the greatest that is taken is {GREATEST_WORK}; encrypt it anew");
-            (KekFault::Misconfigured, reason)
-        }
-        age::DecryptError::DecryptionFailed | age::DecryptError::KeyDecryptionFailed | age::DecryptError::NoMatchingKeys => {
-            (KekFault::Denied, format!("the passphrase in {} doesn't open this KEK", file.display()))
-        }
-        other => broken(&other),
-    })?;
+    identity.set_max_work_factor(MAX_WORK_FACTOR);
+    let mut plaintext = decryptor
+        .decrypt(std::iter::once(&identity as &dyn age::Identity))
+        .map_err(|error| explain(&error, file))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LEN + 1));
     plaintext
         .by_ref()
         .take(KEY_LEN as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| broken(&error))?;
-    let wrong_length = || {
-        let held = if bytes.len() > KEY_LEN {
+        .map_err(|error| invalid_file(&error))?;
+    SecretKey::from_slice(&bytes).ok_or_else(|| {
+        let length = if bytes.len() > KEY_LEN {
             "more".into()
         } else {
             bytes.len().to_string()
         };
-        (
-            KekFault::Misconfigured,
-            format!("a KEK is {KEY_LEN} bytes long, and the file holds {held}"),
-        )
-    };
-    SecretKey::from_slice(&bytes).ok_or_else(wrong_length)
+        let message = format!("a KEK is {KEY_LEN} bytes long, but the file contains {length}");
+        Failure::new(ErrorKind::Misconfigured, message)
+    })
 }
 
-/// The passphrase in a file, without the end of its line. A pipe (`/dev/fd/3`) will do, for it is read once.
-fn read(path: &Path) -> Result<SecretString, (KekFault, String)> {
+fn explain(error: &DecryptError, file: &Path) -> Failure {
+    match error {
+        DecryptError::ExcessiveWork { required, .. } => {
+            let message = format!(
+                "the work factor {required} exceeds the maximum of {MAX_WORK_FACTOR}; encrypt the \
+                 KEK again with a lower one"
+            );
+            Failure::new(ErrorKind::Misconfigured, message)
+        }
+        DecryptError::DecryptionFailed
+        | DecryptError::KeyDecryptionFailed
+        | DecryptError::NoMatchingKeys => {
+            let file = file.display();
+            let message = format!("the passphrase in {file} does not decrypt this KEK");
+            Failure::new(ErrorKind::Denied, message)
+        }
+        other => invalid_file(other),
+    }
+}
+
+fn invalid_file(error: &dyn std::fmt::Display) -> Failure {
+    let message = format!("the age file is incomplete or malformed: {error}");
+    Failure::new(ErrorKind::Misconfigured, message)
+}
+
+/// Reads the passphrase, without the line break at its end. The path may be a pipe (`/dev/fd/3`).
+fn read(path: &Path) -> Result<SecretString, Failure> {
     let what = "the passphrase (`local.passphrase_file`)";
-    let bytes = read_private(path, what, Allowed::OwnerAndGroup, LONGEST + 1).map_err(|error| {
-        let fault = match &error {
-            PrivateFileError::Unreadable { .. } => KekFault::Denied,
-            PrivateFileError::Exposed { .. } => KekFault::Misconfigured,
-        };
-        (fault, format!("{}: {error}", path.display()))
-    })?;
+    let bytes =
+        read_private(path, what, Allowed::OwnerAndGroup, MAX_PASSPHRASE + 1).map_err(|error| {
+            let kind = match &error {
+                PrivateFileError::Unreadable { .. } => ErrorKind::Denied,
+                PrivateFileError::Exposed { .. } => ErrorKind::Misconfigured,
+            };
+            Failure::new(kind, format!("{}: {error}", path.display()))
+        })?;
+    let path = path.display();
     let text = std::str::from_utf8(&bytes).map_err(|_| {
-        let reason = format!("the passphrase in {} is not UTF-8", path.display());
-        (KekFault::Denied, reason)
+        let message = format!("the passphrase in {path} is not UTF-8");
+        Failure::new(ErrorKind::Denied, message)
     })?;
-    match text
+    let line = text
         .strip_suffix('\n')
-        .map_or(text, |line| line.strip_suffix('\r').unwrap_or(line))
-    {
-        "" => Err((
-            KekFault::Denied,
-            format!("there is no passphrase in {}", path.display()),
-        )),
-        _ if text.len() > LONGEST => Err((
-            KekFault::Misconfigured,
-            format!("{} is too long", path.display()),
-        )),
-        passphrase => Ok(SecretString::from(passphrase.to_owned())),
+        .map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if line.is_empty() {
+        let message = format!("{path} contains no passphrase");
+        Err(Failure::new(ErrorKind::Denied, message))
+    } else if text.len() > MAX_PASSPHRASE {
+        let message = format!("{path} is longer than {MAX_PASSPHRASE} bytes");
+        Err(Failure::new(ErrorKind::Misconfigured, message))
+    } else {
+        Ok(SecretString::from(line.to_owned()))
     }
 }

@@ -1,7 +1,10 @@
-//! `pkcs11:…` (RFC 7512): a KEK in a hardware security module, reached through the vendor's PKCS#11 library.
+//! `pkcs11:…` (RFC 7512): KEKs in a hardware security module, through its vendor's PKCS#11
+//! library.
 //!
-//! An AES key encrypts with AES-GCM (the wrap's context is its AAD), an RSA key with OAEP (the context's hash is encrypted along).
+//! An AES key wraps with AES-GCM; the wrap's context is the AAD. An RSA key wraps with OAEP; the
+//! plaintext then contains a hash of the context.
 
+mod error;
 mod token;
 mod uri;
 
@@ -16,25 +19,25 @@ use cryptoki::{
 };
 use futures_util::future::BoxFuture;
 
-use self::{token::Token, uri::KeyUri};
-use super::{Kek, KekError, KekFault, lane::Lane};
+use self::{error::TokenError, token::Token, uri::KeyUri};
+use super::{BackendError, ErrorKind, Kek, blocking::BlockingPool};
 use crate::{
     config,
     crypto::{Dek, WrapContext},
     model::KekUri,
 };
 
-/// How many operations one KEK has under way at once, each in a session of its own.
-const WIDTH: usize = 4;
+/// Concurrent operations per KEK, each in its own session.
+const MAX_SESSIONS: usize = 4;
 
-/// The vendor's library, loaded once for the whole process.
+/// The vendor's library, loaded once per process.
 pub(super) struct Library {
     path: Option<PathBuf>,
     loaded: Mutex<Option<Pkcs11>>,
 }
 
 impl Library {
-    /// The library that the settings name, or else the variable `PKCS11_MODULE_PATH`.
+    /// The path comes from the settings, or else from `PKCS11_MODULE_PATH`. Loaded at first use.
     pub(super) fn new(settings: &config::Pkcs11) -> Arc<Self> {
         let path = settings
             .module
@@ -46,43 +49,44 @@ impl Library {
         })
     }
 
-    /// The KEK that a URI names.
-    pub(super) fn kek(self: &Arc<Self>, kek: &KekUri) -> Result<Arc<dyn Kek>, KekError> {
+    pub(super) fn kek(self: &Arc<Self>, kek: &KekUri) -> Result<Arc<dyn Kek>, BackendError> {
         let misconfigured =
-            |reason: String| KekError::new(KekFault::Misconfigured, format!("{kek}: {reason}"));
+            |reason: String| BackendError::new(ErrorKind::Misconfigured, kek, reason);
         let uri = KeyUri::parse(kek.rest()).map_err(misconfigured)?;
         let path = self.path.as_deref().ok_or_else(|| {
-            misconfigured("name the token's library: `pkcs11.module` in the config, or the variable PKCS11_MODULE_PATH".into())
+            misconfigured(
+                "set the path of the PKCS#11 library: `pkcs11.module` in the config, or the \
+                 variable PKCS11_MODULE_PATH"
+                    .into(),
+            )
         })?;
-        // A manifest must not choose what code this process loads.
+        // A manifest must not choose which code this process loads.
         if uri.module.as_deref().is_some_and(|module| module != path) {
-            let path = path.display();
             return Err(misconfigured(format!(
-                "module-path is another library than the one that is configured, {path}"
+                "module-path differs from the configured library, {}",
+                path.display()
             )));
         }
         let token = Token::new(kek.clone(), uri, Arc::clone(self));
         Ok(Arc::new(TokenKek {
             token: Arc::new(token),
-            lane: Lane::new(WIDTH),
+            pool: BlockingPool::new(MAX_SESSIONS),
         }))
     }
 
-    /// Loads the library unless it is loaded.
-    fn get(&self) -> Result<Pkcs11, Trouble> {
+    /// Returns the library; loads it at the first call.
+    fn get(&self) -> Result<Pkcs11, TokenError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = &*loaded {
             return Ok(library.clone());
         }
         let path = self.path.as_deref().unwrap_or(Path::new(""));
         let library = Pkcs11::new(path).map_err(|error| {
-            Trouble::new(
-                KekFault::Misconfigured,
-                format!("can't load {}: {error}", path.display()),
-            )
+            let message = format!("can't load {}: {error}", path.display());
+            TokenError::new(ErrorKind::Misconfigured, message)
         })?;
         match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            // By an earlier value of this type; the library knows one user a process.
+            // A library is initialized once per process, perhaps by an earlier `Library`.
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -91,10 +95,10 @@ impl Library {
     }
 }
 
-/// A key in a token.
+/// A KEK in a token.
 struct TokenKek {
     token: Arc<Token>,
-    lane: Lane,
+    pool: BlockingPool,
 }
 
 impl Kek for TokenKek {
@@ -102,13 +106,13 @@ impl Kek for TokenKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, BackendError>> {
         Box::pin(async move {
             let token = Arc::clone(&self.token);
             let Some(dek) = Dek::from_slice(dek.expose()) else {
-                unreachable!("a data key is as long as a data key")
+                unreachable!("a data key has the length of a data key")
             };
-            self.lane.run(move || token.wrap(&dek, context)).await
+            self.pool.run(move || token.wrap(&dek, context)).await
         })
     }
 
@@ -116,84 +120,10 @@ impl Kek for TokenKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, BackendError>> {
         Box::pin(async move {
             let (token, wrap) = (Arc::clone(&self.token), wrap.to_vec());
-            self.lane.run(move || token.unwrap(&wrap, context)).await
+            self.pool.run(move || token.unwrap(&wrap, context)).await
         })
-    }
-}
-
-/// What is wrong with a token, before it is known for which KEK.
-struct Trouble {
-    fault: KekFault,
-    reason: String,
-    /// Whether a new session may help.
-    is_of_the_session: bool,
-}
-
-impl Trouble {
-    fn new(fault: KekFault, reason: impl Into<String>) -> Self {
-        Self {
-            fault,
-            reason: reason.into(),
-            is_of_the_session: false,
-        }
-    }
-}
-
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        use RvError as Rv;
-        let Error::Pkcs11(code, _) = &error else {
-            return Self::new(
-                KekFault::Unavailable,
-                format!("the token's library failed: {error}"),
-            );
-        };
-        let (fault, advice) = match code {
-            Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange => {
-                (KekFault::Denied, "the PIN is wrong")
-            }
-            Rv::PinLocked => (
-                KekFault::Denied,
-                "the token has locked the PIN; its security officer unlocks it",
-            ),
-            Rv::PinExpired | Rv::UserPinNotInitialized => {
-                (KekFault::Denied, "the token wants a new PIN to be set")
-            }
-            Rv::UserNotLoggedIn => (
-                KekFault::Denied,
-                "the token wants a login; give pin-source in the URI",
-            ),
-            Rv::KeyFunctionNotPermitted => (
-                KekFault::Misconfigured,
-                "the key's attributes don't allow it: CKA_ENCRYPT and CKA_DECRYPT must be true",
-            ),
-            Rv::KeyTypeInconsistent
-            | Rv::MechanismInvalid
-            | Rv::MechanismParamInvalid
-            | Rv::KeySizeRange => (
-                KekFault::Misconfigured,
-                "the token can't do AES-GCM, or RSA-OAEP, with this key",
-            ),
-            Rv::EncryptedDataInvalid
-            | Rv::EncryptedDataLenRange
-            | Rv::DataInvalid
-            | Rv::DataLenRange => (
-                KekFault::Refused,
-                "this key doesn't open the wrap: it is another key, or the wrap was changed",
-            ),
-            Rv::TokenNotPresent | Rv::TokenNotRecognized | Rv::DeviceRemoved => {
-                (KekFault::Unavailable, "the token is gone")
-            }
-            _ => (KekFault::Unavailable, "the token failed"),
-        };
-        let is_of_the_session = fault == KekFault::Unavailable || *code == Rv::UserNotLoggedIn;
-        Self {
-            fault,
-            reason: format!("{advice} ({error})"),
-            is_of_the_session,
-        }
     }
 }

@@ -1,12 +1,13 @@
-//! Sessions with a token, and what is done in them.
+//! Sessions with a token, and the operations in them.
 
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cryptoki::{
+    context::Pkcs11,
     error::{Error, RvError},
     mechanism::{
         Mechanism, MechanismType,
@@ -21,32 +22,33 @@ use cryptoki::{
 use zeroize::Zeroizing;
 
 use super::{
-    Library, Trouble,
+    Library,
+    error::TokenError,
     uri::{KeyUri, Kind},
 };
 use crate::{
-    backend::{KekError, KekFault},
+    backend::{BackendError, ErrorKind},
     crypto::{Dek, WrapContext, bind_dek, random, unbind_dek},
     model::KekUri,
 };
 
-/// The first byte of a wrap: how the rest was made.
+/// The first byte of a wrap: the algorithm.
 const AES_GCM: u8 = 1;
 const OAEP_SHA256: u8 = 2;
-/// For tokens that know no other; OAEP doesn't need the hash to resist collisions (RFC 8017 §7.1).
+/// For tokens without OAEP-SHA256. OAEP doesn't depend on collision resistance (RFC 8017 §7.1).
 const OAEP_SHA1: u8 = 3;
 
 const NONCE_LEN: usize = 12;
 const TAG_BITS: std::ffi::c_ulong = 128;
 
-/// A key in a token, and the sessions that are open with it.
+/// A key in a token, and its open sessions.
 pub(super) struct Token {
     kek: KekUri,
     uri: KeyUri,
     library: Arc<Library>,
     idle: Mutex<Vec<Session>>,
-    /// A PIN that the token refused. Trying it again would lock the token.
-    refused_pin: Mutex<Option<Zeroizing<String>>>,
+    /// A PIN that the token rejected. Another attempt could lock the token.
+    rejected_pin: Mutex<Option<Zeroizing<String>>>,
 }
 
 impl Token {
@@ -56,14 +58,16 @@ impl Token {
             uri,
             library,
             idle: Mutex::default(),
-            refused_pin: Mutex::default(),
+            rejected_pin: Mutex::default(),
         }
     }
 
-    /// Encrypts a data key. One byte tells how, then come a nonce (AES alone) and the ciphertext.
-    pub(super) fn wrap(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, KekError> {
-        let nonce = random::<NONCE_LEN>()
-            .map_err(|error| KekError::new(KekFault::Unavailable, error.to_string()))?;
+    /// Encrypts a data key. The wrap is one byte for the algorithm, the nonce (AES-GCM only) and
+    /// the ciphertext.
+    pub(super) fn wrap(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, BackendError> {
+        let nonce = random::<NONCE_LEN>().map_err(|error| {
+            BackendError::new(ErrorKind::Unavailable, &self.kek, error.to_string())
+        })?;
         self.in_session(|session| match self.kind(session)? {
             Kind::Secret => {
                 let key = self.key(session, ObjectClass::SECRET_KEY)?;
@@ -90,100 +94,81 @@ impl Token {
         })
     }
 
-    pub(super) fn unwrap(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, KekError> {
-        let refused = || {
-            Trouble::new(
-                KekFault::Refused,
-                "this is no wrap of a token's key, or of another keyring or version",
-            )
-        };
+    pub(super) fn unwrap(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, BackendError> {
         self.in_session(|session| match wrap {
             [AES_GCM, rest @ ..] => {
                 let (nonce, ciphertext) =
-                    rest.split_first_chunk::<NONCE_LEN>().ok_or_else(refused)?;
+                    rest.split_first_chunk::<NONCE_LEN>().ok_or_else(foreign)?;
                 let key = self.key(session, ObjectClass::SECRET_KEY)?;
                 let mut iv = *nonce;
                 let aad = context.to_bytes();
                 let gcm = Mechanism::AesGcm(GcmParams::new(&mut iv, &aad, TAG_BITS.into())?);
-                // Some libraries have no better word for a tag that doesn't match.
-                let opened = session
-                    .decrypt(&gcm, key, ciphertext)
-                    .map_err(|error| match error {
-                        Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => {
-                            refused()
-                        }
-                        other => other.into(),
-                    });
-                Dek::from_slice(&Zeroizing::new(opened?)).ok_or_else(refused)
+                let dek = decrypt(session, &gcm, key, ciphertext)?;
+                Dek::from_slice(&dek).ok_or_else(foreign)
             }
             [hash @ (OAEP_SHA256 | OAEP_SHA1), ciphertext @ ..] => {
                 let key = self.key(session, ObjectClass::PRIVATE_KEY)?;
-                let opened = session
-                    .decrypt(&oaep(*hash)?, key, ciphertext)
-                    .map_err(|error| match error {
-                        Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _) => {
-                            refused()
-                        }
-                        other => other.into(),
-                    });
-                unbind_dek(&Zeroizing::new(opened?), context).ok_or_else(refused)
+                let bound = decrypt(session, &oaep(*hash)?, key, ciphertext)?;
+                unbind_dek(&bound, context).ok_or_else(foreign)
             }
-            _ => Err(refused()),
+            _ => Err(foreign()),
         })
     }
 
-    /// Does work in a session that is open, or in a new one if there is none or the open one turns out to be dead.
-    fn in_session<T>(&self, work: impl Fn(&Session) -> Result<T, Trouble>) -> Result<T, KekError> {
-        // A statement of its own, or the lock would be held all through.
+    /// Runs an operation in an idle session, or in a new one if there is none or the idle one turns
+    /// out to be dead.
+    fn in_session<T>(
+        &self,
+        operation: impl Fn(&Session) -> Result<T, TokenError>,
+    ) -> Result<T, BackendError> {
+        let failed = |error: TokenError| error.failure.on(&self.kek);
+        // A separate statement, so that the lock isn't held during the operation.
         let idle = self.idle().pop();
         if let Some(session) = idle {
-            match work(&session) {
-                Err(trouble) if trouble.is_of_the_session => {
-                    // The others are as old, and the token may have forgotten the login of all.
+            match operation(&session) {
+                Err(error) if error.is_session_error => {
+                    // The token may have dropped the login of all sessions.
                     let others = std::mem::take(&mut *self.idle());
                     drop((session, others));
                 }
                 result => {
                     self.idle().push(session);
-                    return result.map_err(|trouble| self.error(trouble));
+                    return result.map_err(failed);
                 }
             }
         }
-        let fresh = || {
+        let in_new_session = || {
             let session = self.open()?;
-            let result = work(&session)?;
+            let result = operation(&session)?;
             self.idle().push(session);
             Ok(result)
         };
-        fresh().map_err(|trouble| self.error(trouble))
+        in_new_session().map_err(failed)
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn error(&self, trouble: Trouble) -> KekError {
-        KekError::new(trouble.fault, format!("{}: {}", self.kek, trouble.reason))
-    }
-
-    fn open(&self) -> Result<Session, Trouble> {
+    fn open(&self) -> Result<Session, TokenError> {
         let library = self.library.get()?;
-        let mut found = Vec::new();
+        let mut matching = Vec::new();
         for slot in library.get_slots_with_initialized_token()? {
-            if self.is_in(&library, slot)? {
-                found.push(slot);
+            if self.matches(&library, slot)? {
+                matching.push(slot);
             }
         }
-        let [slot] = found[..] else {
-            let reason = format!("{} tokens match the URI; one must", found.len());
-            return Err(Trouble::new(
-                if found.is_empty() {
-                    KekFault::Missing
-                } else {
-                    KekFault::Misconfigured
-                },
-                reason,
-            ));
+        let slot = match matching[..] {
+            [slot] => slot,
+            [] => {
+                let message = "0 tokens match the URI; is the token present?";
+                return Err(TokenError::new(ErrorKind::NotFound, message));
+            }
+            _ => {
+                let count = matching.len();
+                let message = format!("{count} tokens match the URI; add serial=… to select one");
+                return Err(TokenError::new(ErrorKind::Misconfigured, message));
+            }
         };
         let session = library.open_ro_session(slot)?;
         if let Some(file) = &self.uri.pin_source {
@@ -192,12 +177,12 @@ impl Token {
         Ok(session)
     }
 
-    fn is_in(&self, library: &cryptoki::context::Pkcs11, slot: Slot) -> Result<bool, Trouble> {
+    fn matches(&self, library: &Pkcs11, slot: Slot) -> Result<bool, TokenError> {
         let info = library.get_token_info(slot)?;
-        let is = |wanted: &Option<String>, found: &str| {
-            wanted
+        let is = |expected: &Option<String>, actual: &str| {
+            expected
                 .as_ref()
-                .is_none_or(|wanted| wanted == found.trim_end())
+                .is_none_or(|expected| expected == actual.trim_end())
         };
         Ok(is(&self.uri.token, info.label())
             && is(&self.uri.serial, info.serial_number())
@@ -205,33 +190,32 @@ impl Token {
             && is(&self.uri.model, info.model()))
     }
 
-    fn log_in(&self, session: &Session, file: &Path) -> Result<(), Trouble> {
+    fn log_in(&self, session: &Session, file: &Path) -> Result<(), TokenError> {
         let unreadable = |error| {
-            Trouble::new(
-                KekFault::Denied,
-                format!(
-                    "can't read the PIN (pin-source {}): {error}",
-                    file.display()
-                ),
-            )
+            let message = format!(
+                "can't read the PIN (pin-source {}): {error}",
+                file.display()
+            );
+            TokenError::new(ErrorKind::Denied, message)
         };
         let text = Zeroizing::new(fs::read_to_string(file).map_err(unreadable)?);
         let pin = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
-        // Held to the end, so that a wrong PIN costs the token one try, however many sessions are opened at once.
-        let mut refused = self
-            .refused_pin
+        // Locked throughout, so that concurrent sessions try a wrong PIN only once.
+        let mut rejected = self
+            .rejected_pin
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if refused.as_ref() == Some(&pin) {
-            let reason = format!(
-                "the token refused the PIN in {}; it is not tried again until the file changes, or the token would lock",
+        if rejected.as_ref() == Some(&pin) {
+            let message = format!(
+                "the token rejected the PIN in {}; it is not tried again until the file changes, \
+                 because the token could lock",
                 file.display()
             );
-            return Err(Trouble::new(KekFault::Denied, reason));
+            return Err(TokenError::new(ErrorKind::Denied, message));
         }
         match session.login(UserType::User, Some(&AuthPin::from(pin.as_str()))) {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
-                *refused = None;
+                *rejected = None;
                 Ok(())
             }
             Err(error) => {
@@ -242,15 +226,15 @@ impl Token {
                         _
                     )
                 ) {
-                    *refused = Some(pin);
+                    *rejected = Some(pin);
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// What the URI says, or else what is there.
-    fn kind(&self, session: &Session) -> Result<Kind, Trouble> {
+    /// Returns the kind of key in the URI, or else of the key in the token.
+    fn kind(&self, session: &Session) -> Result<Kind, TokenError> {
         if let Some(kind) = self.uri.kind {
             return Ok(kind);
         }
@@ -263,25 +247,19 @@ impl Token {
     }
 
     fn template(&self, class: ObjectClass) -> Vec<Attribute> {
-        let mut template = vec![
-            Attribute::Class(class),
-            Attribute::KeyType(if class == ObjectClass::SECRET_KEY {
-                KeyType::AES
-            } else {
-                KeyType::RSA
-            }),
-        ];
-        template.extend(
-            self.uri
-                .object
-                .as_ref()
-                .map(|label| Attribute::Label(label.clone().into_bytes())),
-        );
+        let key_type = if class == ObjectClass::SECRET_KEY {
+            KeyType::AES
+        } else {
+            KeyType::RSA
+        };
+        let mut template = vec![Attribute::Class(class), Attribute::KeyType(key_type)];
+        let label = self.uri.object.clone();
+        template.extend(label.map(|label| Attribute::Label(label.into_bytes())));
         template.extend(self.uri.id.clone().map(Attribute::Id));
         template
     }
 
-    fn key(&self, session: &Session, class: ObjectClass) -> Result<ObjectHandle, Trouble> {
+    fn key(&self, session: &Session, class: ObjectClass) -> Result<ObjectHandle, TokenError> {
         match session.find_objects(&self.template(class))?[..] {
             [key] => Ok(key),
             [] => {
@@ -295,20 +273,37 @@ impl Token {
                 } else {
                     ""
                 };
-                Err(Trouble::new(
-                    KekFault::Missing,
-                    format!("the token has no such {what}{login}"),
-                ))
+                let message = format!("the token has no such {what}{login}");
+                Err(TokenError::new(ErrorKind::NotFound, message))
             }
-            _ => Err(Trouble::new(
-                KekFault::Misconfigured,
-                "several keys match the URI; add id=…",
-            )),
+            _ => {
+                let message = "several keys match the URI; add id=… to select one";
+                Err(TokenError::new(ErrorKind::Misconfigured, message))
+            }
         }
     }
 }
 
-fn oaep(hash: u8) -> Result<Mechanism<'static>, Trouble> {
+/// Decrypts a wrap. Some libraries report a failed authentication as a general error.
+fn decrypt(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    key: ObjectHandle,
+    ciphertext: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+    match session.decrypt(mechanism, key, ciphertext) {
+        Ok(plaintext) => Ok(Zeroizing::new(plaintext)),
+        Err(Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _)) => Err(foreign()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn foreign() -> TokenError {
+    let message = "not a wrap of this token's key, or one of another keyring or version";
+    TokenError::new(ErrorKind::Rejected, message)
+}
+
+fn oaep(hash: u8) -> Result<Mechanism<'static>, TokenError> {
     let (hash, mask) = match hash {
         OAEP_SHA1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
         _ => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),

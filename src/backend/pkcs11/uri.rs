@@ -1,10 +1,11 @@
-//! PKCS#11 URIs (RFC 7512), as far as they name a key in a token and where its PIN is.
+//! PKCS#11 URIs (RFC 7512): the attributes that select a key in a token, and the source of its
+//! PIN.
 
 use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
 
-/// Which key, in which token. What is `None` matches anything.
+/// Selects a key in a token. `None` matches anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct KeyUri {
     pub(super) token: Option<String>,
@@ -18,7 +19,7 @@ pub(super) struct KeyUri {
     pub(super) module: Option<PathBuf>,
 }
 
-/// What kind of key.
+/// The type of a KEK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// AES.
@@ -41,7 +42,7 @@ impl KeyUri {
                 "object" => once(&mut uri.object, name, text(name, value)?)?,
                 "id" => once(&mut uri.id, name, value)?,
                 "type" => once(&mut uri.kind, name, kind(&text(name, value)?)?)?,
-                other => return Err(format!("the attribute `{other}` is not understood here")),
+                other => return Err(format!("unsupported attribute `{other}`")),
             }
         }
         for (name, value) in attributes(query, '&')? {
@@ -49,19 +50,18 @@ impl KeyUri {
                 "pin-source" => once(&mut uri.pin_source, name, file(&text(name, value)?)?)?,
                 "module-path" => once(&mut uri.module, name, text(name, value)?.into())?,
                 "pin-value" => {
-                    return Err(
-                        "`pin-value` would put the PIN into the manifest; use pin-source=file:PATH"
-                            .into(),
-                    );
+                    return Err("`pin-value` would expose the PIN in the manifest; use \
+                         pin-source=file:PATH"
+                        .into());
                 }
-                other => return Err(format!("the attribute `{other}` is not understood here")),
+                other => return Err(format!("unsupported attribute `{other}`")),
             }
         }
         if uri.token.is_none() && uri.serial.is_none() {
-            return Err("name the token, as in token=NAME".into());
+            return Err("the token is missing: add token=NAME".into());
         }
         if uri.object.is_none() && uri.id.is_none() {
-            return Err("name the key, as in object=NAME or id=%01".into());
+            return Err("the key is missing: add object=NAME or id=%01".into());
         }
         Ok(uri)
     }
@@ -80,7 +80,7 @@ fn attributes(text: &str, separator: char) -> Result<Vec<(&str, Vec<u8>)>, Strin
 fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(format!("`{name}` stands there twice")),
+        Some(_) => Err(format!("duplicate attribute `{name}`")),
     }
 }
 
@@ -93,7 +93,7 @@ fn kind(text: &str) -> Result<Kind, String> {
         "secret-key" => Ok(Kind::Secret),
         "private" => Ok(Kind::Private),
         other => Err(format!(
-            "a KEK is of type secret-key (AES) or private (RSA), not {other}"
+            "unsupported type {other}; a KEK has type secret-key (AES) or private (RSA)"
         )),
     }
 }
@@ -103,7 +103,7 @@ fn file(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() {
         Ok(path)
     } else {
-        Err("write pin-source=file:/absolute/path".into())
+        Err("pin-source must be an absolute path, such as file:/run/pin".into())
     }
 }
 
@@ -112,9 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_a_key_and_where_its_pin_is() {
+    fn a_uri_selects_a_key_and_the_source_of_its_pin() {
         let uri = KeyUri::parse(
-            "token=my%20token;object=kek;id=%01%ff;type=private?pin-source=file:/run/pin&module-path=/lib/hsm.so",
+            "token=my%20token;object=kek;id=%01%ff;type=private\
+             ?pin-source=file:/run/pin&module-path=/lib/hsm.so",
         );
         let expected = KeyUri {
             token: Some("my token".into()),
@@ -129,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn errors_name_the_attribute_and_never_the_pin() {
         for (uri, why) in [
-            ("object=kek", "name the token"),
-            ("token=t", "name the key"),
-            ("token=t;object=k;token=u", "twice"),
+            ("object=kek", "add token=NAME"),
+            ("token=t", "add object=NAME"),
+            ("token=t;object=k;token=u", "duplicate"),
             ("token=t;object=k;type=cert", "secret-key"),
             ("token=t;object=k;colour=red", "colour"),
             ("token=t;object", "NAME=VALUE"),
@@ -141,9 +142,9 @@ mod tests {
             ("token=t;object=k?pin-value=1234", "pin-source"),
             ("token=t;object=k?pin-source=pin", "absolute"),
         ] {
-            let said = KeyUri::parse(uri).expect_err(uri);
-            assert!(said.contains(why), "{said}");
-            assert!(!said.contains("1234"));
+            let error = KeyUri::parse(uri).expect_err(uri);
+            assert!(error.contains(why), "{error}");
+            assert!(!error.contains("1234"));
         }
     }
 }

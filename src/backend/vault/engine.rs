@@ -1,4 +1,4 @@
-//! Which engine a secret is in, found out as Vault's own command does it, and remembered.
+//! The key-value engine that contains a secret, detected as Vault's own CLI does, and cached.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,23 +6,25 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::{ANSWER, Fault, Vault};
+use super::{MAX_RESPONSE, Vault};
+use crate::backend::error::Failure;
 
 /// A key-value engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Engine {
-    /// Where it is mounted, with the slash at its end.
+    /// The mount path, with a trailing slash.
     pub(super) mount: String,
-    /// Whether it keeps versions: version 2 of the engine. What is neither version is read as version 1, which means: as it is.
+    /// Whether this is version 2 of the engine. Any other engine is read like version 1: the
+    /// response as it is.
     pub(super) is_versioned: bool,
 }
 
-/// Those that were met. The lock is held while one caller asks, so that many secrets of one engine cost one question.
+/// The engines seen so far. Locked during a lookup, so that concurrent requests share it.
 #[derive(Default)]
 pub(super) struct Engines(Mutex<Vec<Engine>>);
 
 #[derive(Deserialize)]
-struct Answered {
+struct MountResponse {
     data: Mount,
 }
 
@@ -33,60 +35,62 @@ struct Mount {
 }
 
 impl Engine {
-    /// What of a secret's path is within the engine.
-    pub(super) fn inside<'s>(&self, secret: &'s str) -> Option<&'s str> {
+    /// Returns the secret's path within the engine.
+    pub(super) fn relative<'s>(&self, secret: &'s str) -> Option<&'s str> {
         secret.strip_prefix(&self.mount)
     }
 }
 
 impl Vault {
-    /// The engine that a secret is in; none if we may not ask. No engine is mounted within another.
-    pub(super) async fn engine(self: &Arc<Self>, secret: &str) -> Result<Option<Engine>, Fault> {
+    /// Returns the engine that contains a secret, or `None` if the lookup is denied. Engines are
+    /// never nested.
+    pub(super) async fn engine(self: &Arc<Self>, secret: &str) -> Result<Option<Engine>, Failure> {
         let mut engines = self.engines.0.lock().await;
         if let Some(engine) = engines
             .iter()
-            .find(|engine| engine.inside(secret).is_some())
+            .find(|engine| engine.relative(secret).is_some())
         {
             return Ok(Some(engine.clone()));
         }
-        // Whoever has any right in the mount may ask this.
-        let answer = self
+        // Any permission within the mount permits this request.
+        let response = self
             .call(
                 Method::GET,
                 &format!("sys/internal/ui/mounts/{secret}"),
                 None,
-                ANSWER,
+                MAX_RESPONSE,
             )
             .await?;
-        // A server, or a proxy before it, that doesn't know the question.
-        if matches!(answer.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) {
+        // NOT_FOUND: the server, or a proxy in front of it, does not support the request.
+        if matches!(
+            response.status,
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+        ) {
             return Ok(None);
         }
-        let Answered {
-            data: Mount { path, options },
-        } = answer.ok()?.parse()?;
+        let Mount { path, options } = response.ok()?.parse::<MountResponse>()?.data;
         let is_versioned = options
             .is_some_and(|options| options.get("version").is_some_and(|version| version == "2"));
         let engine = Engine {
             mount: path,
             is_versioned,
         };
-        if engine.inside(secret).is_none() {
+        if engine.relative(secret).is_none() {
             return Ok(None);
         }
         engines.push(engine.clone());
         Ok(Some(engine))
     }
 
-    /// Remembers what reading showed.
-    pub(super) async fn learn(&self, engine: &Engine) {
+    /// Caches an engine whose version was detected by reading from it.
+    pub(super) async fn cache_engine(&self, engine: &Engine) {
         let mut engines = self.engines.0.lock().await;
         engines.retain(|known| known.mount != engine.mount);
         engines.push(engine.clone());
     }
 
-    /// Forgets an engine that may have been replaced or made another version.
-    pub(super) async fn unlearn(&self, engine: &Engine) {
+    /// Drops an engine from the cache, because it may have been replaced or upgraded.
+    pub(super) async fn evict_engine(&self, engine: &Engine) {
         self.engines.0.lock().await.retain(|known| known != engine);
     }
 }

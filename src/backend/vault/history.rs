@@ -1,4 +1,4 @@
-//! What version 2 of the key-value engine knows about the versions of a secret (`MOUNT/metadata/PATH`).
+//! The metadata of a secret's versions (`MOUNT/metadata/PATH`, version 2 of the key-value engine).
 
 use std::collections::BTreeMap;
 
@@ -6,32 +6,32 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
+pub(super) struct HistoryResponse {
+    pub(super) data: History,
+}
+
+#[derive(Deserialize)]
 pub(super) struct History {
-    pub(super) data: Versions,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Versions {
     pub(super) current_version: u64,
-    pub(super) versions: BTreeMap<String, State>,
+    pub(super) versions: BTreeMap<String, VersionState>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct State {
+pub(super) struct VersionState {
     pub(super) created_time: String,
     pub(super) deletion_time: String,
     pub(super) destroyed: bool,
 }
 
-impl State {
-    /// Whether it can be read. A deletion may be ahead (`delete_version_after`).
-    pub(super) fn is_there(&self) -> bool {
+impl VersionState {
+    /// Whether the version can be read. Its deletion may be scheduled (`delete_version_after`).
+    pub(super) fn is_readable(&self) -> bool {
         !self.destroyed
             && time(&self.deletion_time).is_none_or(|deletion| deletion > Timestamp::now())
     }
 }
 
-/// A time as Vault writes it, which writes none as an empty string.
+/// Parses a time. Vault writes an empty string for none.
 pub(super) fn time(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }

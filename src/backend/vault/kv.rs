@@ -1,5 +1,5 @@
-//! `vault-kv:MOUNT/PATH`: a manifest in the key-value engine, version 2. Its check-and-set makes changes safe (I8), its metadata
-//! makes polls cheap.
+//! `vault-kv:MOUNT/PATH` as a location: a manifest in the key-value engine, version 2. Its
+//! check-and-set makes changes safe (I8), and its metadata makes polls cheap.
 
 use std::{
     collections::BTreeMap,
@@ -16,37 +16,33 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{
-    ANSWER, Answer, Vault,
-    history::{History, Versions},
-};
+use super::{MAX_RESPONSE, Response, Vault, history::HistoryResponse};
 use crate::{
-    backend::{ManifestStore, StoreError},
+    backend::{BackendError, ErrorKind, ManifestStore, error::Failure},
     model::Location,
 };
 
-/// The longest manifest that is compared with what a change expects.
-const LONGEST: usize = 64 << 20;
+/// The limit for a manifest that a change replaces, in bytes.
+const MAX_REPLACED: usize = 64 << 20;
 
-/// A secret with one member, `manifest`: the document as a string, so that its bytes come back as they were.
+/// A secret with one member, `manifest`: the document as a string, which preserves its bytes.
 pub(super) struct KvStore {
     vault: Arc<Vault>,
     mount: String,
     path: String,
     location: Location,
-    /// What was read last.
-    last: Mutex<Option<Found>>,
-    /// Whether our policy lets us read metadata, as far as we know.
-    may_compare: AtomicBool,
+    cached: Mutex<Option<StoredManifest>>,
+    /// Cleared when the policy denies reading the metadata.
+    may_read_metadata: AtomicBool,
 }
 
 #[derive(Deserialize)]
-struct Secret {
-    data: Version,
+struct SecretResponse {
+    data: SecretVersion,
 }
 
 #[derive(Deserialize)]
-struct Version {
+struct SecretVersion {
     data: Option<Members>,
     metadata: Metadata,
 }
@@ -56,97 +52,97 @@ struct Members {
     manifest: Option<String>,
 }
 
-/// A version of the secret.
 #[derive(Deserialize, Clone, PartialEq, Eq)]
 struct Metadata {
     version: u64,
-    /// A store that was put back to an older state counts on from there, so that a number alone says nothing.
+    /// A storage that was restored to an older state reuses version numbers, so the number alone
+    /// does not identify a version.
     created_time: String,
 }
 
 #[derive(Deserialize)]
-struct Written {
-    #[expect(dead_code, reason = "only version 2 of the engine gives it")]
+struct WriteResponse {
+    #[expect(
+        dead_code,
+        reason = "present only in responses of version 2 of the engine"
+    )]
     data: Metadata,
 }
 
 #[derive(Deserialize)]
-struct Mount {
-    data: Engine,
+struct MountResponse {
+    data: Mount,
 }
 
 #[derive(Deserialize)]
-struct Engine {
+struct Mount {
     options: Option<BTreeMap<String, String>>,
 }
 
-/// A manifest, and the version of the secret that holds it.
+/// A manifest, and the version of the secret that contains it.
 #[derive(Clone)]
-struct Found {
+struct StoredManifest {
     manifest: Bytes,
     metadata: Metadata,
 }
 
-/// What stands there, and the version that a write has to name.
-struct Standing {
-    found: Option<Found>,
+/// The current manifest, and the version that a check-and-set must name.
+struct CurrentState {
+    stored: Option<StoredManifest>,
     version: u64,
 }
 
 impl KvStore {
     pub(super) fn new(vault: Arc<Vault>, mount: &str, path: &str, location: Location) -> Self {
-        let (mount, path) = (mount.to_owned(), path.to_owned());
         Self {
             vault,
-            mount,
-            path,
+            mount: mount.to_owned(),
+            path: path.to_owned(),
             location,
-            last: Mutex::default(),
-            may_compare: AtomicBool::new(true),
+            cached: Mutex::default(),
+            may_read_metadata: AtomicBool::new(true),
         }
     }
 
-    async fn get(&self, limit: usize) -> Result<Bytes, StoreError> {
-        let last = self.last().clone();
-        if let Some(last) = last
-            && last.manifest.len() <= limit
-            && self.is_current(&last.metadata).await
+    async fn get(&self, limit: usize) -> Result<Bytes, BackendError> {
+        let cached = self.cached().clone();
+        if let Some(cached) = cached
+            && cached.manifest.len() <= limit
+            && self.is_current(&cached.metadata).await
         {
-            return Ok(last.manifest);
+            return Ok(cached.manifest);
         }
-        let found = self.find(limit).await?.found;
-        self.last().clone_from(&found);
-        found
-            .map(|found| found.manifest)
-            .ok_or_else(|| StoreError::Missing(self.location.clone()))
+        let stored = self.read(limit).await?.stored;
+        self.cached().clone_from(&stored);
+        stored
+            .map(|stored| stored.manifest)
+            .ok_or_else(|| BackendError::no_manifest(&self.location))
     }
 
-    /// Whether this is the newest version still and nobody has deleted it. When in doubt, it is not: then the secret itself is read.
+    /// Whether this is still the newest version and not deleted. `false` if in doubt: then the
+    /// secret itself is read.
     async fn is_current(&self, known: &Metadata) -> bool {
-        if !self.may_compare.load(Ordering::Relaxed) {
+        if !self.may_read_metadata.load(Ordering::Relaxed) {
             return false;
         }
         let path = format!("{}/metadata/{}", self.mount, self.path);
-        let Ok(answer) = self.vault.call(Method::GET, &path, None, ANSWER).await else {
+        let response = self
+            .vault
+            .call(Method::GET, &path, None, MAX_RESPONSE)
+            .await;
+        let Ok(response) = response else {
             return false;
         };
-        if answer.status == StatusCode::FORBIDDEN {
-            // A right that nobody needs; asking for it every time would only cost requests.
-            self.may_compare.store(false, Ordering::Relaxed);
+        if response.status == StatusCode::FORBIDDEN {
+            // The permission is optional. Asking again would only cost requests.
+            self.may_read_metadata.store(false, Ordering::Relaxed);
             return false;
         }
-        let Ok(History {
-            data:
-                Versions {
-                    current_version,
-                    versions,
-                },
-        }) = answer.parse()
-        else {
+        let Ok(HistoryResponse { data: history }) = response.parse() else {
             return false;
         };
-        let state = versions.get(&known.version.to_string());
-        current_version == known.version
+        let state = history.versions.get(&known.version.to_string());
+        history.current_version == known.version
             && state.is_some_and(|state| {
                 state.created_time == known.created_time
                     && state.deletion_time.is_empty()
@@ -154,107 +150,120 @@ impl KvStore {
             })
     }
 
-    async fn find(&self, limit: usize) -> Result<Standing, StoreError> {
-        // A string escapes quotes and line ends, of which a manifest is full.
-        let answer = self
+    async fn read(&self, limit: usize) -> Result<CurrentState, BackendError> {
+        // JSON escapes the manifest's quotes and line breaks, which can nearly double its size.
+        let response = self
             .vault
-            .call(Method::GET, &self.data(), None, 2 * limit + ANSWER)
-            .await;
-        let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
-        match answer.status {
+            .call(
+                Method::GET,
+                &self.data_path(),
+                None,
+                2 * limit + MAX_RESPONSE,
+            )
+            .await
+            .map_err(|failure| failure.on(&self.location))?;
+        match response.status {
             StatusCode::OK => {
-                let found = self.found(&answer, limit)?;
-                let version = found.metadata.version;
-                Ok(Standing {
-                    found: Some(found),
+                let stored = self.parse(&response, limit)?;
+                let version = stored.metadata.version;
+                Ok(CurrentState {
+                    stored: Some(stored),
                     version,
                 })
             }
-            // Deleted versions answer so, too, and count on.
+            // Also the response for a deleted version, which still counts.
             StatusCode::NOT_FOUND => {
-                let version = answer
-                    .parse::<Secret>()
+                let version = response
+                    .parse::<SecretResponse>()
                     .map_or(0, |secret| secret.data.metadata.version);
-                Ok(Standing {
-                    found: None,
+                Ok(CurrentState {
+                    stored: None,
                     version,
                 })
             }
-            _ => Err(self.explain(&answer, "read")),
+            _ => Err(self.error(response.failure_at(&self.data_path(), "read"))),
         }
     }
 
-    fn found(&self, answer: &Answer, limit: usize) -> Result<Found, StoreError> {
+    fn parse(&self, response: &Response, limit: usize) -> Result<StoredManifest, BackendError> {
         let foreign = || {
-            self.failed(
-                "the secret has no member `manifest`: it is not a keyring, or the engine is version 1 (version 2 is needed)",
+            self.misconfigured(
+                "the secret has no member `manifest`: it is not a keyring, or the engine is \
+                 version 1 (version 2 is required)",
             )
         };
-        let Version { data, metadata } = answer.parse::<Secret>().map_err(|_| foreign())?.data;
+        let secret = response.parse::<SecretResponse>().map_err(|_| foreign())?;
+        let SecretVersion { data, metadata } = secret.data;
         let manifest = data
             .and_then(|members| members.manifest)
             .ok_or_else(foreign)?
             .into_bytes();
         if manifest.len() > limit {
-            return Err(StoreError::TooLarge {
-                location: self.location.clone(),
-                limit,
-            });
+            return Err(BackendError::manifest_too_large(&self.location, limit));
         }
-        let manifest = manifest.into();
-        Ok(Found { manifest, metadata })
+        Ok(StoredManifest {
+            manifest: manifest.into(),
+            metadata,
+        })
     }
 
-    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), StoreError> {
-        let Standing { found, version } = self.find(LONGEST).await?;
-        if found.as_ref().map(|found| &*found.manifest) != expected.as_deref() {
-            return Err(StoreError::Conflict(self.location.clone()));
+    async fn swap(&self, expected: Option<Vec<u8>>, new: Vec<u8>) -> Result<(), BackendError> {
+        let CurrentState { stored, version } = self.read(MAX_REPLACED).await?;
+        if stored.as_ref().map(|stored| &*stored.manifest) != expected.as_deref() {
+            return Err(BackendError::conflict(&self.location));
         }
         if version == 0 {
-            self.demand_version_2().await?;
+            self.require_version_2().await?;
         }
-        let manifest = String::from_utf8(new).map_err(|error| self.failed(error.to_string()))?;
+        let manifest =
+            String::from_utf8(new).map_err(|error| self.misconfigured(error.to_string()))?;
         let body =
             json!({ "options": { "cas": version }, "data": { "manifest": manifest } }).to_string();
-        let answer = self
+        let response = self
             .vault
             .call(
                 Method::POST,
-                &self.data(),
+                &self.data_path(),
                 Some(Zeroizing::new(body.into_bytes())),
-                ANSWER,
+                MAX_RESPONSE,
             )
-            .await;
-        let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
-        match answer.status {
-            status if status.is_success() => answer.parse::<Written>().map(drop).map_err(|_| {
-                let what = "something was written, but not by version 2 of the key-value engine: changes are not safe there";
-                self.failed(format!("{what}; delete it: vault delete {}", self.data()))
-            }),
-            StatusCode::BAD_REQUEST if answer.errors().contains("check-and-set") => {
-                Err(StoreError::Conflict(self.location.clone()))
-            }
-            _ => Err(self.explain(&answer, if version == 0 { "create" } else { "update" })),
+            .await
+            .map_err(|failure| failure.on(&self.location))?;
+        if response.status.is_success() {
+            return response.parse::<WriteResponse>().map(drop).map_err(|_| {
+                self.misconfigured(format!(
+                    "the manifest was written, but not by version 2 of the key-value engine, so \
+                     changes are not safe; delete it: vault delete {}",
+                    self.data_path()
+                ))
+            });
         }
+        let is_bad_request = response.status == StatusCode::BAD_REQUEST;
+        if is_bad_request && response.errors().contains("check-and-set") {
+            return Err(BackendError::conflict(&self.location));
+        }
+        let capability = if version == 0 { "create" } else { "update" };
+        Err(self.error(response.failure_at(&self.data_path(), capability)))
     }
 
-    /// Version 1 of the engine, and others, take a first write without a word, and with it leave every later one unprotected.
-    async fn demand_version_2(&self) -> Result<(), StoreError> {
-        // Where Vault's own command looks; whoever has any right in the mount may.
-        let answer = self
+    /// Fails if the mount is not version 2 of the engine. Version 1 and other engines accept the
+    /// first write silently, and later writes without check-and-set.
+    async fn require_version_2(&self) -> Result<(), BackendError> {
+        // The request of Vault's own CLI; any permission within the mount permits it.
+        let response = self
             .vault
             .call(
                 Method::GET,
                 &format!("sys/internal/ui/mounts/{}", self.mount),
                 None,
-                ANSWER,
+                MAX_RESPONSE,
             )
-            .await;
-        let answer = answer.map_err(|fault| fault.of_location(&self.location))?;
-        // Without an answer, that to the write tells.
-        let Ok(Mount {
-            data: Engine { options },
-        }) = answer.parse()
+            .await
+            .map_err(|failure| failure.on(&self.location))?;
+        // If the lookup fails, the response to the write shows the version.
+        let Ok(MountResponse {
+            data: Mount { options },
+        }) = response.parse()
         else {
             return Ok(());
         };
@@ -264,38 +273,36 @@ impl KvStore {
             return Ok(());
         }
         let mount = &self.mount;
-        let how = format!(
-            "vault kv enable-versioning {mount}/, or: vault secrets enable -path={mount} -version=2 kv"
-        );
-        Err(self.failed(format!(
-            "{mount}/ is not a key-value engine of version 2, which safe changes need: {how}"
+        Err(self.misconfigured(format!(
+            "{mount}/ is not a key-value engine of version 2, which safe changes require; run: \
+             vault kv enable-versioning {mount}/, or: \
+             vault secrets enable -path={mount} -version=2 kv"
         )))
     }
 
-    fn data(&self) -> String {
+    fn data_path(&self) -> String {
         format!("{}/data/{}", self.mount, self.path)
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Found>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cached(&self) -> MutexGuard<'_, Option<StoredManifest>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self, reason: impl Into<String>) -> StoreError {
-        StoreError::Failed {
-            location: self.location.clone(),
-            reason: reason.into(),
+    fn misconfigured(&self, message: impl Into<String>) -> BackendError {
+        BackendError::new(ErrorKind::Misconfigured, &self.location, message)
+    }
+
+    fn error(&self, mut failure: Failure) -> BackendError {
+        // A missing mount is not a missing manifest.
+        if failure.kind == ErrorKind::NotFound {
+            failure.kind = ErrorKind::Misconfigured;
         }
-    }
-
-    fn explain(&self, answer: &Answer, capability: &str) -> StoreError {
-        answer
-            .fault_of(&self.data(), capability)
-            .of_location(&self.location)
+        failure.on(&self.location)
     }
 }
 
 impl ManifestStore for KvStore {
-    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(self.get(limit))
     }
 
@@ -303,7 +310,7 @@ impl ManifestStore for KvStore {
         &self,
         expected: Option<Vec<u8>>,
         new: Vec<u8>,
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.swap(expected, new))
     }
 }

@@ -7,408 +7,272 @@ use std::sync::{
 
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use super::{
-    ANSWER, Answer as Response, Fault, Vault,
+    Vault,
     engine::Engine,
-    history::{History, Versions, time},
+    history::{History, HistoryResponse, time},
+    kv_reader::{Content, KvReader, MAX_OVERHEAD, Metadata},
 };
 use crate::{
     backend::{
-        Answer, Fetched, Held, SecretError, SecretProvider, Which,
-        secret::{number, value_text},
+        BackendError, FetchOutcome, FetchedValue, HeldValue, SecretProvider, VersionSelector,
+        error::Failure, secret::version_number,
     },
     crypto::to_hex,
     model::SecretSource,
 };
 
-/// What an answer may be longer than its value: metadata, and so much that a value which is too long can be told from something that
-/// is no answer. No storage of Vault's takes a value this long.
-const AROUND: usize = 4 * ANSWER;
+/// How many versions to try for the previous one if the policy denies reading the metadata.
+const MAX_VERSIONS_TRIED: u64 = 10;
 
-/// How many deleted versions are passed over where we may not ask which they are.
-const REACH: u64 = 10;
-
-/// A secret. Its value is the JSON object that Vault keeps, byte for byte.
+/// A secret. Its value is the JSON object that Vault stores, byte for byte.
 pub(super) struct KvSecret {
-    vault: Arc<Vault>,
-    mount: String,
-    /// Mount and path.
-    path: String,
-    source: SecretSource,
-    /// What was read last.
-    last: Mutex<Option<Last>>,
-    /// Whether our policy lets us read metadata, as far as we know.
-    may_ask: AtomicBool,
+    reader: KvReader,
+    last_read: Mutex<Option<LastRead>>,
+    /// Cleared when the policy denies reading the metadata.
+    may_read_metadata: AtomicBool,
 }
 
-/// A current version that was read, under the name that it was given.
-struct Last {
-    name: String,
+/// The current version as last read.
+struct LastRead {
+    /// The version as given to the caller.
+    version: String,
     engine: Engine,
     metadata: Metadata,
 }
 
-/// Version 2's answer.
-#[derive(Deserialize)]
-struct Versioned<'a> {
-    #[serde(borrow)]
-    data: Version<'a>,
-}
-
-#[derive(Deserialize)]
-struct Version<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    metadata: Metadata,
-}
-
-/// Version 1's answer.
-#[derive(Deserialize)]
-struct Plain<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    version: u64,
-    /// A store that was put back to an older state, or a secret that was made anew, counts on from there: a number says nothing alone.
-    created_time: String,
-    #[serde(default)]
-    deletion_time: String,
-}
-
-/// What stands at a path.
-enum Found {
-    Value {
-        bytes: Zeroizing<Vec<u8>>,
-        /// What version 2 knows about it.
-        metadata: Option<Metadata>,
-        engine: Engine,
-    },
-    /// Nothing: it was deleted, if it has a version, or was never there.
-    Nothing { version: Option<u64> },
-}
-
 impl KvSecret {
     pub(super) fn new(vault: Arc<Vault>, mount: &str, path: &str, source: SecretSource) -> Self {
-        let path = format!("{mount}/{path}");
         Self {
-            vault,
-            mount: format!("{mount}/"),
-            path,
-            source,
-            last: Mutex::default(),
-            may_ask: AtomicBool::new(true),
+            reader: KvReader::new(vault, mount, path, source),
+            last_read: Mutex::default(),
+            may_read_metadata: AtomicBool::new(true),
         }
     }
 
-    async fn current(&self, held: Option<Held<'_>>, limit: usize) -> Result<Answer, SecretError> {
+    async fn current(
+        &self,
+        held: Option<HeldValue<'_>>,
+        limit: usize,
+    ) -> Result<FetchOutcome, BackendError> {
         if let Some(held) = held
             && self
                 .is_current(held)
                 .await
-                .map_err(|fault| self.failed(fault))?
+                .map_err(|failure| self.reader.error(failure))?
         {
-            return Ok(Answer::Unchanged);
+            return Ok(FetchOutcome::Unchanged);
         }
-        let Found::Value {
+        let content = self.reader.read(None, limit).await?;
+        let Content::Value {
             bytes,
             metadata,
             engine,
-        } = self.read(None, limit).await?
+        } = content
         else {
-            *self.last() = None;
-            return Err(self.none("there is no such secret, or it was deleted"));
+            *self.last_read() = None;
+            return Err(self.not_found("there is no such secret, or it was deleted"));
         };
-        let fetched = match metadata {
+        let (fetched, last_read) = match metadata {
             Some(metadata) => {
-                let name = Held::told_apart(held, metadata.version.to_string(), &bytes);
-                let fetched = versioned(bytes, name.clone(), &metadata);
-                *self.last() = Some(Last {
-                    name,
+                let number = metadata.version.to_string();
+                let version = HeldValue::distinct_version(held, number, &bytes);
+                let last_read = LastRead {
+                    version: version.clone(),
                     engine,
                     metadata,
-                });
-                fetched
+                };
+                (
+                    with_metadata(bytes, version, &last_read.metadata),
+                    Some(last_read),
+                )
             }
-            // Version 1 has no versions: the content decides. Its name is made with a key that nobody has, so that it betrays nothing.
-            None => {
-                *self.last() = None;
-                let version = to_hex(&self.vault.names.name(&bytes));
-                Fetched {
-                    bytes,
-                    version,
-                    created_at: None,
-                    expires_at: None,
-                    lease: None,
-                }
-            }
+            None => (self.unversioned(bytes), None),
         };
-        Ok(Answer::current(fetched, held))
+        *self.last_read() = last_read;
+        Ok(FetchOutcome::current(fetched, held))
     }
 
-    async fn previous(&self, held: Option<Held<'_>>, limit: usize) -> Result<Answer, SecretError> {
-        let none = || {
-            self.none(
-                "there is no version before the current one, or version 1 of the engine keeps none",
-            )
-        };
+    /// Version 1 has no versions, so the version is derived from the value: with a random key, so
+    /// that it reveals nothing about the value.
+    fn unversioned(&self, bytes: Zeroizing<Vec<u8>>) -> FetchedValue {
+        let version = to_hex(&self.reader.vault.version_key.name(&bytes));
+        FetchedValue {
+            bytes,
+            version,
+            created_at: None,
+            expires_at: None,
+            lease: None,
+        }
+    }
+
+    async fn previous(
+        &self,
+        held: Option<HeldValue<'_>>,
+        limit: usize,
+    ) -> Result<FetchedValue, BackendError> {
         let held = held.and_then(|held| held.number());
-        let older: Vec<u64> = match self.history().await.map_err(|fault| self.failed(fault))? {
-            Some(Versions {
-                current_version,
-                versions,
-            }) => {
-                let newest = held.map_or(current_version, |held| held.min(current_version));
-                let numbers = versions
-                    .iter()
-                    .filter(|(_, state)| state.is_there())
-                    .filter_map(|(version, _)| number(version));
-                let mut older: Vec<u64> = numbers.filter(|version| *version < newest).collect();
-                older.sort_unstable_by(|a, b| b.cmp(a));
-                older
-            }
+        let history = self
+            .history()
+            .await
+            .map_err(|failure| self.reader.error(failure))?;
+        let candidates = match history {
+            Some(history) => versions_before(held, &history),
             None => {
                 let newest = match held {
                     Some(held) => held,
-                    None => match self.read(None, limit).await? {
-                        Found::Value {
-                            metadata: Some(Metadata { version, .. }),
-                            ..
-                        }
-                        | Found::Nothing {
-                            version: Some(version),
-                        } => version,
-                        _ => return Err(none()),
-                    },
+                    None => self.newest_number(limit).await?,
                 };
-                (newest.saturating_sub(REACH).max(1)..newest)
-                    .rev()
-                    .collect()
+                let oldest = newest.saturating_sub(MAX_VERSIONS_TRIED).max(1);
+                (oldest..newest).rev().collect()
             }
         };
-        for version in older {
+        for version in candidates {
             if let Some(fetched) = self.version(version, limit).await? {
-                return Ok(Answer::Value(fetched));
+                return Ok(fetched);
             }
         }
-        Err(none())
+        Err(self.no_previous_version())
     }
 
-    /// A version, unless it was deleted or never was.
-    async fn version(&self, version: u64, limit: usize) -> Result<Option<Fetched>, SecretError> {
-        match self.read(Some(version), limit).await? {
-            Found::Value {
+    async fn newest_number(&self, limit: usize) -> Result<u64, BackendError> {
+        match self.reader.read(None, limit).await? {
+            Content::Value {
+                metadata: Some(Metadata { version, .. }),
+                ..
+            }
+            | Content::Nothing {
+                version: Some(version),
+            } => Ok(version),
+            _ => Err(self.no_previous_version()),
+        }
+    }
+
+    /// Reads a version; `None` if it was deleted or never existed.
+    async fn version(
+        &self,
+        version: u64,
+        limit: usize,
+    ) -> Result<Option<FetchedValue>, BackendError> {
+        match self.reader.read(Some(version), limit).await? {
+            Content::Value {
                 bytes,
                 metadata: Some(metadata),
                 ..
-            } => Ok(Some(versioned(
-                bytes,
-                metadata.version.to_string(),
-                &metadata,
-            ))),
+            } => {
+                let version = metadata.version.to_string();
+                Ok(Some(with_metadata(bytes, version, &metadata)))
+            }
             _ => Ok(None),
         }
     }
 
-    /// Whether what is held is the newest version still and nobody has deleted it. When in doubt, it is not: then the secret itself
-    /// is read.
-    async fn is_current(&self, held: Held<'_>) -> Result<bool, Fault> {
+    /// Whether the held value is still the newest version and not deleted. `false` if in doubt:
+    /// then the secret itself is read.
+    async fn is_current(&self, held: HeldValue<'_>) -> Result<bool, Failure> {
         let known = {
-            let last = self.last();
-            let known = last.as_ref().filter(|last| last.name == held.version);
-            known.map(|last| {
-                (
-                    last.engine.clone(),
-                    last.metadata.version,
-                    last.metadata.created_time.clone(),
-                )
-            })
+            let last_read = self.last_read();
+            last_read
+                .as_ref()
+                .filter(|last_read| last_read.version == held.version)
+                .map(|last_read| {
+                    (
+                        last_read.engine.clone(),
+                        last_read.metadata.version,
+                        last_read.metadata.created_time.clone(),
+                    )
+                })
         };
         let Some((engine, version, created_time)) = known else {
             return Ok(false);
         };
-        let Some(Versions {
-            current_version,
-            versions,
-        }) = self.history_in(&engine).await?
-        else {
+        let Some(history) = self.history_in(&engine).await? else {
             return Ok(false);
         };
-        let state = versions.get(&version.to_string());
+        let state = history.versions.get(&version.to_string());
         let is_same =
-            state.is_some_and(|state| state.created_time == created_time && state.is_there());
-        Ok(current_version == version && is_same)
+            state.is_some_and(|state| state.created_time == created_time && state.is_readable());
+        Ok(history.current_version == version && is_same)
     }
 
-    async fn history(&self) -> Result<Option<Versions>, Fault> {
-        match self.vault.engine(&self.path).await? {
+    async fn history(&self) -> Result<Option<History>, Failure> {
+        match self.reader.vault.engine(&self.reader.path).await? {
             Some(engine) => self.history_in(&engine).await,
             None => Ok(None),
         }
     }
 
-    /// All that is known about the versions; nothing if there are none or we may not ask.
-    async fn history_in(&self, engine: &Engine) -> Result<Option<Versions>, Fault> {
-        let Some(inside) = engine.inside(&self.path).filter(|_| engine.is_versioned) else {
+    /// Returns the metadata of all versions; `None` if there is none or the policy denies it.
+    async fn history_in(&self, engine: &Engine) -> Result<Option<History>, Failure> {
+        let Some(path) = engine
+            .relative(&self.reader.path)
+            .filter(|_| engine.is_versioned)
+        else {
             return Ok(None);
         };
-        if !self.may_ask.load(Ordering::Relaxed) {
+        if !self.may_read_metadata.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let path = format!("{}metadata/{inside}", engine.mount);
-        let answer = self.vault.call(Method::GET, &path, None, AROUND).await?;
-        match answer.status {
+        let path = format!("{}metadata/{path}", engine.mount);
+        let response = self
+            .reader
+            .vault
+            .call(Method::GET, &path, None, MAX_OVERHEAD)
+            .await?;
+        match response.status {
             StatusCode::FORBIDDEN => {
-                // A right that nobody needs; asking for it every time would only cost requests.
-                self.may_ask.store(false, Ordering::Relaxed);
+                // The permission is optional. Asking again would only cost requests.
+                self.may_read_metadata.store(false, Ordering::Relaxed);
                 Ok(None)
             }
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Ok(answer
-                .ok()?
-                .parse::<History>()
-                .ok()
-                .map(|history| history.data)),
-        }
-    }
-
-    /// Reads a version, or the newest.
-    async fn read(&self, version: Option<u64>, limit: usize) -> Result<Found, SecretError> {
-        let engine = self
-            .vault
-            .engine(&self.path)
-            .await
-            .map_err(|fault| self.failed(fault))?;
-        let Some(engine) = engine else {
-            return self.read_anyhow(version, limit).await;
-        };
-        let found = self.read_in(&engine, version, limit).await?;
-        if !matches!(found, Found::Nothing { version: None }) {
-            return Ok(found);
-        }
-        // So it looks, too, when the engine is not what it was.
-        self.vault.unlearn(&engine).await;
-        match self
-            .vault
-            .engine(&self.path)
-            .await
-            .map_err(|fault| self.failed(fault))?
-        {
-            Some(other) if other != engine => self.read_in(&other, version, limit).await,
-            _ => Ok(found),
-        }
-    }
-
-    /// Where we may not ask what engine this is, reading tells.
-    async fn read_anyhow(&self, version: Option<u64>, limit: usize) -> Result<Found, SecretError> {
-        let engine = |is_versioned| Engine {
-            mount: self.mount.clone(),
-            is_versioned,
-        };
-        let first = self.read_in(&engine(true), version, limit).await;
-        if let Ok(Found::Value { engine, .. }) = &first {
-            self.vault.learn(engine).await;
-            return first;
-        }
-        if let Ok(Found::Nothing { version: Some(_) }) = &first {
-            return first;
-        }
-        match self.read_in(&engine(false), version, limit).await {
-            Ok(found @ Found::Value { .. }) => {
-                self.vault.learn(&engine(false)).await;
-                Ok(found)
+            _ => {
+                let history = response.ok()?.parse::<HistoryResponse>();
+                Ok(history.ok().map(|history| history.data))
             }
-            _ => first,
         }
     }
 
-    async fn read_in(
-        &self,
-        engine: &Engine,
-        version: Option<u64>,
-        limit: usize,
-    ) -> Result<Found, SecretError> {
-        let Some(inside) = engine.inside(&self.path) else {
-            return Ok(Found::Nothing { version: None });
-        };
-        let path = if engine.is_versioned {
-            format!("{}data/{inside}", engine.mount)
-        } else {
-            self.path.clone()
-        };
-        let asked = match version {
-            None => path.clone(),
-            Some(version) if engine.is_versioned => format!("{path}?version={version}"),
-            Some(_) => return Ok(Found::Nothing { version: None }),
-        };
-        let answer = self
-            .vault
-            .call(Method::GET, &asked, None, limit.saturating_add(AROUND))
-            .await;
-        let answer = answer.map_err(|fault| self.failed(fault))?;
-        let (value, metadata) = match answer.status {
-            StatusCode::OK if engine.is_versioned => {
-                let Versioned {
-                    data: Version { data, metadata },
-                } = self.parse(&answer)?;
-                (data, Some(metadata))
-            }
-            StatusCode::OK => (self.parse::<Plain<'_>>(&answer)?.data, None),
-            // Deleted versions answer so, too, and say which they are.
-            StatusCode::NOT_FOUND => {
-                let versioned = serde_json::from_slice::<Versioned<'_>>(&answer.body)
-                    .ok()
-                    .filter(|_| engine.is_versioned);
-                return Ok(Found::Nothing {
-                    version: versioned.map(|versioned| versioned.data.metadata.version),
-                });
-            }
-            _ => return Err(self.failed(answer.fault_of(&path, "read"))),
-        };
-        let Some(value) = value else {
-            return Ok(Found::Nothing {
-                version: metadata.map(|metadata| metadata.version),
-            });
-        };
-        let bytes =
-            value_text(value, limit).ok_or_else(|| SecretError::too_long(&self.source, limit))?;
-        Ok(Found::Value {
-            bytes,
-            metadata,
-            engine: engine.clone(),
-        })
+    fn last_read(&self) -> MutexGuard<'_, Option<LastRead>> {
+        self.last_read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a Response) -> Result<T, SecretError> {
-        answer.parse_borrowed().map_err(|fault| self.failed(fault))
+    fn not_found(&self, message: &str) -> BackendError {
+        BackendError::not_found(&self.reader.source, message)
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Last>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn none(&self, what: &str) -> SecretError {
-        SecretError::not_found(&self.source, what)
-    }
-
-    fn failed(&self, fault: Fault) -> SecretError {
-        fault.of_secret(&self.source)
+    fn no_previous_version(&self) -> BackendError {
+        self.not_found(
+            "there is no version before the current one (version 1 of the engine keeps none)",
+        )
     }
 }
 
-fn versioned(bytes: Zeroizing<Vec<u8>>, version: String, metadata: &Metadata) -> Fetched {
-    let (created_at, expires_at) = (time(&metadata.created_time), time(&metadata.deletion_time));
-    Fetched {
+/// Returns the readable versions before the current one, newest first.
+fn versions_before(held: Option<u64>, history: &History) -> Vec<u64> {
+    let current = history.current_version;
+    let newest = held.map_or(current, |held| held.min(current));
+    let mut versions: Vec<u64> = history
+        .versions
+        .iter()
+        .filter(|(_, state)| state.is_readable())
+        .filter_map(|(version, _)| version_number(version))
+        .filter(|version| *version < newest)
+        .collect();
+    versions.sort_unstable_by(|a, b| b.cmp(a));
+    versions
+}
+
+fn with_metadata(bytes: Zeroizing<Vec<u8>>, version: String, metadata: &Metadata) -> FetchedValue {
+    FetchedValue {
         bytes,
         version,
-        created_at,
-        expires_at,
+        created_at: time(&metadata.created_time),
+        expires_at: time(&metadata.deletion_time),
         lease: None,
     }
 }
@@ -416,26 +280,24 @@ fn versioned(bytes: Zeroizing<Vec<u8>>, version: String, metadata: &Metadata) ->
 impl SecretProvider for KvSecret {
     fn fetch<'a>(
         &'a self,
-        which: &'a Which,
-        held: Option<Held<'a>>,
+        version: &'a VersionSelector,
+        held: Option<HeldValue<'a>>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         Box::pin(async move {
-            let none = || self.none("there is no such version, or it was deleted");
-            match which {
-                Which::Current => self.current(held, limit).await,
-                Which::Previous => self.previous(held, limit).await,
-                Which::Pending => {
-                    Err(self.none("Vault introduces no version before it is the current one"))
+            let fetched = match version {
+                VersionSelector::Current => return self.current(held, limit).await,
+                VersionSelector::Previous => self.previous(held, limit).await?,
+                VersionSelector::Pending => {
+                    return Err(self.not_found("Vault has no pending versions"));
                 }
-                Which::Version(version) => {
-                    let version = number(version).ok_or_else(none)?;
-                    self.version(version, limit)
-                        .await?
-                        .map(Answer::Value)
-                        .ok_or_else(none)
+                VersionSelector::Version(version) => {
+                    let gone = || self.not_found("there is no such version, or it was deleted");
+                    let number = version_number(version).ok_or_else(gone)?;
+                    self.version(number, limit).await?.ok_or_else(gone)?
                 }
-            }
+            };
+            Ok(FetchOutcome::Value(fetched))
         })
     }
 }

@@ -1,4 +1,5 @@
-//! `vault-lease:PATH`: credentials that Vault makes anew for everyone who asks, and takes back when their lease ends.
+//! `vault-lease:PATH`: dynamic credentials. Vault creates new ones for each read and revokes them
+//! when their lease expires.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,31 +17,30 @@ use tokio::{
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Answer as Response, Fault, Vault};
+use super::{MAX_RESPONSE, Response, Vault};
 use crate::{
     backend::{
-        Answer, Fetched, Held, KekFault, Lease, SecretError, SecretFault, SecretProvider, Which,
-        secret::value_text,
+        BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider,
+        VersionSelector, error::Failure, secret::value_text,
     },
     crypto::{fingerprint, to_hex},
     model::SecretSource,
 };
 
-/// How long credentials are waited for when nobody else does any more, and how long giving them back then may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longer than any lease: whatever a server says, times can be counted with it.
-const LONGEST: u64 = 10 * 365 * 24 * 3600;
+/// How long to wait for credentials whose caller has left, and for their revocation.
+const ABANDONED_TIMEOUT: Duration = Duration::from_secs(60);
+/// Leases are capped at ten years, in seconds, so that adding one to a time can't overflow.
+const MAX_LEASE: u64 = 10 * 365 * 24 * 3600;
 
-/// Where credentials are made. Every read makes new ones.
+/// A path that issues credentials. Every read creates new ones.
 pub(super) struct LeasedSecret {
     vault: Arc<Vault>,
     path: String,
     source: SecretSource,
 }
 
-/// What an engine gives.
 #[derive(Deserialize)]
-struct Credentials<'a> {
+struct CredentialsResponse<'a> {
     #[serde(default)]
     lease_id: String,
     #[serde(default)]
@@ -52,18 +52,18 @@ struct Credentials<'a> {
 }
 
 #[derive(Deserialize)]
-struct Renewed {
+struct RenewResponse {
     lease_duration: u64,
 }
 
 #[derive(Deserialize)]
-struct LookedUp {
-    data: Remaining,
+struct LookupResponse {
+    data: TimeLeft,
 }
 
 #[derive(Deserialize)]
-struct Remaining {
-    /// In seconds; negative, should it be ending just now.
+struct TimeLeft {
+    /// In seconds; negative if the lease is just expiring.
     ttl: i64,
 }
 
@@ -76,109 +76,97 @@ impl LeasedSecret {
         }
     }
 
-    async fn make(&self, limit: usize) -> Result<Fetched, SecretError> {
+    async fn issue(&self, limit: usize) -> Result<FetchedValue, BackendError> {
         let (vault, path, source) = (
             Arc::clone(&self.vault),
             self.path.clone(),
             self.source.clone(),
         );
         let (sender, receiver) = oneshot::channel();
-        // In a task of its own: credentials that come when nobody waits for them any more are given back instead of being left behind.
+        // In a separate task: if the caller stops waiting, the credentials are revoked when they
+        // arrive, instead of remaining valid unused.
         tokio::spawn(async move {
-            let Ok(made) = timeout(PATIENCE, ask(&vault, &path, &source, limit)).await else {
+            let issued = timeout(ABANDONED_TIMEOUT, issue(&vault, &path, &source, limit)).await;
+            let Ok(issued) = issued else {
                 return;
             };
-            if let Err(Ok(Fetched {
+            if let Err(Ok(FetchedValue {
                 lease: Some(lease), ..
-            })) = sender.send(made)
+            })) = sender.send(issued)
             {
-                give_back(&*lease).await;
+                revoke_unused(&*lease).await;
             }
         });
-        let late = |_| {
-            SecretError::new(
-                SecretFault::Unavailable,
-                format!("{}: no answer in {PATIENCE:?}", self.source),
-            )
-        };
-        receiver.await.map_err(late)?
+        receiver.await.map_err(|_| {
+            let message = format!("no response within {ABANDONED_TIMEOUT:?}");
+            BackendError::new(ErrorKind::Unavailable, &self.source, message)
+        })?
     }
 }
 
-async fn ask(
+async fn issue(
     vault: &Arc<Vault>,
     path: &str,
     source: &SecretSource,
     limit: usize,
-) -> Result<Fetched, SecretError> {
-    let asked = Instant::now();
-    let failed = |fault: Fault| fault.of_secret(source);
-    let answer = vault
-        .call(Method::GET, path, None, limit.saturating_add(ANSWER))
+) -> Result<FetchedValue, BackendError> {
+    let start = Instant::now();
+    let failed = |failure: Failure| failure.on(source);
+    let response = vault
+        .call(Method::GET, path, None, limit.saturating_add(MAX_RESPONSE))
         .await
         .map_err(failed)?;
-    if answer.status != StatusCode::OK {
-        let errors = answer.errors();
-        let fault = answer.fault_of(path, "read");
-        return Err(match answer.status {
-            // A database's words for a role that isn't there.
-            StatusCode::BAD_REQUEST if errors.contains("unknown role") => {
-                SecretError::not_found(source, &errors)
-            }
-            _ => failed(fault),
-        });
+    if response.status != StatusCode::OK {
+        let errors = response.errors();
+        // A database engine's response for a missing role.
+        if response.status == StatusCode::BAD_REQUEST && errors.contains("unknown role") {
+            return Err(BackendError::not_found(source, &errors));
+        }
+        return Err(failed(response.failure_at(path, "read")));
     }
-    let Credentials {
+    let CredentialsResponse {
         lease_id,
         renewable,
         lease_duration,
         data,
-    } = answer.parse_borrowed().map_err(failed)?;
+    } = response.parse_borrowed().map_err(failed)?;
     if lease_id.is_empty() {
-        let how = "what Vault gives there has no lease; is it a key-value secret (vault-kv:)?";
-        return Err(SecretError::new(
-            SecretFault::Misconfigured,
-            format!("{source}: {how}"),
-        ));
+        let message = "the response has no lease; is this a key-value secret (vault-kv:)?";
+        return Err(BackendError::new(ErrorKind::Misconfigured, source, message));
     }
     let version = to_hex(&fingerprint(lease_id.as_bytes())[..8]);
-    let duration = Duration::from_secs(lease_duration.min(LONGEST));
+    let duration = Duration::from_secs(lease_duration.min(MAX_LEASE));
     let lease = VaultLease {
         vault: Arc::clone(vault),
         source: source.clone(),
         id: lease_id,
         duration,
         is_renewable: renewable,
-        end: Mutex::new(asked + duration),
+        expires: Mutex::new(start + duration),
     };
-    let bytes = match data.map(|data| value_text(data, limit)) {
-        Some(Some(bytes)) => bytes,
-        unusable => {
-            give_back(&lease).await;
-            return Err(match unusable {
-                None => SecretError::not_found(source, "Vault gave a lease of nothing"),
-                Some(_) => SecretError::too_long(source, limit),
+    let error = match data.map(|data| value_text(data, limit)) {
+        Some(Some(bytes)) => {
+            return Ok(FetchedValue {
+                bytes,
+                version,
+                created_at: None,
+                expires_at: None,
+                lease: Some(Arc::new(lease)),
             });
         }
+        Some(None) => BackendError::secret_too_large(source, limit),
+        None => BackendError::not_found(source, "the lease has no credentials"),
     };
-    Ok(Fetched {
-        bytes,
-        version,
-        created_at: None,
-        expires_at: None,
-        lease: Some(Arc::new(lease)),
-    })
+    revoke_unused(&lease).await;
+    Err(error)
 }
 
-/// Gives back what nobody will use.
-async fn give_back(lease: &dyn Lease) {
-    match timeout(PATIENCE, lease.revoke()).await {
+/// Revokes credentials that will not be used. If that fails, they expire with their lease.
+async fn revoke_unused(lease: &dyn Lease) {
+    match timeout(ABANDONED_TIMEOUT, lease.revoke()).await {
         Ok(Ok(())) => {}
-        // It ends by itself.
-        Ok(Err(error)) => {
-            debug!(%error, "credentials that nobody waited for could not be given back")
-        }
-        Err(_) => debug!("credentials that nobody waited for could not be given back in time"),
+        Ok(Err(error)) => debug!(%error, "can't revoke unused credentials"),
+        Err(_) => debug!("can't revoke unused credentials: no response"),
     }
 }
 
@@ -188,46 +176,46 @@ struct VaultLease {
     id: String,
     duration: Duration,
     is_renewable: bool,
-    /// When it ends, as far as we know.
-    end: Mutex<Instant>,
+    /// When the lease expires, as far as known.
+    expires: Mutex<Instant>,
 }
 
 impl VaultLease {
-    async fn extend(&self) -> Result<Duration, SecretError> {
-        let asked = Instant::now();
+    async fn extend(&self) -> Result<Duration, BackendError> {
+        let start = Instant::now();
         let body = json!({ "lease_id": self.id, "increment": self.duration.as_secs() });
-        let answer = self.call("renew", &body).await?;
-        let Renewed { lease_duration } = self.accepted(&answer, "renew")?;
-        Ok(self.runs(asked, lease_duration))
+        let response = self.call("renew", &body).await?;
+        let RenewResponse { lease_duration } = self.parse(&response, "renew")?;
+        Ok(self.set_time_left(start, lease_duration))
     }
 
-    async fn look(&self) -> Result<Duration, SecretError> {
-        let asked = Instant::now();
-        let answer = self.call("lookup", &json!({ "lease_id": self.id })).await?;
-        if answer.status == StatusCode::FORBIDDEN {
-            // A right that nobody needs. Then it runs as long as it was given for.
-            let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
-            return match end.checked_duration_since(asked) {
+    async fn look_up(&self) -> Result<Duration, BackendError> {
+        let start = Instant::now();
+        let response = self.call("lookup", &json!({ "lease_id": self.id })).await?;
+        if response.status == StatusCode::FORBIDDEN {
+            // The permission is optional. Without it, the lease lasts as long as granted.
+            let expires = *self.expires.lock().unwrap_or_else(PoisonError::into_inner);
+            return match expires.checked_duration_since(start) {
                 Some(left) if !left.is_zero() => Ok(left),
-                _ => Err(self.ended("its time is over")),
+                _ => Err(self.expired("no time left")),
             };
         }
-        let LookedUp {
-            data: Remaining { ttl },
-        } = self.accepted(&answer, "lookup")?;
+        let LookupResponse {
+            data: TimeLeft { ttl },
+        } = self.parse(&response, "lookup")?;
         match u64::try_from(ttl) {
-            Ok(ttl) if ttl > 0 => Ok(self.runs(asked, ttl)),
-            _ => Err(self.ended("its time is over")),
+            Ok(ttl) if ttl > 0 => Ok(self.set_time_left(start, ttl)),
+            _ => Err(self.expired("no time left")),
         }
     }
 
-    async fn end(&self) -> Result<(), SecretError> {
-        let answer = self.call("revoke", &json!({ "lease_id": self.id })).await?;
-        // One that has ended already is answered in the same way.
-        if answer.status.is_success() {
+    async fn end(&self) -> Result<(), BackendError> {
+        let response = self.call("revoke", &json!({ "lease_id": self.id })).await?;
+        // Vault reports the same success for a lease that has already expired.
+        if response.status.is_success() {
             Ok(())
         } else {
-            Err(self.refused(&answer, "revoke"))
+            Err(self.error(&response, "revoke"))
         }
     }
 
@@ -235,57 +223,52 @@ impl VaultLease {
         &self,
         operation: &str,
         body: &serde_json::Value,
-    ) -> Result<Response, SecretError> {
+    ) -> Result<Response, BackendError> {
         let body = Zeroizing::new(body.to_string().into_bytes());
-        let answer = self
-            .vault
+        self.vault
             .call(
                 Method::PUT,
                 &format!("sys/leases/{operation}"),
                 Some(body),
-                ANSWER,
+                MAX_RESPONSE,
             )
-            .await;
-        answer.map_err(|fault| fault.of_secret(&self.source))
+            .await
+            .map_err(|failure| failure.on(&self.source))
     }
 
-    fn accepted<'a, T: Deserialize<'a>>(
+    fn parse<'a, T: Deserialize<'a>>(
         &self,
-        answer: &'a Response,
+        response: &'a Response,
         operation: &str,
-    ) -> Result<T, SecretError> {
-        if !answer.status.is_success() {
-            return Err(self.refused(answer, operation));
+    ) -> Result<T, BackendError> {
+        if !response.status.is_success() {
+            return Err(self.error(response, operation));
         }
-        answer
+        response
             .parse_borrowed()
-            .map_err(|fault| fault.of_secret(&self.source))
+            .map_err(|failure| failure.on(&self.source))
     }
 
-    fn refused(&self, answer: &Response, operation: &str) -> SecretError {
-        let errors = answer.errors();
+    fn error(&self, response: &Response, operation: &str) -> BackendError {
+        let errors = response.errors();
         let is_gone = ["lease not found", "invalid lease", "lease expired"]
             .iter()
-            .any(|words| errors.contains(words));
-        match answer.fault_of(&format!("sys/leases/{operation}"), "update") {
-            Fault {
-                kind: KekFault::Refused | KekFault::Missing,
-                ..
-            } if is_gone => self.ended(&errors),
-            fault => fault.of_secret(&self.source),
+            .any(|text| errors.contains(text));
+        let failure = response.failure_at(&format!("sys/leases/{operation}"), "update");
+        match failure.kind {
+            ErrorKind::Rejected | ErrorKind::NotFound if is_gone => self.expired(&errors),
+            _ => failure.on(&self.source),
         }
     }
 
-    fn ended(&self, why: &str) -> SecretError {
-        SecretError::not_found(
-            &self.source,
-            &format!("the lease ended or was revoked: {why}"),
-        )
+    fn expired(&self, reason: &str) -> BackendError {
+        let message = format!("the lease expired or was revoked: {reason}");
+        BackendError::not_found(&self.source, &message)
     }
 
-    fn runs(&self, asked: Instant, seconds: u64) -> Duration {
-        let left = Duration::from_secs(seconds.min(LONGEST));
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = asked + left;
+    fn set_time_left(&self, since: Instant, seconds: u64) -> Duration {
+        let left = Duration::from_secs(seconds.min(MAX_LEASE));
+        *self.expires.lock().unwrap_or_else(PoisonError::into_inner) = since + left;
         left
     }
 }
@@ -299,17 +282,17 @@ impl Lease for VaultLease {
         self.is_renewable
     }
 
-    fn renew(&self) -> BoxFuture<'_, Result<Duration, SecretError>> {
+    fn renew(&self) -> BoxFuture<'_, Result<Duration, BackendError>> {
         Box::pin(async move {
             if self.is_renewable {
                 self.extend().await
             } else {
-                self.look().await
+                self.look_up().await
             }
         })
     }
 
-    fn revoke(&self) -> BoxFuture<'_, Result<(), SecretError>> {
+    fn revoke(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.end())
     }
 }
@@ -317,16 +300,16 @@ impl Lease for VaultLease {
 impl SecretProvider for LeasedSecret {
     fn fetch<'a>(
         &'a self,
-        which: &'a Which,
-        _: Option<Held<'a>>,
+        version: &'a VersionSelector,
+        _: Option<HeldValue<'a>>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Answer, SecretError>> {
+    ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         Box::pin(async move {
-            match which {
-                Which::Current => self.make(limit).await.map(Answer::Value),
-                _ => Err(SecretError::not_found(
+            match version {
+                VersionSelector::Current => self.issue(limit).await.map(FetchOutcome::Value),
+                _ => Err(BackendError::not_found(
                     &self.source,
-                    "leased credentials are made anew, and no others are kept",
+                    "leased credentials have no other versions",
                 )),
             }
         })

@@ -1,275 +1,151 @@
-//! Logging in to Vault, keeping the token alive, and logging in anew when it has ended.
+//! Logging in to Vault, by each of the configured methods.
 
-use std::{
-    path::Path,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use hyper::{Method, StatusCode, header::HeaderValue};
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
-use serde_json::json;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep, timeout},
-};
-use tracing::{debug, info};
-use zeroize::{Zeroize, Zeroizing};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
-use super::{ANSWER, Answer, Fault, Vault};
+use super::{
+    MAX_RESPONSE, Vault,
+    session::{State, Token},
+};
 use crate::{
-    backend::{KekFault, aside},
+    backend::{ErrorKind, error::Failure, run_blocking},
     config::VaultLogin,
 };
 
-/// How long a renewal may take.
-const RENEWAL_TIME: Duration = Duration::from_secs(10);
-/// No token is renewed more often, however short it lives.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
-/// Longer than any token lives: whatever a server says, times can be counted with it.
-const LONGEST_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// How long a secret id that was refused isn't tried again: at first, and at most. Vault locks a role for everybody after five
-/// failures with less than 15 minutes from one to the next.
-const FIRST_REFUSAL: Duration = Duration::from_secs(60);
-const LONGEST_REFUSAL: Duration = Duration::from_secs(16 * 60);
+/// The capacity of login requests, so that the buffer is never reallocated.
+const BODY_CAPACITY: usize = 8192;
+/// Lifetimes are capped at ten years, so that adding one to a time can't overflow.
+const MAX_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a rejected secret id is not retried, at first and at most. Vault locks a role after
+/// five failures that are less than 15 minutes apart.
+const FIRST_REJECTION: Duration = Duration::from_secs(60);
+const MAX_REJECTION: Duration = Duration::from_secs(16 * 60);
 
-/// How we log in, and what came of it. The lock is held while one caller logs in, so that many cause one login.
-pub(super) struct Session {
-    login: VaultLogin,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    token: Option<Arc<Token>>,
-    /// The last failure, for those who waited for that login.
-    failure: Option<(Instant, Fault)>,
-    refused: Option<Refused>,
-}
-
-/// A secret id that Vault doesn't take.
-struct Refused {
+/// A secret id that Vault has rejected.
+pub(super) struct RejectedSecretId {
     secret_id: Zeroizing<String>,
-    fault: Fault,
+    failure: Failure,
     pause: Duration,
     until: Instant,
 }
 
-/// A token; zeroized on drop, without `Debug`.
-pub(super) struct Token(Zeroizing<String>);
-
-impl Token {
-    pub(super) fn header(&self) -> Result<HeaderValue, Fault> {
-        let mut value = HeaderValue::from_str(&self.0).map_err(|_| {
-            Fault::new(
-                KekFault::Denied,
-                "the token has characters that no token has",
-            )
-        })?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
+/// How long a token is valid.
+pub(super) struct TokenLife {
+    pub(super) duration: Duration,
+    pub(super) is_renewable: bool,
 }
 
-/// How long a token lives.
-struct Lease {
-    duration: Duration,
-    is_renewable: bool,
-}
-
-impl Lease {
-    fn new(seconds: u64, is_renewable: bool) -> Self {
+impl TokenLife {
+    pub(super) fn new(seconds: u64, is_renewable: bool) -> Self {
         Self {
-            duration: Duration::from_secs(seconds).min(LONGEST_LIFE),
+            duration: Duration::from_secs(seconds).min(MAX_LIFE),
             is_renewable,
         }
     }
 }
 
 #[derive(Deserialize)]
-struct LoginAnswer {
-    auth: Auth,
+pub(super) struct LoginResponse {
+    pub(super) auth: Auth,
 }
 
 #[derive(Deserialize)]
-struct Auth {
-    client_token: String,
-    lease_duration: u64,
-    renewable: bool,
+pub(super) struct Auth {
+    pub(super) client_token: String,
+    pub(super) lease_duration: u64,
+    pub(super) renewable: bool,
 }
 
 #[derive(Deserialize)]
-struct LookupAnswer {
-    data: Lookup,
+struct LookupResponse {
+    data: TokenData,
 }
 
 #[derive(Deserialize)]
-struct Lookup {
+struct TokenData {
     ttl: u64,
     #[serde(default)]
     renewable: bool,
 }
 
-impl Session {
-    pub(super) fn new(login: VaultLogin) -> Self {
-        Self {
-            login,
-            state: Mutex::default(),
-        }
-    }
-}
-
-fn next_pause(pause: Duration) -> Duration {
-    (pause * 4).min(LONGEST_REFUSAL)
-}
-
 impl State {
-    /// Notes that a secret id wasn't taken.
-    fn refuse(
+    /// Records that a secret id was rejected.
+    fn reject(
         &mut self,
         secret_id: Zeroizing<String>,
         file: &Path,
-        fault: Fault,
+        failure: &Failure,
         pause: Duration,
-    ) -> Fault {
-        // The same words each time, so that they are logged once.
-        let how = "is tried again rarely, because five failures lock the role; another one in its place is tried at once";
-        let fault = Fault::new(
-            fault.kind,
-            format!(
-                "{}; the secret id in {} {how}",
-                fault.reason,
-                file.display()
-            ),
+    ) -> Failure {
+        // The same text each time, so that it is logged once.
+        let message = format!(
+            "{}; the secret id in {} is rarely retried, because five failures lock the role; a \
+             new one is used at once",
+            failure.message,
+            file.display()
         );
-        self.refused = Some(Refused {
+        let failure = Failure::new(failure.kind, message);
+        self.rejected = Some(RejectedSecretId {
             secret_id,
-            fault: fault.clone(),
+            failure: failure.clone(),
             pause,
             until: Instant::now() + pause,
         });
-        fault
+        failure
     }
 }
 
 impl Vault {
-    /// The token, after a login if there is none.
-    pub(super) async fn token(self: &Arc<Self>) -> Result<Arc<Token>, Fault> {
-        let asked = Instant::now();
-        let mut state = self.session.state.lock().await;
-        if let Some(token) = &state.token {
-            return Ok(Arc::clone(token));
-        }
-        if let Some((at, fault)) = &state.failure
-            && *at >= asked
-        {
-            return Err(fault.clone());
-        }
-        let (token, lease) = match self.log_in(&mut state).await {
-            Ok(let_in) => let_in,
-            Err(fault) => {
-                state.failure = Some((Instant::now(), fault.clone()));
-                return Err(fault);
-            }
-        };
-        let token = Arc::new(token);
-        info!(address = %self.address, "logged in to Vault");
-        if lease.is_renewable && !lease.duration.is_zero() {
-            tokio::spawn(keep_alive(
-                Arc::downgrade(self),
-                Arc::downgrade(&token),
-                lease.duration,
-            ));
-        }
-        *state = State {
-            token: Some(Arc::clone(&token)),
-            ..State::default()
-        };
-        Ok(token)
-    }
-
-    /// Gives a token up, unless another has taken its place already.
-    pub(super) async fn forget(&self, token: &Arc<Token>) {
-        let mut state = self.session.state.lock().await;
-        if state
-            .token
-            .as_ref()
-            .is_some_and(|held| Arc::ptr_eq(held, token))
-        {
-            state.token = None;
-        }
-    }
-
-    /// Whether Vault still knows a token with which it `denied` something.
-    pub(super) async fn is_alive(&self, token: &Token, denied: &Answer) -> Result<bool, Fault> {
-        if denied.is_of_unknown_token() {
-            return Ok(false);
-        }
-        let answer = self
-            .send(
-                Method::GET,
-                "auth/token/lookup-self",
-                None,
-                Some(token),
-                ANSWER,
-            )
-            .await?;
-        match answer.status {
-            // Not every server says why; another login does no harm.
-            StatusCode::FORBIDDEN => Ok(false),
-            status if status.is_success() => Ok(true),
-            _ => Err(answer.fault()),
-        }
-    }
-
-    async fn log_in(&self, state: &mut State) -> Result<(Token, Lease), Fault> {
+    pub(super) async fn log_in(&self, state: &mut State) -> Result<(Token, TokenLife), Failure> {
         match &self.session.login {
-            VaultLogin::Environment => {
-                let token = match std::env::var("VAULT_TOKEN") {
-                    Ok(token) if !token.is_empty() => Zeroizing::new(token),
-                    _ => {
-                        let home = std::env::home_dir()
-                            .ok_or_else(|| no_token("there is no home folder either"))?;
-                        let read = read(&home.join(".vault-token")).await;
-                        read.map_err(|fault| no_token(&fault.reason))?
-                    }
-                };
-                self.look_up(Token(token)).await
-            }
-            VaultLogin::TokenFile(file) => self.look_up(Token(read(file).await?)).await,
+            VaultLogin::Environment => self.look_up(Token(token_of_environment().await?)).await,
+            VaultLogin::TokenFile(file) => self.look_up(Token(read_credential(file).await?)).await,
             VaultLogin::AppRole {
                 mount,
                 role_id,
                 secret_id_file,
             } => {
-                let secret_id = read(secret_id_file).await?;
-                let same = state
-                    .refused
-                    .as_ref()
-                    .filter(|refused| *refused.secret_id == *secret_id);
-                if let Some(refused) = same.filter(|refused| Instant::now() < refused.until) {
-                    return Err(refused.fault.clone());
-                }
-                let pause = same.map_or(FIRST_REFUSAL, |refused| next_pause(refused.pause));
-                match self
-                    .authenticate(mount, &[("role_id", role_id), ("secret_id", &secret_id)])
+                self.log_in_to_role(state, mount, role_id, secret_id_file)
                     .await
-                {
-                    Err(fault) if fault.kind == KekFault::Denied => {
-                        Err(state.refuse(secret_id, secret_id_file, fault, pause))
-                    }
-                    result => result,
-                }
             }
             VaultLogin::Jwt {
                 mount,
                 role,
                 token_file,
             } => {
-                let jwt = read(token_file).await?;
+                let jwt = read_credential(token_file).await?;
                 self.authenticate(mount, &[("role", role), ("jwt", &jwt)])
                     .await
             }
+        }
+    }
+
+    async fn log_in_to_role(
+        &self,
+        state: &mut State,
+        mount: &str,
+        role_id: &str,
+        secret_id_file: &Path,
+    ) -> Result<(Token, TokenLife), Failure> {
+        let secret_id = read_credential(secret_id_file).await?;
+        let rejected = state
+            .rejected
+            .as_ref()
+            .filter(|rejected| *rejected.secret_id == *secret_id);
+        if let Some(rejected) = rejected.filter(|rejected| Instant::now() < rejected.until) {
+            return Err(rejected.failure.clone());
+        }
+        let pause = rejected.map_or(FIRST_REJECTION, |rejected| next_pause(rejected.pause));
+        let members = [("role_id", role_id), ("secret_id", &secret_id)];
+        match self.authenticate(mount, &members).await {
+            Err(failure) if failure.kind == ErrorKind::Denied => {
+                Err(state.reject(secret_id, secret_id_file, &failure, pause))
+            }
+            result => result,
         }
     }
 
@@ -277,166 +153,123 @@ impl Vault {
         &self,
         mount: &str,
         members: &[(&str, &str)],
-    ) -> Result<(Token, Lease), Fault> {
-        let mut body = Zeroizing::new(Vec::with_capacity(8192));
-        let members: std::collections::BTreeMap<_, _> = members.iter().copied().collect();
+    ) -> Result<(Token, TokenLife), Failure> {
+        let mut body = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY));
+        let members: BTreeMap<_, _> = members.iter().copied().collect();
         serde_json::to_writer(&mut *body, &members)
-            .map_err(|error| Fault::new(KekFault::Misconfigured, error.to_string()))?;
-        let answer = self
+            .map_err(|error| Failure::new(ErrorKind::Misconfigured, error.to_string()))?;
+        let response = self
             .send(
                 Method::POST,
                 &format!("auth/{mount}/login"),
                 Some(body),
                 None,
-                ANSWER,
+                MAX_RESPONSE,
             )
             .await?;
-        let answer: LoginAnswer = answer
-            .ok()
-            .map_err(|fault| not_let_in(mount, fault))?
-            .parse()?;
         let Auth {
             client_token,
             lease_duration,
             renewable,
-        } = answer.auth;
+        } = response
+            .ok()
+            .map_err(|failure| login_failed(mount, &failure))?
+            .parse::<LoginResponse>()?
+            .auth;
         Ok((
             Token(Zeroizing::new(client_token)),
-            Lease::new(lease_duration, renewable),
+            TokenLife::new(lease_duration, renewable),
         ))
     }
 
-    async fn look_up(&self, token: Token) -> Result<(Token, Lease), Fault> {
-        let answer = self
+    async fn look_up(&self, token: Token) -> Result<(Token, TokenLife), Failure> {
+        let response = self
             .send(
                 Method::GET,
                 "auth/token/lookup-self",
                 None,
                 Some(&token),
-                ANSWER,
+                MAX_RESPONSE,
             )
             .await?;
-        let lease = match answer.status {
+        let life = match response.status {
             StatusCode::OK => {
-                let LookupAnswer { data } = answer.parse()?;
-                Lease::new(data.ttl, data.renewable)
+                let LookupResponse { data } = response.parse()?;
+                TokenLife::new(data.ttl, data.renewable)
             }
-            // It may do other things, though not look itself up: it was made without the policy `default`.
+            // The token is valid but may not look itself up: it lacks the policy `default`.
             StatusCode::FORBIDDEN
-                if !answer.is_of_unknown_token() && self.knows(&token).await? =>
+                if !response.is_invalid_token() && self.accepts(&token).await? =>
             {
-                Lease::new(0, false)
+                TokenLife::new(0, false)
             }
             StatusCode::FORBIDDEN => {
-                let reason =
-                    "Vault doesn't know the token: it ended, was revoked, or is another server's";
-                return Err(Fault::new(KekFault::Denied, reason));
+                let message = "Vault does not know the token: it expired, was revoked, or belongs \
+                               to another server";
+                return Err(Failure::new(ErrorKind::Denied, message));
             }
-            _ => return Err(answer.fault()),
+            _ => return Err(response.failure()),
         };
-        Ok((token, lease))
+        Ok((token, life))
     }
 
-    /// Whether the server knows a token that may not look itself up: OpenBao says "permission denied" to strangers as well. Every token
-    /// that lives, whatever its policies, may ask which mounts it can see.
-    async fn knows(&self, token: &Token) -> Result<bool, Fault> {
-        let answer = self
+    /// Whether the server accepts a token that may not look itself up. OpenBao also responds with
+    /// "permission denied" to invalid tokens. Every valid token may list the mounts visible to it.
+    async fn accepts(&self, token: &Token) -> Result<bool, Failure> {
+        let response = self
             .send(
                 Method::GET,
                 "sys/internal/ui/mounts",
                 None,
                 Some(token),
-                ANSWER,
+                MAX_RESPONSE,
             )
             .await?;
-        Ok(answer.status != StatusCode::FORBIDDEN)
-    }
-
-    async fn renew(&self, token: &Token) -> Result<Lease, Fault> {
-        let body = Zeroizing::new(json!({}).to_string().into_bytes());
-        let answer: Answer = self
-            .send(
-                Method::POST,
-                "auth/token/renew-self",
-                Some(body),
-                Some(token),
-                ANSWER,
-            )
-            .await?
-            .ok()?;
-        let LoginAnswer { mut auth } = answer.parse()?;
-        auth.client_token.zeroize();
-        Ok(Lease::new(auth.lease_duration, auth.renewable))
+        Ok(response.status != StatusCode::FORBIDDEN)
     }
 }
 
-fn not_let_in(mount: &str, fault: Fault) -> Fault {
-    let kind = if matches!(fault.kind, KekFault::Refused | KekFault::Missing) {
-        KekFault::Denied
-    } else {
-        fault.kind
+fn next_pause(pause: Duration) -> Duration {
+    (pause * 4).min(MAX_REJECTION)
+}
+
+fn login_failed(mount: &str, failure: &Failure) -> Failure {
+    let kind = match failure.kind {
+        ErrorKind::Rejected | ErrorKind::NotFound => ErrorKind::Denied,
+        kind => kind,
     };
-    Fault::new(
-        kind,
-        format!("can't log in at auth/{mount}: {}", fault.reason),
-    )
+    let message = format!("can't log in at auth/{mount}: {}", failure.message);
+    Failure::new(kind, message)
 }
 
-fn no_token(why: &str) -> Fault {
-    Fault::new(
-        KekFault::Denied,
-        format!("set VAULT_TOKEN or configure [vault.login]; {why}"),
-    )
-}
-
-/// A secret in a file, without white space around it.
-async fn read(file: &Path) -> Result<Zeroizing<String>, Fault> {
-    let path = file.to_owned();
-    let text = aside(move || std::fs::read_to_string(path)).await;
-    let text = Zeroizing::new(text.map_err(|error| {
-        Fault::new(
-            KekFault::Denied,
-            format!("can't read {}: {error}", file.display()),
-        )
-    })?);
-    match text.trim() {
-        "" => Err(Fault::new(
-            KekFault::Denied,
-            format!("{} is empty", file.display()),
-        )),
-        secret => Ok(Zeroizing::new(secret.to_owned())),
+/// Returns `VAULT_TOKEN`, or else the token that `vault login` stored.
+async fn token_of_environment() -> Result<Zeroizing<String>, Failure> {
+    let no_token = |reason: &str| {
+        let message = format!("set VAULT_TOKEN or configure [vault.login]; {reason}");
+        Failure::new(ErrorKind::Denied, message)
+    };
+    match std::env::var("VAULT_TOKEN") {
+        Ok(token) if !token.is_empty() => Ok(Zeroizing::new(token)),
+        _ => {
+            let home = std::env::home_dir().ok_or_else(|| no_token("there is no home folder"))?;
+            read_credential(&home.join(".vault-token"))
+                .await
+                .map_err(|failure| no_token(&failure.message))
+        }
     }
 }
 
-/// Renews a token at two thirds of its life for as long as it is in use and Vault does so.
-async fn keep_alive(vault: Weak<Vault>, token: Weak<Token>, mut life: Duration) {
-    loop {
-        sleep((life * 2 / 3).max(LEAST_PAUSE)).await;
-        let (Some(vault), Some(token)) = (vault.upgrade(), token.upgrade()) else {
-            return;
-        };
-        match timeout(RENEWAL_TIME, vault.renew(&token)).await {
-            // At its greatest age a token gets no more time, and another login is due before it ends.
-            Ok(Ok(lease)) if lease.is_renewable && lease.duration > life / 3 => {
-                life = lease.duration
-            }
-            Ok(Err(fault)) if matches!(fault.kind, KekFault::Unavailable | KekFault::Throttled) => {
-                life /= 3
-            }
-            Err(_) => life /= 3,
-            ended => {
-                debug!(
-                    is_renewed = ended.is_ok_and(|renewed| renewed.is_ok()),
-                    "the Vault token is given up"
-                );
-                vault.forget(&token).await;
-                return;
-            }
-        }
-        if life < LEAST_PAUSE {
-            vault.forget(&token).await;
-            return;
-        }
+/// Reads a credential from a file, without surrounding white space.
+async fn read_credential(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    let path = file.to_owned();
+    let denied = |message| Failure::new(ErrorKind::Denied, message);
+    let text = run_blocking(move || std::fs::read_to_string(path))
+        .await
+        .map_err(|error| denied(format!("can't read {}: {error}", file.display())))?;
+    let text = Zeroizing::new(text);
+    match text.trim() {
+        "" => Err(denied(format!("{} is empty", file.display()))),
+        credential => Ok(Zeroizing::new(credential.to_owned())),
     }
 }
 
@@ -445,20 +278,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_life_is_too_long_to_be_counted_with() {
-        let Lease { duration, .. } = Lease::new(u64::MAX, true);
+    fn a_lifetime_never_overflows_a_time() {
+        let TokenLife { duration, .. } = TokenLife::new(u64::MAX, true);
         assert!(Instant::now().checked_add(duration * 2).is_some());
     }
 
     #[test]
-    fn a_refused_secret_id_alone_never_locks_its_role() {
-        // Vault's defaults: five failures lock, and a quarter of an hour without one is forgiven.
-        let (mut failures, mut pause) = (1, FIRST_REFUSAL);
+    fn a_rejected_secret_id_alone_never_locks_its_role() {
+        // Vault's defaults: five failures lock, and 15 minutes without one reset the count.
+        let (mut failures, mut pause) = (1, FIRST_REJECTION);
         while pause <= Duration::from_secs(15 * 60) {
             failures += 1;
             pause = next_pause(pause);
         }
         assert!(failures < 5, "{failures}");
-        assert_eq!(next_pause(LONGEST_REFUSAL), LONGEST_REFUSAL);
+        assert_eq!(next_pause(MAX_REJECTION), MAX_REJECTION);
     }
 }

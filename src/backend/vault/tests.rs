@@ -1,5 +1,5 @@
-//! What only a server of our own can show: Vault's community edition takes no notice of namespaces, and none forgets what it is asked or
-//! answers late when it is told to.
+//! Tests against a scripted server, for what a real Vault can't show: its community edition ignores
+//! namespaces, and no server delays or fails on request.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -14,30 +14,31 @@ use std::{
 
 use super::*;
 use crate::{
-    backend::{self, Fetched, Held, SecretFault, Which},
+    backend::{FetchOutcome, FetchedValue, HeldValue, VersionSelector},
     config::VaultLogin,
     crypto::{KeyringId, WrapContext},
 };
 
-/// A server that answers everything with `body`, and gives the head of every request.
+/// Starts a server that always sends `body`. Returns its address and the heads of the requests.
 fn serve(status: &'static str, body: &'static str) -> (String, mpsc::Receiver<String>) {
-    serve_by(move |_| (status, body))
+    serve_with(move |_| (status, body))
 }
 
-/// The same, with what `answer` says to a request's head, in lower case.
-fn serve_by(
-    answer: impl Fn(&str) -> (&'static str, &'static str) + Send + Sync + 'static,
+/// Like `serve`, but with the status and body that `respond` returns for a request's head, which is
+/// in lower case.
+fn serve_with(
+    respond: impl Fn(&str) -> (&'static str, &'static str) + Send + Sync + 'static,
 ) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("http://{}", listener.local_addr().expect("address"));
     let (sender, heads) = mpsc::channel();
-    let answer = Arc::new(answer);
+    let respond = Arc::new(respond);
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, sender, answer) = (
+            let (mut stream, sender, respond) = (
                 stream.expect("a connection"),
                 sender.clone(),
-                Arc::clone(&answer),
+                Arc::clone(&respond),
             );
             thread::spawn(move || {
                 let mut lines = BufReader::new(stream.try_clone().expect("a handle"));
@@ -52,21 +53,21 @@ fn serve_by(
                 lines
                     .read_exact(&mut vec![0; length.unwrap_or(0)])
                     .expect("a body");
-                let (status, body) = answer(&head);
-                let answer = format!(
+                let (status, body) = respond(&head);
+                let response = format!(
                     "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                     body.len()
                 );
-                // Before the answer, after which the test looks. Whoever has seen enough, or went away, needs neither.
+                // Before the response, because the test checks after it. Both may fail at the end.
                 let _ = sender.send(head);
-                let _ = stream.write_all(answer.as_bytes());
+                let _ = stream.write_all(response.as_bytes());
             });
         }
     });
     (address, heads)
 }
 
-fn room(address: &str, folder: &tempfile::TempDir) -> Room {
+fn client(address: &str, folder: &tempfile::TempDir) -> Client {
     let token = folder.path().join("token");
     std::fs::write(&token, "hvs.test\n").expect("write");
     let vault = config::Vault {
@@ -75,14 +76,14 @@ fn room(address: &str, folder: &tempfile::TempDir) -> Room {
         login: VaultLogin::TokenFile(token),
         ..config::Vault::default()
     };
-    Room::new(&config::Backends {
+    Client::new(&config::Backends {
         vault,
         ..config::Backends::default()
     })
 }
 
-async fn unwrap(room: &Room) -> Result<(), KekError> {
-    let kek = room
+async fn unwrap(client: &Client) -> Result<(), BackendError> {
+    let kek = client
         .kek(&"vault-transit:transit/kek".parse().expect("URI"))
         .expect("client");
     let context = WrapContext {
@@ -94,11 +95,11 @@ async fn unwrap(room: &Room) -> Result<(), KekError> {
 
 #[tokio::test]
 async fn every_request_names_the_namespace_and_the_token() {
-    // What answers look-ups and decrypts alike: the key is 32 zeros.
+    // A valid response for lookups and for decrypts: the key is 32 zeros.
     let body = r#"{"data":{"ttl":0,"plaintext":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
     let (address, heads) = serve("200 OK", body);
     let folder = tempfile::tempdir().expect("folder");
-    unwrap(&room(&address, &folder)).await.expect("unwrap");
+    unwrap(&client(&address, &folder)).await.expect("unwrap");
     let heads: Vec<String> = heads.try_iter().collect();
     assert_eq!(heads.len(), 2, "{heads:?}");
     assert!(
@@ -115,46 +116,50 @@ async fn every_request_names_the_namespace_and_the_token() {
 }
 
 #[tokio::test]
-async fn a_status_says_what_kind_of_failure_it_is() {
-    let faults = [
-        ("412 Precondition Failed", KekFault::Unavailable),
-        ("429 Too Many Requests", KekFault::Throttled),
-        ("500 Internal Server Error", KekFault::Unavailable),
-        ("502 Bad Gateway", KekFault::Unavailable),
-        ("503 Service Unavailable", KekFault::Unavailable),
+async fn a_status_determines_the_kind_of_error() {
+    let kinds = [
+        ("412 Precondition Failed", ErrorKind::Unavailable),
+        ("429 Too Many Requests", ErrorKind::Throttled),
+        ("500 Internal Server Error", ErrorKind::Unavailable),
+        ("502 Bad Gateway", ErrorKind::Unavailable),
+        ("503 Service Unavailable", ErrorKind::Unavailable),
     ];
     let folder = tempfile::tempdir().expect("folder");
-    for (status, fault) in faults {
+    for (status, kind) in kinds {
         let (address, _heads) = serve(status, r#"{"errors":[]}"#);
-        let error = unwrap(&room(&address, &folder)).await.expect_err(status);
-        assert_eq!(error.fault, fault, "{error}");
+        let error = unwrap(&client(&address, &folder)).await.expect_err(status);
+        assert_eq!(error.kind, kind, "{error}");
         assert!(error.to_string().contains(status), "{error}");
     }
 }
 
 const ALIVE: (&str, &str) = ("200 OK", r#"{"data":{"ttl":0}}"#);
 
-/// Fetches the current value of what a source names.
-async fn fetch(room: &Room, source: &str, held: Option<Held<'_>>) -> Result<Fetched, SecretError> {
+/// Fetches the current value of a secret.
+async fn fetch(
+    client: &Client,
+    source: &str,
+    held: Option<HeldValue<'_>>,
+) -> Result<FetchedValue, BackendError> {
     let source: SecretSource = source.parse().expect("source");
     let provider = match &source {
-        SecretSource::VaultKv { mount, path } => room.secret(&source, mount, path),
-        SecretSource::VaultLease(path) => room.leased(&source, path),
-        _ => panic!("not ours"),
+        SecretSource::VaultKv { mount, path } => client.secret(&source, mount, path),
+        SecretSource::VaultLease(path) => client.leased(&source, path),
+        _ => panic!("not a Vault source"),
     };
     match provider
         .expect("provider")
-        .fetch(&Which::Current, held, 100)
+        .fetch(&VersionSelector::Current, held, 100)
         .await?
     {
-        backend::Answer::Value(fetched) => Ok(fetched),
-        backend::Answer::Unchanged => panic!("nothing is held"),
+        FetchOutcome::Value(fetched) => Ok(fetched),
+        FetchOutcome::Unchanged => panic!("no value is held"),
     }
 }
 
 #[tokio::test]
-async fn where_nobody_says_which_engine_it_is_reading_tells() {
-    let (address, heads) = serve_by(|head| match head.split(' ').nth(1) {
+async fn without_a_lookup_the_engine_is_detected_by_reading() {
+    let (address, heads) = serve_with(|head| match head.split(' ').nth(1) {
         Some("/v1/auth/token/lookup-self") => ALIVE,
         Some(path) if path.starts_with("/v1/sys/internal/ui/mounts/") => {
             ("403 Forbidden", r#"{"errors":["no"]}"#)
@@ -163,15 +168,15 @@ async fn where_nobody_says_which_engine_it_is_reading_tells() {
         _ => ("404 Not Found", r#"{"errors":[]}"#),
     });
     let folder = tempfile::tempdir().expect("folder");
-    let room = room(&address, &folder);
+    let client = client(&address, &folder);
     for secret in ["vault-kv:kv/db", "vault-kv:kv/other"] {
         assert_eq!(
-            &*fetch(&room, secret, None).await.expect("value").bytes,
+            &*fetch(&client, secret, None).await.expect("value").bytes,
             br#"{"a": 1}"#,
-            "Vault's own bytes"
+            "byte for byte"
         );
     }
-    // Remembered: the second secret cost one request.
+    // Cached: the second secret cost one request.
     let paths: Vec<String> = heads
         .try_iter()
         .filter_map(|head| head.split(' ').nth(1).map(str::to_owned))
@@ -189,21 +194,29 @@ async fn where_nobody_says_which_engine_it_is_reading_tells() {
         Some("/v1/kv/other"),
         "{paths:?}"
     );
-    let none = fetch(&room, "vault-kv:kv/none", None)
+    let missing = fetch(&client, "vault-kv:kv/none", None)
         .await
         .err()
-        .expect("none");
-    assert_eq!(none.fault, SecretFault::NotFound);
+        .expect("missing");
+    assert_eq!(missing.kind, ErrorKind::NotFound);
 }
 
 const LEASE: &str =
     r#"{"lease_id":"db/creds/app/1","renewable":false,"lease_duration":3600,"data":{"user":"a"}}"#;
 
+/// Credentials of more than 100 bytes.
+const LONG_LEASE: &str = concat!(
+    r#"{"lease_id":"l","renewable":true,"lease_duration":1,"data":{"a":""#,
+    "01234567890123456789012345678901234567890123456789",
+    "01234567890123456789012345678901234567890123456789",
+    r#""}}"#
+);
+
 #[tokio::test]
-async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
+async fn a_lease_that_is_not_renewable_is_looked_up_if_permitted() {
     let ttl = Arc::new(AtomicUsize::new(0));
     let left = Arc::clone(&ttl);
-    let (address, _heads) = serve_by(move |head| match head.split(' ').nth(1) {
+    let (address, _heads) = serve_with(move |head| match head.split(' ').nth(1) {
         Some("/v1/auth/token/lookup-self") => ALIVE,
         Some("/v1/db/creds/app") => ("200 OK", LEASE),
         Some("/v1/sys/leases/lookup") => match left.load(Ordering::SeqCst) {
@@ -215,16 +228,13 @@ async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
         _ => ("404 Not Found", r#"{"errors":[]}"#),
     });
     let folder = tempfile::tempdir().expect("folder");
-    let lease = fetch(&room(&address, &folder), "vault-lease:db/creds/app", None)
+    let lease = fetch(&client(&address, &folder), "vault-lease:db/creds/app", None)
         .await
         .expect("value")
         .lease
         .expect("lease");
     assert!(!lease.is_renewable() && lease.duration() == Duration::from_secs(3600));
-    let left = lease
-        .renew()
-        .await
-        .expect("it runs, for all that we may know");
+    let left = lease.renew().await.expect("valid as long as granted");
     assert!(
         left <= Duration::from_secs(3600) && left > Duration::from_secs(3000),
         "{left:?}"
@@ -232,8 +242,8 @@ async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
     for gone in [1, 2] {
         ttl.store(gone, Ordering::SeqCst);
         assert_eq!(
-            lease.renew().await.expect_err("gone").fault,
-            SecretFault::NotFound,
+            lease.renew().await.expect_err("gone").kind,
+            ErrorKind::NotFound,
             "{gone}"
         );
     }
@@ -242,40 +252,42 @@ async fn a_lease_that_cannot_be_renewed_is_looked_up_where_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn credentials_that_nobody_can_use_are_given_back() {
-    let (asked, begun) = mpsc::channel();
+async fn credentials_that_cannot_be_used_are_revoked() {
+    let (requested, started) = mpsc::channel();
     let (release, hold) = mpsc::channel::<()>();
     let gate = std::sync::Mutex::new(hold);
-    let (address, heads) = serve_by(move |head| match head.split(' ').nth(1) {
+    let (address, heads) = serve_with(move |head| match head.split(' ').nth(1) {
         Some("/v1/auth/token/lookup-self") => ALIVE,
         Some("/v1/db/creds/slow") => {
-            asked.send(()).expect("test");
+            requested.send(()).expect("test");
             gate.lock().expect("gate").recv().expect("test");
             ("200 OK", LEASE)
         }
-        Some("/v1/db/creds/long") => (
-            "200 OK",
-            r#"{"lease_id":"l","renewable":true,"lease_duration":1,"data":{"a":"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"}}"#,
-        ),
+        Some("/v1/db/creds/long") => ("200 OK", LONG_LEASE),
         Some("/v1/sys/leases/revoke") => ("204 No Content", ""),
         _ => ("404 Not Found", r#"{"errors":[]}"#),
     });
     let folder = tempfile::tempdir().expect("folder");
-    let room = room(&address, &folder);
-    let long = fetch(&room, "vault-lease:db/creds/long", None)
+    let client = client(&address, &folder);
+    let long = fetch(&client, "vault-lease:db/creds/long", None)
         .await
         .err()
         .expect("too long");
-    assert_eq!(long.fault, SecretFault::TooLong);
+    assert_eq!(long.kind, ErrorKind::TooLarge);
     let is_revocation = |head: &String| head.starts_with("put /v1/sys/leases/revoke ");
-    assert!(heads.try_iter().any(|head| is_revocation(&head)), "at once");
+    assert!(
+        heads.try_iter().any(|head| is_revocation(&head)),
+        "revoked at once"
+    );
 
-    // Whoever asked goes away before they come.
+    // The caller leaves before the credentials arrive.
     tokio::select! {
-        _ = fetch(&room, "vault-lease:db/creds/slow", None) => panic!("it is held up"),
-        begun = tokio::task::spawn_blocking(move || begun.recv()) => begun.expect("joined").expect("asked"),
+        _ = fetch(&client, "vault-lease:db/creds/slow", None) => panic!("the response is held"),
+        started = tokio::task::spawn_blocking(move || started.recv()) => {
+            started.expect("joined").expect("requested");
+        }
     }
-    release.send(()).expect("it waits");
+    release.send(()).expect("server");
     let revoked =
         tokio::task::spawn_blocking(move || heads.iter().any(|head| is_revocation(&head)));
     assert!(revoked.await.expect("joined"));

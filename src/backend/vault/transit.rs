@@ -8,12 +8,16 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{ANSWER, Fault, Vault};
+use super::{MAX_RESPONSE, Vault, response::policy_denies};
 use crate::{
-    backend::{Kek, KekError, KekFault},
+    backend::{BackendError, ErrorKind, Kek, error::Failure},
     crypto::{Dek, WrapContext},
     model::{KekUri, is_path_segment},
 };
+
+/// The capacity of request bodies: enough that the buffer is never reallocated, which would leave
+/// a copy of the plaintext behind.
+const BODY_CAPACITY: usize = 4096;
 
 /// A key of the Transit engine. Its wraps are Vault's own text, `vault:v1:…`.
 pub(super) struct TransitKek {
@@ -24,13 +28,13 @@ pub(super) struct TransitKek {
 }
 
 #[derive(Serialize)]
-struct Encrypt<'a> {
+struct EncryptRequest<'a> {
     plaintext: &'a str,
     associated_data: &'a str,
 }
 
 #[derive(Serialize)]
-struct Decrypt<'a> {
+struct DecryptRequest<'a> {
     ciphertext: &'a str,
     associated_data: &'a str,
 }
@@ -61,13 +65,11 @@ struct Key {
 impl TransitKek {
     pub(super) fn new(
         uri: &KekUri,
-        vault: impl FnOnce() -> Result<Arc<Vault>, Fault>,
-    ) -> Result<Self, Fault> {
+        vault: impl FnOnce() -> Result<Arc<Vault>, Failure>,
+    ) -> Result<Self, Failure> {
         let (mount, key) = parse(uri.rest()).ok_or_else(|| {
-            Fault::new(
-                KekFault::Misconfigured,
-                "write vault-transit:MOUNT/KEY, of letters, digits, `.`, `_` and `-`",
-            )
+            let message = "expected vault-transit:MOUNT/KEY, of letters, digits, `.`, `_` and `-`";
+            Failure::new(ErrorKind::Misconfigured, message)
         })?;
         Ok(Self {
             uri: uri.clone(),
@@ -77,142 +79,137 @@ impl TransitKek {
         })
     }
 
-    async fn encrypt(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, Fault> {
-        self.demand_key().await?;
+    async fn encrypt(&self, dek: &Dek, context: WrapContext) -> Result<Vec<u8>, Failure> {
+        self.require_suitable_key().await?;
         let plaintext = Zeroizing::new(STANDARD.encode(dek.expose()));
         let associated_data = STANDARD.encode(context.to_bytes());
-        let body = body(&Encrypt {
+        let body = body(&EncryptRequest {
             plaintext: &plaintext,
             associated_data: &associated_data,
         })?;
-        let answer = self
+        let response = self
             .vault
-            .call(Method::POST, &self.path("encrypt"), Some(body), ANSWER)
+            .call(
+                Method::POST,
+                &self.path("encrypt"),
+                Some(body),
+                MAX_RESPONSE,
+            )
             .await?;
-        if !answer.status.is_success() {
-            return Err(self.explain(answer.fault(), "encrypt"));
+        if !response.status.is_success() {
+            return Err(self.explain(response.failure(), "encrypt"));
         }
-        let answer: Data<Ciphertext> = answer.parse()?;
-        Ok(answer.data.ciphertext.into_bytes())
+        let response: Data<Ciphertext> = response.parse()?;
+        Ok(response.data.ciphertext.into_bytes())
     }
 
-    async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Fault> {
-        let foreign = || {
-            Fault::new(
-                KekFault::Refused,
-                "this is no ciphertext of Vault's Transit engine",
-            )
-        };
+    async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Failure> {
         let ciphertext = std::str::from_utf8(wrap)
             .ok()
             .filter(|text| text.starts_with("vault:v"))
-            .ok_or_else(foreign)?;
+            .ok_or_else(|| {
+                Failure::new(ErrorKind::Rejected, "not a ciphertext of a Transit engine")
+            })?;
         let associated_data = STANDARD.encode(context.to_bytes());
-        let body = body(&Decrypt {
+        let body = body(&DecryptRequest {
             ciphertext,
             associated_data: &associated_data,
         })?;
-        let answer = self
+        let response = self
             .vault
-            .call(Method::POST, &self.path("decrypt"), Some(body), ANSWER)
-            .await?;
-        if !answer.status.is_success() {
-            return Err(self.explain(answer.fault(), "decrypt"));
-        }
-        let answer: Data<Plaintext> = answer.parse()?;
-        let bytes = STANDARD
-            .decode(answer.data.plaintext.as_str())
-            .map(Zeroizing::new);
-        let dek = bytes.ok().and_then(|bytes| Dek::from_slice(&bytes));
-        dek.ok_or_else(|| {
-            Fault::new(
-                KekFault::Refused,
-                "Vault opened the wrap, and it holds no data key",
+            .call(
+                Method::POST,
+                &self.path("decrypt"),
+                Some(body),
+                MAX_RESPONSE,
             )
-        })
+            .await?;
+        if !response.status.is_success() {
+            return Err(self.explain(response.failure(), "decrypt"));
+        }
+        let response: Data<Plaintext> = response.parse()?;
+        let bytes = STANDARD
+            .decode(response.data.plaintext.as_str())
+            .map(Zeroizing::new);
+        bytes
+            .ok()
+            .and_then(|bytes| Dek::from_slice(&bytes))
+            .ok_or_else(|| {
+                let message = "Vault decrypted the wrap, but it does not contain a data key";
+                Failure::new(ErrorKind::Rejected, message)
+            })
     }
 
-    /// Encrypting under a name that isn't there would make a new key, if we may; and not every kind of key can do what we need.
-    async fn demand_key(&self) -> Result<(), Fault> {
-        let answer = self
+    /// Fails if the key is missing or of an unsuitable type. Encrypting under a missing name would
+    /// create a key, if the policy permits it.
+    async fn require_suitable_key(&self) -> Result<(), Failure> {
+        let response = self
             .vault
-            .call(Method::GET, &self.path("keys"), None, ANSWER)
+            .call(Method::GET, &self.path("keys"), None, MAX_RESPONSE)
             .await?;
-        match answer.status {
-            StatusCode::NOT_FOUND => Err(self.missing(&answer.fault())),
-            // Whoever may only encrypt is told by that.
-            StatusCode::FORBIDDEN => Ok(()),
-            _ => {
-                let Data {
-                    data: Key { kind, derived },
-                } = answer.ok()?.parse()?;
-                if matches!(
-                    kind.as_str(),
-                    "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305"
-                ) && !derived
-                {
-                    return Ok(());
-                }
-                let kind = if derived {
-                    format!("derived {kind}")
-                } else {
-                    kind
-                };
-                let reason = format!(
-                    "a {kind} key can't take associated data; make one of type aes256-gcm96, not derived"
-                );
-                Err(Fault::new(KekFault::Misconfigured, reason))
-            }
+        match response.status {
+            StatusCode::NOT_FOUND => return Err(self.missing(&response.failure())),
+            // A policy that only permits encryption. The encryption then shows what is wrong.
+            StatusCode::FORBIDDEN => return Ok(()),
+            _ => {}
         }
+        let Key { kind, derived } = response.ok()?.parse::<Data<Key>>()?.data;
+        let is_aead = matches!(
+            kind.as_str(),
+            "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305"
+        );
+        if is_aead && !derived {
+            return Ok(());
+        }
+        let derived = if derived { "derived " } else { "" };
+        let message = format!(
+            "a {derived}{kind} key does not support associated data; create one of type \
+             aes256-gcm96 that is not derived"
+        );
+        Err(Failure::new(ErrorKind::Misconfigured, message))
     }
 
     fn path(&self, operation: &str) -> String {
         format!("{}/{operation}/{}", self.mount, self.key)
     }
 
-    fn missing(&self, fault: &Fault) -> Fault {
-        if fault.reason.contains("no handler for route") {
+    fn missing(&self, failure: &Failure) -> Failure {
+        let message = if failure.message.contains("no handler for route") {
             let mount = &self.mount;
-            let reason = format!(
-                "nothing is mounted at {mount}; mount the engine: vault secrets enable -path={mount} transit"
-            );
-            return Fault::new(KekFault::Missing, reason);
-        }
-        let reason = format!(
-            "there is no such key; make it: vault write -f {}",
-            self.path("keys")
-        );
-        Fault::new(KekFault::Missing, reason)
+            format!(
+                "no engine is mounted at {mount}; mount it: \
+                 vault secrets enable -path={mount} transit"
+            )
+        } else {
+            let path = self.path("keys");
+            format!("there is no such key; create it: vault write -f {path}")
+        };
+        Failure::new(ErrorKind::NotFound, message)
     }
 
-    /// What to do about a failure.
-    fn explain(&self, fault: Fault, operation: &str) -> Fault {
-        let said = &fault.reason;
-        match fault.kind {
-            KekFault::Denied => {
-                let path = self.path(operation);
-                let stanza = format!("path \"{path}\" {{ capabilities = [\"update\"] }}");
-                Fault::new(
-                    KekFault::Denied,
-                    format!("the token's policy doesn't allow it; it needs: {stanza}"),
-                )
+    /// Explains a failed operation, and what to do about it.
+    fn explain(&self, failure: Failure, operation: &str) -> Failure {
+        let message = &failure.message;
+        match failure.kind {
+            ErrorKind::Denied => policy_denies(&self.path(operation), "update"),
+            ErrorKind::NotFound => self.missing(&failure),
+            ErrorKind::Rejected if message.contains("encryption key not found") => {
+                self.missing(&failure)
             }
-            KekFault::Missing => self.missing(&fault),
-            KekFault::Refused if said.contains("encryption key not found") => self.missing(&fault),
-            KekFault::Refused if said.contains("disallowed by policy") => Fault::new(
-                KekFault::Refused,
-                "the wrap is older than the key's min_decryption_version allows; lower it, then: keyring rewrap-kek --refresh",
-            ),
-            KekFault::Refused
-                if said.contains("authentication failed")
-                    || said.contains("invalid ciphertext") =>
+            ErrorKind::Rejected if message.contains("disallowed by policy") => {
+                let message = "the wrap is older than the key's min_decryption_version; lower \
+                               that, then run: keyring rewrap-kek --refresh";
+                Failure::new(ErrorKind::Rejected, message)
+            }
+            ErrorKind::Rejected
+                if message.contains("authentication failed")
+                    || message.contains("invalid ciphertext") =>
             {
-                Fault::new(
-                    KekFault::Refused,
-                    "this key doesn't open the wrap: it is another key, or the wrap was changed",
-                )
+                let message =
+                    "the key cannot decrypt the wrap: another key made it, or it was modified";
+                Failure::new(ErrorKind::Rejected, message)
             }
-            _ => fault,
+            _ => failure,
         }
     }
 }
@@ -222,11 +219,11 @@ impl Kek for TransitKek {
         &'a self,
         dek: &'a Dek,
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Vec<u8>, KekError>> {
+    ) -> BoxFuture<'a, Result<Vec<u8>, BackendError>> {
         Box::pin(async move {
             self.encrypt(dek, context)
                 .await
-                .map_err(|fault| fault.of_kek(&self.uri))
+                .map_err(|failure| failure.on(&self.uri))
         })
     }
 
@@ -234,11 +231,11 @@ impl Kek for TransitKek {
         &'a self,
         wrap: &'a [u8],
         context: WrapContext,
-    ) -> BoxFuture<'a, Result<Dek, KekError>> {
+    ) -> BoxFuture<'a, Result<Dek, BackendError>> {
         Box::pin(async move {
             self.decrypt(wrap, context)
                 .await
-                .map_err(|fault| fault.of_kek(&self.uri))
+                .map_err(|failure| failure.on(&self.uri))
         })
     }
 }
@@ -248,11 +245,10 @@ fn parse(rest: &str) -> Option<(&str, &str)> {
     rest.split('/').all(is_path_segment).then_some((mount, key))
 }
 
-fn body(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    // Room enough that the buffer never moves and leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(4096));
+fn body(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut body = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY));
     serde_json::to_writer(&mut *body, value)
-        .map_err(|error| Fault::new(KekFault::Misconfigured, error.to_string()))?;
+        .map_err(|error| Failure::new(ErrorKind::Misconfigured, error.to_string()))?;
     Ok(body)
 }
 
@@ -261,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uri_names_mount_and_key() {
+    fn a_uri_names_a_mount_and_a_key() {
         assert_eq!(parse("transit/orders"), Some(("transit", "orders")));
         assert_eq!(
             parse("teams/a/transit/orders.1"),

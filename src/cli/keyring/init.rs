@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{
     admin::AdminError,
-    backend::StoreError,
+    backend::ErrorKind,
     cli::{
         output::{CliError, Format},
         record::Completed,
@@ -72,9 +72,13 @@ impl Init {
             .init(self.name, &keks, policy)
             .await
             .map_err(|error| match error {
-                AdminError::Store(StoreError::Conflict(location)) => CliError::failed(format!(
-                    "{location}: a keyring already exists; use `keyring rotate` to add a version"
-                )),
+                AdminError::Backend(error) if error.kind == ErrorKind::Conflict => {
+                    let location = admin.location();
+                    CliError::failed(format!(
+                        "{location}: a keyring already exists; use `keyring rotate` to add a \
+                         version"
+                    ))
+                }
                 other => other.into(),
             })?;
         changed(

@@ -22,7 +22,7 @@ use self::{
 };
 use super::peer::ClientCertificate;
 use crate::{
-    backend::aside,
+    backend::run_blocking,
     clock::Clock,
     config,
     telemetry::Registry,
@@ -103,7 +103,7 @@ impl Tls {
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
         let owned = settings.clone();
-        let loaded = aside(move || {
+        let loaded = run_blocking(move || {
             let files = TlsFiles::read(&owned)?;
             let material = files.build(&owned, client_auth)?;
             Ok((material, files.fingerprint(), files.is_key_world_readable))

@@ -11,7 +11,7 @@ use super::{
     Tls,
     material::{Material, TlsFiles, paths},
 };
-use crate::backend::{Changed, FileStore, WatchGuard, aside};
+use crate::backend::{ChangeCallback, FileStore, WatchGuard, run_blocking};
 
 /// How often the files are read without an event, for file systems that report none.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ impl Tls {
             let reloads = self.lock_reloads();
             (reloads.fingerprint, reloads.failure.is_some())
         };
-        let outcome = aside(move || {
+        let outcome = run_blocking(move || {
             let files = match TlsFiles::read(&settings) {
                 Ok(files) => files,
                 Err(problems) => return ReloadOutcome::Failed(problems.join("; "), None),
@@ -147,7 +147,7 @@ impl FileWatches {
     async fn renew(&mut self, tls: &Arc<Tls>) {
         for (path, guard) in &mut self.guards {
             let weak = Arc::downgrade(tls);
-            let changed: Changed = Arc::new(move || {
+            let changed: ChangeCallback = Arc::new(move || {
                 if let Some(tls) = weak.upgrade() {
                     tls.request_reload();
                 }
