@@ -25,7 +25,7 @@ pub struct Rule {
     pub token: bool,
 }
 
-/// Stands for every name.
+/// Matches every name.
 const EVERY: &str = "*";
 
 pub(super) fn rules(

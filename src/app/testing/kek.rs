@@ -39,7 +39,7 @@ impl FakeKek {
         self.mode.fail(fault);
     }
 
-    /// Answers no call from now on.
+    /// Hangs every call from now on.
     pub(crate) fn hang(&self) {
         self.mode.hang();
     }
@@ -49,7 +49,7 @@ impl FakeKek {
         self.mode.work();
     }
 
-    /// Answers every call from now on after `delay`.
+    /// Delays every call from now on.
     pub(crate) fn delay(&self, delay: std::time::Duration) {
         self.mode.delay(delay);
     }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::{sync::watch, time::sleep};
 
-/// How a fake answers. A call that hangs goes on as soon as the fake does something else.
+/// How a fake answers. A call that hangs continues as soon as the mode changes.
 pub(super) struct Mode<F>(watch::Sender<State<F>>);
 
 #[derive(Clone)]

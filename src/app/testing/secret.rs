@@ -52,8 +52,8 @@ impl FakeSecret {
         }
     }
 
-    /// Makes `value` the current one, under `version`; the one before becomes the previous. Those
-    /// who watch are notified.
+    /// Makes `value` the current one, under `version`; the one before becomes the previous. Notifies
+    /// watchers.
     pub(crate) fn rotate(&self, version: &str, value: impl AsRef<[u8]>) {
         {
             let mut values = self.values();
@@ -83,7 +83,7 @@ impl FakeSecret {
         lease
     }
 
-    /// Notifies all who watch, whether or not anything changed.
+    /// Notifies all watchers, whether or not anything changed.
     pub(crate) fn notify(&self) {
         self.watches.notify();
     }
@@ -93,7 +93,7 @@ impl FakeSecret {
         self.mode.fail(fault);
     }
 
-    /// Answers no call from now on.
+    /// Hangs every call from now on.
     pub(crate) fn hang(&self) {
         self.mode.hang();
     }

@@ -12,7 +12,7 @@ use crate::{
     model::Location,
 };
 
-/// A manifest's location in memory. Like a file, it notifies those who watch it of every change.
+/// A manifest's location in memory. Like a file, it notifies its watchers of every change.
 pub(crate) struct FakeStore {
     location: Location,
     content: Mutex<Option<Bytes>>,
@@ -51,7 +51,7 @@ impl FakeStore {
         self.changed();
     }
 
-    /// Notifies no one of changes from now on: only a poll finds them.
+    /// Stops notifying watchers: from now on, only a poll finds changes.
     pub(crate) fn mute(&self) {
         self.is_muted.store(true, Ordering::Relaxed);
     }
@@ -62,7 +62,7 @@ impl FakeStore {
         }
     }
 
-    /// Notifies all who watch, whether or not anything changed.
+    /// Notifies all watchers, whether or not anything changed.
     pub(crate) fn notify(&self) {
         self.watches.notify();
     }
@@ -72,7 +72,7 @@ impl FakeStore {
         self.mode.fail(());
     }
 
-    /// Answers no call from now on.
+    /// Hangs every call from now on.
     pub(crate) fn hang(&self) {
         self.mode.hang();
     }

@@ -8,8 +8,8 @@ use crate::clock::ManualClock;
 /// How long a test may wait without progress, in real time. A test that takes longer has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often all tasks get a turn before the test goes on. A request takes a few turns: its bytes
-/// pass through the kernel, and several tasks hand it on.
+/// How often all tasks get a turn before the test continues. A request takes a few turns: its bytes
+/// pass through the kernel and through several tasks.
 const TURNS: usize = 32;
 /// How many steps [`Time::advance`] takes, so that timers which start again in between fire as
 /// often as they should.

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::backend::{ChangeCallback, WatchGuard};
 
-/// Those who want to hear of changes.
+/// The watches on a fake.
 #[derive(Default)]
 pub(super) struct Watches(Mutex<Vec<Weak<Watch>>>);
 

@@ -110,7 +110,7 @@ impl World {
         self.backends.fake_store(&self.location(name))
     }
 
-    /// Returns what stands behind `source`, such as `file:db`.
+    /// Returns the fake behind `source`, such as `file:db`.
     pub(crate) fn secret(&self, source: &str) -> Arc<FakeSecret> {
         let source = match source.parse().expect("a secret's source") {
             SecretSource::File(path) => SecretSource::File(self.path(path)),

@@ -121,7 +121,7 @@ impl<'t> Value<'t> {
         self.text()?.parse().map_err(|error| self.problem(error))
     }
 
-    /// Returns what one of a few strings stands for.
+    /// Returns the choice that a string names.
     pub(in crate::config) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Parsed<T> {
         let text = self.text()?;
         let chosen = choices.iter().find(|(name, _)| *name == text);

@@ -64,7 +64,7 @@ fn sourced_by(secrets: &Secrets, file: &Path, real: &Path) -> Option<String> {
 }
 
 /// Returns whether a file is a secret's source, or in the folder that is its source. Writing it
-/// would then change what it is rendered from. A `*` in `source` stands for a part of one name.
+/// would then change what it is rendered from. A `*` in `source` matches a part of one name.
 fn is_in(file: &Path, real_file: &Path, source: &Path) -> bool {
     let begins_with = |file: &Path, source: &Path| {
         let mut components = file.components();
