@@ -1,6 +1,6 @@
 use crate::{
     app::testing::{MINUTE, OCTETS, SECOND, World},
-    backend::KekFault,
+    backend::ErrorKind,
 };
 
 /// The head of a request whose body is only half there.
@@ -47,7 +47,7 @@ async fn readiness_names_what_is_pending() {
 #[tokio::test(start_paused = true)]
 async fn readiness_waits_for_a_kek_that_unwraps_the_primary() {
     let world = World::with_demo().await;
-    world.main_kek().fail(KekFault::Unavailable);
+    world.main_kek().fail(ErrorKind::Unavailable);
     let app = world.launch("", &["demo"]).await;
     world.advance(SECOND).await;
     let (status, pending) = app.ops("/readyz").await;
@@ -61,7 +61,7 @@ async fn readiness_waits_for_a_kek_that_unwraps_the_primary() {
     assert_eq!(app.ops("/readyz").await.0, 200);
 
     // What is in memory keeps serving, so later failures don't matter.
-    world.main_kek().fail(KekFault::Unavailable);
+    world.main_kek().fail(ErrorKind::Unavailable);
     world.store("demo").remove();
     world.advance(MINUTE).await;
     assert_eq!(app.ops("/readyz").await.0, 200);
