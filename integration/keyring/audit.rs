@@ -227,7 +227,7 @@ fn what_lets_the_bearer_of_a_url_in_is_in_no_record_and_no_message() {
     failed(
         &touch("http://user:hush@127.0.0.1:1/demo.json"),
         2,
-        "must not contain a user or password",
+        "must not contain credentials",
     );
     let sidecar = [
         "keyring",

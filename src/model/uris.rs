@@ -200,7 +200,7 @@ impl FromStr for Location {
                 let authority = rest[2..].split(['/', '?', '#']).next().unwrap_or_default();
                 if authority.contains('@') {
                     return Err(Malformed::new(
-                        "a URL must not contain a user or password, because URLs are logged; \
+                        "a URL must not contain credentials, because URLs are logged; \
                          authenticate with a client certificate (`[web]`)",
                     ));
                 }
@@ -293,7 +293,7 @@ mod tests {
                 .expect_err(with_password)
                 .to_string();
             assert!(
-                !error.contains("pw@") && error.contains("must not contain a user or password"),
+                !error.contains("pw@") && error.contains("must not contain credentials"),
                 "{error}"
             );
         }
