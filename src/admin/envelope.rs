@@ -1,7 +1,7 @@
 //! The envelope of a backup: an age file (C2SP, <https://c2sp.org/age>), which `age` and `rage` can
 //! decrypt as well.
 //!
-//! Plaintext data keys pass through here, between [`super::backup`]'s payload and the library.
+//! Plaintext data keys pass through here, between the payload and the library.
 
 use std::{
     fs::{self, File},

@@ -6,7 +6,11 @@ use http_body_util::BodyExt;
 use hyper::{Method, StatusCode, body::Incoming, header::ACCEPT};
 use tokio::time::{sleep, timeout};
 
-use super::{SidecarError, Socket, error_of, full_body, request};
+use super::{
+    error::SidecarError,
+    response::error_of,
+    socket::{Socket, full_body, request},
+};
 use crate::wire::EVENTS;
 
 /// The stream is lost after this time without data; the sidecar sends some every quarter of it.

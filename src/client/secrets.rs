@@ -8,7 +8,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{SidecarError, Socket, error_of, full_body, incomplete, request};
+use super::{
+    error::SidecarError,
+    response::{error_of, incomplete},
+    socket::{Socket, full_body, request},
+};
 use crate::{model::SecretName, wire::OCTETS};
 
 /// The time limit for a complete response.

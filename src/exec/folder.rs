@@ -14,7 +14,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::log;
+use super::log::log;
 
 const PREFIX: &str = "sidekey-exec-";
 /// Link to the active set of files, named as in Kubernetes volumes.

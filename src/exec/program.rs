@@ -19,8 +19,8 @@ use rustix::{
 };
 
 use super::{
-    Plan,
     bindings::{EnvBinding, EnvSource, FILES},
+    plan::Plan,
     values::Values,
 };
 use crate::model::SecretName;

@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    ExecError, Plan,
+    error::ExecError,
     folder::{Folder, FolderError},
+    plan::Plan,
     program::environment,
     values::Values,
 };

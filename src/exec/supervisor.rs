@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
-    ExecError, OnChange, Plan,
     bindings::SecretRef,
+    error::ExecError,
     folder::Folder,
-    log,
+    log::log,
+    plan::{OnChange, Plan},
     program::{ProcessStatus, Program},
     signals::{Received, SignalName, Signals},
     staging::Staging,

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{Plan, bindings::SecretRef, log, values::Values};
+use super::{bindings::SecretRef, log::log, plan::Plan, values::Values};
 use crate::{
     client::{EventStream, Socket, StreamItem},
     model::SecretName,
