@@ -12,8 +12,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rustix::fs::{Advice, fadvise};
 
 use super::{
-    Admin, AdminError,
+    access::Admin,
     envelope::{self, DecryptWith, EncryptFor, Sealed},
+    error::AdminError,
     payload::{self, Content},
 };
 use crate::{

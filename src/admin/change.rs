@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::{Admin, AdminError, Signing};
+use super::{
+    access::{Admin, Signing},
+    error::AdminError,
+};
 use crate::{
     backend::{BackendError, ErrorKind},
     crypto::{Dek, KeyringId, VersionKeys, WrapContext},

@@ -3,6 +3,7 @@
 //!
 //! Plaintext data keys pass through here between generation or unwrapping and key derivation.
 
+mod access;
 mod backup;
 mod change;
 mod envelope;
@@ -17,176 +18,16 @@ mod restore;
 mod rewrap;
 mod unwrap;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use jiff::Timestamp;
-use tokio::time::timeout;
-
-use crate::{
-    backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
-    clock::Clock,
-    config,
-    crypto::{SigningKey, VersionKeys},
-    keks::Keks,
-    keyring::{self, Document, Manifest},
-    model::{KekScope, Location},
+pub use self::{
+    access::{Admin, Signing},
+    backup::{Backup, Proof},
+    change::{Loss, Takeover},
+    envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in},
+    error::AdminError,
+    evidence::ask_sidecars,
+    ops_client::{Fleet, OpsTls},
+    probe::{Probe, Purpose, probe},
+    recover::Recovered,
+    restore::{Restored, Restoring},
+    rewrap::KekChange,
 };
-
-pub use backup::{Backup, Proof};
-pub use change::{Loss, Takeover};
-pub use envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in};
-pub use error::AdminError;
-pub use evidence::ask_sidecars;
-pub use ops_client::{Fleet, OpsTls};
-pub use probe::{Probe, Purpose, probe};
-pub use recover::Recovered;
-pub use restore::{Restored, Restoring};
-pub use rewrap::KekChange;
-
-/// The time limit for a wrap or unwrap; covers the back-off of a throttled client.
-const KEK_TIMEOUT: Duration = Duration::from_secs(60);
-/// The time limit for reading or writing a manifest.
-const STORE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest manifest that is read, in bytes.
-const MANIFEST_LIMIT: usize = 256 << 20;
-
-/// Access to a stored keyring.
-pub struct Admin {
-    location: Location,
-    store: Arc<dyn ManifestStore>,
-    keks: Arc<Keks>,
-    scope: Arc<KekScope>,
-    signing: Signing,
-    clock: Clock,
-}
-
-/// How changes are signed.
-pub enum Signing {
-    /// Unsigned; changes of a signed manifest are refused.
-    NoKey,
-    /// Signed with this key.
-    With(SigningKey),
-    /// Unsigned, even if the manifest was signed.
-    Drop,
-}
-
-impl Admin {
-    /// Creates access to the keyring at `location`.
-    ///
-    /// # Errors
-    /// This build lacks a backend for the location, or its settings are invalid.
-    pub fn new(
-        location: Location,
-        signing: Signing,
-        backends: &Arc<dyn Backends>,
-        clock: Clock,
-    ) -> Result<Self, AdminError> {
-        let store = backends.store(&location)?;
-        let times = config::Refresh {
-            kek_timeout: KEK_TIMEOUT,
-            ..config::Refresh::default()
-        };
-        let keks = Arc::new(Keks::new(
-            Arc::clone(backends),
-            &times,
-            clock.clone(),
-            Arc::default(),
-        ));
-        Ok(Self {
-            location,
-            store,
-            keks,
-            scope: Arc::new(KekScope::Any),
-            signing,
-            clock,
-        })
-    }
-
-    /// Restricts unwrapping to KEKs in `scope`, whichever the manifest lists.
-    #[must_use]
-    pub fn with_scope(self, scope: KekScope) -> Self {
-        Self {
-            scope: Arc::new(scope),
-            ..self
-        }
-    }
-
-    /// The manifest's location.
-    pub fn location(&self) -> &Location {
-        &self.location
-    }
-
-    /// The current time, as recorded in changes.
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
-    /// Reads the manifest without unwrapping any key.
-    ///
-    /// # Errors
-    /// [`AdminError`]
-    pub async fn read(&self) -> Result<Document, AdminError> {
-        let bytes = self.read_bytes().await?;
-        Document::parse(bytes).map_err(|error| AdminError::Manifest {
-            location: self.location.clone(),
-            error,
-        })
-    }
-
-    async fn read_bytes(&self) -> Result<Bytes, BackendError> {
-        backend::within(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
-            .await
-            .unwrap_or_else(|late| Err(late.on(&self.location, None)))
-    }
-
-    async fn replace(
-        &self,
-        current: Option<&Document>,
-        document: &Document,
-    ) -> Result<(), BackendError> {
-        self.replace_bytes(current.map(|current| current.bytes().clone()), document)
-            .await
-    }
-
-    async fn replace_bytes(
-        &self,
-        expected: Option<Bytes>,
-        document: &Document,
-    ) -> Result<(), BackendError> {
-        let expected = expected.map(Vec::from);
-        let new = document.bytes().to_vec();
-        timeout(STORE_TIMEOUT, self.store.replace(expected, new))
-            .await
-            .unwrap_or_else(|_| {
-                let message = format!(
-                    "no response within {STORE_TIMEOUT:?}; check with `keyring status` whether the \
-                     change was made"
-                );
-                Err(BackendError::new(
-                    ErrorKind::Unavailable,
-                    &self.location,
-                    message,
-                ))
-            })
-    }
-
-    fn authenticate(
-        &self,
-        manifest: Manifest,
-        keys: &BTreeMap<u32, VersionKeys>,
-    ) -> Result<Document, AdminError> {
-        let signer = match &self.signing {
-            Signing::With(key) => Some(key),
-            Signing::NoKey | Signing::Drop => None,
-        };
-        keyring::authenticate(manifest, keys, signer).map_err(|missing| {
-            AdminError::NotUnwrapped(
-                missing
-                    .into_iter()
-                    .map(|version| (version, "it was not unwrapped".into()))
-                    .collect(),
-            )
-        })
-    }
-}

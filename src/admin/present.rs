@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Admin, AdminError};
+use super::{access::Admin, error::AdminError};
 use crate::{
     backend::ErrorKind,
     keyring::{Document, is_of_another_format},

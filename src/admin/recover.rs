@@ -5,8 +5,9 @@ use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 
 use super::{
-    Admin, AdminError, MANIFEST_LIMIT,
+    access::{Admin, MANIFEST_LIMIT},
     backup::CONCURRENT,
+    error::AdminError,
     evidence::{TIMEOUT, get},
     ops_client::{Fleet, OpsClient},
     present::Present,

@@ -4,9 +4,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Admin, AdminError,
+    access::Admin,
     backup::{for_each, open_content, read_file},
     envelope::DecryptWith,
+    error::AdminError,
     ops_client::Fleet,
     payload::{self, Content},
     present::Present,

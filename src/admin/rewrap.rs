@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 
-use super::{Admin, AdminError, change::back_off};
+use super::{access::Admin, change::back_off, error::AdminError};
 use crate::{
     backend::ErrorKind,
     crypto::{KeyringId, WrapContext},

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Admin, AdminError};
+use super::{access::Admin, error::AdminError};
 use crate::{
     crypto::VersionKeys,
     keyring::{self, Document},

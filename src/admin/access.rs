@@ -1,0 +1,165 @@
+//! Access to a stored keyring: its location, its KEKs and its signing key.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use super::error::AdminError;
+use crate::{
+    backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
+    clock::Clock,
+    config,
+    crypto::{SigningKey, VersionKeys},
+    keks::Keks,
+    keyring::{self, Document, Manifest},
+    model::{KekScope, Location},
+};
+
+/// The time limit for a wrap or unwrap; covers the back-off of a throttled client.
+const KEK_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time limit for reading or writing a manifest.
+const STORE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest manifest that is read, in bytes.
+pub(super) const MANIFEST_LIMIT: usize = 256 << 20;
+
+/// Access to a stored keyring.
+pub struct Admin {
+    pub(super) location: Location,
+    pub(super) store: Arc<dyn ManifestStore>,
+    pub(super) keks: Arc<Keks>,
+    pub(super) scope: Arc<KekScope>,
+    pub(super) signing: Signing,
+    pub(super) clock: Clock,
+}
+
+/// How changes are signed.
+pub enum Signing {
+    /// Unsigned; changes of a signed manifest are refused.
+    NoKey,
+    /// Signed with this key.
+    With(SigningKey),
+    /// Unsigned, even if the manifest was signed.
+    Drop,
+}
+
+impl Admin {
+    /// Creates access to the keyring at `location`.
+    ///
+    /// # Errors
+    /// This build lacks a backend for the location, or its settings are invalid.
+    pub fn new(
+        location: Location,
+        signing: Signing,
+        backends: &Arc<dyn Backends>,
+        clock: Clock,
+    ) -> Result<Self, AdminError> {
+        let store = backends.store(&location)?;
+        let times = config::Refresh {
+            kek_timeout: KEK_TIMEOUT,
+            ..config::Refresh::default()
+        };
+        let keks = Arc::new(Keks::new(
+            Arc::clone(backends),
+            &times,
+            clock.clone(),
+            Arc::default(),
+        ));
+        Ok(Self {
+            location,
+            store,
+            keks,
+            scope: Arc::new(KekScope::Any),
+            signing,
+            clock,
+        })
+    }
+
+    /// Restricts unwrapping to KEKs in `scope`, whichever the manifest lists.
+    #[must_use]
+    pub fn with_scope(self, scope: KekScope) -> Self {
+        Self {
+            scope: Arc::new(scope),
+            ..self
+        }
+    }
+
+    /// The manifest's location.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The current time, as recorded in changes.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Reads the manifest without unwrapping any key.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn read(&self) -> Result<Document, AdminError> {
+        let bytes = self.read_bytes().await?;
+        Document::parse(bytes).map_err(|error| AdminError::Manifest {
+            location: self.location.clone(),
+            error,
+        })
+    }
+
+    pub(super) async fn read_bytes(&self) -> Result<Bytes, BackendError> {
+        backend::within(STORE_TIMEOUT, self.store.read(MANIFEST_LIMIT))
+            .await
+            .unwrap_or_else(|late| Err(late.on(&self.location, None)))
+    }
+
+    pub(super) async fn replace(
+        &self,
+        current: Option<&Document>,
+        document: &Document,
+    ) -> Result<(), BackendError> {
+        self.replace_bytes(current.map(|current| current.bytes().clone()), document)
+            .await
+    }
+
+    pub(super) async fn replace_bytes(
+        &self,
+        expected: Option<Bytes>,
+        document: &Document,
+    ) -> Result<(), BackendError> {
+        let expected = expected.map(Vec::from);
+        let new = document.bytes().to_vec();
+        timeout(STORE_TIMEOUT, self.store.replace(expected, new))
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!(
+                    "no response within {STORE_TIMEOUT:?}; check with `keyring status` whether the \
+                     change was made"
+                );
+                Err(BackendError::new(
+                    ErrorKind::Unavailable,
+                    &self.location,
+                    message,
+                ))
+            })
+    }
+
+    pub(super) fn authenticate(
+        &self,
+        manifest: Manifest,
+        keys: &BTreeMap<u32, VersionKeys>,
+    ) -> Result<Document, AdminError> {
+        let signer = match &self.signing {
+            Signing::With(key) => Some(key),
+            Signing::NoKey | Signing::Drop => None,
+        };
+        keyring::authenticate(manifest, keys, signer).map_err(|missing| {
+            AdminError::NotUnwrapped(
+                missing
+                    .into_iter()
+                    .map(|version| (version, "it was not unwrapped".into()))
+                    .collect(),
+            )
+        })
+    }
+}
