@@ -287,7 +287,7 @@ fn the_first_line_that_was_touched_is_named() {
     );
     check(
         &[lines[0], lines[2], lines[3], lines[4], lines[5]],
-        "audit.log:2: record 3 stands where record 2 belongs",
+        "audit.log:2: found record 3 instead of record 2",
     );
     check(
         &[lines[0], lines[2], lines[1], lines[3], lines[4], lines[5]],
@@ -295,7 +295,7 @@ fn the_first_line_that_was_touched_is_named() {
     );
     check(
         &[lines[0], lines[1], "{", lines[3], lines[4], lines[5]],
-        "audit.log:3: this is not an audit record",
+        "audit.log:3: not an audit record",
     );
     check(&lines[..4], "the end was cut");
     // Also with the head gone, for whoever noted the end.
@@ -322,13 +322,13 @@ fn the_first_line_that_was_touched_is_named() {
     failed(
         &verify(&world, &[&text(&log), "--key", &key, "--anchor", &anchor]),
         3,
-        "record 6 is not the one that was noted",
+        "record 6 is missing or differs from its anchor",
     );
     // What can't be read is neither whole nor broken.
     failed(
         &verify(&world, &[&text(&world.path("nowhere"))]),
         1,
-        "can't read it",
+        "can't read ",
     );
     // A line that a crash left is no tampering.
     fs::write(&log, [&whole[..], &lines[0][..50]].concat()).unwrap();
@@ -366,7 +366,7 @@ fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to
     failed(
         &verify(&world, &[&text(&log), "--key", &key]),
         3,
-        "audit.log:1: record 1 carries no MAC",
+        "audit.log:1: record 1 has no MAC",
     );
     let records = records(&log);
     assert_eq!(
@@ -392,14 +392,14 @@ fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to
     failed(
         &verify(&world, &[&text(&both), "--key", &key, "--several-chains"]),
         3,
-        "both.log:1: record 1 carries no MAC",
+        "both.log:1: record 1 has no MAC",
     );
     // Emptied, with its head left.
     fs::write(&whole, "").unwrap();
     failed(
         &verify(&world, &[&text(&whole), "--key", &key]),
         3,
-        "holds no record, but",
+        "has no records, but",
     );
 }
 
@@ -544,7 +544,7 @@ async fn a_sink_that_fails_stops_no_request_and_is_loud() {
             .1
             .contains("sidekey_audit_failing 1")
     );
-    wait("the log", || sidecar.log().contains("serving goes on"));
+    wait("the log", || sidecar.log().contains("keeps serving"));
     fs::remove_file(&log).unwrap();
     sidecar.signal("HUP");
     wait("recovery", || {
@@ -592,7 +592,7 @@ fn a_rotated_log_goes_on_in_the_next_file_and_commands_join_in() {
     failed(
         &verify(&world, &[&text(&log), &text(&old)]),
         3,
-        "stands where record",
+        "instead of record",
     );
     let current = verify(&world, &[&text(&log)]);
     assert!(

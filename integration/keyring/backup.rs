@@ -398,7 +398,7 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
     failed(
         &world.try_keyring("restore", "other", &from),
         3,
-        "the manifest is that of keyring",
+        "the manifest belongs to keyring",
     );
     // Where nothing shows what is newer, the fleet is asked, or the operator says that there is none to ask.
     fs::remove_file(world.manifest("demo")).unwrap();
@@ -419,7 +419,7 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
     failed(
         &world.try_keyring("restore", "demo", &fork),
         3,
-        "was seen with other content",
+        "exists with different content",
     );
 }
 
@@ -481,14 +481,14 @@ fn no_version_is_called_lost_while_a_kek_opens_it_or_may_do_so_again() {
     failed(
         &destroy(lost, &["--allow-kek", &first]),
         3,
-        "version 2 opens, so it isn't lost",
+        "version 2 can be unwrapped, so it isn't lost",
     );
     // A KEK that is out of reach: nobody knows that it is gone.
     let path = Path::new(second.strip_prefix("local:").unwrap());
     fs::rename(path, world.path("aside")).unwrap();
     fs::create_dir(path).unwrap();
     let refused = destroy(lost, &[]);
-    failed(&refused, 3, "version 2 isn't shown to be lost");
+    failed(&refused, 3, "version 2 can't be confirmed lost");
     failed(
         &refused,
         3,
@@ -651,7 +651,7 @@ fn a_damaged_manifest_is_replaced_and_one_of_another_format_stays() {
     failed(
         &world.try_keyring("recover", "demo", &recover),
         1,
-        "this build reads",
+        "this build supports only",
     );
     assert_eq!(fs::read_to_string(world.manifest("demo")).unwrap(), later);
 }

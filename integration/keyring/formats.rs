@@ -110,11 +110,11 @@ fn a_backup_restores() {
 fn an_audit_log_is_whole() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-1.log");
     let key = sidekey::crypto::MacKey::from_slice(&golden("kek")).unwrap();
-    let demands = sidekey::audit::Demands {
+    let requirements = sidekey::audit::Requirements {
         key: Some(&key),
         ..Default::default()
     };
-    let report = sidekey::audit::verify(&[path], &demands).unwrap();
+    let report = sidekey::audit::verify(&[path], &requirements).unwrap();
     assert_eq!((report.records, report.torn_lines), (4, 0));
 }
 

@@ -7,7 +7,7 @@ use proptest::{prelude::*, sample::Index, test_runner::FileFailurePersistence};
 use sidekey::{
     config,
     crypto::{
-        Header, KeyringId, MessageError, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, StreamOpener,
+        CiphertextError, Header, KeyringId, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, StreamOpener,
         VersionKeys, from_text, to_text,
     },
     keyring::Document,
@@ -137,10 +137,10 @@ fn golden() -> Golden {
 
 impl Golden {
     /// Opens a ciphertext without AAD.
-    fn open(&self, ciphertext: &[u8]) -> Result<Vec<u8>, MessageError> {
+    fn open(&self, ciphertext: &[u8]) -> Result<Vec<u8>, CiphertextError> {
         let header = Header::parse(ciphertext, &self.id)?;
         let Some(keys) = self.keys.get(&header.version) else {
-            return Err(MessageError::DecryptionFailed);
+            return Err(CiphertextError::DecryptionFailed);
         };
         Opener::default()
             .open(keys, &self.id, &header, b"", &mut ciphertext.to_vec())
@@ -148,10 +148,10 @@ impl Golden {
     }
 
     /// The same for a stream that comes in chunks.
-    fn open_in_chunks(&self, ciphertext: &[u8]) -> Result<Vec<u8>, MessageError> {
+    fn open_in_chunks(&self, ciphertext: &[u8]) -> Result<Vec<u8>, CiphertextError> {
         let header = Header::parse(ciphertext, &self.id)?;
         let Some(keys) = self.keys.get(&header.version) else {
-            return Err(MessageError::DecryptionFailed);
+            return Err(CiphertextError::DecryptionFailed);
         };
         let (prefix, sealed) = ciphertext.split_first_chunk::<PREFIX_LEN>().unwrap();
         let mut opener = StreamOpener::new(keys, &self.id, prefix, b"");

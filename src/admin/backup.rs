@@ -168,7 +168,7 @@ impl Admin {
                     .is_none_or(|now| now.check != backed_up.check)
             });
             match replaced {
-                Some(version) => Err(Refusal::Diverged(Rejection::Exchanged(version.version))),
+                Some(version) => Err(Refusal::Diverged(Rejection::KeyReplaced(version.version))),
                 None => Ok(next),
             }
         })

@@ -160,7 +160,7 @@ impl Admin {
         if doubts.is_empty() || confirm == Some(phrase.as_str()) {
             return Ok(());
         }
-        Err(Refusal::NotShownLost {
+        Err(Refusal::LossUnconfirmed {
             version: number,
             doubts,
             phrase,

@@ -41,7 +41,7 @@ pub async fn ask_sidecars(
         };
         reports.push(SidecarReport {
             sidecar: url.to_string(),
-            answer: result,
+            usage: result,
         });
     }
     Ok(reports)

@@ -50,7 +50,7 @@ impl Admin {
     /// Restores a keyring from a backup.
     ///
     /// # Errors
-    /// [`AdminError`]: [`Refusal::NobodyAsked`] if nothing shows which generation is the newest;
+    /// [`AdminError`]: [`Refusal::NoSidecarAsked`] if nothing shows which generation is the newest;
     /// [`Refusal::NewerPresent`] or [`Refusal::Diverged`] if a manifest in the location or at a
     /// sidecar is not a predecessor of the backup's.
     pub async fn restore(&self, how: &Restoring<'_>) -> Result<Restored, AdminError> {
@@ -72,7 +72,7 @@ impl Admin {
             } else {
                 "is empty"
             };
-            return Err(Refusal::NobodyAsked {
+            return Err(Refusal::NoSidecarAsked {
                 place: self.location().to_string(),
                 what,
             }

@@ -1,7 +1,7 @@
 //! Records denied requests in the audit log.
 
 use crate::{
-    audit::{Recorder, Refusal, Who},
+    audit::{AccessRefusal, Recorder, Requester},
     model::{KeyringName, Operation, SecretName},
     policy::Caller,
     wire::Code,
@@ -32,10 +32,10 @@ pub(crate) fn record(
     ) {
         return;
     }
-    let (who, pid) = match *caller {
-        _ if code == Code::Unauthorized => (Who::Stranger, None),
-        Caller::Process { uid, gid, pid } => (Who::Process { uid, gid }, pid),
-        Caller::TokenHolder => (Who::TokenHolder, None),
+    let (requester, pid) = match *caller {
+        _ if code == Code::Unauthorized => (Requester::Unauthorized, None),
+        Caller::Process { uid, gid, pid } => (Requester::Process { uid, gid }, pid),
+        Caller::TokenHolder => (Requester::TokenHolder, None),
     };
     let (keyring, secret, operation) = match resource {
         Resource::Other => (None, None, None),
@@ -45,13 +45,13 @@ pub(crate) fn record(
         Resource::Secret(secret) => (None, secret.cloned(), Some("fetch")),
     };
     recorder.refused(
-        Refusal {
+        AccessRefusal {
             code: code.as_str(),
             keyring,
             secret,
             operation,
             version,
-            who,
+            requester,
         },
         pid,
     );

@@ -1,7 +1,7 @@
 //! The one place where domain errors become problems.
 
 use crate::{
-    crypto::{MessageError, RandomnessUnavailable},
+    crypto::{CiphertextError, RandomnessUnavailable},
     http::problem::Problem,
     session::SessionError,
     wire::Code,
@@ -53,15 +53,15 @@ impl From<SessionError> for Problem {
     }
 }
 
-impl From<MessageError> for Problem {
-    fn from(error: MessageError) -> Self {
+impl From<CiphertextError> for Problem {
+    fn from(error: CiphertextError) -> Self {
         match error {
-            MessageError::Malformed(reason) => Self::new(Code::MalformedCiphertext, reason),
-            MessageError::WrongKeyring => Self::new(
+            CiphertextError::Malformed(reason) => Self::new(Code::MalformedCiphertext, reason),
+            CiphertextError::WrongKeyring => Self::new(
                 Code::WrongKeyring,
                 "send the ciphertext to the keyring that encrypted it",
             ),
-            MessageError::DecryptionFailed => Self::new(
+            CiphertextError::DecryptionFailed => Self::new(
                 Code::DecryptionFailed,
                 "the ciphertext was modified, or the AAD differs from the one used to encrypt it",
             ),

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use super::{error::RequestError, job::Job};
 use crate::{
     crypto::{
-        CHUNK_LEN, MessageError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len, sealed_stream_len,
+        CHUNK_LEN, CiphertextError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len,
+        sealed_stream_len,
     },
     http::{body::BodyStream, problem::Problem, response::ResponseBody},
     refresh::Keyring,
@@ -120,7 +121,7 @@ async fn read_prefix(body: &mut BodyStream) -> Result<[u8; PREFIX_LEN], Problem>
     body.fill(&mut prefix, PREFIX_LEN).await?;
     prefix
         .try_into()
-        .map_err(|_| MessageError::Malformed("shorter than any ciphertext").into())
+        .map_err(|_| CiphertextError::Malformed("shorter than any ciphertext").into())
 }
 
 /// The plaintext chunks of a stream that arrives.

@@ -1,32 +1,33 @@
-//! What an operator does: recorded before it is done, so that nothing is done unrecorded, and again when its outcome is known.
+//! Acts of operators. Each is recorded before it is done, so that nothing is done without a record,
+//! and again with its outcome.
 
 use serde_json::{Map, Value};
 
 use super::{AuditError, AuditFile, Event, Link, Origin};
 use crate::clock::Clock;
 
-/// An administrative act under way.
+/// An administrative act that has begun.
 pub struct Act {
     file: AuditFile,
     origin: Origin,
     clock: Clock,
     name: &'static str,
-    /// The record that began it.
+    /// The record of its beginning.
     begun: Link,
 }
 
 /// How an act ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was done.
+pub enum ActOutcome {
+    /// The act was done.
     Done,
-    /// An invariant stood against it.
+    /// An invariant forbids the act.
     Refused,
-    /// Something failed; parts of it may have been done.
+    /// The act failed; parts of it may have been done.
     Failed,
 }
 
-impl Outcome {
+impl ActOutcome {
     fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -37,10 +38,10 @@ impl Outcome {
 }
 
 impl Act {
-    /// Records that the act is about to be done.
+    /// Records that an act begins.
     ///
     /// # Errors
-    /// There is no record, so there must be no act.
+    /// [`AuditError`]. There is no record, so the caller must not act.
     pub fn begin(
         mut file: AuditFile,
         name: &'static str,
@@ -61,13 +62,13 @@ impl Act {
         })
     }
 
-    /// Records how it ended.
+    /// Records how the act ended.
     ///
     /// # Errors
-    /// The log says that it was begun and not how it ended.
+    /// [`AuditError`]. The log contains only the beginning of the act.
     pub fn end(
         mut self,
-        outcome: Outcome,
+        outcome: ActOutcome,
         details: Map<String, Value>,
     ) -> Result<Link, AuditError> {
         let event = Event::new(self.name, self.clock.now())

@@ -1,14 +1,18 @@
-//! What was done: a durable record, not a log line. JSON lines that are chained by hash and vouched for by a key (docs/audit.md).
+//! The audit log: durable records, chained by hash and authenticated with a key (docs/audit.md).
 //!
-//! Commands write through [`Act`], which fails closed: no record, no act. A sidecar writes through [`Recorder`], which fails open and
-//! says so: no request and no refresh ever waits for a disk.
+//! Commands write through [`Act`], which fails closed: without a record, nothing is done. A sidecar
+//! writes through [`Recorder`], which fails open and reports the failure: no request and no refresh
+//! waits for a disk.
 
 mod act;
 mod chain;
 mod file;
+mod link;
 mod origin;
+mod record;
 mod recorder;
 mod refusals;
+mod tail;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -22,25 +26,26 @@ use crate::{
     files::{Allowed, read_private},
 };
 
-pub use act::{Act, Outcome};
-pub use chain::{Fault, Link, Verifier};
+pub use act::{Act, ActOutcome};
+pub use chain::{ChainError, Verifier};
 pub use file::AuditFile;
+pub use link::Link;
 pub use origin::Origin;
-pub use recorder::{Recorder, Standing, describe_metrics};
-pub use refusals::{Refusal, Who};
-pub use verify::{Demands, Report, VerifyError, verify};
+pub use recorder::{LogHealth, Recorder, describe_metrics};
+pub use refusals::{AccessRefusal, Requester};
+pub use verify::{Report, Requirements, VerifyError, verify};
 
-/// Something that happened.
+/// An event to record.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// Its name in the record.
+    /// The member `event` of the record.
     pub(super) name: &'static str,
     at: Timestamp,
     details: Map<String, Value>,
 }
 
 impl Event {
-    /// An event without details.
+    /// Creates an event without details.
     pub fn new(name: &'static str, at: Timestamp) -> Self {
         Self {
             name,
@@ -49,7 +54,7 @@ impl Event {
         }
     }
 
-    /// The same with one detail more.
+    /// Adds a detail.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
@@ -62,7 +67,7 @@ impl Event {
     }
 }
 
-/// Why no record was written.
+/// No record was written.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file can't be read or written.
@@ -102,10 +107,10 @@ pub fn read_key(path: &Path) -> Result<MacKey, AuditError> {
     })
 }
 
-/// The sink that a config names, and its key.
+/// Opens the configured sink and reads its key. The sink is not written yet.
 ///
 /// # Errors
-/// The key can't be read. Whether the sink can be written shows in use.
+/// [`AuditError::Key`]
 pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
     let key = settings.key_file.as_deref().map(read_key).transpose()?;
     Ok(match &settings.sink {
@@ -117,13 +122,13 @@ pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
     })
 }
 
-/// Where a sidecar's records go.
+/// The destination of a sidecar's records.
 pub enum Sink {
-    /// A file, shared with commands.
+    /// A file, which commands may share.
     File(AuditFile),
-    /// Standard output; each process begins a chain of its own.
+    /// Standard output. Each process starts its own chain.
     Stdout {
-        /// What vouches for the records.
+        /// The key of the MACs.
         key: Option<MacKey>,
         /// The last record.
         link: Link,
@@ -155,7 +160,7 @@ impl Sink {
                 let mut lines = Vec::new();
                 let mut last = *link;
                 for event in events {
-                    let (line, next) = chain::seal(&last, origin, event, key.as_ref());
+                    let (line, next) = record::seal(&last, origin, event, key.as_ref());
                     lines.extend_from_slice(&line);
                     lines.push(b'\n');
                     last = next;

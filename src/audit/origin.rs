@@ -1,14 +1,16 @@
+//! The process that writes a record.
+
 use rustix::{process, system};
 use serde::Serialize;
 
-/// Who writes: the process, its user, and the login that it descends from.
+/// A process, its user, and the login session that it belongs to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Origin {
     host: String,
     pid: i32,
     uid: u32,
     user: Option<String>,
-    /// The user who logged in, whoever he became since; none for a service.
+    /// The user who logged in, even after su or sudo. A service has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     login_uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -16,7 +18,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// This process.
+    /// Describes this process.
     pub fn here() -> Self {
         let uid = process::getuid().as_raw();
         let login_uid = login_uid();
@@ -35,8 +37,8 @@ fn name(uid: u32) -> Option<String> {
     uzers::get_user_by_uid(uid).map(|user| user.name().to_string_lossy().into_owned())
 }
 
-/// The audit login id (credentials(7)): set at login, kept through su and sudo, and not for the process to change. The environment
-/// (SUDO_USER, LOGNAME) says whatever its owner likes.
+/// Returns the audit login id (credentials(7)). It is set at login and kept through su and sudo,
+/// and an unprivileged process can't change it, unlike environment variables such as SUDO_USER.
 fn login_uid() -> Option<u32> {
     const UNSET: u32 = u32::MAX;
 

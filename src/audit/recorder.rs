@@ -1,5 +1,6 @@
-//! A sidecar's side of the log: events go into a bounded queue, and a thread of its own writes them. Whoever reports one never waits
-//! for the disk. While the sink fails, what is queued is kept and tried again; what finds no room is counted, and the log says so.
+//! How a sidecar writes the log: events enter a bounded queue, and a thread writes them. Callers
+//! never wait for the disk. While the sink fails, queued events are kept and retried; events that
+//! don't fit are counted, and the log records how many were lost.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +15,17 @@ use tracing::{error, info, warn};
 
 use super::{
     Event, Link, Origin, Sink,
-    refusals::{Refusal, Tallies},
+    refusals::{AccessRefusal, RefusalCounts},
 };
 use crate::{clock::Clock, telemetry::Registry};
 
-/// How many events wait for the disk at most.
+/// The capacity of the queue, in events.
 const QUEUE: usize = 1024;
-/// How long the writer waits before it tries a sink again that failed.
+/// The delay before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long the writer waits for other writers of the same file.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// How long one write may take before the sink is said to fail: a disk that hangs gives no error.
+/// How long a write may take before the sink counts as failing: a disk that hangs returns no error.
 const STALLED: Duration = Duration::from_secs(5);
 
 const RECORDS: &str = "sidekey_audit_records_total";
@@ -32,27 +33,27 @@ const LOST: &str = "sidekey_audit_lost_events_total";
 const FAILING: &str = "sidekey_audit_failing";
 const LAST: &str = "sidekey_audit_last_record";
 
-/// Describes the metrics of the audit log.
+/// Registers the descriptions of the audit log's metrics.
 pub fn describe_metrics(registry: &Registry) {
     registry.describe_counter(RECORDS, "Audit records that this process has written.");
     registry.describe_counter(
         LOST,
-        "Events that found no room while the audit log could not be written; the log says so, too.",
+        "Events lost because the audit log could not be written; the log counts them too.",
     );
     registry.describe_gauge(FAILING, "1 while the audit log can't be written.");
     registry.describe_gauge(
         LAST,
-        "The number of the last audit record: it never falls unless somebody cuts the log.",
+        "The number of the last audit record. It never falls unless the log was cut.",
     );
 }
 
-/// Takes events, if an audit log is configured at all. Clones write to the same log.
+/// Records events, if an audit log is configured. Clones write to the same log.
 #[derive(Clone, Default)]
 pub struct Recorder(Option<Arc<Shared>>);
 
 struct Shared {
     state: Mutex<State>,
-    /// Something is to be written, or was.
+    /// Notified when there is something to write, and when it was written.
     changed: Condvar,
     clock: Clock,
     sink: String,
@@ -66,43 +67,43 @@ struct Shared {
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
-    /// Events that found no room since the last one that did.
+    /// Events lost since the last one that was queued.
     overflow: u64,
-    tallies: Tallies,
+    refusals: RefusalCounts,
     reopen: bool,
     closing: bool,
     closed: bool,
     lost: u64,
     last: Option<Link>,
     failure: Option<(Timestamp, String)>,
-    /// Taken from the queue and not written yet.
-    in_hand: usize,
-    /// Since when the sink has had what is in hand.
-    handed_over: Option<(Instant, Timestamp)>,
+    /// How many events the writer has taken from the queue and not written yet.
+    in_flight: usize,
+    /// When the current write began.
+    write_began: Option<(Instant, Timestamp)>,
 }
 
-/// How the log is doing.
+/// The health of the audit log.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct LogHealth {
     /// The file, or standard output.
     pub sink: String,
-    /// Whether a key vouches for the records.
+    /// Whether records have MACs.
     pub has_key: bool,
-    /// The last record that was written.
+    /// The last written record.
     pub last: Option<Link>,
-    /// Events that wait to be written.
+    /// Queued events.
     pub waiting: usize,
-    /// Events that were lost since the start.
+    /// Events lost since the start.
     pub lost: u64,
-    /// Since when and why it can't be written.
+    /// When the current failure began, and why.
     pub failure: Option<(Timestamp, String)>,
 }
 
 impl Recorder {
-    /// Writes to `sink` from now on, on a thread of its own.
+    /// Starts a thread that writes to `sink`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread can't be spawned.
     pub fn start(mut sink: Sink, clock: Clock, registry: &Registry) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -116,7 +117,7 @@ impl Recorder {
             last: registry.gauge(LAST, &[]),
         });
         if let Sink::File(file) = sink {
-            // Serving waits for none of this, but a lock that is held must show soon.
+            // No request waits for the lock, but a held lock should be reported soon.
             sink = Sink::File(file.with_patience(LOCK_PATIENCE));
         }
         let writer = Arc::clone(&shared);
@@ -126,39 +127,39 @@ impl Recorder {
         Ok(Self(Some(shared)))
     }
 
-    /// Reports an event whose details `describe` gives. Never waits for the disk.
+    /// Records an event with the details that `describe` adds. Never waits for the disk.
     pub fn record(&self, name: &'static str, describe: impl FnOnce(Event) -> Event) {
         let Some(shared) = &self.0 else { return };
         let event = describe(Event::new(name, shared.clock.now()));
         shared.push(event);
     }
 
-    /// Counts a refusal. Takes a lock for a moment, and never waits for the disk.
-    pub fn refused(&self, refusal: Refusal, pid: Option<i32>) {
+    /// Counts a refused request. Never waits for the disk.
+    pub fn refused(&self, refusal: AccessRefusal, pid: Option<i32>) {
         let Some(shared) = &self.0 else { return };
         if shared
             .state()
-            .tallies
+            .refusals
             .add(refusal, pid, shared.clock.now(), Instant::now())
         {
             shared.changed.notify_all();
         }
     }
 
-    /// Has the file opened anew, after it was rotated.
+    /// Reopens the file, after it was rotated.
     pub fn reopen(&self) {
         let Some(shared) = &self.0 else { return };
         shared.state().reopen = true;
         shared.changed.notify_all();
     }
 
-    /// Writes what waits and, last of all, an event called `name`, and ends, within `patience`. What the log can't take is said in the
-    /// process's log.
+    /// Writes all queued events and a final event `name`, then stops. Returns after `patience` at
+    /// the latest. Events that could not be written are counted in the process's log.
     pub fn close(&self, name: &'static str, patience: Duration) {
         let Some(shared) = &self.0 else { return };
         let mut state = shared.state();
         if !state.closing {
-            // One event more than there is room for does no harm.
+            // May exceed the capacity by one.
             state.events.push_back(Event::new(name, shared.clock.now()));
         }
         state.closing = true;
@@ -172,7 +173,7 @@ impl Recorder {
                     warn!(
                         waiting,
                         sink = shared.sink,
-                        "ending before the audit log took these events"
+                        "exiting before these events were written to the audit log"
                     );
                 }
                 return;
@@ -185,8 +186,8 @@ impl Recorder {
         }
     }
 
-    /// How the log is doing; `None` if there is none.
-    pub fn standing(&self) -> Option<Standing> {
+    /// Returns the health of the log, or `None` if none is configured.
+    pub fn health(&self) -> Option<LogHealth> {
         let shared = self.0.as_ref()?;
         let state = shared.state();
         let failure = state
@@ -196,7 +197,7 @@ impl Recorder {
         shared
             .failing
             .set(if failure.is_some() { 1.0 } else { 0.0 });
-        Some(Standing {
+        Some(LogHealth {
             sink: shared.sink.clone(),
             has_key: shared.has_key,
             last: state.last,
@@ -209,31 +210,31 @@ impl Recorder {
 
 impl State {
     fn waiting(&self) -> usize {
-        self.events.len() + self.in_hand
+        self.events.len() + self.in_flight
     }
 
-    /// What is wrong with a sink that neither takes what it was given nor says why.
+    /// Returns when and why a write counts as stalled.
     fn stall(&self, now: Instant) -> Option<(Timestamp, String)> {
-        let (since, at) = self.handed_over?;
+        let (since, at) = self.write_began?;
         let waited = now.saturating_duration_since(since);
         let reason = || {
             format!(
-                "the sink has not taken {} events for {} seconds",
-                self.in_hand,
+                "a write of {} events has not finished for {} seconds",
+                self.in_flight,
                 waited.as_secs()
             )
         };
         (waited >= STALLED).then(|| (at, reason()))
     }
 
-    /// What is to be written now.
+    /// Takes the events to write now.
     fn take(&mut self, now: Timestamp) -> Vec<Event> {
-        let mut events = self.tallies.take(Instant::now(), self.closing);
+        let mut events = self.refusals.take(Instant::now(), self.closing);
         events.extend(self.events.drain(..));
         if self.overflow > 0 {
             events.push(gap(std::mem::take(&mut self.overflow), now));
         }
-        self.in_hand = events.len();
+        self.in_flight = events.len();
         events
     }
 }
@@ -249,7 +250,7 @@ impl Shared {
 
     fn push(&self, event: Event) {
         let mut state = self.state();
-        // Room for the gap, too, if there is one.
+        // Leaves space for the event that describes a gap.
         if state.events.len() + 1 >= QUEUE {
             state.overflow += 1;
             state.lost += 1;
@@ -272,9 +273,13 @@ impl Shared {
                 sink.reopen();
             }
             if !self.write(&mut sink, &origin, &events) {
-                // Closing, and it still fails.
+                // It still fails while closing.
                 let lost = events.len() + self.state().events.len();
-                error!(lost, sink = self.sink, "these events are in no audit log");
+                error!(
+                    lost,
+                    sink = self.sink,
+                    "these events were not written to the audit log"
+                );
                 break;
             }
         }
@@ -282,7 +287,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for something to write; `None` once all is written and no more will come.
+    /// Waits for events to write. Returns `None` once all are written and the recorder is closing.
     fn next_batch(&self) -> Option<(Vec<Event>, bool)> {
         let mut state = self.state();
         loop {
@@ -294,7 +299,7 @@ impl Shared {
             if state.closing {
                 return None;
             }
-            state = match state.tallies.next_due() {
+            state = match state.refusals.next_due() {
                 Some(due) => {
                     let left = due.saturating_duration_since(Instant::now());
                     self.changed
@@ -310,20 +315,20 @@ impl Shared {
         }
     }
 
-    /// Writes events, however often that takes; gives up only when the process ends.
+    /// Writes events and retries until that works. Returns false if it fails while closing.
     fn write(&self, sink: &mut Sink, origin: &Origin, events: &[Event]) -> bool {
         if events.is_empty() {
             return true;
         }
         loop {
-            self.state().handed_over = Some((Instant::now(), self.clock.now()));
+            self.state().write_began = Some((Instant::now(), self.clock.now()));
             let result = sink.append(origin, events);
             let mut state = self.state();
-            state.handed_over = None;
+            state.write_began = None;
             match result {
                 Ok(link) => {
                     state.last = Some(link);
-                    state.in_hand = 0;
+                    state.in_flight = 0;
                     self.records.increment(events.len() as u64);
                     // Exact below 2^53.
                     self.last.set(link.seq as f64);
@@ -342,7 +347,7 @@ impl Shared {
                     {
                         error!(
                             sink = self.sink,
-                            "{reason}; serving goes on, and up to {QUEUE} events wait for the audit log"
+                            "{reason}; the sidecar keeps serving, with up to {QUEUE} events queued"
                         );
                         let since = state
                             .failure
@@ -353,7 +358,7 @@ impl Shared {
                     if state.closing {
                         return false;
                     }
-                    // A reopened file may be a better one.
+                    // A reopened file may work.
                     let woken = |state: &mut State| !state.closing && !state.reopen;
                     let waited = self
                         .changed
@@ -370,151 +375,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::symlink, path::Path};
-
-    use serde_json::Value;
-
-    use super::*;
-    use crate::audit::{AuditFile, Demands, verify};
-
-    fn start(log: &Path) -> Recorder {
-        let registry = Registry::default();
-        Recorder::start(
-            Sink::File(AuditFile::new(log, None)),
-            Clock::system(),
-            &registry,
-        )
-        .expect("thread")
-    }
-
-    fn wait(recorder: &Recorder, is_there: impl Fn(&Standing) -> bool) -> Standing {
-        let shared = recorder.0.as_ref().expect("started");
-        loop {
-            let standing = recorder.standing().expect("started");
-            if is_there(&standing) {
-                return standing;
-            }
-            let state = shared.state();
-            drop(
-                shared
-                    .changed
-                    .wait_timeout(state, Duration::from_millis(10)),
-            );
-        }
-    }
-
-    fn records(log: &Path) -> Vec<Value> {
-        let text = fs::read_to_string(log).expect("log");
-        text.lines()
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect()
-    }
-
-    #[test]
-    fn a_sink_that_fails_stops_nobody_and_what_found_no_room_is_counted_in_the_log() {
-        let folder = tempfile::tempdir().expect("folder");
-        let log = folder.path().join("audit.log");
-        symlink("/dev/full", &log).expect("link");
-        let recorder = start(&log);
-        recorder.record("first", |event| event);
-        let failing = wait(&recorder, |standing| standing.failure.is_some());
-        assert!(failing.failure.expect("why").1.contains("No space left"));
-        for _ in 0..2 * QUEUE {
-            recorder.record("many", |event| event);
-        }
-        let lost = recorder.standing().expect("started").lost;
-        assert!(lost > 0 && lost <= (QUEUE + 1) as u64, "{lost} lost");
-        fs::remove_file(&log).expect("repair");
-        recorder.reopen();
-        wait(&recorder, |standing| {
-            standing.failure.is_none() && standing.waiting == 0
-        });
-        recorder.close("end", Duration::from_secs(60));
-        let records = records(&log);
-        let gaps: Vec<_> = records
-            .iter()
-            .filter(|record| record["event"] == "log.gap")
-            .collect();
-        assert_eq!(gaps.len(), 1);
-        assert_eq!(gaps[0]["details"]["lost"], lost);
-        let many = records
-            .iter()
-            .filter(|record| record["event"] == "many")
-            .count() as u64;
-        assert_eq!(
-            many + lost,
-            2 * QUEUE as u64,
-            "every event is there or counted"
-        );
-        assert_eq!(records[0]["event"], "first");
-        verify(&[log], &Demands::default()).expect("whole");
-    }
-
-    #[test]
-    fn closing_writes_what_waits_and_does_not_wait_for_a_sink_that_fails() {
-        let folder = tempfile::tempdir().expect("folder");
-        let log = folder.path().join("audit.log");
-        let recorder = start(&log);
-        for _ in 0..100 {
-            recorder.record("event", |event| event);
-        }
-        recorder.close("end", Duration::from_secs(60));
-        let records = records(&log);
-        assert_eq!(
-            (records.len(), &records[100]["event"]),
-            (101, &"end".into())
-        );
-        let elsewhere = start(Path::new("/nowhere/audit.log"));
-        elsewhere.record("event", |event| event);
-        elsewhere.close("end", Duration::from_secs(60));
-        assert!(elsewhere.standing().expect("started").failure.is_some());
-    }
-
-    #[test]
-    fn a_sink_that_takes_nothing_and_says_nothing_fails_as_well() {
-        let begun = Instant::now();
-        let state = State {
-            in_hand: 3,
-            handed_over: Some((begun, Timestamp::UNIX_EPOCH)),
-            ..State::default()
-        };
-        assert_eq!(state.stall(begun + STALLED / 2), None);
-        let (since, reason) = state.stall(begun + STALLED).expect("stalled");
-        assert_eq!(
-            (since, reason.as_str()),
-            (
-                Timestamp::UNIX_EPOCH,
-                "the sink has not taken 3 events for 5 seconds"
-            )
-        );
-    }
-
-    #[test]
-    fn a_lock_that_another_process_keeps_shows_and_costs_no_event() {
-        let folder = tempfile::tempdir().expect("folder");
-        let log = folder.path().join("audit.log");
-        let holder = fs::File::create(folder.path().join("audit.log.head")).expect("head");
-        holder.lock().expect("lock");
-        let recorder = start(&log);
-        recorder.record("first", |event| event);
-        let failing = wait(&recorder, |standing| standing.failure.is_some());
-        assert!(
-            failing
-                .failure
-                .expect("why")
-                .1
-                .contains("another process has held it")
-        );
-        holder.unlock().expect("unlock");
-        wait(&recorder, |standing| {
-            standing.failure.is_none() && standing.waiting == 0
-        });
-        assert_eq!(records(&log)[0]["event"], "first");
-    }
-
-    #[test]
-    fn without_a_log_nothing_is_described() {
-        Recorder::default().record("event", |_| panic!("nobody asked"));
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
-//! Refusals, counted by who was refused what. A caller can cause as many as he likes, so what is kept and written of them is bounded:
-//! the first of a kind is recorded at once, those after it as a count, once a period.
+//! Refused requests, counted per caller and reason. Callers can cause any number of them, so memory
+//! and records are bounded: the first of a kind is recorded immediately, later ones as a count per
+//! period.
 
 use std::{
     collections::BTreeMap,
@@ -11,15 +12,15 @@ use jiff::Timestamp;
 use super::Event;
 use crate::model::{KeyringName, SecretName};
 
-/// How often a kind of refusal is recorded at most.
+/// The shortest time between two records of one kind.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
-/// How many kinds are told apart.
+/// The most kinds that are counted separately.
 const KINDS: usize = 256;
 
-/// Who was refused something.
+/// The caller that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Who {
-    /// A process, by the ids that the kernel gives (SO_PEERCRED, unix(7)).
+pub enum Requester {
+    /// A process, identified by the kernel (SO_PEERCRED, unix(7)).
     Process {
         /// Its effective user id when it connected.
         uid: u32,
@@ -28,39 +29,39 @@ pub enum Who {
     },
     /// A holder of the TCP listener's token.
     TokenHolder,
-    /// Somebody on the TCP listener who showed no token, or a wrong one.
-    Stranger,
+    /// A caller of the TCP listener without a valid token.
+    Unauthorized,
 }
 
-/// A kind of refusal.
+/// A kind of refused request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Refusal {
-    /// The answer's code (docs/errors.md).
+pub struct AccessRefusal {
+    /// The problem code (docs/errors.md).
     pub code: &'static str,
-    /// The keyring, if it was any one's.
+    /// The keyring, if the request was for one.
     pub keyring: Option<KeyringName>,
-    /// The secret, if it was any.
+    /// The secret, if the request was for one.
     pub secret: Option<SecretName>,
-    /// What was asked for.
+    /// The requested operation.
     pub operation: Option<&'static str>,
-    /// The key version that a ciphertext named, if it is why.
+    /// The key version of the ciphertext, if it is the reason.
     pub version: Option<u32>,
-    /// Who asked.
-    pub who: Who,
+    /// The caller.
+    pub requester: Requester,
 }
 
-/// What is known of one kind, or of all that are too many to tell apart.
-struct Tally {
-    /// Since it was last recorded.
+/// The refusals of one kind, or of all kinds beyond [`KINDS`].
+struct Count {
+    /// How many there were since the last record.
     count: u64,
     first: Timestamp,
     last: Timestamp,
-    /// The process that asked last.
+    /// The last process that was refused.
     pid: Option<i32>,
     due: Instant,
 }
 
-impl Tally {
+impl Count {
     fn new(now: Timestamp, due: Instant) -> Self {
         Self {
             count: 0,
@@ -80,7 +81,7 @@ impl Tally {
         self.pid = pid;
     }
 
-    /// The record that is due, if any.
+    /// Returns the event that is due at `now`, if any.
     fn take(&mut self, now: Instant) -> Option<Event> {
         if self.count == 0 || now < self.due {
             return None;
@@ -98,18 +99,18 @@ impl Tally {
     }
 }
 
-/// All refusals that aren't recorded yet.
+/// The refusals that are not recorded yet.
 #[derive(Default)]
-pub(super) struct Tallies {
-    kinds: BTreeMap<Refusal, Tally>,
-    others: Option<Tally>,
+pub(super) struct RefusalCounts {
+    kinds: BTreeMap<AccessRefusal, Count>,
+    others: Option<Count>,
 }
 
-impl Tallies {
-    /// Counts one, and says whether it is the first of its kind: then it is due now.
+impl RefusalCounts {
+    /// Counts a refusal. Returns whether it is the first of its kind, which is due immediately.
     pub(super) fn add(
         &mut self,
-        refusal: Refusal,
+        refusal: AccessRefusal,
         pid: Option<i32>,
         at: Timestamp,
         now: Instant,
@@ -121,48 +122,48 @@ impl Tallies {
         } else {
             self.others.is_none()
         };
-        let tally = if has_room {
+        let count = if has_room {
             self.kinds
                 .entry(refusal)
-                .or_insert_with(|| Tally::new(at, now))
+                .or_insert_with(|| Count::new(at, now))
         } else {
-            self.others.get_or_insert_with(|| Tally::new(at, now))
+            self.others.get_or_insert_with(|| Count::new(at, now))
         };
-        tally.add(pid, at);
+        count.add(pid, at);
         is_first
     }
 
-    /// The records that are due at `now`, or all that would ever be with `everything`.
+    /// Returns the events that are due at `now`, or all that remain if `everything` is set.
     pub(super) fn take(&mut self, now: Instant, everything: bool) -> Vec<Event> {
         let now = if everything { now + PERIOD } else { now };
         let mut events = Vec::new();
-        for (refusal, tally) in &mut self.kinds {
-            events.extend(tally.take(now).map(|event| refusal.describe(event)));
+        for (refusal, count) in &mut self.kinds {
+            events.extend(count.take(now).map(|event| refusal.describe(event)));
         }
-        let of_others = self.others.as_mut().and_then(|tally| tally.take(now));
+        let of_others = self.others.as_mut().and_then(|count| count.take(now));
         events.extend(of_others.map(|event| {
             event
                 .with("code", "several")
                 .with("callers", "more than are told apart")
         }));
-        // One that was quiet for a period is forgotten, which makes room.
-        let is_alive = |tally: &Tally| tally.count > 0 || now < tally.due;
-        self.kinds.retain(|_, tally| is_alive(tally));
+        // A kind without refusals for a period is dropped, which frees its slot.
+        let is_alive = |count: &Count| count.count > 0 || now < count.due;
+        self.kinds.retain(|_, count| is_alive(count));
         self.others = self.others.take().filter(is_alive);
         events
     }
 
-    /// When the next record is due, or a kind to be forgotten.
+    /// Returns when the next event is due or the next kind can be dropped.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.kinds
             .values()
             .chain(&self.others)
-            .map(|tally| tally.due)
+            .map(|count| count.due)
             .min()
     }
 }
 
-impl Refusal {
+impl AccessRefusal {
     fn describe(&self, event: Event) -> Event {
         let mut event = event.with("code", self.code);
         if let Some(keyring) = &self.keyring {
@@ -177,10 +178,10 @@ impl Refusal {
         if let Some(version) = self.version {
             event = event.with("version", version);
         }
-        match self.who {
-            Who::Process { uid, gid } => event.with("uid", uid).with("gid", gid),
-            Who::TokenHolder => event.with("caller", "token"),
-            Who::Stranger => event.with("caller", "unknown"),
+        match self.requester {
+            Requester::Process { uid, gid } => event.with("uid", uid).with("gid", gid),
+            Requester::TokenHolder => event.with("caller", "token"),
+            Requester::Unauthorized => event.with("caller", "unknown"),
         }
     }
 }
@@ -189,16 +190,16 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    fn refusal(uid: u32) -> Refusal {
+    fn refusal(uid: u32) -> AccessRefusal {
         let keyring = Some("demo".parse().expect("name"));
-        let who = Who::Process { uid, gid: 1 };
-        Refusal {
+        let requester = Requester::Process { uid, gid: 1 };
+        AccessRefusal {
             code: "forbidden",
             keyring,
             secret: None,
             operation: Some("decrypt"),
             version: None,
-            who,
+            requester,
         }
     }
 
@@ -210,16 +211,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_due_at_once_and_the_rest_once_a_period() {
-        let (mut tallies, start) = (Tallies::default(), Instant::now());
+    fn the_first_refusal_is_due_immediately_and_later_ones_once_per_period() {
+        let (mut counts, start) = (RefusalCounts::default(), Instant::now());
         let at = |second| Timestamp::from_second(second).expect("in range");
-        assert!(tallies.add(refusal(1), Some(7), at(1), start));
-        assert_eq!(count(&tallies.take(start, false)), 1);
+        assert!(counts.add(refusal(1), Some(7), at(1), start));
+        assert_eq!(count(&counts.take(start, false)), 1);
         for second in 2..1002 {
-            assert!(!tallies.add(refusal(1), Some(8), at(second), start));
+            assert!(!counts.add(refusal(1), Some(8), at(second), start));
         }
-        assert!(tallies.take(start, false).is_empty());
-        let events = tallies.take(start + PERIOD, false);
+        assert!(counts.take(start, false).is_empty());
+        let events = counts.take(start + PERIOD, false);
         assert_eq!((events.len(), count(&events)), (1, 1000));
         let details = &events[0].details;
         assert_eq!(
@@ -230,26 +231,26 @@ mod tests {
             (&details["last_pid"], &details["uid"]),
             (&8.into(), &1.into())
         );
-        assert!(tallies.take(start + 2 * PERIOD, false).is_empty());
-        assert_eq!(tallies.next_due(), None, "quiet ones are forgotten");
+        assert!(counts.take(start + 2 * PERIOD, false).is_empty());
+        assert_eq!(counts.next_due(), None, "quiet kinds are dropped");
     }
 
     #[test]
-    fn callers_without_number_cost_a_bounded_number_of_records_and_none_goes_uncounted() {
-        let (mut tallies, now) = (Tallies::default(), Instant::now());
+    fn any_number_of_callers_causes_a_bounded_number_of_records_and_all_are_counted() {
+        let (mut counts, now) = (RefusalCounts::default(), Instant::now());
         for uid in 0..10_000 {
-            tallies.add(refusal(uid), None, Timestamp::UNIX_EPOCH, now);
+            counts.add(refusal(uid), None, Timestamp::UNIX_EPOCH, now);
         }
-        let events = tallies.take(now, false);
+        let events = counts.take(now, false);
         assert_eq!((events.len(), count(&events)), (KINDS + 1, 10_000));
     }
 
     #[test]
-    fn whatever_waits_is_given_up_at_the_end() {
-        let (mut tallies, now) = (Tallies::default(), Instant::now());
-        tallies.add(refusal(1), None, Timestamp::UNIX_EPOCH, now);
-        tallies.take(now, false);
-        tallies.add(refusal(1), None, Timestamp::UNIX_EPOCH, now);
-        assert_eq!(count(&tallies.take(now, true)), 1);
+    fn remaining_refusals_are_returned_at_the_end() {
+        let (mut counts, now) = (RefusalCounts::default(), Instant::now());
+        counts.add(refusal(1), None, Timestamp::UNIX_EPOCH, now);
+        counts.take(now, false);
+        counts.add(refusal(1), None, Timestamp::UNIX_EPOCH, now);
+        assert_eq!(count(&counts.take(now, true)), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Verifying logs in files.
+//! Verifies audit logs in files.
 
 use std::{
     fs::File,
@@ -7,100 +7,109 @@ use std::{
 };
 
 use super::{
-    chain::{Fault, LONGEST_LINE, Link, Verifier},
+    ChainError, Link, Verifier,
     file::{head_path, read_head},
+    record::LONGEST_LINE,
 };
 use crate::crypto::MacKey;
 
-/// What a whole log holds.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How many records.
+    /// How many records there are.
     pub records: u64,
-    /// The first one's number; what came before is not in these files.
+    /// The number of the first record. Earlier ones are not in these files.
     pub first: Option<u64>,
     /// The last record.
     pub last: Option<Link>,
-    /// Unfinished lines, which crashes left.
+    /// How many lines a crash left unfinished.
     pub torn_lines: u64,
-    /// Whether the last line is one of them, and nothing was written since.
+    /// Whether the last line is unfinished.
     pub ends_torn: bool,
-    /// Whether a head beside the last file says where the log ends. Without it, a cut end shows by an anchor alone.
+    /// Whether there is a head beside the last file. Without it, only an anchor shows that the end
+    /// was cut off.
     pub has_head: bool,
 }
 
-/// What a log must meet.
+/// What verification requires of a log.
 #[derive(Default)]
-pub struct Demands<'d> {
-    /// Every record needs a right MAC by this key.
+pub struct Requirements<'d> {
+    /// Every record needs a valid MAC by this key.
     pub key: Option<&'d MacKey>,
-    /// Records before this one need none, because the key came into use with it.
+    /// Earlier records need no MAC, because the key was configured later.
     pub keyed_from: u64,
-    /// Records that were noted elsewhere and must be there.
+    /// Positions noted elsewhere, which the log must contain.
     pub anchors: &'d [Link],
-    /// A chain may begin anywhere, as on a standard output.
+    /// A new chain may start anywhere, as on standard output.
     pub several_chains: bool,
 }
 
-/// Why a log was not found whole.
+/// A log could not be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// It can't be read, so nothing is known.
-    #[error("{}: can't read it: {error}", .path.display())]
+    /// The file can't be read.
+    #[error("can't read {}: {error}", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
-    /// A line is wrong.
-    #[error("{}:{line}: {fault}", .path.display())]
+    /// A line doesn't belong to the chain.
+    #[error("{}:{line}: {error}", .path.display())]
     Broken {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: u64,
-        /// What is wrong.
-        fault: Fault,
+        /// Why.
+        error: ChainError,
     },
-    /// The log ends before what its head says.
-    #[error("{}: the log {}, but {}.head knows record {head}: the end was cut", .path.display(), ends(*.last), .path.display())]
+    /// The log ends before the record that its head names.
+    #[error(
+        "{}: the log {}, but {}.head names record {head}: the end was cut off",
+        .path.display(), ends(*.last), .path.display()
+    )]
     TailCut {
         /// The file.
         path: PathBuf,
-        /// The last record in the files, if there is any.
+        /// The last record in the files, if there is one.
         last: Option<u64>,
-        /// The last one that was written.
+        /// The record that the head names.
         head: u64,
     },
-    /// The last record isn't the one that the head names.
-    #[error("{}: record {last} is not the one that {}.head knows: it was changed", .path.display(), .path.display())]
+    /// The last record differs from the one that the head names.
+    #[error(
+        "{}: record {last} differs from the one in {}.head: it was modified",
+        .path.display(), .path.display()
+    )]
     EndChanged {
         /// The file.
         path: PathBuf,
         /// The record.
         last: u64,
     },
-    /// An anchor isn't met.
-    #[error("record {0} is not the one that was noted: it was changed, or isn't there any more")]
+    /// The log doesn't contain an anchor.
+    #[error("record {0} is missing or differs from its anchor")]
     Anchor(u64),
 }
 
 fn ends(last: Option<u64>) -> String {
     last.map_or_else(
-        || "holds no record".into(),
+        || "has no records".into(),
         |last| format!("ends with record {last}"),
     )
 }
 
-/// Verifies the log in `files`, oldest first, by their chain, by the head beside the last file, and by `demands`.
+/// Verifies the log in `files`, oldest first: the chain, the head beside the last file, and
+/// `requirements`.
 ///
 /// # Errors
-/// [`VerifyError`], with the first line that is wrong.
-pub fn verify(files: &[PathBuf], demands: &Demands<'_>) -> Result<Report, VerifyError> {
-    let mut verifier =
-        Verifier::new(demands.key, demands.several_chains).keyed_from(demands.keyed_from);
-    let mut missing: Vec<Link> = demands.anchors.to_vec();
+/// [`VerifyError`] for the first problem.
+pub fn verify(files: &[PathBuf], requirements: &Requirements<'_>) -> Result<Report, VerifyError> {
+    let mut verifier = Verifier::new(requirements.key, requirements.several_chains)
+        .keyed_from(requirements.keyed_from);
+    let mut missing: Vec<Link> = requirements.anchors.to_vec();
     let mut before: Option<(PathBuf, u64)> = None;
     let mut ends_torn = false;
     for path in files {
@@ -139,7 +148,7 @@ fn verify_file(
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        // One byte more than allowed and its newline, so that the limit shows.
+        // One byte more than allowed and the newline, to detect a longer line.
         let limit = LONGEST_LINE as u64 + 2;
         if reader
             .by_ref()
@@ -154,37 +163,37 @@ fn verify_file(
         if has_newline {
             line.pop();
         }
-        let place = (path.to_owned(), number);
+        let position = (path.to_owned(), number);
         let was_torn = verifier.is_torn();
-        verifier.line(&line).map_err(|fault| {
-            // The line before was no record, and this one doesn't explain it.
+        verifier.line(&line).map_err(|error| {
+            // The line before isn't a record, and this one doesn't describe it.
             let (path, line) = match before
                 .take()
-                .filter(|_| was_torn && fault == Fault::NotARecord)
+                .filter(|_| was_torn && error == ChainError::NotARecord)
             {
                 Some(before) => before,
-                None => place.clone(),
+                None => position.clone(),
             };
-            VerifyError::Broken { path, line, fault }
+            VerifyError::Broken { path, line, error }
         })?;
         if let Some(head) = verifier.head() {
             missing.retain(|anchor| *anchor != head);
         }
-        *before = Some(place);
+        *before = Some(position);
     }
-    // Only a line without its end can be one that a crash left, and only if nothing was added since.
-    if verifier.is_torn() && line_is_whole(path).map_err(unreadable)? {
+    // Only a last line without a newline can be unfinished by a crash.
+    if verifier.is_torn() && ends_with_newline(path).map_err(unreadable)? {
         let (path, line) = before.clone().unwrap_or_else(|| (path.to_owned(), 1));
         return Err(VerifyError::Broken {
             path,
             line,
-            fault: Fault::NotARecord,
+            error: ChainError::NotARecord,
         });
     }
     Ok(())
 }
 
-fn line_is_whole(path: &Path) -> io::Result<bool> {
+fn ends_with_newline(path: &Path) -> io::Result<bool> {
     use std::io::{Seek, SeekFrom};
     let mut file = File::open(path)?;
     if file.metadata()?.len() == 0 {
@@ -196,7 +205,7 @@ fn line_is_whole(path: &Path) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Gives whether there is a head.
+/// Verifies the head beside a log. Returns whether there is one.
 fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError> {
     let unreadable = |error| VerifyError::Unreadable {
         path: head_path(path),
@@ -206,7 +215,7 @@ fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError
         return Ok(false);
     };
     let last = verifier.head().unwrap_or(Link::START);
-    // A head behind its log is one that a crash left.
+    // A head that is behind its log was left by a crash.
     match head.seq.cmp(&last.seq) {
         std::cmp::Ordering::Greater => Err(VerifyError::TailCut {
             path: path.to_owned(),

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{CliError, Format, path_for_display, print};
-use crate::audit::{self, Demands, Link, Report, VerifyError};
+use crate::audit::{self, Link, Report, Requirements, VerifyError};
 
 /// Verify audit logs.
 #[derive(Debug, Subcommand)]
@@ -72,13 +72,13 @@ impl Verify {
             .map(audit::read_key)
             .transpose()
             .map_err(CliError::failed)?;
-        let demands = Demands {
+        let requirements = Requirements {
             key: key.as_ref(),
             keyed_from: self.keyed_from.unwrap_or(0),
             anchors: &self.anchor,
             several_chains: self.several_chains,
         };
-        let report = audit::verify(&self.file, &demands).map_err(|error| match error {
+        let report = audit::verify(&self.file, &requirements).map_err(|error| match error {
             VerifyError::Unreadable { .. } => CliError::failed(error),
             broken => CliError::broken(broken.to_string()),
         })?;

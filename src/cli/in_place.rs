@@ -137,10 +137,10 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             leftovers_removed: report.leftovers,
         },
         ciphertexts: Ciphertexts {
-            rewrapped: report.items.rewrapped,
-            current: report.items.current,
-            other_keyrings: report.items.foreign,
-            failed: report.items.failed,
+            rewrapped: report.counts.rewrapped,
+            current: report.counts.current,
+            other_keyrings: report.counts.foreign,
+            failed: report.counts.failed,
         },
         changed: report
             .changed
@@ -159,13 +159,13 @@ fn summary(keyring: String, dry_run: bool, report: Report) -> Summary {
             })
             .collect(),
         failures: report
-            .faults
+            .failures
             .into_iter()
-            .map(|fault| Failed {
-                path: exact_path(&fault.path),
-                line: fault.line,
-                code: fault.code,
-                message: fault.message,
+            .map(|failure| Failed {
+                path: exact_path(&failure.path),
+                line: failure.line,
+                code: failure.code,
+                message: failure.message,
             })
             .collect(),
         stopped: report.stopped,

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::signal::unix::SignalKind;
 
 use crate::{
-    admin::AdminError, app::StartError, audit::Outcome, client::SidecarError, config::LoadError,
+    admin::AdminError, app::StartError, audit::ActOutcome, client::SidecarError, config::LoadError,
     keyring::Refusal,
 };
 
@@ -88,11 +88,11 @@ impl CliError {
     }
 
     /// The outcome recorded in the audit log.
-    pub(super) fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> ActOutcome {
         if self.exit == 3 {
-            Outcome::Refused
+            ActOutcome::Refused
         } else {
-            Outcome::Failed
+            ActOutcome::Failed
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::output::{CliError, write_out};
 use crate::{
-    audit::{self, Act, AuditFile, Outcome},
+    audit::{self, Act, ActOutcome, AuditFile},
     clock::Clock,
     config::{self, AuditSink},
     model::Location,
@@ -106,7 +106,7 @@ impl AuditArgs {
         })?;
         let result = work.await;
         let (outcome, details) = match &result {
-            Ok(completed) => (Outcome::Done, completed.details()),
+            Ok(completed) => (ActOutcome::Done, completed.details()),
             Err(failure) => (
                 failure.outcome(),
                 Map::from_iter([("error".to_owned(), failure.message().into())]),

@@ -1,20 +1,25 @@
+//! The id of a keyring.
+
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{RandomnessUnavailable, from_hex, random, to_hex};
 
-/// A keyring's random 128-bit id, written as 32 lower-case hexadecimal digits. Not secret.
+/// A keyring's random 128-bit id, written as 32 lower-case hexadecimal digits. It is not secret.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyringId(pub [u8; 16]);
 
 impl KeyringId {
-    /// A fresh id.
+    /// Generates a random id.
+    ///
+    /// # Errors
+    /// [`RandomnessUnavailable`]
     pub fn generate() -> Result<Self, RandomnessUnavailable> {
         random().map(Self)
     }
 
-    /// The first four bytes, which every ciphertext carries.
+    /// Returns the first four bytes, which every ciphertext carries.
     pub fn tag(&self) -> [u8; 4] {
         let [a, b, c, d, ..] = self.0;
         [a, b, c, d]

@@ -1,4 +1,5 @@
-//! Data keys and the subkeys derived from them: HKDF-Expand (RFC 5869) with SHA-256 and a label per purpose.
+//! Data keys and their subkeys, derived with HKDF-Expand (RFC 5869, section 2.3) over SHA-256 and
+//! one label per purpose.
 
 use std::{io, sync::Arc};
 
@@ -20,46 +21,53 @@ const STREAM_LABEL: &[u8] = b"sidekey stream v1";
 const MANIFEST_LABEL: &[u8] = b"sidekey manifest v1";
 const CHECK_LABEL: &[u8] = b"sidekey check v1";
 
-/// A 256-bit key in memory for a short while: zeroized on drop, without `Debug`, never printed.
+/// A 256-bit key that is held briefly. It is zeroized on drop and has no `Debug`.
 pub struct SecretKey(Box<Zeroizing<[u8; KEY_LEN]>>);
 
 impl SecretKey {
-    /// A fresh key from the operating system's generator.
+    /// Generates a random key.
+    ///
+    /// # Errors
+    /// [`RandomnessUnavailable`]
     pub fn generate() -> Result<Self, RandomnessUnavailable> {
         Ok(Self(Box::new(Zeroizing::new(random()?))))
     }
 
-    /// The key in `bytes`, or `None` if there aren't [`KEY_LEN`] of them.
+    /// Returns the key in `bytes`, or `None` unless there are exactly [`KEY_LEN`] of them.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Some(Self(Box::new(Zeroizing::new(bytes.try_into().ok()?))))
     }
 
-    /// The bytes themselves, for whoever must store or wrap them.
+    /// Exposes the key bytes, to store or wrap them.
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 }
 
-/// A data-encryption key: the secret of one key version. Never used directly, only its subkeys are.
+/// A data-encryption key: the secret of one key version. Only subkeys derived from it encrypt.
 pub struct Dek(SecretKey);
 
 impl Dek {
-    /// A fresh key from the operating system's generator.
+    /// Generates a random key.
+    ///
+    /// # Errors
+    /// [`RandomnessUnavailable`]
     pub fn generate() -> Result<Self, RandomnessUnavailable> {
         SecretKey::generate().map(Self)
     }
 
-    /// The key in `bytes`, or `None` if there aren't [`KEY_LEN`] of them.
+    /// Returns the key in `bytes`, or `None` unless there are exactly [`KEY_LEN`] of them.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         SecretKey::from_slice(bytes).map(Self)
     }
 
-    /// The bytes themselves, for a KEK to wrap.
+    /// Exposes the key bytes, for a KEK to wrap.
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         self.0.expose()
     }
 
-    /// The check value that the manifest carries: it finds a wrong unwrap at load, and commits to the key.
+    /// Returns the check value that the manifest carries. It detects a wrong unwrap, and commits to
+    /// the key.
     pub fn check_value(&self, keyring: &KeyringId, version: u32) -> [u8; 32] {
         let mut value = [0; 32];
         self.expand(
@@ -69,7 +77,7 @@ impl Dek {
         value
     }
 
-    /// Whether `expected` is this key's check value.
+    /// Returns whether `expected` is this key's check value, in constant time.
     pub fn matches_check(&self, keyring: &KeyringId, version: u32, expected: &[u8]) -> bool {
         equal_in_constant_time(&self.check_value(keyring, version), expected)
     }
@@ -85,27 +93,24 @@ impl Dek {
         let filled = prk
             .expand(info, Length(out.len()))
             .and_then(|okm| okm.fill(out));
-        // RFC 5869 §2.3: the only limit is 255 hashes of output; every caller asks for one.
-        assert!(
-            filled.is_ok(),
-            "HKDF-Expand of {} bytes is within its limit",
-            out.len()
-        );
+        // RFC 5869, section 2.3 limits the output to 255 hashes; every caller takes one.
+        assert!(filled.is_ok(), "HKDF-Expand returns {} bytes", out.len());
     }
 }
 
-/// The subkeys of one key version, in locked memory. Clones share the memory, which is zeroized with the last of them.
+/// The subkeys of one key version in locked memory. Clones share the memory; dropping the last one
+/// zeroizes it.
 #[derive(Clone)]
 pub struct VersionKeys {
     block: Arc<LockedBlock>,
 }
 
 impl VersionKeys {
-    /// Derives a version's subkeys, into a block of locked memory of its own, so that it is zeroized when that version goes, however
-    /// long others stay.
+    /// Derives a version's subkeys with HKDF-Expand (RFC 5869) into their own block of locked
+    /// memory, so that dropping one version zeroizes its keys while others stay.
     ///
     /// # Errors
-    /// The kernel gave no memory.
+    /// The kernel provides no memory.
     pub fn derive(dek: &Dek) -> io::Result<Self> {
         let block = LockedBlock::new(Self::LEN, |bytes| {
             let labels = [MESSAGE_LABEL, MANIFEST_LABEL, STREAM_LABEL];
@@ -128,14 +133,15 @@ impl VersionKeys {
         self.block.bytes(2 * KEY_LEN..Self::LEN)
     }
 
-    /// HMAC-SHA-256 (RFC 2104) over a manifest's canonical form.
+    /// Returns this version's HMAC-SHA-256 (RFC 2104) over a manifest's canonical form.
     pub fn manifest_mac(&self, canonical: &[u8]) -> [u8; 32] {
         let mut mac = [0; 32];
         mac.copy_from_slice(hmac::sign(&self.manifest_key(), canonical).as_ref());
         mac
     }
 
-    /// Whether `mac` is this version's MAC over a manifest's canonical form.
+    /// Returns whether `mac` is this version's MAC over a manifest's canonical form, in constant
+    /// time.
     pub fn verifies_manifest(&self, canonical: &[u8], mac: &[u8]) -> bool {
         hmac::verify(&self.manifest_key(), canonical, mac).is_ok()
     }

@@ -1,4 +1,5 @@
-//! Memory that is locked against swapping where the limit allows, left out of core dumps, and zeroized when it is dropped.
+//! Key memory: locked into RAM where the limit allows, excluded from core dumps, and zeroized on
+//! drop. Also the process settings that keep other processes from reading it.
 
 use std::{
     io,
@@ -15,17 +16,18 @@ use zeroize::Zeroize;
 static LOCKED: AtomicUsize = AtomicUsize::new(0);
 static UNLOCKED: AtomicUsize = AtomicUsize::new(0);
 
-/// A private mapping that is written once, while it is built, and read from then on.
+/// A private mapping that is filled once and then only read.
 pub(super) struct LockedBlock {
     map: MmapMut,
     locked: bool,
 }
 
 impl LockedBlock {
-    /// A block of `len` bytes, filled by `fill`. A refused lock is counted (see [`lock_report`]) and costs nothing else.
+    /// Maps `len` bytes and fills them. If the kernel refuses to lock them, they are counted as
+    /// unlocked (see [`lock_report`]) and used anyway.
     pub(super) fn new(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let mut map = MmapMut::map_anon(len)?;
-        // Before the first key byte is written, so that none can reach swap or a dump.
+        // Before the first key byte is written, so that none reaches swap or a core dump.
         let locked = map.lock().is_ok();
         map.advise(Advice::DontDump)?;
         if locked { &LOCKED } else { &UNLOCKED }.fetch_add(pages(len), Ordering::Relaxed);
@@ -46,23 +48,23 @@ impl Drop for LockedBlock {
     }
 }
 
-/// What a mapping of `len` bytes takes, which is what the kernel's limit counts.
+/// The size of a mapping of `len` bytes in whole pages, which is what the kernel's limit counts.
 fn pages(len: usize) -> usize {
     len.next_multiple_of(rustix::param::page_size())
 }
 
-/// How much key memory is locked against swapping.
+/// How much key memory is locked into RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockReport {
     /// Bytes of locked key memory, in whole pages.
     pub locked: usize,
     /// Bytes of key memory that the kernel refused to lock, in whole pages.
     pub unlocked: usize,
-    /// The process's limit (RLIMIT_MEMLOCK) in bytes; `None` is unlimited.
+    /// The process's limit (`RLIMIT_MEMLOCK`) in bytes; `None` means unlimited.
     pub limit: Option<u64>,
 }
 
-/// What is locked now, in the whole process.
+/// Returns how much key memory of this process is locked now.
 pub fn lock_report() -> LockReport {
     LockReport {
         locked: LOCKED.load(Ordering::Relaxed),
@@ -71,10 +73,10 @@ pub fn lock_report() -> LockReport {
     }
 }
 
-/// Forbids core dumps of this process and attaching to it by other processes of the same user.
+/// Disables core dumps, and keeps other processes of the same user from attaching to this one.
 ///
 /// # Errors
-/// The kernel's refusal, which no known kernel gives.
+/// The kernel refuses, which no known kernel does.
 pub fn harden_process() -> io::Result<()> {
     setrlimit(
         Resource::Core,
@@ -86,10 +88,10 @@ pub fn harden_process() -> io::Result<()> {
     hide_process()
 }
 
-/// The same without a limit: programs that this process starts inherit nothing of it.
+/// Like [`harden_process`], but without a resource limit, which child processes would inherit.
 ///
 /// # Errors
-/// The kernel's refusal, which no known kernel gives.
+/// The kernel refuses, which no known kernel does.
 pub fn hide_process() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
@@ -100,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_keeps_what_it_was_filled_with() {
+    fn a_block_keeps_its_contents() {
         let block = LockedBlock::new(64, |bytes| bytes.fill(7)).expect("map");
         assert_eq!(block.bytes(32..64), [7; 32]);
     }

@@ -1,19 +1,19 @@
-//! Ed25519 (RFC 8032) signatures over manifests.
+//! Ed25519 signatures (RFC 8032, section 5.1) over manifests.
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 
-/// An operator's signing key.
+/// An operator's Ed25519 key (RFC 8032).
 pub struct SigningKey(Ed25519KeyPair);
 
-/// Why a file holds no signing key.
+/// The input is not a signing key.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
-    /// Not readable, or not PEM.
-    #[error("not a PKCS#8 PEM file (make one with `openssl genpkey -algorithm ed25519`): {0}")]
+    /// Not a PKCS#8 key in PEM.
+    #[error("not a PKCS#8 key in PEM; create one with: openssl genpkey -algorithm ed25519 ({0})")]
     Pem(String),
-    /// A key of another kind.
-    #[error("not an Ed25519 key (make one with `openssl genpkey -algorithm ed25519`)")]
+    /// A key of another type.
+    #[error("not an Ed25519 key; create one with: openssl genpkey -algorithm ed25519")]
     NotEd25519,
 }
 
@@ -31,14 +31,14 @@ impl SigningKey {
             .map_err(|_| SigningKeyError::NotEd25519)
     }
 
-    /// The public half.
+    /// Returns the public key.
     pub fn public_key(&self) -> [u8; 32] {
         let mut public = [0; 32];
         public.copy_from_slice(self.0.public_key().as_ref());
         public
     }
 
-    /// The signature over `message`.
+    /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let mut signature = [0; 64];
         signature.copy_from_slice(self.0.sign(message).as_ref());
@@ -46,7 +46,7 @@ impl SigningKey {
     }
 }
 
-/// Whether `signature` over `message` is that of the holder of `public_key`.
+/// Verifies an Ed25519 signature (RFC 8032, section 5.1.7) over `message`.
 pub fn verify_signature(public_key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, public_key)
         .verify(message, signature)

@@ -1,4 +1,5 @@
-//! A data key wrapped under key bytes that this process holds, and what every wrap of any backend is bound to.
+//! Data keys wrapped under a KEK that this process holds, and the context that binds the wraps of
+//! every backend.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use zeroize::Zeroizing;
@@ -8,7 +9,7 @@ use super::{
     xaes::{DerivedKey, NONCE_LEN, TAG_LEN},
 };
 
-/// What a wrap is bound to, so that it opens nowhere else.
+/// The context that a wrap is bound to: it opens only for this keyring and version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrapContext {
     /// The keyring's id.
@@ -18,7 +19,7 @@ pub struct WrapContext {
 }
 
 impl WrapContext {
-    /// The context as bytes, for a KEK that takes additional authenticated data.
+    /// Returns the context as bytes, for a KEK that accepts additional authenticated data.
     pub fn to_bytes(self) -> Vec<u8> {
         [
             b"sidekey wrap v1".as_slice(),
@@ -29,7 +30,7 @@ impl WrapContext {
     }
 }
 
-/// A data key with its context's SHA-256 behind it: what a KEK without AAD encrypts.
+/// Appends the SHA-256 (FIPS 180-4) of the context to a data key, for a KEK without AAD to encrypt.
 pub fn bind_dek(dek: &Dek, context: WrapContext) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(
         [
@@ -40,7 +41,7 @@ pub fn bind_dek(dek: &Dek, context: WrapContext) -> Zeroizing<Vec<u8>> {
     )
 }
 
-/// The data key in what [`bind_dek`] made, or `None` when it was made for another context or is something else.
+/// Returns the data key in the output of [`bind_dek`], or `None` if its context differs.
 pub fn unbind_dek(bound: &[u8], context: WrapContext) -> Option<Dek> {
     let (dek, hash) = bound.split_at_checked(KEY_LEN)?;
     equal_in_constant_time(hash, digest(&SHA256, &context.to_bytes()).as_ref())
@@ -50,7 +51,11 @@ pub fn unbind_dek(bound: &[u8], context: WrapContext) -> Option<Dek> {
 const FORMAT: u8 = 0x01;
 const WRAP_LEN: usize = 1 + NONCE_LEN + KEY_LEN + TAG_LEN;
 
-/// Wraps a data key: format byte 0x01, nonce (24), XAES-256-GCM of the key (32), tag (16).
+/// Wraps a data key with XAES-256-GCM (<https://c2sp.org/XAES-256-GCM>): format byte 0x01, nonce
+/// (24 bytes), encrypted key (32), tag (16).
+///
+/// # Errors
+/// [`RandomnessUnavailable`]
 pub fn wrap_dek(
     kek: &SecretKey,
     dek: &Dek,
@@ -63,7 +68,7 @@ pub fn wrap_dek(
     wrap.extend_from_slice(dek.expose());
     let sealed = DerivedKey::new(kek.expose(), &nonce)
         .and_then(|key| key.seal(&nonce, &context.to_bytes(), &mut wrap[1 + NONCE_LEN..]));
-    // Key and input have fixed lengths within every limit of the algorithm.
+    // Key and input have fixed lengths within the algorithm's limits.
     let Ok(tag) = sealed else {
         panic!("XAES-256-GCM seals 32 bytes")
     };
@@ -71,14 +76,15 @@ pub fn wrap_dek(
     Ok(wrap)
 }
 
-/// The data key in a wrap, or `None` when the KEK is another, the wrap was changed, or its context is another.
+/// Unwraps a data key. Returns `None` if the wrap was made under another KEK, was modified, or has
+/// another context.
 pub fn unwrap_dek(kek: &SecretKey, wrap: &[u8], context: WrapContext) -> Option<Dek> {
     let wrap: &[u8; WRAP_LEN] = wrap.try_into().ok()?;
     let ([FORMAT], rest) = wrap.split_first_chunk::<1>()? else {
         return None;
     };
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
-    let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
+    let mut sealed = Zeroizing::new(sealed.to_vec());
     let dek = DerivedKey::new(kek.expose(), nonce).and_then(|key| {
         key.open(nonce, &context.to_bytes(), &mut sealed)
             .map(|dek| Dek::from_slice(dek))
@@ -110,28 +116,11 @@ mod tests {
             dek.expose()
         );
         assert!(unwrap_dek(&key(2), &wrap, CONTEXT).is_none());
-        assert!(
-            unwrap_dek(
-                &key(1),
-                &wrap,
-                WrapContext {
-                    version: 4,
-                    ..CONTEXT
-                }
-            )
-            .is_none()
-        );
-        assert!(
-            unwrap_dek(
-                &key(1),
-                &wrap,
-                WrapContext {
-                    keyring: KeyringId([8; 16]),
-                    ..CONTEXT
-                }
-            )
-            .is_none()
-        );
+        let (mut other_version, mut other_keyring) = (CONTEXT, CONTEXT);
+        other_version.version = 4;
+        other_keyring.keyring = KeyringId([8; 16]);
+        assert!(unwrap_dek(&key(1), &wrap, other_version).is_none());
+        assert!(unwrap_dek(&key(1), &wrap, other_keyring).is_none());
         for at in 0..wrap.len() {
             let mut changed = wrap.clone();
             changed[at] ^= 1;

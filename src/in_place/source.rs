@@ -1,4 +1,4 @@
-//! A part of a file as the body of a request, read as fast as it is sent.
+//! A ciphertext in a file as a request body, read as it is sent, and the sink for its replacement.
 
 use std::{
     fs::File,
@@ -13,22 +13,22 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// What is read at once: a multiple of four, so that each read of a text form decodes on its own.
+/// How much is read at once. A multiple of four, so that each part of a text form can be decoded.
 const CHUNK: u64 = 64 << 10;
 
 /// A ciphertext in a file.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pub(super) file: Arc<File>,
-    /// Where it is, in bytes. A text form is here without its `sk1.`.
+    /// The range in the file, in bytes. For a text form, without `sk1.`.
     pub(super) from: u64,
     pub(super) to: u64,
-    /// Whether it is base64url, to be sent as bytes.
+    /// Whether it is base64url, which is decoded before it is sent.
     pub(super) is_text: bool,
 }
 
 impl Source {
-    /// How many bytes it is as a body.
+    /// Returns the length of the body, in bytes.
     fn len(&self) -> u64 {
         let len = self.to - self.from;
         if self.is_text {
@@ -38,7 +38,7 @@ impl Source {
         }
     }
 
-    /// Whether the last characters of a text form can be its end.
+    /// Returns whether the last characters of a text form are valid.
     pub(super) fn ends_well(&self) -> io::Result<bool> {
         if !self.is_text {
             return Ok(true);
@@ -60,7 +60,7 @@ impl Source {
         if self.is_text {
             let decoded = URL_SAFE_NO_PAD.decode(&chunk);
             chunk = decoded.map_err(|_| {
-                io::Error::new(io::ErrorKind::InvalidData, "no base64url without padding")
+                io::Error::new(io::ErrorKind::InvalidData, "not base64url without padding")
             })?;
         }
         Ok(Some(chunk.into()))
@@ -71,7 +71,7 @@ impl Body for Source {
     type Data = Bytes;
     type Error = io::Error;
 
-    // Reading blocks the command's one thread, which has nothing else to do meanwhile.
+    // Blocks the command's only thread, which has nothing else to do meanwhile.
     fn poll_frame(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -93,11 +93,11 @@ impl Body for Source {
     }
 }
 
-/// Takes the bytes of an answer, and writes them as they are or in base64url.
+/// Writes the bytes of a response, in base64url if the original is text.
 pub(super) struct Sink<W> {
     out: W,
     is_text: bool,
-    /// Up to two bytes that wait for the rest of their three.
+    /// Up to two bytes that are not encoded yet, because base64 encodes three at a time.
     rest: Vec<u8>,
 }
 
@@ -115,14 +115,14 @@ impl<W: io::Write> Sink<W> {
             return self.out.write_all(bytes);
         }
         self.rest.extend_from_slice(bytes);
-        let whole = self.rest.len() / 3 * 3;
+        let complete = self.rest.len() / 3 * 3;
         self.out
-            .write_all(URL_SAFE_NO_PAD.encode(&self.rest[..whole]).as_bytes())?;
-        self.rest.drain(..whole);
+            .write_all(URL_SAFE_NO_PAD.encode(&self.rest[..complete]).as_bytes())?;
+        self.rest.drain(..complete);
         Ok(())
     }
 
-    /// Writes what is left.
+    /// Writes the remaining bytes.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.out
             .write_all(URL_SAFE_NO_PAD.encode(&self.rest).as_bytes())
@@ -139,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_comes_back_as_it_was(
+        fn text_survives_decoding_and_encoding(
             bytes in prop::collection::vec(any::<u8>(), 0..300),
             repeat in prop_oneof![Just(1usize), Just(700)],
             sizes in prop::collection::vec(1..90_000usize, 1..6),
@@ -158,7 +158,8 @@ mod tests {
             let mut sink = Sink::new(&mut out, true);
             let (mut rest, mut sizes) = (&bytes[..], sizes.iter().cycle());
             while !rest.is_empty() {
-                let (now, later) = rest.split_at(sizes.next().map_or(1, |size| *size).min(rest.len()));
+                let size = sizes.next().map_or(1, |size| *size).min(rest.len());
+                let (now, later) = rest.split_at(size);
                 sink.write(now).expect("write");
                 rest = later;
             }

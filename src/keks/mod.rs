@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     config,
     crypto::{Dek, KeyringId, WrapContext},
-    keyring::{Base64, Opened, Version, Wrap},
+    keyring::{Base64, UnwrapResults, Version, Wrap},
     model::{KekScope, KekUri},
     telemetry::Registry,
 };
@@ -149,12 +149,12 @@ impl Keks {
         keyring: KeyringId,
         versions: impl IntoIterator<Item = &'v Version>,
         scope: &Arc<KekScope>,
-    ) -> Opened {
+    ) -> UnwrapResults {
         let mut tasks = UnwrapTasks::default();
         for version in versions {
             tasks.start(self, keyring, version, scope);
         }
-        let mut unwrapped = Opened::new();
+        let mut unwrapped = UnwrapResults::new();
         while let Some((version, result)) = tasks.next().await {
             unwrapped.insert(version, result);
         }

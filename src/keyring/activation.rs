@@ -1,4 +1,4 @@
-//! Who encrypts now: a pure function of the activation list, the time and the wave.
+//! Which version is primary: a pure function of activations, time and wave.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::model::{Malformed, Wave};
 
-/// The waves that an activation speaks to: one by name, or every one, written `*`.
+/// The waves of an activation: one by name, or every wave, written `*`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WaveSelector {
-    /// `*`
+    /// Every wave, `*`.
     Every,
-    /// A wave by its name.
+    /// One wave.
     One(Wave),
 }
 
 impl WaveSelector {
-    /// Whether a sidecar of `wave` listens to this; `None` is a wave that no activation names.
-    fn covers(&self, wave: Option<&Wave>) -> bool {
+    /// Returns whether this includes `wave`; `None` is a wave that no activation names.
+    pub(super) fn covers(&self, wave: Option<&Wave>) -> bool {
         match self {
             Self::Every => true,
             Self::One(name) => Some(name) == wave,
@@ -67,20 +67,21 @@ impl FromStr for WaveSelector {
     }
 }
 
-/// One decision: from `at` on, `version` encrypts for `wave`.
+/// A decision: from `at` on, `version` is the primary of `wave`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
-    /// The version that takes over.
+    /// The version that becomes primary.
     pub version: u32,
-    /// For whom.
+    /// The waves that it becomes primary for.
     pub wave: WaveSelector,
-    /// When.
+    /// When it becomes primary.
     pub at: Timestamp,
 }
 
-/// The version that encrypts for `wave` at `now`: the last activation in the list that is due and speaks to the wave. List order,
-/// not `at`, decides between two that are both due, so that the later decision wins.
+/// Returns the primary of `wave` at `now`, which the last due activation of that wave in the list
+/// names. Between two that are due, the order in the list decides rather than `at`: the later
+/// decision wins.
 pub fn primary_at(activations: &[Activation], now: Timestamp, wave: &Wave) -> Option<u32> {
     primary_for(activations, now, Some(wave))
 }
@@ -100,7 +101,7 @@ fn deciding<'a>(
         .find(|activation| activation.at <= now && activation.wave.covers(wave))
 }
 
-/// The version that encrypts now for every wave that the list names, and last for any other (`*`).
+/// Returns the primary of each named wave at `now` and, last, the primary of any other wave (`*`).
 pub fn primaries(activations: &[Activation], now: Timestamp) -> Vec<(WaveSelector, Option<u32>)> {
     let named: BTreeSet<&Wave> = activations
         .iter()
@@ -114,13 +115,10 @@ pub fn primaries(activations: &[Activation], now: Timestamp) -> Vec<(WaveSelecto
         .collect()
 }
 
-/// The activations that are not due yet and that no later decision has called off for all their waves.
+/// Returns the activations that are not yet due and that no later decision supersedes for all their
+/// waves.
 pub fn scheduled(activations: &[Activation], now: Timestamp) -> impl Iterator<Item = &Activation> {
-    let waves: BTreeSet<Option<&Wave>> = activations
-        .iter()
-        .map(|activation| activation.wave.name())
-        .chain([None])
-        .collect();
+    let waves = waves(activations);
     activations.iter().filter(move |activation| {
         let decides = |wave: &Option<&Wave>| {
             deciding(activations, activation.at, *wave)
@@ -130,74 +128,80 @@ pub fn scheduled(activations: &[Activation], now: Timestamp) -> impl Iterator<It
     })
 }
 
-/// When a version was, is or will be some wave's primary.
+/// When a version is primary, over all waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reign {
-    /// No wave ever encrypted with it, none will.
+pub enum PrimaryPeriod {
+    /// It never was the primary of a wave, and isn't scheduled to become one.
     Never,
-    /// It was some wave's primary for the last time until then, at the latest.
+    /// It was the primary of a wave until this time at the latest.
     Ended(Timestamp),
-    /// It is a wave's primary, or an activation will make it one.
+    /// It is the primary of a wave, or is scheduled to become one.
     CurrentOrScheduled,
 }
 
-/// The reign of `version` as seen at `now`, over every wave that the list names and any other.
+/// Returns when `version` is primary, as known at `now`, over every named wave and any other.
 ///
-/// An activation reigns from its own time until the earliest time of those behind it in the list that speak to the same wave. One that
-/// such a later decision overtook before it was due still counts as ended then: a sidecar that hasn't heard of the decision may
-/// follow it, and nobody writes an activation with a time in the past, so it last confirmed its manifest no later than that.
-pub fn reign(activations: &[Activation], version: u32, now: Timestamp) -> Reign {
-    let waves: BTreeSet<Option<&Wave>> = activations
-        .iter()
-        .map(|activation| activation.wave.name())
-        .chain([None])
-        .collect();
+/// An activation lasts from its own time until the earliest time of the activations after it in the
+/// list that include the same wave. One that was superseded before it was due counts as ended at
+/// that time: a sidecar that hasn't received the later decision may follow it. No activation is
+/// written with a time in the past, so such a sidecar last confirmed its manifest no later than
+/// that.
+pub fn primary_period(activations: &[Activation], version: u32, now: Timestamp) -> PrimaryPeriod {
     let mut last_end = None;
-    for wave in waves {
-        let mut superseded: Option<Timestamp> = None;
-        for activation in activations
-            .iter()
-            .rev()
-            .filter(|activation| activation.wave.covers(wave))
-        {
+    for wave in waves(activations) {
+        for (activation, superseded) in with_end(activations, wave) {
             if activation.version == version {
                 match superseded {
-                    Some(end) if end <= now || end <= activation.at => {
-                        last_end = last_end.max(Some(end))
+                    Some(end) if has_ended(activation, end, now) => {
+                        last_end = last_end.max(Some(end));
                     }
-                    _ => return Reign::CurrentOrScheduled,
+                    _ => return PrimaryPeriod::CurrentOrScheduled,
                 }
             }
-            superseded =
-                Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
         }
     }
-    last_end.map_or(Reign::Never, Reign::Ended)
+    last_end.map_or(PrimaryPeriod::Never, PrimaryPeriod::Ended)
 }
 
-/// Every version that is some wave's primary at `now` or will become it: [`reign`] for all at once.
-pub(super) fn reigning(activations: &[Activation], now: Timestamp) -> BTreeSet<u32> {
-    let waves: BTreeSet<Option<&Wave>> = activations
+/// Returns every version whose [`PrimaryPeriod`] is current or scheduled at `now`.
+pub(super) fn current_or_scheduled(activations: &[Activation], now: Timestamp) -> BTreeSet<u32> {
+    waves(activations)
+        .into_iter()
+        .flat_map(|wave| with_end(activations, wave))
+        .filter(|(activation, end)| !end.is_some_and(|end| has_ended(activation, end, now)))
+        .map(|(activation, _)| activation.version)
+        .collect()
+}
+
+/// Every wave that an activation names, and `None` for any other.
+fn waves(activations: &[Activation]) -> BTreeSet<Option<&Wave>> {
+    activations
         .iter()
         .map(|activation| activation.wave.name())
         .chain([None])
-        .collect();
-    let mut found = BTreeSet::new();
-    for wave in waves {
-        let mut superseded: Option<Timestamp> = None;
-        for activation in activations
-            .iter()
-            .rev()
-            .filter(|activation| activation.wave.covers(wave))
-        {
-            if superseded.is_none_or(|end| end > now && end > activation.at) {
-                found.insert(activation.version);
-            }
-            superseded =
-                Some(superseded.map_or(activation.at, |earliest| earliest.min(activation.at)));
-        }
-    }
-    found
+        .collect()
+}
+
+/// The activations of a wave, last decision first, each with the time at which a later one ends it.
+fn with_end<'a>(
+    activations: &'a [Activation],
+    wave: Option<&Wave>,
+) -> impl Iterator<Item = (&'a Activation, Option<Timestamp>)> {
+    let mut earliest: Option<Timestamp> = None;
+    activations
+        .iter()
+        .rev()
+        .filter(move |activation| activation.wave.covers(wave))
+        .map(move |activation| {
+            let end = earliest;
+            earliest = Some(end.map_or(activation.at, |end| end.min(activation.at)));
+            (activation, end)
+        })
+}
+
+/// Whether an activation that ends at `end` is over at `now`, or never begins.
+fn has_ended(activation: &Activation, end: Timestamp, now: Timestamp) -> bool {
+    end <= now || end <= activation.at
 }
 
 #[cfg(test)]
@@ -226,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_over_wave_by_wave_and_everywhere_at_an_instant() {
+    fn a_version_becomes_primary_per_wave_or_everywhere_at_once() {
         let list = [
             activation(1, "*", 0),
             activation(2, "canary", 10),
@@ -249,28 +253,43 @@ mod tests {
     }
 
     #[test]
-    fn a_reign_ends_when_the_last_wave_moves_on() {
+    fn a_primary_period_ends_when_the_last_wave_moves_on() {
         let list = [
             activation(1, "*", 0),
             activation(2, "canary", 10),
             activation(2, "*", 30),
         ];
-        assert_eq!(reign(&list, 1, at(20)), Reign::CurrentOrScheduled);
-        assert_eq!(reign(&list, 1, at(40)), Reign::Ended(at(30)));
-        assert_eq!(reign(&list, 2, at(5)), Reign::CurrentOrScheduled);
-        assert_eq!(reign(&list, 3, at(5)), Reign::Never);
+        assert_eq!(
+            primary_period(&list, 1, at(20)),
+            PrimaryPeriod::CurrentOrScheduled
+        );
+        assert_eq!(
+            primary_period(&list, 1, at(40)),
+            PrimaryPeriod::Ended(at(30))
+        );
+        assert_eq!(
+            primary_period(&list, 2, at(5)),
+            PrimaryPeriod::CurrentOrScheduled
+        );
+        assert_eq!(primary_period(&list, 3, at(5)), PrimaryPeriod::Never);
         let cancelled = [
             activation(1, "*", 0),
             activation(2, "*", 100),
             activation(1, "*", 50),
         ];
-        assert_eq!(reign(&cancelled, 2, at(60)), Reign::Ended(at(50)));
-        assert_eq!(reigning(&cancelled, at(60)), BTreeSet::from([1]));
-        assert_eq!(reigning(&list, at(20)), BTreeSet::from([1, 2]));
+        assert_eq!(
+            primary_period(&cancelled, 2, at(60)),
+            PrimaryPeriod::Ended(at(50))
+        );
+        assert_eq!(
+            current_or_scheduled(&cancelled, at(60)),
+            BTreeSet::from([1])
+        );
+        assert_eq!(current_or_scheduled(&list, at(20)), BTreeSet::from([1, 2]));
         assert_eq!(
             scheduled(&cancelled, at(60)).count(),
             0,
-            "a later decision called it off"
+            "a later decision supersedes it"
         );
         assert_eq!(
             scheduled(&list, at(5)).collect::<Vec<_>>(),
@@ -279,9 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn an_activation_overtaken_at_its_own_instant_has_still_reigned() {
-        // Both were written within one tick of the clock; whoever read the first of them encrypted with version 1.
+    fn an_activation_superseded_at_its_own_time_counts_as_ended() {
+        // Both were written within one clock tick; a sidecar that read only the first encrypted
+        // with version 1.
         let list = [activation(1, "*", 10), activation(2, "*", 10)];
-        assert_eq!(reign(&list, 1, at(10)), Reign::Ended(at(10)));
+        assert_eq!(
+            primary_period(&list, 1, at(10)),
+            PrimaryPeriod::Ended(at(10))
+        );
     }
 }

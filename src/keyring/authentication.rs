@@ -1,17 +1,18 @@
-//! MACs and signatures over manifests.
+//! MACs (HMAC-SHA-256, RFC 2104) and signatures (Ed25519, RFC 8032) over manifests.
 
 use std::collections::BTreeMap;
 
-use super::{Authentication, Base64, Document, Mac, Manifest, Signature, table::Rejection};
+use super::{Authentication, Base64, Document, Mac, Manifest, Rejection, Signature};
 use crate::{
     crypto::{SigningKey, VersionKeys, verify_signature},
     model::SignerKey,
 };
 
-/// Makes a document of a manifest: a MAC by every version that is not destroyed, and the operator's signature if there is a key.
+/// Turns a manifest into a document with a MAC by every version that is not destroyed, and with the
+/// operator's signature if there is a `signer`.
 ///
 /// # Errors
-/// The numbers of the versions whose keys are missing.
+/// The versions whose keys are missing.
 pub fn authenticate(
     manifest: Manifest,
     keys: &BTreeMap<u32, VersionKeys>,
@@ -48,11 +49,11 @@ pub fn authenticate(
     }))
 }
 
-/// Demands what a sidecar demands: a valid MAC from every one of `keys` that the manifest doesn't call destroyed, from at least one,
-/// and a signature by one of `trusted` unless that is empty.
+/// Verifies a manifest as a sidecar does: every version in `keys` that isn't destroyed has a valid
+/// MAC, there is at least one, and one of `trusted` has signed it unless `trusted` is empty.
 ///
 /// # Errors
-/// [`Rejection::Unauthenticated`], [`Rejection::NothingOpened`] or [`Rejection::Unsigned`].
+/// [`Rejection::Unauthenticated`], [`Rejection::NothingUnwrapped`] or [`Rejection::Unsigned`].
 pub fn verify(
     document: &Document,
     keys: &BTreeMap<u32, VersionKeys>,
@@ -65,7 +66,7 @@ pub fn verify(
     verify_signatures(document, trusted)
 }
 
-/// Demands a valid MAC from every one of `keys` that the manifest doesn't call destroyed, and from at least one.
+/// Requires a valid MAC by every version in `keys` that isn't destroyed, and by at least one.
 pub(super) fn verify_macs<'a>(
     document: &Document,
     keys: impl Iterator<Item = (u32, &'a VersionKeys)>,
@@ -79,7 +80,7 @@ pub(super) fn verify_macs<'a>(
         .collect();
     let mut verified = 0;
     for (version, keys) in keys {
-        // Parsing made sure that exactly the destroyed versions have none.
+        // Parsing ensures that only destroyed versions have no MAC.
         let Some(mac) = macs.get(&version) else {
             continue;
         };
@@ -89,13 +90,13 @@ pub(super) fn verify_macs<'a>(
         verified += 1;
     }
     if verified == 0 {
-        Err(Rejection::NothingOpened("none is held".into()))
+        Err(Rejection::NothingUnwrapped("no key is held".into()))
     } else {
         Ok(())
     }
 }
 
-/// Demands a valid signature from one of `trusted`; an empty list demands none.
+/// Requires a valid signature by one of `trusted`, unless that is empty.
 pub(super) fn verify_signatures(
     document: &Document,
     trusted: &[SignerKey],

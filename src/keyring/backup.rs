@@ -1,4 +1,4 @@
-//! What backups and restores change.
+//! Changes by backups and restores.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use super::{BackupRecord, Manifest, Refusal, Rejection, State, Wrap, lifecycle::
 use crate::crypto::{KeyringId, to_hex};
 
 impl BackupRecord {
-    /// The file's SHA-256 as `sha256sum` prints it.
+    /// Returns the file's SHA-256 as `sha256sum` prints it.
     pub fn sha256_hex(&self) -> String {
         to_hex(&self.sha256.0)
     }
 }
 
-/// Notes a backup that was shown to open.
+/// Records a verified backup.
 ///
 /// # Errors
-/// [`Refusal`] if it is of another keyring or of a generation that hasn't come yet.
+/// [`Refusal`] if the backup is of another keyring or of a future generation.
 pub fn record_backup(
     current: &Manifest,
     id: KeyringId,
@@ -46,7 +46,8 @@ pub fn record_backup(
     Ok(next)
 }
 
-/// The generation after `base`, with other wraps where `wraps` has any, that notes the backup from which it was restored.
+/// Returns the generation after `base`, with the wraps in `wraps` instead of its own, and with a
+/// record of the backup that it was restored from.
 pub fn restore(
     base: &Manifest,
     wraps: BTreeMap<u32, Vec<Wrap>>,

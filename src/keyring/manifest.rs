@@ -1,4 +1,5 @@
-//! The manifest: the JSON document that carries a keyring. Nothing in it is secret. docs/format.md describes every member.
+//! The manifest: the JSON document that carries a keyring. Nothing in it is secret. docs/format.md
+//! specifies every member.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -7,21 +8,21 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Activation, WaveSelector, activation::reigning};
+use super::{Activation, WaveSelector, activation::current_or_scheduled};
 use crate::{
     crypto::KeyringId,
     model::{KekUri, KeyringName, SignerKey, Span},
 };
 
 const FORMAT: &str = "sidekey-keyring/1";
-/// The largest integer that RFC 8785 numbers (IEEE 754 doubles) keep exactly.
+/// The largest integer that RFC 8785 numbers (IEEE 754 doubles) represent exactly.
 const MAX_GENERATION: u64 = (1 << 53) - 1;
 const MAX_WRAPS: usize = 16;
 const MAX_VERSIONS: usize = 10_000;
 const MAX_ACTIVATIONS: usize = 20_000;
 const MAX_WAVES: usize = 256;
 
-/// A keyring, as its manifest tells it.
+/// A keyring as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -29,26 +30,26 @@ pub struct Manifest {
     pub format: String,
     /// The keyring's name.
     pub name: KeyringName,
-    /// The keyring's random id, which every ciphertext is bound to.
+    /// The keyring's random id, to which every ciphertext is bound.
     pub id: KeyringId,
-    /// Counts the changes, from 1.
+    /// Incremented by every change, from 1.
     pub generation: u64,
     /// When this generation was written.
     pub updated_at: Timestamp,
-    /// Every version ever made, from 1, without gaps: a destroyed one leaves a tombstone.
+    /// Every version ever created, from 1, without gaps: a destroyed one leaves a tombstone.
     pub versions: Vec<Version>,
-    /// Every decision about who encrypts, in the order in which they were taken.
+    /// Every activation, in the order in which they were decided.
     pub activations: Vec<Activation>,
-    /// The keyring's rules.
+    /// Periods and waiting times.
     pub policy: Policy,
-    /// The last backup that was shown to open; none if there never was one.
+    /// The last verified backup.
     #[serde(
         default,
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
     pub last_backup: Option<BackupRecord>,
-    /// What proves that holders of the keys wrote this.
+    /// Proof that holders of the keys wrote this manifest.
     pub authentication: Authentication,
 }
 
@@ -60,27 +61,28 @@ pub struct Version {
     pub version: u32,
     /// Its stored state.
     pub state: State,
-    /// Whether somebody else may know the key.
+    /// Whether others may know the key.
     pub compromised: bool,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When `state` last changed.
     pub state_changed_at: Timestamp,
-    /// The data key under every KEK; none once it is destroyed.
+    /// The data key under each KEK; empty once it is destroyed.
     pub wraps: Vec<Wrap>,
-    /// Its check value: 32 bytes that commit to the key.
+    /// The check value: 32 bytes that commit to the key.
     pub check: Base64,
 }
 
-/// The stored state of a version (NIST SP 800-57 part 1, §7). Roles are computed, never stored.
+/// The stored state of a version (NIST SP 800-57 part 1, section 7). Roles are computed, never
+/// stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Decrypts, and encrypts while it is primary.
     Enabled,
-    /// Suspended: refuses, and can be enabled again.
+    /// Suspended: doesn't decrypt, and can be enabled again.
     Disabled,
-    /// Gone for good; only this tombstone is left.
+    /// Destroyed for good; only a tombstone is left.
     Destroyed,
 }
 
@@ -100,23 +102,23 @@ impl fmt::Display for State {
 pub struct Wrap {
     /// The KEK.
     pub kek: KekUri,
-    /// What the KEK made of the data key.
+    /// The wrapped data key.
     pub ciphertext: Base64,
-    /// When.
+    /// When it was wrapped.
     pub wrapped_at: Timestamp,
 }
 
-/// The keyring's rules.
+/// A keyring's periods and waiting times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// How often a new version is due.
     pub rotate_every: Span,
-    /// How long no sidecar may have used a version before it is disabled.
+    /// How long a version must be unused before it is disabled.
     pub quiet_period: Span,
-    /// How long a sidecar that can't confirm its manifest goes on encrypting.
+    /// How long a sidecar that can't confirm its manifest keeps encrypting.
     pub encrypt_lease: Span,
-    /// How long a version stays disabled before it may be destroyed.
+    /// How long a version must be disabled before it is destroyed.
     pub destroy_after: Span,
 }
 
@@ -131,57 +133,58 @@ impl Default for Policy {
     }
 }
 
-/// A backup that was shown to open and to hold the keys.
+/// A backup that was decrypted and verified to contain the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupRecord {
-    /// When it was shown.
+    /// When it was verified.
     pub verified_at: Timestamp,
-    /// The SHA-256 of the file, 32 bytes.
+    /// The SHA-256 of the file (32 bytes).
     pub sha256: Base64,
-    /// The generation that it holds.
+    /// The generation in the backup.
     pub generation: u64,
-    /// The newest version in it. Of all up to this one it holds those that weren't destroyed then.
+    /// The newest version in the backup, which holds it and all before that were not destroyed
+    /// then.
     pub newest_version: u32,
 }
 
-/// A member that is there is not null.
+/// A member that is present is not null.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BackupRecord>, D::Error> {
     BackupRecord::deserialize(deserializer).map(Some)
 }
 
-/// What proves who wrote a manifest. Covers the RFC 8785 form of everything else in it.
+/// Proof of who wrote a manifest. It covers the canonical form (RFC 8785) of all other members.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Authentication {
-    /// One for every version that is not destroyed.
+    /// One MAC by every version that is not destroyed.
     pub macs: Vec<Mac>,
     /// Operators' signatures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signatures: Vec<Signature>,
 }
 
-/// HMAC-SHA-256 under a version's manifest subkey.
+/// An HMAC-SHA-256 (RFC 2104) with a version's manifest subkey.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mac {
-    /// The version whose subkey made it.
+    /// The version.
     pub version: u32,
     /// 32 bytes.
     pub mac: Base64,
 }
 
-/// An Ed25519 signature.
+/// An Ed25519 signature (RFC 8032).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
-    /// Whose.
+    /// The signer's public key.
     pub signer: SignerKey,
     /// 64 bytes.
     pub signature: Base64,
 }
 
-/// Bytes, written in base64 with padding (RFC 4648 §4).
+/// Bytes, written as base64 with padding (RFC 4648, section 4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base64(pub Vec<u8>);
 
@@ -201,19 +204,19 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
-/// Why bytes are no manifest.
+/// The bytes are not a valid manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Not JSON, not this format, a member missing, unknown or twice.
+    /// Not JSON, another format, or a missing, unknown or duplicate member.
     #[error("not a keyring manifest: {0}")]
     Syntax(String),
-    /// Members that contradict each other: every contradiction.
-    #[error("the manifest contradicts itself: {}", some(.0))]
+    /// The members contradict each other. Lists every contradiction.
+    #[error("the manifest is inconsistent: {}", shortened(.0))]
     Invalid(Vec<String>),
 }
 
-/// Few enough for a log line: anybody may have written the manifest.
-fn some(problems: &[String]) -> String {
+/// Bounds the length of a log line, because anyone may have written the manifest.
+fn shortened(problems: &[String]) -> String {
     const SHOWN: usize = 5;
 
     let shown = problems
@@ -228,7 +231,7 @@ fn some(problems: &[String]) -> String {
     }
 }
 
-/// A manifest as it was read or is to be written: what it says, its bytes, and the bytes that its authentication covers.
+/// A manifest with its stored bytes, and with the bytes that its authentication covers.
 #[derive(Debug, Clone)]
 pub struct Document {
     manifest: Manifest,
@@ -236,7 +239,8 @@ pub struct Document {
     canonical: Vec<u8>,
 }
 
-/// Whether bytes that don't parse are a manifest of another format, such as a newer Sidekey's, and not a damaged one.
+/// Returns whether bytes that don't parse are a manifest in another format, such as that of a newer
+/// Sidekey, rather than a damaged one.
 pub fn is_of_another_format(bytes: &[u8]) -> bool {
     let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
     value
@@ -246,14 +250,15 @@ pub fn is_of_another_format(bytes: &[u8]) -> bool {
 }
 
 impl Document {
-    /// Parses and validates a manifest; authentication is verified later, when keys are at hand.
+    /// Parses and validates a manifest. Its authentication is verified later, with the keys.
     ///
     /// # Errors
-    /// [`ManifestError`], with the line and column or every contradiction.
+    /// [`ManifestError`], with line and column, or with every contradiction.
     pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, ManifestError> {
         let bytes = bytes.into();
         let syntax = |error: serde_json::Error| ManifestError::Syntax(error.to_string());
-        // The typed reading refuses unknown and repeated members at every level, so the untyped one below can't differ from it.
+        // The typed parser refuses unknown and duplicate members at every level, so the untyped
+        // value below can't differ from it.
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(syntax)?;
         let value = serde_json::from_slice(&bytes).map_err(syntax)?;
         let problems = manifest.problems();
@@ -267,7 +272,7 @@ impl Document {
         })
     }
 
-    /// A manifest on its way to a store. `prove` makes the authentication from the bytes that it covers.
+    /// Creates a document from a manifest. `prove` authenticates the canonical bytes.
     pub(super) fn compose(
         mut manifest: Manifest,
         prove: impl FnOnce(&Manifest, &[u8]) -> Authentication,
@@ -277,7 +282,7 @@ impl Document {
         let mut bytes = match serde_json::to_vec_pretty(&manifest) {
             Ok(bytes) => bytes,
             Err(error) => {
-                unreachable!("a manifest has string keys and finite numbers only: {error}")
+                unreachable!("a manifest has only string keys and finite numbers: {error}")
             }
         };
         bytes.push(b'\n');
@@ -288,17 +293,18 @@ impl Document {
         }
     }
 
-    /// What it says.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Its bytes, as they are stored. A clone shares them.
+    /// Returns the stored bytes. A clone shares them.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// What its authentication covers: the RFC 8785 form without the member `authentication`.
+    /// Returns the bytes that the authentication covers: the RFC 8785 form without
+    /// `authentication`.
     pub fn canonical(&self) -> &[u8] {
         &self.canonical
     }
@@ -307,7 +313,7 @@ impl Document {
 fn to_value(manifest: &Manifest) -> serde_json::Value {
     match serde_json::to_value(manifest) {
         Ok(value) => value,
-        Err(error) => unreachable!("a manifest has string keys and finite numbers only: {error}"),
+        Err(error) => unreachable!("a manifest has only string keys and finite numbers: {error}"),
     }
 }
 
@@ -317,12 +323,12 @@ fn canonical(mut value: serde_json::Value) -> Vec<u8> {
     }
     match serde_json_canonicalizer::to_vec(&value) {
         Ok(bytes) => bytes,
-        Err(error) => unreachable!("a JSON value has a canonical form: {error}"),
+        Err(error) => unreachable!("every JSON value has a canonical form: {error}"),
     }
 }
 
 impl Manifest {
-    /// A keyring without versions, which `init` fills.
+    /// Returns a keyring without versions, for `init`.
     pub(super) fn empty(name: KeyringName, id: KeyringId, policy: Policy, now: Timestamp) -> Self {
         Self {
             format: FORMAT.into(),
@@ -338,13 +344,13 @@ impl Manifest {
         }
     }
 
-    /// The version of that number.
+    /// Returns the version with this number.
     pub fn version(&self, number: u32) -> Option<&Version> {
         self.versions
             .get(usize::try_from(number.checked_sub(1)?).ok()?)
     }
 
-    /// The versions that still have a key.
+    /// Returns the versions that are not destroyed.
     pub fn live(&self) -> impl Iterator<Item = &Version> {
         self.versions
             .iter()
@@ -355,26 +361,27 @@ impl Manifest {
         let mut problems = Vec::new();
         if self.format != FORMAT {
             problems.push(format!(
-                "format is {:?}, this build reads {FORMAT:?}",
+                "format is {:?}, but this build supports only {FORMAT:?}",
                 self.format
             ));
         }
         if !(1..=MAX_GENERATION).contains(&self.generation) {
             problems.push(format!(
-                "generation {} is not within 1 to 2^53-1",
+                "generation {} is not between 1 and 2^53-1",
                 self.generation
             ));
         }
         if self.versions.is_empty() {
-            problems.push("there is no version".into());
+            problems.push("there are no versions".into());
         }
         for (expected, version) in (1..).zip(&self.versions) {
             if version.version != expected {
                 problems.push(format!(
-                    "version {} stands where version {expected} belongs: versions count up from 1, each once",
+                    "found version {} instead of version {expected}: versions count up from 1, \
+                     each once",
                     version.version
                 ));
-                // Every later one would be off, too.
+                // Every later one would differ, too.
                 break;
             }
             problems.extend(
@@ -383,7 +390,7 @@ impl Manifest {
                     .map(|problem| format!("version {expected}: {problem}")),
             );
         }
-        // Before anything is computed whose cost grows with them: this manifest may be anybody's.
+        // Before any computation whose cost grows with them: anyone may have written this manifest.
         let waves: BTreeSet<&WaveSelector> = self
             .activations
             .iter()
@@ -394,26 +401,27 @@ impl Manifest {
             || waves.len() > MAX_WAVES
         {
             return vec![format!(
-                "more than {MAX_VERSIONS} versions, {MAX_ACTIVATIONS} activations or {MAX_WAVES} waves"
+                "more than {MAX_VERSIONS} versions, {MAX_ACTIVATIONS} activations or {MAX_WAVES} \
+                 waves"
             )];
         }
         for activation in &self.activations {
             if self.version(activation.version).is_none() {
                 problems.push(format!(
-                    "an activation names version {}, which isn't there",
+                    "an activation names version {}, which doesn't exist",
                     activation.version
                 ));
             }
         }
-        let reigning = reigning(&self.activations, self.updated_at);
+        let primaries = current_or_scheduled(&self.activations, self.updated_at);
         for version in self
             .versions
             .iter()
             .filter(|version| version.state != State::Enabled)
         {
-            if reigning.contains(&version.version) {
+            if primaries.contains(&version.version) {
                 problems.push(format!(
-                    "version {} is {} but is or becomes a wave's primary",
+                    "version {} is {}, but is or becomes a wave's primary",
                     version.version, version.state
                 ));
             }
@@ -425,13 +433,10 @@ impl Manifest {
 
     fn backup_problem(&self) -> Option<String> {
         let backup = self.last_backup.as_ref()?;
-        let is_right = backup.sha256.0.len() == 32
+        let is_valid = backup.sha256.0.len() == 32
             && (1..self.generation).contains(&backup.generation)
             && self.version(backup.newest_version).is_some();
-        (!is_right).then(|| {
-            "last_backup names no SHA-256, no earlier generation or no version of this keyring"
-                .into()
-        })
+        (!is_valid).then(|| "last_backup has an invalid SHA-256, generation or version".into())
     }
 
     fn authentication_problems(&self) -> impl Iterator<Item = String> {
@@ -444,7 +449,9 @@ impl Manifest {
             .collect();
         let mut problems = Vec::new();
         if live != authenticated || authenticated.len() != self.authentication.macs.len() {
-            problems.push("authentication.macs has not exactly one entry for every version that is not destroyed".into());
+            let problem = "authentication.macs must have exactly one entry for every version that \
+                           is not destroyed";
+            problems.push(problem.into());
         }
         if self
             .authentication
@@ -483,7 +490,10 @@ impl Version {
                 "it has no wrap",
             ),
             (self.wraps.len() > MAX_WRAPS, "it has more than 16 wraps"),
-            (keks.len() != self.wraps.len(), "one KEK wraps it twice"),
+            (
+                keks.len() != self.wraps.len(),
+                "it has two wraps by one KEK",
+            ),
         ];
         found
             .into_iter()

@@ -1,11 +1,21 @@
-//! Whether one manifest can have come of another.
+//! Whether one manifest may follow another.
 
 use super::{Document, Rejection, State};
 
-/// Whether `newer` can have come of `older`, as far as the two alone can tell.
+/// How an accepted manifest relates to the active one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// The same generation with the same content.
+    Unchanged,
+    /// A newer generation, or the first.
+    Newer,
+}
+
+/// Checks that `newer` may follow `older`, as far as the two alone can show.
 ///
 /// # Errors
-/// How they contradict each other: two keyrings, a fork, a version that vanished, came back or has another key.
+/// [`Rejection`]: the manifests belong to two keyrings, or are a fork; or a version is missing, is
+/// present again after it was destroyed, or has another key.
 pub fn succeeds(older: &Document, newer: &Document) -> Result<(), Rejection> {
     let (before, after) = (older.manifest(), newer.manifest());
     if before.id != after.id || before.name != after.name {
@@ -22,7 +32,7 @@ pub fn succeeds(older: &Document, newer: &Document) -> Result<(), Rejection> {
         let number = version.version;
         let now = after.version(number).ok_or(Rejection::Vanished(number))?;
         if now.check != version.check {
-            return Err(Rejection::Exchanged(number));
+            return Err(Rejection::KeyReplaced(number));
         }
         if version.state == State::Destroyed && now.state != State::Destroyed {
             return Err(Rejection::Resurrected(number));

@@ -111,14 +111,14 @@ impl Readiness {
             return Some(format!("keyring {name}: {failure}"));
         };
         let now = self.clock.now();
-        if table.has_open_primary(now) {
+        if table.has_unwrapped_primary(now) {
             return None;
         }
         let why = match table
             .primary(now)
             .and_then(|primary| Some((primary, table.slot(primary)?)))
         {
-            Some((primary, Slot::Unopened(reason))) => {
+            Some((primary, Slot::NotUnwrapped(reason))) => {
                 format!("its primary, version {primary}, is not unwrapped: {reason}")
             }
             _ => format!("no version is activated for wave {} yet", table.wave()),

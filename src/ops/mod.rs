@@ -204,7 +204,7 @@ impl OpsServer {
         }
         parts.keks.update_gauges();
         // A sink that hangs reports no error; asking for its state detects that.
-        let _ = parts.audit.standing();
+        let _ = parts.audit.health();
         let memory = lock_report();
         for (locked, bytes) in [("true", memory.locked), ("false", memory.unlocked)] {
             parts

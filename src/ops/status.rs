@@ -29,7 +29,7 @@ pub(super) fn status(parts: &OpsParts, started_at: Timestamp) -> Status {
         pending,
         key_memory: key_memory(),
         tls: parts.tls.iter().map(|tls| tls.status()).collect(),
-        audit: parts.audit.standing().map(audit_status),
+        audit: parts.audit.health().map(audit_status),
         keks: parts.keks.health().into_iter().map(kek_status).collect(),
         keyrings: parts
             .keyrings
@@ -50,14 +50,14 @@ fn key_memory() -> KeyMemory {
     }
 }
 
-fn audit_status(standing: audit::Standing) -> AuditStatus {
+fn audit_status(health: audit::LogHealth) -> AuditStatus {
     AuditStatus {
-        sink: standing.sink,
-        keyed: standing.has_key,
-        last: standing.last.map(|last| last.to_string()),
-        waiting: standing.waiting,
-        lost: standing.lost,
-        last_error: standing.failure.map(|(at, message)| LastError {
+        sink: health.sink,
+        keyed: health.has_key,
+        last: health.last.map(|last| last.to_string()),
+        waiting: health.waiting,
+        lost: health.lost,
+        last_error: health.failure.map(|(at, message)| LastError {
             at,
             code: "audit_unavailable".into(),
             message,
@@ -109,7 +109,7 @@ fn active_manifest(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Ac
         generation: table.generation(),
         updated_at: table.manifest().updated_at,
         primary: table.primary(now),
-        encrypting: table.encrypting(now).map(|(version, _)| version),
+        encrypting: table.encryption_key(now).map(|(version, _)| version),
         primary_since: table.primary_since(now),
         confirmed_at: keyring.confirmed_at(),
         encrypt_until: keyring.lease_end(table),
@@ -132,7 +132,7 @@ fn version_status(
         created_at: version.created_at,
         last_used: usage.and_then(VersionUsage::last_used),
         unopened: match table.slot(number)? {
-            Slot::Unopened(reason) => Some(reason.clone()),
+            Slot::NotUnwrapped(reason) => Some(reason.clone()),
             _ => None,
         },
     })

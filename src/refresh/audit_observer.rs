@@ -98,8 +98,8 @@ impl AuditObserver {
                 continue;
             };
             let event = match slot {
-                Slot::Open(_) => "version.opened",
-                Slot::Unopened(_) => "version.unopened",
+                Slot::Unwrapped(_) => "version.opened",
+                Slot::NotUnwrapped(_) => "version.unopened",
                 Slot::Disabled => "version.disabled",
                 Slot::Destroyed => "version.destroyed",
             };

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::Trigger;
 use crate::{
     keks::UnwrapTasks,
-    keyring::{Document, Opened},
+    keyring::{Document, UnwrapResults},
 };
 
 /// How long a manifest waits for slow KEKs before it is published without their versions.
@@ -21,7 +21,7 @@ pub(super) struct Candidate {
     pub(super) trigger: Trigger,
     pub(super) unwraps: UnwrapTasks,
     /// The versions that are unwrapped but not published yet, and those that failed to unwrap.
-    pub(super) opened: Opened,
+    pub(super) opened: UnwrapResults,
 }
 
 impl Candidate {
@@ -40,7 +40,7 @@ impl Candidate {
                 read_at,
                 trigger,
                 unwraps: UnwrapTasks::default(),
-                opened: Opened::new(),
+                opened: UnwrapResults::new(),
             },
         };
         Self {

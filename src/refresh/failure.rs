@@ -46,7 +46,7 @@ impl RefreshFailure {
     /// The versions of `table` that no KEK has unwrapped; None if there are none.
     pub(super) fn not_unwrapped(table: &KeyTable) -> Option<Self> {
         let reasons: Vec<String> = table
-            .unopened()
+            .not_unwrapped()
             .map(|(version, reason)| format!("version {version}: {reason}"))
             .collect();
         (!reasons.is_empty()).then(|| Self {

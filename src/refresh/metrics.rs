@@ -170,7 +170,7 @@ impl Keyring {
             .primary
             .set(f64::from(table.primary(now).unwrap_or(0)));
         metrics.encrypting.set(f64::from(
-            table.encrypting(now).map_or(0, |(version, _)| version),
+            table.encryption_key(now).map_or(0, |(version, _)| version),
         ));
         metrics.primary_age.set(
             table
@@ -184,7 +184,7 @@ impl Keyring {
         let newest = manifest.versions.last().map(|version| version.created_at);
         let due = newest.and_then(|made| made.checked_add(manifest.policy.rotate_every.0).ok());
         metrics.rotation_due.set(due.map_or(0.0, seconds));
-        metrics.unopened.set(table.unopened().count() as f64);
+        metrics.unopened.set(table.not_unwrapped().count() as f64);
         let versions = || {
             table
                 .manifest()

@@ -29,6 +29,16 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// Manifests larger than this, in bytes, are parsed on a blocking thread.
 const LARGE: usize = 64 << 10;
 
+impl From<&config::Keyring> for Expectations {
+    fn from(settings: &config::Keyring) -> Self {
+        Self {
+            name: settings.name.clone(),
+            min_generation: settings.min_generation,
+            trusted_signers: settings.trusted_signers.clone(),
+        }
+    }
+}
+
 pub(super) struct Refresher {
     keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
@@ -245,7 +255,7 @@ impl Refresher {
         let active = current.as_deref().map(|snapshot| &snapshot.table);
         let succession = KeyTable::examine(active, &document, &self.expectations)?;
         if let (Succession::Unchanged, Some(table)) = (succession, active)
-            && table.unopened().next().is_none()
+            && table.not_unwrapped().next().is_none()
         {
             self.candidate = None;
             self.confirm(table, read_at);
@@ -259,7 +269,7 @@ impl Refresher {
             trigger,
         );
         let candidate = self.candidate.insert(candidate);
-        for version in KeyTable::wanted(active, &document) {
+        for version in KeyTable::versions_to_unwrap(active, &document) {
             if !matches!(candidate.opened.get(&version.version), Some(Ok(_))) {
                 candidate.unwraps.start(
                     &self.shared.keks,
@@ -289,7 +299,7 @@ impl Refresher {
         // The table owns the keys from here on and decides how long they stay in memory.
         candidate.opened.retain(|_, result| result.is_err());
         let read_at = candidate.read_at;
-        let outcome = if table.unopened().next().is_some() {
+        let outcome = if table.not_unwrapped().next().is_some() {
             RefreshOutcome::Partial
         } else {
             RefreshOutcome::Changed
@@ -307,7 +317,7 @@ impl Refresher {
     /// Renews the lease, unless an older version stands in for a primary that no KEK unwraps: that
     /// must end at some point (I11).
     fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
-        if table.has_open_primary(self.shared.clock.now()) {
+        if table.has_unwrapped_primary(self.shared.clock.now()) {
             self.keyring.confirm(table, read_at);
         }
     }

@@ -278,7 +278,7 @@ async fn while_no_kek_unwraps_the_primary_the_previous_version_encrypts_until_th
             .as_ref()
             .expect("loaded")
             .table
-            .encrypting(world.clock.now())
+            .encryption_key(world.clock.now())
             .map(|(version, _)| version)
     };
     world.manual.advance(MINUTE);
@@ -311,9 +311,9 @@ async fn a_keyring_whose_first_activation_is_not_due_yet_decrypts() {
     let keyring = world.serve(Confirm::Read).await;
     let snapshot = keyring.snapshot().clone().expect("loaded");
     assert_eq!(snapshot.table.primary(world.clock.now()), None);
-    assert!(matches!(snapshot.table.slot(1), Some(Slot::Open(_))));
+    assert!(matches!(snapshot.table.slot(1), Some(Slot::Unwrapped(_))));
     world.manual.advance(MINUTE);
-    assert!(snapshot.table.has_open_primary(world.clock.now()));
+    assert!(snapshot.table.has_unwrapped_primary(world.clock.now()));
 }
 
 #[tokio::test]
@@ -341,7 +341,7 @@ async fn a_kek_that_hangs_delays_no_other_version() {
         let snapshot = keyring.snapshot();
         matches!(
             snapshot.as_ref().expect("loaded").table.slot(version),
-            Some(Slot::Open(_))
+            Some(Slot::Unwrapped(_))
         )
     };
     assert!(

@@ -42,7 +42,7 @@ use crate::{
     backend::{BackendError, Backends, ErrorKind, TimedOut},
     clock::Clock,
     config,
-    crypto::NamingKey,
+    crypto::MacKey,
     model::{SecretName, SecretSource},
     telemetry::Registry,
 };
@@ -93,7 +93,7 @@ pub(super) struct Shared {
     /// By the scheme of the source, and whether the name never had a value.
     reads: Mutex<HashMap<(&'static str, bool), Arc<Semaphore>>>,
     /// Distinguishes values without revealing anything about them.
-    fingerprints: NamingKey,
+    fingerprints: MacKey,
     changes: broadcast::Sender<SecretChange>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -174,7 +174,7 @@ impl Secrets {
             backends,
             control: Handle::current(),
             reads: Mutex::default(),
-            fingerprints: NamingKey::draw().map_err(|error| {
+            fingerprints: MacKey::generate().map_err(|error| {
                 let kind = ErrorKind::Unavailable;
                 BackendError::new(kind, "secrets", error.to_string())
             })?,

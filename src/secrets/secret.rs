@@ -320,7 +320,7 @@ impl Secret {
     /// Takes ownership of a value from the provider.
     pub(super) fn adopt(&self, fetched: FetchedValue) -> Arc<Value> {
         let usage = self.usages.of(&fetched.version);
-        let fingerprint = self.shared.fingerprints.name(&fetched.bytes);
+        let fingerprint = self.shared.fingerprints.mac(&[&fetched.bytes]);
         let now = self.shared.clock.now();
         Arc::new(Value::new(fetched, now, &fingerprint, usage))
     }

@@ -192,7 +192,7 @@ impl World {
             backends: backend::configured(&config::Backends::default()),
             control: Handle::current(),
             reads: Mutex::default(),
-            fingerprints: NamingKey::draw().expect("randomness"),
+            fingerprints: MacKey::generate().expect("randomness"),
             changes: broadcast::Sender::new(CHANGES),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Field, NoField, Usage};
-use crate::{backend::FetchedValue, crypto::to_hex};
+use crate::{
+    backend::FetchedValue,
+    crypto::{MAC_LEN, to_hex},
+};
 
 /// One value of a secret. It is zeroized when the last request that sends it ends, and has no
 /// `Debug`.
@@ -36,7 +39,7 @@ pub struct Labels {
 }
 
 impl Labels {
-    fn new(version: &str, fingerprint: &[u8; 16]) -> Self {
+    fn new(version: &str, fingerprint: &[u8; MAC_LEN]) -> Self {
         let fingerprint = to_hex(&fingerprint[..8]);
         let tag = |form: &str| Bytes::from(format!("W/\"{version}.{fingerprint}{form}\""));
         Self {
@@ -51,7 +54,7 @@ impl Value {
     pub(super) fn new(
         fetched: FetchedValue,
         fetched_at: Timestamp,
-        fingerprint: &[u8; 16],
+        fingerprint: &[u8; MAC_LEN],
         usage: Arc<Usage>,
     ) -> Self {
         Self {

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 
 use crate::{
-    crypto::{MessageError, RandomnessUnavailable},
+    crypto::{CiphertextError, RandomnessUnavailable},
     model::Wave,
 };
 
@@ -29,7 +29,7 @@ pub(crate) enum SessionError {
     #[error("key version {version} was destroyed permanently")]
     VersionDestroyed { version: u32 },
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] CiphertextError),
     #[error(transparent)]
     Randomness(#[from] RandomnessUnavailable),
 }

@@ -71,7 +71,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
             wave: table.wave().clone(),
         };
         let primary = table.primary(self.now).ok_or_else(no_primary)?;
-        let Some(found) = table.encrypting(self.now) else {
+        let Some(found) = table.encryption_key(self.now) else {
             version_keys(&self.snapshot, primary)?;
             return Err(no_primary());
         };
@@ -141,7 +141,10 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         let header = Header::parse(ciphertext, &self.snapshot.table.id())?;
         let version = header.version;
         let is_missing = |snapshot: &Snapshot| {
-            matches!(snapshot.table.slot(version), None | Some(Slot::Unopened(_)))
+            matches!(
+                snapshot.table.slot(version),
+                None | Some(Slot::NotUnwrapped(_))
+            )
         };
         if is_missing(&self.snapshot) {
             // A request may take long, and the active snapshot may have the version by now.

@@ -13,7 +13,7 @@ use super::{
     },
 };
 use crate::{
-    crypto::{MessageError, PREFIX_LEN, Sealer},
+    crypto::{CiphertextError, PREFIX_LEN, Sealer},
     keyring::{Policy, State, WaveSelector},
     model::Operation,
     refresh::{Keyring, testing::ManualKeyring},
@@ -155,7 +155,7 @@ async fn what_is_no_message_of_the_keyring_causes_no_refresh() {
     let mut foreign = message(9);
     foreign[1] ^= 1;
     let error = session.decrypt(AAD, &mut foreign).await.err();
-    assert_eq!(error, Some(MessageError::WrongKeyring.into()));
+    assert_eq!(error, Some(CiphertextError::WrongKeyring.into()));
     let error = session.decrypt(AAD, &mut [1; 10]).await.err();
     assert!(matches!(error, Some(SessionError::Message(_))), "{error:?}");
     assert!(!keyring.has_requests());

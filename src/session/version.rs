@@ -45,7 +45,7 @@ impl PinnedVersion {
             version_keys(newest, self.version)?;
             if newest
                 .table
-                .encrypting(now)
+                .encryption_key(now)
                 .is_some_and(|(version, _)| version == self.version)
             {
                 self.encrypt_until = keyring.lease_end(&newest.table);
@@ -90,8 +90,8 @@ pub(super) fn version_keys(
 ) -> Result<&VersionKeys, SessionError> {
     let unavailable = |reason| SessionError::VersionUnavailable { version, reason };
     match snapshot.table.slot(version) {
-        Some(Slot::Open(keys)) => Ok(keys),
-        Some(Slot::Unopened(_)) => Err(unavailable(UnavailableReason::NotUnwrapped)),
+        Some(Slot::Unwrapped(keys)) => Ok(keys),
+        Some(Slot::NotUnwrapped(_)) => Err(unavailable(UnavailableReason::NotUnwrapped)),
         Some(Slot::Disabled) => Err(SessionError::VersionDisabled { version }),
         Some(Slot::Destroyed) => Err(SessionError::VersionDestroyed { version }),
         None => Err(unavailable(UnavailableReason::Unknown)),

@@ -98,7 +98,7 @@ impl KvSecret {
     /// Version 1 has no versions, so the version is derived from the value: with a random key, so
     /// that it reveals nothing about the value.
     fn unversioned(&self, bytes: Zeroizing<Vec<u8>>) -> FetchedValue {
-        let version = to_hex(&self.reader.vault.version_key.name(&bytes));
+        let version = to_hex(&self.reader.vault.version_key.mac(&[&bytes])[..16]);
         FetchedValue {
             bytes,
             version,

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     config,
-    crypto::NamingKey,
+    crypto::MacKey,
     model::{KekUri, Location, SecretSource},
 };
 
@@ -120,7 +120,7 @@ struct Vault {
     session: Session,
     engines: Engines,
     /// Derives versions for values to which Vault gives none.
-    version_key: NamingKey,
+    version_key: MacKey,
 }
 
 impl Vault {
@@ -151,7 +151,7 @@ impl Vault {
             .map_err(|_| {
                 misconfigured("the namespace has invalid characters (`vault.namespace`)")
             })?;
-        let version_key = NamingKey::draw()
+        let version_key = MacKey::generate()
             .map_err(|error| Failure::new(ErrorKind::Unavailable, error.to_string()))?;
         Ok(Self {
             address,

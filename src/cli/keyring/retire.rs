@@ -7,7 +7,7 @@ use crate::{
         record::Completed,
         target::{SidecarArgs, Target, changed},
     },
-    keyring::{self, Destruction, Evidence, Reign, reign},
+    keyring::{self, Destruction, Evidence, PrimaryPeriod, primary_period},
 };
 
 #[derive(Debug, Args)]
@@ -39,12 +39,12 @@ impl VersionArgs {
             })
             .await?;
         let manifest = document.manifest();
-        let message = match reign(&manifest.activations, version, manifest.updated_at) {
-            Reign::CurrentOrScheduled => format!(
+        let message = match primary_period(&manifest.activations, version, manifest.updated_at) {
+            PrimaryPeriod::CurrentOrScheduled => format!(
                 "version {version} marked as compromised, but it is, or is scheduled to become, \
                  the primary of a wave; replace it with `keyring rotate --activate now`"
             ),
-            Reign::Never | Reign::Ended(_) => {
+            PrimaryPeriod::Never | PrimaryPeriod::Ended(_) => {
                 format!("version {version} marked as compromised; it never encrypts again")
             }
         };

@@ -1,5 +1,6 @@
-//! Streams against a second implementation of STREAM (RustCrypto's) under a key derived by hand, and age's test cases for streams
-//! (C2SP CCTV, age/testdata/stream_*) rebuilt for our key and header.
+//! Streams against a second implementation of STREAM (RustCrypto's) under a key derived by hand,
+//! and age's test cases for streams (C2SP CCTV, `age/testdata/stream_*`) rebuilt for our key and
+//! header.
 
 use aead_stream::{EncryptorBE32, Nonce, StreamBE32};
 use aes_gcm::{Aes256Gcm, KeyInit, aead::array::Array};
@@ -7,7 +8,7 @@ use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use proptest::prelude::*;
 
 use super::*;
-use crate::crypto::Dek;
+use crate::crypto::{Dek, xaes::TAG_LEN};
 
 const ID: KeyringId = KeyringId([0xA5; 16]);
 const AAD: &[u8] = b"file 7";
@@ -26,7 +27,7 @@ fn prefix() -> [u8; PREFIX_LEN] {
     bytes.try_into().expect("33 bytes")
 }
 
-/// HKDF (RFC 5869) of one block, by hand from docs/format.md.
+/// One block of HKDF (RFC 5869), by hand from docs/format.md.
 fn stream_key(aad: &[u8]) -> [u8; 32] {
     let mac = |key: &[u8], parts: &[&[u8]]| {
         hmac::sign(&hmac::Key::new(HMAC_SHA256, key), &parts.concat())
@@ -46,10 +47,11 @@ fn stream_key(aad: &[u8]) -> [u8; 32] {
     okm.as_ref().try_into().expect("32 bytes")
 }
 
-/// A stream of these chunks by the second implementation, the last one marked so, whatever their lengths.
+/// A stream of these chunks, of any length, by the second implementation. The last is marked as
+/// such.
 fn sealed(chunks: &[&[u8]]) -> Vec<u8> {
     let aead = Aes256Gcm::new(&Array(stream_key(AAD)));
-    // Seven bytes of zero, a counter of four, and the flag: what we have, as long as there are fewer than 2^32 chunks.
+    // Seven zero bytes, a counter of four bytes, and the flag: our nonce below 2^32 chunks.
     let nonce = Nonce::<Aes256Gcm, StreamBE32<Aes256Gcm>>::default();
     let mut encryptor = EncryptorBE32::from_aead(aead, &nonce);
     let mut stream = prefix().to_vec();
@@ -61,19 +63,19 @@ fn sealed(chunks: &[&[u8]]) -> Vec<u8> {
     stream
 }
 
-/// The same without an end: the last chunk isn't marked.
+/// Like [`sealed`], but no chunk is marked as the last.
 fn endless(chunks: &[&[u8]]) -> Vec<u8> {
     let mut stream = sealed(&[chunks, &[b"cut off"]].concat());
     stream.truncate(stream.len() - b"cut off".len() - TAG_LEN);
     stream
 }
 
-/// Decrypts a stream as it comes; what came before a failure is lost to the caller, as it should not be believed whole.
-fn open_as_it_comes(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> {
+/// Decrypts a stream chunk by chunk.
+fn open_chunkwise(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, CiphertextError> {
     Header::parse(stream, &ID)?;
     let (prefix, sealed) = stream
         .split_first_chunk::<PREFIX_LEN>()
-        .expect("as long as a header demands");
+        .expect("a complete prefix");
     let mut opener = StreamOpener::new(&keys(), &ID, prefix, aad);
     let mut chunks = sealed.chunks(SEALED_CHUNK_LEN).peekable();
     let mut plaintext = Vec::new();
@@ -83,7 +85,7 @@ fn open_as_it_comes(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> 
     Ok(plaintext)
 }
 
-fn open_in_memory(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> {
+fn open_in_memory(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, CiphertextError> {
     Header::parse(stream, &ID)?;
     StreamOpener::open_all(&keys(), &ID, aad, &mut stream.to_vec())
         .map(|plaintext| plaintext.to_vec())
@@ -91,7 +93,7 @@ fn open_in_memory(stream: &[u8], aad: &[u8]) -> Result<Vec<u8>, MessageError> {
 
 fn opens(name: &str, stream: &[u8], plaintext: &[u8]) {
     assert!(
-        open_as_it_comes(stream, AAD).expect(name) == plaintext,
+        open_chunkwise(stream, AAD).expect(name) == plaintext,
         "{name}"
     );
     assert!(
@@ -111,18 +113,18 @@ fn opens(name: &str, stream: &[u8], plaintext: &[u8]) {
 }
 
 fn fails(name: &str, stream: &[u8]) {
-    let (one, other) = (open_as_it_comes(stream, AAD), open_in_memory(stream, AAD));
+    let (one, other) = (open_chunkwise(stream, AAD), open_in_memory(stream, AAD));
     assert!(one.is_err(), "{name}");
     assert_eq!(one, other, "{name}");
 }
 
-fn whole(byte: u8) -> Vec<u8> {
+fn full_chunk(byte: u8) -> Vec<u8> {
     vec![byte; CHUNK_LEN]
 }
 
 #[test]
-fn opens_the_good_streams_of_age() {
-    let (a, b, c) = (whole(b'a'), whole(b'b'), whole(b'c'));
+fn the_valid_streams_of_age_open() {
+    let (a, b, c) = (full_chunk(b'a'), full_chunk(b'b'), full_chunk(b'c'));
     opens("stream_empty_payload", &sealed(&[b""]), b"");
     opens("stream_last_chunk_full", &sealed(&[&a]), &a);
     opens(
@@ -143,8 +145,8 @@ fn opens_the_good_streams_of_age() {
 }
 
 #[test]
-fn refuses_the_bad_streams_of_age() {
-    let (a, b) = (whole(b'a'), whole(b'b'));
+fn the_invalid_streams_of_age_are_refused() {
+    let (a, b) = (full_chunk(b'a'), full_chunk(b'b'));
     let flipped = |mut stream: Vec<u8>, at: usize| {
         stream[at] ^= 1;
         stream
@@ -198,8 +200,8 @@ fn refuses_the_bad_streams_of_age() {
 }
 
 #[test]
-fn refuses_chunks_that_are_missing_doubled_or_in_another_order() {
-    let (a, b, c) = (whole(b'a'), whole(b'b'), whole(b'c'));
+fn missing_duplicate_and_reordered_chunks_are_refused() {
+    let (a, b, c) = (full_chunk(b'a'), full_chunk(b'b'), full_chunk(b'c'));
     let stream = sealed(&[&a, &b, &c, b"end"]);
     let chunk = |number: usize| {
         let start = PREFIX_LEN + number * SEALED_CHUNK_LEN;
@@ -230,18 +232,18 @@ fn refuses_chunks_that_are_missing_doubled_or_in_another_order() {
 }
 
 #[test]
-fn refuses_another_aad_keyring_version_and_nonce() {
+fn another_aad_keyring_version_or_nonce_is_refused() {
     let stream = sealed(&[b"bound"]);
     assert_eq!(
         open_in_memory(&stream, b"file 8"),
-        Err(MessageError::DecryptionFailed)
+        Err(CiphertextError::DecryptionFailed)
     );
     for at in 5..PREFIX_LEN {
         let mut changed = stream.clone();
         changed[at] ^= 1;
         assert_eq!(
             open_in_memory(&changed, AAD),
-            Err(MessageError::DecryptionFailed),
+            Err(CiphertextError::DecryptionFailed),
             "byte {at}"
         );
     }
@@ -250,14 +252,16 @@ fn refuses_another_aad_keyring_version_and_nonce() {
     twin.0[15] ^= 1;
     let opened = StreamOpener::open_all(&keys(), &twin, AAD, &mut stream.clone())
         .map(|plaintext| plaintext.to_vec());
-    assert_eq!(opened, Err(MessageError::DecryptionFailed));
+    assert_eq!(opened, Err(CiphertextError::DecryptionFailed));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn opens_what_it_sealed_and_seals_what_others_open(length in 0..3 * CHUNK_LEN, aad: Vec<u8>, version: u32) {
+    fn a_sealed_stream_opens_chunkwise_and_in_memory(
+        length in 0..3 * CHUNK_LEN, aad: Vec<u8>, version: u32
+    ) {
         let plaintext: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
         let (mut sealer, prefix) = StreamSealer::new(&keys(), &ID, version, &aad).expect("random");
         let mut stream = prefix.to_vec();
@@ -274,21 +278,21 @@ proptest! {
         prop_assert_eq!(sealed_stream_len(length as u64), Some(stream.len() as u64));
         prop_assert_eq!(opened_stream_len(stream.len() as u64), Some(length as u64));
         prop_assert_eq!(Header::parse(&stream, &ID).expect("header").version, version);
-        prop_assert!(open_as_it_comes(&stream, &aad).expect("open") == plaintext);
+        prop_assert!(open_chunkwise(&stream, &aad).expect("open") == plaintext);
         prop_assert!(open_in_memory(&stream, &aad).expect("open") == plaintext);
     }
 
     #[test]
-    fn no_other_length_is_a_streams(stream in 0..10 * SEALED_CHUNK_LEN as u64) {
+    fn lengths_of_stream_and_plaintext_agree(stream in 0..10 * SEALED_CHUNK_LEN as u64) {
         if let Some(plaintext) = opened_stream_len(stream) {
             prop_assert_eq!(sealed_stream_len(plaintext), Some(stream));
         }
     }
 
     #[test]
-    fn never_panics_on_garbage(bytes: Vec<u8>) {
+    fn garbage_is_an_error_and_never_panics(bytes: Vec<u8>) {
         let stream = [&prefix()[..], &bytes].concat();
-        prop_assert!(open_as_it_comes(&stream, AAD).is_err());
+        prop_assert!(open_chunkwise(&stream, AAD).is_err());
         prop_assert!(open_in_memory(&stream, AAD).is_err());
     }
 }

@@ -1,0 +1,167 @@
+//! Why a change to a keyring is refused.
+
+use jiff::Timestamp;
+
+use super::{Rejection, State};
+use crate::model::KeyringName;
+
+/// An invariant forbids a change. Says what would help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The version was never created.
+    #[error("{keyring} has no version {version}; it has 1 to {last}")]
+    NoSuchVersion {
+        /// The keyring.
+        keyring: KeyringName,
+        /// The requested version.
+        version: u32,
+        /// The newest version.
+        last: u32,
+    },
+    /// The version's state doesn't allow the change.
+    #[error("version {version} is {state}; {needed}")]
+    WrongState {
+        /// The version.
+        version: u32,
+        /// Its state.
+        state: State,
+        /// The state that the change requires.
+        needed: &'static str,
+    },
+    /// The key may be known to others, so it must not encrypt.
+    #[error(
+        "version {0} is marked compromised and can't become primary; create a new one with \
+         `keyring rotate`"
+    )]
+    Compromised(u32),
+    /// A wave encrypts with the version, now or later.
+    #[error(
+        "version {0} is a wave's primary, or is scheduled to become one; activate another version \
+         for that wave first"
+    )]
+    IsPrimary(u32),
+    /// A wave encrypts with the lost version, now or later.
+    #[error(
+        "version {0} is a wave's primary, or is scheduled to become one; name the version that \
+         replaces it with --successor N"
+    )]
+    LostPrimary(u32),
+    /// A version declared lost can be unwrapped.
+    #[error(
+        "version {0} can be unwrapped, so it isn't lost; disable it, then destroy it after the \
+         waiting times"
+    )]
+    NotLost(u32),
+    /// A version was declared lost, but one of its KEKs may only be unavailable.
+    #[error(
+        "version {version} can't be confirmed lost: an unreachable or disabled KEK may become \
+         available again.\n{}\nIf all of these are permanently lost too: --confirm '{phrase}'",
+        list(.doubts)
+    )]
+    LossUnconfirmed {
+        /// The version.
+        version: u32,
+        /// The answer of each KEK that didn't say that the key is gone.
+        doubts: Vec<String>,
+        /// The phrase that confirms the loss.
+        phrase: String,
+    },
+    /// No KEK could unwrap the version any more.
+    #[error(
+        "version {0} would be left without a KEK; add another one first \
+         (`keyring rewrap-kek --add URI`)"
+    )]
+    LastWrap(u32),
+    /// An activation can't change the past.
+    #[error("{at} is in the past; an activation takes effect now or later")]
+    InThePast {
+        /// The requested time.
+        at: Timestamp,
+    },
+    /// A version is disabled only on evidence (I5).
+    #[error("there is no evidence that version {version} is unused:\n{}", list(.missing))]
+    EvidenceMissing {
+        /// The version.
+        version: u32,
+        /// What is missing, one line each.
+        missing: Vec<String>,
+    },
+    /// A waiting time has not passed.
+    #[error("version {version} can't be destroyed before {from}: {why}")]
+    TooEarly {
+        /// The version.
+        version: u32,
+        /// The end of the waiting time.
+        from: Timestamp,
+        /// Which waiting time.
+        why: String,
+    },
+    /// Destroying requires a verified backup, or the operator's confirmation.
+    #[error(
+        "no verified backup of version {version} is recorded, and destroying it can't be undone. \
+         To destroy it anyway, add: --confirm '{phrase}'"
+    )]
+    NotConfirmed {
+        /// The version.
+        version: u32,
+        /// The phrase that confirms it.
+        phrase: String,
+    },
+    /// A backup holds a version that was declared lost.
+    #[error(
+        "version {version} is in the backup that was verified at {verified_at} (SHA-256 {sha256}): \
+         `keyring restore` recovers it. To destroy it anyway, add: --confirm '{phrase}'"
+    )]
+    NotLostWithBackup {
+        /// The version.
+        version: u32,
+        /// When the backup was verified.
+        verified_at: Timestamp,
+        /// The SHA-256 of the backup file, in hexadecimal digits.
+        sha256: String,
+        /// The phrase that confirms it.
+        phrase: String,
+    },
+    /// Two manifests of one keyring don't follow from each other.
+    #[error("{0}")]
+    Diverged(Rejection),
+    /// Something newer than the backup exists.
+    #[error(
+        "{place} has generation {present}, and the backup has generation {backup}: restoring would \
+         go back. If the newer manifest works, nothing needs restoring. To keep it and give its \
+         versions the backup's keys: --onto-newer"
+    )]
+    NewerPresent {
+        /// Where the newer manifest is.
+        place: String,
+        /// Its generation.
+        present: u64,
+        /// The backup's generation.
+        backup: u64,
+    },
+    /// Nothing shows which generation is the newest.
+    #[error(
+        "{place} {what}, so it can't show whether the fleet has a newer generation than the \
+         backup; name every live sidecar with --sidecar URL, or pass --no-sidecar if there is none"
+    )]
+    NoSidecarAsked {
+        /// The location to restore to.
+        place: String,
+        /// Why it shows nothing.
+        what: &'static str,
+    },
+    /// The backup is invalid.
+    #[error("{0}")]
+    NoBackup(String),
+    /// The sidecars hold too little to recover from.
+    #[error("{0}")]
+    NotRecoverable(String),
+}
+
+fn list(items: &[String]) -> String {
+    items
+        .iter()
+        .map(|item| format!("  - {item}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,249 @@
+//! A keyring with its operator and a sidecar per wave, for the tests in this folder.
+
+mod histories;
+mod rules;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::{
+    crypto::{Dek, KeyringId, Sealer, VersionKeys},
+    model::{Span, Wave},
+};
+
+const WAVES: [&str; 3] = ["canary", "standard", "critical"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Rotate,
+    Activate {
+        version: u32,
+        wave: Option<usize>,
+        in_seconds: Option<i64>,
+    },
+    Disable {
+        version: u32,
+        with_evidence: bool,
+    },
+    Enable(u32),
+    Destroy(u32),
+    Compromise(u32),
+    Touch,
+    Wait(i64),
+    Encrypt(usize),
+}
+
+/// A keyring, its operator, who can unwrap everything, and one sidecar per wave.
+struct World {
+    now: Timestamp,
+    document: Arc<Document>,
+    keys: BTreeMap<u32, VersionKeys>,
+    sidecars: Vec<KeyTable>,
+    ciphertexts: Vec<Vec<u8>>,
+}
+
+fn wave(index: usize) -> Wave {
+    WAVES[index].parse().expect("wave")
+}
+
+fn new_version(id: KeyringId, number: u32) -> (NewVersion, VersionKeys) {
+    let dek = Dek::generate().expect("random");
+    let wrap = Wrap {
+        kek: "local:/kek".parse().expect("uri"),
+        ciphertext: Base64(vec![0]),
+        wrapped_at: Timestamp::UNIX_EPOCH,
+    };
+    let keys = VersionKeys::derive(&dek).expect("memory");
+    (
+        NewVersion {
+            wraps: vec![wrap],
+            check: dek.check_value(&id, number),
+        },
+        keys,
+    )
+}
+
+fn expectations(document: &Document) -> Expectations {
+    Expectations {
+        name: document.manifest().name.clone(),
+        min_generation: 0,
+        trusted_signers: Vec::new(),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Timestamp::from_second(1_700_000_000).expect("in range");
+        let id = KeyringId::generate().expect("random");
+        let (new, keys) = new_version(id, 1);
+        let policy = Policy {
+            quiet_period: Span::from_secs(20),
+            encrypt_lease: Span::from_secs(30),
+            destroy_after: Span::from_secs(10),
+            ..Policy::default()
+        };
+        let manifest = init("demo".parse().expect("name"), id, policy, new, now);
+        let keys = BTreeMap::from([(1, keys)]);
+        let document = Arc::new(authenticate(manifest, &keys, None).expect("all keys"));
+        let mut world = Self {
+            now,
+            document,
+            keys,
+            sidecars: Vec::new(),
+            ciphertexts: Vec::new(),
+        };
+        world.sidecars = (0..WAVES.len())
+            .map(|index| world.fresh_sidecar(index))
+            .collect();
+        world
+    }
+
+    /// Unwraps every version that a sidecar asks for: the KEK works.
+    fn unwrap(&self, current: Option<&KeyTable>) -> UnwrapResults {
+        KeyTable::versions_to_unwrap(current, &self.document)
+            .into_iter()
+            .map(|version| (version.version, Ok(self.keys[&version.version].clone())))
+            .collect()
+    }
+
+    fn fresh_sidecar(&self, index: usize) -> KeyTable {
+        KeyTable::build(
+            None,
+            Arc::clone(&self.document),
+            &self.unwrap(None),
+            wave(index),
+            self.now,
+        )
+        .expect("a fresh sidecar starts")
+    }
+
+    /// Writes a change as one process, and reads it as the others do.
+    fn publish(&mut self, next: Manifest) {
+        let before = self.document.manifest().generation;
+        let written = authenticate(next, &self.keys, None).expect("the operator holds every key");
+        let read = Arc::new(
+            Document::parse(written.bytes().clone())
+                .expect("one process reads what another writes"),
+        );
+        assert_eq!(read.canonical(), written.canonical());
+        assert_eq!(
+            read.manifest().generation,
+            before + 1,
+            "the generation counts every change"
+        );
+        self.document = read;
+        for index in 0..self.sidecars.len() {
+            let current = &self.sidecars[index];
+            let verdict =
+                KeyTable::examine(Some(current), &self.document, &expectations(&self.document));
+            assert_eq!(verdict, Ok(Succession::Newer));
+            let next = KeyTable::build(
+                Some(current),
+                Arc::clone(&self.document),
+                &self.unwrap(Some(current)),
+                wave(index),
+                self.now,
+            );
+            self.sidecars[index] = next.expect("a valid change is accepted");
+            self.fresh_sidecar(index);
+        }
+    }
+
+    fn apply(&mut self, step: &Step) {
+        let current = self.document.manifest().clone();
+        let at = |seconds: &i64| {
+            Timestamp::from_second(self.now.as_second() + seconds).expect("in range")
+        };
+        let change = match step {
+            Step::Wait(seconds) => {
+                self.now = at(seconds);
+                return;
+            }
+            Step::Encrypt(index) => return self.encrypt(*index),
+            Step::Rotate => {
+                let number = u32::try_from(current.versions.len()).expect("few") + 1;
+                let (new, keys) = new_version(current.id, number);
+                self.keys.insert(number, keys);
+                Ok(rotate(&current, new, self.now))
+            }
+            Step::Activate {
+                version,
+                wave: index,
+                in_seconds,
+            } => {
+                let selector =
+                    index.map_or(WaveSelector::Every, |index| WaveSelector::One(wave(index)));
+                activate(
+                    &current,
+                    *version,
+                    selector,
+                    in_seconds.as_ref().map(at),
+                    self.now,
+                )
+            }
+            Step::Disable {
+                version,
+                with_evidence,
+            } => {
+                let evidence = if *with_evidence {
+                    Evidence::Override("test".into())
+                } else {
+                    Evidence::Fleet(vec![SidecarReport {
+                        sidecar: "a".into(),
+                        usage: Err("down".into()),
+                    }])
+                };
+                let change = disable(&current, *version, &evidence, self.now);
+                assert!(
+                    *with_evidence || change.is_err(),
+                    "disabled without evidence"
+                );
+                change
+            }
+            Step::Enable(version) => enable(&current, *version, self.now),
+            Step::Destroy(version) => {
+                let phrase = backup_phrase(&current.name, *version);
+                assert!(
+                    destroy(
+                        &current,
+                        *version,
+                        Destruction::Orderly { confirm: None },
+                        self.now
+                    )
+                    .is_err()
+                );
+                destroy(
+                    &current,
+                    *version,
+                    Destruction::Orderly {
+                        confirm: Some(&phrase),
+                    },
+                    self.now,
+                )
+            }
+            Step::Compromise(version) => compromise(&current, *version, self.now),
+            Step::Touch => Ok(touch(&current, self.now)),
+        };
+        if let Ok(next) = change {
+            if let Step::Destroy(version) = step {
+                self.keys.remove(version);
+            }
+            self.publish(next);
+        }
+    }
+
+    fn encrypt(&mut self, index: usize) {
+        let table = &self.sidecars[index];
+        let primary = table.primary(self.now).expect("every wave has a primary");
+        let Some(Slot::Unwrapped(keys)) = table.slot(primary) else {
+            panic!("the primary is open")
+        };
+        self.ciphertexts.push(
+            Sealer::new(keys, table.id(), primary)
+                .expect("random")
+                .seal_copy(b"", b"plaintext"),
+        );
+    }
+}

@@ -1,0 +1,352 @@
+//! What is accepted and what is refused, case by case.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn rejected(world: &World, bytes: &[u8]) -> Rejection {
+    let current = &world.sidecars[0];
+    let document = Arc::new(Document::parse(bytes.to_vec()).expect("parses"));
+    match KeyTable::examine(Some(current), &document, &expectations(&world.document)) {
+        Err(rejection) => rejection,
+        Ok(_) => {
+            let unwrapped = UnwrapResults::new();
+            KeyTable::build(Some(current), document, &unwrapped, wave(0), world.now)
+                .err()
+                .expect("rejected")
+        }
+    }
+}
+
+#[test]
+fn a_sidecar_rejects_a_manifest_that_does_not_follow_its_own() {
+    let mut world = World::new();
+    let first = world.document.bytes().to_vec();
+    world.apply(&Step::Rotate);
+    assert_eq!(
+        rejected(&world, &first),
+        Rejection::WentBack { found: 1, least: 2 }
+    );
+
+    let edit = |change: fn(&mut Manifest)| {
+        let mut manifest = world.document.manifest().clone();
+        change(&mut manifest);
+        serde_json::to_vec(&manifest).expect("JSON")
+    };
+    assert_eq!(
+        rejected(
+            &world,
+            &edit(|manifest| manifest.policy.encrypt_lease = Span::from_days(9))
+        ),
+        Rejection::Forked(2)
+    );
+    assert_eq!(
+        rejected(&world, &edit(|manifest| manifest.generation = 3)),
+        Rejection::Unauthenticated(1)
+    );
+    let replaced = edit(|manifest| {
+        manifest.generation = 3;
+        manifest.versions[0].check.0[0] ^= 1;
+    });
+    assert_eq!(rejected(&world, &replaced), Rejection::KeyReplaced(1));
+    let vanished = edit(|manifest| {
+        manifest.generation = 3;
+        manifest.versions.pop();
+        manifest.authentication.macs.pop();
+    });
+    assert_eq!(rejected(&world, &vanished), Rejection::Vanished(2));
+    let other = edit(|manifest| manifest.id.0[0] ^= 1);
+    assert!(matches!(
+        rejected(&world, &other),
+        Rejection::OtherKeyring { .. }
+    ));
+    let whitespace = serde_json::to_vec(world.document.manifest()).expect("JSON");
+    let verdict = KeyTable::examine(
+        Some(&world.sidecars[0]),
+        &Document::parse(whitespace).expect("parses"),
+        &expectations(&world.document),
+    );
+    assert_eq!(
+        verdict,
+        Ok(Succession::Unchanged),
+        "whitespace is not a change"
+    );
+}
+
+#[test]
+fn a_writer_without_a_kek_cannot_insert_a_key() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    // The writer generates a key, adds it as version 3 and authenticates with it alone.
+    let (new, own) = new_version(world.document.manifest().id, 3);
+    let forged = rotate(world.document.manifest(), new, world.now);
+    let mut all: BTreeMap<u32, VersionKeys> =
+        (1..=3).map(|version| (version, own.clone())).collect();
+    let forged = Arc::new(authenticate(forged, &all, None).expect("keys"));
+    let unwrapped = UnwrapResults::from([(3, Ok(all.remove(&3).expect("own")))]);
+    let verdict = KeyTable::build(
+        Some(&world.sidecars[0]),
+        forged,
+        &unwrapped,
+        wave(0),
+        world.now,
+    );
+    assert!(matches!(verdict, Err(Rejection::Unauthenticated(1))));
+}
+
+#[test]
+fn a_version_that_no_kek_unwraps_affects_no_other() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    let one = Ok(world.keys[&1].clone());
+    let unwrapped = UnwrapResults::from([(1, one), (2, Err("the KMS is down".into()))]);
+    let table = KeyTable::build(
+        None,
+        Arc::clone(&world.document),
+        &unwrapped,
+        wave(0),
+        world.now,
+    )
+    .expect("serves");
+    assert!(table.has_unwrapped_primary(world.now));
+    assert_eq!(
+        table.not_unwrapped().collect::<Vec<_>>(),
+        [(2, "the KMS is down")]
+    );
+
+    // While the primary isn't unwrapped, the previous primary encrypts, unless it is compromised.
+    let next = activate(
+        world.document.manifest(),
+        2,
+        WaveSelector::Every,
+        None,
+        world.now,
+    )
+    .expect("allowed");
+    let next = Arc::new(authenticate(next, &world.keys, None).expect("keys"));
+    let failed = UnwrapResults::from([(2, Err("down".into()))]);
+    let build = |next| KeyTable::build(Some(&table), next, &failed, wave(0), world.now);
+    let fallback = build(Arc::clone(&next)).expect("serves");
+    assert!(!fallback.has_unwrapped_primary(world.now));
+    assert_eq!(fallback.encryption_key(world.now).expect("encrypts").0, 1);
+    let next = compromise(next.manifest(), 1, world.now).expect("allowed");
+    let next = Arc::new(authenticate(next, &world.keys, None).expect("keys"));
+    assert!(matches!(
+        build(next),
+        Err(Rejection::PrimaryUnavailable { version: 2, .. })
+    ));
+}
+
+#[test]
+fn disabling_requires_that_every_sidecar_answered_and_was_quiet() {
+    let mut world = World::new();
+    for step in [
+        Step::Rotate,
+        Step::Activate {
+            version: 2,
+            wave: None,
+            in_seconds: None,
+        },
+        Step::Wait(100),
+    ] {
+        world.apply(&step);
+    }
+    let manifest = world.document.manifest();
+    let second =
+        |seconds: i64| Timestamp::from_second(world.now.as_second() - seconds).expect("in range");
+    let report = |generation, since, last_used: Option<i64>| SidecarReport {
+        sidecar: "pod-1".into(),
+        usage: Ok(VersionUse {
+            generation,
+            observed_since: second(since),
+            last_used: last_used.map(second),
+        }),
+    };
+    let verdict =
+        |reports: Vec<SidecarReport>| disable(manifest, 1, &Evidence::Fleet(reports), world.now);
+    assert!(verdict(vec![report(3, 90, Some(21))]).is_ok());
+    assert!(verdict(vec![report(3, 90, None)]).is_ok());
+    let silent = SidecarReport {
+        sidecar: "pod-2".into(),
+        usage: Err("connection refused".into()),
+    };
+    let lacking = [
+        (vec![], "no sidecar was asked"),
+        (vec![report(3, 90, Some(19))], "used it at"),
+        (vec![report(3, 5, None)], "counting only since"),
+        (vec![report(2, 90, None)], "serves generation 2, not 3"),
+        (
+            vec![report(3, 90, None), silent],
+            "pod-2 did not answer (connection refused)",
+        ),
+    ];
+    for (reports, expected) in lacking {
+        let refusal = verdict(reports).expect_err("refused").to_string();
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+    assert_eq!(
+        disable(manifest, 2, &Evidence::Override("x".into()), world.now),
+        Err(Refusal::IsPrimary(2))
+    );
+}
+
+#[test]
+fn destroying_requires_that_lease_and_waiting_time_are_over() {
+    let mut world = World::new();
+    for step in [
+        Step::Rotate,
+        Step::Activate {
+            version: 2,
+            wave: None,
+            in_seconds: None,
+        },
+        Step::Disable {
+            version: 1,
+            with_evidence: true,
+        },
+    ] {
+        world.apply(&step);
+    }
+    let manifest = world.document.manifest();
+    let phrase = backup_phrase(&manifest.name, 1);
+    let after = |seconds: i64| {
+        let now = Timestamp::from_second(world.now.as_second() + seconds).expect("in range");
+        destroy(
+            manifest,
+            1,
+            Destruction::Orderly {
+                confirm: Some(&phrase),
+            },
+            now,
+        )
+    };
+    assert!(
+        after(9)
+            .expect_err("refused")
+            .to_string()
+            .contains("destroy_after (10s)")
+    );
+    assert!(
+        after(29)
+            .expect_err("refused")
+            .to_string()
+            .contains("encrypt_lease (30s)")
+    );
+    assert_eq!(after(30).expect("allowed").versions[0].wraps, []);
+    let unconfirmed = destroy(
+        manifest,
+        1,
+        Destruction::Orderly {
+            confirm: Some("yes"),
+        },
+        world.now + std::time::Duration::from_secs(60),
+    );
+    assert!(matches!(unconfirmed, Err(Refusal::NotConfirmed { .. })));
+}
+
+#[test]
+fn a_lost_primary_is_destroyed_only_with_a_successor() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    let manifest = world.document.manifest();
+    let phrase = lost_phrase(&manifest.name, 1);
+    let lose = |successor| {
+        destroy(
+            manifest,
+            1,
+            Destruction::Lost {
+                confirm: Some(&phrase),
+                successor,
+            },
+            world.now,
+        )
+    };
+    assert_eq!(lose(None), Err(Refusal::LostPrimary(1)));
+    assert!(matches!(lose(Some(3)), Err(Refusal::NoSuchVersion { .. })));
+    assert_eq!(lose(Some(1)), Err(Refusal::LostPrimary(1)));
+    let next = lose(Some(2)).expect("allowed");
+    assert_eq!(primary_at(&next.activations, world.now, &wave(0)), Some(2));
+    assert_eq!(next.versions[0].state, State::Destroyed);
+}
+
+#[test]
+fn an_inconsistent_manifest_lists_every_contradiction() {
+    let world = World::new();
+    let edit = |change: fn(&mut serde_json::Value)| {
+        let mut value: serde_json::Value =
+            serde_json::from_slice(world.document.bytes()).expect("JSON");
+        change(&mut value);
+        Document::parse(value.to_string())
+            .expect_err("refused")
+            .to_string()
+    };
+    let both = edit(|value| {
+        value["generation"] = 0.into();
+        value["activations"][0]["version"] = 9.into();
+    });
+    assert!(
+        both.contains("generation 0") && both.contains("names version 9"),
+        "{both}"
+    );
+    let twice = edit(|value| {
+        let version = value["versions"][0].clone();
+        value["versions"]
+            .as_array_mut()
+            .expect("array")
+            .push(version);
+    });
+    assert!(twice.contains("each once"), "{twice}");
+    assert!(edit(|value| value["surprise"] = 1.into()).contains("unknown field `surprise`"));
+    assert!(edit(|value| value["generation"] = u64::MAX.into()).contains("2^53-1"));
+    assert!(edit(|value| value["versions"][0]["version"] = (1u64 << 40).into()).contains("u32"));
+    assert!(edit(|value| value["versions"][0]["state"] = "disabled".into()).contains("primary"));
+    let text = String::from_utf8(world.document.bytes().to_vec()).expect("UTF-8");
+    let repeated = text.replacen(
+        "\"generation\": 1,",
+        "\"generation\": 1, \"generation\": 1,",
+        1,
+    );
+    assert!(
+        Document::parse(repeated)
+            .expect_err("refused")
+            .to_string()
+            .contains("duplicate field")
+    );
+    assert!(Document::parse(world.document.bytes().slice(..100)).is_err());
+}
+
+#[test]
+fn a_signature_by_a_trusted_signer_is_required() {
+    let world = World::new();
+    // The example key of RFC 8410, section 10.3.
+    let pem = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+        -----END PRIVATE KEY-----\n";
+    let signer = crate::crypto::SigningKey::from_pem(pem.as_bytes()).expect("key");
+    let trusted: crate::model::SignerKey = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
+        .parse()
+        .expect("key");
+    assert_eq!(signer.public_key(), trusted.0);
+    let expect = Expectations {
+        trusted_signers: vec![trusted],
+        ..expectations(&world.document)
+    };
+    assert_eq!(
+        KeyTable::examine(None, &world.document, &expect),
+        Err(Rejection::Unsigned)
+    );
+    let next = touch(world.document.manifest(), world.now);
+    let signed = authenticate(next, &world.keys, Some(&signer)).expect("keys");
+    assert_eq!(
+        KeyTable::examine(None, &signed, &expect),
+        Ok(Succession::Newer)
+    );
+    let signers: BTreeSet<String> = signed
+        .manifest()
+        .authentication
+        .signatures
+        .iter()
+        .map(|signature| signature.signer.to_string())
+        .collect();
+    assert_eq!(signers, BTreeSet::from([trusted.to_string()]));
+}
