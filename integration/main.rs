@@ -7,13 +7,9 @@
 mod support;
 
 mod api {
-    mod bad_input;
-    mod batches;
     mod events;
     mod listeners;
     mod openapi;
-    mod operations;
-    mod streams;
 }
 mod docs {
     mod pages;
@@ -44,4 +40,5 @@ mod tools {
     mod in_place;
     mod packages;
     mod scan;
+    mod streams;
 }

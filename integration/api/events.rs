@@ -13,7 +13,7 @@ use crate::support::events::Listener;
 use crate::support::harness::{Sidecar, World, binary, uid, wait};
 
 #[tokio::test]
-async fn a_listener_hears_how_things_stand_and_then_every_change() {
+async fn a_subscriber_gets_the_current_state_and_then_every_change() {
     let world = World::with_demo();
     let sidecar = world.start();
     let mut listener = Listener::open(&sidecar, None).await;
@@ -39,7 +39,7 @@ async fn a_listener_hears_how_things_stand_and_then_every_change() {
 }
 
 #[tokio::test]
-async fn a_takeover_is_told_when_it_is_due() {
+async fn a_scheduled_activation_is_announced_when_due() {
     let world = World::with_demo();
     let sidecar = world.start();
     let mut listener = Listener::open(&sidecar, None).await;
@@ -65,7 +65,7 @@ async fn a_takeover_is_told_when_it_is_due() {
 }
 
 #[tokio::test]
-async fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
+async fn a_reconnecting_subscriber_gets_missed_events_once() {
     let world = World::with_demo();
     let sidecar = world.start();
     let mut listener = Listener::open(&sidecar, None).await;
@@ -90,7 +90,7 @@ async fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
 }
 
 #[tokio::test]
-async fn only_what_one_may_inspect_is_told() {
+async fn subscribers_see_only_keyrings_they_may_inspect() {
     let world = World::with_demo();
     world.init("hidden", &[]);
     let uid = uid();
@@ -108,7 +108,7 @@ async fn only_what_one_may_inspect_is_told() {
 }
 
 #[tokio::test]
-async fn strangers_hear_nothing_and_listeners_leave_room_for_work() {
+async fn unauthorized_callers_get_no_events_and_subscribers_do_not_block_requests() {
     let world = World::with_demo();
     let stranger = "[[policy]]\nkeyrings = \"*\"\noperations = \"*\"\nuids = [4294967294]\n";
     let sidecar = world.start_with("closed", stranger, &["demo"]);
@@ -143,7 +143,7 @@ async fn strangers_hear_nothing_and_listeners_leave_room_for_work() {
 }
 
 #[tokio::test]
-async fn listeners_do_not_hold_up_the_end() {
+async fn subscribers_do_not_delay_shutdown() {
     let world = World::with_demo();
     let mut sidecar = world.start();
     let mut listener = Listener::open(&sidecar, None).await;
@@ -190,7 +190,7 @@ impl Drop for Watch {
 }
 
 #[test]
-fn the_command_tells_of_secrets_as_well() {
+fn the_watch_command_prints_secret_events() {
     let world = World::with_demo();
     let put = |value: &str| {
         std::fs::write(world.path("next"), value).unwrap();
@@ -230,7 +230,7 @@ fn the_command_tells_of_secrets_as_well() {
 }
 
 #[test]
-fn the_command_goes_on_when_the_sidecar_comes_back() {
+fn the_watch_command_survives_a_sidecar_restart() {
     let world = World::with_demo();
     let mut sidecar = world.start();
     let mut text = Watch::start(&sidecar, &[]);

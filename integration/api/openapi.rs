@@ -28,7 +28,7 @@ async fn the_sidecar_serves_the_document() {
 }
 
 #[test]
-fn the_document_knows_every_code_by_its_status() {
+fn the_document_lists_every_code_with_its_status() {
     let mut documented = BTreeSet::new();
     for response in document()["components"]["responses"]
         .as_object()

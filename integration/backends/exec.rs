@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[test]
-fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
+fn writing_to_a_full_file_system_is_retried_while_the_program_runs() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let memory = tempfile::tempdir().unwrap();
     let place = memory.path().to_str().unwrap();
@@ -56,7 +56,7 @@ fn files_that_find_no_room_are_tried_again_and_the_program_goes_on() {
 }
 
 #[test]
-fn it_is_the_first_process_of_a_pid_namespace() {
+fn exec_works_as_pid_1() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let command = exec(
         &sidecar.socket,
@@ -114,7 +114,7 @@ fn on_a_terminal(world: &World, script: &str, command: &[&str]) {
 }
 
 #[test]
-fn a_terminal_belongs_to_the_program() {
+fn the_program_owns_the_terminal() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let program = world.path("program.sh");
     // Counts what it hears, and reads what is typed.
@@ -159,7 +159,7 @@ fn a_terminal_belongs_to_the_program() {
 }
 
 #[test]
-fn who_interrupts_a_restart_wants_the_end() {
+fn an_interrupt_during_a_restart_stops_exec() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let socket = sidecar.socket.to_str().unwrap();
     let program = "trap 'echo ending' TERM; echo ready $T; while :; do sleep 60 & wait $!; done";

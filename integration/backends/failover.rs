@@ -137,7 +137,7 @@ async fn survive(pair: &Pair, victim: &str, survivor: &str, results: &[&str], ai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_aws_does_vault_opens_the_keyring() {
+async fn vault_covers_any_failure_of_aws() {
     let pair = Pair::start().await;
     let (victim, survivor) = (pair.aws_kek.clone(), VAULT_KEK);
     // The SDK tries again what may pass; Vault is asked meanwhile.
@@ -155,7 +155,7 @@ async fn whatever_aws_does_vault_opens_the_keyring() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_vault_does_aws_opens_the_keyring() {
+async fn aws_covers_any_failure_of_vault() {
     let pair = Pair::start().await;
     let (victim, survivor) = (VAULT_KEK, pair.aws_kek.clone());
     let answer =
@@ -180,7 +180,7 @@ async fn whatever_vault_does_aws_opens_the_keyring() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_both_are_down_a_new_sidecar_waits_and_says_why() {
+async fn a_new_sidecar_waits_while_both_are_down_and_reports_why() {
     let pair = Pair::start().await;
     pair.init([&pair.aws_kek, VAULT_KEK]);
     let running = pair.launch();
@@ -207,7 +207,7 @@ async fn while_both_are_down_a_new_sidecar_waits_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kek_whose_circuit_is_open_is_asked_last() {
+async fn a_kek_with_an_open_circuit_is_called_last() {
     const VERSIONS: u64 = 10;
     let pair = Pair::start().await;
     pair.init([&pair.aws_kek, VAULT_KEK]);
@@ -255,7 +255,7 @@ async fn a_kek_whose_circuit_is_open_is_asked_last() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_of_keks_that_is_cut_off_midway_goes_on_where_it_ended() {
+async fn an_interrupted_kek_change_resumes() {
     let pair = Pair::start().await;
     let location = pair.world.manifest("demo").display().to_string();
     aws::init(&pair.world, &location, &[VAULT_KEK]);

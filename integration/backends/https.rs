@@ -59,7 +59,7 @@ const TLS: &str = "[web]\nca_file = \"trusted.pem\"\nclient_certificate = \"mine
                    [refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n";
 
 #[test]
-fn certificates_and_authorities_that_change_are_taken_up_without_a_restart() {
+fn changed_certificates_are_reloaded_without_a_restart() {
     let world = World::with_demo();
     let (folder, other) = (world.path(""), world.path("other"));
     fs::create_dir(&other).unwrap();
@@ -116,7 +116,7 @@ fn certificates_and_authorities_that_change_are_taken_up_without_a_restart() {
 }
 
 #[test]
-fn an_expired_certificate_is_called_so() {
+fn an_expired_certificate_is_reported() {
     let world = World::with_demo();
     let folder = world.path("");
     issue(

@@ -17,7 +17,7 @@ const HOOKS: &str = concat!(
 );
 
 #[test]
-fn made_up_requests_get_what_the_document_says() {
+fn generated_requests_match_the_document() {
     let world = World::with_demo();
     let token = "0123456789abcdef0123456789abcdef";
     fs::write(world.path("token"), token).unwrap();

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_file_whose_owner_could_not_be_kept_is_left_alone() {
+async fn a_file_whose_owner_cannot_be_preserved_is_skipped() {
     require_root();
     let mut s = Setting::new().await;
     let old = s.texts(&["a"], "").await.remove(0);

@@ -156,7 +156,7 @@ async fn a_keyring_lives_under_an_aes_key_and_moves_to_an_rsa_key() {
 }
 
 #[tokio::test]
-async fn a_token_that_went_away_is_found_again() {
+async fn a_token_that_disappears_is_found_again() {
     let world = world_with_token();
     init(&world, &kek(&world, "aes"));
     fs::rename(world.path("tokens"), world.path("away")).unwrap();
@@ -173,7 +173,7 @@ async fn a_token_that_went_away_is_found_again() {
 }
 
 #[test]
-fn a_wrong_pin_is_tried_once_and_a_right_one_is_picked_up() {
+fn a_wrong_pin_is_tried_once_and_a_corrected_one_is_used() {
     let world = world_with_token();
     init(&world, &kek(&world, "aes"));
     fs::write(world.path("pin"), "wrong-pin\n").unwrap();
@@ -199,7 +199,7 @@ fn a_wrong_pin_is_tried_once_and_a_right_one_is_picked_up() {
 }
 
 #[test]
-fn what_is_wrong_with_a_key_or_a_wrap_is_said() {
+fn problems_with_keys_and_wraps_are_reported() {
     let world = world_with_token();
     init(&world, &kek(&world, "aes"));
     let fails = |arguments: &[&str], why: &str| {

@@ -22,7 +22,7 @@ fn promtool(folder: &Path, arguments: &[&str]) {
 }
 
 #[test]
-fn the_documented_alerts_are_rules_and_ring_for_an_ill_kek() {
+fn the_documented_alerts_are_valid_and_fire_for_an_unhealthy_kek() {
     let page =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
     let rules = page
@@ -55,7 +55,7 @@ fn the_documented_alerts_are_rules_and_ring_for_an_ill_kek() {
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_the_metrics() {
+async fn promtool_accepts_the_metrics() {
     let world = World::with_demo();
     let sidecar = world.start();
     sidecar.client().await.encrypt(b"x").await.ok();

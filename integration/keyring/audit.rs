@@ -50,7 +50,7 @@ fn key(world: &World) -> String {
 }
 
 #[test]
-fn every_act_is_recorded_before_and_after_with_who_and_why() {
+fn every_operation_is_recorded_before_and_after_with_caller_and_reason() {
     let world = World::new();
     let (log, key) = (world.path("audit.log"), key(&world));
     let audit = ["--audit", &text(&log), "--audit-key", &key];
@@ -129,7 +129,7 @@ fn every_act_is_recorded_before_and_after_with_who_and_why() {
 }
 
 #[test]
-fn without_a_record_nothing_is_done() {
+fn nothing_is_changed_if_it_cannot_be_recorded() {
     let world = World::with_demo();
     let before = fs::read(world.manifest("demo")).unwrap();
     let full = world.path("full.log");
@@ -184,7 +184,7 @@ fn without_a_record_nothing_is_done() {
 }
 
 #[test]
-fn an_output_that_cant_be_written_is_no_failure_of_the_act() {
+fn failing_to_print_does_not_fail_the_operation() {
     let world = World::with_demo();
     let (log, full) = (
         world.path("audit.log"),
@@ -210,7 +210,7 @@ fn an_output_that_cant_be_written_is_no_failure_of_the_act() {
 }
 
 #[test]
-fn what_lets_the_bearer_of_a_url_in_is_in_no_record_and_no_message() {
+fn credentials_in_urls_are_never_recorded_or_printed() {
     let world = World::new();
     let log = world.path("audit.log");
     let touch = |url: &str| world.run(&["keyring", "touch", url, "--audit", &text(&log)]);
@@ -263,7 +263,7 @@ fn config(audit: &str) -> String {
 }
 
 #[test]
-fn the_first_line_that_was_touched_is_named() {
+fn verification_names_the_first_modified_line() {
     let world = World::with_demo();
     let (log, key) = (world.path("audit.log"), key(&world));
     for _ in 0..3 {
@@ -350,7 +350,7 @@ fn the_first_line_that_was_touched_is_named() {
 }
 
 #[test]
-fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to_it() {
+fn a_forged_entry_is_detected_even_after_genuine_ones_follow() {
     let world = World::with_demo();
     let (log, key) = (world.path("audit.log"), key(&world));
     let touch = |audit: &[&str]| {
@@ -404,7 +404,7 @@ fn a_log_that_was_forged_without_the_key_shows_also_once_its_holder_has_added_to
 }
 
 #[tokio::test]
-async fn refusals_are_recorded_with_the_caller_and_a_flood_of_them_as_a_count() {
+async fn denials_are_recorded_with_the_caller_and_floods_as_a_count() {
     let world = World::new();
     world.init("demo", &["--quiet-period", "1ms"]);
     let (log, uid) = (world.path("audit.log"), rustix::process::getuid().as_raw());
@@ -474,7 +474,7 @@ async fn refusals_are_recorded_with_the_caller_and_a_flood_of_them_as_a_count() 
 }
 
 #[tokio::test]
-async fn what_comes_in_force_and_what_is_refused_is_recorded() {
+async fn activated_and_rejected_manifests_are_recorded() {
     let world = World::new();
     world.init("demo", &["--quiet-period", "1ms"]);
     let log = world.path("audit.log");
@@ -527,7 +527,7 @@ async fn what_comes_in_force_and_what_is_refused_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_sink_that_fails_stops_no_request_and_is_loud() {
+async fn a_failing_audit_log_stops_no_request_and_is_reported() {
     let world = World::with_demo();
     let log = world.path("audit.log");
     symlink("/dev/full", &log).unwrap();
@@ -564,7 +564,7 @@ async fn a_sink_that_fails_stops_no_request_and_is_loud() {
 }
 
 #[test]
-fn a_rotated_log_goes_on_in_the_next_file_and_commands_join_in() {
+fn a_rotated_audit_log_continues_in_the_next_file() {
     let world = World::with_demo();
     let (log, old) = (world.path("audit.log"), world.path("audit.log.1"));
     let mut sidecar = world.start_with("one", "[audit]\nfile = \"audit.log\"\n", &["demo"]);

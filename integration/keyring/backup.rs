@@ -82,7 +82,7 @@ fn url(sidecar: &Sidecar) -> String {
 }
 
 #[tokio::test]
-async fn what_was_encrypted_before_everything_was_lost_decrypts_after_a_restore() {
+async fn a_restored_keyring_decrypts_old_ciphertexts() {
     let world = World::with_demo();
     world.keyring("rotate", "demo", &["--activate", "now"]);
     let (first, second) = {
@@ -133,7 +133,7 @@ async fn what_was_encrypted_before_everything_was_lost_decrypts_after_a_restore(
 }
 
 #[test]
-fn the_manifest_says_which_backup_was_shown_to_open() {
+fn the_manifest_records_the_verified_backup() {
     let world = World::with_demo();
     world.keyring("rotate", "demo", &[]);
     let (file, _) = back_up(&world, "backup.age");
@@ -156,7 +156,7 @@ fn the_manifest_says_which_backup_was_shown_to_open() {
 }
 
 #[test]
-fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
+fn a_backup_is_recorded_only_once_it_is_verified() {
     let world = World::with_demo();
     let (file, holder, stranger) = (
         world.path("backup.age"),
@@ -230,7 +230,7 @@ fn a_backup_that_nobody_showed_to_open_is_not_recorded_until_somebody_does() {
 }
 
 #[test]
-fn a_passphrase_opens_its_backup_and_no_other_does() {
+fn only_its_own_passphrase_opens_a_backup() {
     let world = World::with_demo();
     let (file, right, wrong) = (
         world.path("backup.age"),
@@ -352,7 +352,7 @@ fn a_damaged_backup_restores_nothing() {
 }
 
 #[test]
-fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
+fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
     let world = World::with_demo();
     let (file, identity) = back_up(&world, "backup.age");
     let from = ["--from", &text(&file), "--identity", &text(&identity.file)];
@@ -424,7 +424,7 @@ fn a_restore_goes_behind_nobody_and_into_no_other_keyring() {
 }
 
 #[tokio::test]
-async fn a_lost_kek_is_replaced_from_the_backup_though_the_manifest_is_newer() {
+async fn a_lost_kek_is_replaced_from_a_backup_older_than_the_manifest() {
     let world = World::with_demo();
     let sidecar = world.start();
     let mut client = sidecar.client().await;
@@ -463,7 +463,7 @@ async fn a_lost_kek_is_replaced_from_the_backup_though_the_manifest_is_newer() {
 }
 
 #[test]
-fn no_version_is_called_lost_while_a_kek_opens_it_or_may_do_so_again() {
+fn a_version_is_not_lost_while_a_kek_may_still_unwrap_it() {
     let world = World::with_demo();
     let second = second_kek(&world);
     world.keyring("rotate", "demo", &["--kek", &second]);
@@ -507,7 +507,7 @@ fn no_version_is_called_lost_while_a_kek_opens_it_or_may_do_so_again() {
 }
 
 #[test]
-fn a_version_is_destroyed_when_a_verified_backup_holds_it_or_on_the_operators_word() {
+fn destroying_requires_a_verified_backup_or_confirmation() {
     let world = World::new();
     world.init(
         "demo",
@@ -545,7 +545,7 @@ fn a_version_is_destroyed_when_a_verified_backup_holds_it_or_on_the_operators_wo
 }
 
 #[tokio::test]
-async fn a_lost_store_is_rebuilt_from_the_newest_manifest_that_a_sidecar_has_in_force() {
+async fn a_lost_store_is_rebuilt_from_the_newest_manifest_of_any_sidecar() {
     let world = World::with_demo();
     let old = fs::read(world.manifest("demo")).unwrap();
     let behind = world.start_with("behind", "[refresh]\npoll = \"1h\"\n", &["demo"]);
@@ -605,7 +605,7 @@ async fn a_lost_store_is_rebuilt_from_the_newest_manifest_that_a_sidecar_has_in_
 }
 
 #[test]
-fn a_damaged_manifest_is_replaced_and_one_of_another_format_stays() {
+fn recovery_replaces_a_damaged_manifest_but_not_an_unknown_format() {
     let world = World::with_demo();
     let sidecar = world.start();
     let (file, identity) = back_up(&world, "backup.age");
@@ -657,7 +657,7 @@ fn a_damaged_manifest_is_replaced_and_one_of_another_format_stays() {
 }
 
 #[test]
-fn a_recovery_passes_over_what_is_forged_and_never_goes_back() {
+fn recovery_skips_forged_manifests_and_never_goes_back() {
     let world = World::with_demo();
     let sidecar = world.start();
     let genuine = fs::read_to_string(world.manifest("demo")).unwrap();
@@ -681,7 +681,7 @@ fn a_recovery_passes_over_what_is_forged_and_never_goes_back() {
 }
 
 #[test]
-fn keys_are_in_no_backup_message_or_log_in_the_clear() {
+fn backups_messages_and_logs_contain_no_plaintext_key() {
     let world = World::with_demo();
     let (file, _) = back_up(&world, "backup.age");
     let kek = SecretKey::from_slice(&fs::read(world.path("kek")).unwrap()).unwrap();

@@ -34,7 +34,7 @@ fn serve(content: Arc<Mutex<Option<Vec<u8>>>>) -> (String, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_manifest_is_read_from_a_web_server_and_an_unchanged_one_is_not_sent() {
+async fn an_unchanged_manifest_is_not_downloaded_again() {
     let world = World::with_demo();
     let content = Arc::new(Mutex::new(Some(fs::read(world.manifest("demo")).unwrap())));
     let (url, unchanged) = serve(Arc::clone(&content));
@@ -77,7 +77,7 @@ async fn a_manifest_is_read_from_a_web_server_and_an_unchanged_one_is_not_sent()
 }
 
 #[tokio::test]
-async fn a_manifest_that_is_too_long_or_not_for_us_is_called_so() {
+async fn oversized_and_forbidden_manifests_are_reported() {
     let world = World::with_demo();
     let answer = Arc::new(Mutex::new(("200 OK", vec![b' '; 4096])));
     let url = small_server::serve({

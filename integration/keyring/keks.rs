@@ -86,7 +86,7 @@ async fn keks_come_and_go_and_no_ciphertext_changes() {
 }
 
 #[test]
-fn wraps_are_made_anew_after_a_kek_was_rotated() {
+fn dek_wraps_are_renewed_after_a_kek_rotation() {
     let (world, first, _) = two_keks();
     world.init("demo", &[]);
     let ciphertext =
@@ -105,7 +105,7 @@ fn wraps_are_made_anew_after_a_kek_was_rotated() {
 }
 
 #[test]
-fn no_kek_goes_that_alone_opens_a_version() {
+fn a_kek_that_is_the_only_one_for_a_version_cannot_be_removed() {
     let (world, first, second) = two_keks();
     world.init("demo", &[]);
     let last = world.try_keyring("rewrap-kek", "demo", &["--remove", &first]);
@@ -143,7 +143,7 @@ fn no_kek_goes_that_alone_opens_a_version() {
 }
 
 #[tokio::test]
-async fn a_kek_that_hangs_or_gives_another_key_delays_a_start_no_longer_than_the_hedge() {
+async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedge() {
     let (world, first, second) = two_keks();
     world.init("demo", &["--kek", &second]);
     world.keyring("rotate", "demo", &["--activate", "now"]);
@@ -214,7 +214,7 @@ async fn a_kek_that_hangs_or_gives_another_key_delays_a_start_no_longer_than_the
 }
 
 #[test]
-fn a_kek_in_a_file_is_warned_of_unless_it_is_meant() {
+fn local_keks_are_warned_about_unless_enabled() {
     let world = World::with_demo();
     let sidecar = world.start();
     assert!(
@@ -236,7 +236,7 @@ fn a_kek_in_a_file_is_warned_of_unless_it_is_meant() {
 }
 
 #[test]
-fn a_new_sidecar_waits_for_any_kek_and_gets_ready_by_itself() {
+fn a_new_sidecar_becomes_ready_once_any_kek_works() {
     let (world, _, second) = two_keks();
     world.init("demo", &["--kek", &second]);
     fs::rename(world.path("kek"), world.path("kek-away")).unwrap();

@@ -126,7 +126,7 @@ async fn new_ciphertext_names_the_new_version_without_a_restart() {
 }
 
 #[tokio::test]
-async fn waves_take_over_one_by_one_and_roll_back() {
+async fn waves_are_activated_one_by_one_and_rolled_back() {
     let world = World::with_demo();
     let canary = world.start_with("canary", "wave = \"canary\"\n", &["demo"]);
     let critical = world.start_with("critical", "wave = \"critical\"\n", &["demo"]);
@@ -214,7 +214,7 @@ async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
 }
 
 #[tokio::test]
-async fn a_signal_refreshes() {
+async fn sighup_refreshes() {
     let world = World::with_demo();
     let sidecar = lagging(&world);
     world.keyring("rotate", "demo", &["--activate", "now"]);
@@ -226,7 +226,7 @@ async fn a_signal_refreshes() {
 }
 
 #[tokio::test]
-async fn the_link_swap_of_kubernetes_is_seen() {
+async fn a_kubernetes_symlink_swap_is_noticed() {
     let world = World::with_demo();
     let at = |name: &str| world.path(name);
     fs::create_dir(at("..1")).unwrap();
@@ -249,7 +249,7 @@ async fn the_link_swap_of_kubernetes_is_seen() {
 }
 
 #[tokio::test]
-async fn a_copy_starts_a_sidecar_while_the_location_is_down_and_is_never_gone_back_behind() {
+async fn a_cached_manifest_starts_a_sidecar_and_is_a_floor_for_the_generation() {
     let world = World::with_demo();
     let config = "[refresh]\ncache_dir = \"copies\"\nmax_backoff = \"100ms\"\n";
     let first = fs::read(world.manifest("demo")).unwrap();
@@ -312,7 +312,7 @@ async fn a_copy_starts_a_sidecar_while_the_location_is_down_and_is_never_gone_ba
 }
 
 #[test]
-fn a_change_behind_a_link_is_seen() {
+fn a_change_behind_a_symlink_is_noticed() {
     let world = World::with_demo();
     fs::create_dir(world.path("real")).unwrap();
     fs::rename(world.manifest("demo"), world.path("real/demo.json")).unwrap();
@@ -328,7 +328,7 @@ fn a_change_behind_a_link_is_seen() {
 }
 
 #[tokio::test]
-async fn a_kek_that_the_config_does_not_name_is_not_even_asked() {
+async fn a_kek_outside_the_config_is_never_called() {
     let world = World::with_demo();
     let socket = world.path("one.sock");
     let config = format!(
@@ -382,7 +382,7 @@ fn the_key_of_a_disabled_version_leaves_memory() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() {
+async fn an_invalid_manifest_only_changes_status_and_metrics() {
     let world = World::with_demo();
     world.keyring("rotate", "demo", &["--activate", "now"]);
     let sidecar = world.start_with("one", "[refresh]\nmax_backoff = \"100ms\"\n", &["demo"]);
@@ -462,7 +462,7 @@ async fn what_is_wrong_with_a_manifest_changes_nothing_but_status_and_metrics() 
 }
 
 #[tokio::test]
-async fn a_kek_that_is_gone_costs_only_what_it_alone_opens() {
+async fn a_lost_kek_affects_only_the_versions_it_alone_wraps() {
     let world = World::with_demo();
     let sidecar = world.start_with("one", "[refresh]\nmax_backoff = \"100ms\"\n", &["demo"]);
     let mut client = sidecar.client().await;
@@ -500,7 +500,7 @@ async fn a_kek_that_is_gone_costs_only_what_it_alone_opens() {
 }
 
 #[tokio::test]
-async fn a_fresh_sidecar_waits_for_its_primary_and_says_why() {
+async fn a_new_sidecar_waits_for_its_primary_and_reports_why() {
     let world = World::with_demo();
     fs::rename(world.path("kek"), world.path("hidden")).unwrap();
     let sidecar = world.launch("one", "[refresh]\nmax_backoff = \"100ms\"\n", &["demo"]);
@@ -519,7 +519,7 @@ async fn a_fresh_sidecar_waits_for_its_primary_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_trusted_signer_is_demanded() {
+async fn a_trusted_signature_is_required() {
     let world = World::new();
     // RFC 8410 §10.3, the example key.
     let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
@@ -546,7 +546,7 @@ async fn a_trusted_signer_is_demanded() {
 }
 
 #[test]
-fn disabling_asks_the_fleet_and_goes_by_its_answers() {
+fn disabling_relies_on_reports_from_every_sidecar() {
     let world = World::new();
     world.init("demo", &["--quiet-period", "1s"]);
     let sidecar = world.start();

@@ -123,7 +123,7 @@ fn a_rotate_killed_at_any_write_step_leaves_a_valid_manifest() {
 }
 
 #[test]
-fn rotates_at_once_all_end_up_in_history() {
+fn concurrent_rotations_are_all_applied() {
     let world = World::with_demo();
     let file = world.manifest("demo");
     let children: Vec<Child> = (0..8).map(|_| rotate(&file).spawn().unwrap()).collect();

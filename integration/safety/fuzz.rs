@@ -190,7 +190,7 @@ fn run<S: Strategy>(
 }
 
 #[test]
-fn ciphertexts_open_only_as_they_were_made() {
+fn modified_ciphertexts_never_decrypt() {
     let golden = golden();
     let originals = golden.ciphertexts.clone();
     run(3000, almost(golden.ciphertexts.clone()), |bytes| {
@@ -207,7 +207,7 @@ fn ciphertexts_open_only_as_they_were_made() {
 }
 
 #[test]
-fn a_text_form_stands_for_one_ciphertext() {
+fn text_forms_are_canonical() {
     let seeds = golden()
         .ciphertexts
         .iter()
@@ -225,7 +225,7 @@ fn a_text_form_stands_for_one_ciphertext() {
 }
 
 #[test]
-fn manifests_are_read_whole_or_not_at_all() {
+fn malformed_manifests_are_rejected() {
     run(
         3000,
         almost(vec![
@@ -246,7 +246,7 @@ fn manifests_are_read_whole_or_not_at_all() {
 }
 
 #[test]
-fn config_files_are_valid_or_say_where_they_are_not() {
+fn invalid_configs_name_the_line() {
     run(2000, almost(corpus("config")), |bytes| {
         let text = String::from_utf8_lossy(&bytes);
         if let Err(problems) = config::parse(Path::new("fuzz.toml"), &text) {
@@ -264,7 +264,7 @@ fn config_files_are_valid_or_say_where_they_are_not() {
 }
 
 #[test]
-fn frames_take_all_bytes_and_hold_no_more_than_one() {
+fn frames_consume_all_bytes_and_buffer_at_most_one() {
     let seeds = vec![
         [
             &[0, 0, 0, 3][..],
@@ -295,7 +295,7 @@ fn frames_take_all_bytes_and_hold_no_more_than_one() {
 }
 
 #[test]
-fn a_scan_finds_a_ciphertext_in_whatever_stands_around_it() {
+fn a_scan_finds_a_ciphertext_in_any_surroundings() {
     let golden = golden();
     let search = Search::new([golden.id.tag()]).unwrap();
     let message = &golden.ciphertexts[0];
@@ -343,7 +343,7 @@ fn a_scan_finds_a_ciphertext_in_whatever_stands_around_it() {
 }
 
 #[test]
-fn json_bodies_get_an_answer_and_never_an_error_of_ours() {
+fn arbitrary_json_bodies_never_cause_a_server_error() {
     let world = World::with_demo();
     let sidecar = world.start();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -81,7 +81,7 @@ async fn keys_appear_in_no_log_metric_error_status_or_argument() {
 }
 
 #[tokio::test]
-async fn a_secrets_value_appears_in_its_answers_and_nowhere_else() {
+async fn a_secret_value_appears_only_in_its_responses() {
     let world = World::new();
     let value = |number: u32| format!("{{\"password\":\"value-that-is-secret-{number}\"}}");
     fs::write(world.path("db"), value(1)).unwrap();
@@ -208,7 +208,7 @@ fn contains(all: &[u8], part: &[u8]) -> bool {
 }
 
 #[test]
-fn the_search_finds_what_it_looks_for() {
+fn the_search_for_keys_works() {
     let key = [0xA5; 32];
     for form in forms(&key) {
         assert!(contains(

@@ -183,7 +183,7 @@ fn a_secret_is_written_with_mode_and_owner_and_recorded() {
 }
 
 #[test]
-fn a_reader_sees_whole_files_with_their_mode_alone() {
+fn readers_only_see_complete_files_with_their_mode() {
     let world = World::new();
     let value = |n: u32| format!("{n:03}").repeat(20_000);
     put(&world, "a", value(0));
@@ -242,7 +242,7 @@ fn a_reader_sees_whole_files_with_their_mode_alone() {
 }
 
 #[test]
-fn a_file_is_written_only_if_it_is_not_as_it_should_be() {
+fn a_file_is_written_only_if_it_differs() {
     let world = World::new();
     put(&world, "a", "one");
     let config = format!(
@@ -303,7 +303,7 @@ fn a_file_is_written_only_if_it_is_not_as_it_should_be() {
 }
 
 #[test]
-fn secrets_that_rotate_together_are_one_write_and_one_command() {
+fn secrets_that_rotate_together_cause_one_write_and_one_command() {
     let world = World::new();
     for name in ["a", "b", "c"] {
         put(&world, name, "1");
@@ -346,7 +346,7 @@ fn secrets_that_rotate_together_are_one_write_and_one_command() {
 }
 
 #[test]
-fn what_changes_while_a_command_runs_makes_it_run_once_more() {
+fn a_change_during_a_command_runs_it_once_more() {
     let world = World::new();
     put(&world, "a", "1");
     let (runs, go) = (world.path("runs"), world.path("go"));
@@ -383,7 +383,7 @@ fn what_changes_while_a_command_runs_makes_it_run_once_more() {
 }
 
 #[test]
-fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
+fn check_reports_render_problems_with_their_line() {
     let world = World::new();
     put(&world, "a", "1");
     fs::write(
@@ -490,7 +490,7 @@ fn what_is_wrong_with_a_render_is_told_at_check_with_its_line() {
 }
 
 #[test]
-fn a_template_that_fails_at_run_time_keeps_the_file_and_shows() {
+fn a_failing_template_keeps_the_file_and_is_reported() {
     let world = World::new();
     put(&world, "db", r#"{"password":"s3cret-1"}"#);
     let config = format!(
@@ -538,7 +538,7 @@ fn a_template_that_fails_at_run_time_keeps_the_file_and_shows() {
 }
 
 #[test]
-fn a_command_that_hangs_is_killed_with_its_children_and_holds_up_nobody() {
+fn a_hanging_command_is_killed_with_its_children_and_blocks_nothing() {
     let world = World::new();
     put(&world, "a", "1");
     let pids = world.path("pids");
@@ -547,7 +547,7 @@ fn a_command_that_hangs_is_killed_with_its_children_and_holds_up_nobody() {
         pids.display()
     );
     let config = format!(
-        "{}[[render]]\nfile = \"hangs\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"400ms\"\nretries = 1\ncommand = [\"sh\", \"-c\", {script:?}]\n\
+        "{}[[render]]\nfile = \"hangs\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"1s\"\nretries = 1\ncommand = [\"sh\", \"-c\", {script:?}]\n\
          [[render]]\nfile = \"other\"\nsecret = \"a\"\ndebounce = \"0s\"\n",
         secret("a")
     );
@@ -570,12 +570,7 @@ fn a_command_that_hangs_is_killed_with_its_children_and_holds_up_nobody() {
     });
     let told = render(&sidecar, "hangs")["last_notice"].clone();
     assert_eq!(told["result"], "timeout");
-    assert!(
-        told["message"]
-            .as_str()
-            .unwrap()
-            .contains("longer than 400ms")
-    );
+    assert!(told["message"].as_str().unwrap().contains("longer than 1s"));
     assert_eq!(
         metric(&sidecar, "sidekey_render_notice_failing", "hangs", ""),
         1.0
@@ -589,7 +584,7 @@ fn a_command_that_hangs_is_killed_with_its_children_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_command_that_fails_is_tried_again_and_its_words_are_logged_without_secrets() {
+fn a_failing_command_is_retried_and_its_output_logged_without_secrets() {
     let world = World::new();
     put(&world, "a", "top-s3cret\n");
     let marker = world.path("marker");
@@ -630,7 +625,7 @@ fn a_command_that_fails_is_tried_again_and_its_words_are_logged_without_secrets(
 }
 
 #[test]
-fn a_command_that_tells_the_value_before_is_not_quoted() {
+fn command_output_with_the_previous_value_is_not_logged() {
     let world = World::new();
     put(&world, "a", r#"{"pin":9876543210,"key":"old-s3cret"}"#);
     let former = world.path("former");
@@ -663,7 +658,7 @@ fn a_command_that_tells_the_value_before_is_not_quoted() {
 
 /// The value stands for a secret's name here, and is none.
 #[test]
-fn a_value_that_is_taken_for_a_name_is_not_told() {
+fn a_value_used_as_a_name_is_not_logged() {
     let world = World::new();
     put(&world, "a", "top-s3cret");
     let config = format!(
@@ -684,7 +679,7 @@ fn a_value_that_is_taken_for_a_name_is_not_told() {
 }
 
 #[test]
-fn what_stands_in_a_file_that_cannot_be_renewed_is_in_use() {
+fn a_value_in_a_stale_file_counts_as_in_use() {
     let world = World::new();
     put(&world, "a", r#"{"key":"old"}"#);
     let config = format!(
@@ -713,7 +708,7 @@ fn what_stands_in_a_file_that_cannot_be_renewed_is_in_use() {
 }
 
 #[test]
-fn a_signal_goes_to_the_process_that_a_file_names() {
+fn the_process_in_the_pid_file_is_signaled() {
     let world = World::new();
     put(&world, "a", "1");
     let (pid, got) = (world.path("pid"), world.path("got"));
@@ -755,7 +750,7 @@ fn a_signal_goes_to_the_process_that_a_file_names() {
 }
 
 #[test]
-fn a_secret_that_is_deleted_leaves_the_file() {
+fn a_deleted_secret_disappears_from_the_file() {
     let world = World::new();
     put(&world, "a", "1");
     let config = format!(
@@ -774,7 +769,7 @@ fn a_secret_that_is_deleted_leaves_the_file() {
 }
 
 #[test]
-fn the_end_of_the_previous_value_renders_anew() {
+fn the_file_is_rendered_again_when_the_previous_value_expires() {
     let world = World::new();
     put(&world, "a", "old");
     let history = world.path("history");
@@ -792,7 +787,7 @@ fn the_end_of_the_previous_value_renders_anew() {
 }
 
 #[test]
-fn readiness_waits_for_files_that_are_required() {
+fn readiness_waits_for_required_files() {
     let world = World::new();
     put(&world, "a", "1");
     let config = format!(
@@ -819,7 +814,7 @@ fn readiness_waits_for_files_that_are_required() {
 }
 
 #[test]
-fn a_link_and_what_is_no_file_stay_what_they_are() {
+fn symlinks_and_special_files_are_not_replaced() {
     let world = World::new();
     put(&world, "a", "1");
     fs::write(world.path("victim"), "untouched").unwrap();
@@ -846,7 +841,7 @@ fn a_link_and_what_is_no_file_stay_what_they_are() {
 }
 
 #[test]
-fn the_end_of_the_sidecar_gives_a_command_some_time_and_then_ends_it() {
+fn shutdown_waits_briefly_for_a_command_and_then_kills_it() {
     let world = World::new();
     put(&world, "a", "1");
     let (pids, done) = (world.path("pids"), world.path("done"));
@@ -885,7 +880,7 @@ fn the_end_of_the_sidecar_gives_a_command_some_time_and_then_ends_it() {
 }
 
 #[test]
-fn a_second_signal_ends_a_command_at_once() {
+fn a_second_signal_kills_a_command_at_once() {
     let world = World::new();
     put(&world, "a", "1");
     let pids = world.path("pids");
@@ -916,7 +911,7 @@ fn a_second_signal_ends_a_command_at_once() {
 }
 
 #[test]
-fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
+fn a_template_may_compute_the_name_of_a_mapped_secret() {
     let mut world = World::new();
     fs::create_dir(world.path("teams")).unwrap();
     put(&world, "teams/x", "of x");
@@ -937,7 +932,7 @@ fn a_template_may_make_up_the_name_of_a_secret_that_is_mapped() {
 
 /// The examples of docs/render.md are valid, as they stand there but for their folders.
 #[test]
-fn the_examples_of_the_page_are_valid() {
+fn the_documented_examples_are_valid() {
     let page = include_str!("../../docs/render.md");
     let blocks = |language: &str| -> Vec<&str> {
         let fence = format!("```{language}\n");

@@ -14,7 +14,7 @@ use crate::support::exec::{
 use crate::support::harness::{binary, uid, wait};
 
 #[test]
-fn a_program_gets_its_secrets_and_gives_its_exit_code() {
+fn a_program_gets_its_secrets_and_its_exit_code_is_returned() {
     let (world, sidecar) = started(&[
         ("db", r#"{"user":"anna","pass word":"p1","port":5432}"#),
         ("token", "t1"),
@@ -61,7 +61,7 @@ fn a_program_gets_its_secrets_and_gives_its_exit_code() {
 }
 
 #[test]
-fn exit_codes_are_those_of_a_shell() {
+fn exit_codes_match_those_of_a_shell() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let run = |program: &[&str]| {
         exec(&sidecar.socket, &["--env", "T=secret:token"], program)
@@ -93,7 +93,7 @@ fn exit_codes_are_those_of_a_shell() {
 }
 
 #[test]
-fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
+fn unavailable_and_oversized_values_are_errors_that_name_them() {
     let (world, config) = world(&[
         ("token", "t1"),
         ("binary", "a\0b"),
@@ -147,7 +147,7 @@ fn what_can_not_be_had_or_held_is_an_error_that_names_it() {
 }
 
 #[test]
-fn files_are_not_written_to_a_disk() {
+fn files_are_kept_off_the_disk() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let options = [
@@ -192,7 +192,7 @@ fn files_are_not_written_to_a_disk() {
 }
 
 #[test]
-fn a_burst_of_changes_is_one_restart_and_values_are_not_spoken_of() {
+fn a_burst_of_changes_causes_one_restart_and_logs_no_value() {
     let (world, sidecar) = started(&[("one", "first-value"), ("two", "first-value")]);
     let options = [
         "--env",
@@ -228,7 +228,7 @@ fn a_burst_of_changes_is_one_restart_and_values_are_not_spoken_of() {
 }
 
 #[test]
-fn a_change_of_something_else_restarts_nothing() {
+fn an_unrelated_change_restarts_nothing() {
     let (world, sidecar) = started(&[("db", r#"{"user":"anna","password":"p1"}"#)]);
     let running = Running::start(
         &sidecar.socket,
@@ -254,7 +254,7 @@ fn a_change_of_something_else_restarts_nothing() {
 }
 
 #[test]
-fn a_signal_comes_after_the_files() {
+fn files_are_written_before_the_signal_is_sent() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--file", "t=secret:token", "--on-change", "signal:HUP"];
     let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1; ";
@@ -291,7 +291,7 @@ fn a_signal_comes_after_the_files() {
 }
 
 #[test]
-fn every_signal_is_passed_on() {
+fn every_signal_is_forwarded() {
     const NAMES: [&str; 9] = [
         "HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "URG", "WINCH", "TERM",
     ];
@@ -312,7 +312,7 @@ fn every_signal_is_passed_on() {
 }
 
 #[test]
-fn orphans_are_adopted_and_reaped() {
+fn orphans_are_reaped() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let fifo = world.path("fifo");
     assert!(
@@ -334,9 +334,9 @@ fn orphans_are_adopted_and_reaped() {
 }
 
 #[test]
-fn a_program_that_does_not_end_is_killed_with_what_it_started() {
+fn a_program_that_ignores_sigterm_is_killed_with_its_children() {
     let (world, sidecar) = started(&[("token", "t1")]);
-    let options = ["--env", "T=secret:token", "--grace", "200ms"];
+    let options = ["--env", "T=secret:token", "--grace", "1s"];
     let mut running = Running::start(
         &sidecar.socket,
         &options,
@@ -344,7 +344,7 @@ fn a_program_that_does_not_end_is_killed_with_what_it_started() {
     );
     let first = running.line();
     put(&world, "token", "t2");
-    running.hear("did not exit within 200ms; killing it");
+    running.hear("did not exit within 1s; killing it");
     assert!(running.line().starts_with("t2 "));
     wait("the end of what it started", || {
         is_over(first.strip_prefix("t1 ").unwrap())
@@ -352,7 +352,7 @@ fn a_program_that_does_not_end_is_killed_with_what_it_started() {
 }
 
 #[test]
-fn what_was_asked_to_end_is_not_started_anew() {
+fn a_program_told_to_stop_is_not_restarted() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let script = "trap 'echo ending' TERM; trap 'kill $s; exit 9' USR1; echo $T; idle";
     let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], script);
@@ -367,7 +367,7 @@ fn what_was_asked_to_end_is_not_started_anew() {
 }
 
 #[test]
-fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
+fn unusable_values_do_not_stop_the_program() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let mut running = Running::start(
         &sidecar.socket,
@@ -388,7 +388,7 @@ fn values_that_the_program_can_not_be_started_with_do_not_end_it() {
 const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap 'echo still $T' USR2; echo $T $$; idle";
 
 #[test]
-fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
+fn changes_during_a_restart_are_applied() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let mut running = Running::start(
         &sidecar.socket,
@@ -422,7 +422,7 @@ fn values_that_come_while_the_program_ends_are_looked_at_as_well() {
 }
 
 #[test]
-fn variables_that_are_too_long_together_do_not_end_the_program() {
+fn an_oversized_environment_does_not_stop_the_program() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["A", "B", "C"].map(|name| format!("--env={name}=secret:token"));
     let script = format!("{IDLE}trap 'echo still $A' USR2; echo $A; idle");
@@ -448,7 +448,7 @@ fn variables_that_are_too_long_together_do_not_end_the_program() {
 }
 
 #[test]
-fn a_system_that_refuses_a_process_is_asked_again() {
+fn starting_a_process_is_retried() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let fifo = world.path("fifo");
     assert!(
@@ -477,7 +477,7 @@ fn a_system_that_refuses_a_process_is_asked_again() {
     running.end();
     // And it is an error in the end.
     put(&world, "token", "t2");
-    let options = [&options[..], &["--wait", "300ms"]].concat();
+    let options = [&options[..], &["--wait", "1s"]].concat();
     wait("the token", || {
         finished(&sidecar.socket, &options, "echo $T").stdout == b"t2\n"
     });
@@ -488,7 +488,7 @@ fn a_system_that_refuses_a_process_is_asked_again() {
 }
 
 #[test]
-fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
+fn the_program_survives_its_sidecar_and_catches_up_on_changes() {
     let (world, config) = world(&[("token", "t1")]);
     let mut sidecar = world.start_with("one", &config, &["demo"]);
     let script = "trap 'echo alive $T' USR1; echo $T; idle";
@@ -510,7 +510,7 @@ fn the_program_outlives_its_sidecar_and_hears_what_changed_meanwhile() {
 }
 
 #[test]
-fn the_sidecar_and_the_secrets_are_waited_for() {
+fn exec_waits_for_the_sidecar_and_the_secrets() {
     let (world, config) = world(&[("token", "")]);
     let socket = world.path("one.sock");
     let options = ["--env", "T=secret:token", "--wait", "60s"];
@@ -520,12 +520,12 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     // An empty file is one that is being written.
     let output = finished(
         &socket,
-        &["--env", "T=secret:token", "--wait", "300ms"],
+        &["--env", "T=secret:token", "--wait", "1s"],
         "echo started",
     );
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
     assert!(
-        err(&output).contains("gave up after 300ms: secret token: ")
+        err(&output).contains("gave up after 1s: secret token: ")
             && err(&output).contains("(provider_unavailable)"),
         "{}",
         err(&output)
@@ -537,7 +537,7 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
     let _ = fs::remove_file(&socket);
     let output = finished(
         &socket,
-        &["--env", "T=secret:token", "--wait", "100ms"],
+        &["--env", "T=secret:token", "--wait", "1s"],
         "echo started",
     );
     assert_eq!(output.status.code(), Some(1));
@@ -565,7 +565,7 @@ fn the_sidecar_and_the_secrets_are_waited_for() {
 }
 
 #[test]
-fn the_program_dies_with_a_command_that_is_killed_and_the_next_one_cleans_up() {
+fn the_program_dies_with_exec_and_the_next_exec_cleans_up() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let options = [
@@ -594,7 +594,7 @@ fn the_program_dies_with_a_command_that_is_killed_and_the_next_one_cleans_up() {
 }
 
 #[test]
-fn the_program_inherits_what_it_would_from_a_shell() {
+fn the_program_inherits_the_same_as_from_a_shell() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--env", "T=secret:token"];
     let socket = sidecar.socket.display();
@@ -647,7 +647,7 @@ fn the_program_inherits_what_it_would_from_a_shell() {
 }
 
 #[test]
-fn a_reader_is_told_by_the_help_what_to_write() {
+fn the_help_shows_an_example() {
     let output = Command::new(binary())
         .args(["exec", "--help"])
         .output()

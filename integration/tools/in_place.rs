@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn every_ciphertext_of_a_mixed_tree_is_rewrapped_and_every_other_byte_stays() {
+async fn every_ciphertext_of_a_tree_is_rewrapped_and_no_other_byte_changes() {
     let mut s = Setting::new().await;
     let old = s
         .texts(&["zero", "one", "two", "three", "four", "five"], "")
@@ -207,7 +207,7 @@ async fn an_item_with_other_aad_fails_alone_with_path_and_line() {
 }
 
 #[tokio::test]
-async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
+async fn unsuitable_files_are_skipped_and_reported() {
     let mut s = Setting::new().await;
     let old = s.texts(&["a"], "").await.remove(0);
     let linked = s.write("linked.txt", &old);
@@ -259,7 +259,7 @@ async fn files_that_should_not_be_exchanged_are_left_alone_and_reported() {
 }
 
 #[tokio::test]
-async fn ciphertexts_that_no_batch_takes_are_streamed_and_aad_of_any_length_is_sent() {
+async fn oversized_ciphertexts_are_streamed_with_aad_of_any_length() {
     let config = "[limits]\nbody = \"64KiB\"\njson_body = \"256KiB\"\n";
     let mut s = Setting::with_config(config).await;
     let plaintexts: Vec<Vec<u8>> = [10, 64 << 10, 100_000, 1 << 20, 3 << 19]
@@ -306,7 +306,7 @@ async fn ciphertexts_that_no_batch_takes_are_streamed_and_aad_of_any_length_is_s
 }
 
 #[tokio::test]
-async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
+async fn long_ciphertexts_are_streamed_within_small_limits() {
     let config = "[limits]\nbatch_items = 100\n";
     let mut s = Setting::with_config(config).await;
     let long: Vec<u8> = (0..3_000_000u32).map(|n| b'a' + (n % 26) as u8).collect();
@@ -384,7 +384,7 @@ async fn long_ciphertexts_are_streamed_and_small_limits_are_met() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_killed_at_any_point_loses_nothing_and_another_finishes() {
+async fn a_killed_run_loses_nothing_and_the_next_one_finishes() {
     let mut s = Setting::new().await;
     let plaintexts: Vec<String> = (0..12_000).map(|n| format!("value {n}")).collect();
     let old = texts(&mut s.client, "demo", &plaintexts, "").await;
@@ -495,7 +495,7 @@ async fn leftovers_are_removed_and_counted() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_goes_away_stops_the_run_and_leaves_whole_files() {
+async fn losing_the_sidecar_stops_the_run_and_leaves_complete_files() {
     let mut s = Setting::new().await;
     let old = s.texts(&["a"], "").await.remove(0);
     let path = s.write("a.txt", &old);
@@ -513,7 +513,7 @@ async fn a_sidecar_that_goes_away_stops_the_run_and_leaves_whole_files() {
 }
 
 #[tokio::test]
-async fn who_may_not_rewrap_is_told_and_changes_nothing() {
+async fn an_unauthorized_caller_changes_nothing() {
     let uid = rustix::process::getuid().as_raw();
     let policy = format!(
         "[[policy]]\nuids = [{uid}]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"decrypt\", \"inspect\"]\n"

@@ -12,7 +12,7 @@ fn heard(manager: &UnixDatagram) -> String {
 }
 
 #[test]
-fn a_service_manager_hears_when_it_listens_and_when_it_stops() {
+fn the_service_manager_is_notified_of_start_and_stop() {
     let mut world = World::with_demo();
     let socket = world.path("notify.sock");
     let manager = UnixDatagram::bind(&socket).unwrap();
@@ -30,7 +30,7 @@ fn a_service_manager_hears_when_it_listens_and_when_it_stops() {
 }
 
 #[test]
-fn the_units_commands_are_ones_that_the_binary_knows() {
+fn the_systemd_unit_uses_existing_commands() {
     let unit = fs::read_to_string(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/systemd/sidekey.service"),
     )
@@ -61,7 +61,7 @@ fn the_units_commands_are_ones_that_the_binary_knows() {
 }
 
 #[test]
-fn completions_and_manual_pages_know_every_command() {
+fn completions_and_manual_pages_cover_every_command() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completions", shell]);

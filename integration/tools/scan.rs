@@ -179,7 +179,7 @@ async fn a_scan_counts_every_form_by_keyring_and_version() {
 }
 
 #[tokio::test]
-async fn the_exit_code_says_what_was_found_and_what_could_not_be_seen() {
+async fn the_exit_code_tells_findings_from_unreadable_files() {
     let world = World::with_demo();
     let tree = mixed_tree(&world).await;
     let tree = tree.to_str().unwrap();
@@ -251,7 +251,7 @@ async fn the_exit_code_says_what_was_found_and_what_could_not_be_seen() {
 }
 
 #[tokio::test]
-async fn what_is_named_is_looked_at_or_the_scan_fails() {
+async fn a_named_path_that_cannot_be_scanned_is_an_error() {
     let world = World::with_demo();
     let sidecar = world.start();
     let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "")
@@ -333,7 +333,7 @@ async fn what_is_named_is_looked_at_or_the_scan_fails() {
 }
 
 #[tokio::test]
-async fn a_name_of_a_file_writes_no_part_of_a_report() {
+async fn file_names_cannot_forge_report_lines() {
     let world = World::with_demo();
     let sidecar = world.start();
     let token = texts(&mut sidecar.client().await, "demo", &["x".into()], "")
@@ -403,7 +403,7 @@ async fn a_name_of_a_file_writes_no_part_of_a_report() {
 }
 
 #[test]
-fn what_may_not_be_read_is_a_failure_and_the_rest_is_searched() {
+fn unreadable_files_are_failures_and_the_rest_is_scanned() {
     let world = World::with_demo();
     let tree = world.path("tree");
     let at = |name: &str| tree.join(name);

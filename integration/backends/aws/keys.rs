@@ -106,7 +106,7 @@ async fn a_keyring_lives_in_aws() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_named_by_alias_id_or_arn_and_replicated() {
+async fn keys_are_named_by_alias_id_or_arn() {
     let moto = Moto::start();
     let (world, kms) = (world_of(&moto.url()), kms(&moto.url()).await);
     let arn = make_key(&kms).await;
@@ -158,7 +158,7 @@ async fn a_key_is_named_by_alias_id_or_arn_and_replicated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_is_said_with_what_to_do() {
+async fn errors_are_reported_with_a_remedy() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (mut world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
@@ -311,7 +311,7 @@ async fn what_is_wrong_is_said_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wait() {
+async fn throttling_is_reported_although_the_sdk_retries_longer_than_the_timeout() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
@@ -319,7 +319,7 @@ async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wa
     init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
     proxy.set(problem("ThrottlingException", "Rate exceeded"));
     let config = format!(
-        "[listen]\nsocket = {:?}\n[refresh]\nmax_backoff = \"100ms\"\nkek_timeout = \"200ms\"\n\
+        "[listen]\nsocket = {:?}\n[refresh]\nmax_backoff = \"100ms\"\nkek_timeout = \"1s\"\n\
          [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
         world.path("one.sock")
     );
@@ -328,7 +328,7 @@ async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wa
         let keks = sidecar.status()["keks"].clone();
         keks[0]["last_error"]["message"]
             .as_str()
-            .is_some_and(|said| said.contains("gave up after 200ms"))
+            .is_some_and(|said| said.contains("gave up after 1s"))
     });
     let keks = sidecar.status()["keks"].clone();
     assert_eq!(keks[0]["last_error"]["code"], "throttled", "{keks}");
@@ -338,7 +338,7 @@ async fn throttling_is_called_so_though_the_sdk_goes_on_trying_longer_than_we_wa
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_is_made_by_name_or_filled_where_it_stands_empty() {
+async fn init_creates_a_secret_or_fills_an_empty_one() {
     let moto = Moto::start();
     let (world, sdk) = (world_of(&moto.url()), sdk(&moto.url(), REGION).await);
     let secrets = aws_sdk_secretsmanager::Client::new(&sdk);
@@ -408,7 +408,7 @@ async fn a_secret_is_made_by_name_or_filled_where_it_stands_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn manifests_that_are_too_long_or_denied_are_told_from_those_that_are_away() {
+async fn oversized_denied_and_missing_manifests_are_told_apart() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let world = world_of(&proxy.url());
@@ -465,7 +465,7 @@ async fn manifests_that_are_too_long_or_denied_are_told_from_those_that_are_away
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_one_kms_does_another_kek_opens_the_keyring() {
+async fn any_failure_of_one_kms_is_covered_by_another_kek() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
@@ -525,7 +525,7 @@ async fn whatever_one_kms_does_another_kek_opens_the_keyring() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cold_start_asks_kms_once_for_every_version() {
+async fn a_cold_start_calls_kms_once_per_version() {
     const KEYRINGS: usize = 100;
     const VERSIONS: usize = 5;
     let moto = Moto::start();

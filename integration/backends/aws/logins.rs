@@ -164,7 +164,7 @@ async fn a_fake_of_an_instances_metadata_gives_credentials_and_the_region() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn endpoints_validated_by_fips_140_are_used_where_they_are_wanted() {
+async fn fips_endpoints_are_used_if_configured() {
     let moto = Moto::start();
     let mut world = world_of(&moto.url());
     let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);

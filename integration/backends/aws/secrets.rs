@@ -47,7 +47,7 @@ async fn put(aws: &SecretsManager, name: &str, value: &str, stages: &[&str]) -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rotation_in_secrets_manager_is_followed_through_its_stages() {
+async fn a_secrets_manager_rotation_is_followed_through_its_stages() {
     let moto = Moto::start();
     let (world, aws) = (world_of(&moto.url()), secrets_manager(&moto, REGION).await);
     make(&aws, "orders/db", "a").await;
@@ -134,7 +134,7 @@ async fn a_rotation_in_secrets_manager_is_followed_through_its_stages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_and_binary_secrets_and_those_of_other_regions_come_as_they_are() {
+async fn long_binary_and_cross_region_secrets_are_served_unchanged() {
     let moto = Moto::start();
     let (world, here) = (world_of(&moto.url()), secrets_manager(&moto, REGION).await);
     let there = secrets_manager(&moto, "us-east-1").await;
@@ -175,7 +175,7 @@ async fn long_and_binary_secrets_and_those_of_other_regions_come_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_secrets_cost_one_request_for_every_twenty() {
+async fn twenty_secrets_are_read_per_request() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, aws) = (world_of(&proxy.url()), secrets_manager(&moto, REGION).await);
@@ -224,7 +224,7 @@ async fn many_secrets_cost_one_request_for_every_twenty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_right_to_read_many_at_once_each_is_read_by_itself() {
+async fn without_batch_permission_secrets_are_read_individually() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, aws) = (world_of(&proxy.url()), secrets_manager(&moto, REGION).await);
@@ -268,7 +268,7 @@ async fn without_the_right_to_read_many_at_once_each_is_read_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parameter_is_followed_by_its_number() {
+async fn a_parameter_is_followed_by_version_number() {
     let moto = Moto::start();
     let (world, aws) = (world_of(&moto.url()), systems_manager(&moto, REGION).await);
     let put = async |value: &str| {
@@ -373,7 +373,7 @@ async fn a_parameter_is_followed_by_its_number() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_aws_refuses_is_said_with_what_to_do() {
+async fn aws_errors_are_reported_with_a_remedy() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let (world, aws) = (world_of(&proxy.url()), secrets_manager(&moto, REGION).await);
@@ -397,7 +397,7 @@ async fn what_aws_refuses_is_said_with_what_to_do() {
         // Short of the time that the SDK takes when it is throttled.
         let sidecar = world.launch(
             "one",
-            &format!("refresh.read_timeout = \"300ms\"\nsecrets.miss_ttl = \"1ms\"\n{config}"),
+            &format!("refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\n{config}"),
             &[],
         );
         for name in ["secret", "parameter"] {
@@ -436,7 +436,7 @@ async fn what_aws_refuses_is_said_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_runs_out_of_time_because_the_sdk_slows_down_hears_that_aws_throttles() {
+async fn a_timeout_caused_by_sdk_backoff_is_reported_as_throttling() {
     let moto = Moto::start();
     let proxy = FaultProxy::before(&moto.address).await;
     let world = world_of(&proxy.url());
@@ -444,7 +444,7 @@ async fn who_runs_out_of_time_because_the_sdk_slows_down_hears_that_aws_throttle
     let config = entry("secret", "aws-sm:db", "") + &entry("parameter", "aws-ssm:db", "");
     // Much shorter than what the SDK takes, which soon tries nothing at all for longer than this.
     let config = format!(
-        "refresh.read_timeout = \"300ms\"\nsecrets.miss_ttl = \"1ms\"\nsecrets.force_interval = \"1ms\"\n{config}"
+        "refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\nsecrets.force_interval = \"1ms\"\n{config}"
     );
     let sidecar = world.launch("one", &config, &[]);
     let mut app = App::of(&sidecar).await;
@@ -457,7 +457,7 @@ async fn who_runs_out_of_time_because_the_sdk_slows_down_hears_that_aws_throttle
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_in_the_clear_is_refused_for_parameters_too() {
+async fn a_plaintext_endpoint_is_rejected_for_parameters() {
     let mut world = world_of("http://127.0.0.1:1");
     world
         .env

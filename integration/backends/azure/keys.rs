@@ -31,7 +31,7 @@ fn start(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> Sidecar
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn microsofts_own_clients_agree_with_the_fake() {
+async fn microsofts_clients_agree_with_the_fake() {
     let (world, fake) = fake().await;
     let script = format!(
         "from azure.core.exceptions import HttpResponseError, ResourceNotFoundError\n\
@@ -130,7 +130,7 @@ async fn a_keyring_lives_under_an_rsa_key_and_moves_to_a_managed_hsms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_is_said_with_what_to_do() {
+async fn errors_are_reported_with_a_remedy() {
     let (world, fake) = fake().await;
     fake.make_rsa("kek");
     let kek = format!("azure-kv:{}/keys/kek", fake.url);
@@ -279,7 +279,7 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_is_logged_in_to_a_fake_of_az_is_believed() {
+async fn the_azure_cli_login_is_used() {
     let az = |world: &World, fake: &AzureFake| {
         fake.grant("a-granted-token");
         let script = "#!/bin/sh\ncase \"$*\" in\n*'account get-access-token'*vault.azure.net*) ;;\n*) exit 1 ;;\nesac\n\

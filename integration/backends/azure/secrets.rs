@@ -35,7 +35,7 @@ fn shown(world: &World, sidecar: &crate::support::harness::Sidecar) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_of_azure_is_followed_through_its_versions() {
+async fn an_azure_secret_is_followed_through_its_versions() {
     let (world, fake) = fake().await;
     let first = fake.put_secret("db", "value-a");
     let sidecar = launch(&world, &config(&fake, ""));
@@ -113,7 +113,7 @@ async fn a_secret_of_azure_is_followed_through_its_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_of_azure_is_looked_for_anew_when_its_time_is_over() {
+async fn an_expired_azure_secret_is_read_again() {
     let (world, fake) = fake().await;
     let first = fake.put_secret("db", "value-a");
     // It ends in a few seconds.
@@ -131,7 +131,7 @@ async fn a_secret_of_azure_is_looked_for_anew_when_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_azure_refuses_is_said_with_what_to_do() {
+async fn azure_errors_are_reported_with_a_remedy() {
     let (world, fake) = fake().await;
     // As long as Key Vault takes them.
     let long = "0123456789abcdef".repeat(1600);

@@ -149,7 +149,7 @@ fn a_token_without_the_default_policy_is_enough() {
 }
 
 #[test]
-fn a_sidecar_that_is_throttled_gets_there_in_the_end() {
+fn a_throttled_sidecar_eventually_becomes_ready() {
     let vault = Vault::start();
     let world = with_versions(&vault, 5);
     vault.policy("sidecar", SIDECAR);
@@ -248,7 +248,7 @@ fn asked(log: &str, path: &str) -> usize {
 }
 
 #[test]
-fn a_poll_reads_the_manifest_only_when_it_has_changed() {
+fn a_poll_downloads_the_manifest_only_if_it_changed() {
     let vault = Vault::start();
     let world = world_of(&vault);
     init(&world, MANIFEST);
@@ -288,7 +288,7 @@ fn a_poll_reads_the_manifest_only_when_it_has_changed() {
 }
 
 #[test]
-fn commands_log_in_as_the_home_folder_or_a_config_file_says() {
+fn commands_log_in_by_home_directory_or_config_file() {
     let vault = Vault::start();
     let mut world = world_of(&vault);
     fs::write(world.path(".vault-token"), &vault.token).unwrap();
@@ -333,7 +333,7 @@ fn commands_log_in_as_the_home_folder_or_a_config_file_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_does_not_wait_for_ever_for_a_vault_that_hangs() {
+async fn a_command_times_out_on_a_hanging_vault() {
     // Takes connections, as its kernel does for it, and never says anything.
     let hung = TcpListener::bind("127.0.0.1:0").unwrap();
     let world = World::new();

@@ -294,7 +294,7 @@ async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not(br
     fresh.wait_ready();
 }
 
-async fn what_is_wrong_is_said_with_what_to_do(brand: Brand) {
+async fn errors_are_reported_with_a_remedy(brand: Brand) {
     let vault = Vault::start_of(brand);
     let mut world = world_of(&vault);
     let manifest = world.manifest("demo").display().to_string();

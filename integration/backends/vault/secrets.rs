@@ -114,7 +114,7 @@ async fn openbaos_versioned_secrets_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_that_is_made_anew_is_another_one_though_vault_counts_from_one_again() {
+async fn a_recreated_secret_differs_although_vault_restarts_its_versions() {
     let vault = Vault::start();
     let world = world_of(&vault);
     put(&vault, "secret/db", "a");
@@ -132,7 +132,7 @@ async fn a_secret_that_is_made_anew_is_another_one_though_vault_counts_from_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unversioned_secret_is_told_apart_by_names_that_say_nothing() {
+async fn versions_of_an_unversioned_secret_get_opaque_names() {
     let vault = Vault::start();
     let world = world_of(&vault);
     // Mounted deeper than the first part of a path, too.
@@ -190,7 +190,7 @@ async fn an_unversioned_secret_is_told_apart_by_names_that_say_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_secret_is_served_and_one_that_is_too_long_is_refused() {
+async fn long_secrets_are_served_and_oversized_ones_rejected() {
     let vault = Vault::start();
     let world = world_of(&vault);
     let long = "0123456789abcdef".repeat(4096);
@@ -263,17 +263,17 @@ async fn what_the_log_names_is_all_that_a_policy_needs(brand: Brand) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_log_names_is_all_that_a_policy_of_vault_needs() {
+async fn the_logged_policy_is_sufficient_for_vault() {
     what_the_log_names_is_all_that_a_policy_needs(Brand::Vault).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_log_names_is_all_that_a_policy_of_openbao_needs() {
+async fn the_logged_policy_is_sufficient_for_openbao() {
     what_the_log_names_is_all_that_a_policy_needs(Brand::OpenBao).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_throttled_vault_is_told_from_one_that_is_down() {
+async fn throttling_is_told_apart_from_an_outage() {
     let vault = Vault::start();
     let world = world_of(&vault);
     put(&vault, "secret/db", "a");
@@ -397,7 +397,7 @@ fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
 const LEASED: &str = "vault-lease:database/creds/orders";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_is_renewed_and_replaced_before_its_greatest_age_ends_it() {
+async fn a_lease_is_renewed_and_then_replaced_before_its_max_ttl() {
     let (bao, redis) = leases("9s", "14s");
     let mut world = world_of(&bao);
     let sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, ""));
@@ -435,7 +435,7 @@ async fn a_lease_is_renewed_and_replaced_before_its_greatest_age_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credentials_that_are_old_enough_are_replaced_while_they_are_good() {
+async fn old_credentials_are_replaced_before_they_expire() {
     let (bao, redis) = leases("1h", "24h");
     let mut world = world_of(&bao);
     let sidecar = launch_with(
@@ -462,7 +462,7 @@ async fn credentials_that_are_old_enough_are_replaced_while_they_are_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_that_is_revoked_under_our_feet_is_replaced() {
+async fn a_revoked_lease_is_replaced() {
     let (bao, redis) = leases("1h", "24h");
     let mut world = world_of(&bao);
     let sidecar = launch_with(&mut world, &bao, "app", &entry("db", LEASED, ""));
@@ -484,7 +484,7 @@ async fn a_lease_that_is_revoked_under_our_feet_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_are_given_back_at_the_end_where_that_is_wanted_and_allowed() {
+async fn leases_are_revoked_at_shutdown_if_configured_and_permitted() {
     let (bao, redis) = leases("1h", "24h");
     let mut world = world_of(&bao);
     let stanza = "path \"sys/leases/revoke\" { capabilities = [\"update\"] }";
@@ -512,7 +512,7 @@ async fn leases_are_given_back_at_the_end_where_that_is_wanted_and_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_with_a_lease_is_said_with_what_to_do() {
+async fn lease_errors_are_reported_with_a_remedy() {
     let (bao, _redis) = leases("1h", "24h");
     let mut world = world_of(&bao);
     bao.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);
@@ -547,7 +547,7 @@ async fn what_is_wrong_with_a_lease_is_said_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_documented_policy_is_enough_for_secrets_and_every_line_of_it_is_needed() {
+async fn the_documented_policy_for_secrets_is_sufficient_and_minimal() {
     let (bao, redis) = leases("1h", "24h");
     let mut world = world_of(&bao);
     bao.run(&["secrets", "enable", "-version=1", "-path=kv1", "kv"]);

@@ -140,6 +140,17 @@ impl Client {
         }
     }
 
+    /// Returns another client on the same HTTP/2 connection.
+    pub(crate) fn again(&self) -> Self {
+        let Sender::Http2(sender) = &self.sender else {
+            panic!("an HTTP/1.1 connection carries one request at a time");
+        };
+        Self {
+            sender: Sender::Http2(sender.clone()),
+            time: Arc::clone(&self.time),
+        }
+    }
+
     /// Sends a request and waits for the whole response.
     pub(crate) async fn send(
         &mut self,

@@ -1,4 +1,4 @@
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,8 +21,21 @@ impl RawConnection {
 
     /// Sends bytes.
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        let written = self.try_write(bytes).await;
+        written.expect("the connection is open");
+    }
+
+    /// Like [`RawConnection::write`], but the sidecar may close the connection meanwhile.
+    pub(crate) async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.time
             .within(self.stream.write_all(bytes.as_ref()))
+            .await
+    }
+
+    /// Sends no more bytes, but still receives.
+    pub(crate) async fn shut_down(&mut self) {
+        self.stream
+            .shutdown()
             .await
             .expect("the connection is open");
     }

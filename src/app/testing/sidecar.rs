@@ -28,6 +28,12 @@ impl TestApp {
         Client::http2(self.socket(), Arc::clone(&self.time)).await
     }
 
+    /// Opens an HTTP/1.1 connection to the TCP listener.
+    pub(crate) async fn tcp_client(&self) -> Client {
+        let address = self.tcp().expect("the config has a TCP listener");
+        Client::tcp(address, Arc::clone(&self.time)).await
+    }
+
     /// Opens a connection to the Unix socket for a test that writes its own bytes.
     pub(crate) async fn raw(&self) -> RawConnection {
         RawConnection::open(self.socket(), Arc::clone(&self.time)).await
@@ -70,6 +76,12 @@ impl TestApp {
         let mut generations = keyring.generations();
         let is_served = async || *generations.borrow_and_update() >= Some(generation);
         self.time.wait("a generation", is_served).await;
+    }
+
+    /// Waits until `/metrics` contains `text`.
+    pub(crate) async fn wait_metric(&self, text: &str) {
+        let is_there = async || self.ops("/metrics").await.1.contains(text);
+        self.time.wait(text, is_there).await;
     }
 
     /// Refreshes everything, as SIGHUP does.

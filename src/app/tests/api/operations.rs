@@ -1,20 +1,19 @@
-//! Encrypt, decrypt, rewrap and keyrings, as applications use them.
-
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-};
+//! Encryption, decryption, rewrapping and keyrings, as applications use them.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::Method;
 use serde_json::json;
 
-use crate::support::harness::{Client, JSON, OCTETS, World};
+use super::rotate;
+use crate::{
+    admin::Takeover,
+    app::testing::{JSON, OCTETS, World},
+};
 
-#[tokio::test]
-async fn bytes_come_back_under_the_same_aad_alone() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn decryption_requires_the_same_aad() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let aad = STANDARD.encode("row 7");
     let bound = [OCTETS, ("sidekey-aad", aad.as_str())];
@@ -41,10 +40,10 @@ async fn bytes_come_back_under_the_same_aad_alone() {
     }
 }
 
-#[tokio::test]
-async fn json_items_and_octets_are_two_forms_of_one_message() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn json_and_octets_carry_the_same_message() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let encrypted = client
         .json(
@@ -65,7 +64,7 @@ async fn json_items_and_octets_are_two_forms_of_one_message() {
         decrypted,
         json!({ "plaintext": STANDARD.encode("Ada"), "key_version": 1 })
     );
-    let message = sidekey::crypto::from_text(text).unwrap();
+    let message = crate::crypto::from_text(text).unwrap();
     let octets = client
         .post(
             "/v1/keyrings/demo/decrypt",
@@ -89,11 +88,11 @@ async fn json_items_and_octets_are_two_forms_of_one_message() {
     assert_eq!(back["plaintext"], "QQ==");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_bad_item_of_a_batch_fails_alone() {
-    let world = World::with_demo();
-    world.init("other", &[]);
-    let sidecar = world.start_with("one", "", &["demo", "other"]);
+    let world = World::with_demo().await;
+    world.init("other").await;
+    let sidecar = world.start_with("", &["demo", "other"]).await;
     let mut client = sidecar.client().await;
     let batch =
         json!({ "batch": [{ "plaintext": "QWRh", "aad": "MQ==" }, { "plaintext": "R3JhY2U=" }] });
@@ -140,15 +139,15 @@ async fn a_bad_item_of_a_batch_fails_alone() {
             "invalid_request"
         ]
     );
-    let metrics = sidecar.ops("/metrics").1;
+    let metrics = sidecar.ops("/metrics").await.1;
     let counted = "sidekey_batch_item_errors_total{keyring=\"demo\",operation=\"decrypt\",code=\"wrong_keyring\"} 1";
     assert!(metrics.contains(counted), "{metrics}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn rewrap_moves_a_ciphertext_to_the_primary() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let old = client
         .post(
@@ -158,8 +157,8 @@ async fn rewrap_moves_a_ciphertext_to_the_primary() {
         )
         .await
         .ok();
-    world.keyring("rotate", "demo", &["--activate", "now"]);
-    sidecar.wait_generation(3);
+    rotate(&world).await;
+    sidecar.wait_generation(3).await;
     let new = client
         .post(
             "/v1/keyrings/demo/rewrap",
@@ -169,7 +168,7 @@ async fn rewrap_moves_a_ciphertext_to_the_primary() {
         .await
         .ok();
     assert_eq!((new.version(), new.body.len()), (2, old.body.len()));
-    let text = sidekey::crypto::to_text(&old.body);
+    let text = crate::crypto::to_text(&old.body);
     let from_json = client
         .json(
             "rewrap",
@@ -195,11 +194,15 @@ async fn rewrap_moves_a_ciphertext_to_the_primary() {
     }
 }
 
-#[tokio::test]
-async fn keyrings_show_roles_and_no_keys() {
-    let world = World::with_demo();
-    world.keyring("rotate", "demo", &[]);
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn keyrings_show_roles_but_no_keys() {
+    let world = World::with_demo().await;
+    world
+        .admin("demo")
+        .rotate(&[], Takeover::Later)
+        .await
+        .expect("rotated");
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let one = client
         .send(Method::GET, "/v1/keyrings/demo", &[], "")
@@ -225,16 +228,14 @@ async fn keyrings_show_roles_and_no_keys() {
     assert_eq!(all["keyrings"], json!([one]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn http2_carries_many_requests_on_one_connection() {
-    let world = World::with_demo();
-    let sidecar = world.start();
-    let Client::Http2(sender) = Client::http2(&sidecar.socket).await else {
-        panic!("HTTP/2")
-    };
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
+    let client = sidecar.http2().await;
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..50u8 {
-        let mut client = Client::Http2(sender.clone());
+        let mut client = client.again();
         tasks.spawn(async move {
             let encrypted = client.encrypt(&vec![index; 2000]).await.ok();
             assert_eq!(
@@ -248,11 +249,11 @@ async fn http2_carries_many_requests_on_one_connection() {
     }
 }
 
-#[test]
-fn pipelined_requests_are_answered_in_order() {
-    let world = World::with_demo();
-    let sidecar = world.start();
-    let mut stream = UnixStream::connect(&sidecar.socket).unwrap();
+#[tokio::test(start_paused = true)]
+async fn pipelined_responses_are_in_order() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
+    let mut connection = sidecar.raw().await;
     let request = |body: &str, last: bool| {
         let connection = if last { "Connection: close\r\n" } else { "" };
         format!(
@@ -266,10 +267,8 @@ fn pipelined_requests_are_answered_in_order() {
         request("ccc", true),
     ]
     .concat();
-    stream.write_all(all.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let text = String::from_utf8_lossy(&answer);
+    connection.write(all).await;
+    let text = connection.rest().await;
     let lengths: Vec<_> = text
         .match_indices("content-length: ")
         .map(|(at, prefix)| text[at + prefix.len()..].split("\r\n").next().unwrap())

@@ -1,16 +1,12 @@
-//! The binary batch, byte by byte as docs/api.md describes it, and the command that uses it for lines.
-
-use std::io::Write;
-use std::process::{Command, Stdio};
+//! The binary batch, byte by byte as docs/api.md describes it.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::support::harness::{
-    Client, OCTETS, Sidecar, World, binary, channel, uid, unannounced, wait, whole,
-};
+use super::{disable, rotate};
+use crate::app::testing::{Client, OCTETS, SECOND, TestApp, World, channel, unannounced, whole};
 
 const BATCH: (&str, &str) = ("content-type", "application/vnd.sidekey.batch");
 
@@ -74,17 +70,14 @@ fn borrowed(items: &[Vec<u8>]) -> Vec<&[u8]> {
     items.iter().map(Vec::as_slice).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn items_come_back_in_order_from_every_operation() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let plaintexts: Vec<Vec<u8>> = (0..2000usize)
         .map(|item| vec![item as u8; item % 300])
         .collect();
-    for mut client in [
-        Client::http1(&sidecar.socket).await,
-        Client::http2(&sidecar.socket).await,
-    ] {
+    for mut client in [sidecar.client().await, sidecar.http2().await] {
         let sealed =
             items(batch(&mut client, "encrypt", &[], request(&borrowed(&plaintexts))).await);
         let opened = items(batch(&mut client, "decrypt", &[], request(&borrowed(&sealed))).await);
@@ -112,10 +105,10 @@ async fn items_come_back_in_order_from_every_operation() {
     );
 }
 
-#[tokio::test]
-async fn items_share_an_aad_or_bring_their_own() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn items_share_an_aad_or_have_their_own() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let header = ("sidekey-aad", "cm93IDc=");
     let shared = items(batch(&mut client, "encrypt", &[header], request(&[b"a", b"b"])).await);
@@ -157,10 +150,10 @@ async fn items_share_an_aad_or_bring_their_own() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_bad_item_fails_alone() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let good = items(batch(&mut client, "encrypt", &[], request(&[b"good"])).await).remove(0);
     let mut changed = good.clone();
@@ -191,7 +184,7 @@ async fn a_bad_item_fails_alone() {
             Ok(&b"good"[..])
         ]
     );
-    let metrics = sidecar.ops("/metrics").1;
+    let metrics = sidecar.ops("/metrics").await.1;
     for (code, count) in [
         ("decryption_failed", 1),
         ("malformed_ciphertext", 2),
@@ -208,10 +201,10 @@ async fn a_bad_item_fails_alone() {
     assert!(items(batch(&mut client, "decrypt", &[], request(&borrowed(&sealed))).await) == [most]);
 }
 
-#[tokio::test]
-async fn a_batch_that_is_none_is_refused() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn a_malformed_batch_is_rejected() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     for body in [
         vec![],
         vec![2],
@@ -250,14 +243,11 @@ async fn a_batch_that_is_none_is_refused() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_come_while_the_request_still_arrives() {
-    let world = World::with_demo();
-    let sidecar = world.start();
-    for mut client in [
-        Client::http1(&sidecar.socket).await,
-        Client::http2(&sidecar.socket).await,
-    ] {
+#[tokio::test(start_paused = true)]
+async fn responses_start_before_the_request_ends() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
+    for mut client in [sidecar.client().await, sidecar.http2().await] {
         let (sender, body) = channel();
         sender
             .send(Ok(Bytes::from(request(&[b"first"]))))
@@ -290,10 +280,10 @@ async fn answers_come_while_the_request_still_arrives() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_batch_sees_one_primary_and_counts_as_its_use() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn a_batch_uses_one_primary_and_counts_as_its_use() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let (sender, body) = channel();
     sender
         .send(Ok(Bytes::from(request(&[b"before"]))))
@@ -306,15 +296,15 @@ async fn one_batch_sees_one_primary_and_counts_as_its_use() {
         .unwrap();
     let mut answer = answer.into_body();
     answer.frame().await.unwrap().unwrap();
-    world.keyring("rotate", "demo", &["--activate", "now"]);
-    sidecar.wait_generation(3);
-    let last_use = |sidecar: &Sidecar| {
-        sidecar.keyring()["active"]["versions"][0]["last_used"]
+    rotate(&world).await;
+    sidecar.wait_generation(3).await;
+    let last_use = async |sidecar: &TestApp| {
+        sidecar.keyring().await["active"]["versions"][0]["last_used"]
             .as_str()
             .map(str::to_owned)
     };
-    let before = last_use(&sidecar).expect("it was used");
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    let before = last_use(&sidecar).await.expect("it was used");
+    world.clock().advance(SECOND);
     sender
         .send(Ok(Bytes::from(frame(&[b"after"]))))
         .await
@@ -326,15 +316,15 @@ async fn one_batch_sees_one_primary_and_counts_as_its_use() {
         "the generation that it began with"
     );
     assert!(
-        last_use(&sidecar).unwrap() > before,
+        last_use(&sidecar).await.unwrap() > before,
         "evidence against disabling version 1"
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_goes_on_ends_with_the_version_that_it_began_with() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn a_running_batch_fails_once_its_version_is_disabled() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     // One that encrypts under a version that is then disabled, and one that only decrypts.
     let (sender, body) = channel();
     sender
@@ -350,13 +340,9 @@ async fn a_batch_that_goes_on_ends_with_the_version_that_it_began_with() {
     let sealed = results(&answer.frame().await.unwrap().unwrap().into_data().unwrap())
         .remove(0)
         .unwrap();
-    world.keyring("rotate", "demo", &["--activate", "now"]);
-    world.keyring(
-        "disable",
-        "demo",
-        &["--version", "1", "--override", "a test"],
-    );
-    sidecar.wait_generation(4);
+    rotate(&world).await;
+    disable(&world, 1).await;
+    sidecar.wait_generation(4).await;
     sender
         .send(Ok(Bytes::from(frame(&[b"after"]))))
         .await
@@ -371,13 +357,13 @@ async fn a_batch_that_goes_on_ends_with_the_version_that_it_began_with() {
         "key_version_disabled"
     );
     let line = r#"sidekey_requests_total{keyring="demo",operation="encrypt",code="key_version_disabled"} 1"#;
-    wait("the count", || sidecar.ops("/metrics").1.contains(line));
+    sidecar.wait_metric(line).await;
 }
 
-#[tokio::test]
-async fn what_a_batch_encrypts_is_decrypted_in_every_form() {
-    let world = World::with_demo();
-    let sidecar = world.start_with("one", "[limits]\nbody = 1000\n", &["demo"]);
+#[tokio::test(start_paused = true)]
+async fn batch_ciphertexts_decrypt_through_every_api() {
+    let world = World::with_demo().await;
+    let sidecar = world.start_with("[limits]\nbody = 1000\n", &["demo"]).await;
     let mut client = sidecar.client().await;
     let aad = vec![7; 40];
     let results = batch(
@@ -429,82 +415,17 @@ async fn what_a_batch_encrypts_is_decrypted_in_every_form() {
     );
 }
 
-#[test]
-fn files_of_lines_go_there_and_back() {
-    let world = World::with_demo();
-    let sidecar = world.start();
-    let run = |operation: &str, input: &[u8]| {
-        let socket = sidecar.socket.to_str().unwrap();
-        let mut child = Command::new(binary())
-            .args([
-                operation,
-                "--lines",
-                "--keyring",
-                "demo",
-                "--aad",
-                "table",
-                "--socket",
-                socket,
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        let input = input.to_vec();
-        let feed = std::thread::spawn(move || stdin.write_all(&input));
-        let output = child.wait_with_output().unwrap();
-        feed.join().unwrap().unwrap();
-        output
-    };
-    let plain: String = (0..5000)
-        .map(|line| format!("line {line} {}\n", "x".repeat(line % 200)))
-        .collect();
-    let sealed = run("encrypt", plain.as_bytes());
-    assert!(
-        sealed.status.success(),
-        "{}",
-        String::from_utf8_lossy(&sealed.stderr)
-    );
-    let text = String::from_utf8(sealed.stdout).unwrap();
-    assert!(text.lines().count() == 5000 && text.lines().all(|line| line.starts_with("sk1.")));
-    let opened = run("decrypt", text.as_bytes());
-    assert!(opened.status.success() && opened.stdout == plain.as_bytes());
-    let again = run("rewrap", text.trim_end().as_bytes());
-    assert!(run("decrypt", &again.stdout).stdout == plain.as_bytes());
-
-    let lines: Vec<&str> = text.lines().collect();
-    let bad = run(
-        "decrypt",
-        format!("{}\nsk1.nonsense\n{}\n", lines[0], lines[2]).as_bytes(),
-    );
-    assert_eq!(bad.status.code(), Some(1));
-    let (out, err) = (
-        String::from_utf8(bad.stdout).unwrap(),
-        String::from_utf8(bad.stderr).unwrap(),
-    );
-    let expected: Vec<&str> = plain.lines().collect();
-    assert_eq!(out, format!("{}\n\n{}\n", expected[0], expected[2]));
-    assert!(
-        err.contains("line 2: ")
-            && err.contains("malformed_ciphertext")
-            && err.contains("1 of 3 lines"),
-        "{err}"
-    );
-}
-
-#[tokio::test]
-async fn a_data_key_is_handed_out_only_where_a_rule_names_it() {
+#[tokio::test(start_paused = true)]
+async fn data_keys_require_an_explicit_rule() {
     use base64::{Engine, engine::general_purpose::STANDARD};
-    let world = World::with_demo();
+    let world = World::with_demo().await;
     let path = "/v1/keyrings/demo/data-key";
-    let uid = uid();
+    let uid = rustix::process::geteuid().as_raw();
     let rule = |operations: &str| {
         format!("[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nuids = [{uid}]\n")
     };
     for config in [String::new(), rule("\"*\"")] {
-        let sidecar = world.start_with("closed", &config, &["demo"]);
+        let sidecar = world.start_with(&config, &["demo"]).await;
         let answer = sidecar.client().await.post(path, &[], "").await;
         assert_eq!(
             (answer.status, answer.problem().as_str()),
@@ -517,7 +438,9 @@ async fn a_data_key_is_handed_out_only_where_a_rule_names_it() {
                 .contains("must name")
         );
     }
-    let sidecar = world.start_with("open", &rule("[\"data-key\", \"decrypt\"]"), &["demo"]);
+    let sidecar = world
+        .start_with(&rule("[\"data-key\", \"decrypt\"]"), &["demo"])
+        .await;
     let mut client = sidecar.client().await;
     let json = ("content-type", "application/json");
     let answer = client

@@ -1,20 +1,24 @@
-//! Whatever callers send, the answer is a problem with a stable code, and nobody else notices.
-
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-};
+//! Malformed requests get a problem with a stable code, and no one else notices.
 
 use hyper::Method;
 use serde_json::json;
 
-use crate::support::harness::{Client, JSON, OCTETS, PATIENCE, World, wait};
+use super::{disable, rotate};
+use crate::{
+    app::testing::{HOUR, JSON, OCTETS, SECOND, World},
+    keyring::{self, Destruction, Policy},
+    model::Span,
+};
 
-#[tokio::test]
-async fn damaged_and_foreign_ciphertexts_are_told_apart() {
-    let world = World::with_demo();
-    world.init("other", &[]);
-    let sidecar = world.start_with("one", "", &["demo", "other"]);
+/// The head of a request without its last header.
+const HEAD: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+                    Content-Type: application/octet-stream\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn damaged_and_foreign_ciphertexts_have_different_codes() {
+    let world = World::with_demo().await;
+    world.init("other").await;
+    let sidecar = world.start_with("", &["demo", "other"]).await;
     let mut client = sidecar.client().await;
     let good = client.encrypt(b"attack at dawn").await.ok().body.to_vec();
 
@@ -44,11 +48,9 @@ async fn damaged_and_foreign_ciphertexts_are_told_apart() {
             5..=8 => "key_version_unavailable",
             _ => "decryption_failed",
         };
-        assert_eq!(
-            client.decrypt(&flipped).await.problem(),
-            expected,
-            "byte {at}"
-        );
+        // Refreshes for unknown versions are spaced.
+        let refused = world.pass_time_until(client.decrypt(&flipped)).await;
+        assert_eq!(refused.problem(), expected, "byte {at}");
     }
     let foreign = client
         .post("/v1/keyrings/other/decrypt", &[OCTETS], good.clone())
@@ -58,48 +60,48 @@ async fn damaged_and_foreign_ciphertexts_are_told_apart() {
     assert_eq!(client.decrypt(&good).await.ok().body, "attack at dawn");
 }
 
-#[tokio::test]
-async fn disabled_destroyed_and_unknown_versions_have_codes_of_their_own() {
+#[tokio::test(start_paused = true)]
+async fn disabled_destroyed_and_unknown_versions_have_different_codes() {
     let world = World::new();
-    world.init("demo", &["--encrypt-lease", "1s", "--destroy-after", "1s"]);
-    // With so short a lease, only a sidecar that reads all the time may encrypt.
-    let sidecar = world.start_with("one", "[refresh]\npoll = \"100ms\"\n", &["demo"]);
+    let policy = Policy {
+        encrypt_lease: Span::from_secs(3600),
+        destroy_after: Span::from_secs(3600),
+        ..Policy::default()
+    };
+    world.init_with("demo", policy).await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let old = client.encrypt(b"x").await.ok().body;
-    world.keyring("rotate", "demo", &["--activate", "now"]);
-    world.keyring(
-        "disable",
-        "demo",
-        &["--version", "1", "--override", "a test"],
-    );
-    sidecar.wait_generation(4);
+    rotate(&world).await;
+    disable(&world, 1).await;
+    sidecar.wait_generation(4).await;
     let disabled = client.decrypt(&old).await;
     assert_eq!(
         (disabled.status.as_u16(), disabled.problem().as_str()),
         (409, "key_version_disabled")
     );
-    world.keyring("enable", "demo", &["--version", "1"]);
-    sidecar.wait_generation(5);
+    let admin = world.admin("demo");
+    admin
+        .change(None, |current, now| keyring::enable(current, 1, now))
+        .await
+        .expect("enabled");
+    sidecar.wait_generation(5).await;
     client.decrypt(&old).await.ok();
-    world.keyring(
-        "disable",
-        "demo",
-        &["--version", "1", "--override", "a test"],
-    );
-    let destroy = || {
-        world.try_keyring(
-            "destroy",
-            "demo",
-            &[
-                "--version",
-                "1",
-                "--confirm",
-                "there is no backup of version 1 of demo",
-            ],
-        )
+    disable(&world, 1).await;
+    let orderly = Destruction::Orderly {
+        confirm: Some("there is no backup of version 1 of demo"),
     };
-    wait("both waiting times", || destroy().status.success());
-    sidecar.wait_generation(7);
+    let destroy = async || {
+        admin
+            .change(None, |current, now| {
+                keyring::destroy(current, 1, orderly, now)
+            })
+            .await
+    };
+    assert!(destroy().await.is_err(), "the waiting time is not over");
+    world.clock().advance(2 * HOUR);
+    destroy().await.expect("destroyed");
+    sidecar.wait_generation(7).await;
     let destroyed = client.decrypt(&old).await;
     assert_eq!(
         (destroyed.status.as_u16(), destroyed.problem().as_str()),
@@ -118,25 +120,25 @@ async fn disabled_destroyed_and_unknown_versions_have_codes_of_their_own() {
     assert_eq!(unavailable.problem(), "key_version_unavailable");
 }
 
-#[tokio::test]
-async fn garbage_versions_reach_the_store_at_a_bounded_rate() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn made_up_versions_cause_a_bounded_number_of_refreshes() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     let mut client = sidecar.client().await;
     let good = client.encrypt(b"x").await.ok().body.to_vec();
     let messages: Vec<String> = (0..1000u32)
         .map(|version| {
             let mut message = good.clone();
             message[5..9].copy_from_slice(&(version + 2).to_be_bytes());
-            sidekey::crypto::to_text(&message)
+            crate::crypto::to_text(&message)
         })
         .collect();
     let batch: Vec<_> = messages
         .iter()
         .map(|text| json!({ "ciphertext": text }))
         .collect();
-    let answer = client
-        .json("decrypt", json!({ "batch": batch }))
+    let answer = world
+        .pass_time_until(client.json("decrypt", json!({ "batch": batch })))
         .await
         .ok()
         .json();
@@ -157,11 +159,12 @@ async fn garbage_versions_reach_the_store_at_a_bounded_rate() {
                 .problem()
         });
     }
-    while let Some(code) = tasks.join_next().await {
+    while let Some(code) = world.pass_time_until(tasks.join_next()).await {
         assert_eq!(code.unwrap(), "key_version_unavailable");
     }
     let refreshes: f64 = sidecar
         .ops("/metrics")
+        .await
         .1
         .lines()
         .filter(|line| {
@@ -173,11 +176,11 @@ async fn garbage_versions_reach_the_store_at_a_bounded_rate() {
     assert!((1.0..=8.0).contains(&refreshes), "{refreshes}");
 }
 
-#[tokio::test]
-async fn every_wrong_request_gets_its_code() {
-    let world = World::with_demo();
+#[tokio::test(start_paused = true)]
+async fn every_invalid_request_gets_its_code() {
+    let world = World::with_demo().await;
     let config = "[limits]\nbody = 1000\njson_body = \"2KiB\"\nbatch_items = 3\n";
-    let sidecar = world.start_with("one", config, &["demo"]);
+    let sidecar = world.start_with(config, &["demo"]).await;
     let mut client = sidecar.client().await;
     let encrypt = "/v1/keyrings/demo/encrypt";
 
@@ -303,15 +306,17 @@ async fn every_wrong_request_gets_its_code() {
             .problem(),
         "invalid_request"
     );
-    assert!(!sidecar.log().contains(secret));
-    assert!(!sidecar.ops("/metrics").1.contains(secret));
+    assert!(!world.log().contains(secret));
+    assert!(!sidecar.ops("/metrics").await.1.contains(secret));
     client.encrypt(b"still here").await.ok();
 }
 
-#[tokio::test]
-async fn an_oversized_head_is_refused() {
-    let world = World::with_demo();
-    let sidecar = world.start_with("one", "[limits]\nheader_bytes = \"8KiB\"\n", &["demo"]);
+#[tokio::test(start_paused = true)]
+async fn an_oversized_head_is_rejected() {
+    let world = World::with_demo().await;
+    let sidecar = world
+        .start_with("[limits]\nheader_bytes = \"8KiB\"\n", &["demo"])
+        .await;
     let long = "A".repeat(9 << 10);
     let mut client = sidecar.client().await;
     assert_eq!(
@@ -325,7 +330,7 @@ async fn an_oversized_head_is_refused() {
             .problem(),
         "headers_too_large"
     );
-    let mut http2 = Client::http2(&sidecar.socket).await;
+    let mut http2 = sidecar.http2().await;
     assert_eq!(
         http2
             .post(
@@ -338,91 +343,86 @@ async fn an_oversized_head_is_refused() {
         "headers_too_large"
     );
     // Beyond what is read at all, the status alone tells.
-    let mut stream = UnixStream::connect(&sidecar.socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let _ = write!(
-        stream,
+    let mut connection = sidecar.raw().await;
+    let request = format!(
         "GET /v1/keyrings HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
         "A".repeat(100 << 10)
     );
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    assert!(
-        answer.starts_with(b"HTTP/1.1 431"),
-        "{:?}",
-        String::from_utf8_lossy(&answer)
-    );
+    // The rest of the request may meet a closed connection.
+    let _ = connection.try_write(&request).await;
+    let response = connection.rest().await;
+    assert!(response.starts_with("HTTP/1.1 431"), "{response}");
     client.encrypt(b"still here").await.ok();
 }
 
-#[test]
-fn what_is_not_http_is_answered_with_a_status_or_an_end() {
-    let world = World::with_demo();
-    let sidecar = world.start();
+#[tokio::test(start_paused = true)]
+async fn bytes_that_are_not_http_are_rejected() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
         b"GET\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
         &[0; 4096],
     ] {
-        let mut stream = UnixStream::connect(&sidecar.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(garbage).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        assert!(!answer.starts_with(b"HTTP/1.1 2"));
+        let mut connection = sidecar.raw().await;
+        connection.write(garbage).await;
+        connection.shut_down().await;
+        assert!(!connection.rest().await.starts_with("HTTP/1.1 2"));
     }
-    assert_eq!(sidecar.ops("/livez").0, 200);
+    assert_eq!(sidecar.ops("/livez").await.0, 200);
 }
 
-#[tokio::test]
-async fn bodies_hold_no_more_memory_than_they_may() {
-    let world = World::with_demo();
+#[tokio::test(start_paused = true)]
+async fn idle_bodies_give_up_their_memory() {
+    let world = World::with_demo().await;
     let config = "[limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"3MiB\"\n";
-    let sidecar = world.start_with("one", config, &["demo"]);
+    let sidecar = world.start_with(config, &["demo"]).await;
     // Three clients announce bodies that take all the memory and never send them.
-    let stuck: Vec<_> = (0..3)
-        .map(|_| {
-            let mut stream = UnixStream::connect(&sidecar.socket).unwrap();
-            let head = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n";
-            write!(stream, "{head}Content-Length: 1048576\r\n\r\nx").unwrap();
-            stream
-        })
-        .collect();
+    let mut stuck = Vec::new();
+    for _ in 0..3 {
+        let mut connection = sidecar.raw().await;
+        connection
+            .write(format!("{HEAD}Content-Length: 1048576\r\n\r\nx"))
+            .await;
+        stuck.push(connection);
+    }
     let mut client = sidecar.client().await;
     // Small bodies are not counted, so they pass.
     client.encrypt(b"small").await.ok();
     // A large one gets the room of those who don't use theirs, while they wait for their whole time-out.
-    client.encrypt(&vec![0; 1 << 20]).await.ok();
+    world
+        .pass_time_until(client.encrypt(&vec![0; 1 << 20]))
+        .await
+        .ok();
     drop(stuck);
 }
 
-#[tokio::test]
-async fn answers_that_nobody_takes_give_their_memory_back() {
-    let world = World::with_demo();
+#[tokio::test(start_paused = true)]
+async fn unread_responses_give_up_their_memory() {
+    let world = World::with_demo().await;
     let config = "[limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"3MiB\"\n[timeouts]\nbody = \"2s\"\n";
-    let sidecar = world.start_with("one", config, &["demo"]);
+    let sidecar = world.start_with(config, &["demo"]).await;
     let body = vec![0; 1 << 20];
-    let head = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n";
-    let deaf: Vec<_> = (0..3)
-        .map(|_| {
-            let mut stream = UnixStream::connect(&sidecar.socket).unwrap();
-            write!(stream, "{head}Content-Length: {}\r\n\r\n", body.len()).unwrap();
-            stream.write_all(&body).unwrap();
-            stream
-        })
-        .collect();
+    let mut deaf = Vec::new();
+    for _ in 0..3 {
+        let mut connection = sidecar.raw().await;
+        connection
+            .write(format!("{HEAD}Content-Length: {}\r\n\r\n", body.len()))
+            .await;
+        connection.write(&body).await;
+        deaf.push(connection);
+    }
     let sent = "sidekey_requests_total{keyring=\"demo\",operation=\"encrypt\",code=\"ok\"} 3";
-    wait("three answers", || sidecar.ops("/metrics").1.contains(sent));
-    let refused = sidecar.client().await.encrypt(&body).await;
-    assert_eq!(refused.problem(), "overloaded", "the answers count");
-    wait("the end of those who don't read", || {
-        sidecar
-            .ops("/metrics")
-            .1
-            .contains("sidekey_connections{listener=\"unix\"} 0")
-    });
+    sidecar.wait_metric(sent).await;
+    let mut client = sidecar.client().await;
+    let refused = world.pass_time_until(client.encrypt(&body)).await;
+    assert_eq!(refused.problem(), "overloaded", "the responses count");
+    drop(client);
+    world.advance(3 * SECOND).await;
+    sidecar
+        .wait_metric("sidekey_connections{listener=\"unix\"} 0")
+        .await;
     sidecar.client().await.encrypt(&body).await.ok();
     drop(deaf);
 }

@@ -1,0 +1,33 @@
+//! The applications' API.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod batches;
+mod listeners;
+mod operations;
+mod streams;
+
+use crate::{
+    admin::Takeover,
+    app::testing::World,
+    keyring::{self, Evidence},
+};
+
+/// Adds a version to `demo` that takes over at once.
+async fn rotate(world: &World) {
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+}
+
+/// Disables a version of `demo`.
+async fn disable(world: &World, version: u32) {
+    let evidence = Evidence::Override("a test".into());
+    world
+        .admin("demo")
+        .change(None, |current, now| {
+            keyring::disable(current, version, &evidence, now)
+        })
+        .await
+        .expect("disabled");
+}
