@@ -144,7 +144,8 @@ impl Service {
         }
     }
 
-    /// Returns the problems of requests on no keyring or secret. Others are counted where they occur.
+    /// Returns the problems of requests on no keyring or secret. Others are counted where they
+    /// occur.
     async fn route(
         &self,
         peer: &Peer,
