@@ -1,9 +1,9 @@
 //! Keeps keyrings fresh.
 //!
 //! Each keyring has one task. Triggers (start, a reported change, SIGHUP, a push, the poll
-//! interval, a retry, an unknown version) make it refresh, one refresh at a time: read the manifest,
-//! validate all of it, unwrap what is new, swap the key table. A refresh that fails changes nothing
-//! (I3).
+//! interval, a retry, an unknown version) make it refresh, one refresh at a time: read the
+//! manifest, validate all of it, unwrap what is new, swap the key table. A refresh that fails
+//! changes nothing (I3).
 //!
 //! Plaintext data keys pass through here between unwrap and derivation. Only derived keys are kept,
 //! in the locked memory of a [`Snapshot`].

@@ -43,6 +43,14 @@ pub(super) struct Rendered {
     pub(super) previous_end: Option<Timestamp>,
 }
 
+/// What a template is rendered with.
+#[derive(Default)]
+struct Inputs {
+    values: Values,
+    used: Vec<UsedSecret>,
+    previous_end: Option<Timestamp>,
+}
+
 /// Renders content from the current secrets.
 pub(super) struct ContentSource {
     secrets: Arc<Secrets>,
@@ -95,79 +103,76 @@ impl ContentSource {
 
     /// Renders until no secret is missing: a template can compute a name from another secret.
     async fn template(&mut self, template: &Arc<Template>) -> Result<Rendered, RenderFailure> {
-        let (mut inputs, mut used) = (Values::new(), Vec::new());
-        let mut previous_end = None;
+        let mut inputs = Inputs::default();
         loop {
-            let (attempt, values) = (Arc::clone(template), inputs.clone());
-            let pass = tokio::task::spawn_blocking(move || attempt.render(&values)).await;
-            let pass = pass.map_err(|error| RenderFailure {
-                reason: "template",
-                message: format!("rendering was aborted: {error}"),
-            })?;
+            let (attempt, values) = (Arc::clone(template), inputs.values.clone());
+            let pass = tokio::task::spawn_blocking(move || attempt.render(&values))
+                .await
+                .map_err(|error| template_failure(format!("rendering was aborted: {error}")))?;
             self.requested.clone_from(&pass.used);
             if pass.missing.is_empty() {
                 let bytes = pass.result.map_err(|error| {
                     let line = error
                         .line
                         .map_or_else(String::new, |line| format!(":{line}"));
-                    RenderFailure {
-                        reason: "template",
-                        message: format!("{}{line}: {}", template.name(), error.message),
-                    }
+                    template_failure(format!("{}{line}: {}", template.name(), error.message))
                 })?;
-                used.retain(|used: &UsedSecret| pass.used.contains(&used.secret));
+                inputs.used.retain(|used| pass.used.contains(&used.secret));
                 return Ok(Rendered {
                     bytes,
-                    used,
-                    previous_end,
+                    used: inputs.used,
+                    previous_end: inputs.previous_end,
                 });
             }
-            if used.len() > MAX_SECRETS {
-                return Err(RenderFailure {
-                    reason: "template",
-                    message: format!(
-                        "{}: it uses more than {MAX_SECRETS} secrets",
-                        template.name()
-                    ),
-                });
+            if inputs.used.len() > MAX_SECRETS {
+                let name = template.name();
+                return Err(template_failure(format!(
+                    "{name}: it uses more than {MAX_SECRETS} secrets"
+                )));
             }
             for missing in pass.missing {
-                match missing {
-                    Missing::Secret(name) if !inputs.contains_key(&name) => {
-                        let value = self
-                            .current(&name, self.shown(template, &name))
-                            .await?
-                            .value;
-                        inputs.insert(
-                            name.clone(),
-                            SecretInput {
-                                current: versioned(&value),
-                                previous: None,
-                            },
-                        );
-                        used.push(UsedSecret {
-                            secret: name,
-                            value,
-                        });
-                    }
-                    Missing::Previous(name) => {
-                        let previous = self.previous(&name, self.shown(template, &name)).await?;
-                        if let Some((_, end)) = &previous {
-                            previous_end = previous_end.into_iter().chain(*end).min();
-                        }
-                        let value = previous.map(|(value, _)| value);
-                        if let Some(input) = inputs.get_mut(&name) {
-                            input.previous = Some(value.as_ref().map(versioned));
-                        }
-                        used.extend(value.map(|value| UsedSecret {
-                            secret: name,
-                            value,
-                        }));
-                    }
-                    Missing::Secret(_) => {}
-                }
+                self.provide(template, missing, &mut inputs).await?;
             }
         }
+    }
+
+    async fn provide(
+        &self,
+        template: &Template,
+        missing: Missing,
+        inputs: &mut Inputs,
+    ) -> Result<(), RenderFailure> {
+        match missing {
+            Missing::Secret(name) if !inputs.values.contains_key(&name) => {
+                let shown = self.shown(template, &name);
+                let value = self.current(&name, shown).await?.value;
+                let input = SecretInput {
+                    current: versioned(&value),
+                    previous: None,
+                };
+                inputs.values.insert(name.clone(), input);
+                inputs.used.push(UsedSecret {
+                    secret: name,
+                    value,
+                });
+            }
+            Missing::Secret(_) => {}
+            Missing::Previous(name) => {
+                let previous = self.previous(&name, self.shown(template, &name)).await?;
+                if let Some((_, end)) = &previous {
+                    inputs.previous_end = inputs.previous_end.into_iter().chain(*end).min();
+                }
+                let value = previous.map(|(value, _)| value);
+                if let Some(input) = inputs.values.get_mut(&name) {
+                    input.previous = Some(value.as_ref().map(versioned));
+                }
+                inputs.used.extend(value.map(|value| UsedSecret {
+                    secret: name,
+                    value,
+                }));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the name of a secret as errors show it. A name that is not configured may be a value
@@ -250,6 +255,13 @@ fn reason(error: GetError) -> String {
         GetError::Provider(error) => error.to_string(),
         GetError::VersionTooOld { version } => format!("the current version is {version}"),
         GetError::PreviousExpired => "it is no longer served".into(),
+    }
+}
+
+fn template_failure(message: String) -> RenderFailure {
+    RenderFailure {
+        reason: "template",
+        message,
     }
 }
 
