@@ -1,4 +1,4 @@
-//! Reading: files in parallel, and one large file in segments, through windows of a fixed size.
+//! Reads files in parallel, and a large file in segments, through windows of a fixed size.
 
 use std::{
     fs::{File, OpenOptions},
@@ -19,14 +19,14 @@ use rustix::fs::{Advice, OFlags, fadvise};
 use super::{Counts, LOOK_AHEAD, LOOK_BEHIND, Search, Tally, Visit, opaque::opaque, walk};
 use crate::crypto::OVERHEAD;
 
-/// What one worker reads of a file before another may take the next part, in bytes.
+/// The largest part of a file that one worker reads, in bytes.
 const SEGMENT: u64 = 64 << 20;
-/// A window, in bytes: small enough to stay in a core's cache between reading and searching.
+/// The size of a window in bytes: small enough to stay in the cache between reading and searching.
 const WINDOW: usize = 256 << 10;
-/// How many files may wait for a worker.
+/// How many files can wait for a worker.
 const QUEUE: usize = 1024;
 
-/// Where to begin.
+/// Where to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
     /// A file, or a folder with everything beneath it.
@@ -46,35 +46,35 @@ pub struct Options {
     pub lists_files: bool,
 }
 
-/// How far it is.
+/// The progress of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// So many bytes more are to be searched.
+    /// This many more bytes are to be searched.
     Found(u64),
-    /// So many bytes more were.
+    /// This many more bytes were searched.
     Searched(u64),
 }
 
-/// What was found, and what could not be seen.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// How many ciphertexts there are.
+    /// The number of ciphertexts.
     pub tally: Tally,
-    /// In how many files.
+    /// The number of files with ciphertexts, by keyring tag and version.
     pub files_by_key: std::collections::BTreeMap<([u8; 4], u32), u64>,
-    /// Every file that has some, by path, if the options ask for it.
+    /// The files with ciphertexts, by path, if the options request them.
     pub files: Vec<FileReport>,
-    /// How many files were read to their end.
+    /// How many files were read completely.
     pub searched_files: u64,
-    /// How many bytes were searched in them.
+    /// How many bytes were searched.
     pub searched_bytes: u64,
-    /// How many files are compressed, or encrypted by something else.
+    /// How many files are compressed, or encrypted by another program.
     pub opaque: u64,
-    /// How many links, pipes, sockets and devices beneath folders were left out.
+    /// How many links, pipes, sockets and devices beneath folders were skipped.
     pub skipped: u64,
-    /// Opaque files and what was skipped, with what they are, if the options ask for it.
+    /// Opaque files and skipped entries, with what they are, if the options request them.
     pub unseen: Vec<(PathBuf, &'static str)>,
-    /// Roots in which there was nothing to search: folders without any regular file, pipes without any byte.
+    /// Roots without anything to search: folders without regular files, and empty pipes.
     pub empty: Vec<PathBuf>,
     /// What could not be read, and why.
     pub failures: Vec<(PathBuf, String)>,
@@ -85,11 +85,11 @@ pub struct Report {
 pub struct FileReport {
     /// The file; `-` is standard input.
     pub path: PathBuf,
-    /// What was counted in it.
+    /// The number of ciphertexts in it.
     pub tally: Tally,
 }
 
-/// Searches everything beneath `roots`. It never fails as a whole: the report says what could not be read.
+/// Searches everything beneath `roots`. The report lists what could not be read.
 pub fn scan(
     roots: &[Root],
     search: &Search,
@@ -125,9 +125,9 @@ pub fn scan(
     report
 }
 
-/// A part of a file, from a position to another or to the end.
+/// A part of a file, from one offset to another or to the end.
 struct Part {
-    file: Arc<Opened>,
+    file: Arc<OpenFile>,
     from: u64,
     to: Option<u64>,
 }
@@ -137,11 +137,11 @@ enum Job {
     Part(Part),
 }
 
-/// A file that is being read, maybe by several workers.
-struct Opened {
+/// A file that one or more workers are reading.
+struct OpenFile {
     path: PathBuf,
     file: File,
-    /// Its length when it was opened.
+    /// The length when it was opened.
     len: u64,
     open_parts: AtomicUsize,
     outcome: Mutex<Outcome>,
@@ -166,7 +166,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     fn enqueue_root(&self, root: &Path, queue: &SyncSender<Job>) {
         let mut is_empty = true;
         for visit in walk(root, self.options.follow_links) {
-            // A failure says by itself that something was not seen.
+            // A failure is reported separately.
             is_empty &= matches!(visit, Visit::Skipped(..));
             self.enqueue(visit, queue);
         }
@@ -176,7 +176,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     }
 
     fn enqueue(&self, visit: Visit, queue: &SyncSender<Job>) {
-        // Workers end only after the sender is gone, so each send arrives.
+        // Workers stop only after the sender is dropped, so every send succeeds.
         let send = |job| drop(queue.send(job));
         match visit {
             Visit::File(path, len) => {
@@ -188,7 +188,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                     Ok(file) => {
                         let file = Arc::new(file);
                         for from in (0..len).step_by(SEGMENT as usize) {
-                            // The last part goes on to wherever the end is by then.
+                            // The last part ends where the file ends by then.
                             let to = Some(from + SEGMENT).filter(|to| *to < len);
                             send(Job::Part(Part {
                                 file: Arc::clone(&file),
@@ -265,14 +265,14 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
         }
     }
 
-    /// Reads what can be read only once, and by one.
+    /// Reads a stream, which can be read only once.
     fn read_stream(&self, path: &Path, mut stream: impl Read) {
         let mut outcome = Outcome::default();
         let end = self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| {
             stream.read(buffer)
         });
         match end {
-            // As from a dump that failed.
+            // Such as the output of a dump that failed.
             Ok(0) => self.report().empty.push(path.into()),
             Ok(end) => outcome.bytes = end,
             Err(error) => outcome.failure = Some(error.to_string()),
@@ -280,7 +280,8 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
         self.done(path, outcome);
     }
 
-    /// Searches what begins in `from..to`, reading as far beyond as that needs. Returns how far there was something to read.
+    /// Searches for ciphertexts that start in `from..to`, and reads beyond `to` as far as
+    /// necessary. Returns the offset at which reading ended.
     fn read(
         &self,
         from: u64,
@@ -290,7 +291,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
         mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
     ) -> io::Result<u64> {
         let mut base = from.saturating_sub(LOOK_BEHIND as u64);
-        // Decided already, and filled, both counted from `base`.
+        // Both relative to `base`.
         let (mut decided, mut filled) = ((from - base) as usize, 0);
         let mut is_first = from == 0;
         let limit = to.map(|to| to + LOOK_AHEAD as u64);
@@ -306,7 +307,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             filled += read;
             (self.progress)(Progress::Searched(read as u64));
             let is_last = read == 0;
-            // The first window has to be long enough to tell what the whole is.
+            // The first window must be long enough to recognize the file's format.
             if is_first && (filled >= OVERHEAD || is_last) {
                 is_first = false;
                 let first = &buffer[..filled];
@@ -316,7 +317,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                 }
             }
             let window = &buffer[..filled];
-            // What stands before the part's beginning alone decides nothing.
+            // Bytes before the part alone decide nothing.
             if filled >= decided {
                 decided = self.search.look(window, decided, is_last, |at, finding| {
                     if to.is_none_or(|to| base + (at as u64) < to) {
@@ -370,25 +371,25 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     }
 }
 
-/// A panic elsewhere ends the whole scan when its scope does.
+/// Ignores poisoning: a panic ends the whole scan when its scope ends.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open(path: &Path, parts: u64) -> io::Result<Opened> {
-    // What was a file a moment ago may be a pipe now, and opening that would wait.
+fn open(path: &Path, parts: u64) -> io::Result<OpenFile> {
+    // The file may have been replaced by a pipe meanwhile, and opening that would block.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("is no regular file any more"));
+        return Err(io::Error::other("no longer a regular file"));
     }
-    // Advice alone: some file systems take none.
+    // Only advice: some file systems ignore it.
     let _ = fadvise(&file, 0, None, Advice::Sequential);
     let open_parts = AtomicUsize::new(parts as usize);
-    Ok(Opened {
+    Ok(OpenFile {
         path: path.into(),
         file,
         len: metadata.len(),
@@ -398,7 +399,7 @@ fn open(path: &Path, parts: u64) -> io::Result<Opened> {
 }
 
 impl Report {
-    /// The counts of one keyring and version.
+    /// Returns the counts of one keyring and version.
     pub fn counts(&self, tag: [u8; 4], version: u32) -> Counts {
         self.tally
             .0
@@ -436,9 +437,9 @@ mod tests {
     }
 
     proptest! {
-        /// Segments, buffers and short reads of any size count what one look at the whole counts.
+        /// Segments, buffers and short reads of any size count what one search of the whole counts.
         #[test]
-        fn counts_the_same_whatever_the_segments_and_windows(
+        fn segments_and_windows_make_no_difference(
             gaps in prop::collection::vec(0..400usize, 0..8),
             segment in 1..500u64,
             window in LOOK_AHEAD + LOOK_BEHIND + 1..1000,
@@ -459,7 +460,12 @@ mod tests {
             search.look(&data, 0, true, |_, finding| expected.count(finding));
             let (report, done) = (Mutex::default(), Cell::new(0));
             let progress = |_| ();
-            let scan = Scan { search: &search, options: options(1), progress: &progress, report: &report };
+            let scan = Scan {
+                search: &search,
+                options: options(1),
+                progress: &progress,
+                report: &report,
+            };
             let mut sum = Tally::default();
             let len = data.len() as u64;
             for from in (0..len.max(1)).step_by(segment as usize) {
@@ -483,7 +489,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("large");
         let file = File::create(&path).expect("create");
-        // Sparse: it costs no disk. One ciphertext across the border of two segments, one at the very end.
+        // Sparse: it costs no disk. One ciphertext across the border of two segments, one at the
+        // very end.
         file.set_len(2 * SEGMENT).expect("length");
         let text = to_text(&message(3, 60));
         file.write_all_at(text.as_bytes(), SEGMENT - 30)
@@ -554,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_of_links_is_a_failure_and_no_endless_walk() {
+    fn a_loop_of_links_is_a_failure() {
         let folder = tempfile::tempdir().expect("folder");
         std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).expect("link");
         let search = Search::new([]).expect("search");
@@ -577,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_file_of_a_keyring_that_nobody_named_counts() {
+    fn a_file_that_is_a_ciphertext_of_an_unknown_keyring_is_counted() {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join("whole"), message(5, 49)).expect("write");
         let search = Search::new([]).expect("search");

@@ -1,6 +1,6 @@
-//! Files whose contents no search can see: compressed, or encrypted by something else.
+//! Files whose contents can't be searched: compressed, or encrypted by another program.
 
-/// What a file with these first bytes is, if its contents are hidden from a search.
+/// Returns the format of a file with these first bytes, if it can't be searched.
 pub(super) fn opaque(first: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 15] = [
         (b"\x1f\x8b", "gzip"),
@@ -13,7 +13,7 @@ pub(super) fn opaque(first: &[u8]) -> Option<&'static str> {
         (b"PK\x03\x04", "zip"),
         (b"Rar!\x1a\x07", "RAR"),
         (b"\xff\x06\0\0sNaPpY", "snappy"),
-        // Its tables' data are compressed unless pg_dump was told otherwise.
+        // Table data is compressed by default.
         (b"PGDMP", "pg_dump archive"),
         (b"PAR1", "Parquet"),
         (b"Obj\x01", "Avro"),

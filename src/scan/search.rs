@@ -1,4 +1,4 @@
-//! The search itself: from windows of bytes to findings. No I/O.
+//! Finds ciphertexts in windows of bytes. Does no I/O.
 
 use std::collections::BTreeSet;
 
@@ -11,70 +11,70 @@ use base64::{
 use super::{SHORTEST_TEXT, TEXT_NEEDLE, text_run};
 use crate::crypto::{OVERHEAD, PEEK_LEN, Peek, TEXT_PREFIX, from_hex, peek, to_hex};
 
-/// The characters of base64 that hold the bytes of [`peek`], exactly.
+/// How many base64 characters encode the bytes that [`peek`] reads, exactly.
 const PEEK_TEXT: usize = PEEK_LEN / 3 * 4;
-/// The characters of base64 that suite and tag determine on their own: 36 of their 40 bits.
+/// How many base64 characters suite and tag determine: they have 40 bits, and these encode 36.
 const NEEDLE_TEXT: usize = 6;
-/// A manifest has at most as many versions, so a binary header with a greater one is none.
+/// A manifest has at most this many versions, so a binary header with a higher one isn't a header.
 const MOST_VERSIONS: u32 = 10_000;
 
-/// The most characters that decide about a finding: those of the shortest ciphertext, in hexadecimal digits.
+/// The most characters that a finding depends on: the shortest ciphertext in hexadecimal digits.
 const MOST_CHARACTERS: usize = 2 * OVERHEAD;
 
-/// How many bytes behind a position decide whether a ciphertext begins there.
+/// How many bytes after a position decide whether a ciphertext starts there.
 pub const LOOK_AHEAD: usize = 200;
-/// How many bytes before it: the text form's first characters, in UTF-16.
+/// How many bytes before it do: the prefix of the text form, in UTF-16.
 pub const LOOK_BEHIND: usize = 2 * TEXT_NEEDLE.len();
 
 const _: () = assert!(MOST_CHARACTERS > TEXT_NEEDLE.len() + SHORTEST_TEXT);
 const _: () = assert!(LOOK_AHEAD > 2 * MOST_CHARACTERS);
 
-/// How a ciphertext stands in what surrounds it.
+/// The encoding of a ciphertext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
-    /// `sk1.…`, in ASCII or anything that contains it.
+    /// `sk1.…` in ASCII or a superset of it.
     Text,
     /// `sk1.…`, hexadecimal digits or base64 in UTF-16.
     Utf16,
-    /// Bytes as they are.
+    /// Raw bytes.
     Binary,
-    /// Two hexadecimal digits for each byte.
+    /// Two hexadecimal digits per byte.
     Hex,
-    /// Base64 that begins where the ciphertext does, in either alphabet.
+    /// Base64 that starts with the ciphertext, in either alphabet.
     Base64,
 }
 
 /// A ciphertext that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finding {
-    /// What its header says.
+    /// Its header.
     pub header: Peek,
-    /// How it stands there.
+    /// Its encoding.
     pub form: Form,
-    /// Whether it is shorter than any ciphertext: cut off, or broken by something in between.
+    /// Whether it is shorter than any ciphertext: cut off, or interrupted.
     pub is_cut_off: bool,
 }
 
-/// Looks for ciphertexts: text forms of every keyring, and other forms of known ones.
+/// Finds text forms of every keyring, and other forms of known keyrings.
 pub struct Search {
     tags: BTreeSet<[u8; 4]>,
     needles: AhoCorasick,
     patterns: Vec<Pattern>,
 }
 
-/// What a needle stands for.
+/// The encoding that a needle belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Pattern {
     form: Form,
-    /// Whether its characters have two bytes each.
+    /// Whether each character has two bytes.
     is_wide: bool,
 }
 
 impl Search {
-    /// A search that knows the tags of these keyrings.
+    /// Creates a search that knows the tags of these keyrings.
     ///
     /// # Errors
-    /// There are far too many.
+    /// There are too many tags.
     pub fn new(tags: impl IntoIterator<Item = [u8; 4]>) -> Result<Self, aho_corasick::BuildError> {
         let tags: BTreeSet<_> = tags.into_iter().collect();
         let mut needles = BTreeSet::new();
@@ -126,14 +126,15 @@ impl Search {
         })
     }
 
-    /// Whether the keyring of a tag is known.
+    /// Returns whether the keyring of a tag is known.
     pub fn knows(&self, tag: [u8; 4]) -> bool {
         self.tags.contains(&tag)
     }
 
-    /// Reports every ciphertext that begins in `window[from..]`, as far as the window decides it, and returns how far that is:
-    /// everything, if nothing comes behind the window (`is_last`), else [`LOOK_AHEAD`] bytes less. The next window has to have the
-    /// [`LOOK_BEHIND`] bytes before that position, too, and `from` to point behind them.
+    /// Reports every ciphertext that starts in `window[from..]`, up to the position that the window
+    /// decides, which is returned: its end if nothing follows (`is_last`), otherwise [`LOOK_AHEAD`]
+    /// bytes less. The next window must start [`LOOK_BEHIND`] bytes before that position, and
+    /// `from` must be that position.
     pub fn look(
         &self,
         window: &[u8],
@@ -158,14 +159,14 @@ impl Search {
             {
                 found(start, finding);
             }
-            // Each position is judged on its own, so that windows make no difference.
+            // Each position is examined independently, so that the window size makes no difference.
             at = start + 1;
         }
         decided
     }
 
-    /// What the first bytes of a whole file are, if they look like a ciphertext of a keyring that is not known; [`Search::look`]
-    /// finds those of known ones.
+    /// Returns the ciphertext of an unknown keyring that a file starts with, if it looks like one.
+    /// [`Search::look`] finds those of known keyrings.
     pub fn stranger(&self, first: &[u8]) -> Option<Finding> {
         let header = peek(first)
             .filter(|header| header.version <= MOST_VERSIONS && !self.knows(header.tag))?;
@@ -186,7 +187,7 @@ impl Search {
         if !is_wide {
             return self.judge(form, here, before.ends_with(TEXT_NEEDLE));
         }
-        // In either byte order the prefix's last zero stands before the next character's other byte.
+        // In either byte order, a zero precedes the next character's other byte.
         let is_text_form = before
             .strip_suffix(&[0])
             .is_some_and(|before| before.ends_with(&widened(TEXT_NEEDLE)));
@@ -197,7 +198,8 @@ impl Search {
         })
     }
 
-    /// Whether what begins `here` with a needle of a form is a ciphertext. Behind the text form's prefix it is that form's own.
+    /// Returns the ciphertext that starts `here`, with a needle of `form`. After the prefix of the
+    /// text form, base64 belongs to that form.
     fn judge(&self, form: Form, here: &[u8], is_behind_prefix: bool) -> Option<Finding> {
         let (header, is_cut_off) = match form {
             Form::Text | Form::Utf16 => {
@@ -224,9 +226,10 @@ impl Search {
                     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+' | b'/')
                 };
                 let digits = here.iter().take(SHORTEST_TEXT).take_while(is_digit).count();
-                // Base64 may go on in the next line, whose end may be written as an escape.
-                let goes_on = matches!(here.get(digits), Some(b'\r' | b'\n' | b'\\'));
-                (header, digits < SHORTEST_TEXT && !goes_on)
+                // Base64 may continue in the next line, and the line break may be an escape
+                // sequence.
+                let continues = matches!(here.get(digits), Some(b'\r' | b'\n' | b'\\'));
+                (header, digits < SHORTEST_TEXT && !continues)
             }
         };
         let is_plausible = match form {
@@ -243,14 +246,15 @@ impl Search {
     }
 }
 
-/// ASCII in UTF-16, from the first character's own byte to the last one's: what both byte orders have in common.
+/// Returns ASCII as UTF-16, from the first character's byte to the last one's, which is the same in
+/// both byte orders.
 fn widened(text: &[u8]) -> Vec<u8> {
     let mut wide: Vec<u8> = text.iter().flat_map(|byte| [*byte, 0]).collect();
     wide.pop();
     wide
 }
 
-/// The ASCII characters that UTF-16 begins with, as many as decide.
+/// Returns the ASCII characters that UTF-16 starts with, as many as a finding depends on.
 fn narrowed(wide: &[u8]) -> Vec<u8> {
     let (first, rest) = wide.split_at(wide.len().min(1));
     let more = rest
@@ -317,7 +321,7 @@ mod tests {
         findings
     }
 
-    /// As a reader does it: `chunks` are appended to what is undecided.
+    /// Searches as a reader does: appends `chunks` to what is undecided.
     fn in_chunks(search: &Search, data: &[u8], chunks: &[usize]) -> Vec<(usize, Finding)> {
         let (mut findings, mut window, mut base, mut from, mut read) =
             (Vec::new(), Vec::new(), 0, 0, 0);
@@ -340,7 +344,7 @@ mod tests {
         }
     }
 
-    /// Position by position, without needles or windows.
+    /// Searches position by position, without needles or windows.
     fn naive(data: &[u8]) -> Vec<(usize, Peek, Form)> {
         let text_at = |at: usize, step: usize| -> Option<Peek> {
             let text: Vec<u8> = data[at..]
@@ -378,7 +382,7 @@ mod tests {
                 encoded(here, data[..at].ends_with(b"sk1."))
                     .map(|(header, form)| (at, header, form)),
             );
-            // Each character but the first has a zero before it.
+            // Each character but the first follows a zero.
             let zeros = here[1..]
                 .iter()
                 .step_by(2)
@@ -422,8 +426,8 @@ mod tests {
             .map(|header| (header, Form::Base64))
     }
 
-    /// Pieces of what stands in files: ciphertexts in every form, whole and cut off, and what resembles them.
-    fn piece() -> impl Strategy<Value = Vec<u8>> {
+    /// Parts of files: ciphertexts in every form, complete and cut off, and what resembles them.
+    fn part() -> impl Strategy<Value = Vec<u8>> {
         let message = (
             1..=3u8,
             prop_oneof![Just(KNOWN), any::<[u8; 4]>()],
@@ -463,20 +467,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn finds_in_chunks_what_a_naive_search_finds(
-            pieces in prop::collection::vec(piece(), 0..12),
+        fn a_search_in_chunks_finds_what_a_naive_search_finds(
+            parts in prop::collection::vec(part(), 0..12),
             chunks in prop::collection::vec(1..300usize, 1..8),
         ) {
-            let (data, search) = (pieces.concat(), search());
+            let (data, search) = (parts.concat(), search());
             let at_once = whole(&search, &data);
-            let plain: Vec<_> = at_once.iter().map(|(at, finding)| (*at, finding.header, finding.form)).collect();
+            let simple = |(at, finding): &(usize, Finding)| (*at, finding.header, finding.form);
+            let plain: Vec<_> = at_once.iter().map(simple).collect();
             prop_assert_eq!(plain, naive(&data));
             prop_assert_eq!(in_chunks(&search, &data, &chunks), at_once);
         }
     }
 
     #[test]
-    fn finds_every_form() {
+    fn every_form_is_found() {
         let (ours, search) = (message(1, KNOWN, 3, 60), search());
         let header = Peek {
             tag: KNOWN,
@@ -537,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_is_cut_off_from_what_is_short() {
+    fn cut_off_and_short_ciphertexts_are_told_apart() {
         let search = search();
         let cut_off = |data: &[u8]| {
             whole(&search, data)
@@ -571,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_strangers_for_ciphertexts_by_their_text_form_or_as_whole_files_alone() {
+    fn ciphertexts_of_unknown_keyrings_are_found_as_text_or_whole_files_only() {
         let (theirs, search) = (message(2, [9; 4], 1, 60), search());
         assert_eq!(whole(&search, &theirs), []);
         let stranger = search.stranger(&theirs).expect("looks like a stream");

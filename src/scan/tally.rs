@@ -1,3 +1,5 @@
+//! The number of ciphertexts by keyring, version and form.
+
 use std::{
     collections::BTreeMap,
     ops::{Add, AddAssign},
@@ -5,27 +7,27 @@ use std::{
 
 use super::{Finding, Form};
 
-/// How many ciphertexts of one keyring and version there are.
+/// The number of ciphertexts of one keyring and version.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// In the text form.
     pub text: u64,
     /// In the text form, in UTF-16.
     pub utf16: u64,
-    /// As bytes.
+    /// As raw bytes.
     pub binary: u64,
     /// In hexadecimal digits.
     pub hex: u64,
     /// In base64.
     pub base64: u64,
-    /// How many of all these are streams.
+    /// How many of them are streams.
     pub streams: u64,
-    /// How many of all these are shorter than any ciphertext.
+    /// How many of them are shorter than any ciphertext.
     pub cut_off: u64,
 }
 
 impl Counts {
-    /// All of them.
+    /// Returns the number in all forms.
     pub fn total(&self) -> u64 {
         self.text + self.utf16 + self.binary + self.hex + self.base64
     }
@@ -71,7 +73,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// What was counted, by keyring tag and version.
+/// Counts by keyring tag and version.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally(pub BTreeMap<([u8; 4], u32), Counts>);
 

@@ -1,3 +1,5 @@
+//! Walks folders, and reports everything in them.
+
 use std::{
     fs, iter,
     os::unix::fs::FileTypeExt,
@@ -6,20 +8,21 @@ use std::{
 
 use walkdir::WalkDir;
 
-/// What stands in a folder, or was named itself.
+/// An entry beneath a root, or the root itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Visit {
-    /// A regular file, and how many bytes it has.
+    /// A regular file and its length in bytes.
     File(PathBuf, u64),
-    /// A pipe that is the root itself, so somebody wants it read. Opening it waits for its writer.
+    /// A pipe that is the root itself. Opening it waits for its writer.
     Pipe(PathBuf),
-    /// Something beneath a folder that is left out, and what it is.
+    /// An entry that is skipped, and what it is.
     Skipped(PathBuf, &'static str),
-    /// Something that can't be read, and why.
+    /// An entry that can't be read, and why.
     Failed(PathBuf, String),
 }
 
-/// `root` and everything beneath it but the folders. A link that is `root` itself is followed, others if `follow_links`.
+/// Returns `root` and everything beneath it, except folders. A link is followed if it is `root`
+/// itself or if `follow_links` is set.
 pub fn walk(root: &Path, follow_links: bool) -> Box<dyn Iterator<Item = Visit>> {
     match fs::metadata(root) {
         Err(error) => Box::new(iter::once(Visit::Failed(root.into(), error.to_string()))),
@@ -39,14 +42,13 @@ pub fn walk(root: &Path, follow_links: bool) -> Box<dyn Iterator<Item = Visit>> 
     }
 }
 
-/// What is named is never left out silently.
+/// A root is never skipped silently.
 fn named(root: PathBuf, metadata: &fs::Metadata) -> Visit {
     match visit(root, metadata) {
         Visit::Skipped(path, _) if metadata.file_type().is_fifo() => Visit::Pipe(path),
-        Visit::Skipped(path, what) => Visit::Failed(
-            path,
-            format!("is a {what}, and neither a file, a folder nor a pipe"),
-        ),
+        Visit::Skipped(path, what) => {
+            Visit::Failed(path, format!("a {what}, not a file, folder or pipe"))
+        }
         visit => visit,
     }
 }
