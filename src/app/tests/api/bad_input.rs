@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{disable, rotate};
 use crate::{
-    app::testing::{HOUR, JSON, OCTETS, SECOND, World},
+    app::testing::{HOUR, JSON, MINUTE, OCTETS, World},
     keyring::{self, Destruction, Policy},
     model::Span,
 };
@@ -419,7 +419,7 @@ async fn unread_responses_give_up_their_memory() {
     let refused = world.pass_time_until(client.encrypt(&body)).await;
     assert_eq!(refused.problem(), "overloaded", "the responses count");
     drop(client);
-    world.advance(3 * SECOND).await;
+    world.advance(MINUTE).await;
     sidecar
         .wait_metric("sidekey_connections{listener=\"unix\"} 0")
         .await;
