@@ -7,10 +7,9 @@ use std::{
     time::Instant,
 };
 
-use hyper::{Method, StatusCode};
-use serde_json::json;
+use hyper::Method;
 
-use crate::support::harness::{Client, OCTETS, PATIENCE, Sidecar, World, wait};
+use crate::support::harness::{PATIENCE, Sidecar, World, wait};
 
 fn half_a_request(sidecar: &Sidecar) -> UnixStream {
     let mut stream = UnixStream::connect(&sidecar.socket).unwrap();

@@ -58,7 +58,7 @@ async fn a_keyring_lives_in_vault(brand: Brand) {
     );
 }
 
-async fn changes_at_once_all_end_up_in_history(brand: Brand) {
+async fn concurrent_changes_are_all_applied(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, MANIFEST);
@@ -86,7 +86,7 @@ async fn changes_at_once_all_end_up_in_history(brand: Brand) {
     init(&world, MANIFEST);
 }
 
-async fn an_approle_logs_in_again_by_itself(brand: Brand) {
+async fn an_approle_logs_in_again(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
@@ -131,7 +131,7 @@ async fn an_approle_logs_in_again_by_itself(brand: Brand) {
     );
 }
 
-async fn a_token_that_is_revoked_is_replaced_by_the_files_next_one(brand: Brand) {
+async fn a_revoked_token_is_replaced_from_its_file(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
@@ -207,7 +207,7 @@ fn jwt(folder: &Path, subject: &str) -> String {
     )
 }
 
-async fn a_projected_token_that_is_rewritten_logs_in_again(brand: Brand) {
+async fn a_rewritten_projected_token_logs_in_again(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, world.manifest("demo").to_str().unwrap());
@@ -257,7 +257,7 @@ async fn a_projected_token_that_is_rewritten_logs_in_again(brand: Brand) {
     rotate_and_wait(&world, &sidecar, 2);
 }
 
-async fn a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not(brand: Brand) {
+async fn a_sidecar_keeps_serving_while_vault_is_sealed(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
     init(&world, MANIFEST);
@@ -438,13 +438,13 @@ macro_rules! with_each_server {
 
 with_each_server!(
     a_keyring_lives_in_vault,
-    changes_at_once_all_end_up_in_history,
-    an_approle_logs_in_again_by_itself,
-    a_token_that_is_revoked_is_replaced_by_the_files_next_one,
+    concurrent_changes_are_all_applied,
+    an_approle_logs_in_again,
+    a_revoked_token_is_replaced_from_its_file,
     a_short_lived_token_is_renewed,
-    a_projected_token_that_is_rewritten_logs_in_again,
-    a_sidecar_serves_on_while_vault_is_sealed_and_goes_on_when_it_is_not,
-    what_is_wrong_is_said_with_what_to_do,
+    a_rewritten_projected_token_logs_in_again,
+    a_sidecar_keeps_serving_while_vault_is_sealed,
+    errors_are_reported_with_a_remedy,
 );
 
 #[test]
