@@ -291,7 +291,7 @@ fn verification_names_the_first_modified_line() {
     );
     check(
         &[lines[0], lines[2], lines[1], lines[3], lines[4], lines[5]],
-        "audit.log:2: record 3 stands",
+        "audit.log:2: found record 3 instead",
     );
     check(
         &[lines[0], lines[1], "{", lines[3], lines[4], lines[5]],

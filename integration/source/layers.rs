@@ -40,7 +40,7 @@ const BESIDE: [(&str, &str); 10] = [
 const SETTINGS: [(&str, &str); 2] = [("config", "model"), ("config", "files")];
 
 /// What the server kit may use of the layers below it. It knows no key.
-const HTTP: [&str; 9] = [
+const HTTP: [&str; 10] = [
     "backend",
     "clock",
     "config",
@@ -50,6 +50,7 @@ const HTTP: [&str; 9] = [
     "policy::Caller",
     "telemetry",
     "wire",
+    "files",
 ];
 
 #[test]

@@ -134,7 +134,10 @@ fn commands_write_to_their_output_and_read_all_input() {
     encrypt(&at("plain"), &at("pipe"));
     reader.wait().unwrap();
     let came = fs::read(at("came")).unwrap();
-    assert!(came[0] == STREAM && fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    assert!(
+        came[0] == sidekey::crypto::SUITE_STREAM
+            && fs::metadata(at("pipe")).unwrap().file_type().is_fifo()
+    );
     // A file that says that it is empty.
     encrypt("/proc/self/maps", &at("maps.sk"));
     let opened = world.succeed(&[
