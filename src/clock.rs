@@ -20,7 +20,7 @@ impl Clock {
         Self(None)
     }
 
-    /// Returns a clock that stands still, and the handle that moves it.
+    /// Returns a clock that advances only through the returned handle.
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
         let millis = Arc::new(AtomicI64::new(start.as_millisecond()));
         (Self(Some(Arc::clone(&millis))), ManualClock(millis))
@@ -38,7 +38,7 @@ impl Clock {
     }
 }
 
-/// Moves the clock that [`Clock::manual`] returned with it.
+/// Advances the clock that [`Clock::manual`] returned with it.
 #[derive(Debug)]
 pub struct ManualClock(Arc<AtomicI64>);
 

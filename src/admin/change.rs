@@ -16,7 +16,7 @@ use crate::{
     model::{KekScope, KekUri, KeyringName},
 };
 
-/// How often a change is tried if other changes intervene.
+/// How many times a change is tried if other changes intervene.
 const ATTEMPTS: u32 = 32;
 
 /// A version that can't be unwrapped any more and is about to be destroyed.

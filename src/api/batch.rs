@@ -70,7 +70,7 @@ pub(crate) async fn perform(
         .await
 }
 
-/// The longest item. Whatever can be encrypted can be decrypted, as a message or as a stream.
+/// The longest item. Anything that can be encrypted can be decrypted, as a message or as a stream.
 fn max_item_len(operation: Operation, max_plaintext: usize) -> usize {
     match operation {
         Operation::Encrypt => max_plaintext,

@@ -120,7 +120,7 @@ impl Events {
                     Subject::Secret(change.secret.clone()),
                     &SecretEvent::to_json(&change),
                 ),
-                // Too many changes at once: the current state says as much.
+                // Too many changes to report each: publish the current state instead.
                 Err(RecvError::Lagged(_)) => {
                     for change in self.secret_states() {
                         self.publish(
@@ -282,7 +282,7 @@ impl Events {
     }
 
     /// Returns the current state of every keyring and secret, as events with the newest number.
-    /// They make up for all earlier events.
+    /// They replace all earlier events.
     fn current_state(&self) -> Vec<Arc<Event>> {
         let number = self
             .recent

@@ -95,7 +95,7 @@ fn clipped(details: &Map<String, Value>) -> Option<Map<String, Value>> {
         .map(|(name, value)| (name.clone(), clip(value)))
         .collect();
     if length(&short) > LONGEST_DETAILS {
-        // Only lists can still be too long. The member `clipped` tells that some were dropped.
+        // Only lists can still be too long. The member `clipped` shows that some were dropped.
         short.retain(|_, value| !value.is_array() && !value.is_object());
     }
     short.insert("clipped".into(), true.into());

@@ -1,4 +1,4 @@
-//! The errors of all backends: a kind, what was acted on, and a message for whoever must fix it.
+//! The errors of all backends: a kind, what was acted on, and a message that says how to fix it.
 
 use std::fmt::Display;
 
@@ -54,7 +54,7 @@ impl BackendError {
     }
 }
 
-/// An error before it is known which KEK, location or source it affects.
+/// An error that is not attributed to a KEK, location or source yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,

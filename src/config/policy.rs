@@ -7,8 +7,8 @@ use super::{
 };
 use crate::model::{KeyringName, NamePattern, Operation};
 
-/// Allows operations on keyrings and secrets to callers. Once there is a rule, whatever no rule
-/// allows is denied.
+/// Allows operations on keyrings and secrets to callers. Once there is a rule, anything that no
+/// rule allows is denied.
 #[derive(Debug, Clone)]
 pub struct Rule {
     /// The keyrings; `None` for all.

@@ -257,7 +257,7 @@ pub(super) fn known_secret(value: &Value<'_>, names: &SecretNames) -> Parsed<Nam
     let pattern: NamePattern = value.parsed()?;
     let text = pattern.to_string();
     let is_known = names.iter().any(|(name, _)| {
-        // Each pattern as if it were a name, because either may be the wider one.
+        // Tests each pattern as if it were a name, because either may be the wider one.
         *name == pattern
             || name.covers(&text.replace('*', "x"))
             || pattern.covers(&name.to_string().replace('*', "x"))

@@ -1,4 +1,5 @@
-//! Supervises the program as an init does: forwards signals, reaps orphans, returns its exit code.
+//! Supervises the program like an init process: forwards signals, reaps orphans, and returns the
+//! program's exit code.
 
 use std::{
     collections::BTreeSet, future::pending, io, ops::ControlFlow, path::Path, sync::Arc,
@@ -116,7 +117,7 @@ async fn stop_signal(signals: &mut Signals) -> Signal {
     }
 }
 
-/// Whether the sender of `signal` wants the program to stop.
+/// Whether `signal` requests that the program stop.
 fn is_stop_request(signal: Signal) -> bool {
     [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal)
 }
@@ -356,8 +357,8 @@ enum Attempt {
     Retry,
 }
 
-/// Whether the program died of ^C or ^\, which only it receives: the user wants to stop, not to
-/// restart.
+/// Whether the program died of ^C or ^\, which only it receives. The user then expects it to
+/// stop, not to restart.
 fn was_interrupted(code: u8) -> bool {
     [Signal::INT, Signal::QUIT].map(exit_code).contains(&code)
 }

@@ -11,7 +11,7 @@ use crate::{
     model::SecretName,
 };
 
-/// How often the fields of a secret are read until all have the same version.
+/// How many times the fields of a secret are read until all have the same version.
 const ATTEMPTS: usize = 5;
 
 /// A secret could not be read.

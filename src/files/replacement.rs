@@ -97,7 +97,7 @@ impl NewFile {
 
 impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Past tempfile's own `Write`, which appends the temporary path to every error.
+        // Bypasses tempfile's own `Write`, which appends the temporary path to every error.
         self.0.as_file_mut().write(bytes)
     }
 

@@ -200,7 +200,7 @@ impl Activity {
         loop {
             sleep(limit).await;
             let next = 1 - self.epoch.load(Ordering::Relaxed);
-            // What remains from the epoch before the one that ends now.
+            // Whether anything is left from the epoch before the one that ends now.
             let is_left = |counts: &[AtomicU32; 2]| counts[next].load(Ordering::Relaxed) > 0;
             if is_left(&self.unsent) || is_left(&self.unsent_chunks) && is_memory_contended() {
                 return;

@@ -31,7 +31,7 @@ pub(crate) struct BodyMemory {
     waiting: AtomicUsize,
 }
 
-/// A share of the memory; empty for what is not accounted for. Dropping it returns the share.
+/// A share of the memory; empty if the bytes are not accounted for. Dropping it returns the share.
 #[derive(Default)]
 pub(crate) struct MemoryShare(Option<OwnedSemaphorePermit>);
 

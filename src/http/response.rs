@@ -41,7 +41,7 @@ impl ResponseBody {
 
     fn track(&self, payload: Payload) -> Bytes {
         match &self.guard {
-            // The peer of a streamed response holds up its production, however short a chunk is.
+            // A slow peer delays a streamed response, even if its chunks are short.
             Some(guard) if guard.is_streaming() || payload.len() > UNTRACKED => {
                 Bytes::from_owner(Unsent {
                     payload,

@@ -23,9 +23,9 @@ use crate::{
     wire::{BATCH, DONE, Frame, Frames, ITEMS_HAVE_AAD, OCTETS},
 };
 
-/// How often a request is sent while the sidecar is overloaded.
+/// How many times a request is sent while the sidecar is overloaded.
 const MAX_ATTEMPTS: u32 = 5;
-/// The longest Retry-After that is respected. A longer one has another reason than overload.
+/// The longest Retry-After that is respected. A longer one has a reason other than overload.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// A ciphertext was not rewrapped.

@@ -1,4 +1,4 @@
-//! Destroying a version: its wraps go, a tombstone stays.
+//! Destroying a version: removes its wraps and keeps a tombstone.
 
 use jiff::Timestamp;
 

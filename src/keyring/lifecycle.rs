@@ -95,7 +95,7 @@ pub enum Evidence {
 pub struct SidecarReport {
     /// The sidecar as the operator named it.
     pub sidecar: String,
-    /// Its use of the version, or why it did not answer.
+    /// Its use of the version, or why it did not respond.
     pub usage: Result<VersionUse, String>,
 }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Rejection, State};
 use crate::model::KeyringName;
 
-/// An invariant forbids a change. Says what would help.
+/// An invariant forbids a change. The message says what would help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The version was never created.
@@ -61,7 +61,7 @@ pub enum Refusal {
     LossUnconfirmed {
         /// The version.
         version: u32,
-        /// The answer of each KEK that didn't say that the key is gone.
+        /// The response of each KEK that didn't report the key as missing.
         doubts: Vec<String>,
         /// The phrase that confirms the loss.
         phrase: String,

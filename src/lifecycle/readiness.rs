@@ -13,11 +13,11 @@ use crate::{
     secrets::{Secret, Secrets},
 };
 
-/// Tells whether the sidecar may receive traffic.
+/// Reports whether the sidecar may receive traffic.
 ///
 /// It is ready once every keyring can encrypt and every required secret and rendered file is
 /// present, and stays ready until it drains. A refresh that fails later doesn't change that,
-/// because what is in memory keeps serving (I7).
+/// because the sidecar keeps serving from memory (I7).
 pub struct Readiness {
     keyrings: Vec<Arc<Keyring>>,
     required: Vec<Arc<Secret>>,

@@ -311,7 +311,7 @@ mod tests {
         ] {
             malformed.parse::<Location>().expect_err(malformed);
         }
-        // Each would request another path than it shows.
+        // Each would request a path other than the one it shows.
         for elsewhere in [
             "secret/../sys/seal",
             "secret/a//b",

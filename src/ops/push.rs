@@ -24,7 +24,7 @@ enum Hint {
     },
 }
 
-/// Requests a refresh if the hint is news.
+/// Requests a refresh if the hint names a change that is not known yet.
 pub(super) fn push(
     parts: &OpsParts,
     certificate: ClientCertificate,

@@ -22,7 +22,7 @@ pub enum Caller {
 }
 
 /// The compiled rules. Without any, every caller that reaches the listener may do everything but
-/// request data keys. Once there is a rule, whatever no rule allows is denied.
+/// request data keys. Once there is a rule, anything that no rule allows is denied.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     rules: Vec<Compiled>,

@@ -59,7 +59,7 @@ impl CachedManifest {
         }
     }
 
-    /// Notes that the file contains `bytes`, confirmed at `confirmed`.
+    /// Records that the file contains `bytes`, confirmed at `confirmed`.
     pub(super) fn loaded(&mut self, bytes: Bytes, confirmed: Timestamp) {
         self.stored = Some((bytes, confirmed));
     }

@@ -208,7 +208,7 @@ impl Keyring {
         self.generations.send_replace(Some(generation));
     }
 
-    /// Notes that the location was read at `read_at` and holds the manifest of `table`.
+    /// Records that the location was read at `read_at` and holds the manifest of `table`.
     pub(super) fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
         let confirmed = match self.confirm {
             Confirm::Read => read_at,

@@ -94,7 +94,7 @@ impl VersionUsage {
         self.touch(now);
     }
 
-    /// Notes that the version is still in use, for an operation that is already counted.
+    /// Records that the version is still in use, for an operation that is already counted.
     pub fn touch(&self, now: Timestamp) {
         self.last_used
             .fetch_max(now.as_millisecond(), Ordering::Relaxed);

@@ -314,7 +314,7 @@ impl Refresher {
         Ok(outcome)
     }
 
-    /// Renews the lease, unless an older version stands in for a primary that no KEK unwraps: that
+    /// Renews the lease, unless an older version encrypts because no KEK unwraps the primary: that
     /// must end at some point (I11).
     fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
         if table.has_unwrapped_primary(self.shared.clock.now()) {

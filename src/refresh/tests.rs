@@ -126,7 +126,7 @@ impl World {
     }
 }
 
-/// The world after a restart of the process at another time: only the folder remains.
+/// The world after the process restarted at another time: only the folder is kept.
 fn restarted(world: World, at: Timestamp) -> World {
     let (clock, manual) = Clock::manual(at);
     let shared = Shared {

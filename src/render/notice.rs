@@ -96,7 +96,7 @@ impl Notifier {
             failures += 1;
             tokio::select! {
                 () = sleep(backoff(failures)) => {}
-                // The file has changed again, which starts over.
+                // The file has changed again, so start over.
                 () = self.render.notice_due.notified() => {
                     (redactions, failures) = (self.redactions().await, 0);
                 }

@@ -18,7 +18,7 @@ use crate::{
 /// The most secrets that a template can use.
 const MAX_SECRETS: usize = 1000;
 
-/// Stands for a secret whose name is not shown. No secret has such a name.
+/// Placeholder for a secret name that is not shown. It is not a valid name.
 const COMPUTED_NAME: &str = "a secret whose name the template computes";
 
 /// A value in a file.

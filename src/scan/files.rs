@@ -272,7 +272,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             stream.read(buffer)
         });
         match end {
-            // Such as the output of a dump that failed.
+            // For example, the output of a dump that failed.
             Ok(0) => self.report().empty.push(path.into()),
             Ok(end) => outcome.bytes = end,
             Err(error) => outcome.failure = Some(error.to_string()),
@@ -437,7 +437,7 @@ mod tests {
     }
 
     proptest! {
-        /// Segments, buffers and short reads of any size count what one search of the whole counts.
+        /// Segments, buffers and short reads of any size yield the same counts as a single search.
         #[test]
         fn segments_and_windows_make_no_difference(
             gaps in prop::collection::vec(0..400usize, 0..8),

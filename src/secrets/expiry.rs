@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use crate::schedule::FAR_FUTURE;
 
-/// How long before it expires a value's successor is looked for, at most.
+/// A value's successor is looked for at most this long before the value expires.
 const MAX_LEAD: Duration = Duration::from_secs(60);
-/// How long after a value expires its successor is looked for once more.
+/// A value's successor is looked for again this long after the value expires.
 const LAG: Duration = Duration::from_secs(1);
 
 /// The expiry of the current value.

@@ -51,7 +51,7 @@ impl ActiveLease {
                 self.end = asked_at + granted.min(FAR_FUTURE);
                 Ok(())
             }
-            // It expired or was revoked, whatever was granted before.
+            // It expired or was revoked, regardless of what was granted before.
             Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
                 info!(secret = %secret.name(), "the lease no longer exists: {error}");
                 self.end = asked_at;

@@ -51,7 +51,7 @@ pub(crate) fn describe(registry: &Registry) {
     );
 }
 
-/// The handles of a secret's metrics, created with its first value: a name that leads to nothing
+/// The handles of a secret's metrics, created with its first value: a name that never had a value
 /// has no series.
 #[derive(Default)]
 pub(super) struct SecretMetrics(OnceLock<Handles>);

@@ -229,7 +229,7 @@ impl Secrets {
             return Some(Arc::clone(secret));
         }
         if secrets.len() >= self.shared.settings.wild_names {
-            // Names that lead to nothing make room for others.
+            // Names without a value make room for others.
             let (idle, kept) = secrets
                 .into_iter()
                 .partition(|(_, secret)| secret.is_idle());

@@ -156,8 +156,8 @@ impl OtherVersions {
         Lookup::Reading(reading)
     }
 
-    /// Drops values that were read next to another current version than `current`, and the
-    /// previous value once it has expired.
+    /// Drops values that were read while a version other than `current` was the current one, and
+    /// the previous value once it has expired.
     pub(super) fn sweep(&self, current: Option<&str>, has_rotated_recently: bool) {
         let is_needed = |selector: &VersionSelector, entry: &Entry| {
             Some(entry.beside.as_str()) == current

@@ -1,4 +1,4 @@
-//! Publishes what came of a read: to requests, to subscribers, to the log and to the audit log.
+//! Publishes the outcome of a read to requests, subscribers, the log and the audit log.
 
 use std::sync::Arc;
 

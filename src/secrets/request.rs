@@ -1,4 +1,4 @@
-//! What callers ask of a secret, and what they get.
+//! Requests for a secret's value, and their results.
 
 use std::{sync::Arc, time::Duration};
 

@@ -33,14 +33,14 @@ pub struct Secret {
     requests: mpsc::Sender<Trigger>,
     pub(super) other_versions: OtherVersions,
     usages: Usages,
-    /// Whether a wildcard (`*`) in the config covers it, and no entry of its own.
+    /// Whether only a wildcard (`*`) in the config covers it, and it has no entry of its own.
     pub(super) is_wildcard: bool,
     /// Stops its task when it is cancelled.
     pub(super) stopping: CancellationToken,
     pub(super) metrics: SecretMetrics,
 }
 
-/// Where a value is.
+/// Where a value was found.
 enum Found {
     InMemory(Served),
     AtProvider(Stage),
@@ -273,7 +273,7 @@ impl Secret {
         Some(Served::new(&previous.value, Stage::Previous, None))
     }
 
-    /// Whether the previous value would still be served, had this sidecar seen the rotation.
+    /// Whether the previous value would still be served if this sidecar had seen the rotation.
     fn has_rotated_recently(&self, current: &Value) -> bool {
         let until = current
             .created_at()
@@ -360,7 +360,7 @@ impl Secret {
                 .is_none_or(|state| state.current.is_none())
     }
 
-    /// Drops other versions that were read next to a former current value, or are expired.
+    /// Drops other versions that have expired, or were read while a former value was current.
     pub(super) fn sweep_other_versions(&self) {
         let state = self.state.load_full();
         let current = state.as_ref().and_then(|state| state.current.as_ref());

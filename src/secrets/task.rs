@@ -71,7 +71,7 @@ impl Refresher {
             // Boxed, because most tasks are waiting and should not reserve memory for a read.
             let refresh = Box::pin(self.refresh(trigger));
             if revokes_leases {
-                // To its end, which has a time limit: a lease that it obtains must be revoked.
+                // Not cancelled: it has a time limit, and a lease that it obtains must be revoked.
                 refresh.await;
             } else if stopping.run_until_cancelled(refresh).await.is_none() {
                 return;
@@ -287,7 +287,7 @@ impl Refresher {
         if !is_success {
             self.schedule.failed();
             if !self.secret.has_series() {
-                // A name that leads to nothing is read again only when a caller asks for it.
+                // A name that never had a value is read again only when a caller asks for it.
                 self.schedule.suspend();
             }
             return;

@@ -1,4 +1,4 @@
-//! How often each version of a secret was served: the evidence that a version is out of use.
+//! How many times each version of a secret was served: the evidence that a version is out of use.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +34,7 @@ impl Usage {
         &self.version
     }
 
-    /// Returns how often the version was served.
+    /// Returns how many times the version was served.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -20,7 +20,7 @@ pub(crate) struct ItemProcessor<K> {
 
 impl<K: Deref<Target = Keyring>> ItemProcessor<K> {
     /// # Errors
-    /// The operation encrypts, and no version does.
+    /// The operation encrypts, and no version can.
     pub(crate) fn new(operation: Operation, session: Session<K>) -> Result<Self, SessionError> {
         let encryptor = match operation {
             Operation::Encrypt | Operation::Rewrap => Some(session.encryptor()?),

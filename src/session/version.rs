@@ -33,7 +33,7 @@ impl PinnedVersion {
 
     /// Checks that a request may still encrypt under the version it started with (I11).
     ///
-    /// It may do so for no longer than a sidecar that never heard of a newer version: once another
+    /// It may do so for no longer than a sidecar that never received a newer version: once another
     /// version encrypts, the lease is not renewed. Once the version is disabled or destroyed, the
     /// request fails at once.
     pub(super) fn check_encrypts(

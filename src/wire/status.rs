@@ -200,7 +200,7 @@ pub struct SecretStatus {
 pub struct SecretVersionStatus {
     /// The version.
     pub version: String,
-    /// How often this sidecar served it.
+    /// How many times this sidecar served it.
     pub uses: u64,
     /// When this sidecar last served it.
     pub last_used: Option<Timestamp>,

@@ -54,8 +54,8 @@ struct SecretDescription {
 type FetchError = (Option<SecretName>, Problem);
 
 impl SecretService {
-    /// Lists the secrets that the caller may fetch and that are held. A request for another one
-    /// says why it isn't.
+    /// Lists the secrets that the caller may fetch and that have a value. Requesting one that is
+    /// not listed returns the reason.
     pub(crate) fn list(&self, peer: &Peer) -> SecretList {
         let visible = self
             .secrets

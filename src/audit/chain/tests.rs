@@ -98,8 +98,8 @@ fn inflict(mut lines: Vec<Vec<u8>>, harm: &Harm) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    /// Every edit, removal, duplicate and move shows: by the chain alone or, at the ends, by an
-    /// anchor.
+    /// Every edit, removal, duplicate and move is detected: by the chain alone or, at the ends, by
+    /// an anchor.
     #[test]
     fn every_modification_shows(
         length in 2..12usize, harm in harm(), with_key in any::<bool>()
@@ -110,7 +110,7 @@ proptest! {
         let after = inflict(before.clone(), &harm);
         prop_assume!(after != before);
         let verdict = verify(&after, key.as_ref());
-        // Anchors of the first and the last record show what the chain alone can't.
+        // Anchors of the first and the last record detect what the chain alone can't.
         let first = after.first().and_then(|line| link_of(line));
         let is_accepted = verdict == Ok(head) && first.is_some_and(|first| first.seq == 1);
         prop_assert!(!is_accepted, "{harm:?} was not detected");

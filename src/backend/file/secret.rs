@@ -26,7 +26,7 @@ use crate::{
 
 /// A file that was modified more recently may still be incomplete.
 const SETTLE_TIME: Duration = Duration::from_millis(300);
-/// How often to wait for that. A file that is modified all the time is not a secret.
+/// How many times to wait for that. A file that is modified all the time is not a secret.
 const MAX_WAITS: u32 = 10;
 
 /// A secret on a local disk. It has one value, whose version is the modification time.

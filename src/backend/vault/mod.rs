@@ -209,7 +209,7 @@ impl Vault {
             .body(body)
             .map_err(|error| Failure::new(ErrorKind::Misconfigured, format!("{path}: {error}")))?;
         let response = self.http.send(request, limit).await.map_err(|failure| {
-            // Limits leave room for the longest valid response, so this is not Vault's.
+            // Limits leave room for Vault's longest valid response, so this one is not from Vault.
             let kind = match failure.kind {
                 ErrorKind::TooLarge => ErrorKind::Unavailable,
                 kind => kind,

@@ -49,7 +49,7 @@ impl<'t> Section<'t> {
         })
     }
 
-    /// Returns whether `key` is present, whatever its value.
+    /// Returns whether `key` is present, regardless of its value.
     pub(in crate::config) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }

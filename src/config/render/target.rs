@@ -1,4 +1,4 @@
-//! Where a file is rendered to: never two files to one place, and never over a secret's source.
+//! Where a file is rendered to: never two files to one path, and never over a secret's source.
 
 use std::path::{Component, Path, PathBuf};
 

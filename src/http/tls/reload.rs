@@ -54,7 +54,7 @@ impl Tls {
                 // Before reading, so that no change is missed in between.
                 watches.renew(&self).await;
                 self.reload().await;
-                // Elapsing is the poll.
+                // The files are polled when this times out.
                 if timeout(POLL_INTERVAL, self.changed.notified())
                     .await
                     .is_ok()

@@ -1,4 +1,4 @@
-//! Random histories: whatever operators do in whatever order, the invariants hold after every step.
+//! Random histories: after any sequence of operations, every invariant holds at every step.
 
 use proptest::prelude::*;
 

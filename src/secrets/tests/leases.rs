@@ -201,7 +201,7 @@ async fn an_on_demand_read_that_waits_delays_no_renewal() {
         settings.force_interval = Duration::from_secs(3600)
     });
     assert_eq!(world.current().await.as_deref(), Ok("first"));
-    // A revalidating request that waits in vain gets a value that is marked as stale.
+    // A revalidating request that times out gets a value that is marked as stale.
     let fresh = tokio::time::timeout(
         Duration::from_secs(3700),
         world.ask(VersionSelector::Current, Freshness::Revalidated),

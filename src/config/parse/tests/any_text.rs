@@ -1,4 +1,4 @@
-//! Any text is answered with settings or with problems, never with a panic.
+//! Parsing any text returns settings or problems, and never panics.
 
 use proptest::{collection, prelude::*, sample};
 
