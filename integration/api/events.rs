@@ -80,7 +80,7 @@ async fn a_reconnecting_subscriber_gets_missed_events_once() {
     listener.expect("demo", 3).await;
     let mut listener = Listener::open(&sidecar, Some(&second)).await;
     listener.expect("demo", 3).await;
-    // What can't be continued begins anew.
+    // A stream that can't be resumed starts again.
     for strange in ["", "7", "1-1", "x-y"] {
         Listener::open(&sidecar, Some(strange))
             .await
@@ -167,7 +167,7 @@ impl Watch {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        // Nobody reads its complaints.
+        // Its error output isn't needed.
         drop(child.stderr.take());
         Self(child, lines)
     }
@@ -176,7 +176,7 @@ impl Watch {
         let mut line = String::new();
         assert!(
             self.1.read_line(&mut line).unwrap() > 0,
-            "the command ended"
+            "the command exited"
         );
         line
     }

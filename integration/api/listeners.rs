@@ -1,4 +1,4 @@
-//! Listeners: permissions of the socket, silent connections, signals, log format.
+//! Listeners: socket permissions, idle connections, signals, log format.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ fn half_a_request(sidecar: &Sidecar) -> UnixStream {
 
 fn rest_of(mut stream: UnixStream) -> String {
     let mut answer = Vec::new();
-    // A reset is an end, too.
+    // A reset counts as an end.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -48,7 +48,7 @@ fn the_socket_has_its_mode_and_cannot_be_taken_over() {
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("another process listens on this socket")
     );
-    // A sidecar that is killed leaves a stale socket, which the next one replaces.
+    // A killed sidecar leaves a stale socket, which the next one replaces.
     sidecar.child.kill().unwrap();
     sidecar.ended();
     assert!(socket.exists());
@@ -73,7 +73,7 @@ async fn sigterm_completes_requests_in_flight_and_accepts_no_more() {
     });
     sidecar.signal("TERM");
     wait("draining", || sidecar.ops("/readyz").0 == 503);
-    wait("the socket's end", || {
+    wait("the socket's removal", || {
         UnixStream::connect(&sidecar.socket).is_err()
     });
     stream.write_all(b"def").unwrap();

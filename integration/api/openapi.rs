@@ -1,4 +1,5 @@
-//! The OpenAPI document: what it says is what the sidecar does, by schemathesis, which makes up requests from it.
+//! The sidecar behaves as its OpenAPI document says, checked by schemathesis, which generates
+//! requests from it.
 
 use std::collections::BTreeSet;
 

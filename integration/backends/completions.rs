@@ -1,4 +1,4 @@
-//! What `sidekey completions` prints, as a shell uses it.
+//! The output of `sidekey completions`, used by a shell.
 
 use std::{fs, process::Command};
 
@@ -11,7 +11,7 @@ fn bash_completes_a_subcommand() {
     assert!(output.status.success(), "{output:?}");
     let file = folder.path().join("sidekey.bash");
     fs::write(&file, &output.stdout).unwrap();
-    // Completed as a shell does it, after `sidekey keyring rew`.
+    // Completes as a shell does after `sidekey keyring rew`.
     let ask = "source \"$0\"; COMP_WORDS=(sidekey keyring rew); COMP_CWORD=2; \
                _sidekey sidekey rew keyring; echo \"${COMPREPLY[@]}\"";
     let completed = Command::new("bash")

@@ -1,4 +1,4 @@
-//! `sidekey exec` in namespaces of its own, and on a terminal: with unshare, python3 and bash.
+//! `sidekey exec` in its own namespaces and on a terminal, with unshare, python3 and bash.
 
 use std::{fs, process::Command};
 
@@ -73,7 +73,7 @@ fn exec_works_as_pid_1() {
     );
 }
 
-/// Types at a command on a terminal and reads what it writes there. `{shell}` is a shell with job control.
+/// Types at a command on a terminal and reads its output. `{shell}` is a shell with job control.
 const TYPIST: &str = r#"
 import os, pty, sys, select, time
 pid, terminal = pty.fork()
@@ -117,7 +117,7 @@ fn on_a_terminal(world: &World, script: &str, command: &[&str]) {
 fn the_program_owns_the_terminal() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let program = world.path("program.sh");
-    // Counts what it hears, and reads what is typed.
+    // Counts the signals it gets, and echoes typed lines.
     let text = "trap 'n=$((n+1))' INT; n=0; echo ready $T; while :; do if read line; then echo got $line after $n; [ \"$line\" = end ] && exit 3; fi; done";
     fs::write(&program, text).unwrap();
     let (socket, program) = (sidecar.socket.to_str().unwrap(), program.to_str().unwrap());
@@ -134,12 +134,13 @@ fn the_program_owns_the_terminal() {
         "bash",
         program,
     ];
-    // Without a shell: nobody could resume it after a ^Z, so it goes on at once.
+    // Without a shell to resume it after ^Z, it continues at once.
     let steps = "expect('ready t1')\ntype(b'\\x03')\nexpect('^C')\ntype(b'one\\n')\nexpect('got one after 1')\n\
         type(b'\\x1a')\nexpect('^Z')\ntype(b'two\\n')\nexpect('got two after 1')\ntype(b'end\\n')\nexpect('got end')\n\
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3\n";
     on_a_terminal(&world, steps, &command);
-    // In a shell, it is a job as any other. After a restart the program has the terminal again, and after its end the shell has.
+    // In a shell, it is a normal job. After a restart the program gets the terminal back, and after
+    // its exit the shell does.
     let line = command.join(" ");
     let token = world.path("token");
     let steps = format!(
@@ -196,7 +197,7 @@ fn a_pipeline_shares_the_terminal_with_the_program() {
         binary(),
         sidecar.socket.display()
     );
-    // A pager reads the terminal while the program runs, which may read it as well, and hears of ^C.
+    // A pager reads the terminal while the program runs. The program can read it too, and gets ^C.
     let pager = "(read line; echo pager has $line; read key </dev/tty; echo pager got $key; cat)";
     let ask = "read line </dev/tty; echo answer $line";
     let steps = format!(

@@ -1,5 +1,6 @@
-//! KEKs of different vendors for one keyring: AWS KMS (moto) and Vault's Transit, each behind a fault injector. Whatever becomes of one,
-//! sidecars start and refresh by the other, and the metrics tell which is ill.
+//! KEKs of different vendors for one keyring: AWS KMS (moto) and Vault's Transit, each behind a
+//! fault proxy. When either fails, sidecars start and refresh with the other, and the metrics show
+//! which one failed.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::support::{
     vault::KEK as VAULT_KEK,
 };
 
-/// Two systems that work, the proxies before them, and a keyring that both open.
+/// Two working backends, the proxies in front of them, and a keyring that both open.
 struct Pair {
     _moto: Moto,
     _vault: Vault,
@@ -30,7 +31,8 @@ impl Pair {
         let (moto, vault) = (Moto::start(), Vault::start());
         let aws = FaultProxy::before(&moto.address).await;
         let vault_proxy = FaultProxy::before(vault.address.strip_prefix("http://").unwrap()).await;
-        // Commands reach both directly: a keyring is changed only while all of its KEKs answer.
+        // Commands reach both directly: a keyring can be changed only while all of its KEKs
+        // respond.
         let mut world = aws::world_of(&moto.url());
         world.env.extend([
             ("VAULT_ADDR", vault.address.clone()),
@@ -67,7 +69,7 @@ impl Pair {
     }
 }
 
-/// How many unwraps of a KEK had a result.
+/// Returns how many unwraps of a KEK had a result.
 fn unwraps(sidecar: &Sidecar, kek: &str, result: &str) -> u64 {
     let line = format!(
         "sidekey_kek_requests_total{{kek=\"{kek}\",operation=\"unwrap\",result=\"{result}\"}} "
@@ -80,7 +82,7 @@ fn unwraps(sidecar: &Sidecar, kek: &str, result: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Vault's answer with another key, as long as the right one, in the place of the plaintext.
+/// Replaces the plaintext in Vault's response with another key of the same length.
 fn another_key_of_vault(answer: &str) -> String {
     let mut answer: Value = serde_json::from_str(answer).unwrap();
     if answer["data"]["plaintext"].is_string() {
@@ -89,11 +91,12 @@ fn another_key_of_vault(answer: &str) -> String {
     answer.to_string()
 }
 
-/// A start and a refresh while `victim`, which is asked first, has a fault, after which its unwraps have one of `results`.
+/// Starts and refreshes while `victim`, which is asked first, has a fault. Its unwraps must then
+/// have one of `results`.
 async fn survive(pair: &Pair, victim: &str, survivor: &str, results: &[&str], ail: impl FnOnce()) {
     pair.init([victim, survivor]);
     ail();
-    // Nothing but the hedge or a failure lets the survivor be asked: the time-out is a day.
+    // Only the hedge or a failure can involve the survivor: the timeout is a day.
     let sidecar = pair.launch();
     sidecar.wait_ready();
     let message = sidecar.client().await.encrypt(b"Ada").await.ok().body;
@@ -140,7 +143,7 @@ async fn survive(pair: &Pair, victim: &str, survivor: &str, results: &[&str], ai
 async fn vault_covers_any_failure_of_aws() {
     let pair = Pair::start().await;
     let (victim, survivor) = (pair.aws_kek.clone(), VAULT_KEK);
-    // The SDK tries again what may pass; Vault is asked meanwhile.
+    // The SDK retries transient errors; Vault is asked meanwhile.
     let passing = &["overtaken", "unavailable"][..];
     for (results, fault) in [
         (&["overtaken"][..], Fault::Hang),
@@ -224,7 +227,7 @@ async fn a_kek_with_an_open_circuit_is_called_last() {
         versions.len() == count && versions.iter().all(|version| version["unopened"].is_null())
     };
     wait("every version", || all_open(10));
-    // So many failures in a row pause it for a minute.
+    // This many consecutive failures open the circuit for a minute.
     assert_eq!(unwraps(&sidecar, &pair.aws_kek, "denied"), VERSIONS);
     let gauge = format!("sidekey_kek_circuit_open{{kek=\"{}\"}} 1", pair.aws_kek);
     assert!(sidecar.ops("/metrics").1.contains(&gauge));
@@ -246,7 +249,7 @@ async fn a_kek_with_an_open_circuit_is_called_last() {
     assert_eq!(
         unwraps(&sidecar, &pair.aws_kek, "ok"),
         1,
-        "nobody else was left"
+        "no other KEK was left"
     );
     assert!(
         !sidecar.ops("/metrics").1.contains(&gauge),
@@ -272,7 +275,7 @@ async fn an_interrupted_kek_change_resumes() {
             .map(count)
             .collect::<Vec<_>>()
     };
-    // One generation wraps 16 versions, and opens each to prove it.
+    // A generation wraps 16 versions and unwraps each to verify it.
     pair.aws.set(Fault::HangAfter(2 * 16));
     let mut command = std::process::Command::new(crate::support::harness::binary());
     command
@@ -287,7 +290,7 @@ async fn an_interrupted_kek_change_resumes() {
     });
     killed.kill().unwrap();
     killed.wait().unwrap();
-    // A whole manifest, that every sidecar takes.
+    // A complete manifest that every sidecar accepts.
     pair.world.keyring("verify", "demo", &[]);
     let said = pair
         .world

@@ -1,4 +1,4 @@
-//! Manifests over HTTPS, from the web server of openssl.
+//! Manifests over HTTPS, from openssl's web server.
 
 use std::{
     fs,
@@ -14,11 +14,12 @@ use crate::support::{
     web::launch,
 };
 
-/// openssl's own web server, which gives the files in its folder; it is killed when this is dropped.
+/// openssl's web server, which serves the files in its directory; killed when dropped.
 struct TlsServer(Child);
 
 impl TlsServer {
-    /// With the certificate `NAME.pem` in `folder`; clients need one of the authority `ca.pem`.
+    /// Uses the certificate `NAME.pem` in `folder`, and requires client certificates issued by
+    /// `ca.pem`.
     fn start(folder: &Path, port: u16, name: &str) -> Self {
         let child = Command::new("openssl")
             .args([
@@ -80,13 +81,13 @@ fn changed_certificates_are_reloaded_without_a_restart() {
     wait("the missing file's name", || {
         sidecar.ops("/readyz").1.contains("mine.pem")
     });
-    // An authority that the server doesn't trust.
+    // A client certificate from an authority that the server doesn't trust.
     put("other/client.pem", "mine.pem");
     put("other/client.key", "mine.key");
     wait("the server's refusal", || {
         sidecar.ops("/readyz").1.contains("alert")
     });
-    // One file after the other: a pair that doesn't match is never taken.
+    // The files are replaced one at a time: a mismatched pair is never loaded.
     put("client.key", "mine.key");
     wait("the mismatch", || {
         sidecar.log().contains("keeping the previous ones")
@@ -94,7 +95,7 @@ fn changed_certificates_are_reloaded_without_a_restart() {
     put("client.pem", "mine.pem");
     sidecar.wait_ready();
 
-    // The server gets its certificate from another authority, and that becomes trusted.
+    // The server gets a certificate from another authority, which then becomes trusted.
     drop(server);
     put("other/server.pem", "server.pem");
     put("other/server.key", "server.key");

@@ -1,7 +1,7 @@
 //! Tests against real backends and tools: Vault, OpenBao, moto, kube-apiserver, Redis, SoftHSM,
-//! promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require root. `integration/run`
-//! installs all of them and runs this target; plain `cargo test` leaves it out. Whatever is missing
-//! fails a test.
+//! promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require root.
+//! `integration/run` installs all of them and runs this target; plain `cargo test` leaves it out.
+//! Any missing tool fails a test.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
 

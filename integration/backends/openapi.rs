@@ -1,4 +1,5 @@
-//! What the OpenAPI document says is what the sidecar does, by schemathesis, which makes up requests from it.
+//! The sidecar behaves as its OpenAPI document says, checked by schemathesis, which generates
+//! requests from it.
 
 use std::{fs, process::Command};
 
@@ -38,12 +39,12 @@ fn generated_requests_match_the_document() {
     fs::write(world.path("db"), r#"{"password":"one"}"#).unwrap();
     let rule = format!("{rule}[[secret]]\nname = \"db\"\nsource = \"file:db\"\nrequired = true\n");
     let sidecar = world.start_with("one", &format!("{listen}{rule}"), &["demo"]);
-    // A name made up from the pattern alone would hardly ever be that of a keyring.
+    // A name generated from the pattern would hardly ever match a keyring.
     let mut document: Value = serde_json::from_str(DOCUMENT).unwrap();
     document["components"]["parameters"]["Keyring"]["schema"] =
         json!({ "enum": ["demo", "other"] });
     document["components"]["parameters"]["Secret"]["schema"] = json!({ "enum": ["db", "other"] });
-    // A version that is made up will never come, and waiting for it is answered with 503.
+    // A generated version never becomes available, so waiting for it returns 503.
     let parameters = document["paths"]["/v1/secrets/{secret}"]["get"]["parameters"]
         .as_array_mut()
         .unwrap();
@@ -57,9 +58,9 @@ fn generated_requests_match_the_document() {
             &format!("http://{}", sidecar.tcp.unwrap()),
         ])
         .args(["--header", &format!("Authorization: Bearer {token}")])
-        // Never ends by itself.
+        // This stream never ends.
         .args(["--exclude-path", "/v1/events"])
-        // No made-up ciphertext decrypts.
+        // No generated ciphertext decrypts.
         .args([
             "--checks",
             "all",
@@ -86,7 +87,7 @@ fn generated_requests_match_the_document() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(output.status.success(), "{said}");
-    // Every operation, and not only in vain.
+    // Every operation succeeded at least once.
     let metrics = sidecar.ops("/metrics").1;
     assert!(
         metrics.contains("sidekey_secret_requests_total{secret=\"db\",code=\"ok\"}"),

@@ -1,4 +1,4 @@
-//! Files that belong to another user, which only root can make.
+//! Files owned by another user, which only root can create.
 
 use std::{fs, os::unix::fs::MetadataExt};
 
@@ -39,7 +39,7 @@ async fn a_file_whose_owner_cannot_be_preserved_is_skipped() {
         ),
         (old, 4321)
     );
-    // With the right, the owner stays.
+    // With the capability, the owner is kept.
     s.rewrap_all();
     assert_eq!(
         (

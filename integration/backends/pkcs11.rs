@@ -143,7 +143,7 @@ async fn a_keyring_lives_under_an_aes_key_and_moves_to_an_rsa_key() {
         ],
     );
     world.keyring("verify", "demo", &[]);
-    // The old KEK is destroyed, as one does who gives up a key.
+    // The old KEK is destroyed, as an operator retires a key.
     in_token(
         &world,
         &["--delete-object", "--type", "secrkey", "--label", "aes"],
@@ -228,7 +228,7 @@ fn problems_with_keys_and_wraps_are_reported() {
         "pkcs11:token=keys;object=aes",
         "without pin-source, private objects are hidden",
     );
-    // Another key under the same name opens nothing that the former one wrapped.
+    // Another key under the same name can't open the wraps of the former one.
     fs::rename(world.path("tokens"), world.path("away")).unwrap();
     make_token(&world);
     fails(

@@ -1,4 +1,5 @@
-//! The alerts that docs/metrics.md proposes are Prometheus' rules, and tell of a KEK that is ill though everything works.
+//! The alerts proposed in docs/metrics.md are valid Prometheus rules, and report a failing KEK even
+//! while requests succeed.
 
 use std::{
     fs,

@@ -95,7 +95,7 @@ fn readme_commands_run_as_documented() {
         String::from_utf8_lossy(&output.stderr),
     );
 
-    // Only the command that is documented to fail does, with the documented exit code.
+    // The only failing command is the one documented to fail, with the documented exit code.
     let failed = fs::read_to_string(path("failed")).unwrap();
     assert_eq!(failed.lines().count(), 1, "{failed}\n{out}\n{err}");
     assert!(

@@ -1,4 +1,4 @@
-//! The programs of docs/recipes.md do what they say, as they stand there.
+//! The programs in docs/recipes.md work as written.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::support::{
 
 const PAGE: &str = include_str!("../../docs/recipes.md");
 
-/// The programs in one language, in order.
+/// Returns the page's programs in one language, in order.
 fn programs(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     PAGE.split(fence.as_str())
@@ -18,7 +18,7 @@ fn programs(language: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// A sidecar that hands out data keys and a password, and a file longer than a message may be.
+/// A sidecar that provides data keys and a password, and a file that is too long for a message.
 fn world() -> (World, Sidecar) {
     let world = World::with_demo();
     let uid = uid();

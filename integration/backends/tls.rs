@@ -1,4 +1,4 @@
-//! TLS of the listeners, with curl, openssl and rustls as clients.
+//! The listeners' TLS, with curl, openssl and rustls as clients.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ const HERE: &str = "IP:127.0.0.1,DNS:sidekey.example";
 const PROMETHEUS: &str = "URI:spiffe://example.org/ns/ops/sa/prometheus";
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// A world, an authority, and the files of a listener's TLS in the world's folder `tls`.
+/// A world, an authority, and the listener's TLS files in the world's directory `tls`.
 struct Stage {
     world: World,
     authority: Authority,
@@ -55,20 +55,21 @@ impl Stage {
         self.world.path("tls").join(name)
     }
 
-    /// Puts a certificate and its key where the sidecar looks for them.
+    /// Installs a certificate and its key where the sidecar reads them.
     fn put(&self, (certificate, key): &(PathBuf, PathBuf)) {
         fs::copy(certificate, self.file("tls.crt")).unwrap();
         fs::copy(key, self.file("tls.key")).unwrap();
     }
 
-    /// A sidecar whose ops listener has TLS, with more of its config.
+    /// Starts a sidecar with TLS on its ops listener, with more config.
     fn ops(&self, more: &str) -> Sidecar {
         let tls =
             format!("[ops.tls]\ncertificate = \"tls/tls.crt\"\nkey = \"tls/tls.key\"\n{more}\n");
         self.world.launch("one", &tls, &["demo"])
     }
 
-    /// A sidecar that has a TCP listener for applications with TLS, and an ops listener without.
+    /// Starts a sidecar with TLS on its TCP listener for applications, and an ops listener without
+    /// TLS.
     fn tcp(&self, before: &str, more: &str) -> Sidecar {
         let socket = self.world.path("one.sock");
         let listen = format!(
@@ -80,7 +81,7 @@ impl Stage {
             .start_with("one", &format!("{before}\n{listen}{tls}"), &["demo"])
     }
 
-    /// `GET` with curl: its exit code, the status and the version of HTTP, and the body.
+    /// Sends `GET` with curl, and returns its exit code, the status and HTTP version, and the body.
     fn curl(&self, address: SocketAddr, path: &str, extra: &[&str]) -> (i32, String, String) {
         let output = Command::new("curl")
             .args([
@@ -136,7 +137,7 @@ impl Stage {
     }
 }
 
-/// A connection and the certificate that the server showed on it.
+/// Connects, and returns the connection and the server's certificate.
 async fn connect(
     address: SocketAddr,
     config: Arc<ClientConfig>,
@@ -212,7 +213,8 @@ fn only_probes_work_without_an_allowed_client_certificate() {
                 .contains("sidekey_ready 1")
         );
     }
-    // Of the right authority: a name that isn't listed, names that only look like listed ones, and a common name, which is none.
+    // From the right authority: an unlisted name, names that only resemble listed ones, and a
+    // common name, which doesn't count.
     let unlisted = [
         ("other", Some("DNS:other.example.com")),
         ("longer", Some("DNS:x.admin.example.com")),
@@ -235,7 +237,7 @@ fn only_probes_work_without_an_allowed_client_certificate() {
         sidecar.log()
     );
 
-    // Of another authority, or of another time: no connection at all.
+    // From another authority, or with another validity: the connection fails.
     let stranger =
         Authority::new(stage.world.path("stranger")).issue("prometheus", Some(PROMETHEUS));
     let expired = stage.authority.issue_for(
@@ -248,7 +250,7 @@ fn only_probes_work_without_an_allowed_client_certificate() {
         let (exit, line, _) = stage.curl(sidecar.ops, "/livez", &strs(&as_client(who)));
         assert!(exit != 0 && line.starts_with("000"), "{exit} {line}");
     }
-    // And a client that doesn't know our authority doesn't get that far.
+    // A client that doesn't know our authority refuses the server.
     let output = Command::new("curl")
         .args(["-s", &format!("https://{}/livez", sidecar.ops)])
         .output()
@@ -270,7 +272,7 @@ fn only_probes_work_without_an_allowed_client_certificate() {
     };
     assert_eq!(failures("client_certificate"), 2.0);
     assert_eq!(failures("refused_by_client"), 1.0);
-    // Each one twice: for /metrics and for /livez.
+    // Twice each: for /metrics and for /livez.
     assert_eq!(failures("client_name"), 8.0);
 }
 
@@ -322,7 +324,7 @@ fn http_1_and_2_are_offered_and_old_tls_versions_are_not() {
     );
     let older = s_client(sidecar.ops, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     assert!(!older.status.success(), "{}", said(&older));
-    // In the clear there is nothing to be had.
+    // Nothing is served without TLS.
     let output = Command::new("curl")
         .args(["-s", &format!("http://{}/livez", sidecar.ops)])
         .output()
@@ -370,7 +372,7 @@ async fn new_certificates_apply_to_new_connections_only() {
     assert_eq!(shown, der(&first));
     open.send(Method::GET, "/status", &[], "").await.ok();
 
-    // Another certificate that ends at another time, and another authority for clients.
+    // A certificate with another expiry, and another authority for clients.
     let (second, second_key) =
         stage
             .authority
@@ -415,7 +417,8 @@ async fn new_certificates_apply_to_new_connections_only() {
     assert_eq!(status["tls"][0]["listener"], "ops");
     assert_eq!(status["tls"][0]["expires_at"], "2040-01-01T00:00:00Z");
 
-    // In TLS 1.3 the client has finished before the server looks at its certificate, so the refusal comes with the first answer.
+    // In TLS 1.3 the client finishes its handshake before the server checks its certificate, so the
+    // refusal arrives with the first response.
     if let Ok((mut former, _)) = connect(sidecar.ops, stage.rustls(Some(&client))).await {
         assert!(
             former
@@ -489,7 +492,7 @@ fn invalid_new_certificates_change_nothing() {
     fs::write(stage.file("ca.crt"), "").unwrap();
     failed("no authority", "ca.crt: the file contains no certificate");
 
-    // Each reason was logged once, however often the files were looked at.
+    // Each reason was logged once, however often the files were checked.
     let tries = "sidekey_tls_reloads_total{listener=\"ops\",result=\"failed\"}";
     let before = metric(&stage.get(&sidecar, "/metrics", &who), tries);
     sidecar.signal("HUP");
@@ -589,7 +592,7 @@ async fn silent_handshakes_do_not_crowd_out_active_clients() {
     for round in 0..10 {
         for _ in 0..20 {
             let mut stream = TcpStream::connect(address).unwrap();
-            // Some begin a handshake and stop.
+            // Some start a handshake and stop.
             if round % 2 == 0 {
                 stream.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
             }
@@ -634,7 +637,7 @@ fn a_handshake_is_bound_by_the_header_timeout() {
     let address = sidecar.tcp.unwrap();
     let mut slow = TcpStream::connect(address).unwrap();
     let silent = TcpStream::connect(address).unwrap();
-    // Bytes alone, without a request, gain no time.
+    // Bytes without a complete request don't extend the time.
     let slow_writer = std::thread::spawn(move || {
         let hello = [22u8, 3, 1, 2, 0].into_iter().chain(std::iter::repeat(0));
         for byte in hello {
@@ -686,7 +689,7 @@ async fn tcp_applications_need_a_certificate_and_an_allowed_name() {
     let app = stage.authority.issue("app", Some("DNS:app.example.com"));
     let (mut client, _) = connect(address, stage.rustls(Some(&app))).await.unwrap();
     client.post(path, &headers, "Ada").await.ok();
-    // The certificate doesn't stand in for the token.
+    // The certificate doesn't replace the token.
     assert_eq!(
         client.post(path, &[OCTETS], "Ada").await.problem(),
         "unauthorized"
@@ -762,7 +765,7 @@ fn evidence_is_requested_over_tls() {
         let named = [&trusted[..], &["--sidecar-name", name]].concat();
         let anonymous = refused(&named);
         assert!(anonymous.contains("--sidecar-cert"), "{anonymous}");
-        // It answers; what it says is that it hasn't been watching for the whole quiet period.
+        // The sidecar answers that it hasn't been watching for the whole quiet period.
         let known = refused(
             &[
                 &named[..],
@@ -772,7 +775,7 @@ fn evidence_is_requested_over_tls() {
         );
         assert!(known.contains("quiet"), "{known}");
     }
-    // What is wrong with a flag isn't the sidecar's answer.
+    // An invalid flag isn't reported as the sidecar's response.
     let output = stage.world.try_keyring(
         "disable",
         "demo",
@@ -799,7 +802,7 @@ fn a_push_requires_a_certificate_and_only_causes_a_refresh() {
     let stage = Stage::new();
     let real = stage.world.path("elsewhere");
     fs::create_dir(&real).unwrap();
-    // A file that nobody watches: the link above it is swapped.
+    // The file isn't watched, because the swapped link is above it.
     fs::write(real.join("db"), "old").unwrap();
     std::os::unix::fs::symlink("elsewhere", stage.world.path("here")).unwrap();
     fs::create_dir(stage.world.path("next")).unwrap();

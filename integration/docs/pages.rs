@@ -122,7 +122,7 @@ fn documented_commands_and_options_exist() {
             } else {
                 1
             };
-            // `sidekey keyring …` stands for all of them, `a\|b` for two.
+            // `sidekey keyring …` means all of them, `a\|b` means two.
             let Some(last) = words.get(depth - 1).filter(|word| word.is_ascii()) else {
                 continue;
             };
@@ -308,7 +308,7 @@ fn paths_in_the_pages_exist() {
         for path in outside_blocks.split('`').skip(1).step_by(2) {
             let is_source = path.contains('/') && path.ends_with(".rs");
             let is_rooted = roots.iter().any(|root| path.starts_with(root));
-            // NAME stands for any.
+            // NAME is a placeholder.
             if (!is_source && !is_rooted) || path.contains(' ') || path.contains("NAME") {
                 continue;
             }

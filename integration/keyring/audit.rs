@@ -1,4 +1,4 @@
-//! What was done and refused is in the audit log, and whatever is done to the log shows.
+//! The audit log records what was done and what was refused, and reveals any tampering with it.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ fn text(path: &Path) -> String {
 
 fn records(log: &Path) -> Vec<Value> {
     let lines = fs::read_to_string(log).unwrap_or_default();
-    // The last line may be on its way.
+    // The last line may still be incomplete.
     lines
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
@@ -155,7 +155,7 @@ fn nothing_is_changed_if_it_cannot_be_recorded() {
         "audit key",
     );
     assert_eq!(fs::read(world.manifest("demo")).unwrap(), before);
-    // A config's log counts as well, and one on standard output is no log for a command.
+    // The log in the config is used too; a log on standard output is no log for a command.
     fs::write(
         world.path("stdout.toml"),
         config("[audit]\nstdout = true\n"),
@@ -241,7 +241,7 @@ fn credentials_in_urls_are_never_recorded_or_printed() {
         2,
         "must not contain credentials",
     );
-    assert_eq!(records(&log).len(), 2, "nothing was begun");
+    assert_eq!(records(&log).len(), 2, "nothing was started");
     let sidecar = ["--sidecar=http://127.0.0.1:1/?hush", "--audit", &text(&log)];
     world.run(
         &[
@@ -298,7 +298,7 @@ fn verification_names_the_first_modified_line() {
         "audit.log:3: not an audit record",
     );
     check(&lines[..4], "the end was cut");
-    // Also with the head gone, for whoever noted the end.
+    // Even without the head file, if the end was noted elsewhere.
     let report: Value = {
         fs::write(&log, &whole).unwrap();
         serde_json::from_slice(&verify(&world, &[&text(&log), "--output", "json"]).stdout).unwrap()
@@ -324,13 +324,13 @@ fn verification_names_the_first_modified_line() {
         3,
         "record 6 is missing or differs from its anchor",
     );
-    // What can't be read is neither whole nor broken.
+    // An unreadable log is neither intact nor broken.
     failed(
         &verify(&world, &[&text(&world.path("nowhere"))]),
         1,
         "can't read ",
     );
-    // A line that a crash left is no tampering.
+    // A partial line left by a crash is not tampering.
     fs::write(&log, [&whole[..], &lines[0][..50]].concat()).unwrap();
     let output = verify(&world, &[&text(&log), "--key", &key]);
     assert!(
@@ -360,7 +360,7 @@ fn a_forged_entry_is_detected_even_after_genuine_ones_follow() {
             &[&["--audit", &text(&log)], audit].concat(),
         )
     };
-    // Made without the key from the first line to the last, its head as well.
+    // Forged without the key from the first line to the last, including the head.
     touch(&[]);
     touch(&["--audit-key", &key]);
     failed(
@@ -379,7 +379,7 @@ fn a_forged_entry_is_detected_even_after_genuine_ones_follow() {
         output.status.success() && stdout.contains("authenticates records from 3 on"),
         "{output:?}"
     );
-    // Several chains: the last one's MACs say nothing of the others.
+    // Several chains: the last chain's MACs say nothing about the others.
     let both = world.path("both.log");
     let (forged, whole) = (fs::read_to_string(&log).unwrap(), world.path("whole.log"));
     world.keyring(
@@ -394,7 +394,7 @@ fn a_forged_entry_is_detected_even_after_genuine_ones_follow() {
         3,
         "both.log:1: record 1 has no MAC",
     );
-    // Emptied, with its head left.
+    // An emptied log whose head is still there.
     fs::write(&whole, "").unwrap();
     failed(
         &verify(&world, &[&text(&whole), "--key", &key]),
@@ -461,8 +461,8 @@ async fn denials_are_recorded_with_the_caller_and_floods_as_a_count() {
             .map(|record| record["details"]["count"].as_u64().unwrap())
             .sum()
     };
-    assert_eq!(count("forbidden"), 500, "none went uncounted");
-    // The first of each kind, and a count once a minute.
+    assert_eq!(count("forbidden"), 500, "every refusal was counted");
+    // The first refusal of each kind is logged, then a count once a minute.
     assert!(refused.len() <= 10, "{} records", refused.len());
     let disabled = refused
         .iter()
@@ -553,7 +553,7 @@ async fn a_failing_audit_log_stops_no_request_and_is_reported() {
     let records = records(&log);
     assert_eq!(
         records[0]["event"], "sidecar.started",
-        "nothing was lost meanwhile"
+        "no record was lost meanwhile"
     );
     assert!(
         sidecar
@@ -578,7 +578,7 @@ fn a_rotated_audit_log_continues_in_the_next_file() {
     wait("its record", || {
         named(&records(&log), "keyring.in_force").len() == 1
     });
-    // After a crash, too.
+    // The same after a crash.
     sidecar.child.kill().unwrap();
     sidecar.child.wait().unwrap();
     let mut again = world.start_with("two", "[audit]\nfile = \"audit.log\"\n", &["demo"]);

@@ -1,4 +1,4 @@
-//! Backups that open, restores that go behind nobody, recoveries from the fleet.
+//! Backups that open, restores that never roll back silently, and recoveries from the fleet.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ struct Identity {
     recipient: String,
 }
 
-/// An identity as age-keygen writes it.
+/// An identity in age-keygen's format.
 fn identity(world: &World, name: &str) -> Identity {
     use age::secrecy::ExposeSecret;
     let identity = age::x25519::Identity::generate();
@@ -49,7 +49,7 @@ fn identity(world: &World, name: &str) -> Identity {
     Identity { file, recipient }
 }
 
-/// A backup of `demo` for a fresh identity, shown to open and recorded.
+/// Makes a backup of `demo` for a fresh identity, verified and recorded.
 fn back_up(world: &World, name: &str) -> (PathBuf, Identity) {
     let (file, identity) = (world.path(name), identity(world, &format!("{name}.key")));
     let arguments = [
@@ -99,7 +99,7 @@ async fn a_restored_keyring_decrypts_old_ciphertexts() {
         0o600
     );
 
-    // The manifest and the KEK are gone; another KEK is there.
+    // The manifest and the KEK are gone; a different KEK is available.
     fs::remove_file(world.manifest("demo")).unwrap();
     fs::remove_file(world.path("kek")).unwrap();
     let from = [
@@ -151,7 +151,7 @@ fn the_manifest_records_the_verified_backup() {
             .keyring("status", "demo", &[])
             .contains(&format!("SHA-256 {}", sha256(&file)))
     );
-    // A sidecar takes it like any other change.
+    // A sidecar loads it like any other change.
     world.start().wait_generation(3);
 }
 
@@ -202,7 +202,8 @@ fn a_backup_is_recorded_only_once_it_is_verified() {
     assert!(run(&holder).status.success());
     assert_eq!(world.read_manifest("demo")["last_backup"]["generation"], 1);
 
-    // A holder who isn't among the recipients is found before the backup counts, and no file stays.
+    // An identity that isn't among the recipients is rejected before the backup counts, and no file
+    // is left.
     let other = world.path("other.age");
     let arguments = [
         "--to",
@@ -248,7 +249,7 @@ fn only_its_own_passphrase_opens_a_backup() {
         1,
         "fewer than 12 characters",
     );
-    // Cut at any length, it would open the backup nowhere else.
+    // An overlong passphrase is refused: truncated, it would open the backup nowhere else.
     fs::write(&wrong, "x".repeat(5000)).unwrap();
     failed(
         &world.try_keyring("backup", "demo", &weak),
@@ -270,7 +271,7 @@ fn only_its_own_passphrase_opens_a_backup() {
     assert_eq!(
         world.read_manifest("demo")["last_backup"]["generation"],
         1,
-        "who wrote it knows the passphrase"
+        "the writer knows the passphrase"
     );
     failed(
         &world.try_keyring(
@@ -302,7 +303,7 @@ fn only_its_own_passphrase_opens_a_backup() {
     failed(&run(&wrong), 1, "can't decrypt the backup");
     assert!(!world.manifest("demo").exists());
     assert!(run(&right).status.success());
-    // Where nobody can be asked and no file is named, that is said.
+    // Without a sidecar to ask and without a file, the command reports an error.
     failed(
         &world.try_keyring("restore", "demo", &["--from", &text(&file)]),
         2,
@@ -364,7 +365,7 @@ fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
     );
     assert_eq!(fs::read(world.manifest("demo")).unwrap(), newer);
 
-    // Somewhere else, while a sidecar has the newer one in force.
+    // The restore runs elsewhere, while a sidecar still has the newer manifest active.
     let sidecar = world.start();
     sidecar.wait_generation(2);
     fs::remove_file(world.manifest("demo")).unwrap();
@@ -400,7 +401,8 @@ fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
         3,
         "the manifest belongs to keyring",
     );
-    // Where nothing shows what is newer, the fleet is asked, or the operator says that there is none to ask.
+    // Without a manifest to compare with, the command asks the fleet, or the operator states that
+    // there is none.
     fs::remove_file(world.manifest("demo")).unwrap();
     failed(
         &world.try_keyring("restore", "demo", &from),
@@ -409,7 +411,7 @@ fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
     );
     assert!(!world.manifest("demo").exists());
     let alone = [&from[..], &["--no-sidecar"]].concat();
-    // The same generation with other content.
+    // The same generation with different content.
     world.keyring("restore", "demo", &alone);
     let (later, key) = back_up(&world, "later.age");
     assert_eq!(world.read_manifest("demo")["generation"], 3);
@@ -476,14 +478,14 @@ fn a_version_is_not_lost_while_a_kek_may_still_unwrap_it() {
         )
     };
     let lost = "every KEK of version 2 of demo is lost";
-    // What the operator is going to use otherwise has no say in what opens.
+    // Allowing only other KEKs doesn't make a version lost that can be unwrapped.
     let first = format!("local:{}", text(&world.path("kek")));
     failed(
         &destroy(lost, &["--allow-kek", &first]),
         3,
         "version 2 can be unwrapped, so it isn't lost",
     );
-    // A KEK that is out of reach: nobody knows that it is gone.
+    // An unreachable KEK: nothing shows that it is gone.
     let path = Path::new(second.strip_prefix("local:").unwrap());
     fs::rename(path, world.path("aside")).unwrap();
     fs::create_dir(path).unwrap();
@@ -530,9 +532,12 @@ fn destroying_requires_a_verified_backup_or_confirmation() {
     );
     let (file, _) = back_up(&world, "backup.age");
     assert!(destroy("1").status.success());
-    // Version 3 came after the backup.
+    // Version 3 is newer than the backup.
     retire("2");
-    assert!(destroy("2").status.success(), "version 2 is in it");
+    assert!(
+        destroy("2").status.success(),
+        "the backup contains version 2"
+    );
     retire("3");
     failed(
         &destroy("3"),
@@ -661,14 +666,14 @@ fn recovery_skips_forged_manifests_and_never_goes_back() {
     let world = World::with_demo();
     let sidecar = world.start();
     let genuine = fs::read_to_string(world.manifest("demo")).unwrap();
-    // Somebody without a key wrote a higher generation into the store.
+    // An attacker without a key wrote a higher generation to the store.
     let forged = genuine.replace("\"generation\": 1", "\"generation\": 9");
     assert_ne!(forged, genuine);
     fs::write(world.manifest("demo"), &forged).unwrap();
     world.keyring("recover", "demo", &["--sidecar", &url(&sidecar)]);
     assert_eq!(fs::read_to_string(world.manifest("demo")).unwrap(), genuine);
 
-    // A store that is ahead of the sidecar stays.
+    // A store that is ahead of the sidecar is kept.
     fs::rename(world.manifest("demo"), world.path("aside")).unwrap();
     fs::copy(world.path("aside"), world.manifest("demo")).unwrap();
     let sidecar = world.start_with("frozen", "[refresh]\npoll = \"1h\"\n", &["demo"]);

@@ -1,4 +1,5 @@
-//! What is stored under a format can be read for ever: every golden file still opens. Files are added here, never changed.
+//! Stored formats stay readable forever: every golden file still opens. Files are added here, never
+//! changed.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -20,7 +21,7 @@ fn the_manifest_is_authentic() {
     assert_eq!(
         document.canonical(),
         golden("keyring-1.canonical.json"),
-        "RFC 8785 gives the same bytes for ever"
+        "RFC 8785 always yields the same bytes"
     );
     let states: Vec<State> = document
         .manifest()

@@ -1,4 +1,4 @@
-//! Manifests that are read from a web server.
+//! Manifests read from a web server.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::support::{
     web::launch,
 };
 
-/// A web server of our own: it gives `content` with an ETag, and 304 to who has it.
+/// A minimal web server: it serves `content` with an ETag, and returns 304 if the client has it.
 fn serve(content: Arc<Mutex<Option<Vec<u8>>>>) -> (String, Arc<AtomicUsize>) {
     let unchanged = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&unchanged);
@@ -44,7 +44,7 @@ async fn an_unchanged_manifest_is_not_downloaded_again() {
          [[keyring]]\nname = \"demo\"\nlocation = {url:?}\nkeks = [\"local:*\"]\n"
     );
     let sidecar = world.start_with("one", &config, &[]);
-    wait("an unchanged answer", || {
+    wait("an unchanged response", || {
         unchanged.load(Ordering::Relaxed) > 0
     });
     world.keyring("rotate", "demo", &["--activate", "now"]);

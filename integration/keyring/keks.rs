@@ -1,4 +1,5 @@
-//! Several KEKs for one keyring: any one is enough, and they come and go without a change of ciphertexts.
+//! Several KEKs for one keyring: any one of them is enough, and adding or removing one changes no
+//! ciphertext.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::harness::{World, binary, run, wait};
 
-/// A world with a second KEK, and the URIs of both.
+/// Returns a world with a second KEK, and the URIs of both.
 fn two_keks() -> (World, String, String) {
     let world = World::new();
     let second = world.path("second");
@@ -56,13 +57,13 @@ async fn keks_come_and_go_and_no_ciphertext_changes() {
     let said = world.keyring("rewrap-kek", "demo", &["--add", &second]);
     assert!(said.contains("rewrapped 21 versions"), "{said}");
     assert_eq!(wraps(&world), vec![vec![first.clone(), second.clone()]; 21]);
-    // In steps, so that an interruption loses little.
+    // The rewrap runs in steps, so that an interruption loses little work.
     assert_eq!(world.read_manifest("demo")["generation"], before + 2);
     assert!(
         world
             .keyring("rewrap-kek", "demo", &["--add", &second])
             .contains("0 versions"),
-        "what is done stays done"
+        "completed steps are kept"
     );
 
     let matrix: Value =
@@ -101,7 +102,7 @@ fn dek_wraps_are_renewed_after_a_kek_rotation() {
         "demo",
         &["--refresh-before", "2020-01-01T00:00:00Z"],
     );
-    assert_eq!(ciphertext(), after, "nothing is that old");
+    assert_eq!(ciphertext(), after, "no wrap is that old");
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_kek_that_is_the_only_one_for_a_version_cannot_be_removed() {
         String::from_utf8_lossy(&last.stderr).contains("without a KEK"),
         "{last:?}"
     );
-    // A new one that doesn't answer, or one that stays and doesn't open.
+    // A new KEK that is unreachable, or a remaining one that fails to unwrap.
     let unreachable = world.try_keyring("rewrap-kek", "demo", &["--add", "local:/nowhere/kek"]);
     assert_eq!(unreachable.status.code(), Some(1));
     world.keyring("rewrap-kek", "demo", &["--add", &second]);
@@ -147,7 +148,7 @@ async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedg
     let (world, first, second) = two_keks();
     world.init("demo", &["--kek", &second]);
     world.keyring("rotate", "demo", &["--activate", "now"]);
-    // The first KEK hangs: opening a pipe waits for a writer that never comes.
+    // The first KEK hangs: opening a pipe blocks until there is a writer.
     fs::remove_file(world.path("kek")).unwrap();
     mknodat(
         CWD,
@@ -157,7 +158,7 @@ async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedg
         0,
     )
     .unwrap();
-    // Longer than any test: only the hedge can help.
+    // The timeout is longer than any test, so only the hedge can help.
     let sidecar = world.start_with("one", "[refresh]\nkek_timeout = \"1d\"\n", &["demo"]);
     sidecar.client().await.encrypt(b"x").await.ok();
     let metrics = sidecar.ops("/metrics").1;
@@ -175,7 +176,7 @@ async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedg
         (Some(0), Some(2)),
         "{metrics}"
     );
-    // And what comes later asks the one that answers first.
+    // Later commands ask the KEK that answers first.
     let later = run(&[
         "keyring",
         "rotate",
@@ -202,7 +203,7 @@ async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedg
     );
     drop(sidecar);
 
-    // The first KEK is another key now: its wraps don't open, the others do.
+    // The first KEK is now a different key: its wraps fail to open, the others still open.
     fs::remove_file(world.path("kek")).unwrap();
     sidekey::backend::local::LocalKek::create(&world.path("kek")).unwrap();
     let sidecar = world.start();
@@ -256,7 +257,7 @@ fn a_new_sidecar_becomes_ready_once_any_kek_works() {
 #[tokio::test]
 async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
     let world = World::new();
-    // What `age -p` writes, but with little work.
+    // The same format as `age -p`, but with a low work factor.
     let mut recipient = age::scrypt::Recipient::new("correct horse".to_owned().into());
     recipient.set_work_factor(4);
     let raw = fs::read(world.path("kek")).unwrap();
@@ -290,7 +291,7 @@ async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
         String::from_utf8_lossy(&wrong.stderr).contains("does not decrypt this KEK"),
         "{wrong:?}"
     );
-    // From a pipe, which can be read once.
+    // The passphrase comes from a pipe, which can be read only once.
     let piped = |arguments: &[&str]| {
         let mut command = Command::new(binary());
         command
@@ -308,7 +309,7 @@ async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
     };
     piped(&init);
     piped(&["keyring", "rotate", &manifest, "--activate", "now"]);
-    // Also for two KEKs, which want the passphrase at the same time.
+    // Two KEKs may need the passphrase at the same time.
     fs::write(
         world.path("kek2"),
         age::encrypt(&recipient, &[9; 32]).unwrap(),

@@ -1,4 +1,5 @@
-//! Rotations that nobody notices: under load, wave by wave, with sidecars that lag, and with stores and KEKs that fail.
+//! Rotations without disruption: under load, wave by wave, with lagging sidecars, and with stores
+//! and KEKs that fail.
 
 use std::{
     fs,
@@ -19,7 +20,7 @@ use sidekey::{
 
 use crate::support::harness::{Client, OCTETS, Sidecar, World, wait};
 
-/// Ten keyrings, a hundred rotations each, at once.
+/// Ten keyrings with a hundred rotations each, at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_rotations_under_load_fail_no_request() {
     const KEYRINGS: usize = 10;
@@ -52,7 +53,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
                     .await
                     .ok();
                 kept.push((name.clone(), encrypted.body.to_vec()));
-                // One that is new and one that may be as old as the test.
+                // A recent message and one that may be as old as the test.
                 for (name, message) in [&kept[kept.len() - 1], &kept[fastrand::usize(..kept.len())]]
                 {
                     let answer = client
@@ -151,7 +152,7 @@ async fn waves_are_activated_one_by_one_and_rolled_back() {
         last.encrypt(b"x").await.ok(),
     );
     assert_eq!((new.version(), old.version()), (2, 1));
-    // Each decrypts what the other encrypts.
+    // Each decrypts what the other encrypted.
     last.decrypt(&new.body).await.ok();
     first.decrypt(&old.body).await.ok();
     let refused = world.try_keyring(
@@ -168,7 +169,8 @@ async fn waves_are_activated_one_by_one_and_rolled_back() {
     }
 }
 
-/// A sidecar that polls once a minute and whose manifest lies in a folder behind a link: it isn't told when the link is swapped.
+/// A sidecar that polls once a minute and reads its manifest from a directory behind a symlink:
+/// swapping the link doesn't notify it.
 fn lagging(world: &World) -> Sidecar {
     fs::create_dir(world.path("before")).unwrap();
     fs::copy(world.manifest("demo"), world.path("before/demo.json")).unwrap();
@@ -179,7 +181,7 @@ fn lagging(world: &World) -> Sidecar {
     world.start_with("lagging", &format!("{listen}{keyring}"), &[])
 }
 
-/// Lets the place that a lagging sidecar reads have the manifest as it is now.
+/// Copies the current manifest to the location that a lagging sidecar reads.
 fn publish(world: &World) {
     symlink(".", world.path("swapped")).unwrap();
     fs::rename(world.path("swapped"), world.path("current")).unwrap();
@@ -197,7 +199,7 @@ async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
     let by_new = new.encrypt(b"x").await.ok();
     assert_eq!((by_old.version(), by_new.version()), (1, 2));
     new.decrypt(&by_old.body).await.ok();
-    // Many at once: one refresh serves them all, and none fails.
+    // Many requests at once: one refresh serves them all, and none fails.
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let (mut client, message) = (Client::http1(&behind.socket).await, by_new.body.clone());
@@ -270,7 +272,7 @@ async fn a_cached_manifest_starts_a_sidecar_and_is_a_floor_for_the_generation() 
     });
     drop(sidecar);
 
-    // An older one in the location, once valid, even while no KEK opens the copy.
+    // An older manifest in the location, once valid, even while no KEK opens the copy.
     fs::write(world.manifest("demo"), first).unwrap();
     fs::rename(world.path("kek"), world.path("kek-away")).unwrap();
     let sidecar = world.launch("one", config, &["demo"]);
@@ -286,7 +288,7 @@ async fn a_cached_manifest_starts_a_sidecar_and_is_a_floor_for_the_generation() 
     assert_eq!(sidecar.client().await.encrypt(b"x").await.ok().version(), 2);
     drop(sidecar);
 
-    // A lease that ran out goes on being over after a restart.
+    // An expired lease stays expired after a restart.
     fs::remove_file(world.manifest("demo")).unwrap();
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(31 * 24 * 60 * 60);
     fs::File::options()
@@ -302,7 +304,7 @@ async fn a_cached_manifest_starts_a_sidecar_and_is_a_floor_for_the_generation() 
     );
     drop(sidecar);
 
-    // What isn't a manifest costs a warning.
+    // A copy that isn't a manifest causes a warning.
     fs::write(world.path("copies/demo.json"), "{").unwrap();
     fs::write(world.manifest("demo"), third).unwrap();
     let sidecar = world.start_with("one", config, &["demo"]);
@@ -334,7 +336,7 @@ async fn a_kek_outside_the_config_is_never_called() {
     let config = format!(
         "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:ours/*\"]\n"
     );
-    // A manifest that is right in every way, but whose KEK is its writer's.
+    // A well-formed manifest whose KEK belongs to the attacker.
     let sidecar = world.launch("one", &config, &[]);
     wait("the reason", || {
         sidecar
@@ -452,7 +454,7 @@ async fn an_invalid_manifest_only_changes_status_and_metrics() {
     let metrics = sidecar.ops("/metrics").1;
     assert!(metrics.contains("sidekey_keyring_refresh_failing{keyring=\"demo\"} 0"));
     assert!(metrics.contains("result=\"unauthenticated\"}"), "{metrics}");
-    // However often a fault is met, it is logged once.
+    // A repeated fault is logged once.
     assert_eq!(
         sidecar.log().matches("the MAC by version").count(),
         1,
@@ -468,7 +470,7 @@ async fn a_lost_kek_affects_only_the_versions_it_alone_wraps() {
     let mut client = sidecar.client().await;
     let other = world.path("other-kek");
     sidekey::backend::local::LocalKek::create(&other).unwrap();
-    // The sidecar can't open what is wrapped under the other KEK alone once that is out of reach.
+    // The sidecar can't unwrap a version that is wrapped only under the unreachable KEK.
     let hidden = world.path("hidden");
     let uri = format!("local:{}", other.display());
     fs::copy(world.manifest("demo"), world.path("work.json")).unwrap();
@@ -491,7 +493,7 @@ async fn a_lost_kek_affects_only_the_versions_it_alone_wraps() {
         client.decrypt(&named).await.problem(),
         "key_version_unavailable"
     );
-    // Retries go on in the background until it opens.
+    // Retries continue in the background until it unwraps.
     fs::rename(&hidden, &other).unwrap();
     wait("version 2 to open", || {
         sidecar.keyring()["last_error"].is_null()
@@ -521,7 +523,7 @@ async fn a_new_sidecar_waits_for_its_primary_and_reports_why() {
 #[tokio::test]
 async fn a_trusted_signature_is_required() {
     let world = World::new();
-    // RFC 8410 §10.3, the example key.
+    // The example key of RFC 8410 §10.3.
     let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
     fs::write(world.path("signer.pem"), key).unwrap();
     let sign = ["--sign-key", world.path("signer.pem").to_str().unwrap()].map(String::from);

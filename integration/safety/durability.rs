@@ -1,4 +1,4 @@
-//! Writes of manifests: whole or not at all, and none lost.
+//! Manifest writes are atomic, and none is lost.
 
 use std::{
     fs,
@@ -9,7 +9,8 @@ use std::{
 
 use crate::support::harness::{World, binary};
 
-/// Kills its process at the Nth call that changes or syncs a file; of a long write, half gets through.
+/// Kills its process at the Nth call that changes or syncs a file; half of a long write gets
+/// through.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -102,12 +103,12 @@ fn a_rotate_killed_at_any_write_step_leaves_a_valid_manifest() {
         }
     }
     // Two generations, each: lock, create, write, mode, fsync, rename, fsync.
-    assert!(killed >= 14, "only {killed} steps were met");
+    assert!(killed >= 14, "only {killed} steps were reached");
     assert!(
         kept > 0 && written > 0,
         "kills fell before ({kept}) and after ({written}) a rename"
     );
-    // Nothing that a killed writer left is in the way.
+    // A killed writer's leftovers don't block later writes.
     assert!(rotate(&file).status().unwrap().success());
     let leftovers = fs::read_dir(file.parent().unwrap())
         .unwrap()

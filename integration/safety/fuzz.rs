@@ -1,5 +1,6 @@
-//! Everything that reads bytes from outside, fed with what looks almost right: seeds from the golden files and from `corpus`, changed at
-//! random. What fails is shrunk and kept in `fuzz.txt`, and tried first from then on. `PROPTEST_CASES` makes a run longer.
+//! Fuzzes every parser of outside bytes with almost valid input: seeds from the golden files and
+//! from `corpus`, mutated at random. Failures are shrunk, saved in `fuzz.txt` and replayed first
+//! from then on. `PROPTEST_CASES` makes a run longer.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -20,7 +21,7 @@ use crate::support::{
     harness::{Client, JSON, World},
 };
 
-/// What parsers take for more than a byte.
+/// Tokens that parsers treat specially.
 const TOKENS: [&[u8]; 16] = [
     b"\0",
     b"\xff\xff\xff\xff",
@@ -45,9 +46,9 @@ enum Change {
     Flip(Index, u8),
     Insert(Index, Vec<u8>),
     Remove(Index, usize),
-    /// Repeats what stands there.
+    /// Repeats the bytes at that position.
     Repeat(Index, usize),
-    /// Goes on with another seed from there.
+    /// Continues with another seed from that position.
     Splice(Index, Index),
 }
 
@@ -63,7 +64,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// One of the seeds, changed in up to five places.
+/// One of the seeds, with up to five mutations.
 fn almost(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     (any::<Index>(), prop::collection::vec(change(), 0..6)).prop_map(move |(seed, changes)| {
         let mut bytes = seeds[seed.index(seeds.len())].clone();
@@ -112,7 +113,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
-/// The ciphertexts of the golden files, and what opens them.
+/// The ciphertexts of the golden files, and the keyring that opens them.
 struct Golden {
     id: KeyringId,
     keys: BTreeMap<u32, VersionKeys>,
@@ -147,7 +148,7 @@ impl Golden {
             .map(|plaintext| plaintext.to_vec())
     }
 
-    /// The same for a stream that comes in chunks.
+    /// Like `open`, for a stream that arrives in chunks.
     fn open_in_chunks(&self, ciphertext: &[u8]) -> Result<Vec<u8>, CiphertextError> {
         let header = Header::parse(ciphertext, &self.id)?;
         let Some(keys) = self.keys.get(&header.version) else {
@@ -165,7 +166,7 @@ impl Golden {
 }
 
 fn cases(standard: u32) -> ProptestConfig {
-    // The variable decides, if it is set.
+    // The environment variable takes precedence.
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
         ProptestConfig::default().cases
     } else {
@@ -235,7 +236,7 @@ fn malformed_manifests_are_rejected() {
         |bytes| {
             if let Ok(document) = Document::parse(bytes.clone()) {
                 prop_assert_eq!(document.bytes(), &bytes[..]);
-                // What is covered by the MACs is a manifest's content and nothing else.
+                // The MACs cover exactly a manifest's content.
                 let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
                 let again = Document::parse(serde_json::to_vec(&value).unwrap()).unwrap();
                 prop_assert_eq!(again.canonical(), document.canonical());
@@ -322,7 +323,7 @@ fn a_scan_finds_a_ciphertext_in_any_surroundings() {
                 .any(|(at, finding)| *at == before.len() && finding.header.version == 2),
             "{found:?}"
         );
-        // Whatever pieces it is read in.
+        // Regardless of the chunks in which it is read.
         let (mut in_windows, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             let from = at.min(LOOK_BEHIND);

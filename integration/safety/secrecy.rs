@@ -1,4 +1,4 @@
-//! Key bytes stay where they belong.
+//! Key bytes don't leak.
 
 use std::fs;
 
@@ -59,13 +59,13 @@ async fn keys_appear_in_no_log_metric_error_status_or_argument() {
     seen.extend([usage.stdout, usage.stderr, sidecar.log().into_bytes()]);
     let process = format!("/proc/{}", sidecar.child.id());
     for file in ["cmdline", "environ"] {
-        // The kernel itself refuses what belongs to a process that isn't dumpable, unless we are root.
+        // The kernel denies access to a non-dumpable process's files, except to root.
         seen.extend(fs::read(format!("{process}/{file}")).ok());
     }
     let everything = seen.concat();
-    assert!(everything.len() > 5000, "there was something to search");
+    assert!(everything.len() > 5000, "the search had input");
     for secret in secrets {
-        assert!(!contains(&everything, &secret), "a key was seen");
+        assert!(!contains(&everything, &secret), "a key leaked");
     }
     assert!(!contains(&everything, b"plaintext-that-is-secret"));
 
@@ -155,7 +155,7 @@ async fn a_secret_value_appears_only_in_its_responses() {
         sidecar.log().into_bytes(),
     ]);
     let everything = seen.concat();
-    assert!(everything.len() > 5000, "there was something to search");
+    assert!(everything.len() > 5000, "the search had input");
     assert!(!contains(&everything, b"value-that-is-secret"));
     assert!(!contains(
         &everything,
@@ -163,7 +163,7 @@ async fn a_secret_value_appears_only_in_its_responses() {
     ));
 }
 
-/// The KEK and every data key, raw and in the encodings that a careless line of code would give them.
+/// The KEK and every data key, raw and in the encodings that careless code could print.
 fn secrets(world: &World) -> Vec<Vec<u8>> {
     let kek = fs::read(world.path("kek")).unwrap();
     let document = Document::parse(fs::read(world.manifest("demo")).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Secrets through the socket, from files: what is true of every provider.
+//! Secrets read from files over the socket: behavior common to all providers.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -28,7 +28,7 @@ fn config(name: &str, source: &str, more: &str) -> String {
     format!("[[secret]]\nname = {name:?}\nsource = {source:?}\n{more}\n")
 }
 
-/// Puts a file in the place of another, as careful writers do.
+/// Replaces a file atomically.
 fn put(path: &Path, text: impl AsRef<[u8]>) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -137,7 +137,7 @@ async fn a_secret_is_served_as_json_bytes_or_field() {
     assert_eq!(
         json.status,
         StatusCode::OK,
-        "another form is another answer"
+        "another form is a different response"
     );
 
     let list = client
@@ -269,7 +269,7 @@ async fn under_load_values_never_go_back() {
     for number in 1..=20 {
         put(&world.path("db"), number.to_string());
         let mut client = sidecar.client().await;
-        // The one that a rotation leads to, and never a third one.
+        // The version that the rotation leads to, never a third one.
         while text(&mut client, "db").await != number.to_string() {}
     }
     stop.cancel();
@@ -334,7 +334,7 @@ async fn a_deleted_secret_is_gone_and_can_return() {
         status(&sidecar, "db")["version"].is_string()
     });
     assert_eq!(text(&mut client, "db").await, "again");
-    // A file that can't be had is another matter: what is held goes on serving, and says so.
+    // An unreadable file is different: the cached value keeps being served, marked as stale.
     fs::remove_file(world.path("db")).unwrap();
     fs::write(world.path("db"), "").unwrap();
     wait("the failure", || {
@@ -365,7 +365,7 @@ async fn a_file_written_in_place_is_never_served_incomplete() {
     };
     use tokio::time::timeout;
 
-    /// A file that has not changed for this long is complete (docs/secrets.md).
+    /// A file that hasn't changed for this long is complete (docs/secrets.md).
     const SETTLED: Duration = Duration::from_millis(300);
 
     let world = World::new();
@@ -381,7 +381,7 @@ async fn a_file_written_in_place_is_never_served_incomplete() {
         while start.elapsed() < SETTLED / 3 {
             let served = text(&mut client, "db").await;
             if served != last {
-                // Only because this machine stalled for as long as a writer may pause.
+                // Only if this machine stalled for as long as a writer may pause.
                 assert!(start.elapsed() >= SETTLED, "{served} is incomplete");
                 last = served;
             }
@@ -465,7 +465,7 @@ async fn readiness_waits_only_for_required_secrets() {
     sidecar.wait_ready();
     fs::remove_file(world.path("must")).unwrap();
     wait("its end", || status(&sidecar, "must")["version"].is_null());
-    assert_eq!(sidecar.ops("/readyz").0, 200, "what was ready stays so");
+    assert_eq!(sidecar.ops("/readyz").0, 200, "a ready sidecar stays ready");
 }
 
 #[tokio::test]
@@ -491,7 +491,7 @@ async fn wildcard_names_are_served_if_allowed() {
             "{missing}"
         );
     }
-    // As fresh as any other.
+    // It is as fresh as any other secret.
     put(&world.path("teams/a"), "new");
     wait("the new value", || {
         status(&sidecar, "team-a")["previous"].is_string()
@@ -517,7 +517,7 @@ async fn policy_denials_of_secrets_are_counted_and_audited() {
     assert_eq!(
         get(&mut client, "nobodys").await.problem(),
         "forbidden",
-        "nor does it tell what there is"
+        "nor does it reveal which secrets exist"
     );
     let list = client
         .send(Method::GET, "/v1/secrets", &[], "")

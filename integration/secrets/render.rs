@@ -1,4 +1,4 @@
-//! Files that are made of secrets, by a real sidecar from secrets in files.
+//! Files rendered from secrets: a real sidecar, with secrets in files.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::harness::{Sidecar, World, uid, wait};
 
-/// Puts a secret in its file, as those do it who know how: a new file that is renamed.
+/// Writes a secret's file atomically: a new file is renamed over it.
 fn put(world: &World, name: &str, text: impl AsRef<[u8]>) {
     fs::write(world.path("new"), text).unwrap();
     fs::rename(world.path("new"), world.path(name)).unwrap();
@@ -45,7 +45,7 @@ fn render(sidecar: &Sidecar, file: &str) -> Value {
         .clone()
 }
 
-/// What a metric of a file says; 0 if there is no such series.
+/// Returns the value of a file's metric, or 0 if there is no such series.
 fn metric(sidecar: &Sidecar, name: &str, file: &str, label: &str) -> f64 {
     let (_, metrics) = sidecar.ops("/metrics");
     let of_file = format!("/{file}\"");
@@ -57,10 +57,10 @@ fn metric(sidecar: &Sidecar, name: &str, file: &str, label: &str) -> f64 {
     })
 }
 
-/// Sends SIGHUP and waits until the file has been looked at anew.
+/// Sends SIGHUP and waits until the file has been checked again.
 fn look_again(sidecar: &Sidecar, file: &str) {
     let before = render(sidecar, file)["confirmed_at"].clone();
-    // Time stamps count milliseconds at best.
+    // Timestamps have millisecond resolution at best.
     sidecar.signal("HUP");
     wait("a look at the file", || {
         render(sidecar, file)["confirmed_at"] != before
@@ -72,7 +72,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 fn is_alive(pid: &str) -> bool {
-    // One that has ended and whom nobody has waited for yet is not.
+    // A zombie isn't alive.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(") ").unwrap().1.starts_with('Z'))
 }
@@ -83,7 +83,7 @@ fn a_secret_is_written_with_mode_and_owner_and_recorded() {
     let json = r#"{"user":"ann","password":"it's \"s3cret\""}"#;
     put(&world, "db", json);
     put(&world, "tls", [0x30, 0x82, 0xff, 0x00]);
-    // Only root can give a file away.
+    // Only root can change a file's owner.
     let (owner, group) = (uid(), rustix::process::getegid().as_raw());
     let config = format!(
         "audit.file = \"audit.log\"\n{}{}\
@@ -133,7 +133,7 @@ fn a_secret_is_written_with_mode_and_owner_and_recorded() {
             && env["last_error"].is_null()
             && env["last_notice"].is_null()
     );
-    // What stands in a file is in use.
+    // A version in a rendered file counts as used.
     assert!(status["secrets"][0]["versions"][0]["last_used"].is_string());
     assert_eq!(
         metric(&sidecar, "sidekey_render_writes_total", "app.env", ""),
@@ -259,7 +259,8 @@ fn a_file_is_written_only_if_it_differs() {
                 .replace(", \"-c\", \"echo run >> runs\"", ""),
             &[],
         );
-        // A command with a slash counts from the config's folder; this one isn't there, and the file is written all the same.
+        // A command with a slash is relative to the config's directory. This one doesn't exist, and
+        // the file is written anyway.
         wait("the notice", || {
             render(&sidecar, "out")["last_notice"]["result"] == "failed"
         });
@@ -273,7 +274,7 @@ fn a_file_is_written_only_if_it_differs() {
         sidecar.ended();
         inode()
     };
-    // A new process finds it as it should be.
+    // A new process finds the file up to date.
     let config = config.replace("runs", world.path("runs").to_str().unwrap());
     let sidecar = world.start_with("one", &config, &[]);
     assert!(
@@ -283,7 +284,7 @@ fn a_file_is_written_only_if_it_differs() {
     put(&world, "a", "one");
     look_again(&sidecar, "out");
     assert_eq!((inode(), read(&world, "runs").as_str()), (first, ""));
-    // Somebody changed it: its mode, its bytes, or took it away.
+    // The file was changed by others: its mode, its contents, or removed.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     sidecar.signal("HUP");
     wait("the mode", || mode(&path) == 0o600);
@@ -326,7 +327,7 @@ fn secrets_that_rotate_together_cause_one_write_and_one_command() {
         metric(&sidecar, "sidekey_render_writes_total", "out", ""),
         2.0
     );
-    // What the file doesn't hold concerns it not.
+    // A change to a secret that the file doesn't use has no effect.
     put(&world, "c", "2");
     look_again(&sidecar, "out");
     assert_eq!(
@@ -504,7 +505,7 @@ fn a_failing_template_keeps_the_file_and_is_reported() {
     wait("the failure", || {
         render(&sidecar, "out")["last_error"]["code"] == "render_template"
     });
-    // It is tried again by itself, and told once.
+    // Failures are retried automatically and logged once.
     wait("several tries", || {
         metric(
             &sidecar,
@@ -565,7 +566,7 @@ fn a_hanging_command_is_killed_with_its_children_and_blocks_nothing() {
         )
     };
     wait("two tries", || timeouts() >= 2.0);
-    wait("everybody's end", || {
+    wait("the end of all processes", || {
         read(&world, "pids").lines().all(|pid| !is_alive(pid))
     });
     let told = render(&sidecar, "hangs")["last_notice"].clone();
@@ -576,7 +577,7 @@ fn a_hanging_command_is_killed_with_its_children_and_blocks_nothing() {
         1.0
     );
     assert_eq!(sidecar.ops("/readyz").0, 200);
-    // It isn't tried for ever, and SIGHUP tries it again.
+    // Retries are limited, and SIGHUP starts them again.
     wait("the last try", || sidecar.log().contains("retries_left=0"));
     let before = timeouts();
     sidecar.signal("HUP");
@@ -647,7 +648,7 @@ fn command_output_with_the_previous_value_is_not_logged() {
         !log.contains("s3cret") && !log.contains("9876543210"),
         "{log}"
     );
-    // The value twice, and the number in it twice as often as it is told.
+    // The value is redacted twice, and the number inside it on each of its lines.
     assert_eq!(
         log.matches("(redacted: the line contains a secret)")
             .count(),
@@ -656,7 +657,7 @@ fn command_output_with_the_previous_value_is_not_logged() {
     );
 }
 
-/// The value stands for a secret's name here, and is none.
+/// The template uses the value as a secret's name, and no such secret exists.
 #[test]
 fn a_value_used_as_a_name_is_not_logged() {
     let world = World::new();
@@ -704,7 +705,9 @@ fn a_value_in_a_stale_file_counts_as_in_use() {
         render(&sidecar, "out")["last_error"].is_object()
     });
     let before = last_used();
-    wait("another use of what stands there", || last_used() > before);
+    wait("another use of the rendered version", || {
+        last_used() > before
+    });
 }
 
 #[test]
@@ -722,7 +725,7 @@ fn the_process_in_the_pid_file_is_signaled() {
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
-    // Its reader isn't there yet.
+    // The reading process hasn't started yet.
     wait("a failure", || {
         render(&sidecar, "out")["last_notice"]["result"] == "failed"
     });
@@ -849,7 +852,7 @@ fn shutdown_waits_briefly_for_a_command_and_then_kills_it() {
         "echo $$ >> {0}; sleep 120 & echo $! >> {0}; wait",
         pids.display()
     );
-    // This one needs a moment after the signal.
+    // This command needs a moment after the signal.
     let ends = format!(
         "echo $$ >> {0}; while kill -0 $PPID && ! [ -e {1}.go ]; do sleep 0.02; done; echo done > {1}",
         pids.display(),
@@ -930,7 +933,7 @@ fn a_template_may_compute_the_name_of_a_mapped_secret() {
     assert!(!world.path("refused").exists());
 }
 
-/// The examples of docs/render.md are valid, as they stand there but for their folders.
+/// The examples in docs/render.md are valid as written, except for their directories.
 #[test]
 fn the_documented_examples_are_valid() {
     let page = include_str!("../../docs/render.md");
@@ -975,7 +978,7 @@ fn the_documented_examples_are_valid() {
     ] {
         config = place(&config, name);
     }
-    // Nobody here may be reloaded, and only root can give a file to another group.
+    // The test can't reload anything, and only root can change a file's group.
     config = config.replace(
         "[\"systemctl\", \"reload\", \"orders.service\"]",
         "[\"true\"]",

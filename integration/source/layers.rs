@@ -1,4 +1,4 @@
-//! The direction of imports: a module uses only modules of the layers below its own.
+//! Import direction: a module uses only modules of the layers below its own.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// From the top down.
+/// Layers from top to bottom.
 const LAYERS: [&[&str]; 12] = [
     &["cli"],
     &["app", "lifecycle"],
@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 12] = [
     &["config", "template", "telemetry", "clock", "files"],
 ];
 
-/// The uses within a layer. None points back.
+/// Uses within a layer. None is circular.
 const BESIDE: [(&str, &str); 10] = [
     ("app", "lifecycle"),
     ("in_place", "client"),
@@ -36,10 +36,10 @@ const BESIDE: [(&str, &str); 10] = [
     ("config", "template"),
 ];
 
-/// The settings are written in the vocabulary, and `config` replaces files by the common rule.
+/// Settings use the model's types, and `config` replaces files in the shared way.
 const SETTINGS: [(&str, &str); 2] = [("config", "model"), ("config", "files")];
 
-/// What the server kit may use of the layers below it. It knows no key.
+/// The lower layers that the server kit may use. It knows nothing about keys.
 const HTTP: [&str; 10] = [
     "backend",
     "clock",
@@ -104,7 +104,7 @@ fn is_allowed(module: &str, used: &str) -> bool {
     above < below || BESIDE.contains(&(module, used)) || SETTINGS.contains(&(module, used))
 }
 
-/// Every source file's path, module and text, without tests, which may use anything.
+/// Returns every source file's path, module and text. Tests are left out: they may use anything.
 fn sources() -> Vec<(String, String, String)> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
@@ -124,7 +124,7 @@ fn sources() -> Vec<(String, String, String)> {
     sources
 }
 
-/// The paths after `crate::`, with those in nested lists.
+/// Returns the paths after `crate::`, including those in nested lists.
 fn uses(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, start) in text.match_indices("crate::") {
@@ -133,7 +133,7 @@ fn uses(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// Adds the path or list that `text` begins with, and returns the text after it.
+/// Adds the path or list at the start of `text`, and returns the rest.
 fn collect<'t>(text: &'t str, prefix: &str, found: &mut BTreeSet<String>) -> &'t str {
     if let Some(mut rest) = text.strip_prefix('{') {
         loop {
@@ -144,7 +144,7 @@ fn collect<'t>(text: &'t str, prefix: &str, found: &mut BTreeSet<String>) -> &'t
             let left = rest.len();
             rest = collect(rest, prefix, found);
             if rest.len() == left {
-                // `self`, a glob or a text that only looks like a list.
+                // `self`, a glob, or text that only looks like a list.
                 let Some(next) = rest.find([',', '}']) else {
                     return "";
                 };

@@ -1,4 +1,4 @@
-//! What tests against moto share: a world that takes moto for AWS, and the SDK's own clients.
+//! Shared by the tests against moto: a world that uses moto as AWS, and the SDK's own clients.
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_kms::{Client as Kms, config::Credentials};
@@ -24,7 +24,7 @@ pub async fn kms(url: &str) -> Kms {
     Kms::new(&sdk(url, REGION).await)
 }
 
-/// A new key's ARN.
+/// Creates a key and returns its ARN.
 pub async fn make_key(kms: &Kms) -> String {
     kms.create_key()
         .send()
@@ -36,7 +36,7 @@ pub async fn make_key(kms: &Kms) -> String {
         .unwrap()
 }
 
-/// A world whose processes take `url` for AWS.
+/// Returns a world whose processes use `url` as AWS.
 pub fn world_of(url: &str) -> World {
     let mut world = World::new();
     world.env = [
@@ -77,7 +77,7 @@ pub fn problem(code: &str, message: &str) -> Fault {
     )
 }
 
-/// The answer with another key, as long as the right one, in the place of the plaintext.
+/// Replaces the plaintext in the response with another key of the same length.
 pub fn another_key(answer: &str) -> String {
     let mut answer: Value = serde_json::from_str(answer).unwrap();
     answer["Plaintext"] = json!(STANDARD.encode([7; 32]));

@@ -1,4 +1,4 @@
-//! What tests against the fake of Azure share.
+//! Shared by the tests against the fake of Azure.
 
 use std::fs;
 
@@ -22,12 +22,12 @@ pub async fn fake() -> (World, AzureFake) {
         config(&world, &fake, "client-secret", &[]),
     )
     .unwrap();
-    // Nothing of the machine that the tests run on.
+    // Clears what the test machine's environment would provide.
     world.env = vec![("AZURE_CLIENT_SECRET", String::new())];
     (world, fake)
 }
 
-/// A config that reaches the fake, for a sidecar or a command.
+/// Returns a config that reaches the fake, for a sidecar or a command.
 pub fn config(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> String {
     let keks = if keks.is_empty() {
         &["azure-kv:*"]

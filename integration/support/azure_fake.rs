@@ -1,6 +1,6 @@
-//! A fake of Azure Key Vault and of the login service, because no real one can be had: TLS, the real challenge, real RSA-OAEP-256 and
-//! AES key wrap, secrets with versions that are deleted and recovered. Microsoft's own Python clients are run against it, so that it is
-//! right about the wire.
+//! A fake of Azure Key Vault and its login service, because no emulator exists: TLS, the real
+//! challenge, real RSA-OAEP-256 and AES key wrap, and secrets with versions that are deleted and
+//! recovered. Microsoft's own Python clients run against it to verify the wire format.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +50,7 @@ struct Secret {
     value: String,
     content_type: Option<String>,
     is_enabled: bool,
-    /// In seconds, of a clock that goes on by one with every version.
+    /// In seconds, of a clock that advances by one with every version.
     created: i64,
     expires: Option<i64>,
 }
@@ -100,7 +100,7 @@ impl AzureFake {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (acceptor, state, url) = (acceptor.clone(), Arc::clone(&state), url.clone());
                 tokio::spawn(async move {
-                    // Clients that don't trust the certificate end here.
+                    // Clients that don't trust the certificate disconnect here.
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
@@ -119,7 +119,7 @@ impl AzureFake {
         self.state.lock().unwrap()
     }
 
-    /// Makes a key, or another version of it.
+    /// Creates a key, or another version of it.
     pub fn make_rsa(&self, name: &str) {
         make(
             &mut self.state(),
@@ -145,14 +145,14 @@ impl AzureFake {
         };
     }
 
-    /// Makes a secret, or another version of it; gives the version.
+    /// Creates a secret or another version of it, and returns the version.
     pub fn put_secret(&self, name: &str, value: &str) -> String {
         let mut state = self.state();
         put_secret(&mut state, name, &json!({ "value": value }));
         state.secrets[name].last().unwrap().version.clone()
     }
 
-    /// Enables a version of a secret, or disables it.
+    /// Enables or disables a version of a secret.
     pub fn enable_secret(&self, name: &str, version: &str, is_enabled: bool) {
         let mut state = self.state();
         let versions = state.secrets.get_mut(name).unwrap();
@@ -163,7 +163,7 @@ impl AzureFake {
             .is_enabled = is_enabled;
     }
 
-    /// Says when a secret's newest version stops being any use.
+    /// Sets when a secret's newest version expires.
     pub fn expire_secret(&self, name: &str, expires: i64) {
         self.state()
             .secrets
@@ -186,27 +186,27 @@ impl AzureFake {
         state.secrets.insert(name.to_owned(), versions);
     }
 
-    /// Whether there are too many requests.
+    /// Sets whether requests are throttled.
     pub fn throttle(&self, is_throttled: bool) {
         self.state().is_throttled = is_throttled;
     }
 
-    /// Whether identities lack every right.
+    /// Sets whether all identities lack permission.
     pub fn deny(&self, is_denied: bool) {
         self.state().denied = is_denied;
     }
 
-    /// Tokens that are given from now on say that they end at once.
+    /// Makes all tokens issued from now on expire at once.
     pub fn shorten_tokens(&self) {
         self.state().are_tokens_short = true;
     }
 
-    /// A token that another service gives.
+    /// Accepts a token issued by another service.
     pub fn grant(&self, token: &str) {
         self.state().tokens.insert(token.to_owned());
     }
 
-    /// Every token that was given ends now.
+    /// Expires every issued token.
     pub fn end_tokens(&self) {
         self.state().tokens.clear();
     }
@@ -437,7 +437,7 @@ fn put_secret(state: &mut State, name: &str, body: &Value) {
     });
 }
 
-/// What is said about a version, with its value or without.
+/// Returns a version's attributes, with or without its value.
 fn bundle(url: &str, name: &str, secret: &Secret, has_value: bool) -> Value {
     let mut bundle = json!({
         "id": format!("{url}/secrets/{name}/{}", secret.version),
@@ -494,7 +494,7 @@ fn secret(
         return say(200, &deleted(url, name, newest));
     }
     if rest == ["versions"] {
-        // Two at a time, and in no order that helps.
+        // Pages of two, in an unhelpful order.
         let query = percent_encoding::percent_decode_str(query.unwrap_or_default())
             .decode_utf8()
             .unwrap();

@@ -1,4 +1,4 @@
-//! Certificates of an authority of our own, made by openssl.
+//! Certificates of a test authority, made by openssl.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ pub fn issue(folder: &Path, certificates: &[(&str, &str)]) {
     }
 }
 
-/// An authority with keys that are made fast, whose certificates may be of any time.
+/// An authority with keys that are quick to generate, and certificates with any validity.
 pub struct Authority {
     folder: PathBuf,
 }
@@ -79,12 +79,12 @@ impl Authority {
         self.folder.join("ca.pem")
     }
 
-    /// Makes a certificate and its key that is valid now, with a `subjectAltName` or none.
+    /// Makes a currently valid certificate and its key, with an optional `subjectAltName`.
     pub fn issue(&self, name: &str, san: Option<&str>) -> (PathBuf, PathBuf) {
         self.issue_for(name, san, "20200101000000Z", "20490101000000Z")
     }
 
-    /// Makes one for a time.
+    /// Makes one with the given validity.
     pub fn issue_for(
         &self,
         name: &str,
@@ -133,7 +133,7 @@ impl Authority {
     }
 }
 
-/// Makes `NAME.pem` anew, which ended yesterday.
+/// Signs `NAME.pem` with a validity that ended yesterday.
 pub fn expired(folder: &Path, name: &str, extension: &str) {
     fs::write(folder.join("extensions"), extension).unwrap();
     sign(

@@ -1,8 +1,8 @@
-//! Pages of the documentation, and the code in them.
+//! Pages of the documentation, and their code blocks.
 
 pub const README: &str = include_str!("../../README.md");
 
-/// The fenced code blocks of a page in one language, in order.
+/// Returns a page's fenced code blocks in one language, in order.
 pub fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("\n```{language}\n");
     page.split(fence.as_str())

@@ -7,13 +7,13 @@ use tokio::time::timeout;
 
 use super::harness::{PATIENCE, Sidecar, whole};
 
-/// One listener.
+/// One subscription.
 pub struct Listener {
     body: Incoming,
     buffer: String,
 }
 
-/// What it hears.
+/// A received event.
 pub struct Event {
     pub id: String,
     pub kind: String,
@@ -40,7 +40,7 @@ impl Listener {
         }
     }
 
-    /// The next event. `None` when there will be no more.
+    /// Returns the next event, or `None` at the end of the stream.
     pub async fn event(&mut self) -> Option<Event> {
         loop {
             if let Some((event, rest)) = self.buffer.split_once("\n\n") {
@@ -71,7 +71,7 @@ impl Listener {
         }
     }
 
-    /// The next event of a keyring: its id and data.
+    /// Returns the next event of a keyring: its id and data.
     pub async fn next(&mut self) -> Option<(String, Value)> {
         let event = self.event().await?;
         assert_eq!(event.kind, "keyring");

@@ -1,4 +1,4 @@
-//! Runs `sidekey exec` and listens to the program under it.
+//! Runs `sidekey exec` and reads the output of the program under it.
 
 use std::{
     fs,
@@ -10,10 +10,11 @@ use std::{
 
 use super::harness::{PATIENCE, Sidecar, World, binary, uid, wait};
 
-/// Waits for a signal without needing any more processes than one, for a minute at most. That one doesn't hold our pipes open.
+/// Waits for a signal, for a minute at most, with a single child process that doesn't hold our
+/// pipes open.
 pub const IDLE: &str = "idle() { sleep 60 >/dev/null 2>&1 & s=$!; while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
 
-/// A world whose secrets are files in it.
+/// Returns a world whose secrets are files in it.
 pub fn world(secrets: &[(&str, &str)]) -> (World, String) {
     let world = World::with_demo();
     let mut config = String::new();
@@ -32,14 +33,14 @@ pub fn started(secrets: &[(&str, &str)]) -> (World, Sidecar) {
     (world, sidecar)
 }
 
-/// Exchanges a secret's file whole.
+/// Replaces a secret's file atomically.
 pub fn put(world: &World, name: &str, value: impl AsRef<[u8]>) {
     let next = world.path(&format!("{name}.next"));
     fs::write(&next, value).unwrap();
     fs::rename(next, world.path(name)).unwrap();
 }
 
-/// The command, with what it shall run.
+/// Returns the command that runs `sidekey exec` with the given program.
 pub fn exec(socket: &Path, options: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command
@@ -55,7 +56,7 @@ pub fn exec(socket: &Path, options: &[&str], program: &[&str]) -> Command {
     command
 }
 
-/// The same for a script of the shell; the whole output of it.
+/// Runs a shell script under `sidekey exec` and returns its whole output.
 pub fn finished(socket: &Path, options: &[&str], script: &str) -> Output {
     exec(socket, options, &["sh", "-c", script])
         .output()
@@ -70,10 +71,10 @@ pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A command in namespaces of its own, after a script that ends with `exec "$@"`.
+/// Returns a command in its own namespaces, after a setup script that ends with `exec "$@"`.
 pub fn unshared(kinds: &[&str], before: &str, command: &Command) -> Command {
     let mut unshare = Command::new("unshare");
-    // Without root's rights, root's part is played in a user namespace.
+    // Without root, a user namespace provides root's rights.
     unshare
         .args(kinds)
         .args((uid() != 0).then_some("--map-root-user"));
@@ -85,7 +86,7 @@ pub fn unshared(kinds: &[&str], before: &str, command: &Command) -> Command {
     unshare
 }
 
-/// The command while it runs a script.
+/// A running `sidekey exec` and its output.
 pub struct Running {
     pub child: Child,
     pub lines: Receiver<String>,
@@ -102,7 +103,7 @@ impl Running {
         ))
     }
 
-    /// The same after a script that ends with `exec "$@"`, with file systems of its own to mount.
+    /// Like `start`, but after a setup script that ends with `exec "$@"`, in a mount namespace.
     pub fn start_among(mounts: &str, socket: &Path, options: &[&str], script: &str) -> Self {
         let command = exec(socket, options, &["sh", "-c", &format!("{IDLE}{script}")]);
         Self::of(unshared(&["--mount"], mounts, &command))
@@ -124,12 +125,12 @@ impl Running {
         }
     }
 
-    /// The program's next line.
+    /// Returns the program's next line.
     pub fn line(&self) -> String {
-        next(&self.lines).expect("the program ended")
+        next(&self.lines).expect("the program exited")
     }
 
-    /// Waits until the command says something; keeps everything that it says.
+    /// Waits until the command's output contains the text; keeps all output.
     pub fn hear(&mut self, what: &str) {
         loop {
             let line = next(&self.said).unwrap_or_else(|| panic!("{what}: only {}", self.heard));
@@ -154,7 +155,7 @@ impl Running {
         status.unwrap()
     }
 
-    /// Ends it; everything that the command said.
+    /// Ends the command and returns all of its output.
     pub fn end(mut self) -> String {
         self.signal("TERM");
         assert_eq!(self.ended().code(), Some(143));
@@ -205,7 +206,7 @@ pub fn signal(pid: impl std::fmt::Display, name: &str) {
     );
 }
 
-/// The state and the parent of a process (proc_pid_stat(5)); nothing once it is reaped.
+/// Returns the state and parent of a process (proc_pid_stat(5)), or `None` once it is reaped.
 pub fn process(pid: &str) -> Option<(String, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

@@ -1,4 +1,4 @@
-//! A fault injector of our own: it stands before a real server that can't be made to fail, and fails in its place.
+//! A proxy in front of a real server, which injects faults that the server can't produce itself.
 
 use std::{
     collections::BTreeMap,
@@ -23,22 +23,22 @@ use tokio::{
     sync::watch,
 };
 
-/// What happens to a request.
+/// The fault injected into a request.
 #[derive(Clone)]
 pub enum Fault {
-    /// Nothing: the real server answers.
+    /// No fault: the real server responds.
     None,
-    /// This status and JSON body.
+    /// Responds with this status and JSON body.
     Answer(u16, String),
-    /// The same to this operation alone.
+    /// Like `Answer`, but only for this operation.
     AnswerTo(&'static str, u16, String),
-    /// No answer, ever.
+    /// Never responds.
     Hang,
-    /// So many answers of the real server, then none.
+    /// Forwards this many responses of the real server, then never responds.
     HangAfter(usize),
-    /// The real server's answer, so much later.
+    /// Delays the real server's response.
     Slow(Duration),
-    /// The real server's answer with one text in the place of another, which must be as long.
+    /// Replaces a text in the real server's response with another of the same length.
     Forged(fn(&str) -> String),
 }
 
@@ -55,7 +55,7 @@ pub struct FaultProxy {
 }
 
 impl FaultProxy {
-    /// Stands before `upstream`, an address. It needs a runtime with a thread of its own to spare.
+    /// Starts a proxy in front of `upstream`, an address. Requires a multi-threaded runtime.
     pub async fn before(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -102,12 +102,13 @@ impl FaultProxy {
         *self.shared.fault.lock().unwrap() = fault;
     }
 
-    /// From now on, connecting is refused.
+    /// Refuses connections from now on.
     pub fn kill(&self) {
         self.alive.send_replace(false);
     }
 
-    /// How many requests there were for an operation of AWS, by its name in X-Amz-Target; others have the empty name.
+    /// Returns the number of requests for an AWS operation, by its name in X-Amz-Target. Other
+    /// requests have an empty name.
     pub fn count(&self, operation: &str) -> usize {
         self.shared
             .counts
@@ -121,7 +122,7 @@ impl FaultProxy {
 
 type Answer = Response<Full<Bytes>>;
 
-/// What happens to this request.
+/// Returns the fault for this request.
 fn next(fault: &mut Fault) -> Fault {
     match fault {
         Fault::HangAfter(0) => Fault::Hang,

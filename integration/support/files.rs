@@ -1,4 +1,4 @@
-//! Files with ciphertexts in them, and commands that may not do everything with files.
+//! Files that contain ciphertexts, and commands with restricted rights.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::harness::{Client, JSON, binary};
 
-/// Text forms of some plaintexts.
+/// Returns the text forms of some plaintexts.
 pub async fn texts(
     client: &mut Client,
     keyring: &str,
@@ -39,7 +39,7 @@ pub async fn texts(
     texts
 }
 
-/// The command without some of root's rights, which otherwise reads and changes everything; others never have them.
+/// Removes root's rights to read and change any file from the command. Without root it has none.
 pub fn without(capabilities: &str) -> Command {
     if !rustix::process::getuid().is_root() {
         return Command::new(binary());
@@ -55,7 +55,7 @@ pub fn without(capabilities: &str) -> Command {
     command
 }
 
-/// Runs a command that may have 64 MiB of memory of its own and no more: the kernel refuses it what goes beyond.
+/// Runs a command with at most 64 MiB of private memory: the kernel denies larger allocations.
 pub fn run_in_bounded_memory(arguments: &[&str]) -> Output {
     Command::new("/bin/sh")
         .args(["-c", "ulimit -d 65536 && exec \"$0\" \"$@\"", binary()])
@@ -64,7 +64,7 @@ pub fn run_in_bounded_memory(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// One line of 200 MiB, with a ciphertext every MiB.
+/// Writes one line of 200 MiB with a ciphertext in every MiB.
 pub fn write_long_line(path: &Path, tokens: &[String]) {
     let mut file = fs::File::create(path).unwrap();
     let filler = vec![b'.'; 1 << 20];

@@ -19,7 +19,8 @@ pub struct Opened {
     pub keys: BTreeMap<u32, VersionKeys>,
 }
 
-/// The first manifest: a rotation by waves, a disabled version, a destroyed one, a compromised one, a signature.
+/// The first manifest: a rotation by waves, a disabled, a destroyed and a compromised version, and
+/// a signature.
 pub fn open() -> Opened {
     let document = Document::parse(golden("keyring-1.json")).unwrap();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();

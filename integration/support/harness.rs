@@ -22,17 +22,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
 
-/// Longer than anything here should take on a busy machine; a test that reaches it has failed.
+/// Longer than anything should take on a busy machine; a test that reaches it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_sidekey")
 }
 
-/// A folder with a KEK, and the keyrings made in it.
+/// A directory with a KEK and the keyrings made in it.
 pub struct World {
     folder: tempfile::TempDir,
-    /// What every process started in it has in its environment, besides the tests' own.
+    /// Environment variables for every process started here, in addition to the tests' own.
     pub env: Vec<(&'static str, String)>,
 }
 
@@ -46,7 +46,7 @@ impl World {
         world
     }
 
-    /// A world with one keyring, `demo`.
+    /// Returns a world with one keyring, `demo`.
     pub fn with_demo() -> Self {
         let world = Self::new();
         world.init("demo", &[]);
@@ -91,7 +91,7 @@ impl World {
             .unwrap()
     }
 
-    /// The same; it must succeed.
+    /// Runs a command that must succeed.
     pub fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -114,7 +114,7 @@ impl World {
         )
     }
 
-    /// Runs it, whatever comes of it.
+    /// Like `keyring`, but the command may fail.
     pub fn try_keyring(&self, command: &str, name: &str, extra: &[&str]) -> Output {
         self.run(
             &[
@@ -137,7 +137,7 @@ impl World {
         sidecar
     }
 
-    /// The same, without waiting until it is ready.
+    /// Like `start_with`, but doesn't wait until it is ready.
     pub fn launch(&self, name: &str, config: &str, keyrings: &[&str]) -> Sidecar {
         let socket = self.path(&format!("{name}.sock"));
         let listen = if config.contains("[listen]") {
@@ -149,7 +149,7 @@ impl World {
             .iter()
             .map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"))
             .collect();
-        // First, where no table has begun. Local KEKs are what most tests use.
+        // The setting comes first, before any table. Most tests use local KEKs.
         let text = format!(
             "backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}"
         );
@@ -158,7 +158,7 @@ impl World {
         Sidecar::spawn(&file, socket, &self.env)
     }
 
-    /// Starts a sidecar by the config file `config`, whose socket is that of `name`.
+    /// Starts a sidecar with the config file `config`, which must use the socket of `name`.
     pub fn launch_config(&self, config: &str, name: &str) -> Sidecar {
         Sidecar::spawn(
             &self.path(&format!("{config}.toml")),
@@ -168,12 +168,12 @@ impl World {
     }
 }
 
-/// Who runs the tests, for policies.
+/// Returns the uid that runs the tests, for policies.
 pub fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Fails unless root runs the tests, for what only root may do.
+/// Panics unless the tests run as root.
 pub fn require_root() {
     assert_eq!(
         uid(),
@@ -186,7 +186,7 @@ pub fn run(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).output().unwrap()
 }
 
-/// A sidecar that runs; it is killed when this is dropped.
+/// A running sidecar, killed when dropped.
 pub struct Sidecar {
     pub child: Child,
     pub socket: PathBuf,
@@ -211,11 +211,11 @@ impl Sidecar {
         while !first.contains("listening") {
             first.clear();
             if lines.read_line(&mut first).unwrap() == 0 {
-                panic!("the sidecar ended: {}", log.lock().unwrap());
+                panic!("the sidecar exited: {}", log.lock().unwrap());
             }
             log.lock().unwrap().push_str(&first);
         }
-        // The text form writes name=value, the JSON form "name":"value".
+        // The text form has name=value, the JSON form "name":"value".
         let field = |name: &str| {
             let json = serde_json::from_str::<Value>(&first)
                 .ok()
@@ -256,7 +256,7 @@ impl Sidecar {
         wait("readiness", || self.ops("/readyz").0 == 200);
     }
 
-    /// `GET` on the ops listener.
+    /// Sends `GET` to the ops listener.
     pub fn ops(&self, path: &str) -> (u16, String) {
         use std::io::Write;
         let mut stream = std::net::TcpStream::connect(self.ops).unwrap();
@@ -275,7 +275,7 @@ impl Sidecar {
         serde_json::from_str(&self.ops("/status").1).unwrap()
     }
 
-    /// The status of the first keyring.
+    /// Returns the status of the first keyring.
     pub fn keyring(&self) -> Value {
         self.status()["keyrings"][0].clone()
     }
@@ -296,7 +296,7 @@ impl Sidecar {
         );
     }
 
-    /// Waits until the process has ended.
+    /// Waits until the process has exited.
     pub fn ended(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         wait("the sidecar's end", || {
@@ -318,7 +318,7 @@ impl Drop for Sidecar {
     }
 }
 
-/// Polls for something that another process does; it fails loudly when that takes too long.
+/// Polls until another process has done something. Panics when that takes too long.
 pub fn wait(what: &str, mut is_there: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_there() {
@@ -338,14 +338,15 @@ pub enum Client {
 
 pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// A body that is all there, and whose length the request announces.
+/// Returns a complete body with a `content-length`.
 pub fn whole(bytes: impl Into<Bytes>) -> RequestBody {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
 }
 
-/// A body that comes from a channel, of a length that nobody announces. An error breaks the request off.
+/// Returns a body that comes from a channel, without a `content-length`. An error aborts the
+/// request.
 pub fn channel() -> (
     tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
     RequestBody,
@@ -358,7 +359,7 @@ pub fn channel() -> (
     (sender, StreamBody::new(frames).boxed_unsync())
 }
 
-/// The same for a body that is all there.
+/// Returns a complete body without a `content-length`.
 pub fn unannounced(bytes: impl Into<Bytes>) -> RequestBody {
     let frame = Ok(Frame::data(bytes.into()));
     StreamBody::new(futures_util::stream::once(std::future::ready(frame))).boxed_unsync()
@@ -376,7 +377,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
-    /// The problem's code, after checking that it is one in the right form.
+    /// Returns the problem's code, after checking that the body is a well-formed problem.
     pub fn problem(&self) -> String {
         assert_eq!(
             self.headers["content-type"], "application/problem+json",
@@ -458,7 +459,7 @@ impl Client {
         })
     }
 
-    /// Sends a request with any body, and gives the answer when its head has come.
+    /// Sends a request with any body, and returns once the response's head has arrived.
     pub async fn open(
         &mut self,
         method: Method,

@@ -57,7 +57,7 @@ impl Setting {
         texts(&mut self.client, "demo", &plaintexts, aad).await
     }
 
-    /// From now on, version 2 is the primary.
+    /// Makes version 2 the primary.
     pub fn rotate(&self) {
         self.world.keyring("rotate", "demo", &["--activate", "now"]);
         self.sidecar.wait_generation(3);
@@ -94,7 +94,7 @@ impl Setting {
         value
     }
 
-    /// A file's contents with each ciphertext replaced by its version and plaintext.
+    /// Returns a file's contents with each ciphertext replaced by its version and plaintext.
     pub async fn opened(&mut self, path: &Path, aad: &str) -> String {
         let contents = fs::read(path).unwrap();
         let tokens = tokens(&contents);
@@ -134,7 +134,7 @@ impl Setting {
     }
 }
 
-/// Text forms and where they are.
+/// Returns the text forms and their positions.
 pub fn tokens(contents: &[u8]) -> Vec<(usize, String)> {
     let mut tokens = Vec::new();
     Search::new([]).unwrap().look(contents, 0, true, |at, _| {

@@ -1,4 +1,5 @@
-//! What tests share: sidecars, servers, fakes and certificates. No test uses another test's module.
+//! Shared by all tests: sidecars, servers, fakes and certificates. No test uses another test's
+//! module.
 
 pub mod aws;
 pub mod azure;

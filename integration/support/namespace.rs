@@ -1,19 +1,19 @@
-//! A network of a test's own, for what has a fixed address on a real platform.
+//! A network namespace for tests of services that have a fixed address on a real platform.
 
 use std::process::Command;
 
 use super::harness::uid;
 
-/// Set in the process that runs inside.
+/// Set in the process that runs inside the namespace.
 const INSIDE: &str = "SIDEKEY_TEST_INSIDE_NAMESPACE";
 
-/// Whether the test `name` runs in a network namespace of its own, whose loopback device has `address`. If not, it is run there, and has
-/// to pass; the caller is done then.
+/// Returns whether the test `name` runs in its own network namespace, whose loopback device has
+/// `address`. If not, runs it in one, where it must pass; the caller then has nothing left to do.
 pub fn is_inside(name: &str, address: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    // Without root's rights, root's part is played in a user namespace.
+    // Without root, a user namespace provides root's rights.
     let kind = if uid() == 0 {
         "--net"
     } else {

@@ -1,4 +1,4 @@
-//! A sidecar that serves secrets, and an application that asks for them.
+//! A sidecar that serves secrets, and an application that requests them.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,21 @@ use tokio::time::sleep;
 
 use super::harness::{Answer, Client, PATIENCE, Sidecar, World};
 
-/// Reads when a test asks for it: by an interval only where the test says so.
+/// Reads only when a test requests it; tests that need an interval set one.
 pub const ON_DEMAND: &str = "[secrets]\nrefresh = \"1h\"\nforce_interval = \"1ms\"\nmiss_ttl = \"1ms\"\n\
                              [refresh]\nmax_backoff = \"100ms\"\nread_timeout = \"20s\"\n";
 
-/// A secret's entry in the config, with more lines. The sidecar is ready when it has a value.
+/// Returns a secret's config entry, with more lines. The sidecar is ready when it has a value.
 pub fn entry(name: &str, source: &str, more: &str) -> String {
     format!("[[secret]]\nname = {name:?}\nsource = {source:?}\nrequired = true\n{more}\n")
 }
 
-/// Starts a sidecar with these settings besides [`ON_DEMAND`].
+/// Starts a sidecar with these settings in addition to [`ON_DEMAND`].
 pub fn launch(world: &World, config: &str) -> Sidecar {
     launch_as(world, "one", config)
 }
 
-/// The same, of a name.
+/// Like `launch`, but with a name.
 pub fn launch_as(world: &World, name: &str, config: &str) -> Sidecar {
     world.launch(name, &format!("{ON_DEMAND}{config}"), &[])
 }
@@ -34,14 +34,14 @@ impl App {
         Self(sidecar.client().await)
     }
 
-    /// What is held: `question` is a name, or a name and a query.
+    /// Requests the cached value. `question` is a name, or a name and a query.
     pub async fn ask(&mut self, question: &str) -> Answer {
         self.0
             .send(Method::GET, &format!("/v1/secrets/{question}"), &[], "")
             .await
     }
 
-    /// The same, as the provider says now.
+    /// Requests the provider's current value.
     pub async fn demand(&mut self, question: &str) -> Answer {
         self.0
             .send(
@@ -53,7 +53,7 @@ impl App {
             .await
     }
 
-    /// The bytes of what is held.
+    /// Returns the bytes of the cached value.
     pub async fn bytes(&mut self, question: &str) -> Answer {
         self.0
             .send(
@@ -65,19 +65,19 @@ impl App {
             .await
     }
 
-    /// The version and the text of what the provider gives now.
+    /// Returns the version and text of the provider's current value.
     pub async fn newest(&mut self, name: &str) -> (String, String) {
         got(self.demand(name).await)
     }
 
-    /// The same once there is a value again; what was refused a moment ago is refused again without asking.
+    /// Like `newest`, but waits until there is a value again, because a recent failure is cached.
     pub async fn restored(&mut self, name: &str) -> (String, String) {
         got(self
             .until(name, |answer| answer.status == StatusCode::OK)
             .await)
     }
 
-    /// Demands until the answer is the one that a test waits for.
+    /// Requests the current value until the response is the expected one.
     pub async fn until(
         &mut self,
         question: &str,
@@ -97,7 +97,8 @@ impl App {
         }
     }
 
-    /// Asks for what is held until it has another version than `former`; each answer is looked at.
+    /// Requests the cached value until its version differs from `former`, and passes each response
+    /// to the check.
     pub async fn until_replaced(
         &mut self,
         question: &str,
@@ -119,7 +120,7 @@ impl App {
         }
     }
 
-    /// The same, until it has such a problem.
+    /// Requests the current value until it fails with this problem.
     pub async fn until_problem(&mut self, question: &str, code: &str) {
         let answer = self
             .until(question, |answer| {
@@ -130,7 +131,7 @@ impl App {
     }
 }
 
-/// The version and the text of an answer that is one.
+/// Returns the version and text of a successful response.
 pub fn got(answer: Answer) -> (String, String) {
     let answer = answer.ok();
     let json = answer.json();
@@ -144,7 +145,7 @@ pub fn got(answer: Answer) -> (String, String) {
     )
 }
 
-/// How many reads of a secret had this result, whatever caused them.
+/// Returns how many reads of a secret had this result, whatever triggered them.
 pub fn reads(sidecar: &Sidecar, secret: &str, result: &str) -> u64 {
     let metrics = sidecar.ops("/metrics").1;
     let is_it = |line: &&str| {

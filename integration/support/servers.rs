@@ -9,7 +9,7 @@ use std::{
 
 use super::harness::wait;
 
-/// Where integration/install-backends puts them.
+/// The directory where integration/install-backends puts them.
 pub fn installed(path: &str) -> PathBuf {
     let folder =
         std::env::var("SIDEKEY_TEST_BACKENDS").unwrap_or_else(|_| "target/backends".into());
@@ -18,13 +18,13 @@ pub fn installed(path: &str) -> PathBuf {
         .join(path);
     assert!(
         path.exists(),
-        "{} is not there; integration/install-backends installs it",
+        "{} is missing; integration/install-backends installs it",
         path.display()
     );
     path
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -33,7 +33,7 @@ pub fn free_port() -> u16 {
         .port()
 }
 
-/// Who made a server that speaks Vault's language.
+/// Implementations of Vault's API.
 #[derive(Clone, Copy)]
 pub enum Brand {
     Vault,
@@ -49,7 +49,7 @@ impl Brand {
     }
 }
 
-/// A Vault or OpenBao server; it is killed when this is dropped.
+/// A Vault or OpenBao server, killed when dropped.
 pub struct Vault {
     program: PathBuf,
     child: Child,
@@ -60,12 +60,13 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// An unsealed server in the clear, with Transit, key-value version 2 (`secret`), AppRole and JWT.
+    /// Starts an unsealed server without TLS, with Transit, key-value version 2 (`secret`), AppRole
+    /// and JWT.
     pub fn start() -> Self {
         Self::start_of(Brand::Vault)
     }
 
-    /// The same, of either brand.
+    /// Like the above, for either implementation.
     pub fn start_of(brand: Brand) -> Self {
         let port = free_port();
         let log = tempfile::NamedTempFile::new().unwrap();
@@ -106,7 +107,8 @@ impl Vault {
         vault
     }
 
-    /// An unsealed server that speaks TLS with the certificate `server.pem` in `folder`, demands one of its clients, and has Transit.
+    /// Starts an unsealed server with TLS and Transit. It uses the certificate `server.pem` in
+    /// `folder` and requires a client certificate.
     pub fn start_with_tls(folder: &Path) -> Self {
         let port = free_port();
         let at = |name: &str| folder.join(name).display().to_string();
@@ -172,7 +174,7 @@ impl Vault {
         command.output().unwrap()
     }
 
-    /// Runs the command `vault`, or `bao`, as root; it must succeed.
+    /// Runs the command `vault` or `bao` as root; it must succeed.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments);
         assert!(
@@ -183,12 +185,12 @@ impl Vault {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Whether it would succeed, too.
+    /// Like `run`, but returns whether the command succeeded.
     pub fn succeeds(&self, arguments: &[&str]) -> bool {
         self.command(arguments).status.success()
     }
 
-    /// Makes a policy of `(path, capability)` pairs.
+    /// Creates a policy from `(path, capability)` pairs.
     pub fn policy(&self, name: &str, rights: &[(&str, &str)]) {
         let text: String = rights
             .iter()
@@ -197,14 +199,14 @@ impl Vault {
         self.policy_text(name, &text);
     }
 
-    /// The same, as a text.
+    /// Creates a policy from its text.
     pub fn policy_text(&self, name: &str, text: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         self.run(&["policy", "write", name, file.path().to_str().unwrap()]);
     }
 
-    /// A token that has a policy's rights.
+    /// Returns a token with a policy's rights.
     pub fn token_with(&self, policy: &str) -> String {
         self.run(&["token", "create", "-policy", policy, "-field=token"])
     }
@@ -225,7 +227,7 @@ impl Drop for Vault {
     }
 }
 
-/// moto, which stands in for AWS; it is killed when this is dropped.
+/// moto, which replaces AWS; killed when dropped.
 pub struct Moto {
     child: Child,
     pub address: String,

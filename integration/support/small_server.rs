@@ -1,14 +1,14 @@
-//! A web server of our own, for what is too small to need a real one.
+//! A minimal web server, for cases that don't need a real one.
 
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,
 };
 
-/// What it answers.
+/// The server's response.
 pub struct Reply {
     pub status: &'static str,
-    /// Header lines, each with its end.
+    /// Header lines, each with its line ending.
     pub headers: String,
     pub body: Vec<u8>,
 }
@@ -23,12 +23,13 @@ impl Reply {
     }
 }
 
-/// Answers every request's head, as `GET /path HTTP/1.1` and header lines, by `answer`; gives its URL.
+/// Answers every request with `answer`, which gets the request's head (`GET /path HTTP/1.1` and
+/// header lines). Returns the server's URL.
 pub fn serve(answer: impl Fn(&str) -> Reply + Send + 'static) -> String {
     serve_at("127.0.0.1:0", answer)
 }
 
-/// The same at an address.
+/// Like the above, but at a given address.
 pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) -> String {
     let listener = TcpListener::bind(address).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -46,7 +47,7 @@ pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) 
                 body,
             } = answer(&head);
             let length = body.len();
-            // Whoever went away needs no answer.
+            // The client may have disconnected.
             let _ = write!(stream, "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n")
                 .and_then(|()| stream.write_all(&body));
         }
@@ -54,7 +55,7 @@ pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) 
     url
 }
 
-/// A header's value in a request's head.
+/// Returns a header's value from a request's head.
 pub fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     head.lines().skip(1).find_map(|line| {
         let (found, value) = line.split_once(':')?;

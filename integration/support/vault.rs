@@ -1,4 +1,5 @@
-//! What tests against Vault share: a world that talks to it, its policies and a sidecar that logs in.
+//! Shared by the tests against Vault: a world that reaches it, its policies, and a sidecar that
+//! logs in.
 
 use std::fs;
 
@@ -11,13 +12,13 @@ pub const KEK: &str = "vault-transit:transit/kek";
 
 pub const MANIFEST: &str = "vault-kv:secret/sidekey/demo";
 
-/// What a sidecar needs.
+/// The rights that a sidecar needs.
 pub const SIDECAR: &[(&str, &str)] = &[
     ("transit/decrypt/kek", "update"),
     ("secret/data/sidekey/*", "read"),
 ];
 
-/// A world whose commands talk to `vault` as root.
+/// Returns a world whose commands use `vault` as root.
 pub fn world_of(vault: &Vault) -> World {
     let mut world = World::new();
     world.env = vec![
@@ -47,7 +48,7 @@ pub fn token_file(world: &World, token: &str) -> String {
     "method = \"token-file\"\ntoken_file = \"token\"".into()
 }
 
-/// Adds a version, which the sidecar can open only if it is logged in.
+/// Adds a version, which the sidecar can unwrap only if it is logged in.
 pub fn rotate_and_wait(world: &World, sidecar: &Sidecar, version: u64) {
     world.keyring("rotate", "demo", &["--activate", "now"]);
     wait("the new version", || {

@@ -2,7 +2,7 @@
 
 use super::harness::{Sidecar, World};
 
-/// A sidecar whose one keyring is read from `url`.
+/// Starts a sidecar whose only keyring is read from `url`.
 pub fn launch(world: &World, url: &str, config: &str) -> Sidecar {
     let socket = world.path("one.sock");
     let keyring =

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 #[test]
 fn commands_print_what_the_transcripts_show() {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/commands");
-    // The commands change files, so each run gets a folder of its own beside copies of the pages.
+    // The commands change files, so each run gets its own directory next to copies of the pages.
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(&pages).unwrap() {
         let path = entry.unwrap().path();

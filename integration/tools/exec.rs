@@ -1,4 +1,4 @@
-//! `sidekey exec`: a program with secrets, from start to end.
+//! `sidekey exec`: a program with secrets, from start to exit.
 
 use std::{
     fs,
@@ -164,7 +164,7 @@ fn files_are_kept_off_the_disk() {
         err(&output)
     );
     assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
-    // The usual place is passed over if it is a disk.
+    // The default directory is skipped if it is on a disk.
     let mut command = exec(
         &sidecar.socket,
         &options[..2],
@@ -240,7 +240,7 @@ fn an_unrelated_change_restarts_nothing() {
     let before = version();
     put(&world, "db", r#"{"user":"berta","password":"p1"}"#);
     wait("the change", || version() != before);
-    // It was read, and compared.
+    // The new version was read and compared.
     wait("a read of the new version", || {
         let status = sidecar.status();
         let secret = &status["secrets"][0];
@@ -271,7 +271,7 @@ fn files_are_written_before_the_signal_is_sent() {
     running.hear("token changed; sending SIGHUP to sh");
     running.end();
 
-    // Nobody is told of it, and the files are up to date all the same.
+    // The program gets no signal, but the files are still updated.
     let options = ["--file", "t=secret:token", "--on-change", "ignore"];
     let running = Running::start(
         &sidecar.socket,
@@ -346,7 +346,7 @@ fn a_program_that_ignores_sigterm_is_killed_with_its_children() {
     put(&world, "token", "t2");
     running.hear("did not exit within 1s; killing it");
     assert!(running.line().starts_with("t2 "));
-    wait("the end of what it started", || {
+    wait("the end of its child processes", || {
         is_over(first.strip_prefix("t1 ").unwrap())
     });
 }
@@ -384,7 +384,7 @@ fn unusable_values_do_not_stop_the_program() {
     running.end();
 }
 
-/// Takes its time to end: until USR1. On USR2, it shows what it has.
+/// Takes its time to stop: runs until USR1. On USR2, it prints its value.
 const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap 'echo still $T' USR2; echo $T $$; idle";
 
 #[test]
@@ -404,7 +404,7 @@ fn changes_during_a_restart_are_applied() {
     running.signal("USR1");
     assert!(
         running.line().starts_with("t2 "),
-        "the newest that can be put into an environment"
+        "the newest value that fits an environment variable"
     );
     put(&world, "token", "t3");
     assert_eq!(running.line(), "ending");
@@ -458,7 +458,8 @@ fn starting_a_process_is_retried() {
             .unwrap()
             .success()
     );
-    // It takes away what processes are started by, and leaves somebody behind who gives it back.
+    // The script hides /proc, which is needed to start a process, and leaves a background process
+    // that restores it.
     let script = format!(
         "trap 'mount -t tmpfs none /proc; kill $s; exit 0' TERM; \
          [ $T = t2 ] || setsid sh -c 'read line <{}; umount /proc' >/dev/null 2>&1 & echo $T; idle",
@@ -471,11 +472,11 @@ fn starting_a_process_is_retried() {
     running.hear("can't start a process from /proc/self/exe: No such file or directory (os error 2); retrying for up to 30s");
     fs::write(&fifo, "go\n").unwrap();
     assert_eq!(running.line(), "t2");
-    // Whoever wants the end meanwhile gets it.
+    // A termination signal still works meanwhile.
     put(&world, "token", "t3");
     running.hear("can't start a process from /proc/self/exe");
     running.end();
-    // And it is an error in the end.
+    // After the wait, it is an error.
     put(&world, "token", "t2");
     let options = [&options[..], &["--wait", "1s"]].concat();
     wait("the token", || {
@@ -494,7 +495,7 @@ fn the_program_survives_its_sidecar_and_catches_up_on_changes() {
     let script = "trap 'echo alive $T' USR1; echo $T; idle";
     let mut running = Running::start(&sidecar.socket, &["--env", "T=secret:token"], script);
     assert_eq!(running.line(), "t1");
-    // It listens before the sidecar goes.
+    // The stream must be connected before the sidecar stops.
     wait("a read by the listener", || {
         sidecar.status()["secrets"][0]["versions"][0]["uses"].as_u64() > Some(1)
     });
@@ -517,7 +518,7 @@ fn exec_waits_for_the_sidecar_and_the_secrets() {
     let mut running = Running::start(&socket, &options, "echo $T; idle");
     running.hear("waiting for up to 1m");
     let sidecar = world.start_with("one", &config, &["demo"]);
-    // An empty file is one that is being written.
+    // An empty file is still being written.
     let output = finished(
         &socket,
         &["--env", "T=secret:token", "--wait", "1s"],
@@ -546,7 +547,7 @@ fn exec_waits_for_the_sidecar_and_the_secrets() {
         "{}",
         err(&output)
     );
-    // A secret that isn't there may come.
+    // A missing secret may still appear.
     fs::remove_file(world.path("token")).unwrap();
     let sidecar = world.launch("one", &config, &["demo"]);
     wait("the sidecar", || socket.exists());
@@ -557,7 +558,7 @@ fn exec_waits_for_the_sidecar_and_the_secrets() {
     running.end();
     drop(sidecar);
     let _ = fs::remove_file(&socket);
-    // A signal ends the waiting.
+    // A signal ends the wait.
     let mut running = Running::start(&socket, &["--file", "t=secret:token"], "echo started");
     running.hear("waiting for up to 30s");
     running.signal("INT");
@@ -583,7 +584,7 @@ fn the_program_dies_with_exec_and_the_next_exec_cleans_up() {
     running.child.kill().unwrap();
     running.ended();
     wait("the program's end", || is_over(&pid));
-    assert!(folder.exists(), "nobody was there to remove it");
+    assert!(folder.exists(), "no process was left to remove it");
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     fs::File::open(&folder)
         .unwrap()
@@ -626,7 +627,8 @@ fn the_program_inherits_the_same_as_from_a_shell() {
         plain("trap '' HUP; sh -c \"$SCRIPT\""),
         "as nohup starts it"
     );
-    // What belongs to a process that can't be dumped belongs to root, whoever runs it, and is open to nobody else.
+    // The files of a non-dumpable process belong to root, whoever runs it, and no other user can
+    // read them.
     let running = Running::start(&sidecar.socket, &options, "echo ready; idle");
     assert_eq!(running.line(), "ready");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! `sidekey rewrap --in-place`: what it changes, what it leaves alone, and that nothing is ever lost.
+//! `sidekey rewrap --in-place`: what it changes and what it leaves alone, without ever losing data.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ async fn every_ciphertext_of_a_tree_is_rewrapped_and_no_other_byte_changes() {
     };
     let untouched = inodes(&[&plain, &current]);
 
-    // A dry run says the same and changes nothing.
+    // A dry run reports the same and changes nothing.
     let before: Vec<Vec<u8>> = [&whole, &text, &csv, &json, &sql, &mixed]
         .map(|path| fs::read(path).unwrap())
         .into();
@@ -97,7 +97,7 @@ async fn every_ciphertext_of_a_tree_is_rewrapped_and_no_other_byte_changes() {
     assert_eq!(
         tokens(&fs::read(&mixed).unwrap())[1].1,
         new[0],
-        "what is current isn't made anew"
+        "current ciphertexts aren't rewritten"
     );
     let opened = s.client.decrypt(&fs::read(&whole).unwrap()).await.ok();
     assert_eq!(
@@ -109,7 +109,7 @@ async fn every_ciphertext_of_a_tree_is_rewrapped_and_no_other_byte_changes() {
         0o604
     );
 
-    // A second time there is nothing to do, and files that needed nothing were never written.
+    // The second run finds nothing to do, and never wrote files that needed no change.
     let everything =
         [&whole, &text, &csv, &json, &sql, &mixed, &plain, &current].map(PathBuf::as_path);
     let once = inodes(&everything);
@@ -119,7 +119,7 @@ async fn every_ciphertext_of_a_tree_is_rewrapped_and_no_other_byte_changes() {
     );
     assert_eq!(inodes(&everything), once);
     assert_eq!(inodes(&[&plain, &current]), untouched);
-    // The scan agrees that version 1 is gone.
+    // The scan confirms that version 1 is gone.
     let manifest = s.world.manifest("demo");
     let scan = [
         "scan",
@@ -182,14 +182,14 @@ async fn an_item_with_other_aad_fails_alone_with_path_and_line() {
     let contents = fs::read_to_string(&path).unwrap();
     assert!(
         contents.contains(&others[0]) && contents.contains(&damaged),
-        "what failed is as it was"
+        "a file that failed is unchanged"
     );
     assert_eq!(
         versions(contents.as_bytes()),
         BTreeMap::from([(1, 2), (2, 2)])
     );
     assert_eq!(fs::read(&whole).unwrap(), whole_before);
-    // The other AAD finishes them.
+    // A run with the other AAD completes them.
     let (output, report) = s.rewrap(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
@@ -251,7 +251,7 @@ async fn unsuitable_files_are_skipped_and_reported() {
     );
     assert_eq!(fs::read_to_string(&outside).unwrap(), old);
     assert_eq!(temporary_files(&s.tree), 0);
-    // A link that is named itself stays a link, and its target changes.
+    // A symlink named on the command line stays a link, and its target changes.
     let link = s.tree.join("link.txt");
     assert!(s.world.run(&s.arguments(&[&link], &[])).status.success());
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
@@ -271,7 +271,7 @@ async fn oversized_ciphertexts_are_streamed_with_aad_of_any_length() {
         contents.push_str(&format!("a,{},z\n", sidekey::crypto::to_text(&message)));
     }
     let path = s.write("rows.csv", &contents);
-    // Longer than any header.
+    // Longer than any HTTP header.
     let aad = "tenant ".repeat(5000);
     let long = s.world.path("long_aad.txt");
     fs::write(&long, &s.texts(&["x"], &aad).await[0]).unwrap();
@@ -324,7 +324,8 @@ async fn long_ciphertexts_are_streamed_within_small_limits() {
             short[10..].join("\n")
         ),
     );
-    // As long, and damaged at its end: found out when the answer has begun. It must stay.
+    // The same length, with a damaged end: found only after the response has begun. The file must
+    // stay unchanged.
     let mut damaged = long_message.to_vec();
     *damaged.last_mut().unwrap() ^= 1;
     let damaged = s.write(
@@ -346,7 +347,7 @@ async fn long_ciphertexts_are_streamed_within_small_limits() {
     );
     assert_eq!(
         failure["code"], "answer_broke_off",
-        "its last chunk alone is damaged"
+        "only its last chunk is damaged"
     );
     let left = fs::read_to_string(&damaged).unwrap();
     let split = damaged_text.find(' ').unwrap();
@@ -388,7 +389,7 @@ async fn a_killed_run_loses_nothing_and_the_next_one_finishes() {
     let mut s = Setting::new().await;
     let plaintexts: Vec<String> = (0..12_000).map(|n| format!("value {n}")).collect();
     let old = texts(&mut s.client, "demo", &plaintexts, "").await;
-    // Small files, and one of several windows.
+    // Small files, and one that spans several windows.
     let filler = ".".repeat(400);
     let mut files = Vec::new();
     for (at, part) in old[..2000].chunks(100).enumerate() {
@@ -428,8 +429,9 @@ async fn a_killed_run_loses_nothing_and_the_next_one_finishes() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Killed when a temporary file is there, or has something in it, or when another file has changed.
-        wait("something to kill", || {
+        // Killed when a temporary file exists, when it has content, or when another file has
+        // changed.
+        wait("a run to kill", || {
             let temporary = |entry: &fs::DirEntry| {
                 entry
                     .file_name()
@@ -453,7 +455,7 @@ async fn a_killed_run_loses_nothing_and_the_next_one_finishes() {
         kills += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
-        // Whole files with as many ciphertexts as ever, all old or all new.
+        // Complete files with the same number of ciphertexts, all old or all new.
         for (path, len) in files.iter().zip(&lengths) {
             let contents = fs::read(path).unwrap();
             assert_eq!(contents.len() as u64, *len, "{}", path.display());
@@ -479,7 +481,7 @@ async fn leftovers_are_removed_and_counted() {
     let mut s = Setting::new().await;
     let old = s.texts(&["a"], "").await.remove(0);
     let path = s.write("a.txt", &old);
-    // What a killed run left, of a file that is gone since.
+    // A leftover of a killed run, from a file that no longer exists.
     let leftover = s.write(".sidekey-rewrap-0123456789abcdef", &old[..20]);
     s.rotate();
     let (_, would) = s.rewrap(&["--dry-run"]);

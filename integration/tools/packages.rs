@@ -1,10 +1,10 @@
-//! What packages ship beside the binary: the systemd unit, completions, manual pages.
+//! Files packaged with the binary: the systemd unit, completions and manual pages.
 
 use std::{fs, os::unix::net::UnixDatagram, path::Path};
 
 use crate::support::harness::{PATIENCE, World, run};
 
-/// What a service manager hears next.
+/// Returns the next message to the service manager.
 fn heard(manager: &UnixDatagram) -> String {
     let mut buffer = [0; 256];
     let length = manager.recv(&mut buffer).unwrap();
@@ -20,7 +20,8 @@ fn the_service_manager_is_notified_of_start_and_stop() {
     world
         .env
         .push(("NOTIFY_SOCKET", socket.display().to_string()));
-    // Its keyring can't be loaded, so it isn't ready; but it listens, and whoever waits for the unit may go on.
+    // Its keyring can't be loaded, so it isn't ready. But it listens, so units that wait for it may
+    // start.
     let mut sidecar = world.launch("one", "", &["none"]);
     assert_eq!(heard(&manager), "READY=1");
     assert_eq!(sidecar.ops("/readyz").0, 503);
@@ -44,7 +45,7 @@ fn the_systemd_unit_uses_existing_commands() {
         .collect();
     assert_eq!(commands.len(), 2);
     for command in commands {
-        // With a config that isn't there, so the command was understood if it is missed.
+        // The config doesn't exist, so an error about it shows that the command was understood.
         let command = command.replace("/etc/sidekey/sidekey.toml", "/nowhere/sidekey.toml");
         let arguments: Vec<&str> = command
             .strip_prefix("/usr/local/bin/sidekey ")

@@ -1,4 +1,4 @@
-//! `sidekey scan`: what it finds in real files, what it says it could not see, and its exit codes.
+//! `sidekey scan`: what it finds in real files, what it reports as unseen, and its exit codes.
 
 use std::{
     fs,
@@ -26,8 +26,8 @@ fn utf16(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// A folder of files such as a service has, with ciphertexts of `demo` under version 1 in eight places, under version 2 in one, and
-/// one of `other`.
+/// A directory of files like a service's, with ciphertexts of `demo` under version 1 in eight
+/// places and under version 2 in one, and one of `other`.
 async fn mixed_tree(world: &World) -> PathBuf {
     world.init("other", &[]);
     let sidecar = world.start_with("one", "", &["demo", "other"]);
@@ -143,7 +143,7 @@ async fn a_scan_counts_every_form_by_keyring_and_version() {
             .collect::<Vec<_>>()
     );
 
-    // Nobody says which keyrings there are: text forms and whole files remain, by the tag.
+    // Without known keyrings, it finds only text forms and whole files, by the tag.
     let (_, value) = scan(&world, &[tree]);
     assert_eq!(value["searched"]["embedded"], false);
     let id = world.read_manifest("demo")["id"]
@@ -165,7 +165,7 @@ async fn a_scan_counts_every_form_by_keyring_and_version() {
         (&Value::Null, &json!(5), &json!(1))
     );
 
-    // A config and a sidecar name keyrings, too.
+    // A config or a sidecar can also name the keyrings.
     let config = world.path("one.toml");
     let (_, value) = scan(&world, &[tree, "--config", config.to_str().unwrap()]);
     assert_eq!(row(&value, &json!("demo"), 1)["ciphertexts"], 8);
@@ -194,7 +194,7 @@ async fn the_exit_code_tells_findings_from_unreadable_files() {
         let (output, value) = scan(&world, &[&[tree], &known[..], more].concat());
         assert!(
             output.status.code() == Some(2) || value.is_object(),
-            "a report is printed whatever the code: {output:?}"
+            "the report is printed regardless of the exit code: {output:?}"
         );
         (
             output.status.code().unwrap(),
@@ -217,10 +217,10 @@ async fn the_exit_code_tells_findings_from_unreadable_files() {
     assert_eq!(
         code(&["--fail-if-version", "other:2"]).0,
         0,
-        "version 2 of demo is another's"
+        "version 2 belongs to another keyring"
     );
     assert_eq!(code(&["--fail-if-version", "2"]).0, 3);
-    // What nobody could tell is a mistake, and not "nothing found".
+    // A version that can't exist is an error, not "nothing found".
     assert_eq!(code(&["--fail-if-version", "ordres:1"]).0, 2);
     let (exit, error) = code(&["--fail-if-version", "demo:99"]);
     assert_eq!(exit, 2);
@@ -230,14 +230,14 @@ async fn the_exit_code_tells_findings_from_unreadable_files() {
     );
     let (output, _) = scan(&world, &[tree, "--fail-if-version", "9"]);
     assert_eq!(output.status.code(), Some(2), "no keyring is known");
-    // A path that can't be read; what was found weighs more.
+    // A path that can't be read. A version that was found takes precedence.
     let missing = format!("{tree}/missing");
     let (exit, error) = code(&[&missing]);
     assert_eq!(exit, 1);
     assert!(error.contains("1 paths could not be read"), "{error}");
     assert_eq!(code(&[&missing, "--fail-if-version", "1"]).0, 3);
     assert_eq!(code(&[&missing, "--fail-if-version", "9"]).0, 1);
-    // What can't be looked into is said, and fails if one wants that.
+    // Files that can't be searched are reported, and fail the scan on request.
     fs::write(format!("{tree}/old.gz"), b"\x1f\x8b\x08 compressed").unwrap();
     std::os::unix::fs::symlink("whole.txt", format!("{tree}/link")).unwrap();
     assert_eq!(code(&["--fail-if-version", "9"]).0, 0);
@@ -269,7 +269,7 @@ async fn a_named_path_that_cannot_be_scanned_is_an_error() {
             String::from_utf8(output.stderr).unwrap(),
         )
     };
-    // A pipe is read, as `<(pg_dump shop)` is.
+    // A pipe is read, like that of `<(pg_dump shop)`.
     let pipe = world.path("pipe");
     assert!(
         Command::new("mkfifo")
@@ -294,7 +294,7 @@ async fn a_named_path_that_cannot_be_scanned_is_an_error() {
         (&json!(name), &json!(1))
     );
     assert_eq!(value["unseen"]["skipped"], 0);
-    // Nothing else can be.
+    // Other special files can't be read.
     let socket = sidecar.socket.to_str().unwrap();
     for (special, what) in [("/dev/null", "device"), (socket, "socket")] {
         let (exit, value, _) = code(special, &[]);
@@ -304,7 +304,7 @@ async fn a_named_path_that_cannot_be_scanned_is_an_error() {
             "{special}: {exit}, {reason}"
         );
     }
-    // A folder on which nothing is mounted, and a dump that failed.
+    // A directory with nothing mounted on it, and a failed dump.
     let empty = world.path("empty");
     fs::create_dir_all(empty.join("only/folders")).unwrap();
     let empty = empty.to_str().unwrap();
@@ -347,7 +347,7 @@ async fn file_names_cannot_forge_report_lines() {
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join(evil), &token).unwrap();
     fs::write(tree.join(format!("{evil}.gz")), b"\x1f\x8b").unwrap();
-    // A link back, whose reason has the name of the folder that it leads to.
+    // A symlink to its own directory, whose name appears in the reason.
     fs::create_dir(tree.join(format!("{evil}.d"))).unwrap();
     std::os::unix::fs::symlink(".", tree.join(format!("{evil}.d/loop"))).unwrap();
     let tree = tree.to_str().unwrap();
@@ -371,7 +371,7 @@ async fn file_names_cannot_forge_report_lines() {
     assert_eq!(
         value["files"][0]["path"],
         format!("{tree}/{evil}"),
-        "programs get the name itself"
+        "programs get the unescaped name"
     );
 
     let socket = sidecar.socket.to_str().unwrap();
@@ -464,7 +464,7 @@ async fn a_scan_reads_standard_input() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // The ciphertext comes in two writes.
+    // The ciphertext arrives in two writes.
     for part in [
         "COPY t FROM stdin;\n1\t",
         &token[..30],

@@ -64,10 +64,10 @@ fn an_interrupted_stream_leaves_no_output_file() {
     assert_eq!(
         fs::read_dir(out.parent().unwrap()).unwrap().count(),
         before,
-        "no part is left"
+        "no partial output is left"
     );
 
-    // What the shell opened: emptied again, and what stood there before stays.
+    // A file opened by the shell is truncated again, and its earlier content stays.
     assert_eq!(
         run("decrypt", &sealed, &[], File::create(&out).unwrap().into())
             .status
@@ -104,7 +104,7 @@ fn commands_write_to_their_output_and_read_all_input() {
         ])
     };
     fs::write(at("plain"), text(3 * MIB)).unwrap();
-    // Another file's place, with its mode; a link's end.
+    // The output replaces another file and keeps its mode, or replaces a symlink's target.
     fs::write(at("private"), "").unwrap();
     fs::set_permissions(at("private"), fs::Permissions::from_mode(0o600)).unwrap();
     symlink(at("private"), at("link")).unwrap();
@@ -118,7 +118,7 @@ fn commands_write_to_their_output_and_read_all_input() {
         ),
         (0o600, true)
     );
-    // A pipe stays one.
+    // A pipe stays a pipe.
     assert!(
         Command::new("mkfifo")
             .arg(at("pipe"))
@@ -138,7 +138,7 @@ fn commands_write_to_their_output_and_read_all_input() {
         came[0] == sidekey::crypto::SUITE_STREAM
             && fs::metadata(at("pipe")).unwrap().file_type().is_fifo()
     );
-    // A file that says that it is empty.
+    // A file whose reported size is zero.
     encrypt("/proc/self/maps", &at("maps.sk"));
     let opened = world.succeed(&[
         "decrypt",
@@ -171,10 +171,10 @@ fn a_terminated_command_removes_its_partial_output() {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    // Enough that it writes, and no end.
+    // Enough input to produce output, but no end.
     let mut stdin = child.stdin.take().unwrap();
     std::io::Write::write_all(&mut stdin, &text(3 * MIB)).unwrap();
-    wait("a part", || {
+    wait("partial output", || {
         fs::read_dir(out.parent().unwrap()).unwrap().count() > before
     });
     assert!(
@@ -188,7 +188,7 @@ fn a_terminated_command_removes_its_partial_output() {
     assert_eq!(
         fs::read_dir(out.parent().unwrap()).unwrap().count(),
         before,
-        "no part is left"
+        "no partial output is left"
     );
 }
 
@@ -229,7 +229,7 @@ fn text_forms_over_a_mebibyte_are_read_back_from_files_and_pipes() {
         );
         output.stdout
     };
-    // A message whose text is longer than what is sent as a whole, one that is so itself, and a stream.
+    // A message whose text is longer than a message may be, the longest message, and a stream.
     for length in [900 << 10, MIB, MIB + 1] {
         fs::write(&plain, text(length)).unwrap();
         fs::write(&sealed, run("encrypt", &plain, "argument", &["--text"])).unwrap();
@@ -254,7 +254,7 @@ fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     let world = World::with_demo();
     let sidecar = world.start();
     let socket = sidecar.socket.to_str().unwrap();
-    // Zeros that take no room on the disk.
+    // A sparse file of zeros.
     let (plain, sealed) = (world.path("plain"), world.path("sealed"));
     let length = 256 << 20;
     File::create(&plain).unwrap().set_len(length).unwrap();
@@ -283,7 +283,7 @@ fn a_long_stream_takes_no_more_memory_than_a_short_one() {
             from.to_str().unwrap(),
         ]);
     };
-    // What the first request of all allocates is no stream's.
+    // The first request's allocations don't count towards a stream's.
     let short = world.path("short");
     fs::write(&short, text(2 * MIB)).unwrap();
     run("encrypt", &short, &sealed);

@@ -1,4 +1,5 @@
-//! KEKs in AWS KMS and manifests in Secrets Manager and S3, against moto; what moto can't do wrong is injected before it.
+//! KEKs in AWS KMS and manifests in Secrets Manager and S3, against moto. A fault proxy injects the
+//! faults that moto can't produce.
 
 use std::{path::Path, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::support::{
     servers::Moto,
 };
 
-/// A bucket, `keys`.
+/// The bucket `keys`.
 async fn make_bucket(url: &str) {
     let s3 = aws_sdk_s3::Client::from_conf(
         aws_sdk_s3::config::Builder::from(&sdk(url, REGION).await)
@@ -66,7 +67,7 @@ async fn a_keyring_lives_in_aws() {
         let first = client.encrypt(b"Ada").await.ok();
         world.succeed(&["keyring", "rotate", location, "--activate", "now"]);
         sidecar.wait_generation(3);
-        // The KMS key's own rotation, automatic or on demand, changes nothing for what it wrapped before.
+        // Rotating the KMS key itself, automatically or on demand, doesn't affect existing wraps.
         kms.enable_key_rotation()
             .key_id(&arn)
             .rotation_period_in_days(90)
@@ -78,7 +79,7 @@ async fn a_keyring_lives_in_aws() {
             .send()
             .await
             .unwrap();
-        // Changes at once all end up in history.
+        // Concurrent changes all end up in the history.
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| world.succeed(&["keyring", "rotate", location]));
@@ -132,7 +133,7 @@ async fn keys_are_named_by_alias_id_or_arn() {
         init(&world, &location, &[&format!("aws-kms:{name}")]);
         world.succeed(&["keyring", "verify", &location]);
     }
-    // An alias that is pointed to another key still opens what it wrapped before.
+    // An alias that is moved to another key still opens the wraps of the previous key.
     let next = make_key(&kms).await;
     kms.update_alias()
         .alias_name("alias/orders")
@@ -144,7 +145,8 @@ async fn keys_are_named_by_alias_id_or_arn() {
     world.succeed(&["keyring", "rotate", &location]);
     world.succeed(&["keyring", "verify", &location]);
 
-    // Keys of two regions: either is enough. (moto can't decrypt under a multi-region key, whose ids are longer than it expects.)
+    // Keys in two regions: either is enough. (moto can't decrypt under a multi-region key, whose
+    // ids are longer than it expects.)
     let there = make_key(&Kms::new(&sdk(&moto.url(), "us-east-1").await)).await;
     let location = world.manifest("regions").display().to_string();
     init(
@@ -226,7 +228,7 @@ async fn errors_are_reported_with_a_remedy() {
     make(&world, &format!("aws-kms:{arn}"), "symmetric key");
     proxy.set(Fault::None);
 
-    // A wrap of another key in this one's place.
+    // A wrap of another key in place of this one.
     let foreign = make_key(&kms).await;
     let made = kms
         .encrypt()
@@ -254,7 +256,7 @@ async fn errors_are_reported_with_a_remedy() {
     world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
     world.env.extend(plain);
     fails(&world, &verify, &["list it in `backends.plain_http`"]);
-    // A service's own variable and a profile lead elsewhere just as well.
+    // A service's own variable or a profile can also redirect requests.
     world
         .env
         .retain(|(name, _)| *name != "AWS_ENDPOINT_URL" && *name != "AWS_CONFIG_FILE");
@@ -299,7 +301,7 @@ async fn errors_are_reported_with_a_remedy() {
     );
     world.env.push(("AWS_ENDPOINT_URL_KMS", moto.url()));
     world.succeed(&verify);
-    // The web identity's token would go there.
+    // The web identity's token would be sent there.
     world
         .env
         .push(("AWS_ENDPOINT_URL_STS", "http://192.0.2.4".into()));
@@ -343,7 +345,7 @@ async fn init_creates_a_secret_or_fills_an_empty_one() {
     let (world, sdk) = (world_of(&moto.url()), sdk(&moto.url(), REGION).await);
     let secrets = aws_sdk_secretsmanager::Client::new(&sdk);
     let kek = format!("aws-kms:{}", make_key(&Kms::new(&sdk)).await);
-    // As Terraform makes one, with its policy and nothing in it.
+    // An empty secret with a policy, as Terraform creates it.
     let empty = secrets
         .create_secret()
         .name("sidekey/empty")
@@ -358,7 +360,7 @@ async fn init_creates_a_secret_or_fills_an_empty_one() {
         String::from_utf8_lossy(&missing.stderr).contains("there is no manifest"),
         "{missing:?}"
     );
-    // Of two at once, one is told of the other.
+    // Of two concurrent writers, one gets a conflict.
     let firsts: Vec<_> = std::thread::scope(|scope| {
         let init = || {
             world
@@ -374,7 +376,7 @@ async fn init_creates_a_secret_or_fills_an_empty_one() {
             .collect()
     });
     assert_eq!(firsts.iter().filter(|made| **made).count(), 1, "{firsts:?}");
-    // Its ARN names its region; the name, in that region, the same secret.
+    // The ARN names its region. In that region, the name refers to the same secret.
     let mut elsewhere = world_of(&moto.url());
     elsewhere.env.push(("AWS_REGION", "us-east-1".into()));
     elsewhere.succeed(&["keyring", "rotate", &location, "--activate", "now"]);
@@ -392,7 +394,7 @@ async fn init_creates_a_secret_or_fills_an_empty_one() {
     let sidecar = launch(&world, &location, &["aws-kms:*"]);
     sidecar.wait_ready();
 
-    // More than a secret holds.
+    // More than a secret can hold.
     for _ in 0..200 {
         let added = world.run(&["keyring", "rotate", &location]);
         if !added.status.success() {
@@ -404,7 +406,7 @@ async fn init_creates_a_secret_or_fills_an_empty_one() {
             return;
         }
     }
-    panic!("a secret holds everything");
+    panic!("the secret never became full");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -435,7 +437,7 @@ async fn oversized_denied_and_missing_manifests_are_told_apart() {
         drop(sidecar);
         let sidecar = world.launch("one", &config.replace("LIMIT", "1MiB"), &[]);
         sidecar.wait_ready();
-        // S3 speaks XML, and moto's answer to a wrong right would be one.
+        // S3 uses XML, and so would moto's response to a denied request.
         let denied = if location.starts_with("s3:") {
             Fault::Answer(
                 403,
@@ -476,7 +478,8 @@ async fn any_failure_of_one_kms_is_covered_by_another_kek() {
     let faults = [
         ("denied", problem("AccessDeniedException", "no")),
         ("refused", Fault::Forged(another_key)),
-        // Not failures that are waited for: the SDK tries again, and the other KEK is asked as well, and is faster.
+        // These faults aren't waited for: while the SDK retries, the other KEK is asked and answers
+        // first.
         ("", Fault::Answer(500, "{}".into())),
         ("", Fault::Slow(Duration::from_secs(3600))),
         ("", Fault::Hang),
@@ -484,7 +487,7 @@ async fn any_failure_of_one_kms_is_covered_by_another_kek() {
     let mut generation = 1;
     for (result, fault) in faults {
         proxy.set(fault);
-        // A start, within a time-out that no test waits for.
+        // At startup, with a timeout that is longer than any test.
         let sidecar = launch(&world, &location, &[&kek, &local]);
         sidecar.wait_ready();
         sidecar.client().await.encrypt(b"x").await.ok();
@@ -506,7 +509,7 @@ async fn any_failure_of_one_kms_is_covered_by_another_kek() {
                 .unwrap();
             assert_eq!(failed["last_error"]["code"], result, "{keks}");
         }
-        // And a refresh.
+        // And on a refresh.
         proxy.set(Fault::None);
         world.succeed(&["keyring", "rotate", &location, "--activate", "now"]);
         generation += 2;
@@ -533,7 +536,7 @@ async fn a_cold_start_calls_kms_once_per_version() {
     let (world, kms) = (world_of(&proxy.url()), kms(&moto.url()).await);
     let arn = make_key(&kms).await;
     let kek: sidekey::model::KekUri = format!("aws-kms:{arn}").parse().unwrap();
-    // Made under a local KEK, which is quick, and moved to KMS afterwards.
+    // Created under a local KEK, which is fast, then moved to KMS.
     let local: sidekey::model::KekUri = format!("local:{}", world.path("kek").display())
         .parse()
         .unwrap();
@@ -586,7 +589,7 @@ async fn a_cold_start_calls_kms_once_per_version() {
         .map(|name| format!("[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\nkeks = [\"aws-kms:{arn}\"]\n"))
         .collect();
     let socket = world.path("one.sock");
-    // No hedging nor polling in between: what is counted is the start.
+    // Without hedging or polling, only the startup is counted.
     let config = format!(
         "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"1d\"\nkek_timeout = \"1m\"\n{keyrings}"
     );

@@ -1,5 +1,6 @@
-//! Where credentials for AWS come from: a web identity (IRSA) at moto's STS, and fakes of EKS Pod Identity's agent and of an instance's
-//! metadata service, which no emulator has whole. And to which endpoint they are sent.
+//! Sources of AWS credentials: a web identity (IRSA) at moto's STS, and fakes of the EKS Pod
+//! Identity agent and the instance metadata service, which no emulator fully supports. Also the
+//! endpoint to which the credentials are sent.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::support::{
     small_server::{Reply, header, serve},
 };
 
-/// A keyring under a key of `moto`, and a world whose processes have no credentials in their environment.
+/// Returns a keyring under a key of `moto`, and a world without credentials in its environment.
 async fn without_credentials(moto: &Moto) -> World {
     let mut world = world_of(&moto.url());
     let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
@@ -34,7 +35,7 @@ async fn without_credentials(moto: &Moto) -> World {
     world
 }
 
-/// Credentials as both fakes give them.
+/// Credentials in the format that both fakes return.
 fn credentials(lifetime: SignedDuration) -> String {
     let end = Timestamp::now().checked_add(lifetime).unwrap();
     json!({
@@ -65,7 +66,7 @@ async fn a_web_identity_logs_in_at_sts() {
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         world.path("projected").display().to_string(),
     ));
-    // The token isn't there yet, and comes.
+    // The token doesn't exist yet and appears later.
     let sidecar = launch(&world, "demo.json", &["aws-kms:*"]);
     wait("the reason", || {
         sidecar.ops("/readyz").1.contains("credentials")
@@ -91,7 +92,7 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
                 return Reply::new("401 Unauthorized", "", "");
             }
             asked.fetch_add(1, Ordering::SeqCst);
-            // So short that they are asked for again with every use.
+            // The credentials are so short-lived that every use requests new ones.
             Reply::new(
                 "200 OK",
                 "Content-Type: application/json\r\n",
@@ -115,14 +116,14 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
     fs::write(world.path("projected"), "second").unwrap();
     let before = asked.load(Ordering::SeqCst);
     let manifest = world.manifest("demo").display().to_string();
-    // By an operator with credentials of his own.
+    // Rotated by an operator with separate credentials.
     world_of(&moto.url()).succeed(&["keyring", "rotate", &manifest, "--activate", "now"]);
     wait("the next version", || {
         sidecar.keyring()["active"]["encrypting"] == 2
     });
     assert!(
         asked.load(Ordering::SeqCst) > before,
-        "with the token as it stands now"
+        "with the current token"
     );
     assert!(
         !sidecar.log().contains("a-secret-of-the-fake"),
@@ -141,7 +142,7 @@ async fn a_fake_of_an_instances_metadata_gives_credentials_and_the_region() {
         if head.starts_with("PUT /latest/api/token ") {
             return Reply::new("200 OK", session, "a-session");
         }
-        // Version 2 of the service: nothing without a session.
+        // IMDSv2: every request requires a session.
         if header(head, "x-aws-ec2-metadata-token") != Some("a-session") {
             return Reply::new("401 Unauthorized", "", "");
         }
@@ -169,7 +170,7 @@ async fn fips_endpoints_are_used_if_configured() {
     let mut world = world_of(&moto.url());
     let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
     init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
-    // A proxy that goes nowhere: it is told where to.
+    // The proxy forwards nothing, but it sees the requested host.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
     world.env.push((

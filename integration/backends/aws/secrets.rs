@@ -1,4 +1,5 @@
-//! Secrets in AWS Secrets Manager and Systems Manager, against moto; what moto can't do wrong is injected before it.
+//! Secrets in AWS Secrets Manager and Systems Manager, against moto. A fault proxy injects the
+//! faults that moto can't produce.
 
 use aws_sdk_secretsmanager::{Client as SecretsManager, primitives::Blob};
 use aws_sdk_ssm::{Client as SystemsManager, types::ParameterType};
@@ -21,7 +22,7 @@ async fn systems_manager(moto: &Moto, region: &'static str) -> SystemsManager {
     SystemsManager::new(&sdk(&moto.url(), region).await)
 }
 
-/// Makes a secret; gives its ARN.
+/// Creates a secret and returns its ARN.
 async fn make(aws: &SecretsManager, name: &str, value: &str) -> String {
     aws.create_secret()
         .name(name)
@@ -33,7 +34,7 @@ async fn make(aws: &SecretsManager, name: &str, value: &str) -> String {
         .unwrap()
 }
 
-/// Gives a secret another value; gives its version.
+/// Sets a secret's value and returns its version.
 async fn put(aws: &SecretsManager, name: &str, value: &str, stages: &[&str]) -> String {
     let request = aws.put_secret_value().secret_id(name).secret_string(value);
     let stages = stages.iter().map(|stage| (*stage).to_owned()).collect();
@@ -70,7 +71,7 @@ async fn a_secrets_manager_rotation_is_followed_through_its_stages() {
         (made.version_id.unwrap(), made.created_date.unwrap().secs())
     );
 
-    // As a rotation's function does it: introduce, try, take over.
+    // Like a rotation function: create, test, finish.
     let second = put(&aws, "orders/db", "b", &["AWSPENDING"]).await;
     assert_eq!(app.newest("db").await, (first.clone(), "a".into()));
     assert_eq!(
@@ -101,7 +102,7 @@ async fn a_secrets_manager_rotation_is_followed_through_its_stages() {
         (first.clone(), "a".into())
     );
     assert_eq!(got(app.ask(&format!("db?version={first}")).await).1, "a");
-    // Who comes later knows the one before as well.
+    // A sidecar that starts later also knows the previous version.
     let later = launch_as(&world, "later", &config);
     later.wait_ready();
     let mut other = App::of(&later).await;
@@ -118,7 +119,7 @@ async fn a_secrets_manager_rotation_is_followed_through_its_stages() {
         );
     }
 
-    // Deleted, and restored.
+    // Deleted, then restored.
     aws.delete_secret()
         .secret_id("orders/db")
         .send()
@@ -151,7 +152,7 @@ async fn long_binary_and_cross_region_secrets_are_served_unchanged() {
     let config = [
         entry("long", "aws-sm:long", ""),
         entry("by-arn", &format!("aws-sm:{long_arn}"), ""),
-        // Without the characters that AWS puts at its end.
+        // Without the random suffix that AWS appends.
         entry(
             "by-partial-arn",
             &format!("aws-sm:{}", &long_arn[..long_arn.len() - 7]),
@@ -200,7 +201,7 @@ async fn twenty_secrets_are_read_per_request() {
         )
     };
     assert_eq!(counts(&proxy), (3, 0));
-    // All of them anew.
+    // Reads all of them again.
     sidecar.signal("HUP");
     wait("all reads", || {
         names
@@ -208,10 +209,10 @@ async fn twenty_secrets_are_read_per_request() {
             .all(|name| reads(&sidecar, name, "unchanged") == 1)
     });
     assert_eq!(counts(&proxy), (6, 0));
-    // One by itself is asked for by itself.
+    // A single secret is read with a single request.
     app.newest("s-07").await;
     assert_eq!(counts(&proxy), (6, 1));
-    // Neighbours don't share what is wrong.
+    // One secret's error doesn't affect the others in its batch.
     aws.delete_secret().secret_id("s-01").send().await.unwrap();
     sidecar.signal("HUP");
     wait("all reads", || {
@@ -254,7 +255,7 @@ async fn without_batch_permission_secrets_are_read_individually() {
             .iter()
             .all(|name| reads(&sidecar, name, "unchanged") == 1)
     });
-    // Asked for once in the process's life.
+    // The request is made only once per process.
     assert_eq!(
         (
             proxy.count("BatchGetSecretValue"),
@@ -362,7 +363,7 @@ async fn a_parameter_is_followed_by_version_number() {
     app.until_problem("db", "secret_not_found").await;
     put("d").await;
     assert_eq!(app.restored("db").await, ("1".into(), "d".into()));
-    // Made anew behind our back, it counts from one again and is another one still.
+    // Recreated externally, it starts at version 1 again, but counts as a new version.
     aws.delete_parameter()
         .name("/orders/db")
         .send()
@@ -394,7 +395,7 @@ async fn aws_errors_are_reported_with_a_remedy() {
     ];
     for (error, code, result) in cases {
         proxy.set(problem(error, "no"));
-        // Short of the time that the SDK takes when it is throttled.
+        // Shorter than the SDK's retries when it is throttled.
         let sidecar = world.launch(
             "one",
             &format!("refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\n{config}"),
@@ -424,7 +425,7 @@ async fn aws_errors_are_reported_with_a_remedy() {
                 .await;
         }
     }
-    // A value is served while nobody can read it anew.
+    // The cached value is served while it can't be read again.
     let sidecar = launch_as(&world, "two", &config);
     let mut app = App::of(&sidecar).await;
     assert_eq!(got(app.ask("secret").await).1, "a");
@@ -442,7 +443,7 @@ async fn a_timeout_caused_by_sdk_backoff_is_reported_as_throttling() {
     let world = world_of(&proxy.url());
     proxy.set(problem("ThrottlingException", "no"));
     let config = entry("secret", "aws-sm:db", "") + &entry("parameter", "aws-ssm:db", "");
-    // Much shorter than what the SDK takes, which soon tries nothing at all for longer than this.
+    // Much shorter than the SDK's retries, which soon pause for longer than this.
     let config = format!(
         "refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\nsecrets.force_interval = \"1ms\"\n{config}"
     );
@@ -450,7 +451,7 @@ async fn a_timeout_caused_by_sdk_backoff_is_reported_as_throttling() {
     let mut app = App::of(&sidecar).await;
     for _ in 0..4 {
         for name in ["secret", "parameter"] {
-            // Whose time is over while AWS hasn't answered yet can't know.
+            // A request that times out before AWS answers can't know the reason.
             app.until_problem(name, "provider_throttled").await;
         }
     }

@@ -1,4 +1,4 @@
-//! KEKs in Azure Key Vault, against a fake that Microsoft's own client agrees with.
+//! KEKs in Azure Key Vault, against a fake that is verified with Microsoft's own client.
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
@@ -95,12 +95,12 @@ async fn a_keyring_lives_under_an_rsa_key_and_moves_to_a_managed_hsms() {
     succeed(&world, "init", &["--name", "demo", "--kek", &kek]);
     let sidecar = start(&world, &fake, "client-secret", &[]);
     let first = sidecar.client().await.encrypt(b"Ada").await.ok();
-    // A rotation in Azure changes nothing for what the key wrapped before.
+    // Rotating the key in Azure doesn't affect existing wraps.
     fake.make_rsa("kek");
     succeed(&world, "rotate", &["--activate", "now"]);
     sidecar.wait_generation(3);
     succeed(&world, "verify", &[]);
-    // Tokens that end are replaced.
+    // Expired tokens are replaced.
     fake.end_tokens();
     succeed(&world, "rotate", &["--activate", "now"]);
     sidecar.wait_generation(5);
@@ -168,7 +168,7 @@ async fn errors_are_reported_with_a_remedy() {
     fs::write(world.path("secret"), "wrong").unwrap();
     fails("verify", &[], "can't log in");
     fs::write(world.path("secret"), SECRET).unwrap();
-    // The system's authorities don't know the fake's certificate.
+    // The system's authorities didn't issue the fake's certificate.
     let text = fs::read_to_string(world.path("azure.toml")).unwrap();
     fs::write(
         world.path("azure.toml"),
@@ -178,7 +178,8 @@ async fn errors_are_reported_with_a_remedy() {
     fails("verify", &[], "UnknownIssuer");
 }
 
-/// A keyring under a key of the fake, which its own login made; then a sidecar that has another one alone.
+/// Creates a keyring under a key of the fake with the fake's own login, then starts a sidecar that
+/// has only another login.
 async fn logs_in_by(
     login: &str,
     env: impl FnOnce(&World, &AzureFake) -> Vec<(&'static str, String)>,
@@ -199,7 +200,7 @@ async fn logs_in_by(
     let env = env(&world, &fake);
     world.env.extend(env);
     let text = config(&world, &fake, login, &[]);
-    // The client of the tests' application is none of a managed identity's.
+    // The application's client id doesn't belong to a managed identity.
     let text: Vec<&str> = text
         .lines()
         .filter(|line| !line.starts_with("client_"))
@@ -258,7 +259,7 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
             let is_for_us = path.starts_with("/metadata/identity/oauth2/token?")
                 && path.contains("api-version=2019-08-01")
                 && path.contains("resource=https%3A%2F%2Fvault.azure.net");
-            // Without this header, it could be a request that somebody had another send.
+            // Without this header, the request could be forged through another client (SSRF).
             if !is_for_us || header(head, "metadata") != Some("true") {
                 return Reply::new("400 Bad Request", "", r#"{"error":"invalid_request"}"#);
             }
@@ -272,7 +273,7 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
                 token.to_string(),
             )
         });
-        // What would lead to another platform's service.
+        // Variables that would select another platform's service.
         vec![("AZURE_FEDERATED_TOKEN_FILE", String::new())]
     };
     logs_in_by("managed-identity", platform).await;

@@ -1,4 +1,4 @@
-//! Secrets in Azure Key Vault, against a fake that Microsoft's own client agrees with.
+//! Secrets in Azure Key Vault, against a fake that is verified with Microsoft's own client.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::support::{
     served_secrets::{App, entry, got, launch, launch_as, reads},
 };
 
-/// A config that reaches the fake, with a secret `db`.
+/// Returns a config that reaches the fake, with a secret `db`.
 fn config(fake: &AzureFake, more: &str) -> String {
     let login = format!(
         "[azure]\nlogin = \"client-secret\"\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\nclient_secret_file = \"secret\"\n\
@@ -62,7 +62,8 @@ async fn an_azure_secret_is_followed_through_its_versions() {
     );
     let third = fake.put_secret("db", "value-c");
     let fourth = fake.put_secret("db", "value-d");
-    // Who comes later is given the newest one before that is enabled, from a list of several pages.
+    // A sidecar that starts later gets the newest enabled previous version, from a list of several
+    // pages.
     fake.enable_secret("db", &third, false);
     let later = launch_as(&world, "later", &config(&fake, "previous_ttl = \"36500d\""));
     later.wait_ready();
@@ -93,7 +94,7 @@ async fn an_azure_secret_is_followed_through_its_versions() {
         );
     }
 
-    // Deleted and recovered; disabled and enabled.
+    // Deleted and recovered, then disabled and enabled.
     fake.delete_secret("db");
     app.until_problem("db", "secret_not_found").await;
     fake.recover_secret("db");
@@ -105,7 +106,7 @@ async fn an_azure_secret_is_followed_through_its_versions() {
     });
     fake.enable_secret("db", &fourth, true);
     assert_eq!(app.restored("db").await.1, "value-d");
-    // Tokens that end are replaced.
+    // Expired tokens are replaced.
     fake.end_tokens();
     assert_eq!(app.newest("db").await.1, "value-d");
     let shown = shown(&world, &sidecar);
@@ -116,14 +117,14 @@ async fn an_azure_secret_is_followed_through_its_versions() {
 async fn an_expired_azure_secret_is_read_again() {
     let (world, fake) = fake().await;
     let first = fake.put_secret("db", "value-a");
-    // It ends in a few seconds.
+    // It expires in a few seconds.
     fake.expire_secret("db", jiff::Timestamp::now().as_second() + 3);
     let sidecar = launch(&world, &config(&fake, ""));
     sidecar.wait_ready();
     let mut app = App::of(&sidecar).await;
     assert_eq!(got(app.ask("db").await).0, first);
     let second = fake.put_secret("db", "value-b");
-    // Nobody demands it, and the interval is an hour.
+    // No client requests it, and the interval is an hour.
     assert_eq!(
         app.until_replaced("db", &first, |_| ()).await,
         (second, "value-b".into())
@@ -133,7 +134,7 @@ async fn an_expired_azure_secret_is_read_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn azure_errors_are_reported_with_a_remedy() {
     let (world, fake) = fake().await;
-    // As long as Key Vault takes them.
+    // The maximum length that Key Vault accepts.
     let long = "0123456789abcdef".repeat(1600);
     fake.put_secret("db", &long);
     fake.deny(true);

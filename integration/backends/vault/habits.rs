@@ -1,4 +1,5 @@
-//! How sidecars and commands behave towards Vault: how often they log in and read, with what, and when Vault wants less of it.
+//! How sidecars and commands use Vault: how often they log in and read, with what, and how they
+//! handle rate limits.
 
 use std::{fs, net::TcpListener};
 
@@ -18,7 +19,7 @@ use crate::support::{
     vault::{KEK, MANIFEST, SIDECAR, init, launch, token_file, world_of},
 };
 
-/// A role `app` whose tokens have a sidecar's rights; gives its id.
+/// Creates a role `app` whose tokens have a sidecar's rights, and returns its id.
 fn approle(vault: &Vault) -> String {
     vault.policy("sidecar", SIDECAR);
     vault.run(&["write", "auth/approle/role/app", "token_policies=sidecar"]);
@@ -38,7 +39,7 @@ fn login(role: &str) -> String {
     format!("method = \"approle\"\nrole_id = {role:?}\nsecret_id_file = \"secret-id\"")
 }
 
-/// How many tokens there are.
+/// Returns the number of tokens.
 fn tokens(vault: &Vault) -> usize {
     let listed: Value =
         serde_json::from_str(&vault.run(&["list", "-format=json", "auth/token/accessors"]))
@@ -46,7 +47,7 @@ fn tokens(vault: &Vault) -> usize {
     listed.as_array().unwrap().len()
 }
 
-/// A world with a keyring of many versions in a file.
+/// Returns a world with a keyring of many versions in a file.
 fn with_versions(vault: &Vault, versions: usize) -> World {
     let world = world_of(vault);
     init(&world, world.manifest("demo").to_str().unwrap());
@@ -77,7 +78,7 @@ fn many_unwraps_cause_one_login() {
     let sidecar = launch(&world, &vault, "demo.json", &login(&role));
     wait_all_open(&sidecar, VERSIONS);
     assert_eq!(tokens(&vault), before + 1);
-    // The same when the token ends while many versions come at once.
+    // The same when the token expires while many versions arrive at once.
     fs::copy(world.manifest("demo"), world.manifest("next")).unwrap();
     for _ in 0..VERSIONS {
         world.keyring("rotate", "next", &[]);
@@ -110,7 +111,7 @@ fn a_refused_secret_id_does_not_lock_the_role() {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or(0_u32)
     };
-    // Far more often than Vault lets anybody fail before it locks the role for a quarter of an hour.
+    // Far more failures than Vault allows before it locks the role for 15 minutes.
     wait("many failures", || denied() > 40);
     assert!(
         sidecar
@@ -177,7 +178,7 @@ fn tokens_secret_ids_and_keys_appear_in_no_log_status_or_error() {
     let role = approle(&vault);
     let secret_id = secret_id(&vault);
     fs::write(world.path("secret-id"), &secret_id).unwrap();
-    // The log's section ends the login's.
+    // The `[log]` header ends the login's table.
     let sidecar = launch(
         &world,
         &vault,
@@ -203,7 +204,7 @@ fn tokens_secret_ids_and_keys_appear_in_no_log_status_or_error() {
     .concat();
     assert!(
         all.contains("TRACE") && all.contains("can't log in at auth/approle"),
-        "there was something to search"
+        "the search had input"
     );
 
     let manifest = world.read_manifest("demo");
@@ -233,11 +234,11 @@ fn tokens_secret_ids_and_keys_appear_in_no_log_status_or_error() {
         assert_eq!(key.len(), 44);
         assert!(!all.contains(&key[..20]), "version {version}");
     }
-    // Every token of Vault begins so.
+    // The prefix of every Vault token.
     assert!(!all.contains("hvs.") && !all.contains(&secret_id));
 }
 
-/// How often something was asked of a path, by Vault's own audit log.
+/// Returns how often an operation on a path was requested, according to Vault's audit log.
 fn asked(log: &str, path: &str) -> usize {
     let lines = log
         .lines()
@@ -293,7 +294,7 @@ fn commands_log_in_by_home_directory_or_config_file() {
     let mut world = world_of(&vault);
     fs::write(world.path(".vault-token"), &vault.token).unwrap();
     let home = world.path("").display().to_string();
-    // Empty is as good as not set.
+    // An empty variable counts as unset.
     world.env = vec![
         ("VAULT_ADDR", vault.address.clone()),
         ("VAULT_TOKEN", String::new()),
@@ -334,7 +335,7 @@ fn commands_log_in_by_home_directory_or_config_file() {
 
 #[tokio::test(start_paused = true)]
 async fn a_command_times_out_on_a_hanging_vault() {
-    // Takes connections, as its kernel does for it, and never says anything.
+    // The kernel accepts connections, but no response ever arrives.
     let hung = TcpListener::bind("127.0.0.1:0").unwrap();
     let world = World::new();
     fs::write(world.path("token"), "hvs.any").unwrap();

@@ -24,7 +24,7 @@ async fn a_keyring_lives_in_vault(brand: Brand) {
     let first = client.encrypt(b"Ada").await.ok();
     world.succeed(&["keyring", "rotate", MANIFEST, "--activate", "now"]);
     sidecar.wait_generation(3);
-    // The KEK's own rotation changes nothing for what it wrapped before.
+    // Rotating the KEK itself doesn't affect existing wraps.
     vault.run(&["write", "-f", "transit/keys/kek/rotate"]);
     world.succeed(&["keyring", "rotate", MANIFEST, "--activate", "now"]);
     sidecar.wait_generation(5);
@@ -37,7 +37,7 @@ async fn a_keyring_lives_in_vault(brand: Brand) {
         "Ada"
     );
 
-    // Old wraps stop opening when the key's policy says so, unless they were made anew.
+    // Old wraps stop opening when the key's policy says so, unless they were refreshed.
     world.succeed(&["keyring", "rewrap-kek", MANIFEST, "--refresh"]);
     vault.run(&[
         "write",
@@ -79,7 +79,7 @@ async fn concurrent_changes_are_all_applied(brand: Brand) {
         ),
         (&json!(5), 5)
     );
-    // One that was deleted is none, and can be made anew.
+    // A deleted manifest doesn't exist, and can be created again.
     vault.run(&["kv", "delete", "secret/sidekey/demo"]);
     let gone = world.run(&["keyring", "status", MANIFEST]);
     assert!(String::from_utf8_lossy(&gone.stderr).contains("there is no manifest"));
@@ -111,7 +111,7 @@ async fn an_approle_logs_in_again(brand: Brand) {
     let login = format!("method = \"approle\"\nrole_id = {role:?}\nsecret_id_file = \"secret-id\"");
     let sidecar = launch(&world, &vault, "demo.json", &login);
     sidecar.wait_ready();
-    // The secret id is rotated, and every token that it gave is revoked.
+    // The secret id is rotated, and every token issued for it is revoked.
     fs::write(world.path("secret-id"), secret()).unwrap();
     vault.run(&[
         "write",
@@ -124,7 +124,7 @@ async fn an_approle_logs_in_again(brand: Brand) {
         sidecar.log().matches("logged in to Vault").count() >= 2
     });
     let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
-    // Every token of Vault's begins so, and every one of OpenBao's.
+    // The prefixes of all Vault tokens and all OpenBao tokens.
     assert!(
         !shown.contains(&first) && !shown.contains("hvs.") && !shown.contains("\"s."),
         "{shown}"
@@ -176,7 +176,8 @@ async fn a_short_lived_token_is_renewed(brand: Brand) {
     rotate_and_wait(&world, &sidecar, 2);
 }
 
-/// A token signed by the key in `folder` (RFC 7519, EdDSA), as Kubernetes or another issuer would write it.
+/// Returns a token signed by the key in `folder` (RFC 7519, EdDSA), in the format of Kubernetes and
+/// other issuers.
 fn jwt(folder: &Path, subject: &str) -> String {
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let far_future = 4_000_000_000_u64;
@@ -250,7 +251,8 @@ async fn a_rewritten_projected_token_logs_in_again(brand: Brand) {
     });
     fs::write(world.path("projected"), jwt(&folder, "pod")).unwrap();
     sidecar.wait_ready();
-    // The kubelet writes another one, the first isn't taken any more, and what it gave is revoked.
+    // The kubelet writes a new token. The first is no longer accepted, and the login it was used
+    // for is revoked.
     fs::write(world.path("projected"), jwt(&folder, "moved")).unwrap();
     bind("moved");
     vault.run(&["lease", "revoke", "-force", "-prefix", "auth/jwt/login"]);
@@ -349,7 +351,7 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
         "the key cannot decrypt the wrap",
     );
 
-    // Version 1 takes writes that look right, and protects none of them.
+    // Version 1 accepts writes that look right, but ignores check-and-set.
     vault.run(&["secrets", "enable", "-path=old", "-version=1", "kv"]);
     let old = [
         "keyring",
@@ -367,7 +369,7 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
         "there is no manifest",
     );
 
-    // What a sidecar will lack is said before it starts.
+    // Rights that a sidecar will lack are reported before it starts.
     vault.policy("reader", &[("secret/data/sidekey/*", "read")]);
     init(&world, MANIFEST);
     let login = token_file(&world, &vault.token_with("reader"));
@@ -424,7 +426,7 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
     );
 }
 
-/// Makes tests of functions that take either server.
+/// Generates tests from functions that accept either server.
 macro_rules! with_each_server {
     ($($test:ident),* $(,)?) => {
         mod with_vault {
@@ -494,7 +496,7 @@ fn tls_is_verified_on_both_sides() {
         token_file(&world, &vault.token)
     );
     world.env.clear();
-    // A certificate of an authority that Vault doesn't know, and the right one in its place.
+    // A certificate from an authority that Vault doesn't know, later replaced by the right one.
     let config = config
         .replace("client.pem", "mine.pem")
         .replace("client.key", "mine.key");

@@ -1,4 +1,4 @@
-//! Vault's Kubernetes login, with tokens that a real API server gives, binds and takes back.
+//! Vault's Kubernetes login, with tokens that a real API server issues, binds and revokes.
 
 use std::{
     fs,
@@ -18,7 +18,8 @@ use crate::support::{
 const ADMIN: &str = "the-admins-token";
 const NAMESPACE: &str = "/api/v1/namespaces/default/serviceaccounts";
 
-/// A Kubernetes API server with its etcd, and no kubelet: tokens are real, pods don't run. Both are killed when this is dropped.
+/// A Kubernetes API server with its etcd and no kubelet: tokens are real, but pods don't run. Both
+/// processes are killed when dropped.
 struct Kubernetes {
     children: Vec<Child>,
     folder: PathBuf,
@@ -26,7 +27,7 @@ struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Keeps everything in `folder`, in which `issue` has made `api.pem`.
+    /// Keeps all files in `folder`, where `issue` has created `api.pem`.
     fn start(folder: &Path) -> Self {
         let (store, peers, port) = (free_port(), free_port(), free_port());
         let at = |name: &str| folder.join(name).display().to_string();
@@ -98,7 +99,7 @@ impl Kubernetes {
         wait("a Kubernetes API server", || {
             kubernetes.request("GET", "/readyz", &Value::Null).is_some()
         });
-        // Made by the server itself, a moment after it is ready.
+        // The server creates them a moment after it is ready.
         wait("its namespaces", || {
             kubernetes
                 .request("GET", "/api/v1/namespaces/default", &Value::Null)
@@ -107,7 +108,7 @@ impl Kubernetes {
         kubernetes
     }
 
-    /// What it answers to the admin; `None` unless it does what was asked.
+    /// Returns the response to a request by the admin, or `None` if the request failed.
     fn request(&self, method: &str, path: &str, body: &Value) -> Option<String> {
         let script = "import ssl, sys, urllib.request as r\n\
                       url, ca, token, method, body = sys.argv[1:]\n\
@@ -147,27 +148,27 @@ impl Kubernetes {
         self.make(NAMESPACE, &json!({ "metadata": { "name": name } }));
     }
 
-    /// Its tokens end with it.
+    /// Deleting an account revokes its tokens.
     fn remove_account(&self, name: &str) {
         self.request("DELETE", &format!("{NAMESPACE}/{name}"), &Value::Null)
             .unwrap();
     }
 
-    /// A token as the kubelet projects it into a pod.
+    /// Returns a token as the kubelet projects it into a pod.
     fn token(&self, account: &str, audiences: &[&str]) -> String {
         let body = json!({ "spec": { "audiences": audiences, "expirationSeconds": 3600 } });
         let made = self.make(&format!("{NAMESPACE}/{account}/token"), &body);
         made["status"]["token"].as_str().unwrap().to_owned()
     }
 
-    /// Whether the server still takes a token; it remembers for some seconds that it did.
+    /// Returns whether the server still accepts a token. It caches acceptance for some seconds.
     fn takes(&self, token: &str) -> bool {
         let review = json!({ "spec": { "token": token, "audiences": ["vault"] } });
         self.make("/apis/authentication.k8s.io/v1/tokenreviews", &review)["status"]["authenticated"]
             == true
     }
 
-    /// Lets an account ask whose a token is, as Vault does.
+    /// Allows an account to review tokens, as Vault does.
     fn let_review(&self, account: &str) {
         let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator" });
         let subject = json!({ "kind": "ServiceAccount", "name": account, "namespace": "default" });
@@ -230,7 +231,7 @@ fn a_projected_service_account_token_logs_in_and_again_when_it_is_rewritten(bran
     );
 
     let project = |token: String| {
-        // As the kubelet does: another file in its place, never half a one.
+        // Atomic replacement, as the kubelet does it.
         fs::write(world.path("next"), token).unwrap();
         fs::rename(world.path("next"), world.path("projected")).unwrap();
     };
@@ -254,7 +255,7 @@ fn a_projected_service_account_token_logs_in_and_again_when_it_is_rewritten(bran
     project(first.clone());
     sidecar.wait_ready();
 
-    // What the first token gave is revoked, and the API server doesn't take that token any more.
+    // The login with the first token is revoked, and the API server no longer accepts that token.
     kubernetes.remove_account("orders");
     kubernetes.make_account("orders");
     wait("the first token's end", || !kubernetes.takes(&first));
@@ -272,7 +273,7 @@ fn a_projected_service_account_token_logs_in_and_again_when_it_is_rewritten(bran
             .as_str()
             .is_some_and(|error| error.contains("can't log in at auth/kubernetes"))
     });
-    assert_eq!(sidecar.ops("/readyz").0, 200, "it serves on");
+    assert_eq!(sidecar.ops("/readyz").0, 200, "it keeps serving");
     project(kubernetes.token("orders", &["vault"]));
     wait("the new version", || {
         sidecar.keyring()["active"]["encrypting"] == 2
@@ -284,7 +285,7 @@ fn a_projected_service_account_token_logs_in_and_again_when_it_is_rewritten(bran
         sidecar.ops("/status").1,
         sidecar.ops("/metrics").1
     );
-    // Every such token begins so.
+    // The prefix of every such token.
     assert!(!shown.contains("eyJ"), "{shown}");
 }
 

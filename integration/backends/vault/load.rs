@@ -1,4 +1,5 @@
-//! Secrets under load and through outages: a real Vault, and a fault proxy of our own where Vault can't be made to fail.
+//! Secrets under load and through outages: a real Vault, and a fault proxy for faults that Vault
+//! can't produce.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ fn put(vault: &Vault, number: u32) {
     vault.run(&["kv", "put", "secret/db", &format!("password={number}")]);
 }
 
-/// A world that reaches Vault through a proxy.
+/// Returns a world that reaches Vault through a proxy.
 async fn behind(vault: &Vault) -> (World, FaultProxy) {
     let mut world = world_of(vault);
     let address = world
@@ -42,7 +43,7 @@ async fn ten_thousand_first_requests_for_one_secret_cause_one_read() {
     let vault = Vault::start();
     put(&vault, 1);
     let (world, proxy) = behind(&vault).await;
-    // Under a `*`: nothing is read before somebody asks.
+    // Under a `*`, nothing is read before the first request.
     let family =
         "[[secret]]\nname = \"team-*\"\nsource = \"vault-kv:secret/*\"\nallow = [\"team-db\"]\n";
     let sidecar = launch(&world, family);
@@ -94,7 +95,7 @@ async fn under_load_a_vault_rotation_never_serves_an_outdated_value() {
             let mut client = Client::http1(&socket).await;
             let (mut newest, mut answers) = (0, 0);
             while !stop.is_cancelled() {
-                // Some demand the newest, as whose login has just failed.
+                // Some request the newest value, as after a failed login.
                 let headers: &[(&str, &str)] = if caller == 0 {
                     &[("cache-control", "no-cache")]
                 } else {
@@ -116,7 +117,7 @@ async fn under_load_a_vault_rotation_never_serves_an_outdated_value() {
                     .await;
                 if previous.status == StatusCode::OK {
                     let previous: u32 = previous.json()["value"].as_str().unwrap().parse().unwrap();
-                    // Between the two questions it may have become one more.
+                    // The value may have changed once between the two requests.
                     assert!(
                         previous + 1 >= number,
                         "{previous} is older than the one before {number}"
@@ -131,7 +132,7 @@ async fn under_load_a_vault_rotation_never_serves_an_outdated_value() {
     for number in 2..=8 {
         put(&vault, number);
         let text = number.to_string();
-        // Never a third value: once this one is seen, the one before is the previous.
+        // Never a third value: once the new one is seen, the previous one is its predecessor.
         app.until("db?field=password", |answer| {
             answer.json()["value"] == text.as_str()
         })
@@ -190,7 +191,7 @@ async fn stale_values_are_served_within_the_configured_bound_only() {
         };
         assert_eq!(get("never").await.problem(), "provider_unavailable");
         while get("short").await.status == StatusCode::OK {
-            // Until the bound is passed it says that it is stale, once it is.
+            // Until the bound is passed, a stale value is marked as stale.
         }
         assert_eq!(get("short").await.problem(), "provider_unavailable");
         assert_eq!(

@@ -1,4 +1,5 @@
-//! Secrets in Vault's key-value engines and leased credentials, against real servers; the leases are of users of a real Redis.
+//! Secrets in Vault's key-value engines and leased credentials, against real servers. The leases
+//! are for users of a real Redis.
 
 use std::{
     fs,
@@ -24,7 +25,7 @@ fn password(value: &str) -> String {
     json!({ "password": value }).to_string()
 }
 
-/// A sidecar for whom `policy` is all that it may do.
+/// Starts a sidecar whose rights are exactly `policy`.
 fn launch_with(world: &mut World, vault: &Vault, policy: &str, config: &str) -> Sidecar {
     world.env.retain(|(name, _)| *name != "VAULT_TOKEN");
     world.env.push(("VAULT_TOKEN", vault.token_with(policy)));
@@ -83,13 +84,13 @@ async fn a_versioned_secret_is_followed(brand: Brand) {
         assert_eq!(app.ask(none).await.problem(), "secret_not_found", "{none}");
     }
 
-    // Deleted, and restored.
+    // Deleted, then restored.
     vault.run(&["kv", "delete", "secret/orders/db"]);
     app.until_problem("db", "secret_not_found").await;
     vault.run(&["kv", "undelete", "-versions=2", "secret/orders/db"]);
     assert_eq!(app.restored("db").await, ("2".into(), password("b")));
 
-    // Who comes later is given the newest version before that is still there.
+    // A sidecar that starts later gets the newest previous version that still exists.
     put(&vault, "secret/orders/db", "c");
     vault.run(&["kv", "destroy", "-versions=2", "secret/orders/db"]);
     let later = launch_as(&world, "later", &config);
@@ -135,7 +136,7 @@ async fn a_recreated_secret_differs_although_vault_restarts_its_versions() {
 async fn versions_of_an_unversioned_secret_get_opaque_names() {
     let vault = Vault::start();
     let world = world_of(&vault);
-    // Mounted deeper than the first part of a path, too.
+    // Including a mount path of more than one segment.
     for mount in ["kv1", "team/kv1"] {
         vault.run(&[
             "secrets",
@@ -169,15 +170,15 @@ async fn versions_of_an_unversioned_secret_get_opaque_names() {
         app.ask(&format!("deep?version={second}")).await.problem(),
         "secret_not_found"
     );
-    // Another process' names are others: whoever guesses a value can't tell it by its name.
+    // Versions differ between processes, so a guessed value can't be checked against its version.
     let other = launch_as(&world, "other", &config);
     other.wait_ready();
     let name = got(App::of(&other).await.ask("deep").await).0;
     assert!(name != first && name != second);
 
-    // The engine gets versions.
+    // The engine is upgraded to version 2.
     vault.run(&["kv", "enable-versioning", "kv1"]);
-    // Vault takes its time.
+    // The upgrade takes Vault a moment.
     wait("the upgrade", || {
         vault.succeeds(&["kv", "put", "kv1/db", "password=c"])
     });
@@ -235,7 +236,7 @@ async fn what_the_log_names_is_all_that_a_policy_needs(brand: Brand) {
         put(&vault, path, "a");
     }
     put(&vault, "secret/db", "b");
-    // A right in the mount, so that Vault says which engine it is.
+    // Any right in the mount makes Vault reveal the engine's version.
     vault.policy(
         "app",
         &[("kv1/other", "read"), ("secret/data/other", "read")],
@@ -254,7 +255,8 @@ async fn what_the_log_names_is_all_that_a_policy_needs(brand: Brand) {
     vault.policy_text("app", &stanzas.join("\n"));
     app.until("new", |answer| answer.status == 200).await;
     app.until("old", |answer| answer.status == 200).await;
-    // Without metadata, too: the one before is counted back to, and what is unchanged is read.
+    // Also without metadata: the previous version is found by counting back, and unchanged values
+    // are read.
     assert_eq!(
         got(app.ask("new?stage=previous").await),
         ("1".into(), password("a"))
@@ -277,7 +279,7 @@ async fn throttling_is_told_apart_from_an_outage() {
     let vault = Vault::start();
     let world = world_of(&vault);
     put(&vault, "secret/db", "a");
-    // One request an hour, which is used up.
+    // One request per hour, which is already used.
     vault.run(&[
         "write",
         "sys/quotas/rate-limit/all",
@@ -306,7 +308,7 @@ async fn throttling_is_told_apart_from_an_outage() {
     assert_eq!(got(fresh).1, password("a"));
 }
 
-/// A Redis whose users OpenBao makes and takes away; it is killed when this is dropped.
+/// A Redis whose users OpenBao creates and removes; killed when dropped.
 struct Redis {
     child: Child,
     port: u16,
@@ -335,7 +337,7 @@ impl Redis {
         redis
     }
 
-    /// Whether credentials, as a secret's value has them, let somebody in.
+    /// Returns whether the credentials in a secret's value are accepted.
     fn lets_in(&self, credentials: &str) -> bool {
         let credentials: Value = serde_json::from_str(credentials).unwrap();
         let of = |name: &str| credentials[name].as_str().unwrap().to_owned();
@@ -354,7 +356,7 @@ impl Drop for Redis {
     }
 }
 
-/// OpenBao with a role `orders` of a Redis, whose leases run so long.
+/// Starts OpenBao with a role `orders` of a Redis and the given lease durations.
 fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
     let (bao, redis) = (Vault::start_of(Brand::OpenBao), Redis::start());
     bao.run(&["secrets", "enable", "database"]);
@@ -405,17 +407,17 @@ async fn a_lease_is_renewed_and_then_replaced_before_its_max_ttl() {
     let mut app = App::of(&sidecar).await;
     let (first, credentials) = got(app.ask("db").await);
     assert!(redis.lets_in(&credentials));
-    // What is held is renewed, not made anew, however often somebody asks for the newest.
+    // The lease is renewed, not replaced, however often the newest value is requested.
     assert_eq!(app.newest("db").await, (first.clone(), credentials.clone()));
     assert_eq!(reads(&sidecar, "db", "unchanged"), 1);
-    // What is served is good at any time.
+    // The served credentials are valid at any time.
     app.until_replaced("db", &first, |credentials| {
         assert!(redis.lets_in(credentials))
     })
     .await;
     assert!(
         reads(&sidecar, "db", "unchanged") > 1,
-        "it was renewed on the way"
+        "the lease was renewed meanwhile"
     );
     let lease: Value = serde_json::from_str(&bao.run(&[
         "list",
@@ -425,7 +427,7 @@ async fn a_lease_is_renewed_and_then_replaced_before_its_max_ttl() {
     .unwrap();
     assert!(
         lease.as_array().unwrap().len() <= 2,
-        "no more were made than are in use: {lease}"
+        "no unused credentials were created: {lease}"
     );
     let shown = format!("{}{}", sidecar.log(), sidecar.ops("/status").1);
     assert!(
@@ -453,7 +455,7 @@ async fn old_credentials_are_replaced_before_they_expire() {
         })
         .await;
     assert!(redis.lets_in(&got(next).1));
-    // Both are good meanwhile, and nothing but the lease's own time takes the old ones away.
+    // Both are valid meanwhile, and only the lease's expiry removes the old ones.
     assert_eq!(
         got(app.ask(&format!("db?version={first}")).await),
         (first, credentials.clone())
@@ -477,7 +479,7 @@ async fn a_revoked_lease_is_replaced() {
         "database/creds/orders",
     ]);
     assert!(!redis.lets_in(&credentials));
-    // An application whose login just failed asks for the newest.
+    // An application whose login just failed requests the newest value.
     let (second, credentials) = app.newest("db").await;
     assert!(second != first && redis.lets_in(&credentials));
     wait("its line", || sidecar.log().contains("the lease is gone"));
@@ -502,7 +504,7 @@ async fn leases_are_revoked_at_shutdown_if_configured_and_permitted() {
     };
     let (given_back, sidecar) = run(stanza, "revoke = true").await;
     wait("its line", || sidecar.log().contains("lease revoked"));
-    // OpenBao takes its time.
+    // Revoking takes OpenBao a moment.
     wait("the end of the credentials", || !redis.lets_in(&given_back));
     let (kept, _) = run(stanza, "").await;
     assert!(redis.lets_in(&kept));
@@ -589,7 +591,7 @@ async fn the_documented_policy_for_secrets_is_sufficient_and_minimal() {
     wait("the end of the credentials", || {
         !redis.lets_in(&credentials)
     });
-    // Without a line that isn't said to be for comfort, something is denied.
+    // Without any line that isn't marked as optional, something is denied.
     let lines: Vec<&str> = policy.lines().collect();
     for line in lines.iter().filter(|line| !line.contains("not needed")) {
         let rest: Vec<&str> = lines

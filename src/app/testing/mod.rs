@@ -20,7 +20,7 @@
 //!
 //! # Time
 //!
-//! Everything runs on the test's own thread, and time stands still: neither timers nor the clock
+//! Everything runs on the test's own thread, and time is paused: neither timers nor the clock
 //! move unless the test calls [`World::advance`] (timers and clock) or [`World::clock`] (the clock
 //! alone, for leases and schedules). [`World::wait`] and [`World::pass_time_until`] move time by
 //! milliseconds until something happens. A test that makes no progress for [`PATIENCE`] of real

@@ -52,8 +52,8 @@ impl FakeSecret {
         }
     }
 
-    /// Makes `value` the current one, under `version`; the one before becomes the previous. Notifies
-    /// watchers.
+    /// Makes `value` the current one, under `version`; the one before becomes the previous.
+    /// Notifies watchers.
     pub(crate) fn rotate(&self, version: &str, value: impl AsRef<[u8]>) {
         {
             let mut values = self.values();

@@ -132,7 +132,7 @@ impl StoppingApp {
         self.task.is_finished()
     }
 
-    /// Waits until the sidecar has stopped, while time stands still.
+    /// Waits until the sidecar has stopped, with time paused.
     pub(crate) async fn over(self) {
         self.time.within(self.task).await.expect("it stops");
     }

@@ -98,7 +98,7 @@ impl Time {
         }
     }
 
-    /// Waits for `work` while time stands still.
+    /// Waits for `work` with time paused.
     pub(super) async fn within<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;

@@ -3,7 +3,7 @@ use crate::{
     backend::ErrorKind,
 };
 
-/// The head of a request whose body is only half there.
+/// The head of a request whose body is incomplete.
 const HALF: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
                     Content-Type: application/octet-stream\r\nContent-Length: 6\r\n\r\nabc";
 
@@ -60,7 +60,7 @@ async fn readiness_waits_for_a_kek_that_unwraps_the_primary() {
     world.advance(SECOND).await;
     assert_eq!(app.ops("/readyz").await.0, 200);
 
-    // What is in memory keeps serving, so later failures don't matter.
+    // Cached keys and values keep serving, so later failures don't matter.
     world.main_kek().fail(ErrorKind::Unavailable);
     world.store("demo").remove();
     world.advance(MINUTE).await;

@@ -26,7 +26,7 @@ async fn a_version_takes_over_wave_by_wave() {
     assert_eq!(late.decrypt(&new.body).await.ok().body, "new");
     assert_eq!(early.decrypt(&old.body).await.ok().body, "old");
 
-    // The rest takes over at an instant, which needs no refresh.
+    // The other waves switch at a set time, which needs no refresh.
     let at = world.now() + HOUR;
     admin
         .activate(2, WaveSelector::Every, Some(at))
@@ -44,7 +44,7 @@ async fn a_version_takes_over_wave_by_wave() {
 async fn an_unknown_version_causes_one_refresh() {
     let world = World::with_demo().await;
     let app = world.start().await;
-    // The change reaches no one but those who ask.
+    // Only an explicit refresh sees the change.
     world.store("demo").mute();
     let admin = world.admin("demo");
     admin.rotate(&[], Takeover::Now).await.expect("rotated");

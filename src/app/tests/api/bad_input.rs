@@ -10,7 +10,7 @@ use crate::{
     model::Span,
 };
 
-/// The head of a request without its last header.
+/// Returns a request's head without its last header.
 const HEAD: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
                     Content-Type: application/octet-stream\r\n";
 
@@ -44,7 +44,7 @@ async fn damaged_and_foreign_ciphertexts_have_different_codes() {
         let expected = match at {
             0 => "malformed_ciphertext",
             1..=4 => "wrong_keyring",
-            // A version that nobody has heard of is never called corrupt.
+            // An unknown version is never reported as corrupt.
             5..=8 => "key_version_unavailable",
             _ => "decryption_failed",
         };
@@ -56,7 +56,8 @@ async fn damaged_and_foreign_ciphertexts_have_different_codes() {
         .post("/v1/keyrings/other/decrypt", &[OCTETS], good.clone())
         .await;
     assert_eq!(foreign.problem(), "wrong_keyring");
-    // The keyring's tag is right and its id is not: another keyring whose id begins alike would look so.
+    // The keyring's tag matches and its id doesn't, as for another keyring whose id begins with the
+    // same bytes.
     assert_eq!(client.decrypt(&good).await.ok().body, "attack at dawn");
 }
 
@@ -98,7 +99,7 @@ async fn disabled_destroyed_and_unknown_versions_have_different_codes() {
             })
             .await
     };
-    assert!(destroy().await.is_err(), "the waiting time is not over");
+    assert!(destroy().await.is_err(), "the retry delay has not passed");
     world.clock().advance(2 * HOUR);
     destroy().await.expect("destroyed");
     sidecar.wait_generation(7).await;
@@ -172,7 +173,8 @@ async fn made_up_versions_cause_a_bounded_number_of_refreshes() {
         })
         .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
         .sum();
-    // 33 requests with a thousand versions: the first refresh, and at most a few spaced ones for those that joined.
+    // 33 requests with a thousand versions: the first refresh, and at most a few spaced ones for
+    // the requests that joined.
     assert!((1.0..=8.0).contains(&refreshes), "{refreshes}");
 }
 
@@ -220,7 +222,8 @@ async fn every_invalid_request_gets_its_code() {
             .problem(),
         "unsupported_media_type"
     );
-    // What is too long for a message becomes a stream; what says that it is a message must not be longer than one.
+    // A body that is too long for a message becomes a stream; one that is declared as a message
+    // must not exceed the limit.
     let stream = client
         .post(encrypt, &[OCTETS], vec![0; 1001])
         .await
@@ -266,7 +269,7 @@ async fn every_invalid_request_gets_its_code() {
         client.json("encrypt", four).await.problem(),
         "batch_too_large"
     );
-    // As long as the longest plaintext makes it, a ciphertext is accepted.
+    // A ciphertext of the longest plaintext is accepted.
     let longest = client
         .post(encrypt, &[OCTETS], vec![0; 1000])
         .await
@@ -342,13 +345,13 @@ async fn an_oversized_head_is_rejected() {
             .problem(),
         "headers_too_large"
     );
-    // Beyond what is read at all, the status alone tells.
+    // A request that isn't read at all gets only the status.
     let mut connection = sidecar.raw().await;
     let request = format!(
         "GET /v1/keyrings HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
         "A".repeat(100 << 10)
     );
-    // The rest of the request may meet a closed connection.
+    // The rest of the request may hit a closed connection.
     let _ = connection.try_write(&request).await;
     let response = connection.rest().await;
     assert!(response.starts_with("HTTP/1.1 431"), "{response}");
@@ -378,7 +381,7 @@ async fn idle_bodies_give_up_their_memory() {
     let world = World::with_demo().await;
     let config = "[limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"3MiB\"\n";
     let sidecar = world.start_with(config, &["demo"]).await;
-    // Three clients announce bodies that take all the memory and never send them.
+    // Three clients announce bodies that take all the memory, and never send them.
     let mut stuck = Vec::new();
     for _ in 0..3 {
         let mut connection = sidecar.raw().await;
@@ -388,9 +391,9 @@ async fn idle_bodies_give_up_their_memory() {
         stuck.push(connection);
     }
     let mut client = sidecar.client().await;
-    // Small bodies are not counted, so they pass.
+    // Small bodies aren't counted, so they pass.
     client.encrypt(b"small").await.ok();
-    // A large one gets the room of those who don't use theirs, while they wait for their whole time-out.
+    // A large body gets the memory of idle clients before their timeout ends.
     world
         .pass_time_until(client.encrypt(&vec![0; 1 << 20]))
         .await

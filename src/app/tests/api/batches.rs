@@ -28,7 +28,7 @@ fn with_aad(items: &[(&[u8], &[u8])]) -> Vec<u8> {
     [&[1][..], &frames].concat()
 }
 
-/// The items of an answer, or the codes of their problems.
+/// Returns a response's items, or the codes of their problems.
 fn results(mut answer: &[u8]) -> Vec<Result<Vec<u8>, String>> {
     let mut results = Vec::new();
     while let Some((length, rest)) = answer.split_first_chunk::<4>() {
@@ -86,7 +86,7 @@ async fn items_come_back_in_order_from_every_operation() {
         assert!(again != sealed && again.iter().all(|message| message[0] == 1));
         // One item of a batch is a message like any other.
         assert_eq!(client.decrypt(&again[17]).await.ok().body, plaintexts[17]);
-        // One nonce is drawn for all; its second half counts the items.
+        // All items share one random nonce, whose second half counts the items.
         let nonce = |item: usize| {
             u128::from_be_bytes(
                 [&[0; 4][..], &sealed[item][21..33]]
@@ -195,7 +195,7 @@ async fn a_bad_item_fails_alone() {
         );
         assert!(metrics.contains(&line), "{line}");
     }
-    // One that is as long as may be.
+    // One with the maximum length.
     let most = vec![7; 1 << 20];
     let sealed = items(batch(&mut client, "encrypt", &[], request(&[&most])).await);
     assert!(items(batch(&mut client, "decrypt", &[], request(&borrowed(&sealed))).await) == [most]);
@@ -229,7 +229,7 @@ async fn a_malformed_batch_is_rejected() {
     )
     .await;
     assert_eq!(results, [Err("invalid_request".into())]);
-    // Once the answer has begun, it can only break off.
+    // Once the response has begun, it can only be aborted.
     let mut client = sidecar.client().await;
     let cut = [request(&[b"whole"]), vec![0, 0, 0, 9, b'c']].concat();
     for body in [whole(cut.clone()), unannounced(cut)] {
@@ -325,7 +325,7 @@ async fn a_batch_uses_one_primary_and_counts_as_its_use() {
 async fn a_running_batch_fails_once_its_version_is_disabled() {
     let world = World::with_demo().await;
     let sidecar = world.start().await;
-    // One that encrypts under a version that is then disabled, and one that only decrypts.
+    // One encrypts under a version that is then disabled, and one only decrypts.
     let (sender, body) = channel();
     sender
         .send(Ok(Bytes::from(request(&[b"before"]))))
@@ -349,9 +349,10 @@ async fn a_running_batch_fails_once_its_version_is_disabled() {
         .unwrap();
     assert!(
         answer.frame().await.unwrap().is_err(),
-        "nothing is born under a version that is disabled"
+        "nothing is encrypted under a disabled version"
     );
-    // The same generation that the batch began with would still have decrypted it; the one in force refuses.
+    // The generation with which the batch began would still have decrypted it; the active one
+    // refuses.
     assert_eq!(
         sidecar.client().await.decrypt(&sealed).await.problem(),
         "key_version_disabled"
@@ -389,7 +390,7 @@ async fn batch_ciphertexts_decrypt_through_every_api() {
             .len(),
         longest.len()
     );
-    // As long a plaintext in a stream, which is longer than a message.
+    // A plaintext of the same length in a stream, which is longer than a message.
     let response = client
         .open(
             Method::POST,
@@ -404,7 +405,7 @@ async fn batch_ciphertexts_decrypt_through_every_api() {
         batch(&mut client, "decrypt", &[], request(&[&stream])).await,
         [Ok(vec![1; 1000])]
     );
-    // JSON takes no plaintext whose message would fit nowhere.
+    // JSON accepts no plaintext that is too long for a message.
     let plaintext = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [1; 1001]);
     assert_eq!(
         client
@@ -461,7 +462,7 @@ async fn data_keys_require_an_explicit_rule() {
         client.json("decrypt", unseal("")).await.problem(),
         "decryption_failed"
     );
-    // Fresh every time; without a body it is bound to nothing.
+    // Fresh every time; without a body it isn't bound to any AAD.
     let second = client.post(path, &[], "").await.ok().json();
     assert_ne!(second["plaintext"], key["plaintext"]);
     let unsealed = client

@@ -1,4 +1,4 @@
-//! Who may connect, how many at once, and how slowly.
+//! Who may connect, the connection limits, and slow clients.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

@@ -14,7 +14,7 @@ use crate::{
     keyring::{self, Evidence},
 };
 
-/// Adds a version to `demo` that takes over at once.
+/// Adds a version to `demo` that becomes primary at once.
 async fn rotate(world: &World) {
     let admin = world.admin("demo");
     admin.rotate(&[], Takeover::Now).await.expect("rotated");

@@ -18,7 +18,7 @@ const STREAM: u8 = 2;
 
 const MIB: usize = 1 << 20;
 
-/// A whole chunk of a stream, and what stands before the first.
+/// The size of a whole chunk of a stream, and of what precedes the first.
 const CHUNK: usize = (64 << 10) + 16;
 
 const PREFIX: usize = 33;
@@ -50,7 +50,7 @@ async fn bytes(response: Response<Incoming>) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// What came of an answer before it broke off, which it must.
+/// Returns the part of a response that arrived before it was aborted, and asserts that it was.
 async fn broken(response: Response<Incoming>) -> Vec<u8> {
     assert_eq!(response.status(), StatusCode::OK);
     let mut body = response.into_body();
@@ -59,7 +59,7 @@ async fn broken(response: Response<Incoming>) -> Vec<u8> {
         match body
             .frame()
             .await
-            .expect("the answer ended as if it were whole")
+            .expect("the response ended as if it were complete")
         {
             Ok(frame) => came.extend_from_slice(&frame.into_data().unwrap_or_default()),
             Err(_) => return came,
@@ -101,10 +101,10 @@ async fn bodies_over_a_mebibyte_or_of_unknown_length_are_streams() {
             let sealed = bytes(sealed).await;
             assert_eq!(sealed[0], suite, "{length}");
             let opened = post(&mut client, "decrypt", whole(sealed.clone())).await;
-            // HTTP/2 ends an empty answer with its head.
+            // HTTP/2 ends an empty response with its head.
             assert!(length == 0 || opened.headers().contains_key("content-length"));
             assert!(bytes(opened).await == plaintext, "{length}");
-            // However it comes.
+            // Regardless of how the body arrives.
             assert!(
                 bytes(post(&mut client, "decrypt", unannounced(sealed)).await).await == plaintext,
                 "{length}"
@@ -224,7 +224,7 @@ async fn a_bad_chunk_aborts_the_response_after_the_good_ones() {
             for mut client in both(&sidecar).await {
                 let came = broken(post(&mut client, operation, whole(bad.clone())).await).await;
                 if operation == "decrypt" {
-                    // The connection may be gone before all of them were taken.
+                    // The connection may close before all bytes are accepted.
                     assert!(
                         came.len() <= 20 * (64 << 10) && plaintext.starts_with(&came),
                         "only what was verified"
@@ -324,7 +324,7 @@ async fn http_1_0_gets_no_response_of_unknown_length() {
     let metrics = sidecar.ops("/metrics").await.1;
     assert!(
         !metrics.contains("abandoned"),
-        "what was answered with a problem is counted once"
+        "a response with a problem is counted once"
     );
 }
 
@@ -351,7 +351,7 @@ async fn a_stalled_stream_is_closed_and_gives_up_its_memory() {
     let world = World::with_demo().await;
     let config = "[timeouts]\nheader = \"1s\"\nbody = \"1s\"\nidle = \"4s\"";
     let sidecar = world.start_with(config, &["demo"]).await;
-    // Longer than a message's body may take, but it goes on.
+    // It takes longer than the timeout of a message's body, but makes progress.
     let (sender, body) = channel();
     let slow = tokio::spawn(async move {
         for _ in 0..10 {
@@ -364,14 +364,15 @@ async fn a_stalled_stream_is_closed_and_gives_up_its_memory() {
     let sealed = world.pass_time_until(whole).await;
     assert_eq!(sealed.len(), PREFIX + 10 * CHUNK);
     slow.await.unwrap();
-    // One whose sender says no more.
+    // A sender that stops sending.
     let (sender, body) = channel();
     let mut client = sidecar.client().await;
     let feed = async { sender.send(Ok(Bytes::from(text(128 << 10)))).await.unwrap() };
     let both = async { tokio::join!(post(&mut client, "encrypt", body), feed) };
     let (answer, ()) = world.pass_time_until(both).await;
     world.pass_time_until(broken(answer)).await;
-    // One whose answer nobody takes: the body goes on until the buffers between are full.
+    // A response that the client doesn't read: the body continues until the buffers in between are
+    // full.
     let (sender, body) = channel();
     let mut client = sidecar.client().await;
     let feed =
@@ -407,7 +408,8 @@ async fn stalled_streams_make_room_for_others() {
             &["demo"],
         )
         .await;
-    // Two hold all of the memory: one gets nothing more to work on, the answer to the other isn't taken.
+    // Two requests hold all of the memory: one sends no more input, the other's response isn't
+    // read.
     let (quiet_sender, body) = channel();
     let mut quiet_client = sidecar.client().await;
     let feed = async {
@@ -435,7 +437,7 @@ async fn stalled_streams_make_room_for_others() {
         }
     };
     assert_eq!(world.pass_time_until(third).await, PREFIX + 16 * CHUNK);
-    // Whoever had to go knows it.
+    // The evicted client is told so.
     feed.abort();
     drop(quiet_sender);
     let (quiet, full) = (
