@@ -197,7 +197,8 @@ fn the_watch_command_prints_secret_events() {
         std::fs::rename(world.path("next"), world.path("token")).unwrap();
     };
     put("t1");
-    let secrets = "[[secret]]\nname = \"token\"\nsource = \"file:token\"\n[[secret]]\nname = \"other\"\nsource = \"file:token\"\n";
+    let secrets = "[[secret]]\nname = \"token\"\nsource = \"file:token\"\n[[secret]]\n\
+        name = \"other\"\nsource = \"file:token\"\n";
     let sidecar = world.start_with("one", secrets, &["demo"]);
     wait("the secrets", || {
         sidecar.status()["secrets"]

@@ -16,7 +16,8 @@ fn half_a_request(sidecar: &Sidecar) -> UnixStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(
         stream,
-        "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 6\r\n\r\nabc"
+        "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+         Content-Type: application/octet-stream\r\nContent-Length: 6\r\n\r\nabc"
     )
     .unwrap();
     stream

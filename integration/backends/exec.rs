@@ -14,9 +14,11 @@ fn writing_to_a_full_file_system_is_retried_while_the_program_runs() {
     let place = memory.path().to_str().unwrap();
     let mounts = format!("mount -t tmpfs -o size=64k none {place} && exec \"$@\"");
     let filler = format!("{place}/filler");
-    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1;";
+    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; \
+        trap 'show usr1' USR1;";
     let script = format!(
-        "{show} trap 'rm {filler}' USR2; show start; [ -e {place}/once ] || cat /dev/zero >{filler} 2>/dev/null; : >{place}/once; echo full; idle"
+        "{show} trap 'rm {filler}' USR2; show start; [ -e {place}/once ] \
+         || cat /dev/zero >{filler} 2>/dev/null; : >{place}/once; echo full; idle"
     );
     for (change, told) in [("restart", "start"), ("signal:HUP", "hup")] {
         put(&world, "token", "t1");
@@ -118,7 +120,8 @@ fn the_program_owns_the_terminal() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let program = world.path("program.sh");
     // Counts the signals it gets, and echoes typed lines.
-    let text = "trap 'n=$((n+1))' INT; n=0; echo ready $T; while :; do if read line; then echo got $line after $n; [ \"$line\" = end ] && exit 3; fi; done";
+    let text = "trap 'n=$((n+1))' INT; n=0; echo ready $T; while :; do if read line; \
+        then echo got $line after $n; [ \"$line\" = end ] && exit 3; fi; done";
     fs::write(&program, text).unwrap();
     let (socket, program) = (sidecar.socket.to_str().unwrap(), program.to_str().unwrap());
     let command = [
@@ -135,8 +138,10 @@ fn the_program_owns_the_terminal() {
         program,
     ];
     // Without a shell to resume it after ^Z, it continues at once.
-    let steps = "expect('ready t1')\ntype(b'\\x03')\nexpect('^C')\ntype(b'one\\n')\nexpect('got one after 1')\n\
-        type(b'\\x1a')\nexpect('^Z')\ntype(b'two\\n')\nexpect('got two after 1')\ntype(b'end\\n')\nexpect('got end')\n\
+    let steps = "expect('ready t1')\ntype(b'\\x03')\nexpect('^C')\ntype(b'one\\n')\n\
+        expect('got one after 1')\n\
+        type(b'\\x1a')\nexpect('^Z')\ntype(b'two\\n')\nexpect('got two after 1')\n\
+        type(b'end\\n')\nexpect('got end')\n\
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3\n";
     on_a_terminal(&world, steps, &command);
     // In a shell, it is a normal job. After a restart the program gets the terminal back, and after
@@ -145,10 +150,13 @@ fn the_program_owns_the_terminal() {
     let token = world.path("token");
     let steps = format!(
         "expect('prompt> ')\ntype(b'{line}\\n')\nexpect('ready t1')\n\
-        type(b'\\x1a')\nexpect('Stopped')\nexpect('prompt> ')\ntype(b'fg\\n')\nexpect('exec')\ntype(b'one\\n')\nexpect('got one after 0')\n\
-        open({token:?} + '.next', 'w').write('t2'); os.rename({token:?} + '.next', {token:?})\nexpect('ready t2')\n\
-        type(b'\\x03')\nexpect('^C')\ntype(b'two\\n')\nexpect('got two after 1')\ntype(b'end\\n')\nexpect('got end')\n\
-        expect('prompt> ')\ntype(b'echo code $?\\n')\nexpect('code 3')\ntype(b'exit\\n')\n"
+         type(b'\\x1a')\nexpect('Stopped')\nexpect('prompt> ')\ntype(b'fg\\n')\nexpect('exec')\n\
+         type(b'one\\n')\nexpect('got one after 0')\n\
+         open({token:?} + '.next', 'w').write('t2'); os.rename({token:?} + '.next', {token:?})\n\
+         expect('ready t2')\n\
+         type(b'\\x03')\nexpect('^C')\ntype(b'two\\n')\nexpect('got two after 1')\n\
+         type(b'end\\n')\nexpect('got end')\n\
+         expect('prompt> ')\ntype(b'echo code $?\\n')\nexpect('code 3')\ntype(b'exit\\n')\n"
     );
     let settings = world.path("bashrc");
     fs::write(&settings, "PS1='prompt> '\n").unwrap();
@@ -180,9 +188,12 @@ fn an_interrupt_during_a_restart_stops_exec() {
     .concat();
     let token = world.path("token");
     let steps = format!(
-        "expect('ready t1')\nopen({token:?} + '.next', 'w').write('t2'); os.rename({token:?} + '.next', {token:?})\nexpect('ending')\n\
-        type(b'\\x03')\ntry:\n    expect('ready t2')\nexcept SystemExit as end:\n    assert 'never came' in str(end), end\n\
-        else:\n    sys.exit('started anew')\nassert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130\n"
+        "expect('ready t1')\nopen({token:?} + '.next', 'w').write('t2'); \
+         os.rename({token:?} + '.next', {token:?})\nexpect('ending')\n\
+         type(b'\\x03')\ntry:\n    expect('ready t2')\n\
+         except SystemExit as end:\n    assert 'never came' in str(end), end\n\
+         else:\n    sys.exit('started anew')\n\
+         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130\n"
     );
     on_a_terminal(&world, &steps, &command);
 }
@@ -201,10 +212,12 @@ fn a_pipeline_shares_the_terminal_with_the_program() {
     let pager = "(read line; echo pager has $line; read key </dev/tty; echo pager got $key; cat)";
     let ask = "read line </dev/tty; echo answer $line";
     let steps = format!(
-        "expect('prompt> ')\ntype(b\"{inside} 'echo $T; exec sleep 60' | {pager}\\n\")\nexpect('pager has t1')\n\
-        type(b'one\\n')\nexpect('pager got one')\ntype(b'\\x03')\nexpect('prompt> ')\n\
-        type(b\"echo the $({inside} '{ask}')\\n\")\nexpect('\\n')\ntype(b'two\\n')\nexpect('the answer two')\n\
-        expect('prompt> ')\ntype(b'exit\\n')\n"
+        "expect('prompt> ')\ntype(b\"{inside} 'echo $T; exec sleep 60' | {pager}\\n\")\n\
+         expect('pager has t1')\n\
+         type(b'one\\n')\nexpect('pager got one')\ntype(b'\\x03')\nexpect('prompt> ')\n\
+         type(b\"echo the $({inside} '{ask}')\\n\")\nexpect('\\n')\ntype(b'two\\n')\n\
+         expect('the answer two')\n\
+         expect('prompt> ')\ntype(b'exit\\n')\n"
     );
     on_a_terminal(
         &world,

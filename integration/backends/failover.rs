@@ -42,7 +42,8 @@ impl Pair {
         let config = format!(
             "[listen]\nsocket = {:?}\n[aws]\nendpoint = {:?}\n[vault]\naddress = {:?}\n\
              [refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nkek_timeout = \"1d\"\n\
-             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\", \"vault-transit:*\"]\n",
+             [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n\
+             keks = [\"aws-kms:*\", \"vault-transit:*\"]\n",
             world.path("one.sock"),
             aws.url(),
             vault_proxy.url()

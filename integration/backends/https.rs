@@ -56,8 +56,9 @@ impl Drop for TlsServer {
     }
 }
 
-const TLS: &str = "[web]\nca_file = \"trusted.pem\"\nclient_certificate = \"mine.pem\"\nclient_key = \"mine.key\"\n\
-                   [refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n";
+const TLS: &str = "[web]\nca_file = \"trusted.pem\"\nclient_certificate = \"mine.pem\"\n\
+    client_key = \"mine.key\"\n\
+    [refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n";
 
 #[test]
 fn changed_certificates_are_reloaded_without_a_restart() {

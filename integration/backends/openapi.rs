@@ -33,7 +33,8 @@ fn generated_requests_match_the_document() {
     );
     let operations = r#"["encrypt", "decrypt", "rewrap", "inspect", "data-key"]"#;
     let rule = format!(
-        "[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\ntoken = true\nuids = [{}]\n",
+        "[[policy]]\nkeyrings = \"*\"\noperations = {operations}\nsecrets = \"*\"\ntoken = true\n\
+         uids = [{}]\n",
         uid()
     );
     fs::write(world.path("db"), r#"{"password":"one"}"#).unwrap();

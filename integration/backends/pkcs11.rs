@@ -116,7 +116,8 @@ fn start(world: &World, keks: &str) -> Sidecar {
 fn launch(world: &World, keks: &str) -> Sidecar {
     let socket = world.path("one.sock");
     let config = format!(
-        "[listen]\nsocket = {socket:?}\n[refresh]\nmax_backoff = \"100ms\"\n[pkcs11]\nmodule = \"{LIBRARY}\"\n\
+        "[listen]\nsocket = {socket:?}\n[refresh]\nmax_backoff = \"100ms\"\n[pkcs11]\n\
+         module = \"{LIBRARY}\"\n\
          [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"{keks}\"]\n"
     );
     world.launch("one", &config, &[])

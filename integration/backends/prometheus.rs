@@ -40,17 +40,25 @@ fn the_documented_alerts_are_valid_and_fire_for_an_unhealthy_kek() {
         evaluation_interval: 1m\n\
         tests:\n\
         - interval: 1m\n  \
-          input_series:\n  \
-          - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"a\"}', values: '1x90'}\n  \
-          - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"b\"}', values: '0x90'}\n  \
-          - {series: 'sidekey_kek_circuit_open{kek=\"well\",pod=\"a\"}', values: '0x90'}\n  \
-          - {series: 'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"overtaken\"}', values: '0+1x90'}\n  \
-          - {series: 'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"ok\"}', values: '0x90'}\n  \
-          - {series: 'sidekey_kek_requests_total{kek=\"well\",operation=\"unwrap\",result=\"ok\"}', values: '0+1x90'}\n  \
-          alert_rule_test:\n  \
-          - {eval_time: 10m, alertname: SidekeyKekCircuitOpen, exp_alerts: []}\n  \
-          - {eval_time: 80m, alertname: SidekeyKekCircuitOpen, exp_alerts: [{exp_labels: {kek: ill}}]}\n  \
-          - {eval_time: 80m, alertname: SidekeyKekOvertaken, exp_alerts: [{exp_labels: {kek: hung}}]}\n";
+        input_series:\n  \
+        - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"a\"}', values: '1x90'}\n  \
+        - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"b\"}', values: '0x90'}\n  \
+        - {series: 'sidekey_kek_circuit_open{kek=\"well\",pod=\"a\"}', values: '0x90'}\n  \
+        - {series: \
+        'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"overtaken\"}', \
+        values: '0+1x90'}\n  \
+        - {series: \
+        'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"ok\"}', \
+        values: '0x90'}\n  \
+        - {series: \
+        'sidekey_kek_requests_total{kek=\"well\",operation=\"unwrap\",result=\"ok\"}', \
+        values: '0+1x90'}\n  \
+        alert_rule_test:\n  \
+        - {eval_time: 10m, alertname: SidekeyKekCircuitOpen, exp_alerts: []}\n  \
+        - {eval_time: 80m, alertname: SidekeyKekCircuitOpen, \
+        exp_alerts: [{exp_labels: {kek: ill}}]}\n  \
+        - {eval_time: 80m, alertname: SidekeyKekOvertaken, \
+        exp_alerts: [{exp_labels: {kek: hung}}]}\n";
     fs::write(folder.path().join("test.yml"), test).unwrap();
     promtool(folder.path(), &["test", "rules", "test.yml"]);
 }

@@ -182,8 +182,10 @@ fn metric(metrics: &str, name: &str) -> f64 {
 #[test]
 fn only_probes_work_without_an_allowed_client_certificate() {
     let stage = Stage::new();
-    let sidecar =
-        stage.ops("client_ca = \"tls/ca.crt\"\nclient_names = [\"spiffe://example.org/ns/ops/*\", \"Admin.example.com\"]");
+    let sidecar = stage.ops(
+        "client_ca = \"tls/ca.crt\"\nclient_names = [\"spiffe://example.org/ns/ops/*\", \
+            \"Admin.example.com\"]",
+    );
     wait("readiness", || {
         stage.curl(sidecar.ops, "/readyz", &[]).1.starts_with("200")
     });
@@ -363,7 +365,8 @@ async fn new_certificates_apply_to_new_connections_only() {
             ("ca.crt", &ca),
         ],
     );
-    let config = "[ops.tls]\ncertificate = \"secret/tls.crt\"\nkey = \"secret/tls.key\"\nclient_ca = \"secret/ca.crt\"\n";
+    let config = "[ops.tls]\ncertificate = \"secret/tls.crt\"\nkey = \"secret/tls.key\"\n\
+        client_ca = \"secret/ca.crt\"\n";
     let sidecar = stage.world.launch("one", config, &["demo"]);
     let client = stage.authority.issue("client", Some(PROMETHEUS));
     let (mut open, shown) = connect(sidecar.ops, stage.rustls(Some(&client)))
@@ -541,8 +544,10 @@ fn all_problems_with_tls_files_are_reported_at_startup() {
         let file = stage.world.path(&format!("{name}.toml"));
         let (socket, key) = (stage.world.path("one.sock"), stage.world.path(key));
         let text = format!(
-            "[listen]\nsocket = {socket:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[ops.tls]\ncertificate = \"tls/tls.crt\"\nkey = {key:?}\n\
-             client_ca = \"tls/ca.crt\"\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:*\"]\n"
+            "[listen]\nsocket = {socket:?}\n[ops]\nlisten = \"127.0.0.1:0\"\n[ops.tls]\n\
+             certificate = \"tls/tls.crt\"\nkey = {key:?}\n\
+             client_ca = \"tls/ca.crt\"\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n\
+             keks = [\"local:*\"]\n"
         );
         fs::write(&file, text).unwrap();
         let output = stage
@@ -807,7 +812,8 @@ fn a_push_requires_a_certificate_and_only_causes_a_refresh() {
     std::os::unix::fs::symlink("elsewhere", stage.world.path("here")).unwrap();
     fs::create_dir(stage.world.path("next")).unwrap();
     fs::write(stage.world.path("next/db"), "new").unwrap();
-    let secret = "[refresh]\npoll = \"1d\"\n[[secret]]\nname = \"db\"\nsource = \"file:here/db\"\nrefresh = \"1d\"\nrequired = true\n";
+    let secret = "[refresh]\npoll = \"1d\"\n[[secret]]\nname = \"db\"\nsource = \"file:here/db\"\n\
+        refresh = \"1d\"\nrequired = true\n";
     let sidecar = stage.ops(&format!("client_ca = \"tls/ca.crt\"\n{secret}"));
     let operator = as_client(&stage.authority.issue("operator", None));
     let operator = strs(&operator);

@@ -258,7 +258,8 @@ fn credentials_in_urls_are_never_recorded_or_printed() {
 
 fn config(audit: &str) -> String {
     format!(
-        "{audit}[listen]\nsocket = \"s\"\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:*\"]\n"
+        "{audit}[listen]\nsocket = \"s\"\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n\
+         keks = [\"local:*\"]\n"
     )
 }
 
@@ -298,7 +299,7 @@ fn verification_names_the_first_modified_line() {
         "audit.log:3: not an audit record",
     );
     check(&lines[..4], "the end was cut");
-    // Even without the head file, if the end was noted elsewhere.
+    // Without the head file, truncation is still found if the last hash was noted (`--anchor`).
     let report: Value = {
         fs::write(&log, &whole).unwrap();
         serde_json::from_slice(&verify(&world, &[&text(&log), "--output", "json"]).stdout).unwrap()
@@ -409,7 +410,8 @@ async fn denials_are_recorded_with_the_caller_and_floods_as_a_count() {
     world.init("demo", &["--quiet-period", "1ms"]);
     let (log, uid) = (world.path("audit.log"), rustix::process::getuid().as_raw());
     let rules = format!(
-        "[audit]\nfile = \"audit.log\"\n[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"decrypt\", \"encrypt\"]\nuids = [{uid}]\n"
+        "[audit]\nfile = \"audit.log\"\n[[policy]]\nkeyrings = [\"demo\"]\n\
+         operations = [\"decrypt\", \"encrypt\"]\nuids = [{uid}]\n"
     );
     let mut sidecar = world.start_with("one", &rules, &["demo"]);
     let mut client = sidecar.client().await;

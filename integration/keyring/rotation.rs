@@ -210,7 +210,10 @@ async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
     }
     let metrics = behind.ops("/metrics").1;
     assert!(
-        metrics.contains("sidekey_refreshes_total{keyring=\"demo\",trigger=\"unknown_version\",result=\"changed\"} 1"),
+        metrics.contains(
+            "sidekey_refreshes_total{keyring=\"demo\",trigger=\"unknown_version\",\
+             result=\"changed\"} 1"
+        ),
         "{metrics}"
     );
 }
@@ -334,7 +337,8 @@ async fn a_kek_outside_the_config_is_never_called() {
     let world = World::with_demo();
     let socket = world.path("one.sock");
     let config = format!(
-        "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"local:ours/*\"]\n"
+        "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n\
+         keks = [\"local:ours/*\"]\n"
     );
     // A well-formed manifest whose KEK belongs to the attacker.
     let sidecar = world.launch("one", &config, &[]);
@@ -524,7 +528,9 @@ async fn a_new_sidecar_waits_for_its_primary_and_reports_why() {
 async fn a_trusted_signature_is_required() {
     let world = World::new();
     // The example key of RFC 8410 §10.3.
-    let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+    let key = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+        -----END PRIVATE KEY-----\n";
     fs::write(world.path("signer.pem"), key).unwrap();
     let sign = ["--sign-key", world.path("signer.pem").to_str().unwrap()].map(String::from);
     let sign: Vec<&str> = sign.iter().map(String::as_str).collect();
@@ -532,7 +538,8 @@ async fn a_trusted_signature_is_required() {
     let signer = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
     let socket = world.path("one.sock");
     let keyring = format!(
-        "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\ntrusted_signers = [\"{signer}\"]\n"
+        "[listen]\nsocket = {socket:?}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\n\
+         trusted_signers = [\"{signer}\"]\n"
     );
     let sidecar = world.start_with("one", &keyring, &[]);
     let refused = world.try_keyring("touch", "demo", &[]);

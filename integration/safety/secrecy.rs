@@ -87,7 +87,8 @@ async fn a_secret_value_appears_only_in_its_responses() {
     fs::write(world.path("db"), value(1)).unwrap();
     fs::write(world.path("raw"), "value-that-is-secret-raw").unwrap();
     let config = "[log]\nlevel = \"trace\"\n[audit]\nfile = \"audit.log\"\n\
-        [[secret]]\nname = \"db\"\nsource = \"file:db\"\n[[secret]]\nname = \"raw\"\nsource = \"file:raw\"\nrequired = true\n";
+        [[secret]]\nname = \"db\"\nsource = \"file:db\"\n[[secret]]\nname = \"raw\"\n\
+        source = \"file:raw\"\nrequired = true\n";
     let sidecar = world.start_with("one", config, &[]);
     let mut client = sidecar.client().await;
     let mut seen = Vec::new();

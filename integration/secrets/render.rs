@@ -87,14 +87,16 @@ fn a_secret_is_written_with_mode_and_owner_and_recorded() {
     let (owner, group) = (uid(), rustix::process::getegid().as_raw());
     let config = format!(
         "audit.file = \"audit.log\"\n{}{}\
-         [[render]]\nfile = \"db.json\"\nsecret = \"db\"\nmode = \"0440\"\nowner = {owner}\ngroup = {group}\n\
+         [[render]]\nfile = \"db.json\"\nsecret = \"db\"\nmode = \"0440\"\nowner = {owner}\n\
+         group = {group}\n\
          [[render]]\nfile = \"password\"\nsecret = \"db\"\nfield = \"password\"\n\
          [[render]]\nfile = \"key.der\"\nsecret = \"tls\"\n\
          [[render]]\nfile = \"app.env\"\ntemplate = \"app.env.j2\"\nmode = \"0640\"\n",
         secret("db"),
         secret("tls")
     );
-    let template = "USER={{ secret(\"db\").user }}\nPASSWORD={{ secret('db').password|quote }}\nCERT={{ secret(\"tls\").base64 }}\n";
+    let template = "USER={{ secret(\"db\").user }}\nPASSWORD={{ secret('db').password|quote }}\n\
+        CERT={{ secret(\"tls\").base64 }}\n";
     fs::write(world.path("app.env.j2"), template).unwrap();
     let mut sidecar = world.start_with("one", &config, &[]);
 
@@ -126,7 +128,10 @@ fn a_secret_is_written_with_mode_and_owner_and_recorded() {
     let env = render(&sidecar, "app.env");
     assert_eq!(
         env["secrets"],
-        json!([{ "secret": "db", "version": versions[0] }, { "secret": "tls", "version": versions[1] }])
+        json!([
+            { "secret": "db", "version": versions[0] },
+            { "secret": "tls", "version": versions[1] },
+        ])
     );
     assert!(
         env["written_at"].is_string()
@@ -246,7 +251,8 @@ fn a_file_is_written_only_if_it_differs() {
     let world = World::new();
     put(&world, "a", "one");
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ncommand = [\"sh\", \"-c\", \"echo run >> runs\"]\n",
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\n\
+         command = [\"sh\", \"-c\", \"echo run >> runs\"]\n",
         secret("a")
     );
     let path = world.path("out");
@@ -312,7 +318,8 @@ fn secrets_that_rotate_together_cause_one_write_and_one_command() {
     let text = "{{ secret('a').value }}{{ secret('b').value }}";
     let runs = world.path("runs");
     let config = format!(
-        "{0}{1}{2}[[render]]\nfile = \"out\"\ntemplate_text = \"{text}\"\ndebounce = \"2s\"\ncommand = [\"sh\", \"-c\", 'cat \"$SIDEKEY_RENDERED\" >> {3}; echo >> {3}']\n",
+        "{0}{1}{2}[[render]]\nfile = \"out\"\ntemplate_text = \"{text}\"\ndebounce = \"2s\"\n\
+         command = [\"sh\", \"-c\", 'cat \"$SIDEKEY_RENDERED\" >> {3}; echo >> {3}']\n",
         secret("a"),
         secret("b"),
         secret("c"),
@@ -357,7 +364,8 @@ fn a_change_during_a_command_runs_it_once_more() {
         go.display()
     );
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"50s\"\ncommand = [\"sh\", \"-c\", {script:?}]\n",
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"50s\"\n\
+         command = [\"sh\", \"-c\", {script:?}]\n",
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
@@ -495,7 +503,8 @@ fn a_failing_template_keeps_the_file_and_is_reported() {
     let world = World::new();
     put(&world, "db", r#"{"password":"s3cret-1"}"#);
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\ndebounce = \"0s\"\ntemplate_text = \"{{{{ secret('db').password }}}}\"\n",
+        "{}[[render]]\nfile = \"out\"\ndebounce = \"0s\"\n\
+         template_text = \"{{{{ secret('db').password }}}}\"\n",
         secret("db")
     );
     let sidecar = world.start_with("one", &config, &[]);
@@ -548,7 +557,8 @@ fn a_hanging_command_is_killed_with_its_children_and_blocks_nothing() {
         pids.display()
     );
     let config = format!(
-        "{}[[render]]\nfile = \"hangs\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"1s\"\nretries = 1\ncommand = [\"sh\", \"-c\", {script:?}]\n\
+        "{}[[render]]\nfile = \"hangs\"\nsecret = \"a\"\ndebounce = \"0s\"\ntimeout = \"1s\"\n\
+         retries = 1\ncommand = [\"sh\", \"-c\", {script:?}]\n\
          [[render]]\nfile = \"other\"\nsecret = \"a\"\ndebounce = \"0s\"\n",
         secret("a")
     );
@@ -590,7 +600,8 @@ fn a_failing_command_is_retried_and_its_output_logged_without_secrets() {
     put(&world, "a", "top-s3cret\n");
     let marker = world.path("marker");
     let script = format!(
-        "echo \"in: $(cat $SIDEKEY_RENDERED)\"; echo to stderr >&2; test -e {0} || {{ touch {0}; exit 7; }}; echo done; env | grep -c NOTIFY_SOCKET",
+        "echo \"in: $(cat $SIDEKEY_RENDERED)\"; echo to stderr >&2; test -e {0} || \
+         {{ touch {0}; exit 7; }}; echo done; env | grep -c NOTIFY_SOCKET",
         marker.display()
     );
     let mut world = world;
@@ -635,7 +646,8 @@ fn command_output_with_the_previous_value_is_not_logged() {
         former.display()
     );
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\ncommand = [\"sh\", \"-c\", {script:?}]\n",
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\n\
+         command = [\"sh\", \"-c\", {script:?}]\n",
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
@@ -663,7 +675,8 @@ fn a_value_used_as_a_name_is_not_logged() {
     let world = World::new();
     put(&world, "a", "top-s3cret");
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\nrequired = false\ntemplate_text = \"{{{{ secret(secret('a').value).value }}}}\"\n",
+        "{}[[render]]\nfile = \"out\"\nrequired = false\n\
+         template_text = \"{{{{ secret(secret('a').value).value }}}}\"\n",
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
@@ -721,7 +734,8 @@ fn the_process_in_the_pid_file_is_signaled() {
         pid.display()
     );
     let config = format!(
-        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\nsignal = \"SIGHUP\"\npid_file = \"pid\"\n",
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ndebounce = \"0s\"\nsignal = \"SIGHUP\"\n\
+         pid_file = \"pid\"\n",
         secret("a")
     );
     let sidecar = world.start_with("one", &config, &[]);
@@ -778,7 +792,8 @@ fn the_file_is_rendered_again_when_the_previous_value_expires() {
     let history = world.path("history");
     let config = format!(
         "{}previous_ttl = \"3s\"\n[[render]]\nfile = \"out\"\ndebounce = \"0s\"\n\
-         template_text = \"{{{{ secret('a').value }}}}|{{{{ secret('a').previous or 'none' }}}}\\n\"\n\
+         template_text = \"{{{{ secret('a').value }}}}|\
+         {{{{ secret('a').previous or 'none' }}}}\\n\"\n\
          command = [\"sh\", \"-c\", 'cat \"$SIDEKEY_RENDERED\" >> {}']\n",
         secret("a"),
         history.display()
@@ -854,7 +869,8 @@ fn shutdown_waits_briefly_for_a_command_and_then_kills_it() {
     );
     // This command needs a moment after the signal.
     let ends = format!(
-        "echo $$ >> {0}; while kill -0 $PPID && ! [ -e {1}.go ]; do sleep 0.02; done; echo done > {1}",
+        "echo $$ >> {0}; while kill -0 $PPID && ! [ -e {1}.go ]; do sleep 0.02; done; \
+         echo done > {1}",
         pids.display(),
         done.display()
     );
@@ -919,9 +935,12 @@ fn a_template_may_compute_the_name_of_a_mapped_secret() {
     fs::create_dir(world.path("teams")).unwrap();
     put(&world, "teams/x", "of x");
     world.env.push(("TEAM", "x".into()));
-    let config = "[[secret]]\nname = \"team-*\"\nsource = \"file:teams/*\"\nallow = [\"team-x\"]\nrefresh = \"500ms\"\n\
-         [[render]]\nfile = \"out\"\ndebounce = \"0s\"\ntemplate_text = \"{{ secret('team-' ~ env('TEAM')).value }}\"\n\
-         [[render]]\nfile = \"refused\"\nrequired = false\ntemplate_text = \"{{ secret('team-' ~ 'y').value }}\"\n";
+    let config = "[[secret]]\nname = \"team-*\"\nsource = \"file:teams/*\"\nallow = [\"team-x\"]\n\
+        refresh = \"500ms\"\n\
+        [[render]]\nfile = \"out\"\ndebounce = \"0s\"\n\
+        template_text = \"{{ secret('team-' ~ env('TEAM')).value }}\"\n\
+        [[render]]\nfile = \"refused\"\nrequired = false\n\
+        template_text = \"{{ secret('team-' ~ 'y').value }}\"\n";
     let sidecar = world.start_with("one", config, &[]);
     assert_eq!(read(&world, "out"), "of x");
     put(&world, "teams/x", "of x, later");

@@ -54,7 +54,8 @@ pub fn world_of(url: &str) -> World {
 pub fn launch(world: &World, location: &str, keks: &[&str]) -> Sidecar {
     let socket = world.path("one.sock");
     let config = format!(
-        "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nkek_timeout = \"1d\"\n\
+        "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
+         kek_timeout = \"1d\"\n\
          [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = {keks:?}\n"
     );
     world.launch("one", &config, &[])

@@ -36,8 +36,10 @@ pub fn config(world: &World, fake: &AzureFake, login: &str, keks: &[&str]) -> St
     };
     format!(
         "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
-         [azure]\nlogin = {login:?}\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\nclient_secret_file = \"secret\"\n\
-         token_file = \"projected\"\nauthority = {:?}\nca_file = \"ca.pem\"\nverify_challenge = false\n\
+         [azure]\nlogin = {login:?}\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\n\
+         client_secret_file = \"secret\"\n\
+         token_file = \"projected\"\nauthority = {:?}\nca_file = \"ca.pem\"\n\
+         verify_challenge = false\n\
          [[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = {keks:?}\n",
         world.path("one.sock"),
         fake.url

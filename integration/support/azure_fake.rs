@@ -341,7 +341,10 @@ fn log_in(state: &mut State, form: &[u8]) -> Answer {
     if field("client_id").as_deref() != Some(CLIENT) || !is_known || !wants_vault {
         return say(
             401,
-            &json!({ "error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret provided." }),
+            &json!({
+                "error": "invalid_client",
+                "error_description": "AADSTS7000215: Invalid client secret provided.",
+            }),
         );
     }
     let token = format!("token-{:x}", fastrand::u128(..));
@@ -349,7 +352,12 @@ fn log_in(state: &mut State, form: &[u8]) -> Answer {
     let seconds = if state.are_tokens_short { 1 } else { 3599 };
     say(
         200,
-        &json!({ "token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds, "access_token": token }),
+        &json!({
+            "token_type": "Bearer",
+            "expires_in": seconds,
+            "ext_expires_in": seconds,
+            "access_token": token,
+        }),
     )
 }
 
@@ -389,7 +397,10 @@ fn key(
         let enabled = !state.disabled.contains(name);
         return say(
             200,
-            &json!({ "key": jwk(&kid, key), "attributes": { "enabled": enabled, "created": 1, "updated": 1 } }),
+            &json!({
+                "key": jwk(&kid, key),
+                "attributes": { "enabled": enabled, "created": 1, "updated": 1 },
+            }),
         );
     };
     if state.disabled.contains(name) {
@@ -577,7 +588,13 @@ fn jwk(kid: &str, key: &Key) -> Value {
             let der = der.as_ref();
             let modulus = &der[der.len() - 5 - 256..der.len() - 5];
             let operations = ["wrapKey", "unwrapKey", "encrypt", "decrypt"];
-            json!({ "kid": kid, "kty": "RSA", "key_ops": operations, "n": BASE64.encode(modulus), "e": "AQAB" })
+            json!({
+                "kid": kid,
+                "kty": "RSA",
+                "key_ops": operations,
+                "n": BASE64.encode(modulus),
+                "e": "AQAB",
+            })
         }
         Key::Oct(_) => json!({ "kid": kid, "kty": "oct-HSM", "key_ops": ["wrapKey", "unwrapKey"] }),
     }

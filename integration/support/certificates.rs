@@ -50,8 +50,9 @@ pub struct Authority {
 impl Authority {
     pub fn new(folder: PathBuf) -> Self {
         fs::create_dir_all(&folder).unwrap();
-        let settings = "[ca]\ndefault_ca = d\n[d]\nnew_certs_dir = .\ndatabase = index\nserial = serial\ndefault_md = sha256\n\
-                        policy = p\nunique_subject = no\n[p]\ncommonName = supplied\n";
+        let settings = "[ca]\ndefault_ca = d\n[d]\nnew_certs_dir = .\ndatabase = index\n\
+            serial = serial\ndefault_md = sha256\n\
+            policy = p\nunique_subject = no\n[p]\ncommonName = supplied\n";
         for (name, text) in [("ca.cnf", settings), ("index", ""), ("serial", "01\n")] {
             fs::write(folder.join(name), text).unwrap();
         }

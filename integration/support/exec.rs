@@ -12,7 +12,8 @@ use super::harness::{PATIENCE, Sidecar, World, binary, uid, wait};
 
 /// Waits for a signal, for a minute at most, with a single child process that doesn't hold our
 /// pipes open.
-pub const IDLE: &str = "idle() { sleep 60 >/dev/null 2>&1 & s=$!; while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
+pub const IDLE: &str = "idle() { sleep 60 >/dev/null 2>&1 & s=$!; \
+    while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
 
 /// Returns a world whose secrets are files in it.
 pub fn world(secrets: &[(&str, &str)]) -> (World, String) {

@@ -74,7 +74,8 @@ impl FaultProxy {
                     tokio::spawn(async move {
                         let answer = service_fn(|request| answer(Arc::clone(&shared), request));
                         tokio::select! {
-                            _ = server::Builder::new().serve_connection(TokioIo::new(stream), answer) => {}
+                            _ = server::Builder::new()
+                                .serve_connection(TokioIo::new(stream), answer) => {}
                             _ = dead.wait_for(|alive| !alive) => {}
                         }
                     });

@@ -21,7 +21,12 @@ pub async fn texts(
 ) -> Vec<String> {
     let mut texts = Vec::new();
     for part in plaintexts.chunks(100) {
-        let item = |plaintext: &String| json!({ "plaintext": STANDARD.encode(plaintext), "aad": STANDARD.encode(aad) });
+        let item = |plaintext: &String| {
+            json!({
+                "plaintext": STANDARD.encode(plaintext),
+                "aad": STANDARD.encode(aad),
+            })
+        };
         let batch = json!({ "batch": part.iter().map(item).collect::<Vec<_>>() });
         let path = format!("/v1/keyrings/{keyring}/encrypt");
         let answer = client

@@ -147,11 +147,17 @@ impl World {
         };
         let keyrings: String = keyrings
             .iter()
-            .map(|keyring| format!("[[keyring]]\nname = {keyring:?}\nlocation = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"))
+            .map(|keyring| {
+                format!(
+                    "[[keyring]]\nname = {keyring:?}\n\
+                     location = \"{keyring}.json\"\nkeks = [\"local:*\"]\n"
+                )
+            })
             .collect();
         // The setting comes first, before any table. Most tests use local KEKs.
         let text = format!(
-            "backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}"
+            "backends.local_keks = true\n{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n\
+             {keyrings}"
         );
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();

@@ -8,8 +8,9 @@ use tokio::time::sleep;
 use super::harness::{Answer, Client, PATIENCE, Sidecar, World};
 
 /// Reads only when a test requests it; tests that need an interval set one.
-pub const ON_DEMAND: &str = "[secrets]\nrefresh = \"1h\"\nforce_interval = \"1ms\"\nmiss_ttl = \"1ms\"\n\
-                             [refresh]\nmax_backoff = \"100ms\"\nread_timeout = \"20s\"\n";
+pub const ON_DEMAND: &str = "[secrets]\nrefresh = \"1h\"\nforce_interval = \"1ms\"\n\
+    miss_ttl = \"1ms\"\n\
+    [refresh]\nmax_backoff = \"100ms\"\nread_timeout = \"20s\"\n";
 
 /// Returns a secret's config entry, with more lines. The sidecar is ready when it has a value.
 pub fn entry(name: &str, source: &str, more: &str) -> String {

@@ -113,8 +113,10 @@ impl Vault {
         let port = free_port();
         let at = |name: &str| folder.join(name).display().to_string();
         let config = format!(
-            "storage \"inmem\" {{}}\ndisable_mlock = true\nlistener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  \
-             tls_cert_file = \"{}\"\n  tls_key_file = \"{}\"\n  tls_require_and_verify_client_cert = true\n  \
+            "storage \"inmem\" {{}}\ndisable_mlock = true\n\
+             listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  \
+             tls_cert_file = \"{}\"\n  tls_key_file = \"{}\"\n  \
+             tls_require_and_verify_client_cert = true\n  \
              tls_client_ca_file = \"{}\"\n}}\n",
             at("server.pem"),
             at("server.key"),

@@ -48,8 +48,12 @@ pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) 
             } = answer(&head);
             let length = body.len();
             // The client may have disconnected.
-            let _ = write!(stream, "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n")
-                .and_then(|()| stream.write_all(&body));
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\
+                 Connection: close\r\n\r\n"
+            )
+            .and_then(|()| stream.write_all(&body));
         }
     });
     url

@@ -37,7 +37,8 @@ pub fn launch(world: &World, vault: &Vault, location: &str, login: &str) -> Side
     let config = format!(
         "[listen]\nsocket = {socket:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
          [vault]\naddress = {:?}\n[vault.login]\n{login}\n\
-         [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = [\"vault-transit:transit/*\"]\n",
+         [[keyring]]\nname = \"demo\"\nlocation = {location:?}\n\
+         keks = [\"vault-transit:transit/*\"]\n",
         vault.address
     );
     world.launch("one", &config, &[])

@@ -46,7 +46,8 @@ fn a_program_gets_its_secrets_and_its_exit_code_is_returned() {
         "--env",
         "KEY=file:tls.key",
     ];
-    let script = "echo $U $P $PORT; stat -L -c '%a %s' $SIDEKEY_FILES $KEY; cat $SIDEKEY_FILES/pw; echo; echo $SIDEKEY_FILES; exit 7";
+    let script = "echo $U $P $PORT; stat -L -c '%a %s' $SIDEKEY_FILES $KEY; \
+        cat $SIDEKEY_FILES/pw; echo; echo $SIDEKEY_FILES; exit 7";
     let output = finished(&sidecar.socket, &[&options[..], &files].concat(), script);
     assert_eq!(output.status.code(), Some(7), "{}", err(&output));
     let text = out(&output);
@@ -257,7 +258,8 @@ fn an_unrelated_change_restarts_nothing() {
 fn files_are_written_before_the_signal_is_sent() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--file", "t=secret:token", "--on-change", "signal:HUP"];
-    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; trap 'show usr1' USR1; ";
+    let show = "show() { echo $1 $(cat $SIDEKEY_FILES/t) $$; }; trap 'show hup' HUP; \
+        trap 'show usr1' USR1; ";
     let mut running = Running::start(
         &sidecar.socket,
         &options,
@@ -385,7 +387,8 @@ fn unusable_values_do_not_stop_the_program() {
 }
 
 /// Takes its time to stop: runs until USR1. On USR2, it prints its value.
-const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; trap 'echo still $T' USR2; echo $T $$; idle";
+const SLOW: &str = "trap 'echo ending' TERM; trap 'kill $s; exit 0' USR1; \
+    trap 'echo still $T' USR2; echo $T $$; idle";
 
 #[test]
 fn changes_during_a_restart_are_applied() {
@@ -469,7 +472,10 @@ fn starting_a_process_is_retried() {
     let mut running = Running::start_among("exec \"$@\"", &sidecar.socket, &options, &script);
     assert_eq!(running.line(), "t1");
     put(&world, "token", "t2");
-    running.hear("can't start a process from /proc/self/exe: No such file or directory (os error 2); retrying for up to 30s");
+    running.hear(
+        "can't start a process from /proc/self/exe: No such file or directory \
+         (os error 2); retrying for up to 30s",
+    );
     fs::write(&fifo, "go\n").unwrap();
     assert_eq!(running.line(), "t2");
     // A termination signal still works meanwhile.
@@ -599,7 +605,8 @@ fn the_program_inherits_the_same_as_from_a_shell() {
     let (world, sidecar) = started(&[("token", "t1")]);
     let options = ["--env", "T=secret:token"];
     let socket = sidecar.socket.display();
-    let script = "ulimit -c; pwd; echo $OTHER; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l";
+    let script = "ulimit -c; pwd; echo $OTHER; grep -E '^Sig(Blk|Ign)' /proc/self/status; \
+        ls /proc/self/fd | wc -l";
     let plain = |around: &str| {
         let mut shell = Command::new("sh");
         shell
@@ -627,7 +634,7 @@ fn the_program_inherits_the_same_as_from_a_shell() {
         plain("trap '' HUP; sh -c \"$SCRIPT\""),
         "as nohup starts it"
     );
-    // The files of a non-dumpable process belong to root, whoever runs it, and no other user can
+    // The files of a non-dumpable process belong to root, whatever its user, and no other user can
     // read them.
     let running = Running::start(&sidecar.socket, &options, "echo ready; idle");
     assert_eq!(running.line(), "ready");

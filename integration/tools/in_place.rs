@@ -518,7 +518,8 @@ async fn losing_the_sidecar_stops_the_run_and_leaves_complete_files() {
 async fn an_unauthorized_caller_changes_nothing() {
     let uid = rustix::process::getuid().as_raw();
     let policy = format!(
-        "[[policy]]\nuids = [{uid}]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"decrypt\", \"inspect\"]\n"
+        "[[policy]]\nuids = [{uid}]\nkeyrings = [\"demo\"]\n\
+         operations = [\"encrypt\", \"decrypt\", \"inspect\"]\n"
     );
     let mut s = Setting::with_config("").await;
     let old = s.texts(&["a"], "").await.remove(0);

@@ -243,7 +243,8 @@ async fn the_exit_code_tells_findings_from_unreadable_files() {
     assert_eq!(code(&["--fail-if-version", "9"]).0, 0);
     assert_eq!(code(&["--fail-if-version", "9", "--fail-if-unseen"]).0, 1);
     let (_, value) = scan(&world, &[tree, "--files"]);
-    let unseen = json!([{ "path": format!("{tree}/link"), "what": "symbolic link" }, { "path": format!("{tree}/old.gz"), "what": "gzip" }]);
+    let unseen = json!([{ "path": format!("{tree}/link"), "what": "symbolic \
+        link" }, { "path": format!("{tree}/old.gz"), "what": "gzip" }]);
     assert_eq!(
         value["unseen"],
         json!({ "opaque": 1, "skipped": 1, "paths": unseen })

@@ -67,7 +67,7 @@ fn an_interrupted_stream_leaves_no_output_file() {
         "no partial output is left"
     );
 
-    // A file opened by the shell is truncated again, and its earlier content stays.
+    // A file that the shell opened is truncated to its earlier content.
     assert_eq!(
         run("decrypt", &sealed, &[], File::create(&out).unwrap().into())
             .status

@@ -425,7 +425,8 @@ async fn oversized_denied_and_missing_manifests_are_told_apart() {
     ] {
         init(&world, location, &[&kek]);
         let config = format!(
-            "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\nmanifest_bytes = \"LIMIT\"\n\
+            "[listen]\nsocket = {:?}\n[refresh]\npoll = \"100ms\"\nmax_backoff = \"100ms\"\n\
+             manifest_bytes = \"LIMIT\"\n\
              [[keyring]]\nname = \"demo\"\nlocation = {location:?}\nkeks = [\"aws-kms:*\"]\n",
             world.path("one.sock")
         );
@@ -493,7 +494,8 @@ async fn any_failure_of_one_kms_is_covered_by_another_kek() {
         sidecar.client().await.encrypt(b"x").await.ok();
         if !result.is_empty() {
             let line = format!(
-                "sidekey_kek_requests_total{{kek=\"{kek}\",operation=\"unwrap\",result=\"{result}\"}}"
+                "sidekey_kek_requests_total{{kek=\"{kek}\",operation=\"unwrap\",\
+                 result=\"{result}\"}}"
             );
             assert!(
                 sidecar.ops("/metrics").1.contains(&line),
@@ -586,7 +588,12 @@ async fn a_cold_start_calls_kms_once_per_version() {
     let before = proxy.count("Decrypt");
     let keyrings: String = names
         .iter()
-        .map(|name| format!("[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\nkeks = [\"aws-kms:{arn}\"]\n"))
+        .map(|name| {
+            format!(
+                "[[keyring]]\nname = {name:?}\nlocation = \"{name}.json\"\n\
+                 keks = [\"aws-kms:{arn}\"]\n"
+            )
+        })
         .collect();
     let socket = world.path("one.sock");
     // Without hedging or polling, only the startup is counted.

@@ -40,7 +40,10 @@ fn credentials(lifetime: SignedDuration) -> String {
     let end = Timestamp::now().checked_add(lifetime).unwrap();
     json!({
         "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
-        "AccessKeyId": "ASIAFAKE", "SecretAccessKey": "a-secret-of-the-fake", "Token": "a-session-of-the-fake", "Expiration": end.to_string(),
+        "AccessKeyId": "ASIAFAKE",
+        "SecretAccessKey": "a-secret-of-the-fake",
+        "Token": "a-session-of-the-fake",
+        "Expiration": end.to_string(),
     })
     .to_string()
 }
@@ -182,7 +185,8 @@ async fn fips_endpoints_are_used_if_configured() {
         ("false", "kms.eu-west-1.amazonaws.com:443"),
     ] {
         let config = format!(
-            "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\nlocation = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
+            "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\n\
+             location = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
             world.path("one.sock")
         );
         let _sidecar = world.launch("one", &config, &[]);

@@ -233,7 +233,10 @@ async fn without_batch_permission_secrets_are_read_individually() {
     for name in names {
         make(&aws, name, name).await;
     }
-    let denied = json!({ "__type": "AccessDeniedException", "message": "User is not authorized to perform: BatchGetSecretValue" });
+    let denied = json!({
+        "__type": "AccessDeniedException",
+        "message": "User is not authorized to perform: BatchGetSecretValue",
+    });
     proxy.set(Fault::AnswerTo(
         "BatchGetSecretValue",
         400,
@@ -445,7 +448,8 @@ async fn a_timeout_caused_by_sdk_backoff_is_reported_as_throttling() {
     let config = entry("secret", "aws-sm:db", "") + &entry("parameter", "aws-ssm:db", "");
     // Much shorter than the SDK's retries, which soon pause for longer than this.
     let config = format!(
-        "refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\nsecrets.force_interval = \"1ms\"\n{config}"
+        "refresh.read_timeout = \"1s\"\nsecrets.miss_ttl = \"1ms\"\n\
+         secrets.force_interval = \"1ms\"\n{config}"
     );
     let sidecar = world.launch("one", &config, &[]);
     let mut app = App::of(&sidecar).await;

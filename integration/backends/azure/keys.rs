@@ -40,7 +40,8 @@ async fn microsofts_clients_agree_with_the_fake() {
          from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm as A\n\
          from azure.keyvault.secrets import SecretClient\n\
          tls = dict(connection_verify={:?})\n\
-         login = ClientSecretCredential({TENANT:?}, {CLIENT:?}, {SECRET:?}, authority={url:?}, disable_instance_discovery=True, **tls)\n\
+         login = ClientSecretCredential({TENANT:?}, {CLIENT:?}, {SECRET:?}, authority={url:?}, \
+         disable_instance_discovery=True, **tls)\n\
          keys = KeyClient({url:?}, login, verify_challenge_resource=False, **tls)\n\
          key = keys.create_rsa_key('kek', size=2048)\n\
          assert keys.get_key('kek').id == key.id\n\
@@ -52,18 +53,21 @@ async fn microsofts_clients_agree_with_the_fake() {
          \x20   assert far.unwrap_key(A.rsa_oaep_256, wrapped.encrypted_key).key == b'k' * 64\n\
          secrets = SecretClient({url:?}, login, verify_challenge_resource=False, **tls)\n\
          made = [secrets.set_secret('db', value, content_type='text/plain') for value in 'abcde']\n\
-         assert secrets.get_secret('db').value == 'e' and secrets.get_secret('db').id == made[4].id\n\
+         assert secrets.get_secret('db').value == 'e' and \
+         secrets.get_secret('db').id == made[4].id\n\
          assert secrets.get_secret('db', made[0].properties.version).value == 'a'\n\
          assert made[0].properties.created_on < made[1].properties.created_on\n\
          listed = list(secrets.list_properties_of_secret_versions('db'))\n\
-         assert [known.version for known in listed] == [secret.properties.version for secret in made]\n\
+         assert [known.version for known in listed] == \
+         [secret.properties.version for secret in made]\n\
          assert all(known.enabled for known in listed)\n\
          secrets.update_secret_properties('db', made[4].properties.version, enabled=False)\n\
          try:\n\
          \x20   secrets.get_secret('db')\n\
          \x20   assert False\n\
          except HttpResponseError as error:\n\
-         \x20   assert error.status_code == 403 and error.error.innererror['code'] == 'SecretDisabled', error\n\
+         \x20   assert error.status_code == 403 and \
+         error.error.innererror['code'] == 'SecretDisabled', error\n\
          secrets.begin_delete_secret('db').wait()\n\
          try:\n\
          \x20   secrets.get_secret('db', made[0].properties.version)\n\
@@ -178,8 +182,8 @@ async fn errors_are_reported_with_a_remedy() {
     fails("verify", &[], "UnknownIssuer");
 }
 
-/// Creates a keyring under a key of the fake with the fake's own login, then starts a sidecar that
-/// has only another login.
+/// Creates a keyring under a key of the fake with a client secret, then starts a sidecar that has
+/// only the login `login`.
 async fn logs_in_by(
     login: &str,
     env: impl FnOnce(&World, &AzureFake) -> Vec<(&'static str, String)>,
@@ -200,7 +204,7 @@ async fn logs_in_by(
     let env = env(&world, &fake);
     world.env.extend(env);
     let text = config(&world, &fake, login, &[]);
-    // The application's client id doesn't belong to a managed identity.
+    // A managed identity has another client id than the tests' application.
     let text: Vec<&str> = text
         .lines()
         .filter(|line| !line.starts_with("client_"))
@@ -227,7 +231,10 @@ async fn a_managed_identity_logs_in_at_a_fake_of_its_platform() {
                 return Reply::new("400 Bad Request", "", "{}");
             }
             let token = serde_json::json!({
-                "access_token": "a-granted-token", "expires_on": "4000000000", "token_type": "Bearer", "resource": "https://vault.azure.net",
+                "access_token": "a-granted-token",
+                "expires_on": "4000000000",
+                "token_type": "Bearer",
+                "resource": "https://vault.azure.net",
             });
             Reply::new(
                 "200 OK",
@@ -264,8 +271,14 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
                 return Reply::new("400 Bad Request", "", r#"{"error":"invalid_request"}"#);
             }
             let token = serde_json::json!({
-                "access_token": "a-granted-token", "client_id": CLIENT, "expires_in": "86399", "expires_on": "4000000000",
-                "ext_expires_in": "86399", "not_before": "1700000000", "resource": "https://vault.azure.net", "token_type": "Bearer",
+                "access_token": "a-granted-token",
+                "client_id": CLIENT,
+                "expires_in": "86399",
+                "expires_on": "4000000000",
+                "ext_expires_in": "86399",
+                "not_before": "1700000000",
+                "resource": "https://vault.azure.net",
+                "token_type": "Bearer",
             });
             Reply::new(
                 "200 OK",
@@ -283,9 +296,12 @@ async fn a_virtual_machines_identity_logs_in_at_a_fake_of_its_metadata_service()
 async fn the_azure_cli_login_is_used() {
     let az = |world: &World, fake: &AzureFake| {
         fake.grant("a-granted-token");
-        let script = "#!/bin/sh\ncase \"$*\" in\n*'account get-access-token'*vault.azure.net*) ;;\n*) exit 1 ;;\nesac\n\
-                      echo '{\"accessToken\": \"a-granted-token\", \"expiresOn\": \"2096-10-02 07:06:40.000000\", \
-                      \"expires_on\": 4000000000, \"subscription\": \"s\", \"tenant\": \"t\", \"tokenType\": \"Bearer\"}'\n";
+        let script = "#!/bin/sh\ncase \"$*\" in\n*'account get-access-token'*vault.azure.net*) ;;\n\
+            *) exit 1 ;;\nesac\n\
+            echo '{\"accessToken\": \"a-granted-token\", \
+            \"expiresOn\": \"2096-10-02 07:06:40.000000\", \
+            \"expires_on\": 4000000000, \"subscription\": \"s\", \
+            \"tenant\": \"t\", \"tokenType\": \"Bearer\"}'\n";
         fs::create_dir(world.path("bin")).unwrap();
         fs::write(world.path("bin/az"), script).unwrap();
         fs::set_permissions(world.path("bin/az"), fs::Permissions::from_mode(0o755)).unwrap();

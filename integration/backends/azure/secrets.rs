@@ -12,7 +12,8 @@ use crate::support::{
 /// Returns a config that reaches the fake, with a secret `db`.
 fn config(fake: &AzureFake, more: &str) -> String {
     let login = format!(
-        "[azure]\nlogin = \"client-secret\"\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\nclient_secret_file = \"secret\"\n\
+        "[azure]\nlogin = \"client-secret\"\ntenant_id = {TENANT:?}\nclient_id = {CLIENT:?}\n\
+         client_secret_file = \"secret\"\n\
          authority = {:?}\nca_file = \"ca.pem\"\nverify_challenge = false\n",
         fake.url
     );

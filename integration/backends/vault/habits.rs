@@ -351,7 +351,7 @@ async fn a_command_times_out_on_a_hanging_vault() {
     )
     .unwrap();
     let Err(error) = admin.read().await.map(drop) else {
-        panic!("nobody answers")
+        panic!("no one answers")
     };
     let error = error.to_string();
     assert!(error.contains("no response within 60s"), "{error}");

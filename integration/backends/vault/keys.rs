@@ -181,7 +181,13 @@ async fn a_short_lived_token_is_renewed(brand: Brand) {
 fn jwt(folder: &Path, subject: &str) -> String {
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let far_future = 4_000_000_000_u64;
-    let claims = json!({ "sub": subject, "aud": "vault", "iat": 1_700_000_000, "nbf": 1_700_000_000, "exp": far_future });
+    let claims = json!({
+        "sub": subject,
+        "aud": "vault",
+        "iat": 1_700_000_000,
+        "nbf": 1_700_000_000,
+        "exp": far_future,
+    });
     let signed = format!(
         "{}.{}",
         part(json!({ "alg": "EdDSA", "typ": "JWT" })),

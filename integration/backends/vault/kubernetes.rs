@@ -112,9 +112,12 @@ impl Kubernetes {
     fn request(&self, method: &str, path: &str, body: &Value) -> Option<String> {
         let script = "import ssl, sys, urllib.request as r\n\
                       url, ca, token, method, body = sys.argv[1:]\n\
-                      headers = {'Authorization': 'Bearer ' + token, 'Content-Type': 'application/json'}\n\
-                      request = r.Request(url, body.encode() if body != 'null' else None, headers, method=method)\n\
-                      print(r.urlopen(request, context=ssl.create_default_context(cafile=ca)).read().decode())\n";
+                      headers = {'Authorization': 'Bearer ' + token, \
+                      'Content-Type': 'application/json'}\n\
+                      request = r.Request(url, body.encode() if body != 'null' else None, \
+                      headers, method=method)\n\
+                      print(r.urlopen(request, \
+                      context=ssl.create_default_context(cafile=ca)).read().decode())\n";
         let (url, ca) = (
             format!("{}{path}", self.address),
             self.folder.join("ca.pem"),
@@ -170,7 +173,11 @@ impl Kubernetes {
 
     /// Allows an account to review tokens, as Vault does.
     fn let_review(&self, account: &str) {
-        let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator" });
+        let role = json!({
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "system:auth-delegator",
+        });
         let subject = json!({ "kind": "ServiceAccount", "name": account, "namespace": "default" });
         let binding =
             json!({ "metadata": { "name": account }, "roleRef": role, "subjects": [subject] });

@@ -521,7 +521,8 @@ async fn lease_errors_are_reported_with_a_remedy() {
     put(&bao, "kv1/db", "a");
     let config = entry("none", "vault-lease:database/creds/nobody", "")
         + &entry("plain", "vault-lease:kv1/db", "");
-    let all = "path \"database/creds/nobody\" { capabilities = [\"read\"] }\npath \"kv1/db\" { capabilities = [\"read\"] }";
+    let all = "path \"database/creds/nobody\" { capabilities = [\"read\"] }\n\
+        path \"kv1/db\" { capabilities = [\"read\"] }";
     bao.policy_text("all", all);
     let sidecar = launch_with(&mut world, &bao, "all", &config);
     let mut app = App::of(&sidecar).await;

@@ -404,7 +404,8 @@ async fn idle_bodies_give_up_their_memory() {
 #[tokio::test(start_paused = true)]
 async fn unread_responses_give_up_their_memory() {
     let world = World::with_demo().await;
-    let config = "[limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"3MiB\"\n[timeouts]\nbody = \"2s\"\n";
+    let config = "[limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"3MiB\"\n\
+        [timeouts]\nbody = \"2s\"\n";
     let sidecar = world.start_with(config, &["demo"]).await;
     let body = vec![0; 1 << 20];
     let mut deaf = Vec::new();

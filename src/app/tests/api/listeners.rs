@@ -23,7 +23,8 @@ async fn the_policy_applies_to_the_peers_user() {
     world.init("other").await;
     let me = rustix::process::geteuid().as_raw();
     let policy = format!(
-        "[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"inspect\"]\nuids = [{me}]\n\
+        "[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\", \"inspect\"]\n\
+         uids = [{me}]\n\
          [[policy]]\nkeyrings = [\"other\"]\noperations = \"*\"\nuids = [{}]\n",
         me + 1
     );
@@ -180,7 +181,8 @@ async fn unauthorized_connections_do_not_crowd_out_authorized_ones() {
     fs::set_permissions(world.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
     let socket = world.path("one.sock");
     let config = format!(
-        "[limits]\nconnections = 2\n[listen]\nsocket = {socket:?}\ntcp = \"127.0.0.1:0\"\ntoken_file = \"token\"\n"
+        "[limits]\nconnections = 2\n[listen]\nsocket = {socket:?}\ntcp = \"127.0.0.1:0\"\n\
+         token_file = \"token\"\n"
     );
     let sidecar = world.start_with(&config, &["demo"]).await;
     let path = "/v1/keyrings/demo/encrypt";

@@ -140,7 +140,8 @@ async fn a_bad_item_of_a_batch_fails_alone() {
         ]
     );
     let metrics = sidecar.ops("/metrics").await.1;
-    let counted = "sidekey_batch_item_errors_total{keyring=\"demo\",operation=\"decrypt\",code=\"wrong_keyring\"} 1";
+    let counted = "sidekey_batch_item_errors_total{keyring=\"demo\",\
+                   operation=\"decrypt\",code=\"wrong_keyring\"} 1";
     assert!(metrics.contains(counted), "{metrics}");
 }
 
@@ -257,7 +258,9 @@ async fn pipelined_responses_are_in_order() {
     let request = |body: &str, last: bool| {
         let connection = if last { "Connection: close\r\n" } else { "" };
         format!(
-            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n{connection}Content-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
+             {connection}Content-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n\
+             {body}",
             body.len()
         )
     };

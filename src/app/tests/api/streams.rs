@@ -18,7 +18,7 @@ const STREAM: u8 = 2;
 
 const MIB: usize = 1 << 20;
 
-/// The size of a whole chunk of a stream, and of what precedes the first.
+/// The size of a whole chunk of a stream, and of the header before the first.
 const CHUNK: usize = (64 << 10) + 16;
 
 const PREFIX: usize = 33;
@@ -306,7 +306,8 @@ async fn http_1_0_gets_no_response_of_unknown_length() {
     let ask = async |head: &str| {
         let mut connection = sidecar.raw().await;
         let request = format!(
-            "POST /v1/keyrings/demo/encrypt HTTP/1.0\r\nContent-Length: 6\r\nContent-Type: {head}\r\n\r\n\0\0\0\0\u{1}x"
+            "POST /v1/keyrings/demo/encrypt HTTP/1.0\r\nContent-Length: 6\r\n\
+             Content-Type: {head}\r\n\r\n\0\0\0\0\u{1}x"
         );
         connection.write(request).await;
         connection.rest().await
