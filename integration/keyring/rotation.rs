@@ -354,7 +354,7 @@ async fn a_kek_outside_the_config_is_never_called() {
     );
     let refused = world.try_keyring("verify", "demo", &["--allow-kek", "local:/etc/*"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of the KEKs"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of this keyring"));
     world.keyring(
         "verify",
         "demo",
@@ -460,7 +460,7 @@ async fn an_invalid_manifest_only_changes_status_and_metrics() {
     assert!(metrics.contains("result=\"unauthenticated\"}"), "{metrics}");
     // A repeated fault is logged once.
     assert_eq!(
-        sidecar.log().matches("the MAC by version").count(),
+        sidecar.log().matches("the MAC of version").count(),
         1,
         "{}",
         sidecar.log()

@@ -350,7 +350,8 @@ async fn a_body_that_never_arrives_times_out() {
 #[tokio::test(start_paused = true)]
 async fn a_stalled_stream_is_closed_and_gives_up_its_memory() {
     let world = World::with_demo().await;
-    let config = "[timeouts]\nheader = \"1s\"\nbody = \"1s\"\nidle = \"4s\"";
+    // Between two checks of a body's growth, so that the connection's limit comes first.
+    let config = "[timeouts]\nheader = \"1s\"\nbody = \"1s\"\nidle = \"3500ms\"";
     let sidecar = world.start_with(config, &["demo"]).await;
     // It takes longer than the timeout of a message's body, but makes progress.
     let (sender, body) = channel();
