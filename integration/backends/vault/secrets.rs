@@ -482,7 +482,9 @@ async fn a_revoked_lease_is_replaced() {
     // An application whose login just failed requests the newest value.
     let (second, credentials) = app.newest("db").await;
     assert!(second != first && redis.lets_in(&credentials));
-    wait("its line", || sidecar.log().contains("the lease no longer exists"));
+    wait("its line", || {
+        sidecar.log().contains("the lease no longer exists")
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
