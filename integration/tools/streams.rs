@@ -9,8 +9,6 @@ use std::{
 use crate::support::harness::{World, binary, wait};
 
 const MIB: usize = 1 << 20;
-/// The first byte of a stream.
-const STREAM: u8 = 2;
 
 fn text(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()

@@ -65,6 +65,9 @@ pub struct UnwrapAttempt {
     pub(crate) result: Result<(), BackendError>,
 }
 
+/// A KEK that may open a version: its rank when it was chosen, its client, and the wrap to open.
+type Candidate<'v> = (Rank, Arc<KekClient>, &'v Wrap);
+
 impl Keks {
     /// Returns the KEKs reachable through `backends`. Contacts nothing.
     pub fn new(
@@ -217,7 +220,7 @@ impl Keks {
         &self,
         version: &'v Version,
         scope: &KekScope,
-    ) -> (Vec<(Rank, Arc<KekClient>, &'v Wrap)>, Vec<String>) {
+    ) -> (Vec<Candidate<'v>>, Vec<String>) {
         let (mut candidates, mut errors) = (Vec::new(), Vec::new());
         for wrap in &version.wraps {
             if scope.covers(&wrap.kek) {
