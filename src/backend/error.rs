@@ -21,6 +21,7 @@ impl BackendError {
         Failure::new(kind, message).on(target)
     }
 
+    #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
     pub(super) fn not_found(target: impl Display, message: &str) -> Self {
         Self::new(ErrorKind::NotFound, target, message)
     }

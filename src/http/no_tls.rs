@@ -2,10 +2,8 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::peer::ClientCertificate;
 use crate::{clock::Clock, config, telemetry::Registry, wire::status::TlsStatus};
 
 /// The TLS of a listener; has no values in this build.
@@ -50,7 +48,8 @@ impl Tls {
         match self.0 {}
     }
 
-    pub(crate) async fn handshake(&self, _: TcpStream) -> Option<(Infallible, ClientCertificate)> {
+    /// Unreachable in this build.
+    pub(crate) fn unreachable(&self) -> ! {
         match self.0 {}
     }
 

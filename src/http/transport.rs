@@ -50,14 +50,14 @@ impl PendingTcp {
                 ClientCertificate::NotRequested,
             )),
             // Boxed, because a handshake's large state would otherwise be part of every connection.
+            #[cfg(feature = "tls")]
             Some(tls) => {
                 let handshake = Box::pin(async move { tls.handshake(self.stream).await });
                 let (stream, certificate) = handshake.await?;
-                #[cfg(feature = "tls")]
-                return Some((TcpTransport::Tls(Box::new(stream)), certificate));
-                #[cfg(not(feature = "tls"))]
-                Some((match stream {}, certificate))
+                Some((TcpTransport::Tls(Box::new(stream)), certificate))
             }
+            #[cfg(not(feature = "tls"))]
+            Some(tls) => tls.unreachable(),
         }
     }
 }
