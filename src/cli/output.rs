@@ -186,7 +186,7 @@ pub(super) fn print(
     write_out(&render(format, value, text)?)
 }
 
-/// Like [`print`], but returns the text.
+/// Like [`print()`], but returns the text.
 pub(super) fn render(
     format: Format,
     value: &impl Serialize,

@@ -1,8 +1,8 @@
 //! When a refresh task reads its source next, and why.
 //!
 //! Every keyring and every secret has one task that reads its source: at an interval, after a
-//! backoff while reads fail, and soon after the source reports a change. [`Schedule`] computes the
-//! next wake-up and [`WatchKeeper`] holds the watch on the source. Leases, and which values are
+//! backoff while reads fail, and soon after the source reports a change. `Schedule` computes the
+//! next wake-up and `WatchKeeper` holds the watch on the source. Leases, and which values are
 //! trusted, differ between the two and stay with them.
 
 mod watch;
