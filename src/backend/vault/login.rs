@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     MAX_RESPONSE, Vault,
-    session::{State, Token},
+    token::{Auth, LoginResponse, Token, TokenLife},
 };
 use crate::{
     backend::{ErrorKind, error::Failure, run_blocking},
@@ -18,8 +18,6 @@ use crate::{
 
 /// The capacity of login requests, so that the buffer is never reallocated.
 const BODY_CAPACITY: usize = 8192;
-/// Lifetimes are capped at ten years, so that adding one to a time can't overflow.
-const MAX_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a rejected secret id is not retried, at first and at most. Vault locks a role after
 /// five failures that are less than 15 minutes apart.
 const FIRST_REJECTION: Duration = Duration::from_secs(60);
@@ -31,33 +29,6 @@ pub(super) struct RejectedSecretId {
     failure: Failure,
     pause: Duration,
     until: Instant,
-}
-
-/// How long a token is valid.
-pub(super) struct TokenLife {
-    pub(super) duration: Duration,
-    pub(super) is_renewable: bool,
-}
-
-impl TokenLife {
-    pub(super) fn new(seconds: u64, is_renewable: bool) -> Self {
-        Self {
-            duration: Duration::from_secs(seconds).min(MAX_LIFE),
-            is_renewable,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct LoginResponse {
-    pub(super) auth: Auth,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Auth {
-    pub(super) client_token: String,
-    pub(super) lease_duration: u64,
-    pub(super) renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -72,15 +43,8 @@ struct TokenData {
     renewable: bool,
 }
 
-impl State {
-    /// Records that a secret id was rejected.
-    fn reject(
-        &mut self,
-        secret_id: Zeroizing<String>,
-        file: &Path,
-        failure: &Failure,
-        pause: Duration,
-    ) -> Failure {
+impl RejectedSecretId {
+    fn new(secret_id: Zeroizing<String>, file: &Path, failure: &Failure, pause: Duration) -> Self {
         // The same text each time, so that it is logged once.
         let message = format!(
             "{}; the secret id in {} is rarely retried, because five failures lock the role; a \
@@ -88,19 +52,21 @@ impl State {
             failure.message,
             file.display()
         );
-        let failure = Failure::new(failure.kind, message);
-        self.rejected = Some(RejectedSecretId {
+        Self {
             secret_id,
-            failure: failure.clone(),
+            failure: Failure::new(failure.kind, message),
             pause,
             until: Instant::now() + pause,
-        });
-        failure
+        }
     }
 }
 
 impl Vault {
-    pub(super) async fn log_in(&self, state: &mut State) -> Result<(Token, TokenLife), Failure> {
+    /// Logs in by the configured method. `rejected` remembers a secret id that Vault rejected.
+    pub(super) async fn log_in(
+        &self,
+        rejected: &mut Option<RejectedSecretId>,
+    ) -> Result<(Token, TokenLife), Failure> {
         match &self.session.login {
             VaultLogin::Environment => self.look_up(Token(token_of_environment().await?)).await,
             VaultLogin::TokenFile(file) => self.look_up(Token(read_credential(file).await?)).await,
@@ -109,7 +75,7 @@ impl Vault {
                 role_id,
                 secret_id_file,
             } => {
-                self.log_in_to_role(state, mount, role_id, secret_id_file)
+                self.log_in_to_role(rejected, mount, role_id, secret_id_file)
                     .await
             }
             VaultLogin::Jwt {
@@ -126,24 +92,24 @@ impl Vault {
 
     async fn log_in_to_role(
         &self,
-        state: &mut State,
+        rejected: &mut Option<RejectedSecretId>,
         mount: &str,
         role_id: &str,
         secret_id_file: &Path,
     ) -> Result<(Token, TokenLife), Failure> {
         let secret_id = read_credential(secret_id_file).await?;
-        let rejected = state
-            .rejected
+        let same = rejected
             .as_ref()
             .filter(|rejected| *rejected.secret_id == *secret_id);
-        if let Some(rejected) = rejected.filter(|rejected| Instant::now() < rejected.until) {
+        if let Some(rejected) = same.filter(|rejected| Instant::now() < rejected.until) {
             return Err(rejected.failure.clone());
         }
-        let pause = rejected.map_or(FIRST_REJECTION, |rejected| next_pause(rejected.pause));
+        let pause = same.map_or(FIRST_REJECTION, |rejected| next_pause(rejected.pause));
         let members = [("role_id", role_id), ("secret_id", &secret_id)];
         match self.authenticate(mount, &members).await {
             Err(failure) if failure.kind == ErrorKind::Denied => {
-                Err(state.reject(secret_id, secret_id_file, &failure, pause))
+                let again = RejectedSecretId::new(secret_id, secret_id_file, &failure, pause);
+                Err(rejected.insert(again).failure.clone())
             }
             result => result,
         }
@@ -276,12 +242,6 @@ async fn read_credential(file: &Path) -> Result<Zeroizing<String>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_lifetime_never_overflows_a_time() {
-        let TokenLife { duration, .. } = TokenLife::new(u64::MAX, true);
-        assert!(Instant::now().checked_add(duration * 2).is_some());
-    }
 
     #[test]
     fn a_rejected_secret_id_alone_never_locks_its_role() {

@@ -12,6 +12,7 @@ mod response;
 mod session;
 #[cfg(test)]
 mod tests;
+mod token;
 mod transit;
 
 use std::{
@@ -23,11 +24,7 @@ use bytes::Bytes;
 use hyper::{Method, Request, StatusCode, Uri, header::HeaderValue};
 use zeroize::Zeroizing;
 
-use self::{
-    engine::Engines,
-    response::Response,
-    session::{Session, Token},
-};
+use self::{engine::Engines, response::Response, session::Session, token::Token};
 use super::{
     BackendError, ErrorKind, Kek, ManifestStore, SecretProvider, client_tls::Identity,
     error::Failure, http_client::HttpClient,

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Method, StatusCode, header::HeaderValue};
+use hyper::{Method, StatusCode};
 use serde_json::json;
 use tokio::{
     sync::Mutex,
@@ -16,7 +16,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     MAX_RESPONSE, Response, Vault,
-    login::{LoginResponse, RejectedSecretId, TokenLife},
+    login::RejectedSecretId,
+    token::{LoginResponse, Token, TokenLife},
 };
 use crate::{
     backend::{ErrorKind, error::Failure},
@@ -34,23 +35,11 @@ pub(super) struct Session {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+struct State {
     token: Option<Arc<Token>>,
     /// The last failed login, for the callers that waited for it.
     failure: Option<(Instant, Failure)>,
-    pub(super) rejected: Option<RejectedSecretId>,
-}
-
-/// A token. Zeroized on drop; deliberately has no `Debug`.
-pub(super) struct Token(pub(super) Zeroizing<String>);
-
-impl Token {
-    pub(super) fn header(&self) -> Result<HeaderValue, Failure> {
-        let mut value = HeaderValue::from_str(&self.0)
-            .map_err(|_| Failure::new(ErrorKind::Denied, "the token has invalid characters"))?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
+    rejected: Option<RejectedSecretId>,
 }
 
 impl Session {
@@ -75,7 +64,7 @@ impl Vault {
         {
             return Err(failure.clone());
         }
-        let (token, life) = match self.log_in(&mut state).await {
+        let (token, life) = match self.log_in(&mut state.rejected).await {
             Ok(login) => login,
             Err(failure) => {
                 state.failure = Some((Instant::now(), failure.clone()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{MAX_RESPONSE, Vault, response::policy_denies};
@@ -87,20 +87,8 @@ impl TransitKek {
             plaintext: &plaintext,
             associated_data: &associated_data,
         })?;
-        let response = self
-            .vault
-            .call(
-                Method::POST,
-                &self.path("encrypt"),
-                Some(body),
-                MAX_RESPONSE,
-            )
-            .await?;
-        if !response.status.is_success() {
-            return Err(self.explain(response.failure(), "encrypt"));
-        }
-        let response: Data<Ciphertext> = response.parse()?;
-        Ok(response.data.ciphertext.into_bytes())
+        let response: Ciphertext = self.post("encrypt", body).await?;
+        Ok(response.ciphertext.into_bytes())
     }
 
     async fn decrypt(&self, wrap: &[u8], context: WrapContext) -> Result<Dek, Failure> {
@@ -115,21 +103,9 @@ impl TransitKek {
             ciphertext,
             associated_data: &associated_data,
         })?;
-        let response = self
-            .vault
-            .call(
-                Method::POST,
-                &self.path("decrypt"),
-                Some(body),
-                MAX_RESPONSE,
-            )
-            .await?;
-        if !response.status.is_success() {
-            return Err(self.explain(response.failure(), "decrypt"));
-        }
-        let response: Data<Plaintext> = response.parse()?;
+        let response: Plaintext = self.post("decrypt", body).await?;
         let bytes = STANDARD
-            .decode(response.data.plaintext.as_str())
+            .decode(response.plaintext.as_str())
             .map(Zeroizing::new);
         bytes
             .ok()
@@ -138,6 +114,23 @@ impl TransitKek {
                 let message = "Vault decrypted the wrap, but it does not contain a data key";
                 Failure::new(ErrorKind::Rejected, message)
             })
+    }
+
+    /// Asks the engine to `encrypt` or `decrypt`, and returns the data of its response.
+    async fn post<T: DeserializeOwned>(
+        &self,
+        operation: &str,
+        body: Zeroizing<Vec<u8>>,
+    ) -> Result<T, Failure> {
+        let path = self.path(operation);
+        let response = self
+            .vault
+            .call(Method::POST, &path, Some(body), MAX_RESPONSE)
+            .await?;
+        if !response.status.is_success() {
+            return Err(self.explain(response.failure(), operation));
+        }
+        Ok(response.parse::<Data<T>>()?.data)
     }
 
     /// Fails if the key is missing or of an unsuitable type. Encrypting under a missing name would
