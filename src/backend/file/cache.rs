@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Read},
+    io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::read_manifest;
 use crate::{
     backend::{BackendError, ErrorKind, blocking::BlockingPool},
     files::{self, folder_of},
@@ -88,13 +89,9 @@ impl CacheFile {
             .metadata()
             .and_then(|metadata| metadata.modified())
             .map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.take(limit as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        if bytes.len() > limit {
-            return Err(BackendError::manifest_too_large(&self.location(), limit));
-        }
+        let bytes = read_manifest(file, limit)
+            .map_err(failed)?
+            .ok_or_else(|| BackendError::manifest_too_large(&self.location(), limit))?;
         // A time out of range confirms nothing.
         let confirmed = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
         Ok(Some((bytes.into(), confirmed)))

@@ -75,14 +75,9 @@ impl FileStore {
     fn read_now(&self, limit: usize) -> Result<Vec<u8>, BackendError> {
         let failed = |error| self.error("can't read the manifest", &error);
         let file = File::open(&self.path).map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.take(limit as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        if bytes.len() > limit {
-            return Err(BackendError::manifest_too_large(&self.location(), limit));
-        }
-        Ok(bytes)
+        read_manifest(file, limit)
+            .map_err(failed)?
+            .ok_or_else(|| BackendError::manifest_too_large(&self.location(), limit))
     }
 
     /// Compare-and-swap under a lock on the folder. A lock on the file would not work: a rename
@@ -150,6 +145,13 @@ fn watch_with_target(
         target.as_deref().map(subscribe).transpose()?,
     );
     Ok(WatchGuard(Box::new(subscriptions)))
+}
+
+/// Reads a manifest of at most `limit` bytes. Returns None if it is longer.
+fn read_manifest(file: File, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() <= limit).then_some(bytes))
 }
 
 /// Explains an I/O error other than a missing file.

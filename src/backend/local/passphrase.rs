@@ -2,18 +2,16 @@
 //! as `age -p` and `rage -p` write them.
 
 use std::{
-    io::Read,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use age::{DecryptError, Decryptor, secrecy::SecretString};
-use zeroize::Zeroizing;
 
 use crate::{
     backend::{ErrorKind, error::Failure},
     crypto::{KEY_LEN, SecretKey},
-    files::{Allowed, PrivateFileError, read_private},
+    files::{Allowed, PrivateFileError, read_at_most, read_private},
 };
 
 /// The first bytes of every age file.
@@ -97,15 +95,10 @@ fn decrypt_with(
     }
     let mut identity = age::scrypt::Identity::new(passphrase);
     identity.set_max_work_factor(MAX_WORK_FACTOR);
-    let mut plaintext = decryptor
+    let plaintext = decryptor
         .decrypt(std::iter::once(&identity as &dyn age::Identity))
         .map_err(|error| explain(&error, file))?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LEN + 1));
-    plaintext
-        .by_ref()
-        .take(KEY_LEN as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| invalid_file(&error))?;
+    let bytes = read_at_most(plaintext, KEY_LEN + 1).map_err(|error| invalid_file(&error))?;
     SecretKey::from_slice(&bytes).ok_or_else(|| {
         let length = if bytes.len() > KEY_LEN {
             "more".into()

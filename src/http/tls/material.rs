@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,6 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     config::{Tls, TlsVersion},
     crypto::fingerprint,
+    files::read_at_most,
 };
 
 /// The longest file. A bundle of all public authorities is a quarter of this.
@@ -182,14 +182,9 @@ fn contents(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), String> {
             path.display()
         ));
     }
-    let length = metadata.len();
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        usize::try_from(length).unwrap_or_default() + 1,
-    ));
-    file.take(length + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > length {
+    let length = usize::try_from(metadata.len()).unwrap_or_default();
+    let bytes = read_at_most(file, length + 1).map_err(unreadable)?;
+    if bytes.len() > length {
         return Err(format!("{} grew while it was being read", path.display()));
     }
     Ok((bytes, metadata.mode()))
