@@ -40,8 +40,7 @@ const BESIDE: [(&str, &str); 10] = [
 const SETTINGS: [(&str, &str); 2] = [("config", "model"), ("config", "files")];
 
 /// The lower layers that the server kit may use. It knows nothing about keys.
-const HTTP: [&str; 10] = [
-    "backend",
+const HTTP: [&str; 9] = [
     "clock",
     "config",
     "crypto::equal_in_constant_time",

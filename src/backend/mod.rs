@@ -5,7 +5,6 @@
 mod aws;
 #[cfg(feature = "azure")]
 mod azure;
-mod blocking;
 #[cfg(any(feature = "https-client", feature = "tls"))]
 mod client_tls;
 mod error;
@@ -38,9 +37,8 @@ pub use error::{BackendError, ErrorKind};
 pub use file::{CacheFile, FileStore};
 pub use kek::Kek;
 pub use secret::{FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider, VersionSelector};
-pub use store::{ChangeCallback, ManifestStore, WatchGuard, WatchedRead};
+pub use store::{ManifestStore, WatchedRead};
 
-pub(crate) use blocking::run_blocking;
 pub(crate) use last_error::{TimedOut, within};
 
 /// The outside systems that hold KEKs, manifests and secrets.

@@ -6,7 +6,8 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::{BackendError, ChangeCallback, WatchGuard};
+use super::BackendError;
+use crate::files::{ChangeCallback, WatchGuard};
 
 /// One secret's source. Callers set the time limit.
 pub trait SecretProvider: Send + Sync {

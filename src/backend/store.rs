@@ -1,11 +1,10 @@
 //! What a system that stores manifests can do.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::BackendError;
+use crate::files::{ChangeCallback, WatchGuard};
 
 /// One manifest's location. Callers set the time limit.
 pub trait ManifestStore: Send + Sync {
@@ -34,7 +33,7 @@ pub trait ManifestStore: Send + Sync {
     ) -> BoxFuture<'_, WatchedRead> {
         // By default a store has no notifications and is only polled.
         drop((former, on_change));
-        Box::pin(async move { (self.read(limit).await, Ok(WatchGuard(Box::new(())))) })
+        Box::pin(async move { (self.read(limit).await, Ok(WatchGuard::new(()))) })
     }
 }
 
@@ -43,19 +42,3 @@ pub type WatchedRead = (
     Result<Bytes, BackendError>,
     Result<WatchGuard, BackendError>,
 );
-
-/// Called when something that is watched may have changed.
-pub type ChangeCallback = Arc<dyn Fn() + Send + Sync>;
-
-/// Ends a watch when it is dropped.
-pub struct WatchGuard(
-    #[expect(dead_code, reason = "held only to be dropped")] pub(super) Box<dyn Send>,
-);
-
-impl WatchGuard {
-    /// Returns a guard of a watch that ends when `held` is dropped.
-    #[cfg(test)]
-    pub(crate) fn new(held: impl Send + 'static) -> Self {
-        Self(Box::new(held))
-    }
-}

@@ -1,7 +1,10 @@
-//! Files on a local disk: atomic replacement, and files that other users must not read.
+//! Files on a local disk: blocking work, watches, atomic replacement, and files that other users
+//! must not read.
 
+mod blocking;
 mod private;
 mod replacement;
+mod watch;
 
 use std::{
     fs::File,
@@ -13,6 +16,9 @@ pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
 };
 pub use replacement::{NewFile, remove_leftover, replace, replace_durably, temporary_beside};
+pub use watch::{ChangeCallback, WatchGuard, watch};
+
+pub(crate) use blocking::{BlockingPool, run_blocking};
 
 /// Returns the folder that contains `path`: `.` for a bare file name.
 pub fn folder_of(path: &Path) -> &Path {

@@ -18,8 +18,9 @@ use super::{
     keyring::{Request, Waiter},
 };
 use crate::{
-    backend::{self, ChangeCallback, ManifestStore},
+    backend::{self, ManifestStore},
     config,
+    files::{self, ChangeCallback},
     keyring::{Document, Expectations, KeyTable, ManifestError, Succession},
     model::KekScope,
     schedule::{Schedule, WatchKeeper, settle},
@@ -448,7 +449,7 @@ impl Refresher {
 
 async fn parse(bytes: Bytes) -> Result<Document, ManifestError> {
     if bytes.len() > LARGE {
-        backend::run_blocking(move || Document::parse(bytes)).await
+        files::run_blocking(move || Document::parse(bytes)).await
     } else {
         Document::parse(bytes)
     }

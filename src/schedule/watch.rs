@@ -1,6 +1,6 @@
 //! The watch on a source, between two reads.
 
-use crate::backend::WatchGuard;
+use crate::files::WatchGuard;
 
 /// Holds the watch on a source and remembers whether its failure has been logged.
 ///

@@ -17,9 +17,8 @@ use super::{
     rollback::RollbackCheck,
 };
 use crate::{
-    backend::{
-        self, BackendError, ChangeCallback, ErrorKind, FetchOutcome, FetchedValue, HeldValue,
-    },
+    backend::{self, BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue},
+    files::ChangeCallback,
     schedule::{FAR_FUTURE, Schedule, WatchKeeper, settle},
 };
 

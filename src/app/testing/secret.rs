@@ -14,10 +14,11 @@ use zeroize::Zeroizing;
 use super::{mode::Mode, watches::Watches};
 use crate::{
     backend::{
-        BackendError, ChangeCallback, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease,
-        SecretProvider, VersionSelector, WatchGuard,
+        BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider,
+        VersionSelector,
     },
     clock::Clock,
+    files::{ChangeCallback, WatchGuard},
     model::SecretSource,
 };
 

@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 
 use super::{mode::Mode, watches::Watches};
 use crate::{
-    backend::{BackendError, ChangeCallback, ErrorKind, ManifestStore, WatchGuard, WatchedRead},
+    backend::{BackendError, ErrorKind, ManifestStore, WatchedRead},
+    files::{ChangeCallback, WatchGuard},
     model::Location,
 };
 

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::backend::{ChangeCallback, WatchGuard};
+use crate::files::{ChangeCallback, WatchGuard};
 
 /// The watches on a fake.
 #[derive(Default)]

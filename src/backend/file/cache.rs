@@ -13,8 +13,8 @@ use jiff::Timestamp;
 
 use super::read_manifest;
 use crate::{
-    backend::{BackendError, ErrorKind, blocking::BlockingPool},
-    files::{self, folder_of},
+    backend::{BackendError, ErrorKind},
+    files::{self, BlockingPool, folder_of},
     model::{KeyringName, Location},
 };
 

@@ -2,14 +2,13 @@
 
 mod cache;
 mod secret;
-mod watcher;
 
 use std::{
+    fmt::Display,
     fs::{self, File, Permissions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
 };
 
 use bytes::Bytes;
@@ -18,12 +17,9 @@ use futures_util::future::BoxFuture;
 pub use self::cache::CacheFile;
 pub(super) use self::secret::FileSecret;
 
-use super::{
-    BackendError, ChangeCallback, ErrorKind, ManifestStore, WatchGuard, WatchedRead,
-    blocking::BlockingPool,
-};
+use super::{BackendError, ErrorKind, ManifestStore, WatchedRead};
 use crate::{
-    files::{self, folder_of},
+    files::{self, BlockingPool, ChangeCallback, WatchGuard, folder_of},
     model::Location,
 };
 
@@ -41,24 +37,6 @@ impl FileStore {
             path: path.into(),
             pool: BlockingPool::new(1),
         }
-    }
-
-    /// Watches any file without reading it, in place of the `former` guard.
-    ///
-    /// # Errors
-    /// Fails if the system can't watch the file's folder.
-    pub fn watch(
-        &self,
-        former: Option<WatchGuard>,
-        on_change: ChangeCallback,
-    ) -> BoxFuture<'_, Result<WatchGuard, BackendError>> {
-        let store = self.clone();
-        Box::pin(self.pool.run(move || {
-            let guard = store.watch_now(&on_change);
-            // Only now, so that no change in between is missed.
-            drop(former);
-            guard
-        }))
     }
 
     fn location(&self) -> Location {
@@ -120,31 +98,12 @@ impl FileStore {
         });
         written.map_err(failed("can't write the manifest"))
     }
-
-    fn watch_now(&self, on_change: &ChangeCallback) -> Result<WatchGuard, BackendError> {
-        let failed = |error: notify::Error| {
-            let message = format!("can't watch its folder: {error}");
-            BackendError::new(ErrorKind::Unavailable, self.location(), message)
-        };
-        let subscribe = |path: &Path| {
-            let name = path.file_name().unwrap_or_default();
-            watcher::subscribe(folder_of(path), Some(name), Arc::clone(on_change)).map_err(failed)
-        };
-        watch_with_target(&self.path, subscribe)
-    }
 }
 
-/// Watches a path and, if it is or lies behind a symbolic link, the file that it leads to.
-fn watch_with_target(
-    path: &Path,
-    subscribe: impl Fn(&Path) -> Result<watcher::Subscription, BackendError>,
-) -> Result<WatchGuard, BackendError> {
-    let target = fs::canonicalize(path).ok().filter(|target| target != path);
-    let subscriptions = (
-        subscribe(path)?,
-        target.as_deref().map(subscribe).transpose()?,
-    );
-    Ok(WatchGuard(Box::new(subscriptions)))
+/// Explains why a file can't be watched.
+fn watch_error(source: impl Display, error: &notify::Error) -> BackendError {
+    let message = format!("can't watch its folder: {error}");
+    BackendError::new(ErrorKind::Unavailable, source, message)
 }
 
 /// Reads a manifest of at most `limit` bytes. Returns None if it is longer.
@@ -197,10 +156,9 @@ impl ManifestStore for FileStore {
         let store = self.clone();
         // One job for both: with many keyrings, the number of jobs dominates the start-up time.
         Box::pin(self.pool.run(move || {
-            // Before reading, and before the former guard is dropped, so that no change in between
-            // is missed.
-            let guard = store.watch_now(&on_change);
-            drop(former);
+            // Before reading, so that no change in between is missed.
+            let guard = files::watch(&store.path, former, &on_change)
+                .map_err(|error| watch_error(store.location(), &error));
             (store.read_now(limit).map(Bytes::from), guard)
         }))
     }
@@ -208,7 +166,7 @@ impl ManifestStore for FileStore {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, sync::mpsc, time::Duration};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -252,32 +210,5 @@ mod tests {
             0o640
         );
         assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
-    }
-
-    #[test]
-    fn a_write_a_rename_and_the_link_swap_of_kubernetes_are_noticed() {
-        let (folder, store) = store();
-        let at = |name: &str| folder.path().join(name);
-        fs::create_dir(at("..1")).expect("folder");
-        fs::write(at("..1/demo.json"), "one").expect("write");
-        symlink("..1", at("..data")).expect("link");
-        symlink("..data/demo.json", at("demo.json")).expect("link");
-        let (sender, events) = mpsc::channel();
-        let on_change: ChangeCallback = Arc::new(move || sender.send(()).expect("receiver"));
-        let _guard = store.watch_now(&on_change).expect("watch");
-        let wait_for_event = || {
-            events
-                .recv_timeout(Duration::from_secs(10))
-                .expect("an event");
-            while events.recv_timeout(Duration::from_millis(50)).is_ok() {}
-        };
-        symlink("..2", at("..data_tmp")).expect("link");
-        fs::rename(at("..data_tmp"), at("..data")).expect("rename");
-        wait_for_event();
-        fs::write(at("other"), "three").expect("write");
-        fs::rename(at("other"), at("demo.json")).expect("rename");
-        wait_for_event();
-        fs::write(at("demo.json"), "four").expect("write");
-        wait_for_event();
     }
 }

@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,13 +14,13 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::{watch_with_target, watcher};
+use super::watch_error;
 use crate::{
     backend::{
-        BackendError, ChangeCallback, ErrorKind, FetchOutcome, FetchedValue, HeldValue,
-        SecretProvider, VersionSelector, WatchGuard, blocking::BlockingPool,
+        BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, SecretProvider,
+        VersionSelector,
     },
-    files::folder_of,
+    files::{self, BlockingPool, ChangeCallback, WatchGuard},
 };
 
 /// A file that was modified more recently may still be incomplete.
@@ -174,21 +173,6 @@ impl FileSecret {
         })
     }
 
-    fn watch_now(&self, on_change: &ChangeCallback) -> Result<WatchGuard, BackendError> {
-        let failed = |error: notify::Error| {
-            let message = format!("can't watch its folder: {error}");
-            self.error(ErrorKind::Unavailable, message)
-        };
-        let subscribe = |path: &Path| {
-            if path.is_dir() {
-                return watcher::subscribe(path, None, Arc::clone(on_change)).map_err(failed);
-            }
-            let name = path.file_name().unwrap_or_default();
-            watcher::subscribe(folder_of(path), Some(name), Arc::clone(on_change)).map_err(failed)
-        };
-        watch_with_target(&self.path, subscribe)
-    }
-
     fn too_large(&self, limit: usize) -> BackendError {
         BackendError::secret_too_large(self.source(), limit)
     }
@@ -257,10 +241,9 @@ impl SecretProvider for FileSecret {
     ) -> BoxFuture<'_, Result<Option<WatchGuard>, BackendError>> {
         let secret = self.clone();
         Box::pin(self.pool.run(move || {
-            let guard = secret.watch_now(&on_change);
-            // Only now, so that no change in between is missed.
-            drop(former);
-            guard.map(Some)
+            files::watch(&secret.path, former, &on_change)
+                .map(Some)
+                .map_err(|error| watch_error(secret.source(), &error))
         }))
     }
 }

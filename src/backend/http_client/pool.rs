@@ -19,9 +19,9 @@ use hyper_util::{
 use tokio::{sync::Mutex, time::Instant};
 use tracing::{info, warn};
 
-use crate::backend::{
-    blocking::BlockingPool,
-    client_tls::{Identity, client_config},
+use crate::{
+    backend::client_tls::{Identity, client_config},
+    files::BlockingPool,
 };
 
 pub(super) type Pool = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;

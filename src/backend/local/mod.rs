@@ -15,10 +15,10 @@ use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
 pub use self::passphrase::PassphraseFile;
 
-use super::{BackendError, ErrorKind, Kek, blocking::BlockingPool, error::Failure};
+use super::{BackendError, ErrorKind, Kek, error::Failure};
 use crate::{
     crypto::{Dek, KEY_LEN, SecretKey, WrapContext, unwrap_dek, wrap_dek},
-    files::{self, Allowed, PrivateFileError, open_private, read_at_most},
+    files::{self, Allowed, BlockingPool, PrivateFileError, open_private, read_at_most},
 };
 
 /// The size limit of a KEK's file, in bytes.

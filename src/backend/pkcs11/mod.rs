@@ -20,10 +20,11 @@ use cryptoki::{
 use futures_util::future::BoxFuture;
 
 use self::{error::TokenError, token::Token, uri::KeyUri};
-use super::{BackendError, ErrorKind, Kek, blocking::BlockingPool};
+use super::{BackendError, ErrorKind, Kek};
 use crate::{
     config,
     crypto::{Dek, WrapContext},
+    files::BlockingPool,
     model::KekUri,
 };
 

@@ -12,8 +12,9 @@ use super::{
     token::{Auth, LoginResponse, Token, TokenLife},
 };
 use crate::{
-    backend::{ErrorKind, error::Failure, run_blocking},
+    backend::{ErrorKind, error::Failure},
     config::VaultLogin,
+    files::run_blocking,
 };
 
 /// The capacity of login requests, so that the buffer is never reallocated.

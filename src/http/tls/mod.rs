@@ -22,9 +22,9 @@ use self::{
 };
 use super::peer::ClientCertificate;
 use crate::{
-    backend::run_blocking,
     clock::Clock,
     config,
+    files::run_blocking,
     telemetry::Registry,
     wire::{
         CertificateNames,

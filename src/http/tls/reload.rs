@@ -11,7 +11,7 @@ use super::{
     Tls,
     material::{Material, TlsFiles, paths},
 };
-use crate::backend::{ChangeCallback, FileStore, WatchGuard, run_blocking};
+use crate::files::{ChangeCallback, WatchGuard, run_blocking, watch};
 
 /// How often the files are read without an event, for file systems that report none.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
@@ -152,14 +152,13 @@ impl FileWatches {
                     tls.request_reload();
                 }
             });
-            match FileStore::new(path.as_path())
-                .watch(guard.take(), changed)
-                .await
-            {
-                Ok(watch) => *guard = Some(watch),
+            let (watched, former) = (path.clone(), guard.take());
+            match run_blocking(move || watch(&watched, former, &changed)).await {
+                Ok(renewed) => *guard = Some(renewed),
                 Err(error) if !mem::replace(&mut self.has_warned, true) => {
                     warn!(
                         listener = tls.listener,
+                        file = %path.display(),
                         %error,
                         poll_interval = ?POLL_INTERVAL,
                         "can't watch TLS files; polling them instead"

@@ -1,16 +1,59 @@
-//! One file watcher for the whole process: the kernel limits the number per user
+//! Watches files. One watcher serves the whole process: the kernel limits the number per user
 //! (`fs.inotify.max_user_instances`).
 
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use crate::backend::ChangeCallback;
+use super::folder_of;
+
+/// Called when something that is watched may have changed.
+pub type ChangeCallback = Arc<dyn Fn() + Send + Sync>;
+
+/// Ends a watch when it is dropped.
+pub struct WatchGuard(#[expect(dead_code, reason = "held only to be dropped")] Box<dyn Send>);
+
+impl WatchGuard {
+    /// Returns a guard of a watch that ends when `held` is dropped.
+    pub fn new(held: impl Send + 'static) -> Self {
+        Self(Box::new(held))
+    }
+}
+
+/// Watches the file at `path` and, if it is or lies behind a symbolic link, the file that the link
+/// leads to. For a folder, watches every file in it. Blocks.
+///
+/// Ends the watch of the `former` guard, which this one replaces, only after it has begun, so that
+/// no change in between is missed.
+///
+/// # Errors
+/// The system can't watch the folder that contains the file.
+pub fn watch(
+    path: &Path,
+    former: Option<WatchGuard>,
+    on_change: &ChangeCallback,
+) -> notify::Result<WatchGuard> {
+    let target = fs::canonicalize(path).ok().filter(|target| target != path);
+    let subscribe = |path: &Path| {
+        if path.is_dir() {
+            return subscribe(path, None, Arc::clone(on_change));
+        }
+        let name = path.file_name().unwrap_or_default();
+        subscribe(folder_of(path), Some(name), Arc::clone(on_change))
+    };
+    let subscriptions = (
+        subscribe(path)?,
+        target.as_deref().map(subscribe).transpose()?,
+    );
+    drop(former);
+    Ok(WatchGuard::new(subscriptions))
+}
 
 /// The current watcher; it ends with its last subscription.
 static SHARED: Mutex<Weak<SharedWatcher>> = Mutex::new(Weak::new());
@@ -33,7 +76,7 @@ struct Subscriber {
 }
 
 /// Ends a subscription when it is dropped.
-pub(super) struct Subscription {
+struct Subscription {
     shared: Arc<SharedWatcher>,
     folder: PathBuf,
     id: u64,
@@ -41,7 +84,7 @@ pub(super) struct Subscription {
 
 /// Calls `on_change` when the file `name` in `folder` may have changed, or any file if `name` is
 /// `None`.
-pub(super) fn subscribe(
+fn subscribe(
     folder: &Path,
     name: Option<&OsStr>,
     on_change: ChangeCallback,
@@ -161,5 +204,39 @@ impl Drop for Subscription {
             // Fails only if the folder was removed, and with it the watch.
             let _ = watcher.unwatch(&self.folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::symlink, sync::mpsc, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn a_write_a_rename_and_the_link_swap_of_kubernetes_are_noticed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("..1")).expect("folder");
+        fs::write(at("..1/demo.json"), "one").expect("write");
+        symlink("..1", at("..data")).expect("link");
+        symlink("..data/demo.json", at("demo.json")).expect("link");
+        let (sender, events) = mpsc::channel();
+        let on_change: ChangeCallback = Arc::new(move || sender.send(()).expect("receiver"));
+        let _guard = watch(&at("demo.json"), None, &on_change).expect("watch");
+        let wait_for_event = || {
+            events
+                .recv_timeout(Duration::from_secs(10))
+                .expect("an event");
+            while events.recv_timeout(Duration::from_millis(50)).is_ok() {}
+        };
+        symlink("..2", at("..data_tmp")).expect("link");
+        fs::rename(at("..data_tmp"), at("..data")).expect("rename");
+        wait_for_event();
+        fs::write(at("other"), "three").expect("write");
+        fs::rename(at("other"), at("demo.json")).expect("rename");
+        wait_for_event();
+        fs::write(at("demo.json"), "four").expect("write");
+        wait_for_event();
     }
 }

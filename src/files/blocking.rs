@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 /// Runs the blocking work on one path or device, a few jobs at a time. A path that hangs occupies
 /// only these threads, no matter how many requests there are.
 #[derive(Debug, Clone)]
-pub(super) struct BlockingPool(Arc<Semaphore>);
+pub(crate) struct BlockingPool(Arc<Semaphore>);
 
 /// Concurrent jobs of all pools that a caller waits for. A start with many keyrings must not spawn
 /// a thread for each of them.
@@ -16,13 +16,13 @@ const MAX_AWAITED_JOBS: usize = 4;
 static AWAITED_JOBS: Semaphore = Semaphore::const_new(MAX_AWAITED_JOBS);
 
 impl BlockingPool {
-    pub(super) fn new(max_jobs: usize) -> Self {
+    pub(crate) fn new(max_jobs: usize) -> Self {
         Self(Arc::new(Semaphore::new(max_jobs)))
     }
 
     /// Runs `work` when its turn comes. A caller that stops waiting frees its share of
     /// `MAX_AWAITED_JOBS`, but the job counts against this pool until it has ended.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
