@@ -32,7 +32,7 @@ use crate::{
     http::{
         Tls,
         body::{BodyLimits, BodySize, BufferedBody, RequestBody},
-        connection::Handler,
+        connection::{Connection, Handler},
         peer::Peer,
         problem::Problem,
         response::{ResponseBody, ResponseStream},
@@ -148,18 +148,21 @@ impl Service {
     /// occur.
     async fn route(
         &self,
-        peer: &Peer,
+        connection: &Connection<Peer>,
         request: Request<Incoming>,
         start: Instant,
     ) -> Result<Response<ResponseBody>, Problem> {
+        let peer = &connection.peer;
         self.check_head(&request)?;
         peer.certificate.require()?;
         if let Some(token) = &peer.token {
             token.verify(request.headers())?;
+            if self.policy.knows(&peer.caller) {
+                connection.activity.recognize();
+            }
         }
         let (route, name) = self.find_route(&request)?;
         let (operation, served) = match route {
-            // Unauthorized callers must not pin a connection slot.
             Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
                 if !self.policy.knows(&peer.caller) =>
             {
@@ -385,15 +388,25 @@ impl Handler for Service {
         self.bodies.memory().is_contended()
     }
 
-    async fn respond(&self, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+    /// The holder of the token is known only once a request presents it.
+    fn knows(&self, peer: &Peer) -> bool {
+        peer.token.is_none() && self.policy.knows(&peer.caller)
+    }
+
+    async fn respond(
+        &self,
+        connection: &Connection<Peer>,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         let start = Instant::now();
-        let problem = match self.route(peer, request, start).await {
+        let problem = match self.route(connection, request, start).await {
             Ok(response) => return response,
             Err(problem) => problem,
         };
         count_other(&self.registry, problem.code.as_str());
         let resource = Resource::Other;
-        denial::record(&self.audit, &peer.caller, resource, problem.code, None);
+        let caller = &connection.peer.caller;
+        denial::record(&self.audit, caller, resource, problem.code, None);
         problem.into_response()
     }
 }

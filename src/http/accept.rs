@@ -16,6 +16,11 @@ pub(crate) trait PendingConnection: Send + 'static {
     type Io: ConnectionIo;
     type Peer: Send;
 
+    /// Returns the peer, where the kernel identifies it before the first byte.
+    fn peer(&self) -> Option<&Self::Peer> {
+        None
+    }
+
     /// Completes what precedes the first request, such as a TLS handshake. Returns None on failure.
     ///
     /// The peer sets the pace, so this runs in the connection's own task, and the caller must apply

@@ -2,20 +2,19 @@
 //!
 //! Requests only update counters here. The timers belong to the connection, so a request sets none.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use hyper::{StatusCode, Version};
+use hyper::Version;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
     time::{Instant, sleep},
 };
@@ -27,50 +26,80 @@ use crate::config::Timeouts;
 pub(crate) struct Activity {
     /// Requests whose head has arrived.
     heads: AtomicU64,
-    in_flight: AtomicU32,
+    /// Requests that have no response yet.
+    working: AtomicU32,
     /// Bytes have arrived since the last head.
     is_reading_head: AtomicBool,
     is_http2: AtomicBool,
-    /// At least one request passed authentication and policy.
-    is_authorized: AtomicBool,
-    /// Requests in flight whose responses are streamed.
+    /// The peer is authenticated, and some rule allows it something.
+    is_known: AtomicBool,
+    /// Requests whose responses are being streamed.
     streaming: AtomicU32,
     /// Counts chunks sent and reads received while any response is streamed.
     progress: AtomicU64,
-    /// Response bodies that the peer has not taken yet, by the epoch in which they were sent.
+    /// Whole responses that the peer has not taken yet, by the epoch in which they were ready.
     unsent: [AtomicU32; 2],
     /// Chunks of streamed responses that the peer has not taken yet, likewise.
     unsent_chunks: [AtomicU32; 2],
     epoch: AtomicUsize,
+    /// Bytes that the kernel has taken.
+    written: AtomicU64,
     evicted: Notify,
 }
 
 /// Marks a request as in flight until its response is complete or the connection is gone.
 pub(crate) struct RequestGuard {
     activity: Arc<Activity>,
-    is_streaming: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Working,
+    /// The peer must take the response, which was ready in this epoch.
+    Responded(usize),
+    /// The response may take any amount of time as long as it progresses.
+    Streaming,
+}
+
+impl Phase {
+    fn count(self, activity: &Activity) -> &AtomicU32 {
+        match self {
+            Self::Working => &activity.working,
+            Self::Responded(epoch) => &activity.unsent[epoch],
+            Self::Streaming => &activity.streaming,
+        }
+    }
 }
 
 impl RequestGuard {
-    /// Marks the response as streamed: it may take any amount of time as long as it progresses.
-    pub(crate) fn start_streaming(&mut self) {
-        self.is_streaming = true;
-        self.activity.streaming.fetch_add(1, Ordering::Relaxed);
+    /// Marks the response as ready: from now on, the peer sets the pace.
+    pub(crate) fn respond(&mut self, is_streamed: bool) {
+        let activity = &self.activity;
+        let next = if is_streamed {
+            Phase::Streaming
+        } else {
+            Phase::Responded(activity.epoch.load(Ordering::Relaxed))
+        };
+        next.count(activity).fetch_add(1, Ordering::Relaxed);
+        self.phase.count(activity).fetch_sub(1, Ordering::Relaxed);
+        self.phase = next;
     }
 
     pub(crate) fn is_streaming(&self) -> bool {
-        self.is_streaming
+        self.phase == Phase::Streaming
     }
 
     /// Counts a response body or chunk as unsent until the guard is dropped with the bytes.
     pub(crate) fn track_unsent(&self) -> UnsentGuard {
         let activity = &self.activity;
-        if self.is_streaming {
+        let is_chunk = self.is_streaming();
+        if is_chunk {
             activity.progress.fetch_add(1, Ordering::Relaxed);
         }
         let guard = UnsentGuard {
             activity: Arc::clone(activity),
-            is_chunk: self.is_streaming,
+            is_chunk,
             epoch: activity.epoch.load(Ordering::Relaxed),
         };
         guard.count().fetch_add(1, Ordering::Relaxed);
@@ -80,10 +109,8 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.is_streaming {
-            self.activity.streaming.fetch_sub(1, Ordering::Relaxed);
-        }
+        let count = self.phase.count(&self.activity);
+        count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -115,31 +142,40 @@ impl Activity {
     /// Records the head of a request.
     pub(crate) fn begin_request(self: &Arc<Self>, version: Version) -> RequestGuard {
         self.heads.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.working.fetch_add(1, Ordering::Relaxed);
         self.is_reading_head.store(false, Ordering::Relaxed);
         self.is_http2
             .store(version == Version::HTTP_2, Ordering::Relaxed);
         RequestGuard {
             activity: Arc::clone(self),
-            is_streaming: false,
+            phase: Phase::Working,
         }
     }
 
-    /// Records the status of a response.
-    pub(crate) fn responded(&self, status: StatusCode) {
-        if !is_open_to_anyone(status) {
-            self.is_authorized.store(true, Ordering::Relaxed);
+    /// Marks the peer as known: it is authenticated, and some rule allows it something.
+    pub(crate) fn recognize(&self) {
+        // Most requests find it set, and a load does not contend.
+        if !self.is_known() {
+            self.is_known.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether the connection may be closed for another one: no request on it was authorized, and
-    /// none is in flight.
-    pub(crate) fn is_evictable(&self) -> bool {
-        !self.is_authorized.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0
+    /// Whether the peer is known. Nothing that any other peer does protects its connection: not a
+    /// request in flight, and not a response that it does not take.
+    pub(crate) fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_streaming(&self) -> bool {
         self.streaming.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_responding(&self) -> bool {
+        let unsent = self
+            .unsent
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        self.is_streaming() || unsent.sum::<u32>() > 0
     }
 
     pub(crate) fn evict(&self) {
@@ -178,12 +214,13 @@ impl Activity {
             sleep(tick).await;
             let state = observe();
             let streaming = self.streaming.load(Ordering::Relaxed);
-            // A request whose response has not begun has a body timeout of its own.
-            if state != last || self.in_flight.load(Ordering::Relaxed) > streaming {
+            // A request without a response has a body timeout of its own.
+            if state != last || self.working.load(Ordering::Relaxed) > 0 {
                 (last, since) = (state, Instant::now());
                 continue;
             }
-            let is_between_requests = self.is_authorized.load(Ordering::Relaxed) && !state.1;
+            let (heads, is_reading_head, _) = state;
+            let is_between_requests = self.is_known() && heads > 0 && !is_reading_head;
             let limit = if is_between_requests || streaming > 0 {
                 limits.idle
             } else {
@@ -209,8 +246,31 @@ impl Activity {
         }
     }
 
+    /// Resolves once nothing has happened for between one and two times `grace`, except that the
+    /// peer does not take responses.
+    pub(crate) async fn left_alone(&self, grace: Duration) {
+        let mut written = self.written.load(Ordering::Relaxed);
+        loop {
+            sleep(grace).await;
+            let before = std::mem::replace(&mut written, self.written.load(Ordering::Relaxed));
+            let is_working = self.working.load(Ordering::Relaxed) > 0 || self.is_streaming();
+            let is_moving = written != before || self.is_reading_head.load(Ordering::Relaxed);
+            // A stranger could move without end.
+            if !(is_working || is_moving && self.is_known()) {
+                return;
+            }
+        }
+    }
+
+    /// Records that the kernel has taken `bytes`. Only the connection's own task calls this.
+    pub(super) fn wrote(&self, bytes: usize) {
+        let written = self.written.load(Ordering::Relaxed);
+        self.written
+            .store(written.wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+
     /// Records that bytes arrived.
-    fn received(&self) {
+    pub(super) fn received(&self) {
         // HTTP/2 also sends control frames, which show neither progress nor the start of a head.
         if self.is_http2.load(Ordering::Relaxed) {
             return;
@@ -218,213 +278,8 @@ impl Activity {
         if self.streaming.load(Ordering::Relaxed) > 0 {
             self.progress.fetch_add(1, Ordering::Relaxed);
         }
-        if self.in_flight.load(Ordering::Relaxed) == 0 {
+        if self.working.load(Ordering::Relaxed) == 0 && !self.is_responding() {
             self.is_reading_head.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-/// Whether anyone who can open a connection can cause this status.
-fn is_open_to_anyone(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::NOT_FOUND
-            | StatusCode::METHOD_NOT_ALLOWED
-            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-    )
-}
-
-/// Reports bytes that arrive on `io` to `activity`.
-pub(crate) struct WatchedIo<I> {
-    pub(crate) io: I,
-    pub(crate) activity: Arc<Activity>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for WatchedIo<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.activity.received();
-        }
-        polled
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for WatchedIo<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Timeouts = Timeouts {
-        header: Duration::from_secs(10),
-        body: Duration::from_secs(20),
-        idle: Duration::from_secs(300),
-        drain: Duration::from_secs(25),
-    };
-
-    /// Seconds until the connection expires under [`LIMITS`]; None if it outlives an hour.
-    async fn seconds_to_expiry(activity: &Activity, is_memory_contended: bool) -> Option<u64> {
-        let start = Instant::now();
-        let expired = activity.expired(&LIMITS, || is_memory_contended);
-        let expiry = tokio::time::timeout(Duration::from_secs(3600), expired).await;
-        expiry.ok().map(|()| start.elapsed().as_secs())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_is_closed_after_the_head_timeout() {
-        let activity = Arc::<Activity>::default();
-        let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
-        assert!((10..=15).contains(&seconds), "{seconds}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_authorized_peer_may_stay_idle_between_requests() {
-        let activity = Arc::<Activity>::default();
-        drop(activity.begin_request(Version::HTTP_11));
-        activity.responded(StatusCode::OK);
-        let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
-        assert!((300..=305).contains(&seconds), "{seconds}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_authorized_peer_that_starts_a_head_must_finish_it_in_time() {
-        let activity = Arc::<Activity>::default();
-        drop(activity.begin_request(Version::HTTP_11));
-        activity.responded(StatusCode::OK);
-        activity.received();
-        let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
-        assert!((10..=15).contains(&seconds), "{seconds}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_in_flight_keeps_its_connection() {
-        let activity = Arc::<Activity>::default();
-        let _request = activity.begin_request(Version::HTTP_11);
-        assert_eq!(seconds_to_expiry(&activity, false).await, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_unsent_response_closes_the_connection() {
-        let activity = Arc::<Activity>::default();
-        let request = activity.begin_request(Version::HTTP_11);
-        let _unsent = request.track_unsent();
-        let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
-        assert!((20..=40).contains(&seconds), "{seconds}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_response_that_was_sent_is_not_held_against_the_peer() {
-        let activity = Arc::<Activity>::default();
-        let request = activity.begin_request(Version::HTTP_11);
-        drop(request.track_unsent());
-        assert_eq!(seconds_to_expiry(&activity, true).await, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_stream_is_closed_only_while_memory_is_contended() {
-        let activity = Arc::<Activity>::default();
-        let mut request = activity.begin_request(Version::HTTP_11);
-        request.start_streaming();
-        let _chunk = request.track_unsent();
-        let idle = seconds_to_expiry(&activity, false).await.expect("expires");
-        assert!((300..=305).contains(&idle), "only the idle limit: {idle}");
-        let contended = seconds_to_expiry(&activity, true).await.expect("expires");
-        assert!((20..=40).contains(&contended), "{contended}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_that_progresses_is_never_idle() {
-        let activity = Arc::<Activity>::default();
-        let mut request = activity.begin_request(Version::HTTP_11);
-        request.start_streaming();
-        let sending = async {
-            loop {
-                sleep(Duration::from_secs(200)).await;
-                drop(request.track_unsent());
-            }
-        };
-        tokio::select! {
-            expired = seconds_to_expiry(&activity, false) => assert_eq!(expired, None),
-            () = sending => {}
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn control_frames_of_http2_are_not_progress() {
-        let activity = Arc::<Activity>::default();
-        let mut request = activity.begin_request(Version::HTTP_2);
-        request.start_streaming();
-        let pinging = async {
-            loop {
-                sleep(Duration::from_secs(100)).await;
-                activity.received();
-            }
-        };
-        tokio::select! {
-            expired = seconds_to_expiry(&activity, false) => assert!(expired.is_some()),
-            () = pinging => {}
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn eviction_closes_at_once() {
-        let activity = Arc::<Activity>::default();
-        activity.evict();
-        assert_eq!(seconds_to_expiry(&activity, false).await, Some(0));
-    }
-
-    #[test]
-    fn only_an_authorized_response_or_a_request_in_flight_protects_from_eviction() {
-        let activity = Arc::<Activity>::default();
-        assert!(activity.is_evictable());
-        let request = activity.begin_request(Version::HTTP_11);
-        assert!(!activity.is_evictable(), "a request is in flight");
-        drop(request);
-        for status in [
-            StatusCode::UNAUTHORIZED,
-            StatusCode::FORBIDDEN,
-            StatusCode::NOT_FOUND,
-        ] {
-            activity.responded(status);
-            assert!(activity.is_evictable(), "{status}");
-        }
-        activity.responded(StatusCode::BAD_REQUEST);
-        assert!(!activity.is_evictable());
     }
 }

@@ -96,7 +96,8 @@ impl Admission {
     }
 
     /// Returns a slot, if necessary that of an evictable connection. Returns None if there is none.
-    pub(crate) fn slot(self: &Arc<Self>) -> Option<ConnectionSlot> {
+    /// A known peer's connection never gives way.
+    pub(crate) fn slot(self: &Arc<Self>, is_known: bool) -> Option<ConnectionSlot> {
         let permit = match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(permit) => SlotPermit::Held(permit),
             Err(_) if self.connections.evict_oldest() => {
@@ -105,6 +106,9 @@ impl Admission {
             Err(_) => return None,
         };
         let activity = Arc::<Activity>::default();
+        if is_known {
+            activity.recognize();
+        }
         // Enqueued now rather than in the connection's task, so that it can be evicted before that
         // task first runs.
         let ticket = self.connections.push(&activity);
@@ -185,13 +189,10 @@ impl ConnectionQueue {
         }
     }
 
-    /// Evicts the oldest evictable connection. Returns whether there was one.
+    /// Evicts the oldest connection whose peer is not known. Returns whether there was one.
     fn evict_oldest(&self) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = queue
-            .iter()
-            .position(|(_, activity)| activity.is_evictable())
-        else {
+        let Some(at) = queue.iter().position(|(_, activity)| !activity.is_known()) else {
             return false;
         };
         if let Some((_, activity)) = queue.remove(at) {
@@ -203,7 +204,7 @@ impl ConnectionQueue {
 
 #[cfg(test)]
 mod tests {
-    use hyper::{StatusCode, Version};
+    use hyper::Version;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
         time::Instant,
@@ -222,52 +223,55 @@ mod tests {
         }
     }
 
-    fn authorize(slot: &ConnectionSlot) {
-        slot.activity.responded(StatusCode::OK);
-    }
-
     #[tokio::test]
     async fn a_free_slot_is_granted_and_freed_on_drop() {
         let admission = Admission::new(1);
-        let slot = admission.slot().expect("free");
+        let slot = admission.slot(true).expect("free");
         assert!(!slot.has_evicted());
-        authorize(&slot);
-        assert!(admission.slot().is_none(), "all slots are in use");
+        for is_known in [false, true] {
+            assert!(admission.slot(is_known).is_none(), "all slots are in use");
+        }
         drop(slot);
-        assert!(!admission.slot().expect("free again").has_evicted());
+        let slot = admission.slot(true).expect("free again");
+        assert!(!slot.has_evicted());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_unauthorized_connection_gives_way() {
-        let admission = Admission::new(3);
-        let authorized = admission.slot().expect("free");
-        authorize(&authorized);
-        let (older, newer) = (admission.slot(), admission.slot());
+    async fn the_oldest_connection_of_a_stranger_gives_way() {
+        let admission = Admission::new(4);
+        let _known = admission.slot(true).expect("free");
+        let recognized = admission.slot(false).expect("free");
+        recognized.activity.recognize();
+        let (older, newer) = (admission.slot(false), admission.slot(false));
         let (older, newer) = (older.expect("free"), newer.expect("free"));
-        let slot = admission.slot().expect("taken over");
+        let slot = admission.slot(true).expect("taken over");
         assert!(slot.has_evicted());
         older.activity.evicted().await;
         drop(older);
-        slot.acquired().await.expect("the evicted one closed");
-        assert!(newer.activity.is_evictable());
+        let _slot = slot.acquired().await.expect("the evicted one closed");
+        let another = admission.slot(false).expect("taken over");
+        newer.activity.evicted().await;
+        drop(newer);
+        another.acquired().await.expect("the evicted one closed");
     }
 
-    #[tokio::test]
-    async fn a_connection_with_a_request_in_flight_is_not_evicted() {
+    #[tokio::test(start_paused = true)]
+    async fn nothing_that_a_stranger_does_protects_a_connection() {
         let admission = Admission::new(1);
-        let slot = admission.slot().expect("free");
-        let request = slot.activity.begin_request(Version::HTTP_11);
-        assert!(admission.slot().is_none());
-        drop(request);
-        assert!(admission.slot().is_some());
+        let stranger = admission.slot(false).expect("free");
+        let mut untaken = stranger.activity.begin_request(Version::HTTP_2);
+        untaken.respond(false);
+        let _unanswered = stranger.activity.begin_request(Version::HTTP_2);
+        assert!(admission.slot(false).expect("taken over").has_evicted());
+        stranger.activity.evicted().await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_an_evicted_connection_has_a_limit() {
         let admission = Admission::new(1);
-        let _evicted = admission.slot().expect("free");
+        let _evicted = admission.slot(false).expect("free");
         let start = Instant::now();
-        let slot = admission.slot().expect("taken over");
+        let slot = admission.slot(true).expect("taken over");
         assert!(slot.acquired().await.is_none());
         assert_eq!(start.elapsed(), REFUSAL_TIMEOUT);
     }
@@ -275,9 +279,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_waiting_connection_can_be_evicted_itself() {
         let admission = Admission::new(1);
-        let evicted = admission.slot().expect("free");
-        let waiting = admission.slot().expect("taken over");
-        let newest = admission.slot().expect("taken over");
+        let evicted = admission.slot(false).expect("free");
+        let waiting = admission.slot(false).expect("taken over");
+        let newest = admission.slot(true).expect("taken over");
         assert!(waiting.acquired().await.is_none());
         drop(evicted);
         newest.acquired().await.expect("acquired");

@@ -8,16 +8,17 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::time::sleep;
+use tokio::{task::yield_now, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
     accept::{ConnectionIo, Listener, PendingConnection},
-    activity::{Activity, WatchedIo},
+    activity::Activity,
     admission::{Admission, ConnectionSlot},
     metrics::ConnectionMetrics,
     response::ResponseBody,
+    watched_io::WatchedIo,
 };
 use crate::config::{Limits, Timeouts};
 
@@ -25,15 +26,21 @@ use crate::config::{Limits, Timeouts};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How much of an oversized head is read, in multiples of its limit, so that it gets a response.
 const HEAD_SLACK: usize = 4;
+/// How long a drain waits for a peer that does not take its responses.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Answers the requests of a listener.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// What is known of a connection's peer.
     type Peer: Send + Sync + 'static;
 
+    /// Whether the peer is known by the connection alone, before its first request.
+    fn knows(&self, peer: &Self::Peer) -> bool;
+
+    /// Responds to a request. Recognizes the peer where only a request can show who it is.
     fn respond(
         &self,
-        peer: &Self::Peer,
+        connection: &Connection<Self::Peer>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<ResponseBody>> + Send;
 
@@ -41,6 +48,12 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn is_memory_contended(&self) -> bool {
         false
     }
+}
+
+/// What a connection's requests have in common.
+pub(crate) struct Connection<P> {
+    pub(crate) peer: P,
+    pub(crate) activity: Arc<Activity>,
 }
 
 /// Accepts the connections of a listener and serves them.
@@ -88,7 +101,12 @@ impl<H: Handler> Acceptor<H> {
                 () = self.draining.cancelled() => return,
             };
             match accepted {
-                Ok(pending) => self.admit(pending),
+                // A new connection is served before later ones can displace it.
+                Ok(pending) => {
+                    if self.admit(pending) {
+                        yield_now().await;
+                    }
+                }
                 Err(error) if is_about_one_connection(&error) => {
                     debug!(%error, "connection closed before it was accepted")
                 }
@@ -106,9 +124,12 @@ impl<H: Handler> Acceptor<H> {
         self.tasks.wait().await;
     }
 
-    fn admit(self: &Arc<Self>, pending: impl PendingConnection<Peer = H::Peer>) {
-        let slot = self.admission.slot();
-        if slot.as_ref().is_none_or(ConnectionSlot::has_evicted) {
+    /// Returns whether another connection had to give way, or this one was refused.
+    fn admit(self: &Arc<Self>, pending: impl PendingConnection<Peer = H::Peer>) -> bool {
+        let is_known = pending.peer().is_some_and(|peer| self.handler.knows(peer));
+        let slot = self.admission.slot(is_known);
+        let is_full = slot.as_ref().is_none_or(ConnectionSlot::has_evicted);
+        if is_full {
             self.metrics.refused.increment(1);
         }
         let acceptor = Arc::clone(self);
@@ -124,6 +145,7 @@ impl<H: Handler> Acceptor<H> {
                 acceptor.metrics.open.decrement(1);
             }
         });
+        is_full
     }
 
     /// Establishes a connection within the time limit of a request's head. Until then, the
@@ -143,14 +165,20 @@ impl<H: Handler> Acceptor<H> {
 
     async fn serve(&self, io: impl ConnectionIo, peer: H::Peer, slot: ConnectionSlot) {
         let activity = &slot.activity;
-        let shared = Arc::new((Arc::clone(&self.handler), peer, Arc::clone(activity)));
+        if self.handler.knows(&peer) {
+            activity.recognize();
+        }
+        let connection = Connection {
+            peer,
+            activity: Arc::clone(activity),
+        };
+        let shared = Arc::new((Arc::clone(&self.handler), connection));
         let service = service_fn(move |request: Request<Incoming>| {
             let shared = Arc::clone(&shared);
-            let guard = shared.2.begin_request(request.version());
+            let guard = shared.1.activity.begin_request(request.version());
             async move {
-                let (handler, peer, activity) = &*shared;
-                let response = handler.respond(peer, request).await;
-                activity.responded(response.status());
+                let (handler, connection) = &*shared;
+                let response = handler.respond(connection, request).await;
                 Ok::<_, Infallible>(response.map(|body| body.guarded_by(guard)))
             }
         });
@@ -172,7 +200,13 @@ impl<H: Handler> Acceptor<H> {
                     break;
                 }
                 Some(interruption) = interruptions.next() => match interruption {
-                    Interruption::Drain => connection.as_mut().graceful_shutdown(),
+                    Interruption::Drain => {
+                        connection.as_mut().graceful_shutdown();
+                        interruptions.push(Box::pin(async {
+                            activity.left_alone(DRAIN_GRACE).await;
+                            Interruption::Close
+                        }));
+                    }
                     Interruption::Close => break,
                 },
             }

@@ -39,6 +39,10 @@ impl PendingConnection for (UnixStream, Peer) {
     type Io = UnixStream;
     type Peer = Peer;
 
+    fn peer(&self) -> Option<&Peer> {
+        Some(&self.1)
+    }
+
     async fn establish(self) -> Option<Self> {
         Some(self)
     }

@@ -20,6 +20,7 @@ pub(crate) mod tls;
 pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod transport;
+pub(crate) mod watched_io;
 
 pub use self::{
     problem::Problem,

@@ -30,11 +30,10 @@ enum Content {
 }
 
 impl ResponseBody {
-    /// Ties the body to its request, so that unsent bytes count against the connection.
+    /// Ties the body to its request, so that a response that is not taken counts against the
+    /// connection.
     pub(crate) fn guarded_by(mut self, mut guard: RequestGuard) -> Self {
-        if matches!(self.content, Some(Content::Chunks(_))) {
-            guard.start_streaming();
-        }
+        guard.respond(matches!(self.content, Some(Content::Chunks(_))));
         self.guard = Some(guard);
         self
     }
@@ -292,6 +291,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_body_counts_as_unsent_until_it_is_dropped() {
+        let activity = Arc::<Activity>::default();
+        let guard = activity.begin_request(Version::HTTP_2);
+        let body = ResponseBody::from(vec![7; 1]).guarded_by(guard);
+        assert!(is_stalled(&activity).await);
+        drop(body);
+        assert!(!is_stalled(&activity).await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn large_bodies_and_all_chunks_count_as_unsent_until_they_are_dropped() {
         for (body, is_tracked) in [
             (ResponseBody::from(vec![7; UNTRACKED + 1]), true),
@@ -302,6 +311,7 @@ mod tests {
             let guard = activity.begin_request(Version::HTTP_11);
             let mut body = body.guarded_by(guard);
             let frame = next(&mut body).await.expect("a frame").expect("no error");
+            drop(body);
             assert_eq!(is_stalled(&activity).await, is_tracked);
             drop(frame);
             assert!(!is_stalled(&activity).await);

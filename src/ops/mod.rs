@@ -25,7 +25,7 @@ use crate::{
     config::{Limits, Timeouts},
     crypto::lock_report,
     http::{
-        connection::{Acceptor, Handler},
+        connection::{Acceptor, Connection, Handler},
         listeners::OpsListener,
         metrics::ConnectionMetrics,
         peer::ClientCertificate,
@@ -46,7 +46,8 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const MAX_CONNECTIONS: usize = 64;
 /// The longest request body: more than any name and version need.
 const MAX_BODY: usize = 16 << 10;
-/// How long a head or body may take. Scrapers and probes send both at once.
+/// How long a head or body may take, and up to twice as long, how long a response may be left
+/// unread. Scrapers and probes send and read at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const KEY_MEMORY: &str = "sidekey_key_memory_bytes";
 const BUILD: &str = "sidekey_build_info";
@@ -136,6 +137,7 @@ impl OpsServer {
         };
         let timeouts = Timeouts {
             header: REQUEST_TIMEOUT,
+            body: REQUEST_TIMEOUT,
             ..Timeouts::default()
         };
         let metrics = ConnectionMetrics::new(&self.parts.registry, "ops");
@@ -237,15 +239,20 @@ impl OpsServer {
 impl Handler for OpsServer {
     type Peer = ClientCertificate;
 
+    /// Without a certificate, anyone may ask, and no one is known.
+    fn knows(&self, certificate: &ClientCertificate) -> bool {
+        *certificate == ClientCertificate::Accepted
+    }
+
     async fn respond(
         &self,
-        certificate: &ClientCertificate,
+        connection: &Connection<ClientCertificate>,
         request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
         // Always read: a client whose body is left unread may see a reset instead of the response.
         let response = match read(body).await {
-            Ok(body) => self.route(*certificate, &head, &body),
+            Ok(body) => self.route(connection.peer, &head, &body),
             Err(problem) => Err(problem),
         };
         response.unwrap_or_else(Problem::into_response)

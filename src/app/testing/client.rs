@@ -110,8 +110,32 @@ impl Client {
     }
 
     pub(super) async fn http2(socket: &Path, time: Arc<Time>) -> Self {
-        let stream = TokioIo::new(UnixStream::connect(socket).await.expect("connected"));
-        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), stream)
+        let stream = UnixStream::connect(socket).await.expect("connected");
+        Self::on_http2(
+            stream,
+            &conn::http2::Builder::new(TokioExecutor::new()),
+            time,
+        )
+        .await
+    }
+
+    /// An HTTP/2 connection whose client takes heads of responses but no body.
+    pub(super) async fn taking_no_body(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        time: Arc<Time>,
+    ) -> Self {
+        let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(0);
+        Self::on_http2(stream, &builder, time).await
+    }
+
+    async fn on_http2(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        builder: &conn::http2::Builder<TokioExecutor>,
+        time: Arc<Time>,
+    ) -> Self {
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
             .await
             .expect("a handshake");
         tokio::spawn(connection);

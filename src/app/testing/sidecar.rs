@@ -1,7 +1,10 @@
 use std::{future::pending, net::SocketAddr, path::Path, sync::Arc};
 
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Client, RawConnection, time::Time};
@@ -26,6 +29,27 @@ impl TestApp {
     /// Opens an HTTP/2 connection to the Unix socket.
     pub(crate) async fn http2(&self) -> Client {
         Client::http2(self.socket(), Arc::clone(&self.time)).await
+    }
+
+    /// Opens an HTTP/2 connection to the Unix socket, whose client takes no response's body.
+    pub(crate) async fn client_taking_no_body(&self) -> Client {
+        let stream = UnixStream::connect(self.socket()).await.expect("connected");
+        Client::taking_no_body(stream, Arc::clone(&self.time)).await
+    }
+
+    /// Like [`Self::client_taking_no_body`], to the TCP listener.
+    pub(crate) async fn tcp_client_taking_no_body(&self) -> Client {
+        let address = self.tcp().expect("the config has a TCP listener");
+        let stream = TcpStream::connect(address).await.expect("connected");
+        Client::taking_no_body(stream, Arc::clone(&self.time)).await
+    }
+
+    /// Like [`Self::client_taking_no_body`], to the ops listener.
+    pub(crate) async fn ops_client_taking_no_body(&self) -> Client {
+        let stream = TcpStream::connect(self.bound.ops())
+            .await
+            .expect("connected");
+        Client::taking_no_body(stream, Arc::clone(&self.time)).await
     }
 
     /// Opens an HTTP/1.1 connection to the TCP listener.

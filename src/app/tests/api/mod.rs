@@ -6,6 +6,7 @@ mod bad_input;
 mod batches;
 mod listeners;
 mod operations;
+mod strangers;
 mod streams;
 
 use crate::{
