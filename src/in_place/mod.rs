@@ -3,11 +3,13 @@
 //! A file is replaced atomically, and a ciphertext that fails stays as it is. No key and no
 //! plaintext passes through here. docs/scan.md specifies which files are changed, and how.
 
+mod file;
 mod replacement;
 mod rewrite;
 mod segments;
 mod sidecar;
 mod source;
+mod survey;
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +18,10 @@ use std::{
 
 pub use sidecar::Sidecar;
 
-use self::{replacement::Leftover, rewrite::Rewrite};
+use self::{
+    file::{Failures, FileRewrap},
+    replacement::Leftover,
+};
 use crate::{
     client::SidecarError,
     scan::{Progress, Visit, walk},
@@ -92,51 +97,22 @@ pub async fn rewrap(
     // A path may be given twice.
     let roots: BTreeSet<&PathBuf> = paths.iter().collect();
     for visit in roots.into_iter().flat_map(|root| walk(root, false)) {
-        let (path, len) = match visit {
-            Visit::File(path, len) => (path, len),
-            Visit::Skipped(path, what) => {
-                report.skipped.push((path, what));
-                continue;
-            }
-            Visit::Pipe(path) => {
-                report.add_failure(Failure {
-                    path,
-                    line: None,
-                    code: "unreadable".into(),
-                    message: "a pipe, not a file".into(),
-                });
-                continue;
-            }
-            // Removed since the folder was read, because its original was rewrapped again.
-            Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => {
-                continue;
-            }
-            Visit::Failed(path, reason) => {
-                report.add_failure(Failure {
-                    path,
-                    line: None,
-                    code: "unreadable".into(),
-                    message: reason,
-                });
-                continue;
-            }
-        };
-        if replacement::is_temporary(&path) {
-            remove_temporary(&path, is_dry_run, &mut report);
+        let Some((path, len)) = file_to_examine(visit, is_dry_run, &mut report) else {
             continue;
-        }
+        };
         progress(Progress::Found(len));
         report.examined += 1;
         let mut counts = report.counts;
-        let failures = &mut |failure| report.add_failure(failure);
-        let rewrite = Rewrite {
-            path: &path,
+        let file = FileRewrap {
             active,
             is_dry_run,
             progress: &progress,
-            failures,
+            failures: Failures {
+                path: &path,
+                report: &mut |failure| report.add_failure(failure),
+            },
         };
-        let result = rewrite.run(sidecar, &mut counts).await;
+        let result = file.run(sidecar, &mut counts).await;
         report.counts = counts;
         match result {
             Ok(0) => {}
@@ -150,6 +126,23 @@ pub async fn rewrap(
     report.changed.sort();
     report.skipped.sort();
     Ok(report)
+}
+
+/// Returns the path and length of a file that can contain ciphertexts of an application. Reports
+/// everything else.
+fn file_to_examine(visit: Visit, is_dry_run: bool, report: &mut Report) -> Option<(PathBuf, u64)> {
+    match visit {
+        Visit::File(path, _) if replacement::is_temporary(&path) => {
+            remove_temporary(&path, is_dry_run, report);
+        }
+        Visit::File(path, len) => return Some((path, len)),
+        Visit::Skipped(path, what) => report.skipped.push((path, what)),
+        Visit::Pipe(path) => report.add_unreadable(path, "a pipe, not a file".into()),
+        // Removed since the folder was read, because its original was rewrapped again.
+        Visit::Failed(path, _) if replacement::is_temporary(&path) && !path.exists() => {}
+        Visit::Failed(path, reason) => report.add_unreadable(path, reason),
+    }
+    None
 }
 
 fn remove_temporary(path: &Path, is_dry_run: bool, report: &mut Report) {
@@ -173,6 +166,15 @@ fn remove_temporary(path: &Path, is_dry_run: bool, report: &mut Report) {
 }
 
 impl Report {
+    fn add_unreadable(&mut self, path: PathBuf, message: String) {
+        self.add_failure(Failure {
+            path,
+            line: None,
+            code: "unreadable".into(),
+            message,
+        });
+    }
+
     fn add_failure(&mut self, failure: Failure) {
         self.failed += 1;
         if self.failures.len() < MAX_FAILURES {

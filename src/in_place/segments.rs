@@ -191,6 +191,11 @@ fn split(window: &[u8], is_last: bool, segments: &mut Vec<Segment>) -> usize {
     end
 }
 
+/// Returns the length of a ciphertext's text form without the prefix.
+pub(super) fn text_len(range: &Range<usize>) -> usize {
+    range.len() - TEXT_NEEDLE.len()
+}
+
 pub(super) fn peek_text(text: &[u8]) -> Option<Peek> {
     let mut bytes = [0; PEEK_LEN];
     URL_SAFE_NO_PAD

@@ -226,13 +226,13 @@ impl Sidecar {
         while let Some(frame) = body.frame().await {
             // A stream is decrypted chunk by chunk, so a damaged chunk aborts a response that has
             // begun.
-            let broke_off = |error: hyper::Error| {
+            let aborted = |error: hyper::Error| {
                 SingleError::Item(ItemError {
                     code: "answer_broke_off".into(),
                     message: format!("the response was aborted, as for a damaged chunk: {error}"),
                 })
             };
-            if let Ok(data) = frame.map_err(broke_off)?.into_data() {
+            if let Ok(data) = frame.map_err(aborted)?.into_data() {
                 first.extend_from_slice(
                     &data[..data.len().min(PEEK_LEN.saturating_sub(first.len()))],
                 );
