@@ -202,33 +202,9 @@ impl Supervisor {
                 received = signals.next() => match received {
                     Received::Forward(SignalName(signal)) => self.forward(signal, &program),
                     Received::Child => {
-                        let restarts = self.kill_at.is_some() && !self.stop_requested;
-                        if restarts && program.has_exited() {
-                            // Remaining children would hold ports and files, and keep outdated
-                            // secrets.
-                            program.signal_group(Signal::KILL);
-                        }
-                        match program.reap() {
-                            Some(ProcessStatus::Exited { code })
-                                if restarts && !was_interrupted(code) =>
-                            {
-                                if let Ok(true) = changes.has_changed() {
-                                    let values = Arc::clone(&changes.borrow_and_update());
-                                    self.change(values, &program, Attempt::First);
-                                }
-                                match self.restart(signals).await? {
-                                    ControlFlow::Continue(next) => program = next,
-                                    ControlFlow::Break(exit) => return Ok(exit),
-                                }
-                            }
-                            Some(ProcessStatus::Exited { code }) => {
-                                self.terminal.take_back(program.pid());
-                                return Ok(code);
-                            }
-                            Some(ProcessStatus::Stopped(signal)) => {
-                                self.suspend(signal, &program);
-                            }
-                            None => {}
+                        let reaped = self.reap(&mut program, signals, &mut changes);
+                        if let ControlFlow::Break(exit) = reaped.await? {
+                            return Ok(exit);
                         }
                     }
                 },
@@ -240,17 +216,56 @@ impl Supervisor {
                     let values = Arc::clone(&changes.borrow_and_update());
                     self.change(values, &program, Attempt::Retry);
                 }
-                () = at(kill_at) => {
-                    let grace = self.plan.grace;
-                    self.kill_at = kill_at.map(|at| at + grace.max(Duration::from_secs(1)));
-                    log(format_args!(
-                        "the program did not exit within {}; killing it",
-                        humantime::format_duration(grace)
-                    ));
-                    program.signal_group(Signal::KILL);
-                }
+                () = at(kill_at) => self.kill(&program),
             }
         }
+    }
+
+    /// Handles the end or stop of a process. Returns the exit code once the program has exited and
+    /// is not restarted.
+    async fn reap(
+        &mut self,
+        program: &mut Program,
+        signals: &mut Signals,
+        changes: &mut watch::Receiver<Arc<Values>>,
+    ) -> Result<ControlFlow<u8>, ExecError> {
+        let restarts = self.kill_at.is_some() && !self.stop_requested;
+        if restarts && program.has_exited() {
+            // Remaining children would hold ports and files, and keep outdated secrets.
+            program.signal_group(Signal::KILL);
+        }
+        match program.reap() {
+            Some(ProcessStatus::Exited { code }) if restarts && !was_interrupted(code) => {
+                if let Ok(true) = changes.has_changed() {
+                    let values = Arc::clone(&changes.borrow_and_update());
+                    self.change(values, program, Attempt::First);
+                }
+                match self.restart(signals).await? {
+                    ControlFlow::Continue(next) => *program = next,
+                    ControlFlow::Break(exit) => return Ok(ControlFlow::Break(exit)),
+                }
+            }
+            Some(ProcessStatus::Exited { code }) => {
+                self.terminal.take_back(program.pid());
+                return Ok(ControlFlow::Break(code));
+            }
+            Some(ProcessStatus::Stopped(signal)) => self.suspend(signal, program),
+            None => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Kills a program that did not exit for a restart.
+    fn kill(&mut self, program: &Program) {
+        let grace = self.plan.grace;
+        self.kill_at = self
+            .kill_at
+            .map(|at| at + grace.max(Duration::from_secs(1)));
+        log(format_args!(
+            "the program did not exit within {}; killing it",
+            humantime::format_duration(grace)
+        ));
+        program.signal_group(Signal::KILL);
     }
 
     fn forward(&mut self, signal: Signal, program: &Program) {
@@ -299,16 +314,9 @@ impl Supervisor {
             return;
         }
         // Staged first, so that the program is never stopped for values that it can't start with.
-        let staged = match self.plan.on_change {
-            OnChange::Restart => self.staging.stage_for_start(&self.plan, values),
-            OnChange::Ignore | OnChange::Signal(_) => self
-                .staging
-                .stage(&self.plan, values)
-                .and_then(|()| self.staging.commit())
-                .map_err(ExecError::from),
-        };
-        if let Err(error) = staged {
-            if attempt == Attempt::First {
+        match self.stage(values) {
+            Ok(()) => self.apply(&changed, program),
+            Err(error) if attempt == Attempt::First => {
                 let retry = if self.staging.retry_at().is_some() {
                     "; retrying"
                 } else {
@@ -323,8 +331,23 @@ impl Supervisor {
                     "{changed} changed: {error}; the program {consequence}{retry}"
                 ));
             }
-            return;
+            Err(_) => {}
         }
+    }
+
+    fn stage(&mut self, values: Arc<Values>) -> Result<(), ExecError> {
+        match self.plan.on_change {
+            OnChange::Restart => self.staging.stage_for_start(&self.plan, values),
+            OnChange::Ignore | OnChange::Signal(_) => self
+                .staging
+                .stage(&self.plan, values)
+                .and_then(|()| self.staging.commit())
+                .map_err(ExecError::from),
+        }
+    }
+
+    /// Tells the program of staged values, by the signal or restart that the plan specifies.
+    fn apply(&mut self, changed: &str, program: &Program) {
         match self.plan.on_change {
             OnChange::Ignore => {}
             OnChange::Signal(signal) => {
