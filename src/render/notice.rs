@@ -137,6 +137,20 @@ impl Notifier {
         });
     }
 
+    fn command(&self, program: &str, arguments: &[String]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("SIDEKEY_RENDERED", &self.render.settings.file)
+            // The command must not talk to the service manager for the sidecar.
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        command
+    }
+
     async fn run_command(
         &self,
         argv: &[String],
@@ -145,17 +159,8 @@ impl Notifier {
         let Some((program, arguments)) = argv.split_first() else {
             unreachable!("the config requires a program")
         };
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("SIDEKEY_RENDERED", &self.render.settings.file)
-            // The command must not talk to the service manager on our behalf.
-            .env_remove("NOTIFY_SOCKET")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
-        let child = command
+        let child = self
+            .command(program, arguments)
             .spawn()
             .map_err(|error| failed("failed", format!("can't start {program}: {error}")))?;
         let mut running = RunningCommand::new(child);

@@ -45,24 +45,24 @@ impl Target {
         render: &config::Render,
         bytes: &[u8],
     ) -> Result<bool, RenderFailure> {
+        self.write_if_outdated(render, bytes)
+            .map_err(|message| RenderFailure {
+                reason: "write",
+                message: format!("{}: {message}", render.file.display()),
+            })
+    }
+
+    fn write_if_outdated(&mut self, render: &config::Render, bytes: &[u8]) -> Result<bool, String> {
         let path = &render.file;
-        let failed = |message: String| RenderFailure {
-            reason: "write",
-            message: format!("{}: {message}", path.display()),
-        };
         let parent = path.parent().unwrap_or(Path::new("/"));
         let parent_metadata = parent.metadata().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => failed(format!(
-                "the directory {} is missing; create it",
-                parent.display()
-            )),
-            _ => failed(format!(
-                "can't access the directory {}: {error}",
-                parent.display()
-            )),
+            ErrorKind::NotFound => {
+                format!("the directory {} is missing; create it", parent.display())
+            }
+            _ => format!("can't access the directory {}: {error}", parent.display()),
         })?;
         let wanted = Attributes::new(render, &parent_metadata);
-        if self.is_up_to_date(path, &wanted, bytes).map_err(failed)? {
+        if self.is_up_to_date(path, &wanted, bytes)? {
             if let Err(error) = files::remove_leftover(path) {
                 warn!(
                     file = %path.display(),
@@ -72,33 +72,7 @@ impl Target {
             return Ok(false);
         }
         self.last = None;
-        let cant_open = |error| {
-            failed(format!(
-                "can't open the directory {}: {error}",
-                parent.display()
-            ))
-        };
-        let folder = File::open(parent).map_err(cant_open)?;
-        let mut reason = None;
-        let written = files::replace(path, bytes, |file| {
-            wanted.apply(file).map_err(|(why, error)| {
-                reason = Some(why);
-                error
-            })
-        });
-        written.map_err(|error| {
-            failed(format!(
-                "{}: {error}",
-                reason.as_deref().unwrap_or("can't write")
-            ))
-        })?;
-        // The file is in place and its readers must be notified, even if a crash could undo it.
-        if let Err(error) = folder.sync_all() {
-            warn!(
-                file = %path.display(),
-                "the file is written, but its directory can't be synced: {error}"
-            );
-        }
+        write(path, parent, bytes, &wanted)?;
         self.last = path
             .symlink_metadata()
             .ok()
@@ -158,6 +132,28 @@ impl Target {
             .read_to_end(&mut present);
         Ok(read.is_ok() && **present == *bytes)
     }
+}
+
+/// Replaces the file at `path` in the directory `parent`.
+fn write(path: &Path, parent: &Path, bytes: &[u8], wanted: &Attributes) -> Result<(), String> {
+    let folder = File::open(parent)
+        .map_err(|error| format!("can't open the directory {}: {error}", parent.display()))?;
+    let mut reason = None;
+    let written = files::replace(path, bytes, |file| {
+        wanted.apply(file).map_err(|(why, error)| {
+            reason = Some(why);
+            error
+        })
+    });
+    written.map_err(|error| format!("{}: {error}", reason.as_deref().unwrap_or("can't write")))?;
+    // The file is in place and its readers must be notified, even if a crash could undo it.
+    if let Err(error) = folder.sync_all() {
+        warn!(
+            file = %path.display(),
+            "the file is written, but its directory can't be synced: {error}"
+        );
+    }
+    Ok(())
 }
 
 /// The mode, owner and group of the file.

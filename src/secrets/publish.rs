@@ -127,15 +127,7 @@ pub(super) fn failure(
         }),
     });
     if is_deleted {
-        secret.shared.audit.record("secret.deleted", |event| {
-            event.with("secret", name.as_str())
-        });
-        let change = SecretChange {
-            secret: name.clone(),
-            version: None,
-            previous: None,
-        };
-        notify(secret, change);
+        announce_deletion(secret);
     // A provider's message may differ every time.
     } else if before.is_none_or(|before| before.error.kind != error.kind) {
         secret.shared.audit.record("secret.failed", |event| {
@@ -145,6 +137,19 @@ pub(super) fn failure(
                 .with("reason", error.to_string())
         });
     }
+}
+
+fn announce_deletion(secret: &Secret) {
+    let name = secret.name();
+    secret.shared.audit.record("secret.deleted", |event| {
+        event.with("secret", name.as_str())
+    });
+    let change = SecretChange {
+        secret: name.clone(),
+        version: None,
+        previous: None,
+    };
+    notify(secret, change);
 }
 
 /// Drops the previous value if it is no longer served.
