@@ -16,7 +16,7 @@ use std::{
 
 use rustix::fs::{Advice, OFlags, fadvise};
 
-use super::{Counts, LOOK_AHEAD, LOOK_BEHIND, Search, Tally, Visit, opaque::opaque, walk};
+use super::{Counts, CountsByKey, LOOK_AHEAD, LOOK_BEHIND, Search, Visit, opaque::opaque, walk};
 use crate::crypto::OVERHEAD;
 
 /// The largest part of a file that one worker reads, in bytes.
@@ -59,7 +59,7 @@ pub enum Progress {
 #[derive(Debug, Default)]
 pub struct Report {
     /// The number of ciphertexts.
-    pub tally: Tally,
+    pub counts_by_key: CountsByKey,
     /// The number of files with ciphertexts, by keyring tag and version.
     pub files_by_key: std::collections::BTreeMap<([u8; 4], u32), u64>,
     /// The files with ciphertexts, by path, if the options request them.
@@ -86,7 +86,7 @@ pub struct FileReport {
     /// The file; `-` is standard input.
     pub path: PathBuf,
     /// The number of ciphertexts in it.
-    pub tally: Tally,
+    pub counts_by_key: CountsByKey,
 }
 
 /// Searches everything beneath `roots`. The report lists what could not be read.
@@ -149,7 +149,7 @@ struct OpenFile {
 
 #[derive(Default)]
 struct Outcome {
-    tally: Tally,
+    counts_by_key: CountsByKey,
     bytes: u64,
     opaque: Option<&'static str>,
     failure: Option<String>,
@@ -256,7 +256,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             Err(error) => outcome.failure = Some(error.to_string()),
         }
         let mut whole = locked(&file.outcome);
-        whole.tally.add(&outcome.tally);
+        whole.counts_by_key.add(&outcome.counts_by_key);
         whole.bytes += outcome.bytes;
         whole.opaque = whole.opaque.or(outcome.opaque);
         whole.failure = whole.failure.take().or(outcome.failure);
@@ -313,7 +313,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                 let first = &buffer[..filled];
                 outcome.opaque = opaque(first);
                 if let Some(finding) = self.search.stranger(first) {
-                    outcome.tally.count(finding);
+                    outcome.counts_by_key.count(finding);
                 }
             }
             let window = &buffer[..filled];
@@ -321,7 +321,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             if filled >= decided {
                 decided = self.search.look(window, decided, is_last, |at, finding| {
                     if to.is_none_or(|to| base + (at as u64) < to) {
-                        outcome.tally.count(finding);
+                        outcome.counts_by_key.count(finding);
                     }
                 });
             }
@@ -340,8 +340,8 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     fn done(&self, path: &Path, outcome: Outcome) {
         let mut report = self.report();
         report.searched_bytes += outcome.bytes;
-        report.tally.add(&outcome.tally);
-        for key in outcome.tally.0.keys() {
+        report.counts_by_key.add(&outcome.counts_by_key);
+        for key in outcome.counts_by_key.0.keys() {
             *report.files_by_key.entry(*key).or_default() += 1;
         }
         if let Some(kind) = outcome.opaque {
@@ -354,10 +354,10 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
             Some(reason) => report.failures.push((path.into(), reason)),
             None => report.searched_files += 1,
         }
-        if self.options.lists_files && outcome.tally != Tally::default() {
+        if self.options.lists_files && outcome.counts_by_key != CountsByKey::default() {
             report.files.push(FileReport {
                 path: path.into(),
-                tally: outcome.tally,
+                counts_by_key: outcome.counts_by_key,
             });
         }
     }
@@ -401,7 +401,7 @@ fn open(path: &Path, parts: u64) -> io::Result<OpenFile> {
 impl Report {
     /// Returns the counts of one keyring and version.
     pub fn counts(&self, tag: [u8; 4], version: u32) -> Counts {
-        self.tally
+        self.counts_by_key
             .0
             .get(&(tag, version))
             .copied()

@@ -3,15 +3,15 @@
 //! [`Search`] is pure: it searches windows of bytes. [`scan`] feeds it files. docs/scan.md
 //! specifies what is found and what isn't.
 
+mod counts;
 mod files;
 mod opaque;
 mod search;
-mod tally;
 mod walk;
 
+pub use counts::{Counts, CountsByKey};
 pub use files::{FileReport, Options, Progress, Report, Root, scan};
 pub use search::{Finding, Form, LOOK_AHEAD, LOOK_BEHIND, Search};
-pub use tally::{Counts, Tally};
 pub use walk::{Visit, walk};
 
 use crate::crypto::{OVERHEAD, TEXT_PREFIX};

@@ -139,7 +139,7 @@ impl Scan {
                 .any(|filter| filter.matches(known, tag, version))
         };
         report
-            .tally
+            .counts_by_key
             .0
             .iter()
             .filter(|((tag, version), _)| matches(*tag, *version))

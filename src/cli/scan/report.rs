@@ -8,7 +8,7 @@ use super::known::{Known, name};
 use crate::{
     cli::output::{columns, exact_path, printable},
     crypto::to_hex,
-    scan::{Counts, Report, Tally},
+    scan::{Counts, CountsByKey, Report},
 };
 
 #[derive(Serialize)]
@@ -74,7 +74,7 @@ struct Unread {
 pub(super) fn summarize(known: Vec<Known>, report: Report, lists_files: bool) -> Summary {
     let files = report.files.iter().map(|file| FileRows {
         path: exact_path(&file.path),
-        found: rows(&known, &file.tally, None),
+        found: rows(&known, &file.counts_by_key, None),
     });
     let paths = report.unseen.iter().map(|(path, what)| UnseenPath {
         path: exact_path(path),
@@ -85,7 +85,7 @@ pub(super) fn summarize(known: Vec<Known>, report: Report, lists_files: bool) ->
         reason: reason.clone(),
     });
     Summary {
-        found: rows(&known, &report.tally, Some(&report.files_by_key)),
+        found: rows(&known, &report.counts_by_key, Some(&report.files_by_key)),
         files: lists_files.then(|| files.collect()),
         searched: Searched {
             files: report.searched_files,
@@ -103,13 +103,17 @@ pub(super) fn summarize(known: Vec<Known>, report: Report, lists_files: bool) ->
     }
 }
 
-fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), u64>>) -> Vec<Row> {
-    let mut tally = tally.0.clone();
+fn rows(
+    known: &[Known],
+    counts: &CountsByKey,
+    files: Option<&BTreeMap<([u8; 4], u32), u64>>,
+) -> Vec<Row> {
+    let mut counts = counts.0.clone();
     if files.is_some() {
         // In the overview, known versions without ciphertexts are listed as zero.
         for known in known {
             for version in &known.versions {
-                tally.entry((known.id.tag(), *version)).or_default();
+                counts.entry((known.id.tag(), *version)).or_default();
             }
         }
     }
@@ -129,7 +133,7 @@ fn rows(known: &[Known], tally: &Tally, files: Option<&BTreeMap<([u8; 4], u32), 
             ("base64", counts.base64),
         ]),
     };
-    let mut rows: Vec<Row> = tally.into_iter().map(row).collect();
+    let mut rows: Vec<Row> = counts.into_iter().map(row).collect();
     // Known keyrings first, by name.
     rows.sort_by(|a, b| {
         (a.keyring.is_none(), &a.keyring, &a.tag, a.version).cmp(&(

@@ -43,7 +43,7 @@ proptest! {
             }
         }
         let search = Search::new([KNOWN]).expect("search");
-        let mut expected = Tally::default();
+        let mut expected = CountsByKey::default();
         search.look(&data, 0, true, |_, finding| expected.count(finding));
         let (report, done) = (Mutex::default(), Cell::new(0));
         let progress = |_| ();
@@ -53,7 +53,7 @@ proptest! {
             progress: &progress,
             report: &report,
         };
-        let mut sum = Tally::default();
+        let mut sum = CountsByKey::default();
         let len = data.len() as u64;
         for from in (0..len.max(1)).step_by(segment as usize) {
             let to = Some(from + segment).filter(|to| *to < len);
@@ -65,7 +65,7 @@ proptest! {
                 buffer[..read].copy_from_slice(&rest[..read]);
                 Ok(read)
             }).expect("no error");
-            sum.add(&outcome.tally);
+            sum.add(&outcome.counts_by_key);
         }
         prop_assert_eq!(sum, expected);
     }
@@ -134,7 +134,10 @@ fn nothing_is_skipped_silently() {
             "No such file or directory (os error 2)".to_owned()
         )]
     );
-    assert_eq!((report.searched_files, report.tally.0.len()), (2, 1));
+    assert_eq!(
+        (report.searched_files, report.counts_by_key.0.len()),
+        (2, 1)
+    );
     let followed = scan(
         &roots[..1],
         &search,
@@ -186,11 +189,11 @@ fn a_file_that_is_a_ciphertext_of_an_unknown_keyring_is_counted() {
         version: 5,
         is_stream: false,
     };
-    let mut expected = Tally::default();
+    let mut expected = CountsByKey::default();
     expected.count(Finding {
         header,
         form: Form::Binary,
         is_cut_off: false,
     });
-    assert_eq!(report.tally, expected);
+    assert_eq!(report.counts_by_key, expected);
 }

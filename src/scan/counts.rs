@@ -75,9 +75,9 @@ impl AddAssign for Counts {
 
 /// Counts by keyring tag and version.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally(pub BTreeMap<([u8; 4], u32), Counts>);
+pub struct CountsByKey(pub BTreeMap<([u8; 4], u32), Counts>);
 
-impl Tally {
+impl CountsByKey {
     pub(super) fn count(&mut self, finding: Finding) {
         *self
             .0
