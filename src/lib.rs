@@ -1,5 +1,5 @@
-//! Sidekey: a per-pod sidecar that decrypts on behalf of applications. ARCHITECTURE.md describes
-//! the modules and their layers.
+//! Sidekey: a per-pod sidecar that encrypts and decrypts for the applications next to it.
+//! ARCHITECTURE.md describes the modules and their layers.
 
 pub mod admin;
 pub mod api;
