@@ -6,7 +6,7 @@ mod common;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -30,12 +30,26 @@ use sidekey::{
 };
 use tokio::net::UnixStream;
 
+/// A config file, and the address of its ops listener.
+type Configured = (PathBuf, SocketAddr);
+
 fn main() {
     let (keyrings, versions, starts) = if is_test() { (3, 2, 1) } else { (100, 5, 11) };
     let folder = tempfile::tempdir().expect("folder");
-    let at = |name: &str| folder.path().join(name);
-    LocalKek::create(&at("kek")).expect("KEK");
-    let kek: sidekey::model::KekUri = format!("local:{}", at("kek").display())
+    create_keyrings(folder.path(), keyrings, versions);
+    let (many, one) = (
+        config(folder.path(), "many", keyrings),
+        config(folder.path(), "one", 1),
+    );
+    measure_starts(&many, &one, starts);
+    measure_secrets(folder.path(), starts);
+    measure_listeners(&one);
+    measure_binary();
+}
+
+fn create_keyrings(folder: &Path, keyrings: usize, versions: usize) {
+    LocalKek::create(&folder.join("kek")).expect("KEK");
+    let kek: sidekey::model::KekUri = format!("local:{}", folder.join("kek").display())
         .parse()
         .expect("URI");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -44,7 +58,7 @@ fn main() {
         .expect("runtime");
     runtime.block_on(async {
         for index in 0..keyrings {
-            let location = Location::File(at(&format!("ring-{index}.json")));
+            let location = Location::File(folder.join(format!("ring-{index}.json")));
             let admin = Admin::new(
                 location,
                 Signing::NoKey,
@@ -62,10 +76,9 @@ fn main() {
             }
         }
     });
-    let (many, one) = (
-        config(folder.path(), "many", keyrings),
-        config(folder.path(), "one", 1),
-    );
+}
+
+fn measure_starts(many: &Configured, one: &Configured, starts: usize) {
     let (mut ready_many, mut ready_one, mut memory) = (vec![], vec![], vec![]);
     for _ in 0..starts {
         let (time, resident) = start(&many.0, many.1);
@@ -91,8 +104,11 @@ fn main() {
         Spread::of(ready_many),
         &Goal::AtMost(50.0),
     );
+}
+
+fn measure_secrets(folder: &Path, starts: usize) {
     let secrets = if is_test() { 10 } else { 1000 };
-    let kept = secret_config(folder.path(), secrets);
+    let kept = secret_config(folder, secrets);
     let memory = (0..starts).map(|_| start(&kept.0, kept.1).1).collect();
     // The budget of a sidecar plus the size of the secrets.
     let goal = Goal::AtMost(20.0 + secrets as f64 / 1024.0);
@@ -102,6 +118,9 @@ fn main() {
         Spread::of(memory),
         &goal,
     );
+}
+
+fn measure_listeners(one: &Configured) {
     let listeners = if is_test() {
         100
     } else {
@@ -117,6 +136,9 @@ fn main() {
             &goal,
         );
     }
+}
+
+fn measure_binary() {
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_sidekey"))
         .expect("binary")
         .len() as f64
@@ -146,7 +168,7 @@ fn raise_open_files() {
     .expect("more open files");
 }
 
-fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, SocketAddr) {
+fn config(folder: &Path, name: &str, keyrings: usize) -> Configured {
     // A port that was free a moment ago. Port 0 would require the sidecar's log, which is off.
     let ops = TcpListener::bind("127.0.0.1:0")
         .expect("port")
@@ -170,7 +192,7 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> (std::path::PathBuf, So
 }
 
 /// A config with required secrets in files.
-fn secret_config(folder: &Path, secrets: usize) -> (std::path::PathBuf, SocketAddr) {
+fn secret_config(folder: &Path, secrets: usize) -> Configured {
     let (file, ops) = config(folder, "secrets", 1);
     let mut text = std::fs::read_to_string(&file).expect("config");
     std::fs::create_dir(folder.join("secrets")).expect("folder");

@@ -21,7 +21,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
     header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     server::conn::http1,
@@ -268,39 +268,8 @@ async fn answer(
                 rest @ ..,
             ],
         ) => {
-            let bearer = head
-                .headers
-                .get(AUTHORIZATION)
-                .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-            if !bearer.is_some_and(|token| state.tokens.contains(token)) {
-                let mut challenge = fail(
-                    401,
-                    "Unauthorized",
-                    "AKV10000: Request is missing a Bearer or PoP token.",
-                );
-                let text = format!(
-                    "Bearer authorization=\"{url}/{TENANT}\", resource=\"https://vault.azure.net\""
-                );
-                challenge
-                    .headers_mut()
-                    .insert(WWW_AUTHENTICATE, text.parse().unwrap());
-                return Ok(challenge);
-            }
-            if state.denied {
-                return Ok(fail(
-                    403,
-                    "Forbidden",
-                    "Caller is not authorized to perform action on resource.",
-                ));
-            }
-            if state.is_throttled {
-                let mut answer = fail(
-                    429,
-                    "Throttled",
-                    "Request was not processed because too many requests were received.",
-                );
-                answer.headers_mut().insert(RETRY_AFTER, 1.into());
-                return Ok(answer);
+            if let Some(refusal) = refusal(&state, &url, &head.headers) {
+                return Ok(refusal);
             }
             let body = serde_json::from_slice(&body).unwrap_or_default();
             match *kind {
@@ -319,6 +288,44 @@ async fn answer(
         }
         _ => fail(404, "NotFound", "there is nothing here"),
     })
+}
+
+/// Returns the answer to a request that gets no access to the vault.
+fn refusal(state: &State, url: &str, headers: &HeaderMap) -> Option<Answer> {
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    if !bearer.is_some_and(|token| state.tokens.contains(token)) {
+        let mut challenge = fail(
+            401,
+            "Unauthorized",
+            "AKV10000: Request is missing a Bearer or PoP token.",
+        );
+        let text = format!(
+            "Bearer authorization=\"{url}/{TENANT}\", resource=\"https://vault.azure.net\""
+        );
+        challenge
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, text.parse().unwrap());
+        return Some(challenge);
+    }
+    if state.denied {
+        return Some(fail(
+            403,
+            "Forbidden",
+            "Caller is not authorized to perform action on resource.",
+        ));
+    }
+    if state.is_throttled {
+        let mut answer = fail(
+            429,
+            "Throttled",
+            "Request was not processed because too many requests were received.",
+        );
+        answer.headers_mut().insert(RETRY_AFTER, 1.into());
+        return Some(answer);
+    }
+    None
 }
 
 fn log_in(state: &mut State, form: &[u8]) -> Answer {
@@ -505,27 +512,7 @@ fn secret(
         return say(200, &deleted(url, name, newest));
     }
     if rest == ["versions"] {
-        // Pages of two, in an unhelpful order.
-        let query = percent_encoding::percent_decode_str(query.unwrap_or_default())
-            .decode_utf8()
-            .unwrap();
-        let token = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("$skiptoken="));
-        let skipped: usize = token.map_or(0, |token| token.parse().unwrap());
-        let listed: Vec<Value> = versions
-            .iter()
-            .skip(skipped)
-            .take(2)
-            .map(|secret| bundle(url, name, secret, false))
-            .collect();
-        let next = (skipped + 2 < versions.len()).then(|| {
-            format!(
-                "{url}/secrets/{name}/versions?api-version=7.5&$skiptoken={}",
-                skipped + 2
-            )
-        });
-        return say(200, &json!({ "value": listed, "nextLink": next }));
+        return page(url, name, versions, query.unwrap_or_default());
     }
     let found = match rest {
         [] | [""] => versions.last_mut(),
@@ -548,6 +535,30 @@ fn secret(
         );
     }
     say(200, &bundle(url, name, secret, true))
+}
+
+/// Lists a secret's versions in pages of two, in an unhelpful order.
+fn page(url: &str, name: &str, versions: &[Secret], query: &str) -> Answer {
+    let query = percent_encoding::percent_decode_str(query)
+        .decode_utf8()
+        .unwrap();
+    let token = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("$skiptoken="));
+    let skipped: usize = token.map_or(0, |token| token.parse().unwrap());
+    let listed: Vec<Value> = versions
+        .iter()
+        .skip(skipped)
+        .take(2)
+        .map(|secret| bundle(url, name, secret, false))
+        .collect();
+    let next = (skipped + 2 < versions.len()).then(|| {
+        format!(
+            "{url}/secrets/{name}/versions?api-version=7.5&$skiptoken={}",
+            skipped + 2
+        )
+    });
+    say(200, &json!({ "value": listed, "nextLink": next }))
 }
 
 fn deleted(url: &str, name: &str, mut bundle: Value) -> Value {
