@@ -4,9 +4,12 @@ use ::base64::Engine;
 use hyper::{HeaderMap, header::HeaderName};
 
 use super::base64::ANY_PADDING;
-use crate::{http::problem::Problem, wire::Code};
+use crate::{
+    http::problem::Problem,
+    wire::{self, Code},
+};
 
-const AAD_HEADER: HeaderName = HeaderName::from_static("sidekey-aad");
+const AAD_HEADER: HeaderName = HeaderName::from_static(wire::AAD_HEADER);
 
 /// Returns the AAD; empty without the header.
 pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {

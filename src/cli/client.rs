@@ -24,7 +24,7 @@ use super::{
 use crate::{
     client::{RequestBody, Socket, error_of, full_body, incomplete, read_body, request},
     crypto::{TEXT_PREFIX, from_text, to_text},
-    wire::{BATCH, OCTETS},
+    wire::{AAD_HEADER, BATCH, JSON, OCTETS},
 };
 
 /// Longer inputs, in bytes, are sent as streams while they are read.
@@ -234,7 +234,7 @@ impl Transform {
     }
 
     async fn as_json(&self, operation: &str, body: Value) -> Result<(), CliError> {
-        let headers = [(CONTENT_TYPE.as_str(), "application/json")];
+        let headers = [(CONTENT_TYPE.as_str(), JSON)];
         let response = self
             .connection
             .fetch(
@@ -308,7 +308,7 @@ impl Transform {
         let aad = STANDARD.encode(&self.aad);
         let mut headers = vec![(CONTENT_TYPE.as_str(), content_type)];
         if !aad.is_empty() {
-            headers.push(("sidekey-aad", &aad));
+            headers.push((AAD_HEADER, &aad));
         }
         let response = self
             .connection

@@ -20,7 +20,7 @@ use crate::{
         MAX_RESPONSE, Problem, SidecarError, Socket, error_of, incomplete, read_body, request,
     },
     crypto::{CiphertextError, KeyringId, PEEK_LEN, Peek, from_text, peek, to_text},
-    wire::{BATCH, DONE, Frame, Frames, ITEMS_HAVE_AAD, OCTETS},
+    wire::{AAD_HEADER, BATCH, DONE, Frame, Frames, ITEMS_HAVE_AAD, OCTETS},
 };
 
 /// How many times a request is sent while the sidecar is overloaded.
@@ -264,7 +264,7 @@ impl Sidecar {
             if let Some(content_type) = content_type {
                 request = request.header(CONTENT_TYPE, content_type);
                 if content_type == OCTETS && !self.aad.is_empty() {
-                    request = request.header("Sidekey-Aad", STANDARD.encode(&self.aad));
+                    request = request.header(AAD_HEADER, STANDARD.encode(&self.aad));
                 }
             }
             let request = request

@@ -23,6 +23,9 @@ pub const EVENTS: &str = "text/event-stream";
 /// Media type of problem details (RFC 9457).
 pub const PROBLEM: &str = "application/problem+json";
 
+/// Header with the AAD in base64.
+pub const AAD_HEADER: &str = "sidekey-aad";
+
 /// First byte of a batch request whose items share the AAD in the `Sidekey-Aad` header.
 pub const SHARED_AAD: u8 = 0;
 /// First byte of a batch request in which each frame starts with the item's own AAD.
