@@ -15,7 +15,7 @@ use tokio::{
         Semaphore,
         broadcast::{self, error::RecvError},
     },
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -234,24 +234,39 @@ impl Events {
         Ok(stream! {
             let _slot = slot;
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
+            // The newest event that the current state covers. The receiver may still have it.
+            let mut covered = 0;
             loop {
-                for event in missed.take().unwrap_or_else(|| events.current_state()) {
+                let backlog = missed.take().unwrap_or_else(|| {
+                    let (number, state) = events.current_state();
+                    covered = number;
+                    state
+                });
+                for event in backlog {
                     if subscriber.may_see(&event.subject) {
                         yield Ok(event.text.clone());
                     }
                 }
+                // Events that the subscriber may not see are silence to it.
+                let mut beat_at = Instant::now() + events.heartbeat;
                 loop {
                     tokio::select! {
                         event = receiver.recv() => match event {
-                            Ok(event) if subscriber.may_see(&event.subject) => {
+                            Ok(event)
+                                if event.number > covered && subscriber.may_see(&event.subject) =>
+                            {
                                 yield Ok(event.text.clone());
+                                beat_at = Instant::now() + events.heartbeat;
                             }
                             Ok(_) => {}
                             // Too slow to receive every event: send the current state instead.
                             Err(RecvError::Lagged(_)) => break,
                             Err(RecvError::Closed) => return,
                         },
-                        () = sleep(events.heartbeat) => yield Ok(Bytes::from_static(b":\n\n")),
+                        () = sleep_until(beat_at) => {
+                            yield Ok(Bytes::from_static(b":\n\n"));
+                            beat_at = Instant::now() + events.heartbeat;
+                        }
                         () = draining.cancelled() => return,
                     }
                 }
@@ -281,9 +296,9 @@ impl Events {
         )
     }
 
-    /// Returns the current state of every keyring and secret, as events with the newest number.
-    /// They replace all earlier events.
-    fn current_state(&self) -> Vec<Arc<Event>> {
+    /// Returns the current state of every keyring and secret, as events with the newest number, and
+    /// this number. They replace all events up to it.
+    fn current_state(&self) -> (u64, Vec<Arc<Event>>) {
         let number = self
             .recent
             .lock()
@@ -306,11 +321,8 @@ impl Events {
             ))
         };
         let secrets = self.secret_states().into_iter().map(of_secret);
-        self.keyrings
-            .iter()
-            .filter_map(event)
-            .chain(secrets)
-            .collect()
+        let keyrings = self.keyrings.iter().filter_map(event);
+        (number, keyrings.chain(secrets).collect())
     }
 }
 
@@ -331,3 +343,6 @@ impl Subscriber {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
