@@ -3,8 +3,10 @@
 
 mod push;
 mod status;
+#[cfg(test)]
+mod tests;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -285,7 +287,10 @@ fn find_keyring<'p>(parts: &'p OpsParts, name: &str) -> Result<&'p Arc<Keyring>,
     keyring.ok_or_else(|| Problem::new(Code::KeyringNotFound, "/status lists the keyrings served"))
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Problem> {
+async fn read<B>(body: B) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+{
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
