@@ -213,30 +213,51 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_write_a_rename_and_the_link_swap_of_kubernetes_are_noticed() {
-        let folder = tempfile::tempdir().expect("folder");
-        let at = |name: &str| folder.path().join(name);
-        fs::create_dir(at("..1")).expect("folder");
-        fs::write(at("..1/demo.json"), "one").expect("write");
-        symlink("..1", at("..data")).expect("link");
-        symlink("..data/demo.json", at("demo.json")).expect("link");
+    /// Asserts that a watch of `file` reports `change`.
+    fn assert_noticed(file: &Path, change: impl FnOnce()) {
         let (sender, events) = mpsc::channel();
-        let on_change: ChangeCallback = Arc::new(move || sender.send(()).expect("receiver"));
-        let _guard = watch(&at("demo.json"), None, &on_change).expect("watch");
-        let wait_for_event = || {
-            events
-                .recv_timeout(Duration::from_secs(10))
-                .expect("an event");
-            while events.recv_timeout(Duration::from_millis(50)).is_ok() {}
+        let on_change: ChangeCallback = Arc::new(move || {
+            // Nobody waits for a second event.
+            let _ = sender.send(());
+        });
+        let _guard = watch(file, None, &on_change).expect("watch");
+        change();
+        let event = events.recv_timeout(Duration::from_secs(60));
+        event.expect("the change is noticed");
+    }
+
+    // Each change has a folder of its own, so that no event of another one is left over.
+
+    #[test]
+    fn a_write_in_place_is_noticed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("demo.json");
+        fs::write(&file, "one").expect("write");
+        assert_noticed(&file, || fs::write(&file, "two").expect("write"));
+    }
+
+    #[test]
+    fn changes_of_a_kubernetes_volume_are_noticed() {
+        let swap = |folder: &Path| {
+            symlink("..2", folder.join("..data_tmp")).expect("link");
+            fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("rename");
         };
-        symlink("..2", at("..data_tmp")).expect("link");
-        fs::rename(at("..data_tmp"), at("..data")).expect("rename");
-        wait_for_event();
-        fs::write(at("other"), "three").expect("write");
-        fs::rename(at("other"), at("demo.json")).expect("rename");
-        wait_for_event();
-        fs::write(at("demo.json"), "four").expect("write");
-        wait_for_event();
+        let replace = |folder: &Path| {
+            fs::write(folder.join("other"), "two").expect("write");
+            fs::rename(folder.join("other"), folder.join("demo.json")).expect("rename");
+        };
+        let write = |folder: &Path| {
+            fs::write(folder.join("demo.json"), "two").expect("write");
+        };
+        let changes: [fn(&Path); 3] = [swap, replace, write];
+        for change in changes {
+            let folder = tempfile::tempdir().expect("folder");
+            let at = |name: &str| folder.path().join(name);
+            fs::create_dir(at("..1")).expect("folder");
+            fs::write(at("..1/demo.json"), "one").expect("write");
+            symlink("..1", at("..data")).expect("link");
+            symlink("..data/demo.json", at("demo.json")).expect("link");
+            assert_noticed(&at("demo.json"), || change(folder.path()));
+        }
     }
 }

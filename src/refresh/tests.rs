@@ -30,7 +30,12 @@ impl World {
         LocalKek::create(&folder.path().join("kek")).expect("KEK");
         let (clock, manual) =
             Clock::manual(Timestamp::from_second(1_800_000_000).expect("in range"));
-        let (settings, registry) = (config::Refresh::default(), Arc::new(Registry::default()));
+        let settings = config::Refresh {
+            // No machine is so slow that a miss is forgotten within a test.
+            miss_ttl: Duration::from_secs(24 * 60 * 60),
+            ..config::Refresh::default()
+        };
+        let registry = Arc::new(Registry::default());
         let backends = backend::configured(&Default::default());
         let shared = Shared {
             settings: settings.clone(),

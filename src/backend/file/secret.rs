@@ -20,6 +20,7 @@ use crate::{
         BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, SecretProvider,
         VersionSelector,
     },
+    clock::Clock,
     files::{self, BlockingPool, ChangeCallback, WatchGuard},
 };
 
@@ -33,6 +34,7 @@ const MAX_WAITS: u32 = 10;
 pub(in crate::backend) struct FileSecret {
     path: PathBuf,
     pool: BlockingPool,
+    clock: Clock,
 }
 
 /// The value on disk.
@@ -45,9 +47,15 @@ struct FileContent {
 
 impl FileSecret {
     pub(in crate::backend) fn new(path: &Path) -> Self {
+        Self::with_clock(path, Clock::system())
+    }
+
+    /// `clock` must tell the time by which the file system stamps modifications.
+    fn with_clock(path: &Path, clock: Clock) -> Self {
         Self {
             path: path.to_owned(),
             pool: BlockingPool::new(1),
+            clock,
         }
     }
 
@@ -63,9 +71,11 @@ impl FileSecret {
             let secret = self.clone();
             let content = self.pool.run(move || secret.read(limit)).await?;
             let is_held = held.is_some_and(|held| *held.bytes == **content.bytes);
-            let age = Timestamp::now().duration_since(content.modified);
-            let wait = Duration::try_from(age)
-                .ok()
+            // Both in whole milliseconds: the clock tells no finer time.
+            let age = self.clock.now().as_millisecond() - content.modified.as_millisecond();
+            // A modification in the future says nothing about the writer.
+            let age = u64::try_from(age).ok().map(Duration::from_millis);
+            let wait = age
                 .and_then(|age| SETTLE_TIME.checked_sub(age))
                 .filter(|wait| !wait.is_zero());
             match wait.filter(|_| !is_held && !content.is_atomic && waits < MAX_WAITS) {
@@ -250,9 +260,79 @@ impl SecretProvider for FileSecret {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, pin::pin, time::SystemTime};
+
+    use tokio::time::{Instant, timeout};
 
     use super::*;
+
+    /// Writes a file in place, stamped with the clock's time.
+    fn write_in_place(path: &Path, text: &str, clock: &Clock) {
+        fs::write(path, text).expect("write");
+        let file = File::options().append(true).open(path).expect("open");
+        let now = u64::try_from(clock.now().as_millisecond()).expect("after 1970");
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_millis(now);
+        file.set_modified(modified).expect("a time");
+    }
+
+    async fn fetch(secret: &FileSecret, held: &str) -> Option<String> {
+        let held = HeldValue {
+            version: "held",
+            bytes: held.as_bytes(),
+        };
+        let fetched = secret.fetch(&VersionSelector::Current, Some(held), 100);
+        match fetched.await.expect("a value") {
+            FetchOutcome::Unchanged => None,
+            FetchOutcome::Value(value) => {
+                Some(String::from_utf8(value.bytes.to_vec()).expect("text"))
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_written_in_place_is_never_served_incomplete() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("db");
+        let (clock, hands) = Clock::manual(Timestamp::UNIX_EPOCH);
+        let secret = FileSecret::with_clock(&path, clock.clone());
+        let mut fetched = pin!(fetch(&secret, "old"));
+        for written in ["NEW", "NEW-", "NEW-COMPLETE"] {
+            write_in_place(&path, written, &clock);
+            let pause = SETTLE_TIME * 2 / 3;
+            timeout(pause, &mut fetched)
+                .await
+                .expect_err("it is still being written");
+            hands.advance(pause);
+        }
+        hands.advance(SETTLE_TIME);
+        assert_eq!(fetched.await.as_deref(), Some("NEW-COMPLETE"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_need_not_settle_is_read_at_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("db");
+        let (clock, hands) = Clock::manual(Timestamp::UNIX_EPOCH);
+        let secret = FileSecret::with_clock(&path, clock.clone());
+        let start = Instant::now();
+        write_in_place(&path, "value", &clock);
+        assert_eq!(fetch(&secret, "value").await, None, "it is held");
+        hands.advance(SETTLE_TIME);
+        assert_eq!(fetch(&secret, "old").await.as_deref(), Some("value"));
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_modified_all_the_time_is_read_in_the_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("db");
+        let (clock, _) = Clock::manual(Timestamp::UNIX_EPOCH);
+        let secret = FileSecret::with_clock(&path, clock.clone());
+        let start = Instant::now();
+        write_in_place(&path, "value", &clock);
+        assert_eq!(fetch(&secret, "old").await.as_deref(), Some("value"));
+        assert_eq!(start.elapsed(), MAX_WAITS * SETTLE_TIME);
+    }
 
     fn read(secret: &FileSecret) -> String {
         String::from_utf8(secret.read(100).expect("value").bytes.to_vec()).expect("text")
