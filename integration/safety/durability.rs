@@ -48,7 +48,11 @@ int fsync(int fd) { REAL(fsync); if (due()) die(); return real(fd); }
 int fchmod(int fd, mode_t mode) { REAL(fchmod); if (due()) die(); return real(fd, mode); }
 int flock(int fd, int what) { REAL(flock); if (due()) die(); return real(fd, what); }
 int unlink(const char *path) { REAL(unlink); if (due()) die(); return real(path); }
-int rename(const char *from, const char *to) { REAL(rename); if (due()) die(); return real(from, to); }
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    if (due()) die();
+    return real(from, to);
+}
 "#;
 
 fn build_shim(world: &World) -> std::path::PathBuf {

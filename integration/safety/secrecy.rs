@@ -11,7 +11,11 @@ use sidekey::{
     keyring::Document,
 };
 
-use crate::support::harness::{World, run, wait};
+use crate::support::{
+    events::Listener,
+    files::put,
+    harness::{World, run, wait},
+};
 
 #[tokio::test]
 async fn keys_appear_in_no_log_metric_error_status_or_argument() {
@@ -106,8 +110,7 @@ async fn a_secret_value_appears_only_in_its_responses() {
         assert!(contains(&answer.body, b"value-that-is-secret"));
         seen.push(format!("{:?}", answer.headers).into_bytes());
     }
-    fs::write(world.path("new"), value(2)).unwrap();
-    fs::rename(world.path("new"), world.path("db")).unwrap();
+    put(&world.path("db"), value(2));
     wait("the new value", || {
         sidecar.status()["secrets"][0]["previous"].is_string()
     });
@@ -132,17 +135,10 @@ async fn a_secret_value_appears_only_in_its_responses() {
             .body
             .to_vec(),
     );
-    let mut listener = crate::support::events::Listener::open(&sidecar, None).await;
+    let mut listener = Listener::open(&sidecar).await;
     for _ in 0..2 {
-        seen.push(
-            listener
-                .event()
-                .await
-                .unwrap()
-                .data
-                .to_string()
-                .into_bytes(),
-        );
+        let event = listener.next().await.unwrap();
+        seen.push(event.to_string().into_bytes());
     }
     for path in ["/status", "/metrics", "/readyz"] {
         seen.push(sidecar.ops(path).1.into_bytes());

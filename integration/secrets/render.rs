@@ -13,12 +13,14 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::harness::{Sidecar, World, uid, wait};
+use crate::support::{
+    files,
+    harness::{Sidecar, World, uid, wait},
+};
 
 /// Writes a secret's file atomically: a new file is renamed over it.
 fn put(world: &World, name: &str, text: impl AsRef<[u8]>) {
-    fs::write(world.path("new"), text).unwrap();
-    fs::rename(world.path("new"), world.path(name)).unwrap();
+    files::put(&world.path(name), text);
 }
 
 fn secret(name: &str) -> String {
@@ -783,25 +785,6 @@ fn a_deleted_secret_disappears_from_the_file() {
     assert_eq!(read(&world, "out"), "1");
     put(&world, "a", "2");
     wait_for(&world, "out", "2");
-}
-
-#[test]
-fn the_file_is_rendered_again_when_the_previous_value_expires() {
-    let world = World::new();
-    put(&world, "a", "old");
-    let history = world.path("history");
-    let config = format!(
-        "{}previous_ttl = \"3s\"\n[[render]]\nfile = \"out\"\ndebounce = \"0s\"\n\
-         template_text = \"{{{{ secret('a').value }}}}|\
-         {{{{ secret('a').previous or 'none' }}}}\\n\"\n\
-         command = [\"sh\", \"-c\", 'cat \"$SIDEKEY_RENDERED\" >> {}']\n",
-        secret("a"),
-        history.display()
-    );
-    let _sidecar = world.start_with("one", &config, &[]);
-    wait_for(&world, "history", "old|none\n");
-    put(&world, "a", "new");
-    wait_for(&world, "history", "old|none\nnew|old\nnew|none\n");
 }
 
 #[test]

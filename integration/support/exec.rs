@@ -8,7 +8,10 @@ use std::{
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
 };
 
-use super::harness::{PATIENCE, Sidecar, World, binary, uid, wait};
+use super::{
+    files,
+    harness::{PATIENCE, Sidecar, World, binary, uid, wait},
+};
 
 /// Waits for a signal, for a minute at most, with a single child process that doesn't hold our
 /// pipes open.
@@ -36,9 +39,7 @@ pub fn started(secrets: &[(&str, &str)]) -> (World, Sidecar) {
 
 /// Replaces a secret's file atomically.
 pub fn put(world: &World, name: &str, value: impl AsRef<[u8]>) {
-    let next = world.path(&format!("{name}.next"));
-    fs::write(&next, value).unwrap();
-    fs::rename(next, world.path(name)).unwrap();
+    files::put(&world.path(name), value);
 }
 
 /// Returns the command that runs `sidekey exec` with the given program.

@@ -5,12 +5,26 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Output},
+    time::{Duration, SystemTime},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 
 use super::harness::{Client, JSON, binary};
+
+/// Replaces a file atomically. The new one is old enough to be complete, so a sidecar reads it at
+/// once (docs/secrets.md).
+pub fn put(path: &Path, content: impl AsRef<[u8]>) {
+    let mut name = path.file_name().unwrap().to_owned();
+    name.push(".next");
+    let next = path.with_file_name(name);
+    fs::write(&next, content).unwrap();
+    let written = fs::File::options().append(true).open(&next).unwrap();
+    let complete = SystemTime::now() - Duration::from_secs(10);
+    written.set_modified(complete).unwrap();
+    fs::rename(&next, path).unwrap();
+}
 
 /// Returns the text forms of some plaintexts.
 pub async fn texts(
@@ -69,11 +83,14 @@ pub fn run_in_bounded_memory(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Writes one line of 200 MiB with a ciphertext in every MiB.
+/// The length of a line that is longer than [`run_in_bounded_memory`] allows, in MiB.
+pub const LONG_LINE: usize = 96;
+
+/// Writes one line of [`LONG_LINE`] with a ciphertext in every MiB.
 pub fn write_long_line(path: &Path, tokens: &[String]) {
     let mut file = fs::File::create(path).unwrap();
     let filler = vec![b'.'; 1 << 20];
-    for at in 0..200 {
+    for at in 0..LONG_LINE {
         file.write_all(&filler).unwrap();
         file.write_all(tokens[at % tokens.len()].as_bytes())
             .unwrap();

@@ -254,7 +254,7 @@ fn a_long_stream_takes_no_more_memory_than_a_short_one() {
     let socket = sidecar.socket.to_str().unwrap();
     // A sparse file of zeros.
     let (plain, sealed) = (world.path("plain"), world.path("sealed"));
-    let length = 256 << 20;
+    let length = 64 << 20;
     File::create(&plain).unwrap().set_len(length).unwrap();
     let memory = |field: &str| {
         let status = fs::read_to_string(format!("/proc/{}/status", sidecar.child.id())).unwrap();

@@ -14,7 +14,8 @@
 //!
 //! - [`World`] is what surrounds the sidecars: KEKs, stores, secrets, time and the log.
 //! - [`TestApp`] is one sidecar of it. A world may have several, for example one per wave.
-//! - [`Client`] is one HTTP/1.1 or HTTP/2 connection to a sidecar.
+//! - [`Client`] is one HTTP/1.1 or HTTP/2 connection to a sidecar, and [`EventStream`] one
+//!   subscription to its events.
 //! - [`FakeKek`], [`FakeStore`] and [`FakeSecret`] record their calls, and fail, hang or change as
 //!   the test says. Each is made on first use, under the URI that names it.
 //!
@@ -33,6 +34,7 @@
 )]
 
 mod client;
+mod events;
 mod kek;
 mod mode;
 mod raw;
@@ -45,6 +47,7 @@ mod world;
 
 pub(crate) use self::{
     client::{Answer, Client, JSON, OCTETS, RequestBody, channel, unannounced, whole},
+    events::{Event, EventStream},
     kek::{FakeKek, KekCall},
     raw::RawConnection,
     secret::{FakeLease, FakeSecret},

@@ -132,7 +132,7 @@ impl FakeSecret {
         let (version, bytes, created_at) =
             found.ok_or_else(|| self.error(ErrorKind::NotFound, "there is no such value"))?;
         if bytes.len() > limit {
-            return Err(self.error(ErrorKind::TooLarge, "the value is too long"));
+            return Err(BackendError::secret_too_large(&self.source, limit));
         }
         let lease = values.lease.clone();
         Ok(FetchedValue {

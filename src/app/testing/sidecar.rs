@@ -7,7 +7,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, RawConnection, time::Time};
+use super::{Client, EventStream, RawConnection, time::Time};
 use crate::app::Bound;
 
 /// A sidecar that runs in the test. Dropping it ends it at once, as SIGKILL would.
@@ -63,6 +63,11 @@ impl TestApp {
         RawConnection::open(self.socket(), Arc::clone(&self.time)).await
     }
 
+    /// Subscribes to events; `last_id` is the last one received before.
+    pub(crate) async fn events(&self, last_id: Option<&str>) -> EventStream {
+        EventStream::open(self.client().await, last_id, Arc::clone(&self.time)).await
+    }
+
     /// Returns the Unix socket's path.
     pub(crate) fn socket(&self) -> &Path {
         self.bound.socket()
@@ -71,6 +76,11 @@ impl TestApp {
     /// Returns the TCP listener's address, if the config has one.
     pub(crate) fn tcp(&self) -> Option<SocketAddr> {
         self.bound.tcp()
+    }
+
+    /// Returns the ops listener's address.
+    pub(crate) fn ops_address(&self) -> SocketAddr {
+        self.bound.ops()
     }
 
     /// Sends `GET` to the ops listener, and returns status and body.
@@ -88,6 +98,11 @@ impl TestApp {
         self.status().await["keyrings"][0].clone()
     }
 
+    /// Returns the status of the secret `name`.
+    pub(crate) async fn secret(&self, name: &str) -> Value {
+        find_secret(&self.status().await, name).clone()
+    }
+
     /// Waits until the sidecar is ready.
     pub(crate) async fn wait_ready(&self) {
         let is_ready = async || self.bound.pending().is_empty();
@@ -100,6 +115,29 @@ impl TestApp {
         let mut generations = keyring.generations();
         let is_served = async || *generations.borrow_and_update() >= Some(generation);
         self.time.wait("a generation", is_served).await;
+    }
+
+    /// Waits until `is_there`, while time moves by up to a second.
+    pub(crate) async fn wait(&self, what: &str, is_there: impl AsyncFnMut() -> bool) {
+        self.time.wait(what, is_there).await;
+    }
+
+    /// Waits until `/status` is as expected.
+    pub(crate) async fn wait_status(&self, what: &str, is_it: impl Fn(&Value) -> bool) {
+        let is_there = async || is_it(&self.status().await);
+        self.time.wait(what, is_there).await;
+    }
+
+    /// Waits until the status of the first keyring is as expected.
+    pub(crate) async fn wait_keyring(&self, what: &str, is_it: impl Fn(&Value) -> bool) {
+        let of_first = |status: &Value| is_it(&status["keyrings"][0]);
+        self.wait_status(what, of_first).await;
+    }
+
+    /// Waits until the status of the secret `name` is as expected.
+    pub(crate) async fn wait_secret(&self, name: &str, is_it: impl Fn(&Value) -> bool) {
+        let of_secret = |status: &Value| is_it(find_secret(status, name));
+        self.wait_status(name, of_secret).await;
     }
 
     /// Waits until `/metrics` contains `text`.
@@ -160,6 +198,12 @@ impl StoppingApp {
     pub(crate) async fn over(self) {
         self.time.within(self.task).await.expect("it stops");
     }
+}
+
+fn find_secret<'s>(status: &'s Value, name: &str) -> &'s Value {
+    let secrets = status["secrets"].as_array().expect("a list");
+    let found = secrets.iter().find(|secret| secret["name"] == name);
+    found.unwrap_or_else(|| panic!("no secret {name} in {status}"))
 }
 
 async fn ops(address: SocketAddr, path: &str, time: &Arc<Time>) -> (u16, String) {

@@ -85,14 +85,14 @@ impl World {
 
     /// Returns the operator's access to the keyring `name`, for rotations and other changes.
     pub(crate) fn admin(&self, name: &str) -> Admin {
+        self.admin_with(name, Signing::NoKey)
+    }
+
+    /// Like [`World::admin`], for changes that are signed, or not, as `signing` says.
+    pub(crate) fn admin_with(&self, name: &str, signing: Signing) -> Admin {
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
-        Admin::new(
-            self.location(name),
-            Signing::NoKey,
-            &backends,
-            self.clock.clone(),
-        )
-        .expect("fakes have every location")
+        Admin::new(self.location(name), signing, &backends, self.clock.clone())
+            .expect("fakes have every location")
     }
 
     /// Returns the KEK that wraps the keyrings made here.

@@ -56,8 +56,12 @@ async fn readiness_waits_for_a_kek_that_unwraps_the_primary() {
         pending.starts_with("keyring demo: ") && pending.contains("fake:main: the test"),
         "{pending}"
     );
+    assert_eq!(app.ops("/livez").await.0, 200);
+    let mut client = app.client().await;
+    assert_eq!(client.encrypt(b"x").await.problem(), "provider_unavailable");
     world.main_kek().work();
     world.advance(SECOND).await;
+    client.encrypt(b"x").await.ok();
     assert_eq!(app.ops("/readyz").await.0, 200);
 
     // Cached keys and values keep serving, so later failures don't matter.

@@ -1,8 +1,12 @@
 //! A whole sidecar against fakes, with time under control.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod api;
 mod lifecycle;
+mod manifests;
 mod outages;
+mod renders;
 mod rotation;
 mod secrets;
 mod timeouts;

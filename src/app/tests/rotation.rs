@@ -1,8 +1,26 @@
 use crate::{
-    admin::Takeover,
+    admin::{AdminError, Takeover},
     app::testing::{DAY, HOUR, SECOND, World},
-    keyring::WaveSelector,
+    keyring::{self, Evidence, Refusal, WaveSelector},
 };
+
+#[tokio::test(start_paused = true)]
+async fn new_ciphertext_names_the_new_version_without_a_restart() {
+    let world = World::with_demo().await;
+    let app = world.start().await;
+    let mut client = app.client().await;
+    let old = client.encrypt(b"x").await.ok();
+    assert_eq!(old.version(), 1);
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+    let mut version = 1;
+    let takes_over = async || {
+        version = client.encrypt(b"x").await.ok().version();
+        client.decrypt(&old.body).await.ok();
+        version == 2
+    };
+    app.wait("version 2", takes_over).await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_version_takes_over_wave_by_wave() {
@@ -41,28 +59,84 @@ async fn a_version_takes_over_wave_by_wave() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_version_causes_one_refresh() {
+async fn a_wave_can_roll_back() {
+    let world = World::with_demo().await;
+    let canary = world.start_with("wave = \"canary\"\n", &["demo"]).await;
+    let critical = world.start_with("wave = \"critical\"\n", &["demo"]).await;
+    let (mut first, mut last) = (canary.client().await, critical.client().await);
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Later).await.expect("rotated");
+    let wave = || WaveSelector::One("canary".parse().expect("a wave"));
+    admin.activate(2, wave(), None).await.expect("activated");
+    canary.wait_generation(3).await;
+    let new = first.encrypt(b"x").await.ok();
+    assert_eq!(new.version(), 2);
+
+    let evidence = Evidence::Override("a test".into());
+    let disable = |current: &_, now| keyring::disable(current, 2, &evidence, now);
+    let refused = admin.change(None, disable).await.expect_err("it encrypts");
+    assert!(
+        matches!(refused, AdminError::Refused(Refusal::IsPrimary(2))),
+        "{refused}"
+    );
+    admin.activate(1, wave(), None).await.expect("activated");
+    canary.wait_generation(4).await;
+    critical.wait_generation(4).await;
+    assert_eq!(first.encrypt(b"x").await.ok().version(), 1);
+    for client in [&mut first, &mut last] {
+        client.decrypt(&new.body).await.ok();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
+    let world = World::with_demo().await;
+    let behind = world.start().await;
+    // Only an explicit refresh sees the change.
+    let store = world.store("demo");
+    store.mute();
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+    let ahead = world.start().await;
+    let (mut old, mut new) = (behind.client().await, ahead.client().await);
+    let by_old = old.encrypt(b"old").await.ok();
+    let by_new = new.encrypt(b"new").await.ok();
+    assert_eq!((by_old.version(), by_new.version()), (1, 2));
+    assert_eq!(new.decrypt(&by_old.body).await.ok().body, "old");
+    // Many requests at once: one refresh serves them all, and none fails.
+    let reads = store.reads();
+    let mut tasks = tokio::task::JoinSet::new();
+    for index in 0..8 {
+        let mut client = match index % 2 {
+            0 => behind.client().await,
+            _ => behind.http2().await,
+        };
+        let message = by_new.body.clone();
+        tasks.spawn(async move { client.decrypt(&message).await.ok() });
+    }
+    for answer in world.pass_time_until(tasks.join_all()).await {
+        assert_eq!((answer.version(), &answer.body[..]), (2, &b"new"[..]));
+    }
+    assert_eq!(store.reads(), reads + 1);
+    let metrics = behind.ops("/metrics").await.1;
+    let line = "sidekey_refreshes_total{keyring=\"demo\",trigger=\"unknown_version\",\
+                result=\"changed\"} 1";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_refreshes_every_keyring() {
     let world = World::with_demo().await;
     let app = world.start().await;
-    // Only an explicit refresh sees the change.
     world.store("demo").mute();
     let admin = world.admin("demo");
     admin.rotate(&[], Takeover::Now).await.expect("rotated");
-    let newer = world.start().await;
-    let ciphertext = newer.client().await.encrypt(b"x").await.ok();
-    assert_eq!(ciphertext.version(), 2);
-
-    let reads = world.store("demo").reads();
-    let (mut one, mut other) = (app.client().await, app.http2().await);
-    let (first, second) = tokio::join!(
-        one.decrypt(&ciphertext.body),
-        other.decrypt(&ciphertext.body)
-    );
-    assert_eq!(
-        (first.ok().body, second.ok().body),
-        ("x".into(), "x".into())
-    );
-    assert_eq!(world.store("demo").reads(), reads + 1);
+    let mut client = app.client().await;
+    world.advance(SECOND).await;
+    assert_eq!(client.encrypt(b"x").await.ok().version(), 1);
+    app.refresh();
+    app.wait_generation(3).await;
+    assert_eq!(client.encrypt(b"x").await.ok().version(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,9 @@
 //! The applications' API.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 mod bad_input;
 mod batches;
+mod data_keys;
+mod events;
 mod listeners;
 mod operations;
 mod strangers;
