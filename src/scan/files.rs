@@ -312,7 +312,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                 is_first = false;
                 let first = &buffer[..filled];
                 outcome.opaque = opaque(first);
-                if let Some(finding) = self.search.stranger(first) {
+                if let Some(finding) = self.search.unknown_at_start(first) {
                     outcome.counts_by_key.count(finding);
                 }
             }

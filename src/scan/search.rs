@@ -167,7 +167,7 @@ impl Search {
 
     /// Returns the ciphertext of an unknown keyring that a file starts with, if it looks like one.
     /// [`Search::look`] finds those of known keyrings.
-    pub fn stranger(&self, first: &[u8]) -> Option<Finding> {
+    pub fn unknown_at_start(&self, first: &[u8]) -> Option<Finding> {
         let header = peek(first)
             .filter(|header| header.version <= MOST_VERSIONS && !self.knows(header.tag))?;
         (first.len() >= OVERHEAD).then_some(Finding {

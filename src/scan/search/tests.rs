@@ -295,9 +295,11 @@ fn cut_off_and_short_ciphertexts_are_told_apart() {
 fn ciphertexts_of_unknown_keyrings_are_found_as_text_or_whole_files_only() {
     let (theirs, search) = (message(2, [9; 4], 1, 60), search());
     assert_eq!(whole(&search, &theirs), []);
-    let stranger = search.stranger(&theirs).expect("looks like a stream");
+    let unknown = search
+        .unknown_at_start(&theirs)
+        .expect("looks like a stream");
     assert_eq!(
-        stranger.header,
+        unknown.header,
         Peek {
             tag: [9; 4],
             version: 1,
@@ -306,9 +308,9 @@ fn ciphertexts_of_unknown_keyrings_are_found_as_text_or_whole_files_only() {
     );
     assert_eq!(whole(&search, to_text(&theirs).as_bytes()).len(), 1);
     assert_eq!(
-        search.stranger(&message(1, [9; 4], MOST_VERSIONS + 1, 60)),
+        search.unknown_at_start(&message(1, [9; 4], MOST_VERSIONS + 1, 60)),
         None
     );
-    assert_eq!(search.stranger(&message(1, [9; 4], 1, 48)), None);
-    assert_eq!(search.stranger(&message(1, KNOWN, 1, 60)), None);
+    assert_eq!(search.unknown_at_start(&message(1, [9; 4], 1, 48)), None);
+    assert_eq!(search.unknown_at_start(&message(1, KNOWN, 1, 60)), None);
 }
