@@ -82,6 +82,11 @@ impl ManualKeyring {
         waiter.version
     }
 
+    /// Returns the metrics in the Prometheus text format.
+    pub(crate) fn metrics(&self) -> String {
+        self.registry.render()
+    }
+
     pub(crate) fn has_requests(&mut self) -> bool {
         self.requests.try_recv().is_ok()
     }

@@ -274,3 +274,118 @@ fn a_stream_ends_when_its_version_is_disabled() {
         Err(expected)
     );
 }
+
+/// The keyring's counts of version 2, and when it was last used.
+fn usage(keyring: &ManualKeyring) -> ([u64; 2], Option<Timestamp>) {
+    let counts = ["encrypt", "decrypt"].map(|operation| {
+        let series = format!(
+            "sidekey_version_operations_total\
+             {{keyring=\"demo\",version=\"2\",operation=\"{operation}\"}} "
+        );
+        let metrics = keyring.metrics();
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        count.map_or(0, |count| count.parse().expect("a number"))
+    });
+    let snapshot = keyring.keyring.snapshot().clone().expect("loaded");
+    (counts, snapshot.usage(2).expect("version 2").last_used())
+}
+
+/// A keyring whose primary is version 2.
+fn rotated_keyring() -> ManualKeyring {
+    let mut manifest = manifest(2);
+    activate(&mut manifest, 2, WaveSelector::Every, start());
+    keyring_with(table(manifest, "standard", &[]))
+}
+
+#[tokio::test]
+async fn every_message_counts_as_a_use_of_its_version_at_its_time() {
+    let keyring = rotated_keyring();
+    assert_eq!(usage(&keyring), ([0, 0], None));
+    assert_eq!(decrypt(&mut session(&keyring, after(1)), 2).await, Ok(2));
+    assert_eq!(usage(&keyring), ([0, 1], Some(after(1))));
+    let session = session(&keyring, after(2));
+    let mut processor = ItemProcessor::new(Operation::Rewrap, session).expect("encrypts");
+    assert_eq!(processor.operation(), Operation::Rewrap);
+    processor
+        .process(AAD, &mut message(1), 0)
+        .await
+        .expect("ok");
+    assert_eq!(usage(&keyring), ([1, 1], Some(after(2))));
+    processor.advance(after(3)).expect("the lease lasts");
+    processor
+        .process(AAD, &mut message(2), 0)
+        .await
+        .expect("ok");
+    assert_eq!(usage(&keyring), ([2, 2], Some(after(3))));
+}
+
+#[tokio::test]
+async fn a_stream_counts_once_and_is_in_use_until_its_last_chunk() {
+    let keyring = rotated_keyring();
+    let session = || Session::new(Arc::clone(&keyring.keyring), after(1)).expect("loaded");
+    let (mut encryptor, prefix) = session().stream_encryptor(AAD).expect("encrypts");
+    assert_eq!(encryptor.version(), 2);
+    assert_eq!(usage(&keyring), ([1, 0], Some(after(1))));
+    let mut chunk = b"last".to_vec();
+    assert_eq!(encryptor.encrypt(after(2), true, &mut chunk, 0), Ok(()));
+    assert_eq!(usage(&keyring), ([1, 0], Some(after(2))));
+
+    let decryptor = session().stream_decryptor(AAD, &prefix).await;
+    let mut decryptor = decryptor.expect("version 2 is unwrapped");
+    assert_eq!(decryptor.version(), 2);
+    assert_eq!(usage(&keyring), ([1, 1], Some(after(2))));
+    let length = decryptor.decrypt(after(3), true, &mut chunk);
+    assert_eq!(length, Ok(4));
+    assert_eq!(&chunk[..4], b"last");
+    assert_eq!(usage(&keyring), ([1, 1], Some(after(3))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_batch_refreshes_again_after_its_time_moved_on() {
+    let mut keyring = keyring_with(table(manifest(1), "standard", &[]));
+    let session = Session::new(Arc::clone(&keyring.keyring), start()).expect("loaded");
+    let mut processor = ItemProcessor::new(Operation::Decrypt, session).expect("decrypts");
+    let (mut early, mut late) = (message(8), message(2));
+    let (result, _) = tokio::join!(
+        processor.process(AAD, &mut early, 0),
+        keyring.answer(|_| {})
+    );
+    assert_eq!(result.map_err(|error| error.version()), Err(Some(8)));
+    processor
+        .advance(after(1))
+        .expect("decrypting has no lease");
+    let (result, requested) = tokio::join!(
+        processor.process(AAD, &mut late, 0),
+        keyring.answer(|keyring| {
+            keyring.activate(table(manifest(2), "standard", &[]), after(1));
+        })
+    );
+    assert_eq!((result, requested), (Ok(2), 2));
+}
+
+#[test]
+fn a_retry_is_advised_only_where_it_may_succeed() {
+    let unavailable = |reason| SessionError::VersionUnavailable { version: 4, reason };
+    for (error, expected, message) in [
+        (
+            unavailable(UnavailableReason::NotUnwrapped),
+            Some(Duration::from_secs(1)),
+            "key version 4 has not been unwrapped by its KEKs yet; try again",
+        ),
+        (
+            unavailable(UnavailableReason::Unknown),
+            Some(Duration::from_secs(1)),
+            "key version 4 is not in the newest readable manifest; try again",
+        ),
+        (
+            SessionError::VersionDestroyed { version: 4 },
+            None,
+            "key version 4 was destroyed permanently",
+        ),
+    ] {
+        assert_eq!(
+            (error.retry_after(), error.to_string().as_str()),
+            (expected, message)
+        );
+    }
+}
