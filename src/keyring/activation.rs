@@ -307,4 +307,73 @@ mod tests {
             PrimaryPeriod::Ended(at(10))
         );
     }
+
+    #[test]
+    fn primaries_are_those_of_each_named_wave_and_of_any_other() {
+        let list = [
+            activation(1, "*", 0),
+            activation(2, "standard", 100),
+            activation(2, "canary", 10),
+        ];
+        let at_time = |second| primaries(&list, at(second));
+        let one = |name| WaveSelector::One(wave(name));
+        assert_eq!(
+            at_time(20),
+            [
+                (one("canary"), Some(2)),
+                (one("standard"), Some(1)),
+                (WaveSelector::Every, Some(1)),
+            ]
+        );
+        assert_eq!(
+            at_time(-1),
+            [
+                (one("canary"), None),
+                (one("standard"), None),
+                (WaveSelector::Every, None),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_activation_is_scheduled_until_its_time_for_any_wave_it_decides() {
+        let list = [
+            activation(1, "*", 0),
+            activation(2, "*", 100),
+            activation(1, "canary", 50),
+            activation(3, "critical", 200),
+            activation(2, "critical", 150),
+        ];
+        let versions = |second| {
+            scheduled(&list, at(second))
+                .map(|activation| (activation.version, activation.at))
+                .collect::<Vec<_>>()
+        };
+        let (canary, every, critical) = ((1, at(50)), (2, at(100)), (2, at(150)));
+        assert_eq!(versions(49), [every, canary, critical]);
+        assert_eq!(versions(50), [every, critical]);
+        assert_eq!(versions(100), [critical]);
+        assert_eq!(versions(150), []);
+    }
+
+    #[test]
+    fn an_activation_is_written_with_the_name_of_its_wave() {
+        for (wave, json) in [
+            (
+                "*",
+                r#"{"version":2,"wave":"*","at":"1970-01-01T00:00:10Z"}"#,
+            ),
+            (
+                "canary",
+                r#"{"version":2,"wave":"canary","at":"1970-01-01T00:00:10Z"}"#,
+            ),
+        ] {
+            let activation = activation(2, wave, 10);
+            assert_eq!(serde_json::to_string(&activation).expect("JSON"), json);
+            assert_eq!(
+                serde_json::from_str::<Activation>(json).expect("valid"),
+                activation
+            );
+        }
+    }
 }
