@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::symlink,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -16,6 +16,7 @@ use sidekey::{
     clock::Clock,
     model::Location,
 };
+use tokio::sync::watch;
 
 use crate::support::harness::{OCTETS, World, wait};
 
@@ -33,16 +34,18 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
     }
     let borrowed: Vec<&str> = names.iter().map(String::as_str).collect();
     let sidecar = world.start_with("one", "", &borrowed);
-    let done = Arc::new(AtomicBool::new(false));
+    // Every change sets off requests, which race with the sidecar's refresh.
+    let changes = watch::Sender::new(());
     let decrypted = Arc::new(AtomicU64::new(0));
 
     let mut clients = tokio::task::JoinSet::new();
-    for index in 0..16 {
-        let (names, done, decrypted) = (names.clone(), Arc::clone(&done), Arc::clone(&decrypted));
+    for index in 0..8 {
+        let (names, decrypted) = (names.clone(), Arc::clone(&decrypted));
+        let mut changed = changes.subscribe();
         let mut client = sidecar.client().await;
         clients.spawn(async move {
             let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
-            while !done.load(Ordering::Relaxed) {
+            while changed.changed().await.is_ok() {
                 let name = &names[fastrand::usize(..names.len())];
                 let plaintext = format!("client {index}");
                 let encrypted = client
@@ -82,6 +85,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
     };
     let operate = |names: &[String]| {
         let admins: Vec<Admin> = names.iter().map(admin).collect();
+        let changes = changes.clone();
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -90,6 +94,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
             for _ in 0..ROTATIONS {
                 for admin in &admins {
                     runtime.block_on(admin.rotate(&[], Takeover::Now)).unwrap();
+                    changes.send_replace(());
                 }
             }
         })
@@ -105,7 +110,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
             .iter()
             .all(|keyring| keyring["active"]["primary"] == ROTATIONS + 1)
     });
-    done.store(true, Ordering::Relaxed);
+    drop(changes);
     while let Some(result) = clients.join_next().await {
         result.unwrap();
     }
