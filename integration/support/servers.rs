@@ -2,10 +2,14 @@
 
 use std::{
     fs::File,
+    io::{self, Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::Mutex,
 };
+
+use serde_json::{Value, json};
 
 use super::harness::wait;
 
@@ -31,6 +35,29 @@ pub fn free_port() -> u16 {
         .local_addr()
         .unwrap()
         .port()
+}
+
+/// Sends a request without TLS to `address`, and returns the response's status and body. Much
+/// cheaper than a server's own command. `headers` end with a line break.
+fn request(
+    address: &str,
+    method_and_path: &str,
+    headers: &str,
+    body: &str,
+) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    // In HTTP/1.0, the end of the connection is the end of the body.
+    write!(
+        stream,
+        "{method_and_path} HTTP/1.0\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let malformed = || io::Error::other(format!("{address}: {response:?}"));
+    let (head, body) = response.split_once("\r\n\r\n").ok_or_else(malformed)?;
+    let status = head.get(9..12).and_then(|status| status.parse().ok());
+    Ok((status.ok_or_else(malformed)?, body.to_owned()))
 }
 
 /// Implementations of Vault's API.
@@ -98,12 +125,16 @@ impl Vault {
                 .lines()
                 .find_map(|line| line.strip_prefix("Unseal Key: "));
             vault.unseal_key = key.unwrap_or_default().to_owned();
-            !vault.unseal_key.is_empty() && vault.command(&["status"]).status.success()
+            let is_active = || {
+                let health = request(vault.host(), "GET /v1/sys/health", "", "");
+                health.is_ok_and(|(status, _)| status == 200)
+            };
+            !vault.unseal_key.is_empty() && is_active()
         });
-        vault.run(&["secrets", "enable", "transit"]);
-        vault.run(&["write", "-f", "transit/keys/kek"]);
-        vault.run(&["auth", "enable", "approle"]);
-        vault.run(&["auth", "enable", "jwt"]);
+        vault.post("sys/mounts/transit", &json!({ "type": "transit" }));
+        vault.post("transit/keys/kek", &json!({}));
+        vault.post("sys/auth/approle", &json!({ "type": "approle" }));
+        vault.post("sys/auth/jwt", &json!({ "type": "jwt" }));
         vault
     }
 
@@ -161,6 +192,22 @@ impl Vault {
         vault
     }
 
+    /// Returns the host and port of a server without TLS.
+    fn host(&self) -> &str {
+        self.address.strip_prefix("http://").expect("no TLS")
+    }
+
+    /// Posts to `path` below `/v1/` as root; it must succeed. The server has no TLS.
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let (target, token) = (
+            format!("POST /v1/{path}"),
+            format!("X-Vault-Token: {}\r\n", self.token),
+        );
+        let (status, answer) = request(self.host(), &target, &token, &body.to_string()).unwrap();
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+        serde_json::from_str(&answer).unwrap_or_default()
+    }
+
     fn command(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.program);
         command
@@ -203,18 +250,18 @@ impl Vault {
 
     /// Creates a policy from its text.
     pub fn policy_text(&self, name: &str, text: &str) {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        self.run(&["policy", "write", name, file.path().to_str().unwrap()]);
+        let path = format!("sys/policies/acl/{name}");
+        self.post(&path, &json!({ "policy": text }));
     }
 
     /// Returns a token with a policy's rights.
     pub fn token_with(&self, policy: &str) -> String {
-        self.run(&["token", "create", "-policy", policy, "-field=token"])
+        let made = self.post("auth/token/create", &json!({ "policies": [policy] }));
+        made["auth"]["client_token"].as_str().unwrap().to_owned()
     }
 
     pub fn seal(&self) {
-        self.run(&["operator", "seal"]);
+        self.post("sys/seal", &json!({}));
     }
 
     pub fn unseal(&self) {
@@ -229,28 +276,28 @@ impl Drop for Vault {
     }
 }
 
-/// moto, which replaces AWS; killed when dropped.
+/// moto, which replaces AWS. It is empty at first, and nobody else's until it is dropped.
 pub struct Moto {
-    child: Child,
+    server: Option<MotoServer>,
     pub address: String,
+}
+
+/// Servers that no test uses at the moment. Python takes a second to start one.
+static IDLE: Mutex<Vec<MotoServer>> = Mutex::new(Vec::new());
+
+struct MotoServer {
+    child: Child,
+    address: String,
 }
 
 impl Moto {
     pub fn start() -> Self {
-        let port = free_port();
-        let child = Command::new(installed("moto/bin/moto_server"))
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let moto = Self {
-            child,
-            address: format!("127.0.0.1:{port}"),
-        };
-        wait("moto", || TcpStream::connect(&moto.address).is_ok());
-        moto
+        let idle = IDLE.lock().unwrap().pop();
+        let server = idle.unwrap_or_else(MotoServer::start);
+        Self {
+            address: server.address.clone(),
+            server: Some(server),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -260,7 +307,44 @@ impl Moto {
 
 impl Drop for Moto {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let server = self.server.take().expect("only dropped once");
+        if server.is_reset() {
+            IDLE.lock().unwrap().push(server);
+        }
+    }
+}
+
+impl MotoServer {
+    fn start() -> Self {
+        let port = free_port();
+        // Statics are never dropped. The end of the tests closes the shell's input.
+        let child = Command::new("sh")
+            .args(["-c", "\"$0\" -H 127.0.0.1 -p \"$1\" & read _; kill $!"])
+            .arg(installed("moto/bin/moto_server"))
+            .arg(port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        };
+        wait("moto", || TcpStream::connect(&server.address).is_ok());
+        server
+    }
+
+    /// Forgets everything that a test has stored.
+    fn is_reset(&self) -> bool {
+        let reset = request(&self.address, "POST /moto-api/reset", "", "");
+        reset.is_ok_and(|(status, _)| status == 200)
+    }
+}
+
+impl Drop for MotoServer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }
