@@ -25,6 +25,7 @@ mod keyring {
 mod safety {
     mod durability;
     mod fuzz;
+    mod output;
     mod secrecy;
 }
 mod secrets {

@@ -1,6 +1,9 @@
 //! Sidekey: a per-pod sidecar that encrypts and decrypts for the applications next to it.
 //! ARCHITECTURE.md describes the modules and their layers.
 
+// These macros panic if the stream is closed, and hold a lock while they wait for its reader.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod admin;
 pub mod api;
 pub mod app;

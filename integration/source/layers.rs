@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 12] = [
 ];
 
 /// Uses within a layer. None is circular.
-const BESIDE: [(&str, &str); 10] = [
+const BESIDE: [(&str, &str); 11] = [
     ("app", "lifecycle"),
     ("in_place", "client"),
     ("in_place", "scan"),
@@ -33,6 +33,7 @@ const BESIDE: [(&str, &str); 10] = [
     ("secrets", "schedule"),
     ("wire", "model"),
     ("telemetry", "config"),
+    ("telemetry", "files"),
     ("config", "template"),
 ];
 

@@ -139,6 +139,13 @@ impl World {
 
     /// Like `start_with`, but doesn't wait until it is ready.
     pub fn launch(&self, name: &str, config: &str, keyrings: &[&str]) -> Sidecar {
+        let file = self.configure(name, config, keyrings);
+        let socket = self.path(&format!("{name}.sock"));
+        Sidecar::spawn(&file, socket, &self.env)
+    }
+
+    /// Writes the config file of a sidecar called `name`.
+    pub fn configure(&self, name: &str, config: &str, keyrings: &[&str]) -> PathBuf {
         let socket = self.path(&format!("{name}.sock"));
         let listen = if config.contains("[listen]") {
             String::new()
@@ -161,7 +168,7 @@ impl World {
         );
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, text).unwrap();
-        Sidecar::spawn(&file, socket, &self.env)
+        file
     }
 
     /// Starts a sidecar with the config file `config`, which must use the socket of `name`.

@@ -11,13 +11,12 @@ use futures_util::Stream;
 use hyper::Response;
 
 use super::{
-    denial::{self, Resource},
+    denial::{Denials, Resource},
     error::RequestError,
     job::Job,
     metrics::OperationMetrics,
 };
 use crate::{
-    audit::Recorder,
     clock::Clock,
     config::Limits,
     crypto::{CHUNK_LEN, PREFIX_LEN, sealed_stream_len},
@@ -63,7 +62,7 @@ pub(crate) async fn perform(
             operation: job.operation,
             caller: job.caller,
             metrics: Arc::clone(job.metrics),
-            audit: job.audit.clone(),
+            denials: job.denials.clone(),
         },
     };
     job.respond_stream(batch.run(), None, received, BATCH, version)
@@ -169,13 +168,13 @@ impl Batch {
 /// The code of an item's failure, and the key version that was refused.
 type ItemFailure = (Code, Option<u32>);
 
-/// Counts failed items and records denied ones.
+/// Counts failed and denied items.
 struct FailureLog {
     keyring: Arc<Keyring>,
     operation: Operation,
     caller: Caller,
     metrics: Arc<OperationMetrics>,
-    audit: Recorder,
+    denials: Denials,
 }
 
 impl FailureLog {
@@ -183,7 +182,7 @@ impl FailureLog {
         if let Some((code, version)) = failure {
             self.metrics.item_failed(code);
             let resource = Resource::Keyring(self.keyring.name(), self.operation);
-            denial::record(&self.audit, &self.caller, resource, code, version);
+            self.denials.add(&self.caller, resource, code, version);
         }
     }
 }

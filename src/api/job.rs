@@ -16,12 +16,11 @@ use hyper::{
 use jiff::Timestamp;
 
 use super::{
-    denial::{self, Resource},
+    denial::{Denials, Resource},
     error::RequestError,
     metrics::{OperationMetrics, StreamAccount},
 };
 use crate::{
-    audit::Recorder,
     clock::Clock,
     config::Limits,
     http::{
@@ -47,7 +46,7 @@ pub(crate) struct Job<'s> {
     pub(crate) metrics: &'s Arc<OperationMetrics>,
     pub(crate) limits: &'s Limits,
     pub(crate) bodies: &'s Arc<BodyLimits>,
-    pub(crate) audit: &'s Recorder,
+    pub(crate) denials: &'s Denials,
     pub(crate) clock: &'s Clock,
     pub(crate) http_version: Version,
     /// When the request's head arrived.
@@ -107,11 +106,11 @@ impl Job<'_> {
         ))
     }
 
-    /// Counts an item that failed, and records it in the audit log if it was denied.
+    /// Counts an item that failed, and that may have been denied.
     pub(crate) fn item_failed(&self, code: Code, version: Option<u32>) {
         self.metrics.item_failed(code);
         let resource = Resource::Keyring(self.keyring.name(), self.operation);
-        denial::record(self.audit, &self.caller, resource, code, version);
+        self.denials.add(&self.caller, resource, code, version);
     }
 }
 

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 pub use self::service::Parts;
-use self::{events::Events, service::Service};
+use self::{denial::Denials, events::Events, service::Service};
 use crate::{
     config::Settings,
     http::{
@@ -117,7 +117,9 @@ impl Listeners {
             parts.clock.clone(),
         );
         events.watch(&ending);
-        let service = Arc::new(Service::new(parts, events, draining.clone()));
+        let denials = Denials::new(parts.audit.clone(), parts.clock.clone());
+        denials.report(ending.clone());
+        let service = Arc::new(Service::new(parts, events, denials, draining.clone()));
         let acceptor = |listener| {
             Acceptor::new(
                 Arc::clone(&service),

@@ -11,11 +11,10 @@ use hyper::{
 use matchit::Router;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::{
     aad, batch,
-    denial::{self, Resource},
+    denial::{Denials, Resource},
     description::KeyringDescription,
     error::RequestError,
     events::{Events, Subscriber},
@@ -80,7 +79,7 @@ pub(crate) struct Service {
     limits: Limits,
     bodies: Arc<BodyLimits>,
     registry: Arc<Registry>,
-    audit: Recorder,
+    denials: Denials,
     clock: Clock,
 }
 
@@ -101,13 +100,18 @@ struct ServedKeyring {
 }
 
 impl Service {
-    pub(crate) fn new(parts: Parts<'_>, events: Arc<Events>, draining: CancellationToken) -> Self {
+    pub(crate) fn new(
+        parts: Parts<'_>,
+        events: Arc<Events>,
+        denials: Denials,
+        draining: CancellationToken,
+    ) -> Self {
         let Parts {
             settings,
             keyrings,
             secrets,
             registry,
-            audit,
+            audit: _,
             clock,
             tls: _,
         } = parts;
@@ -131,7 +135,7 @@ impl Service {
                 policy: Arc::clone(&policy),
                 bodies: Arc::clone(&bodies),
                 metrics: SecretRequestMetrics::new(&registry),
-                audit: audit.clone(),
+                denials: denials.clone(),
             },
             policy,
             events,
@@ -139,7 +143,7 @@ impl Service {
             limits: settings.limits.clone(),
             bodies,
             registry,
-            audit,
+            denials,
             clock,
         }
     }
@@ -189,7 +193,7 @@ impl Service {
             metrics: &served.metrics[operation as usize],
             limits: &self.limits,
             bodies: &self.bodies,
-            audit: &self.audit,
+            denials: &self.denials,
             clock: &self.clock,
             http_version: request.version(),
             start,
@@ -405,23 +409,19 @@ impl Handler for Service {
         };
         count_other(&self.registry, problem.code.as_str());
         let resource = Resource::Other;
-        let caller = &connection.peer.caller;
-        denial::record(&self.audit, caller, resource, problem.code, None);
+        self.denials
+            .add(&connection.peer.caller, resource, problem.code, None);
         problem.into_response()
     }
 }
 
-/// Counts and logs a failed job, and responds with its problem.
+/// Counts a failed job and responds with its problem.
 fn fail(job: &Job<'_>, error: RequestError) -> Response<ResponseBody> {
     let RequestError { problem, version } = error;
     let (keyring, operation, caller) = (job.keyring.name(), job.operation, &job.caller);
     job.metrics.failed(problem.code, job.start.elapsed());
     let resource = Resource::Keyring(keyring, operation);
-    denial::record(job.audit, caller, resource, problem.code, version);
-    if problem.code == Code::Forbidden {
-        let operation = operation.as_str();
-        warn!(?caller, %keyring, operation, "request denied by the policy");
-    }
+    job.denials.add(caller, resource, problem.code, version);
     problem.into_response()
 }
 

@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::metrics::OperationMetrics,
+        api::{denial::Denials, metrics::OperationMetrics},
         audit::Recorder,
         clock::{Clock, ManualClock},
         config::{Limits, Timeouts},
@@ -183,7 +183,7 @@ mod tests {
         limits: Limits,
         bodies: Arc<BodyLimits>,
         metrics: Arc<OperationMetrics>,
-        audit: Recorder,
+        denials: Denials,
     }
 
     impl World {
@@ -194,12 +194,12 @@ mod tests {
             let (clock, time) = Clock::manual(start());
             Self {
                 keyring,
+                denials: Denials::new(Recorder::default(), clock.clone()),
                 clock,
                 time,
                 limits: Limits::default(),
                 bodies: Arc::new(BodyLimits::new(&Timeouts::default(), 1 << 20)),
                 metrics: Arc::new(metrics),
-                audit: Recorder::default(),
             }
         }
 
@@ -218,7 +218,7 @@ mod tests {
                 metrics: &self.metrics,
                 limits: &self.limits,
                 bodies: &self.bodies,
-                audit: &self.audit,
+                denials: &self.denials,
                 clock: &self.clock,
                 http_version: Version::HTTP_11,
                 start: Instant::now(),

@@ -32,10 +32,12 @@ use crate::{
     refresh::{self, Keyring},
     render::{self, Renders},
     secrets::{self, Secrets},
-    telemetry::{Registry, UPKEEP_INTERVAL},
+    telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
 };
 
 pub use self::bound::Bound;
+
+const LOST_LOG_LINES: &str = "sidekey_log_lost_lines_total";
 
 /// An error that keeps a sidecar from starting.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +165,10 @@ fn registry() -> Arc<Registry> {
     render::describe_metrics(&registry);
     api::describe_metrics(&registry);
     audit::describe_metrics(&registry);
+    registry.describe_counter(
+        LOST_LOG_LINES,
+        "Lines of the log that were lost, because standard error failed or was read too slowly.",
+    );
     registry
 }
 
@@ -354,12 +360,14 @@ fn serve(
         .serve(parts, draining.clone(), ending.clone(), data_plane)
 }
 
-/// Keeps histograms from growing without bound between scrapes.
+/// Keeps histograms from growing without bound between scrapes, and counts lost lines of the log.
 async fn keep_metrics_up(registry: Arc<Registry>, ending: CancellationToken) {
     let mut ticks = interval(UPKEEP_INTERVAL);
+    let lost = registry.counter(LOST_LOG_LINES, &[]);
     let forever = async {
         loop {
             ticks.tick().await;
+            lost.absolute(lost_log_lines());
             registry.upkeep();
         }
     };

@@ -12,6 +12,7 @@ mod origin;
 mod record;
 mod recorder;
 mod refusals;
+mod stream;
 mod tail;
 mod verify;
 
@@ -23,7 +24,7 @@ use serde_json::{Map, Value};
 use crate::{
     config::{self, AuditSink},
     crypto::{KEY_LEN, MacKey},
-    files::{Allowed, read_private},
+    files::{Allowed, Patient, read_private},
 };
 
 pub use act::{Act, ActOutcome};
@@ -32,7 +33,8 @@ pub use file::AuditFile;
 pub use link::Link;
 pub use origin::Origin;
 pub use recorder::{LogHealth, Recorder, describe_metrics};
-pub use refusals::{AccessRefusal, Requester};
+pub use refusals::{AccessRefusal, RefusalCounts, Refused, Requester};
+pub use stream::Chain;
 pub use verify::{Report, Requirements, VerifyError, verify};
 
 /// An event to record.
@@ -117,7 +119,7 @@ pub fn open(settings: &config::Audit) -> Result<Sink, AuditError> {
         AuditSink::File(path) => Sink::File(AuditFile::new(path, key)),
         AuditSink::Stdout => Sink::Stdout {
             key,
-            link: Link::START,
+            chain: Chain::default(),
         },
     })
 }
@@ -130,8 +132,8 @@ pub enum Sink {
     Stdout {
         /// The key of the MACs.
         key: Option<MacKey>,
-        /// The last record.
-        link: Link,
+        /// What was written.
+        chain: Chain,
     },
 }
 
@@ -150,28 +152,16 @@ impl Sink {
         }
     }
 
+    /// Appends records of `events`. After a failure, the next call must have the same events: some
+    /// of their records may have been written.
     fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, String> {
         match self {
             Self::File(file) => file
                 .append(origin, events)
                 .map_err(|error| error.to_string()),
-            Self::Stdout { key, link } => {
-                use std::io::Write;
-                let mut lines = Vec::new();
-                let mut last = *link;
-                for event in events {
-                    let (line, next) = record::seal(&last, origin, event, key.as_ref());
-                    lines.extend_from_slice(&line);
-                    lines.push(b'\n');
-                    last = next;
-                }
-                let mut out = std::io::stdout().lock();
-                out.write_all(&lines)
-                    .and_then(|()| out.flush())
-                    .map_err(|error| format!("standard output: {error}"))?;
-                *link = last;
-                Ok(last)
-            }
+            Self::Stdout { key, chain } => Patient::stdout()
+                .and_then(|mut out| chain.append(&mut out, origin, events, key.as_ref()))
+                .map_err(|error| format!("standard output: {error}")),
         }
     }
 

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Event, Link, Origin, Sink,
-    refusals::{AccessRefusal, RefusalCounts},
+    refusals::{self, AccessRefusal, RefusalCounts},
 };
 use crate::{clock::Clock, telemetry::Registry};
 
@@ -69,7 +69,8 @@ struct State {
     events: VecDeque<Event>,
     /// Events lost since the last one that was queued.
     overflow: u64,
-    refusals: RefusalCounts,
+    /// With the last process of each kind.
+    refusals: RefusalCounts<AccessRefusal, Option<i32>>,
     reopen: bool,
     closing: bool,
     closed: bool,
@@ -229,7 +230,11 @@ impl State {
 
     /// Takes the events to write now.
     fn take(&mut self, now: Timestamp) -> Vec<Event> {
-        let mut events = self.refusals.take(Instant::now(), self.closing);
+        let refusals = self.refusals.take(Instant::now(), self.closing);
+        let mut events: Vec<Event> = refusals
+            .into_iter()
+            .map(|(kind, refused)| refusals::event(kind, &refused))
+            .collect();
         events.extend(self.events.drain(..));
         if self.overflow > 0 {
             events.push(gap(std::mem::take(&mut self.overflow), now));

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder},
-    io::{self, Write},
+    io,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    output::{CliError, path_for_display},
+    output::{CliError, path_for_display, write_out},
     runtime::block_on,
     sidecar::serve,
 };
@@ -57,9 +57,10 @@ impl Dev {
                 return Ok(());
             }
             let has_secret = settings.secrets.find("demo").is_some();
-            Ok(io::stdout()
-                .lock()
-                .write_all(instructions(&folder, bound, has_secret).as_bytes())?)
+            let text = instructions(&folder, bound, has_secret);
+            // Serves on meanwhile, and also if nobody reads this.
+            tokio::task::spawn_blocking(move || write_out(&text));
+            Ok(())
         })
     }
 }

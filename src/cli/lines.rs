@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
-    output::CliError,
+    output::{CliError, note},
     transfer::{Input, Output, Upload},
 };
 use crate::{
@@ -147,7 +147,7 @@ impl Lines {
             };
             if let Err(reason) = result {
                 self.failed += 1;
-                eprintln!("sidekey: line {}: {reason}", self.seen);
+                note(format_args!("line {}: {reason}", self.seen));
             }
             // A failed line stays empty, so that line numbers match the input.
             self.text.push(b'\n');

@@ -14,7 +14,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::{
     admin::AdminError, app::StartError, audit::ActOutcome, client::SidecarError, config::LoadError,
-    keyring::Refusal,
+    files::Patient, keyring::Refusal, telemetry::log_line,
 };
 
 /// The output format.
@@ -32,59 +32,60 @@ pub(super) struct CliError {
     exit: u8,
     code: String,
     message: String,
+    is_silent: bool,
 }
 
+/// The exit code of a process that SIGPIPE killed, in shells.
+const EXIT_SIGPIPE: u8 = 128 + 13;
+
 impl CliError {
-    pub(super) fn failed(message: impl Display) -> Self {
+    fn new(exit: u8, code: &str, message: impl Into<String>) -> Self {
         Self {
-            exit: 1,
-            code: "failed".into(),
-            message: message.to_string(),
+            exit,
+            code: code.into(),
+            message: message.into(),
+            is_silent: false,
         }
     }
 
-    pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self {
-            exit: 2,
-            code: "usage".into(),
-            message: message.into(),
+    /// Output could not be written. If its reader closed it, as `head` does, the command ends as
+    /// other programs do: silently.
+    pub(super) fn unwritable(what: &str, error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self {
+                is_silent: true,
+                ..Self::new(EXIT_SIGPIPE, "output_closed", format!("{what} was closed"))
+            };
         }
+        Self::failed(format!("can't write to {what}: {error}"))
+    }
+
+    pub(super) fn failed(message: impl Display) -> Self {
+        Self::new(1, "failed", message.to_string())
+    }
+
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::new(2, "usage", message)
     }
 
     /// A check that failed, such as `scan --fail-if-version`.
     pub(super) fn refused(message: impl Into<String>) -> Self {
-        Self {
-            exit: 3,
-            code: "refused".into(),
-            message: message.into(),
-        }
+        Self::new(3, "refused", message)
     }
 
     /// A program that could not be started: exit code 126 or 127, as in shells.
     pub(super) fn not_started(exit: u8, message: impl Into<String>) -> Self {
-        Self {
-            exit,
-            code: "not_started".into(),
-            message: message.into(),
-        }
+        Self::new(exit, "not_started", message)
     }
 
     /// A problem returned by the sidecar.
     pub(super) fn problem(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            exit: 1,
-            code: code.into(),
-            message: message.into(),
-        }
+        Self::new(1, code, message)
     }
 
     /// An audit log that was tampered with.
     pub(super) fn broken(message: impl Into<String>) -> Self {
-        Self {
-            exit: 3,
-            code: "broken".into(),
-            message: message.into(),
-        }
+        Self::new(3, "broken", message)
     }
 
     /// The outcome recorded in the audit log.
@@ -103,11 +104,12 @@ impl CliError {
     /// Terminated by `signal`: exit code 128 plus its number, as in shells.
     pub(super) fn interrupted(signal: SignalKind) -> Self {
         let number = signal.as_raw_value();
-        Self {
-            exit: 128 + u8::try_from(number).unwrap_or(0),
-            code: "interrupted".into(),
-            message: format!("terminated by signal {number}"),
-        }
+        let exit = 128 + u8::try_from(number).unwrap_or(0);
+        Self::new(
+            exit,
+            "interrupted",
+            format!("terminated by signal {number}"),
+        )
     }
 
     /// Appends a line that says what to do.
@@ -118,11 +120,11 @@ impl CliError {
 
     pub(super) fn report(self, format: Format) -> ExitCode {
         match format {
-            Format::Text => eprintln!("sidekey: {}", printable_lines(&self.message)),
-            Format::Json => eprintln!(
-                "{}",
-                json!({ "error": { "code": self.code, "message": self.message } })
-            ),
+            _ if self.is_silent => {}
+            Format::Text => log_line(format_args!("sidekey: {}", printable_lines(&self.message))),
+            Format::Json => {
+                log_line(json!({ "error": { "code": self.code, "message": self.message } }));
+            }
         }
         ExitCode::from(self.exit)
     }
@@ -130,11 +132,7 @@ impl CliError {
 
 impl From<Refusal> for CliError {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            exit: 3,
-            code: "refused".into(),
-            message: format!("refused: {refusal}"),
-        }
+        Self::new(3, "refused", format!("refused: {refusal}"))
     }
 }
 
@@ -201,11 +199,22 @@ pub(super) fn render(
     }
 }
 
-/// Writes rendered text to standard output.
+/// Writes a whole result to standard output. If the reader closed that, it wants no more of it,
+/// which doesn't change what the command did: that is no error.
 pub(super) fn write_out(text: &str) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| CliError::failed(format!("can't write to standard output: {error}")))
+    match Patient::stdout().and_then(|mut out| out.write_all(text.as_bytes())) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::unwritable("standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error, in the course of the work. That it can't be written doesn't
+/// stop the work.
+pub(super) fn note(line: impl Display) {
+    let line = format!("sidekey: {line}\n");
+    let _ = Patient::stderr().and_then(|mut out| out.write_all(line.as_bytes()));
 }
 
 /// Escapes control characters, line breaks and bidirectional overrides in untrusted text, such as

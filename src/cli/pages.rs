@@ -1,15 +1,11 @@
 //! Files that packages ship with the binary, generated from the command definition.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs, io, path::PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::output::{CliError, path_for_display};
+use super::output::{CliError, path_for_display, write_out};
 
 const NAME: &str = "sidekey";
 
@@ -21,10 +17,10 @@ pub(super) struct Completions {
 
 impl Completions {
     pub(super) fn run(self, mut command: Command) -> Result<(), CliError> {
-        // Generated in memory first, because the generator panics on a closed pipe.
+        // In memory, because the generator panics on a closed pipe.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, NAME, &mut script);
-        Ok(io::stdout().lock().write_all(&script)?)
+        write_out(&String::from_utf8_lossy(&script))
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Seek, Write},
     mem,
-    os::fd::AsFd,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -17,8 +16,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{OFlags, fcntl_getfl};
 use tokio::sync::mpsc;
 
-use super::output::{CliError, path_for_display};
-use crate::files::{self, NewFile};
+use super::output::{CliError, note, path_for_display};
+use crate::files::{self, NewFile, Patient};
 
 /// Read size in bytes.
 const BLOCK: usize = 256 << 10;
@@ -40,7 +39,7 @@ impl Input {
         let failed = |error| unreadable(&name, &error);
         let mut file = match path {
             Some(path) => File::open(path).map_err(failed)?,
-            None => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?),
+            None => Patient::stdin().map_err(failed)?.into_file(),
         };
         let metadata = file.metadata().map_err(failed)?;
         let length = if metadata.is_file() {
@@ -53,7 +52,7 @@ impl Input {
             None
         };
         Ok(Self {
-            source: Box::new(file),
+            source: Box::new(Patient::from(file)),
             length,
             name,
         })
@@ -179,7 +178,7 @@ enum Sink {
     /// A file opened by the shell, and its length before.
     Redirected { file: File, length: u64 },
     /// A pipe or device, which can't be truncated.
-    Pipe(File),
+    Pipe(Patient),
     /// The output was committed.
     Finished,
 }
@@ -209,7 +208,7 @@ impl Output {
                 .write(true)
                 .open(&target)
                 .map_err(failed)?;
-            let sink = Sink::Pipe(file);
+            let sink = Sink::Pipe(file.into());
             return Ok(Self { sink, name });
         }
         // The umask applies, as it does to a file that a shell creates.
@@ -224,10 +223,10 @@ impl Output {
     }
 
     fn stdout() -> io::Result<Self> {
-        let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let mut file = Patient::stdout()?.into_file();
         let metadata = file.metadata()?;
         let sink = if !metadata.is_file() {
-            Sink::Pipe(file)
+            Sink::Pipe(file.into())
         } else if fcntl_getfl(&file)?.contains(OFlags::APPEND) {
             let length = metadata.len();
             Sink::Redirected { file, length }
@@ -242,10 +241,11 @@ impl Output {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         let written = match &mut self.sink {
             Sink::New { file, .. } => file.write_all(bytes),
-            Sink::Redirected { file, .. } | Sink::Pipe(file) => file.write_all(bytes),
+            Sink::Redirected { file, .. } => file.write_all(bytes),
+            Sink::Pipe(pipe) => pipe.write_all(bytes),
             Sink::Finished => Err(io::Error::other("the output was already committed")),
         };
-        written.map_err(|error| CliError::failed(format!("can't write to {}: {error}", self.name)))
+        written.map_err(|error| CliError::unwritable(&self.name, &error))
     }
 
     /// Commits the output.
@@ -269,10 +269,10 @@ impl Drop for Output {
             Sink::Pipe(_) | Sink::Finished => Ok(()),
         };
         if let Err(error) = undone {
-            eprintln!(
-                "sidekey: incomplete output remains in {}: {error}",
+            note(format_args!(
+                "incomplete output remains in {}: {error}",
                 self.name
-            );
+            ));
         }
     }
 }

@@ -1,16 +1,23 @@
 //! `sidekey watch`.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    thread,
+};
 
 use clap::Args;
 use jiff::Timestamp;
 use serde::Deserialize;
+use tokio::sync::oneshot;
 
 use super::{
     client::Connection,
-    output::{CliError, Format, printable},
+    output::{CliError, Format, note, printable},
 };
-use crate::client::{EventStream, ServerEvent, StreamItem};
+use crate::{
+    client::{EventStream, ServerEvent, StreamItem},
+    files::Patient,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Watch {
@@ -47,22 +54,29 @@ struct SecretChange {
 
 impl Watch {
     pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
+        let failed = |error| CliError::unwritable("standard output", &error);
+        let mut out = Patient::stdout().map_err(failed)?;
         let mut events = EventStream::new(self.connection.socket());
-        // The first connection must succeed; later ones are retried.
-        loop {
-            match events.next().await? {
-                StreamItem::Connected => {}
-                StreamItem::Event(event) => self.show(&event, format)?,
-                // A closed standard error doesn't end the watch.
-                StreamItem::Disconnected(reason) => drop(writeln!(
-                    io::stderr().lock(),
-                    "sidekey: {reason}; reconnecting"
-                )),
+        let closed = closed(Patient::stdout().map_err(failed)?)?;
+        let watch = async {
+            // The first connection must succeed; later ones are retried.
+            loop {
+                match events.next().await? {
+                    StreamItem::Connected => {}
+                    StreamItem::Event(event) => self.show(&event, format, &mut out)?,
+                    StreamItem::Disconnected(reason) => {
+                        note(format_args!("{reason}; reconnecting"));
+                    }
+                }
             }
+        };
+        tokio::select! {
+            result = watch => result,
+            Ok(()) = closed => Err(failed(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
-    fn show(&self, event: &ServerEvent, format: Format) -> Result<(), CliError> {
+    fn show(&self, event: &ServerEvent, format: Format, out: &mut Patient) -> Result<(), CliError> {
         let now = Timestamp::now();
         let (is_selected, text) = match event.kind.as_str() {
             "keyring" => {
@@ -85,13 +99,12 @@ impl Watch {
         if !is_selected {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
-        match format {
-            Format::Json => writeln!(out, "{}", event.data)?,
-            Format::Text => writeln!(out, "{}", printable(&text))?,
-        }
-        out.flush()?;
-        Ok(())
+        let line = match format {
+            Format::Json => format!("{}\n", event.data),
+            Format::Text => format!("{}\n", printable(&text)),
+        };
+        out.write_all(line.as_bytes())
+            .map_err(|error| CliError::unwritable("standard output", &error))
     }
 
     /// Whether the filters select `name`, which belongs to the kind of `list`.
@@ -99,6 +112,19 @@ impl Watch {
         self.keyring.is_empty() && self.secret.is_empty()
             || list.iter().any(|selected| selected == name)
     }
+}
+
+/// Resolves once nobody reads `out` any more, such as `grep -m 1`: a write would notice that only
+/// at the next change.
+fn closed(out: Patient) -> io::Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    // Ends with the process.
+    thread::Builder::new().spawn(move || {
+        out.wait_until_unread();
+        // The watch may have ended.
+        let _ = sender.send(());
+    })?;
+    Ok(receiver)
 }
 
 fn parse<'e, T: Deserialize<'e>>(event: &'e ServerEvent) -> Result<T, CliError> {

@@ -1,6 +1,6 @@
-use std::io::{self, Write};
+use crate::telemetry::log_line;
 
-/// Writes a line to standard error. If that is closed, the program keeps running regardless.
+/// Writes a line to standard error. Whoever reads that, or doesn't, the program keeps running.
 pub(super) fn log(message: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "sidekey: {message}");
+    log_line(format_args!("sidekey: {message}"));
 }

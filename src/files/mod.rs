@@ -1,9 +1,10 @@
 //! Files on a local disk: blocking work, watches, atomic replacement, and files that other users
-//! must not read.
+//! must not read; and the standard streams.
 
 mod blocking;
 mod private;
 mod replacement;
+mod standard;
 mod watch;
 
 use std::{
@@ -16,6 +17,7 @@ pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
 };
 pub use replacement::{NewFile, remove_leftover, replace, replace_durably, temporary_beside};
+pub use standard::Patient;
 pub use watch::{ChangeCallback, WatchGuard, watch};
 
 pub(crate) use blocking::{BlockingPool, run_blocking};

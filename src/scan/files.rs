@@ -17,7 +17,7 @@ use std::{
 use rustix::fs::{Advice, OFlags, fadvise};
 
 use super::{Counts, CountsByKey, LOOK_AHEAD, LOOK_BEHIND, Search, Visit, opaque::opaque, walk};
-use crate::crypto::OVERHEAD;
+use crate::{crypto::OVERHEAD, files::Patient};
 
 /// The largest part of a file that one worker reads, in bytes.
 const SEGMENT: u64 = 64 << 20;
@@ -112,7 +112,7 @@ pub fn scan(
         for root in roots {
             match root {
                 Root::Path(path) => scan.enqueue_root(path, &sender),
-                Root::Stdin => scan.read_stream(Path::new("-"), io::stdin().lock()),
+                Root::Stdin => scan.read_stream(Path::new("-"), Patient::stdin()),
             }
         }
         drop(sender);
@@ -200,10 +200,7 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
                     Err(error) => self.failed(path, error.to_string()),
                 }
             }
-            Visit::Pipe(path) => match File::open(&path) {
-                Ok(pipe) => self.read_stream(&path, pipe),
-                Err(error) => self.failed(path, error.to_string()),
-            },
+            Visit::Pipe(path) => self.read_stream(&path, File::open(&path)),
             Visit::Skipped(path, what) => {
                 let mut report = self.report();
                 report.skipped += 1;
@@ -266,10 +263,12 @@ impl<P: Fn(Progress) + Sync> Scan<'_, P> {
     }
 
     /// Reads a stream, which can be read only once.
-    fn read_stream(&self, path: &Path, mut stream: impl Read) {
+    fn read_stream(&self, path: &Path, stream: io::Result<impl Read>) {
         let mut outcome = Outcome::default();
-        let end = self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| {
-            stream.read(buffer)
+        let end = stream.and_then(|mut stream| {
+            self.read(0, None, &mut vec![0; WINDOW], &mut outcome, |buffer, _| {
+                stream.read(buffer)
+            })
         });
         match end {
             // For example, the output of a dump that failed.

@@ -1,18 +1,39 @@
-use std::io::{self, IsTerminal};
+//! The process's log on standard error. Nothing here waits for whoever reads it, and nothing fails
+//! because nobody does.
+
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    panic,
+    time::Duration,
+};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::config::{Log, LogFormat};
+use super::lossy::stderr;
+use crate::{
+    config::{Log, LogFormat},
+    files::Patient,
+};
 
-/// Writes the process's log to standard error, in the configured format.
+/// How long a process that ends waits for its log to be read.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Writes events to the log, in the configured format.
 ///
 /// # Errors
-/// Fails if the filter is invalid or logging is already set up.
+/// Fails if the filter is invalid, logging is already set up, or no thread can be started.
 pub fn init(log: &Log) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&log.filter)
         .map_err(|error| error.to_string())?;
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    let writer = stderr().ok_or("can't start a thread for the log")?;
+    // Internal errors would be printed with `eprintln!`, which panics.
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(writer.clone())
+        .log_internal_errors(false);
     match log.format {
         LogFormat::Json => builder
             .json()
@@ -26,4 +47,39 @@ pub fn init(log: &Log) -> Result<(), String> {
             .try_init(),
     }
     .map_err(|error| error.to_string())
+}
+
+/// Writes a line to the log of a command that has no events.
+pub fn log_line(line: impl Display) {
+    let line = format!("{line}\n");
+    match stderr() {
+        Some(writer) => writer.write(line.as_bytes()),
+        // Without a thread, losing the line is the worse choice.
+        None => drop(Patient::stderr().and_then(|mut out| out.write_all(line.as_bytes()))),
+    }
+}
+
+/// Waits until the log is written, for a moment at most. To be called before the process ends.
+pub fn flush_log() {
+    if let Some(writer) = stderr() {
+        writer.flush(PATIENCE);
+    }
+}
+
+/// Returns how many lines of the log were lost.
+pub fn lost_log_lines() -> u64 {
+    stderr().map_or(0, |writer| writer.lost())
+}
+
+/// Makes panics write to the log: the default hook waits for standard error, so that a process that
+/// should abort would hang instead.
+pub fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        log_line(format_args!("sidekey: {panic}"));
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            log_line(backtrace);
+        }
+        flush_log();
+    }));
 }

@@ -1,6 +1,7 @@
-//! The metrics registry and the log's format. Modules register their own metrics.
+//! The metrics registry and the log. Modules register their own metrics.
 
 mod logging;
+mod lossy;
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
-pub use logging::init as init_logging;
+pub use logging::{flush_log, init as init_logging, log_line, log_panics, lost_log_lines};
 
 /// A label's name and value.
 pub type LabelPair<'a> = (&'static str, &'a str);

@@ -8,15 +8,13 @@ use std::{sync::Arc, time::Instant};
 use hyper::{Request, Response, body::Incoming};
 use jiff::Timestamp;
 use serde::Serialize;
-use tracing::warn;
 
 use self::request::SecretQuery;
 use super::{
-    denial::{self, Resource},
+    denial::{Denials, Resource},
     metrics::SecretRequestMetrics,
 };
 use crate::{
-    audit::Recorder,
     http::{body::BodyLimits, peer::Peer, problem::Problem, response::ResponseBody},
     model::SecretName,
     policy::Policy,
@@ -30,7 +28,7 @@ pub(crate) struct SecretService {
     pub(crate) policy: Arc<Policy>,
     pub(crate) bodies: Arc<BodyLimits>,
     pub(crate) metrics: SecretRequestMetrics,
-    pub(crate) audit: Recorder,
+    pub(crate) denials: Denials,
 }
 
 /// The list of secrets.
@@ -88,11 +86,7 @@ impl SecretService {
         let (caller, code) = (&peer.caller, problem.code);
         self.metrics.failed(name.as_ref(), code, start.elapsed());
         let resource = Resource::Secret(name.as_ref());
-        denial::record(&self.audit, caller, resource, code, None);
-        if code == Code::Forbidden {
-            let secret = name.map(tracing::field::display);
-            warn!(?caller, secret, "request denied by the policy");
-        }
+        self.denials.add(caller, resource, code, None);
         problem.into_response()
     }
 

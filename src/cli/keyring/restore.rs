@@ -6,7 +6,7 @@ use super::decrypt_args::DecryptArgs;
 use crate::{
     admin::Restoring,
     cli::{
-        output::{CliError, Format},
+        output::{CliError, Format, note},
         record::Completed,
         target::{SidecarArgs, Target, anchored, changed},
     },
@@ -92,7 +92,9 @@ impl Recover {
             .recover(self.name.as_ref(), &fleet, &self.trusted_signer)
             .await?;
         for skipped in &recovered.rejected {
-            eprintln!("sidekey: skipped a manifest that is not authentic: {skipped}");
+            note(format_args!(
+                "skipped a manifest that is not authentic: {skipped}"
+            ));
         }
         let what = match &recovered.from {
             Some(sidecar) => format!("manifest restored from {sidecar}"),

@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::app::testing::{OCTETS, RawConnection, TestApp, World};
+use crate::app::testing::{MINUTE, OCTETS, RawConnection, TestApp, World};
 
 /// A request whose body is only half sent.
 const HALF: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
@@ -64,7 +64,40 @@ async fn the_policy_applies_to_the_peers_user() {
             .1
             .contains("sidekey_policy_denials_total{keyring=\"demo\",operation=\"decrypt\"} 1")
     );
-    assert!(world.log().contains("denied by the policy"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_number_of_denials_is_one_log_line_per_caller_and_minute() {
+    let world = World::with_demo().await;
+    let policy = "[[policy]]\nkeyrings = [\"demo\"]\noperations = [\"encrypt\"]\ngids = [4242]\n";
+    let sidecar = world.start_with(policy, &["demo"]).await;
+    let mut client = sidecar.client().await;
+    let lines = || -> Vec<String> {
+        let is_denial = |line: &&str| line.contains("requests denied");
+        world
+            .log()
+            .lines()
+            .filter(is_denial)
+            .map(str::to_owned)
+            .collect()
+    };
+    for _ in 0..100 {
+        assert_eq!(client.encrypt(b"x").await.problem(), "forbidden");
+        let secret = client.send(Method::GET, "/v1/secrets/nope", &[], "").await;
+        assert_eq!(secret.problem(), "forbidden");
+    }
+    world.wait("the first", || lines().len() == 1).await;
+    let first = &lines()[0];
+    assert!(first.contains("count=1 ") && first.contains("code=\"forbidden\""));
+    world.advance(MINUTE).await;
+    world.wait("the others", || lines().len() == 2).await;
+    let others = &lines()[1];
+    assert!(others.contains("count=199 "), "{others}");
+    assert!(others.contains("last_operation=\"fetch\""), "{others}");
+    let mut client = sidecar.client().await;
+    assert_eq!(client.encrypt(b"x").await.problem(), "forbidden");
+    sidecar.stop().await;
+    world.wait("what remains", || lines().len() == 3).await;
 }
 
 #[tokio::test(start_paused = true)]
