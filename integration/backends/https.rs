@@ -110,11 +110,8 @@ fn changed_certificates_are_reloaded_without_a_restart() {
     put("other/ca.pem", "trusted.pem");
     wait("the trust", || sidecar.keyring()["last_error"].is_null());
     assert_eq!(sidecar.ops("/readyz").0, 200);
-    assert!(
-        sidecar.log().contains("certificates reloaded") && !sidecar.log().contains("PRIVATE"),
-        "{}",
-        sidecar.log()
-    );
+    sidecar.wait_log("certificates reloaded");
+    assert!(!sidecar.log().contains("PRIVATE"), "{}", sidecar.log());
 }
 
 #[test]

@@ -233,11 +233,7 @@ fn only_probes_work_without_an_allowed_client_certificate() {
         assert!(body.contains("client_names"), "{body}");
         stage.get(&sidecar, "/livez", &strs(&who));
     }
-    assert!(
-        sidecar.log().contains("other.example.com"),
-        "{}",
-        sidecar.log()
-    );
+    sidecar.wait_log("other.example.com");
 
     // From another authority, or with another validity: the connection fails.
     let stranger =
@@ -502,6 +498,7 @@ fn invalid_new_certificates_change_nothing() {
     wait("another try", || {
         metric(&stage.get(&sidecar, "/metrics", &who), tries) > before
     });
+    sidecar.wait_log("ca.crt: the file contains no certificate");
     assert_eq!(
         sidecar
             .log()

@@ -533,6 +533,7 @@ fn a_failing_template_keeps_the_file_and_is_reported() {
     assert_eq!(failed["secrets"], before["secrets"]);
     assert_eq!(read(&world, "out"), "s3cret-1");
     assert_eq!(metric(&sidecar, "sidekey_render_failing", "out", ""), 1.0);
+    sidecar.wait_log("the file is left as it is");
     assert_eq!(
         sidecar.log().matches("the file is left as it is").count(),
         1,
@@ -622,15 +623,11 @@ fn a_failing_command_is_retried_and_its_output_logged_without_secrets() {
     wait("success", || notices("result=\"ok\"") == 1.0);
     assert_eq!(notices("result=\"failed\""), 1.0);
     assert_eq!(render(&sidecar, "out")["last_notice"]["result"], "ok");
+    for text in ["to stderr", "done", "0"] {
+        sidecar.wait_log(&format!("command output: {text}"));
+    }
     let log = sidecar.log();
-    assert!(
-        log.contains("command output: to stderr") && log.contains("command output: done"),
-        "{log}"
-    );
-    assert!(
-        log.contains("exit status: 7") && log.contains("command output: 0"),
-        "{log}"
-    );
+    assert!(log.contains("exit status: 7"), "{log}");
     assert!(
         log.contains("(redacted: the line contains a secret)") && !log.contains("top-s3cret"),
         "{log}"
@@ -686,11 +683,7 @@ fn a_value_used_as_a_name_is_not_logged() {
         render(&sidecar, "out")["last_error"]["code"] == "render_secret"
     });
     assert!(!sidecar.status().to_string().contains("top-s3cret"));
-    assert!(
-        sidecar
-            .log()
-            .contains("the file is left as it is: a secret whose name the template computes")
-    );
+    sidecar.wait_log("the file is left as it is: a secret whose name the template computes");
     assert!(!sidecar.log().contains("top-s3cret"), "{}", sidecar.log());
 }
 
@@ -811,7 +804,7 @@ fn readiness_waits_for_required_files() {
     fs::create_dir(world.path("there")).unwrap();
     sidecar.wait_ready();
     assert_eq!(read(&world, "there/out"), "1");
-    assert!(sidecar.log().contains("rendering works again"));
+    sidecar.wait_log("rendering works again");
 }
 
 #[test]

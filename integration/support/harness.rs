@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -206,6 +207,8 @@ pub struct Sidecar {
     pub ops: SocketAddr,
     pub tcp: Option<SocketAddr>,
     log: Arc<Mutex<String>>,
+    /// Ends with the log.
+    log_reader: Option<JoinHandle<()>>,
 }
 
 impl Sidecar {
@@ -245,7 +248,7 @@ impl Sidecar {
         };
         let (ops, tcp) = (field("ops").unwrap(), field("tcp"));
         let kept = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let log_reader = std::thread::spawn(move || {
             let mut line = String::new();
             while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
                 kept.lock().unwrap().push_str(&line);
@@ -258,11 +261,17 @@ impl Sidecar {
             ops,
             tcp,
             log,
+            log_reader: Some(log_reader),
         }
     }
 
+    /// Returns what was read of the log, which lags behind the sidecar until it has ended.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    pub fn wait_log(&self, text: &str) {
+        wait(text, || self.log().contains(text));
     }
 
     pub fn wait_ready(&self) {
@@ -309,13 +318,16 @@ impl Sidecar {
         );
     }
 
-    /// Waits until the process has exited.
+    /// Waits until the process has exited and its log is complete.
     pub fn ended(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         wait("the sidecar's end", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        if let Some(reader) = self.log_reader.take() {
+            reader.join().unwrap();
+        }
         status.unwrap()
     }
 

@@ -27,6 +27,8 @@ use super::{
 };
 use crate::model::SecretName;
 
+/// How long the first attempt to read the secrets may take, even if there is no time to wait.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 /// The delay between attempts at startup, and the initial one between restarts.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum delay between attempts to restart the program.
@@ -70,16 +72,21 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
 
 /// Reads the secrets, and waits until all are available.
 async fn first_values(plan: &Plan, secrets: &BTreeSet<SecretRef>) -> Result<Values, ExecError> {
-    let until = Instant::now() + plan.wait;
+    let begun = Instant::now();
+    let until = begun + plan.wait;
+    // At least one attempt is made, even without any time to wait.
+    let mut limit = until.max(begun + FIRST_ATTEMPT);
     let mut last: Option<FetchError> = None;
+    let mut logged = BTreeSet::new();
     loop {
-        match timeout_at(until, Values::fetch(&plan.socket, secrets)).await {
+        match timeout_at(limit, Values::fetch(&plan.socket, secrets)).await {
             Ok(Ok(values)) => return Ok(values),
             Ok(Err(error)) if error.is_final() && !error.is_missing() => {
                 return Err(ExecError::Fetch(error));
             }
             Ok(Err(error)) => {
-                if last.is_none() {
+                // Each reason once: the sidecar may be missing first, then one secret, then another.
+                if Instant::now() < until && logged.insert(error.to_string()) {
                     log(format_args!(
                         "{error}; waiting for up to {}",
                         humantime::format_duration(plan.wait)
@@ -89,7 +96,7 @@ async fn first_values(plan: &Plan, secrets: &BTreeSet<SecretRef>) -> Result<Valu
             }
             Err(_) => {}
         }
-        // After the fetch, so that at least one attempt is made even without any time to wait.
+        limit = until;
         if Instant::now() >= until {
             return Err(ExecError::TimedOut {
                 waited: plan.wait,

@@ -122,6 +122,7 @@ fn a_refused_secret_id_does_not_lock_the_role() {
     fs::write(world.path("secret-id"), secret_id(&vault)).unwrap();
     sidecar.wait_ready();
     wait_all_open(&sidecar, 8);
+    sidecar.wait_log("is rarely retried");
     let log = sidecar.log();
     assert_eq!(
         log.lines()
