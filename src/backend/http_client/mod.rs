@@ -8,7 +8,6 @@ use hyper::{
     Request, StatusCode, Uri,
     body::Incoming,
     header::{HeaderMap, LOCATION},
-    http::uri::Scheme,
 };
 use zeroize::Zeroizing;
 
@@ -49,7 +48,7 @@ impl HttpClient {
             .map_err(|reason| Failure::new(ErrorKind::Misconfigured, reason))
     }
 
-    /// Sends a request, follows redirects and reads a response of at most `limit` bytes.
+    /// Sends a request, follows redirects of the same server and reads a response of at most `limit` bytes.
     pub(super) async fn send(
         &self,
         mut request: Request<Bytes>,
@@ -104,27 +103,54 @@ async fn read(mut body: Incoming, limit: usize, url: &str) -> Result<Zeroizing<V
     Ok(bytes)
 }
 
+/// Returns where a redirect leads. Requests contain secrets, and connections a client certificate:
+/// only the server that they are meant for gets them, so another origin (RFC 6454 §4) is refused.
 fn redirect_target(from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+    let url = plain_http::redacted(from);
     let target = headers
         .get(LOCATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<Uri>().ok())
-        .filter(|uri| uri.scheme().is_some());
-    let url = plain_http::redacted(from);
-    let target = target
+        .and_then(|target| absolute(from, target))
         .ok_or_else(|| unavailable(format!("{url}: redirect without a valid Location header")))?;
-    if leaves_tls(from, &target) {
-        let target = plain_http::redacted(&target);
-        let message = format!("{url} redirects to {target}, which is not https");
-        return Err(Failure::new(ErrorKind::Misconfigured, message));
+    if origin(from) == origin(&target) {
+        return Ok(target);
     }
-    Ok(target)
+    let target = plain_http::redacted(&target);
+    Err(Failure::new(
+        ErrorKind::Misconfigured,
+        format!(
+            "{url} redirects to another server, {target}, which gets no credentials; set the \
+             address of a server that answers by itself"
+        ),
+    ))
 }
 
-/// Requests contain secrets: a server reached over TLS must not redirect them to plain HTTP, not
-/// even to an allowed host.
-fn leaves_tls(from: &Uri, to: &Uri) -> bool {
-    from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS)
+/// Resolves a path of the same server (RFC 3986 §4.2). Returns `None` for other relative forms.
+fn absolute(base: &Uri, target: Uri) -> Option<Uri> {
+    if target.scheme().is_some() {
+        return Some(target);
+    }
+    let mut parts = target.into_parts();
+    let path = parts.path_and_query.as_ref()?.as_str();
+    if parts.authority.is_some() || !path.starts_with('/') || path.starts_with("//") {
+        return None;
+    }
+    parts.scheme = base.scheme().cloned();
+    parts.authority = base.authority().cloned();
+    Uri::from_parts(parts).ok()
+}
+
+/// Scheme, host and port. `None` if the URL lacks one of them.
+fn origin(url: &Uri) -> Option<(&str, String, u16)> {
+    let scheme = url.scheme_str()?;
+    let default = match scheme {
+        "https" => Some(443),
+        "http" => Some(80),
+        _ => None,
+    };
+    let port = url.port_u16().or(default)?;
+    Some((scheme, url.host()?.to_ascii_lowercase(), port))
 }
 
 fn unavailable(message: String) -> Failure {
@@ -144,22 +170,47 @@ fn unreachable(url: &str, error: &dyn std::error::Error) -> Failure {
 mod tests {
     use super::*;
 
+    fn redirected(from: &str, to: &str) -> Result<String, Failure> {
+        let headers = HeaderMap::from_iter([(LOCATION, to.parse().expect("a header"))]);
+        redirect_target(&from.parse().expect("URL"), &headers).map(|target| target.to_string())
+    }
+
     #[test]
-    fn a_redirect_never_leaves_tls() {
-        let leaves = |from: &str, to: &str| {
-            leaves_tls(&from.parse().expect("URL"), &to.parse().expect("URL"))
-        };
-        assert!(leaves(
-            "https://vault:8200/v1/a",
-            "http://127.0.0.1:8200/v1/a"
-        ));
-        assert!(!leaves(
-            "https://vault:8200/v1/a",
-            "https://other:8200/v1/a"
-        ));
-        assert!(!leaves(
-            "http://127.0.0.1:8200/v1/a",
-            "http://localhost:8200/v1/a"
-        ));
+    fn a_redirect_stays_with_the_server_that_the_request_was_meant_for() {
+        for (from, to, target) in [
+            (
+                "https://vault:8200/a",
+                "https://vault:8200/b?c",
+                "https://vault:8200/b?c",
+            ),
+            (
+                "https://vault:8200/a",
+                "https://VAULT:8200/b",
+                "https://VAULT:8200/b",
+            ),
+            ("https://vault:8200/a", "/b", "https://vault:8200/b"),
+            (
+                "https://vault/a",
+                "https://vault:443/b",
+                "https://vault:443/b",
+            ),
+        ] {
+            assert_eq!(redirected(from, to).expect("followed"), target);
+        }
+        for to in [
+            "https://other:8200/a",
+            "https://vault/a",
+            "https://vault:8201/a",
+            "http://vault:8200/a",
+            "http://127.0.0.1:8200/a",
+            "https://vault.evil:8200/a",
+        ] {
+            let failure = redirected("https://vault:8200/a", to).expect_err(to);
+            assert_eq!(failure.kind, ErrorKind::Misconfigured, "{to}");
+        }
+        for to in ["", "vault:8200", "//vault:8200/a", "?a", "https:///a"] {
+            let failure = redirected("https://vault:8200/a", to).expect_err(to);
+            assert_eq!(failure.kind, ErrorKind::Unavailable, "{to}");
+        }
     }
 }
