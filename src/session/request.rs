@@ -107,7 +107,8 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         prefix: &[u8; PREFIX_LEN],
     ) -> Result<StreamDecryptor, SessionError> {
         // A header is parsed from at least the shortest ciphertext. Chunks are checked later.
-        let shortest = [&prefix[..], &[0; OVERHEAD - PREFIX_LEN]].concat();
+        let mut shortest = [0; OVERHEAD];
+        shortest[..PREFIX_LEN].copy_from_slice(prefix);
         let header = self.find_version(&shortest).await?;
         let keys = version_keys(&self.snapshot, header.version)?;
         let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
