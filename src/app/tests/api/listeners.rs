@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::app::testing::{MINUTE, OCTETS, RawConnection, TestApp, World};
+use crate::app::testing::{MINUTE, OCTETS, RawConnection, SECOND, TestApp, World};
 
 /// A request whose body is only half sent.
 const HALF: &str = "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\n\
@@ -161,29 +161,57 @@ async fn silent_and_half_closed_clients_are_disconnected_and_affect_no_one_else(
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_connections_leave_room_for_active_clients() {
+async fn silent_connections_leave_room_for_the_tokens_holders() {
     let world = World::with_demo().await;
-    let sidecar = world
-        .start_with("[limits]\nconnections = 50\n", &["demo"])
-        .await;
-    let mut speaking = sidecar.client().await;
-    speaking.encrypt(b"x").await.ok();
+    let token = "0123456789abcdef0123456789abcdef";
+    fs::write(world.path("token"), token).unwrap();
+    fs::set_permissions(world.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
+    let socket = world.path("one.sock");
+    let config = format!(
+        "[limits]\nconnections = 50\n[listen]\nsocket = {socket:?}\ntcp = \"127.0.0.1:0\"\n\
+         token_file = \"token\"\n"
+    );
+    let sidecar = world.start_with(&config, &["demo"]).await;
+    let path = "/v1/keyrings/demo/encrypt";
+    let bearer = format!("Bearer {token}");
+    let headers = [OCTETS, ("authorization", bearer.as_str())];
+    let mut speaking = sidecar.tcp_client().await;
+    speaking.post(path, &headers, "x").await.ok();
     let mut silent = Vec::new();
     for _ in 0..300 {
-        silent.push(sidecar.raw().await);
+        silent.push(TcpStream::connect(sidecar.tcp().unwrap()).await.unwrap());
     }
     for _ in 0..20 {
-        sidecar.client().await.encrypt(b"x").await.ok();
-        speaking.encrypt(b"x").await.ok();
+        let mut holder = sidecar.tcp_client().await;
+        holder.post(path, &headers, "x").await.ok();
+        speaking.post(path, &headers, "x").await.ok();
     }
     let metrics = sidecar.ops("/metrics").await.1;
     let open: f64 = metrics
         .lines()
-        .find_map(|line| line.strip_prefix("sidekey_connections{listener=\"unix\"} "))
+        .find_map(|line| line.strip_prefix("sidekey_connections{listener=\"tcp\"} "))
         .unwrap()
         .parse()
         .unwrap();
     assert!(open <= 50.0, "{open}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_connections_of_a_known_user_are_closed_in_time() {
+    let world = World::with_demo().await;
+    let config = "[limits]\nconnections = 50\n[timeouts]\nheader = \"2s\"\n";
+    let sidecar = world.start_with(config, &["demo"]).await;
+    let mut speaking = sidecar.client().await;
+    speaking.encrypt(b"x").await.ok();
+    let mut silent = Vec::new();
+    for _ in 0..60 {
+        silent.push(sidecar.raw().await);
+    }
+    let refused = sidecar.client().await.encrypt(b"x").await;
+    assert_eq!(refused.problem(), "too_many_connections");
+    world.advance(5 * SECOND).await;
+    sidecar.client().await.encrypt(b"x").await.ok();
+    speaking.encrypt(b"x").await.ok();
 }
 
 #[tokio::test(start_paused = true)]
