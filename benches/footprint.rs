@@ -184,7 +184,7 @@ fn config(folder: &Path, name: &str, keyrings: usize) -> Configured {
         .collect();
     let text = format!(
         "[listen]\nsocket = \"{name}.sock\"\n[ops]\nlisten = \"{ops}\"\n[log]\nlevel = \"error\"\n\
-         [limits]\nconnections = 25000\n{entries}"
+         [limits]\nconnections = 30000\n{entries}"
     );
     let file = folder.join(format!("{name}.toml"));
     std::fs::write(&file, text).expect("config");

@@ -11,10 +11,7 @@ use async_stream::stream;
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::{
-    sync::{
-        Semaphore,
-        broadcast::{self, error::RecvError},
-    },
+    sync::broadcast::{self, error::RecvError},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,7 +19,12 @@ use tokio_util::sync::CancellationToken;
 use super::description::{KeyringEvent, SecretEvent};
 use crate::{
     clock::Clock,
-    http::problem::Problem,
+    http::{
+        account::Account,
+        memory::{MemoryShare, overloaded},
+        problem::Problem,
+        share::Pool,
+    },
     model::{KeyringName, Operation, SecretName},
     policy::{Caller, Policy},
     refresh::Keyring,
@@ -69,7 +71,7 @@ pub(crate) struct Events {
     recent: Mutex<VecDeque<Arc<Event>>>,
     sender: broadcast::Sender<Arc<Event>>,
     /// Half of the connections; the other half is for requests.
-    slots: Arc<Semaphore>,
+    places: Pool,
     heartbeat: Duration,
     clock: Clock,
 }
@@ -89,7 +91,7 @@ impl Events {
             secrets,
             recent: Mutex::default(),
             sender: broadcast::Sender::new(MAX_RECENT),
-            slots: Arc::new(Semaphore::new((connections / 2).max(1))),
+            places: Pool::new((connections / 2).max(1)),
             heartbeat: HEARTBEAT.min(idle / 2),
             clock,
         })
@@ -219,34 +221,37 @@ impl Events {
         last_id: Option<&str>,
         draining: CancellationToken,
     ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
-            Problem::new(
-                Code::TooManyConnections,
-                "half of `limits.connections` already receive events; share a subscription",
-            )
-            .retry_after(5)
-        })?;
+        let place = self.place(&subscriber.account)?;
         let events = Arc::clone(self);
         let (mut missed, mut receiver) = {
             let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             (self.missed(&recent, last_id), self.sender.subscribe())
         };
         Ok(stream! {
-            let _slot = slot;
+            let _place = place;
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
             // The newest event that the current state covers. The receiver may still have it.
             let mut covered = 0;
             loop {
-                let backlog = missed.take().unwrap_or_else(|| {
-                    let (number, state) = events.current_state();
-                    covered = number;
-                    state
-                });
+                let (backlog, share) = match missed.take() {
+                    Some(missed) => (missed, MemoryShare::default()),
+                    None => {
+                        let (number, state) = events.current_state();
+                        covered = number;
+                        let length = state.iter().map(|event| event.text.len()).sum();
+                        let Some(share) = subscriber.account.try_reserve(length) else {
+                            yield Err(overloaded());
+                            return;
+                        };
+                        (state, share)
+                    }
+                };
                 for event in backlog {
                     if subscriber.may_see(&event.subject) {
                         yield Ok(event.text.clone());
                     }
                 }
+                drop(share);
                 // Events that the subscriber may not see are silence to it.
                 let mut beat_at = Instant::now() + events.heartbeat;
                 loop {
@@ -271,6 +276,22 @@ impl Events {
                     }
                 }
             }
+        })
+    }
+
+    fn place(self: &Arc<Self>, account: &Arc<Account>) -> Result<Place, Problem> {
+        let taken = self.places.try_take(&account.subscriptions, 1, usize::MAX);
+        taken.map_err(|_| {
+            Problem::new(
+                Code::TooManyConnections,
+                "half of `limits.connections` already receive events, or this caller has its \
+                 share of them; share a subscription",
+            )
+            .retry_after(5)
+        })?;
+        Ok(Place {
+            events: Arc::clone(self),
+            account: Arc::clone(account),
         })
     }
 
@@ -326,9 +347,23 @@ impl Events {
     }
 }
 
+/// A subscriber's place, until it is dropped.
+struct Place {
+    events: Arc<Events>,
+    account: Arc<Account>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let places = &self.events.places;
+        places.give_back(&self.account.subscriptions, 1);
+    }
+}
+
 /// A subscriber receives only events about what it may inspect or fetch.
 pub(crate) struct Subscriber {
     pub(crate) caller: Caller,
+    pub(crate) account: Arc<Account>,
     pub(crate) policy: Arc<Policy>,
 }
 

@@ -24,8 +24,9 @@ use crate::{
     clock::Clock,
     config::Limits,
     http::{
+        account::Account,
         body::BodyLimits,
-        memory::Payload,
+        payload::Payload,
         problem::Problem,
         response::{ResponseBody, ResponseStream},
     },
@@ -47,6 +48,7 @@ pub(crate) struct Job<'s> {
     pub(crate) limits: &'s Limits,
     pub(crate) bodies: &'s Arc<BodyLimits>,
     pub(crate) denials: &'s Denials,
+    pub(crate) account: &'s Arc<Account>,
     pub(crate) clock: &'s Clock,
     pub(crate) http_version: Version,
     /// When the request's head arrived.

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hyper::Response;
 
 use super::{error::RequestError, job::Job, stream};
 use crate::{
     crypto::{OVERHEAD, PREFIX_LEN, SUITE_STREAM},
     http::{
-        body::{BodySize, BufferedBody, RequestBody},
-        memory::Payload,
+        body::{BodySize, BodyStart, BufferedBody, RequestBody},
+        payload::Payload,
         response::ResponseBody,
     },
     model::Operation,
@@ -33,11 +32,12 @@ pub(crate) async fn perform(
             memory_factor: 1,
         };
         if !is_at_most(size.max_len) {
-            return Box::pin(perform_stream(job, aad, body, Bytes::new())).await;
+            return Box::pin(perform_stream(job, aad, body, BodyStart::default())).await;
         }
+        let start = BodyStart::default();
         let body = job
             .bodies
-            .read(body, Bytes::new(), size, message_buffer)
+            .read(job.account, body, start, size, message_buffer)
             .await?;
         return perform_buffered(job, &aad, body).await;
     }
@@ -45,16 +45,16 @@ pub(crate) async fn perform(
         max_len: job.limits.body + OVERHEAD,
         memory_factor: 1,
     };
-    let mut first = Bytes::new();
+    let mut start = BodyStart::default();
     if !is_at_most(size.max_len) {
-        first = job.bodies.first(&mut body).await?;
-        if first.first() == Some(&SUITE_STREAM) {
-            return Box::pin(perform_stream(job, aad, body, first)).await;
+        start = Box::pin(job.bodies.first(job.account, &mut body)).await?;
+        if start.bytes.first() == Some(&SUITE_STREAM) {
+            return Box::pin(perform_stream(job, aad, body, start)).await;
         }
     }
     let body = job
         .bodies
-        .read(body, first, size, Vec::with_capacity)
+        .read(job.account, body, start, size, Vec::with_capacity)
         .await?;
     perform_buffered(job, &aad, body).await
 }
@@ -64,9 +64,9 @@ async fn perform_stream(
     job: &Job<'_>,
     aad: Vec<u8>,
     body: RequestBody,
-    first: Bytes,
+    start: BodyStart,
 ) -> Result<Response<ResponseBody>, RequestError> {
-    let body = job.bodies.stream(body, first).await?;
+    let body = job.bodies.stream(job.account, body, start).await?;
     let session = || Session::new(Arc::clone(job.keyring), job.now());
     match job.operation {
         Operation::Encrypt => stream::encrypt(job, session()?, &aad, body).await,

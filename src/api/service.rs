@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use hyper::{
     HeaderMap, Method, Request, Response,
     body::Incoming,
@@ -29,15 +28,17 @@ use crate::{
     clock::Clock,
     config::{Limits, Settings},
     http::{
-        Tls,
-        body::{BodyLimits, BodySize, BufferedBody, RequestBody},
+        Accounts, Tls,
+        account::Account,
+        body::{BodyLimits, BodySize, BodyStart, BufferedBody, RequestBody},
         connection::{Connection, Handler},
+        memory::{MemoryShare, UNTRACKED},
         peer::Peer,
         problem::Problem,
         response::{ResponseBody, ResponseStream},
     },
     model::Operation,
-    policy::Policy,
+    policy::{Caller, Policy},
     refresh::Keyring,
     secrets::Secrets,
     telemetry::Registry,
@@ -59,6 +60,8 @@ pub struct Parts<'s> {
     pub secrets: Arc<Secrets>,
     /// The metrics.
     pub registry: Arc<Registry>,
+    /// What callers share.
+    pub accounts: Arc<Accounts>,
     /// Records denied requests.
     pub audit: Recorder,
     /// The time.
@@ -78,6 +81,7 @@ pub(crate) struct Service {
     draining: CancellationToken,
     limits: Limits,
     bodies: Arc<BodyLimits>,
+    accounts: Arc<Accounts>,
     registry: Arc<Registry>,
     denials: Denials,
     clock: Clock,
@@ -112,6 +116,7 @@ impl Service {
             secrets,
             registry,
             audit: _,
+            accounts,
             clock,
             tls: _,
         } = parts;
@@ -123,17 +128,12 @@ impl Service {
             (name, ServedKeyring { keyring, metrics })
         };
         let policy = Arc::new(Policy::new(&settings.policy));
-        let bodies = Arc::new(BodyLimits::new(
-            &settings.timeouts,
-            settings.limits.body_memory,
-        ));
         Self {
             router: router(),
             keyrings: keyrings.into_iter().map(serve).collect(),
             secrets: SecretService {
                 secrets,
                 policy: Arc::clone(&policy),
-                bodies: Arc::clone(&bodies),
                 metrics: SecretRequestMetrics::new(&registry),
                 denials: denials.clone(),
             },
@@ -141,7 +141,8 @@ impl Service {
             events,
             draining,
             limits: settings.limits.clone(),
-            bodies,
+            bodies: Arc::new(BodyLimits::new(&settings.timeouts)),
+            accounts,
             registry,
             denials,
             clock,
@@ -157,7 +158,7 @@ impl Service {
         start: Instant,
     ) -> Result<Response<ResponseBody>, Problem> {
         let peer = &connection.peer;
-        self.check_head(&request)?;
+        let head_len = self.check_head(&request)?;
         peer.certificate.require()?;
         if let Some(token) = &peer.token {
             token.verify(request.headers())?;
@@ -165,6 +166,11 @@ impl Service {
                 connection.activity.recognize();
             }
         }
+        let _head = match head_len {
+            // Boxed, because most heads are short.
+            UNTRACKED.. => Box::pin(connection.account.reserve(head_len)).await?,
+            _ => MemoryShare::default(),
+        };
         let (route, name) = self.find_route(&request)?;
         let (operation, served) = match route {
             Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
@@ -177,8 +183,11 @@ impl Service {
             }
             Route::Keyrings => return self.respond_json(&self.list_keyrings(peer)),
             Route::Secrets => return self.respond_json(&self.secrets.list(peer)),
-            Route::Secret => return Ok(self.secrets.respond(peer, name, &request, start).await),
-            Route::Events => return self.subscribe(peer, request.headers()),
+            Route::Secret => {
+                let secrets = &self.secrets;
+                return Ok(secrets.respond(connection, name, &request, start).await);
+            }
+            Route::Events => return self.subscribe(connection, request.headers()),
             Route::OpenApi => {
                 count_other(&self.registry, "ok");
                 return Ok(response(OPENAPI.into(), JSON, None));
@@ -194,6 +203,7 @@ impl Service {
             limits: &self.limits,
             bodies: &self.bodies,
             denials: &self.denials,
+            account: &connection.account,
             clock: &self.clock,
             http_version: request.version(),
             start,
@@ -221,7 +231,8 @@ impl Service {
         Ok((*found.value, found.params.get("name").unwrap_or_default()))
     }
 
-    fn check_head(&self, request: &Request<Incoming>) -> Result<(), Problem> {
+    /// Returns the length of the head.
+    fn check_head(&self, request: &Request<Incoming>) -> Result<usize, Problem> {
         let uri = request.uri();
         let target = uri.path().len() + uri.query().map_or(0, str::len);
         let headers: usize = request
@@ -234,7 +245,7 @@ impl Service {
             let detail = format!("path and headers may have at most {max} bytes together");
             return Err(Problem::new(Code::HeadersTooLarge, detail));
         }
-        Ok(())
+        Ok(target + headers)
     }
 
     fn keyring(&self, name: &str) -> Result<&ServedKeyring, Problem> {
@@ -298,7 +309,7 @@ impl Service {
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, RequestError> {
         aad::reject_header(request.headers())?;
-        let body = self.read_json(request).await?;
+        let body = self.read_json(job, request).await?;
         json::perform(job, body).await
     }
 
@@ -309,7 +320,8 @@ impl Service {
     ) -> Result<Response<ResponseBody>, RequestError> {
         let aad = aad::from_headers(request.headers())?;
         let body = RequestBody::new(request.into_body());
-        let body = self.bodies.stream(body, Bytes::new()).await?;
+        let start = BodyStart::default();
+        let body = self.bodies.stream(job.account, body, start).await?;
         batch::perform(job, aad, body).await
     }
 
@@ -320,7 +332,7 @@ impl Service {
     ) -> Result<Response<ResponseBody>, RequestError> {
         aad::reject_header(request.headers())?;
         let is_json = media_type(request.headers()).eq_ignore_ascii_case(JSON.as_bytes());
-        let body = self.read_json(request).await?;
+        let body = self.read_json(job, request).await?;
         if !is_json && body.length > 0 {
             return Err(Problem::new(
                 Code::UnsupportedMediaType,
@@ -331,14 +343,18 @@ impl Service {
         json::data_key(job, body)
     }
 
-    async fn read_json(&self, request: Request<Incoming>) -> Result<BufferedBody, Problem> {
+    async fn read_json(
+        &self,
+        job: &Job<'_>,
+        request: Request<Incoming>,
+    ) -> Result<BufferedBody, Problem> {
         let size = BodySize {
             max_len: self.limits.json_body,
             memory_factor: Limits::JSON_COST,
         };
-        let body = RequestBody::new(request.into_body());
+        let (body, start) = (RequestBody::new(request.into_body()), BodyStart::default());
         self.bodies
-            .read(body, Bytes::new(), size, Vec::with_capacity)
+            .read(job.account, body, start, size, Vec::with_capacity)
             .await
     }
 
@@ -368,11 +384,12 @@ impl Service {
 
     fn subscribe(
         &self,
-        peer: &Peer,
+        connection: &Connection<Peer>,
         headers: &HeaderMap,
     ) -> Result<Response<ResponseBody>, Problem> {
         let subscriber = Subscriber {
-            caller: peer.caller,
+            caller: connection.peer.caller,
+            account: Arc::clone(&connection.account),
             policy: Arc::clone(&self.policy),
         };
         let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
@@ -388,8 +405,15 @@ impl Service {
 impl Handler for Service {
     type Peer = Peer;
 
-    fn is_memory_contended(&self) -> bool {
-        self.bodies.memory().is_contended()
+    fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    fn account(&self, peer: Option<&Peer>) -> Arc<Account> {
+        match peer.map(|peer| peer.caller) {
+            Some(Caller::Process { uid, .. }) => self.accounts.of_user(uid),
+            Some(Caller::TokenHolder) | None => Arc::clone(self.accounts.of_token_holder()),
+        }
     }
 
     /// The holder of the token is known only once a request presents it.

@@ -166,7 +166,10 @@ mod tests {
         clock::{Clock, ManualClock},
         config::{Limits, Timeouts},
         crypto::Header,
-        http::body::{BodyLimits, RequestBody, testing},
+        http::{
+            account::{Account, testing::account},
+            body::{BodyLimits, BodyStart, RequestBody, testing},
+        },
         keyring::{Policy, WaveSelector},
         model::Operation,
         policy::Caller,
@@ -182,6 +185,7 @@ mod tests {
         time: ManualClock,
         limits: Limits,
         bodies: Arc<BodyLimits>,
+        account: Arc<Account>,
         metrics: Arc<OperationMetrics>,
         denials: Denials,
     }
@@ -198,7 +202,8 @@ mod tests {
                 clock,
                 time,
                 limits: Limits::default(),
-                bodies: Arc::new(BodyLimits::new(&Timeouts::default(), 1 << 20)),
+                bodies: Arc::new(BodyLimits::new(&Timeouts::default())),
+                account: account(1 << 20),
                 metrics: Arc::new(metrics),
             }
         }
@@ -219,6 +224,7 @@ mod tests {
                 limits: &self.limits,
                 bodies: &self.bodies,
                 denials: &self.denials,
+                account: &self.account,
                 clock: &self.clock,
                 http_version: Version::HTTP_11,
                 start: Instant::now(),
@@ -230,7 +236,10 @@ mod tests {
             job: &Job<'_>,
             body: RequestBody,
         ) -> Result<Response<ResponseBody>, RequestError> {
-            let body = self.bodies.stream(body, Bytes::new()).await?;
+            let body = self
+                .bodies
+                .stream(&self.account, body, BodyStart::default())
+                .await?;
             let session = || Session::new(Arc::clone(job.keyring), job.now());
             match job.operation {
                 Operation::Encrypt => encrypt(job, session()?, AAD, body).await,

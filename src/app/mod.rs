@@ -25,7 +25,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     crypto::lock_report,
-    http::{Tls, TlsError},
+    http::{Accounts, Tls, TlsError},
     keks::{self, Keks},
     lifecycle::{Readiness, Stopping},
     ops::{OpsParts, OpsServer},
@@ -333,8 +333,12 @@ fn serve(
     for tls in tls.all() {
         tokio::spawn(tls.follow_files(ending.clone()));
     }
+    let (limits, timeouts) = (&context.settings.limits, &context.settings.timeouts);
+    // Half of the time is for waiting, so that a body that gets its share can still arrive.
+    let accounts = Accounts::new(limits, timeouts.body / 2);
     let readiness = Arc::clone(&state.readiness);
     let ops = OpsServer::new(OpsParts {
+        accounts: Arc::clone(&accounts),
         keyrings: state.keyrings.clone(),
         secrets: Arc::clone(&state.secrets),
         renders: Arc::clone(&state.renders),
@@ -347,6 +351,7 @@ fn serve(
     });
     tokio::spawn(ops.run(sockets.ops, tls.operators.clone(), ending.clone()));
     let parts = Parts {
+        accounts,
         settings: context.settings,
         keyrings: state.keyrings.clone(),
         secrets: Arc::clone(&state.secrets),

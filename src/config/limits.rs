@@ -27,6 +27,9 @@ pub struct Limits {
 impl Limits {
     /// The memory for a JSON request, as a multiple of its body: text, items and response.
     pub const JSON_COST: usize = 3;
+    /// The memory for one result of a JSON batch, in addition to [`Limits::JSON_COST`]: the longest
+    /// problem, or what a ciphertext adds to its plaintext.
+    pub const JSON_ITEM_COST: usize = 1 << 10;
     /// The memory for a streamed body: one chunk in, one chunk out, and the connection's
     /// read-ahead.
     pub const FLOW_COST: usize = 192 << 10;

@@ -19,6 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use super::account::StreamPlace;
 use crate::config::Timeouts;
 
 /// The state of one connection.
@@ -51,6 +52,7 @@ pub(crate) struct Activity {
 pub(crate) struct RequestGuard {
     activity: Arc<Activity>,
     phase: Phase,
+    _place: Option<StreamPlace>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -139,8 +141,12 @@ impl Drop for UnsentGuard {
 }
 
 impl Activity {
-    /// Records the head of a request.
-    pub(crate) fn begin_request(self: &Arc<Self>, version: Version) -> RequestGuard {
+    /// Records the head of a request. A concurrent one has a place.
+    pub(crate) fn begin_request(
+        self: &Arc<Self>,
+        version: Version,
+        place: Option<StreamPlace>,
+    ) -> RequestGuard {
         self.heads.fetch_add(1, Ordering::Relaxed);
         self.working.fetch_add(1, Ordering::Relaxed);
         self.is_reading_head.store(false, Ordering::Relaxed);
@@ -149,7 +155,18 @@ impl Activity {
         RequestGuard {
             activity: Arc::clone(self),
             phase: Phase::Working,
+            _place: place,
         }
+    }
+
+    /// Whether no request has arrived yet.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.heads.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether a request is in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.working.load(Ordering::Relaxed) > 0 || self.is_responding()
     }
 
     /// Marks the peer as known: it is authenticated, and some rule allows it something.
@@ -278,7 +295,7 @@ impl Activity {
         if self.streaming.load(Ordering::Relaxed) > 0 {
             self.progress.fetch_add(1, Ordering::Relaxed);
         }
-        if self.working.load(Ordering::Relaxed) == 0 && !self.is_responding() {
+        if !self.is_busy() {
             self.is_reading_head.store(true, Ordering::Relaxed);
         }
     }

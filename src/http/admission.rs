@@ -27,7 +27,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::{accept::PendingConnection, activity::Activity, problem::Problem};
+use super::{
+    accept::PendingConnection, account::Account, activity::Activity, problem::Problem, share::Pool,
+};
 use crate::wire::Code;
 
 /// How many connections beyond the limit get a response at a time. Others are closed without one.
@@ -35,9 +37,27 @@ const MAX_REFUSALS: usize = 64;
 /// How long a refusal, or waiting for an evicted connection to close, may take.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What is known of a peer before its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Some rule allows it something.
+    Known,
+    /// It may yet prove itself.
+    Unproven,
+    /// No rule allows it anything.
+    Stranger,
+}
+
+/// The part of the slots that strangers may hold, as a divisor. They would give way, but each
+/// takes a file descriptor and some memory.
+const STRANGERS_PART: usize = 4;
+
 /// Grants the connection slots of a listener.
 pub(crate) struct Admission {
     slots: Arc<Semaphore>,
+    /// The slots, as known callers share them.
+    shares: Arc<Pool>,
+    max_strangers: usize,
     refusals: Semaphore,
     connections: ConnectionQueue,
 }
@@ -45,7 +65,9 @@ pub(crate) struct Admission {
 /// The slot of a connection; freed on drop.
 pub(crate) struct ConnectionSlot {
     permit: SlotPermit,
+    has_evicted: bool,
     pub(crate) activity: Arc<Activity>,
+    pub(crate) account: Arc<Account>,
     ticket: u64,
     admission: Arc<Admission>,
 }
@@ -62,7 +84,7 @@ type QueuedPermit =
 impl ConnectionSlot {
     /// Whether another connection was evicted for this one.
     pub(crate) fn has_evicted(&self) -> bool {
-        matches!(self.permit, SlotPermit::Queued(_))
+        self.has_evicted
     }
 
     /// Waits for an evicted connection to close. Returns None if that takes too long or this
@@ -90,34 +112,64 @@ impl Admission {
     pub(crate) fn new(connections: usize) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(connections)),
+            shares: Arc::new(Pool::new(connections)),
+            max_strangers: (connections / STRANGERS_PART).max(1),
             refusals: Semaphore::new(MAX_REFUSALS),
             connections: ConnectionQueue::default(),
         })
     }
 
-    /// Returns a slot, if necessary that of an evictable connection. Returns None if there is none.
-    /// A known peer's connection never gives way.
-    pub(crate) fn slot(self: &Arc<Self>, is_known: bool) -> Option<ConnectionSlot> {
-        let permit = match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(permit) => SlotPermit::Held(permit),
-            Err(_) if self.connections.evict_oldest() => {
-                queue(Arc::clone(&self.slots).acquire_owned())
-            }
-            Err(_) => return None,
+    /// Returns a slot, if necessary that of the oldest connection whose peer is not known. A caller
+    /// that has its share gets the slot of its own oldest connection without any request yet.
+    /// Returns None if there is no such connection.
+    pub(crate) fn slot(
+        self: &Arc<Self>,
+        account: Arc<Account>,
+        standing: Standing,
+    ) -> Option<ConnectionSlot> {
+        let (share, has_evicted) = match standing {
+            Standing::Known => self.share(&account)?,
+            Standing::Unproven | Standing::Stranger => (None, false),
         };
+        let (permit, has_evicted) = self.permit(standing, has_evicted)?;
         let activity = Arc::<Activity>::default();
-        if is_known {
+        if standing == Standing::Known {
             activity.recognize();
         }
         // Enqueued now rather than in the connection's task, so that it can be evicted before that
         // task first runs.
-        let ticket = self.connections.push(&activity);
+        let ticket = self.connections.push(&activity, share);
         Some(ConnectionSlot {
             permit,
+            has_evicted,
             activity,
+            account,
             ticket,
             admission: Arc::clone(self),
         })
+    }
+
+    /// Returns a known caller's share, and whether another of its connections was evicted for it.
+    fn share(&self, account: &Arc<Account>) -> Option<(Option<Share>, bool)> {
+        match Share::take(&self.shares, account) {
+            Some(share) => Some((Some(share), false)),
+            None => Some((Some(self.connections.evict_silent(account)?), true)),
+        }
+    }
+
+    /// Returns a permit, and whether a connection was evicted.
+    fn permit(&self, standing: Standing, mut has_evicted: bool) -> Option<(SlotPermit, bool)> {
+        if standing == Standing::Stranger && self.connections.count_unknown() >= self.max_strangers
+        {
+            has_evicted = self.connections.evict_oldest();
+        }
+        match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(permit) => Some((SlotPermit::Held(permit), has_evicted)),
+            Err(_) if has_evicted || self.connections.evict_oldest() => {
+                Some((queue(Arc::clone(&self.slots).acquire_owned()), true))
+            }
+            Err(_) => None,
+        }
     }
 
     /// Answers the first request of a connection beyond the limit, then closes it.
@@ -128,7 +180,8 @@ impl Admission {
         let respond = service_fn(|_: Request<Incoming>| async {
             let problem = Problem::new(
                 Code::TooManyConnections,
-                "all of `limits.connections` are in use; keep connections open and reuse them",
+                "all of `limits.connections` are in use, or this caller's share of them; keep \
+                 connections open and reuse them",
             );
             let mut response: Response<Full<Bytes>> = problem.retry_after(1).into_response();
             response
@@ -166,39 +219,87 @@ fn queue(
     }
 }
 
+/// One slot of a known caller.
+struct Share {
+    pool: Arc<Pool>,
+    account: Arc<Account>,
+}
+
+impl Share {
+    fn take(pool: &Arc<Pool>, account: &Arc<Account>) -> Option<Self> {
+        let taken = pool.try_take(&account.connections, 1, usize::MAX);
+        taken.is_ok().then(|| Self {
+            pool: Arc::clone(pool),
+            account: Arc::clone(account),
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.pool.give_back(&self.account.connections, 1);
+    }
+}
+
 /// The connections of a listener, oldest first.
 #[derive(Default)]
 struct ConnectionQueue {
-    queue: Mutex<VecDeque<(u64, Arc<Activity>)>>,
+    queue: Mutex<VecDeque<Entry>>,
     next_ticket: AtomicU64,
 }
 
+struct Entry {
+    ticket: u64,
+    activity: Arc<Activity>,
+    share: Option<Share>,
+}
+
 impl ConnectionQueue {
-    fn push(&self, activity: &Arc<Activity>) -> u64 {
+    fn push(&self, activity: &Arc<Activity>, share: Option<Share>) -> u64 {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         // Drawn under the lock, so that tickets are in order and `remove` can search for one.
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-        queue.push_back((ticket, Arc::clone(activity)));
+        queue.push_back(Entry {
+            ticket,
+            activity: Arc::clone(activity),
+            share,
+        });
         ticket
     }
 
     fn remove(&self, ticket: u64) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(at) = queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
+        if let Ok(at) = queue.binary_search_by_key(&ticket, |entry| entry.ticket) {
             queue.remove(at);
         }
     }
 
+    fn count_unknown(&self) -> usize {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unknown = |entry: &&Entry| !entry.activity.is_known();
+        queue.iter().filter(is_unknown).count()
+    }
+
     /// Evicts the oldest connection whose peer is not known. Returns whether there was one.
     fn evict_oldest(&self) -> bool {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = queue.iter().position(|(_, activity)| !activity.is_known()) else {
-            return false;
+        self.evict(|entry| !entry.activity.is_known()).is_some()
+    }
+
+    /// Evicts the oldest connection of a caller on which no request has arrived. Returns its share.
+    fn evict_silent(&self, account: &Arc<Account>) -> Option<Share> {
+        let is_silent = |entry: &Entry| {
+            let owner = entry.share.as_ref().map(|share| &share.account);
+            owner.is_some_and(|owner| Arc::ptr_eq(owner, account)) && entry.activity.is_silent()
         };
-        if let Some((_, activity)) = queue.remove(at) {
-            activity.evict();
-        }
-        true
+        self.evict(is_silent)?.share
+    }
+
+    fn evict(&self, is_evictable: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = queue.iter().position(is_evictable)?;
+        let entry = queue.remove(at)?;
+        entry.activity.evict();
+        Some(entry)
     }
 }
 
@@ -210,7 +311,17 @@ mod tests {
         time::Instant,
     };
 
-    use super::*;
+    use super::{Standing::*, *};
+    use crate::http::account::{Accounts, testing::accounts};
+
+    fn users() -> Arc<Accounts> {
+        accounts(0, Duration::ZERO)
+    }
+
+    /// A slot for one user.
+    fn slot(admission: &Arc<Admission>, standing: Standing) -> Option<ConnectionSlot> {
+        admission.slot(users().of_user(1), standing)
+    }
 
     struct Pending(DuplexStream);
 
@@ -226,30 +337,30 @@ mod tests {
     #[tokio::test]
     async fn a_free_slot_is_granted_and_freed_on_drop() {
         let admission = Admission::new(1);
-        let slot = admission.slot(true).expect("free");
-        assert!(!slot.has_evicted());
-        for is_known in [false, true] {
-            assert!(admission.slot(is_known).is_none(), "all slots are in use");
+        let granted = slot(&admission, Known).expect("free");
+        assert!(!granted.has_evicted());
+        for standing in [Known, Unproven, Stranger] {
+            assert!(slot(&admission, standing).is_none(), "all slots are in use");
         }
-        drop(slot);
-        let slot = admission.slot(true).expect("free again");
-        assert!(!slot.has_evicted());
+        drop(granted);
+        let granted = slot(&admission, Known).expect("free again");
+        assert!(!granted.has_evicted());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_connection_of_a_stranger_gives_way() {
         let admission = Admission::new(4);
-        let _known = admission.slot(true).expect("free");
-        let recognized = admission.slot(false).expect("free");
+        let _known = slot(&admission, Known).expect("free");
+        let recognized = slot(&admission, Unproven).expect("free");
         recognized.activity.recognize();
-        let (older, newer) = (admission.slot(false), admission.slot(false));
+        let (older, newer) = (slot(&admission, Unproven), slot(&admission, Unproven));
         let (older, newer) = (older.expect("free"), newer.expect("free"));
-        let slot = admission.slot(true).expect("taken over");
-        assert!(slot.has_evicted());
+        let granted = slot(&admission, Known).expect("taken over");
+        assert!(granted.has_evicted());
         older.activity.evicted().await;
         drop(older);
-        let _slot = slot.acquired().await.expect("the evicted one closed");
-        let another = admission.slot(false).expect("taken over");
+        let _granted = granted.acquired().await.expect("the evicted one closed");
+        let another = slot(&admission, Unproven).expect("taken over");
         newer.activity.evicted().await;
         drop(newer);
         another.acquired().await.expect("the evicted one closed");
@@ -258,33 +369,99 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_that_a_stranger_does_protects_a_connection() {
         let admission = Admission::new(1);
-        let stranger = admission.slot(false).expect("free");
-        let mut untaken = stranger.activity.begin_request(Version::HTTP_2);
+        let stranger = slot(&admission, Unproven).expect("free");
+        let mut untaken = stranger.activity.begin_request(Version::HTTP_2, None);
         untaken.respond(false);
-        let _unanswered = stranger.activity.begin_request(Version::HTTP_2);
-        assert!(admission.slot(false).expect("taken over").has_evicted());
+        let _unanswered = stranger.activity.begin_request(Version::HTTP_2, None);
+        assert!(
+            slot(&admission, Unproven)
+                .expect("taken over")
+                .has_evicted()
+        );
         stranger.activity.evicted().await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_an_evicted_connection_has_a_limit() {
         let admission = Admission::new(1);
-        let _evicted = admission.slot(false).expect("free");
+        let _evicted = slot(&admission, Unproven).expect("free");
         let start = Instant::now();
-        let slot = admission.slot(true).expect("taken over");
-        assert!(slot.acquired().await.is_none());
+        let granted = slot(&admission, Known).expect("taken over");
+        assert!(granted.acquired().await.is_none());
         assert_eq!(start.elapsed(), REFUSAL_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_waiting_connection_can_be_evicted_itself() {
         let admission = Admission::new(1);
-        let evicted = admission.slot(false).expect("free");
-        let waiting = admission.slot(false).expect("taken over");
-        let newest = admission.slot(true).expect("taken over");
+        let evicted = slot(&admission, Unproven).expect("free");
+        let waiting = slot(&admission, Unproven).expect("taken over");
+        let newest = slot(&admission, Known).expect("taken over");
         assert!(waiting.acquired().await.is_none());
         drop(evicted);
         newest.acquired().await.expect("acquired");
+    }
+
+    #[tokio::test]
+    async fn one_user_leaves_slots_to_others() {
+        let (admission, users) = (Admission::new(16), users());
+        let mut slots = Vec::new();
+        while let Some(slot) = admission.slot(users.of_user(1), Known) {
+            drop(slot.activity.begin_request(Version::HTTP_11, None));
+            slots.push(slot);
+        }
+        assert_eq!(slots.len(), 12);
+        let other = admission.slot(users.of_user(2), Known).expect("room");
+        assert!(!other.has_evicted());
+        drop(slots);
+        let again = admission.slot(users.of_user(1), Known);
+        assert!(again.is_some(), "closing gives the share back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_users_silent_connections_give_way_to_its_own_later_ones() {
+        let (admission, users) = (Admission::new(1), users());
+        let silent = admission.slot(users.of_user(1), Known).expect("free");
+        assert!(
+            admission.slot(users.of_user(2), Known).is_none(),
+            "not to others"
+        );
+        let speaking = admission.slot(users.of_user(1), Known).expect("taken over");
+        assert!(speaking.has_evicted());
+        silent.activity.evicted().await;
+        drop(silent);
+        let speaking = speaking.acquired().await.expect("the silent one closed");
+        drop(speaking.activity.begin_request(Version::HTTP_11, None));
+        assert!(
+            admission.slot(users.of_user(1), Known).is_none(),
+            "it spoke"
+        );
+        drop(speaking);
+        admission
+            .slot(users.of_user(2), Known)
+            .expect("the share is free again");
+    }
+
+    #[tokio::test]
+    async fn strangers_displace_each_other_and_give_way_to_users() {
+        let (admission, users) = (Admission::new(8), users());
+        let mut strangers = Vec::new();
+        for _ in 0..3 {
+            strangers.extend(admission.slot(users.of_user(9), Stranger));
+        }
+        let evicted = strangers.iter().map(ConnectionSlot::has_evicted);
+        assert_eq!(evicted.collect::<Vec<_>>(), [false, false, true]);
+        strangers[0].activity.evicted().await;
+        drop(strangers.remove(0));
+        let mut slots = Vec::new();
+        for uid in 1..=8 {
+            slots.extend(admission.slot(users.of_user(uid), Known));
+        }
+        assert_eq!(slots.len(), 8);
+        for stranger in &strangers {
+            stranger.activity.evicted().await;
+        }
+        assert!(admission.slot(users.of_user(9), Stranger).is_none());
     }
 
     #[tokio::test(start_paused = true)]

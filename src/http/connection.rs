@@ -1,9 +1,9 @@
 //! Accepting connections and serving each within its limits.
 
-use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper::{Request, Response, Version, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -14,8 +14,10 @@ use tracing::{debug, warn};
 
 use super::{
     accept::{ConnectionIo, Listener, PendingConnection},
-    activity::Activity,
-    admission::{Admission, ConnectionSlot},
+    account::{Account, Accounts},
+    activity::{Activity, RequestGuard},
+    admission::{Admission, ConnectionSlot, Standing},
+    memory::overloaded,
     metrics::ConnectionMetrics,
     response::ResponseBody,
     watched_io::WatchedIo,
@@ -28,11 +30,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HEAD_SLACK: usize = 4;
 /// How long a drain waits for a peer that does not take its responses.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// How much an HTTP/2 peer may send before anyone reads it. It is not charged to the peer, so it is
+/// what a connection may always send first (RFC 9113 §6.9.2).
+const RECEIVE_WINDOW: u32 = 65_535;
+/// How much of a streamed response waits to be sent, beyond the chunk being produced.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// Answers the requests of a listener.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// What is known of a connection's peer.
     type Peer: Send + Sync + 'static;
+
+    /// Who shares what.
+    fn accounts(&self) -> &Accounts;
+
+    /// The account of a connection, by its peer where that is known before the first byte.
+    fn account(&self, peer: Option<&Self::Peer>) -> Arc<Account>;
 
     /// Whether the peer is known by the connection alone, before its first request.
     fn knows(&self, peer: &Self::Peer) -> bool;
@@ -43,17 +56,54 @@ pub(crate) trait Handler: Send + Sync + 'static {
         connection: &Connection<Self::Peer>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<ResponseBody>> + Send;
-
-    /// Whether requests wait for memory that other requests hold.
-    fn is_memory_contended(&self) -> bool {
-        false
-    }
 }
 
 /// What a connection's requests have in common.
 pub(crate) struct Connection<P> {
     pub(crate) peer: P,
     pub(crate) activity: Arc<Activity>,
+    pub(crate) account: Arc<Account>,
+}
+
+/// What the requests of one connection need to be served.
+struct Serving<H: Handler> {
+    handler: Arc<H>,
+    connection: Connection<H::Peer>,
+}
+
+impl<H: Handler> Serving<H> {
+    /// Begins a request, unless the caller already has its share of concurrent ones.
+    ///
+    /// # Errors
+    /// The reset of the HTTP/2 stream, after which the request may be sent again (RFC 9113 §8.7).
+    fn begin_request(&self, version: Version) -> Result<RequestGuard, h2::Error> {
+        let Connection {
+            activity, account, ..
+        } = &self.connection;
+        let mut place = None;
+        // The first one of each connection needs no place.
+        if version == Version::HTTP_2 && activity.is_busy() {
+            let account = if activity.is_known() {
+                account
+            } else {
+                self.handler.accounts().of_strangers()
+            };
+            place = Some(account.try_stream().ok_or(h2::Reason::REFUSED_STREAM)?);
+        }
+        Ok(activity.begin_request(version, place))
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        guard: RequestGuard,
+    ) -> Response<ResponseBody> {
+        let mut response = self.handler.respond(&self.connection, request).await;
+        if !response.body_mut().charge(&self.connection.account) {
+            response = overloaded().into_response();
+        }
+        response.map(|body| body.guarded_by(guard))
+    }
 }
 
 /// Accepts the connections of a listener and serves them.
@@ -126,8 +176,13 @@ impl<H: Handler> Acceptor<H> {
 
     /// Returns whether another connection had to give way, or this one was refused.
     fn admit(self: &Arc<Self>, pending: impl PendingConnection<Peer = H::Peer>) -> bool {
-        let is_known = pending.peer().is_some_and(|peer| self.handler.knows(peer));
-        let slot = self.admission.slot(is_known);
+        let standing = match pending.peer() {
+            None => Standing::Unproven,
+            Some(peer) if self.handler.knows(peer) => Standing::Known,
+            Some(_) => Standing::Stranger,
+        };
+        let account = self.handler.account(pending.peer());
+        let slot = self.admission.slot(account, standing);
         let is_full = slot.as_ref().is_none_or(ConnectionSlot::has_evicted);
         if is_full {
             self.metrics.refused.increment(1);
@@ -168,19 +223,18 @@ impl<H: Handler> Acceptor<H> {
         if self.handler.knows(&peer) {
             activity.recognize();
         }
-        let connection = Connection {
-            peer,
-            activity: Arc::clone(activity),
-        };
-        let shared = Arc::new((Arc::clone(&self.handler), connection));
+        let serving = Arc::new(Serving {
+            handler: Arc::clone(&self.handler),
+            connection: Connection {
+                peer,
+                activity: Arc::clone(activity),
+                account: Arc::clone(&slot.account),
+            },
+        });
         let service = service_fn(move |request: Request<Incoming>| {
-            let shared = Arc::clone(&shared);
-            let guard = shared.1.activity.begin_request(request.version());
-            async move {
-                let (handler, connection) = &*shared;
-                let response = handler.respond(connection, request).await;
-                Ok::<_, Infallible>(response.map(|body| body.guarded_by(guard)))
-            }
+            let serving = Arc::clone(&serving);
+            let guard = serving.begin_request(request.version());
+            async move { Ok::<_, h2::Error>(serving.respond(request, guard?).await) }
         });
         let builder = self.http();
         let io = TokioIo::new(WatchedIo {
@@ -189,7 +243,7 @@ impl<H: Handler> Acceptor<H> {
         });
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
-        let mut interruptions = self.interruptions(activity);
+        let mut interruptions = self.interruptions(activity, &slot.account);
         loop {
             tokio::select! {
                 biased;
@@ -218,6 +272,7 @@ impl<H: Handler> Acceptor<H> {
     fn interruptions<'a>(
         &'a self,
         activity: &'a Activity,
+        account: &'a Account,
     ) -> FuturesUnordered<Pin<Box<dyn Future<Output = Interruption> + Send + 'a>>> {
         let interruptions =
             FuturesUnordered::<Pin<Box<dyn Future<Output = Interruption> + Send>>>::new();
@@ -226,7 +281,7 @@ impl<H: Handler> Acceptor<H> {
             Interruption::Drain
         }));
         interruptions.push(Box::pin(async {
-            let is_memory_contended = || self.handler.is_memory_contended();
+            let is_memory_contended = || account.must_give_way();
             tokio::select! {
                 () = self.ending.cancelled() => return Interruption::Close,
                 () = activity.expired(&self.timeouts, is_memory_contended) => {}
@@ -258,8 +313,9 @@ impl<H: Handler> Acceptor<H> {
             .max_header_list_size(
                 u32::try_from(self.limits.header_bytes * HEAD_SLACK).unwrap_or(u32::MAX),
             )
-            .initial_stream_window_size(256 << 10)
-            .initial_connection_window_size(1 << 20);
+            .initial_stream_window_size(RECEIVE_WINDOW)
+            .initial_connection_window_size(RECEIVE_WINDOW)
+            .max_send_buf_size(SEND_BUFFER);
         builder
     }
 }

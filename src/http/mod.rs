@@ -2,6 +2,7 @@
 //! It knows nothing of keys or secrets.
 
 pub(crate) mod accept;
+pub(crate) mod account;
 pub(crate) mod activity;
 pub(crate) mod admission;
 pub(crate) mod body;
@@ -9,9 +10,11 @@ pub(crate) mod connection;
 pub(crate) mod listeners;
 pub(crate) mod memory;
 pub(crate) mod metrics;
+pub(crate) mod payload;
 pub(crate) mod peer;
 pub(crate) mod problem;
 pub(crate) mod response;
+pub(crate) mod share;
 pub(crate) mod socket;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
@@ -23,6 +26,7 @@ pub(crate) mod transport;
 pub(crate) mod watched_io;
 
 pub use self::{
+    account::Accounts,
     problem::Problem,
     socket::ListenError,
     tls::{Tls, TlsError},

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -10,8 +11,10 @@ use futures_util::{Stream, StreamExt};
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::{
+    account::Account,
     activity::{RequestGuard, UnsentGuard},
-    memory::{Payload, UNTRACKED},
+    memory::UNTRACKED,
+    payload::Payload,
     problem::Problem,
 };
 use crate::wire::Code;
@@ -30,6 +33,15 @@ enum Content {
 }
 
 impl ResponseBody {
+    /// Charges a whole body to `account`, unless it has been. Returns whether there was memory.
+    pub(crate) fn charge(&mut self, account: &Arc<Account>) -> bool {
+        match &mut self.content {
+            Some(Content::Full(payload)) => payload.charge(account),
+            // Chunks are charged by who produces them.
+            Some(Content::Chunks(_)) | None => true,
+        }
+    }
+
     /// Ties the body to its request, so that a response that is not taken counts against the
     /// connection.
     pub(crate) fn guarded_by(mut self, mut guard: RequestGuard) -> Self {
@@ -201,7 +213,7 @@ impl Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use futures_util::stream;
     use http_body_util::BodyExt;
@@ -293,7 +305,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_counts_as_unsent_until_it_is_dropped() {
         let activity = Arc::<Activity>::default();
-        let guard = activity.begin_request(Version::HTTP_2);
+        let guard = activity.begin_request(Version::HTTP_2, None);
         let body = ResponseBody::from(vec![7; 1]).guarded_by(guard);
         assert!(is_stalled(&activity).await);
         drop(body);
@@ -308,7 +320,7 @@ mod tests {
             (ResponseBody::from(chunks([Ok(b"x"), Ok(b"y")])), true),
         ] {
             let activity = Arc::<Activity>::default();
-            let guard = activity.begin_request(Version::HTTP_11);
+            let guard = activity.begin_request(Version::HTTP_11, None);
             let mut body = body.guarded_by(guard);
             let frame = next(&mut body).await.expect("a frame").expect("no error");
             drop(body);

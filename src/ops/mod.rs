@@ -1,6 +1,7 @@
 //! The operators' listener, on the control thread: health, metrics, status and active manifests. It
 //! serves no keys and no plaintexts.
 
+mod copy;
 mod push;
 mod status;
 #[cfg(test)]
@@ -21,15 +22,20 @@ use matchit::Router;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::copy::SharedCopy;
 use crate::{
     audit::Recorder,
     clock::Clock,
     config::{Limits, Timeouts},
     crypto::lock_report,
     http::{
+        Accounts,
+        account::Account,
         connection::{Acceptor, Connection, Handler},
         listeners::OpsListener,
+        memory::overloaded,
         metrics::ConnectionMetrics,
+        payload::Payload,
         peer::ClientCertificate,
         problem::Problem,
         response::ResponseBody,
@@ -46,6 +52,8 @@ use crate::{
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const MAX_CONNECTIONS: usize = 64;
+/// Concurrent HTTP/2 requests of a connection.
+const MAX_STREAMS: u32 = 4;
 /// The longest request body: more than any name and version need.
 const MAX_BODY: usize = 16 << 10;
 /// How long a head or body may take, and up to twice as long, how long a response may be left
@@ -72,6 +80,8 @@ pub struct OpsParts {
     pub audit: Recorder,
     /// The time.
     pub clock: Clock,
+    /// What callers share.
+    pub accounts: Arc<Accounts>,
     /// Returns what readiness waits for; empty when ready.
     pub pending: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The TLS of every listener of this process.
@@ -83,6 +93,8 @@ pub struct OpsServer {
     router: Router<Route>,
     parts: OpsParts,
     started_at: Timestamp,
+    metrics: SharedCopy,
+    status: SharedCopy,
 }
 
 #[derive(Clone, Copy)]
@@ -115,6 +127,8 @@ impl OpsServer {
             router: router(),
             parts,
             started_at,
+            metrics: SharedCopy::default(),
+            status: SharedCopy::default(),
         })
     }
 
@@ -135,6 +149,7 @@ impl OpsServer {
     ) {
         let limits = Limits {
             connections: MAX_CONNECTIONS,
+            streams: MAX_STREAMS,
             ..Limits::default()
         };
         let timeouts = Timeouts {
@@ -176,15 +191,29 @@ impl OpsServer {
         match found.value {
             Route::Live => Ok(response(StatusCode::OK, TEXT, "ok\n")),
             Route::Ready => Ok(self.ready()),
-            Route::Metrics => Ok(response(StatusCode::OK, PROMETHEUS, self.metrics())),
-            Route::Status => {
-                let body = serde_json::to_vec(&status::status(&self.parts, self.started_at))
-                    .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-                Ok(response(StatusCode::OK, JSON, body))
+            Route::Metrics => {
+                let write = || Ok(self.metrics().into_bytes());
+                self.shared(&self.metrics, PROMETHEUS, write)
             }
+            Route::Status => self.shared(&self.status, JSON, || {
+                serde_json::to_vec(&status::status(&self.parts, self.started_at))
+                    .map_err(|error| Problem::new(Code::Internal, error.to_string()))
+            }),
             Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
             Route::Push => push::push(&self.parts, certificate, body),
         }
+    }
+
+    /// Responds with a copy of a document that responses share.
+    fn shared(
+        &self,
+        document: &SharedCopy,
+        content_type: &'static str,
+        write: impl FnOnce() -> Result<Vec<u8>, Problem>,
+    ) -> Result<Response<ResponseBody>, Problem> {
+        let bytes = document.bytes(self.parts.accounts.of_operators(), write)?;
+        let bytes = bytes.ok_or_else(overloaded)?;
+        Ok(response(StatusCode::OK, content_type, bytes))
     }
 
     fn ready(&self) -> Response<ResponseBody> {
@@ -240,6 +269,14 @@ impl OpsServer {
 
 impl Handler for OpsServer {
     type Peer = ClientCertificate;
+
+    fn accounts(&self) -> &Accounts {
+        &self.parts.accounts
+    }
+
+    fn account(&self, _: Option<&ClientCertificate>) -> Arc<Account> {
+        Arc::clone(self.parts.accounts.of_operators())
+    }
 
     /// Without a certificate, anyone may ask, and no one is known.
     fn knows(&self, certificate: &ClientCertificate) -> bool {
@@ -310,9 +347,9 @@ where
 fn response(
     status: StatusCode,
     content_type: &'static str,
-    body: impl Into<Bytes>,
+    body: impl Into<Payload>,
 ) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::from(body.into()));
+    let mut response = Response::new(ResponseBody::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -77,6 +77,7 @@ impl World {
             audit: Recorder::default(),
             clock,
             pending: Box::new(move || shared.lock().expect("test").clone()),
+            accounts: Accounts::new(&settings.limits, Duration::ZERO),
             tls: Vec::new(),
         });
         Self {

@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     backend,
     config::{self, Rule},
+    http::account::testing::account,
     refresh::testing::ManualKeyring,
     session::testing::{empty_keyring, keyring_with, manifest, start, table},
 };
@@ -47,6 +48,7 @@ fn no_keyrings() -> Arc<Events> {
 fn everyone() -> Subscriber {
     Subscriber {
         caller: CALLER,
+        account: account(1 << 20),
         policy: Arc::default(),
     }
 }
@@ -193,6 +195,7 @@ async fn events_of_others_do_not_delay_a_heartbeat() {
     let events = no_keyrings();
     let hidden = Subscriber {
         caller: CALLER,
+        account: account(1 << 20),
         policy: Arc::new(Policy::new(&[rule(None, &[], &["other"])])),
     };
     let stream = events.subscribe(hidden, None, CancellationToken::new());
@@ -269,6 +272,7 @@ fn a_subscriber_sees_what_it_may_inspect_or_fetch() {
     let secret = |name: &str| Subject::Secret(name.parse().expect("a name"));
     let subscriber = |caller| Subscriber {
         caller,
+        account: account(1 << 20),
         policy: Arc::new(Policy::new(&[
             rule(Some("seen"), &[Operation::Inspect], &[]),
             rule(Some("used"), &[Operation::Encrypt], &["team-*"]),

@@ -14,13 +14,17 @@ use super::{
     job::Job,
 };
 use crate::{
+    config::Limits,
     crypto::{PREFIX_LEN, SecretKey, from_text, to_text},
-    http::{body::BufferedBody, memory::Payload, problem::Problem, response::ResponseBody},
+    http::{body::BufferedBody, payload::Payload, problem::Problem, response::ResponseBody},
     model::Operation,
     refresh::Keyring,
     session::{ItemProcessor, message_buffer},
     wire::{Code, JSON},
 };
+
+/// By how much the result of an item is usually longer than the item, at most.
+const OVERHEAD: usize = 128;
 
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -39,11 +43,6 @@ enum ItemResult {
 }
 
 #[derive(Serialize)]
-struct BatchResult {
-    batch: Vec<ItemResult>,
-}
-
-#[derive(Serialize)]
 struct DataKey {
     plaintext: Zeroizing<String>,
     ciphertext: String,
@@ -56,31 +55,41 @@ pub(crate) async fn perform(
     body: BufferedBody,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let session = job.session()?;
+    let mut share = body.share;
     let text = utf8(&body.bytes)?;
     let (json, version) = match parse::body(text, job.limits.batch_items)? {
         JsonBody::Item(item) => {
             let mut processor = ItemProcessor::new(job.operation, session)?;
             let (result, version) = perform_item(&mut processor, item, job.limits.body).await?;
-            (to_json(&result)?, Some(version))
+            let mut json = Vec::with_capacity(text.len() + OVERHEAD);
+            write_json(&mut json, &result)?;
+            (json, Some(version))
         }
         JsonBody::Batch(items) => {
+            // The response to a tiny item is many times longer.
+            let memory = Limits::JSON_COST * text.len() + Limits::JSON_ITEM_COST * items.len();
+            share.grow_to(job.account, memory).await?;
             let mut processor = ItemProcessor::new(job.operation, session)?;
-            let mut batch = Vec::with_capacity(items.len());
-            for item in items {
+            let mut json = Vec::with_capacity(text.len() + OVERHEAD * items.len());
+            json.extend_from_slice(b"{\"batch\":[");
+            for (at, item) in items.into_iter().enumerate() {
                 let result = perform_item(&mut processor, item.get(), job.limits.body).await;
-                batch.push(match result {
-                    Ok((result, _)) => result,
-                    Err(RequestError { problem, version }) => {
-                        job.item_failed(problem.code, version);
-                        ItemResult::Failure { error: problem }
+                let result = result.map(|(result, _)| result).unwrap_or_else(|error| {
+                    job.item_failed(error.problem.code, error.version);
+                    ItemResult::Failure {
+                        error: error.problem,
                     }
                 });
+                if at > 0 {
+                    json.push(b',');
+                }
+                write_json(&mut json, &result)?;
             }
-            let version = processor.encrypting_version();
-            (to_json(&BatchResult { batch })?, version)
+            json.extend_from_slice(b"]}");
+            (json, processor.encrypting_version())
         }
     };
-    let payload = Payload::new(json, body.share);
+    let payload = Payload::new(json, share);
     Ok(job.respond(body.length, payload, JSON, version))
 }
 
@@ -166,6 +175,11 @@ fn decode_base64(field: &str, text: &str) -> Result<Vec<u8>, Problem> {
 
 fn not_base64(field: &str) -> Problem {
     invalid(format!("`{field}` is not valid base64"))
+}
+
+fn write_json(json: &mut Vec<u8>, value: &impl Serialize) -> Result<(), Problem> {
+    serde_json::to_writer(json, value)
+        .map_err(|error| Problem::new(Code::Internal, error.to_string()))
 }
 
 /// Serializes a response.

@@ -15,7 +15,7 @@ use super::{
     metrics::SecretRequestMetrics,
 };
 use crate::{
-    http::{body::BodyLimits, peer::Peer, problem::Problem, response::ResponseBody},
+    http::{connection::Connection, peer::Peer, problem::Problem, response::ResponseBody},
     model::SecretName,
     policy::Policy,
     secrets::{Secret, Secrets},
@@ -26,7 +26,6 @@ use crate::{
 pub(crate) struct SecretService {
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) policy: Arc<Policy>,
-    pub(crate) bodies: Arc<BodyLimits>,
     pub(crate) metrics: SecretRequestMetrics,
     pub(crate) denials: Denials,
 }
@@ -71,19 +70,19 @@ impl SecretService {
     /// `start`.
     pub(crate) async fn respond(
         &self,
-        peer: &Peer,
+        connection: &Connection<Peer>,
         name: &str,
         request: &Request<Incoming>,
         start: Instant,
     ) -> Response<ResponseBody> {
-        let (name, problem) = match self.fetch(peer, name, request).await {
+        let (name, problem) = match self.fetch(connection, name, request).await {
             Ok(response) => {
                 self.metrics.succeeded(start.elapsed());
                 return response;
             }
             Err(error) => error,
         };
-        let (caller, code) = (&peer.caller, problem.code);
+        let (caller, code) = (&connection.peer.caller, problem.code);
         self.metrics.failed(name.as_ref(), code, start.elapsed());
         let resource = Resource::Secret(name.as_ref());
         self.denials.add(caller, resource, code, None);
@@ -92,10 +91,11 @@ impl SecretService {
 
     async fn fetch(
         &self,
-        peer: &Peer,
+        connection: &Connection<Peer>,
         name: &str,
         request: &Request<Incoming>,
     ) -> Result<Response<ResponseBody>, FetchError> {
+        let (peer, account) = (&connection.peer, &connection.account);
         // The usual case first: a secret that is held and that the caller may fetch.
         let secret = match self.secrets.get(name) {
             Some(secret) if self.policy.may_fetch(&peer.caller, secret.name()) => secret,
@@ -107,7 +107,7 @@ impl SecretService {
         let served = secret.get(&query.request).await.map_err(|reason| {
             with_name(response::refused(&secret, &query.request.version, reason))
         })?;
-        let response = response::respond(&secret, &query, &served, headers, &self.bodies)
+        let response = response::respond(&secret, &query, &served, headers, account)
             .await
             .map_err(with_name)?;
         secret.record_served(&served);

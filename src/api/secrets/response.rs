@@ -1,5 +1,7 @@
 //! Responses with a secret's value, as JSON or bytes, and the problems of requests for one.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use bytes::Bytes;
 use hyper::{
@@ -17,9 +19,7 @@ use super::{
 use crate::{
     backend::{BackendError, ErrorKind},
     http::{
-        body::BodyLimits,
-        memory::{MemoryShare, Payload},
-        problem::Problem,
+        account::Account, memory::MemoryShare, payload::Payload, problem::Problem,
         response::ResponseBody,
     },
     secrets::{GetError, NoField, Secret, Served, VersionSelector},
@@ -52,7 +52,7 @@ pub(super) async fn respond(
     query: &SecretQuery,
     served: &Served,
     headers: &HeaderMap,
-    bodies: &BodyLimits,
+    account: &Arc<Account>,
 ) -> Result<Response<ResponseBody>, Problem> {
     let labels = served.value.labels();
     let (etag, content_type) = match query.format {
@@ -66,7 +66,7 @@ pub(super) async fn respond(
     let payload = if is_unchanged {
         Payload::from(Bytes::new())
     } else {
-        payload(secret, query, served, bodies).await?
+        payload(secret, query, served, account).await?
     };
     let mut response = Response::new(ResponseBody::from(payload));
     if is_unchanged {
@@ -100,11 +100,11 @@ async fn payload(
     secret: &Secret,
     query: &SecretQuery,
     served: &Served,
-    bodies: &BodyLimits,
+    account: &Arc<Account>,
 ) -> Result<Payload, Problem> {
     let value = &served.value;
     // For JSON: the field or value, its escaped form, and the response.
-    let reserve = |len: usize| bodies.memory().reserve(3 * len);
+    let reserve = |len: usize| account.reserve(3 * len);
     let zeroizing = |bytes, share: MemoryShare| Payload::zeroizing(bytes, share);
     Ok(match (&query.field, query.format) {
         (None, Format::Octets) => value.bytes().clone().into(),

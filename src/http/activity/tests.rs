@@ -27,7 +27,7 @@ async fn a_silent_peer_is_closed_after_the_head_timeout() {
 #[tokio::test(start_paused = true)]
 async fn a_known_peer_may_stay_idle_between_requests() {
     let activity = Arc::<Activity>::default();
-    drop(activity.begin_request(Version::HTTP_11));
+    drop(activity.begin_request(Version::HTTP_11, None));
     activity.recognize();
     let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
     assert!((300..=305).contains(&seconds), "{seconds}");
@@ -36,7 +36,7 @@ async fn a_known_peer_may_stay_idle_between_requests() {
 #[tokio::test(start_paused = true)]
 async fn a_known_peer_that_starts_a_head_must_finish_it_in_time() {
     let activity = Arc::<Activity>::default();
-    drop(activity.begin_request(Version::HTTP_11));
+    drop(activity.begin_request(Version::HTTP_11, None));
     activity.recognize();
     activity.received();
     let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
@@ -46,14 +46,14 @@ async fn a_known_peer_that_starts_a_head_must_finish_it_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_request_in_flight_keeps_its_connection() {
     let activity = Arc::<Activity>::default();
-    let _request = activity.begin_request(Version::HTTP_11);
+    let _request = activity.begin_request(Version::HTTP_11, None);
     assert_eq!(seconds_to_expiry(&activity, false).await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_unsent_response_closes_the_connection() {
     let activity = Arc::<Activity>::default();
-    let request = activity.begin_request(Version::HTTP_11);
+    let request = activity.begin_request(Version::HTTP_11, None);
     let _unsent = request.track_unsent();
     let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
     assert!((20..=40).contains(&seconds), "{seconds}");
@@ -62,7 +62,7 @@ async fn an_unsent_response_closes_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_response_that_was_sent_is_not_held_against_the_peer() {
     let activity = Arc::<Activity>::default();
-    let request = activity.begin_request(Version::HTTP_11);
+    let request = activity.begin_request(Version::HTTP_11, None);
     drop(request.track_unsent());
     assert_eq!(seconds_to_expiry(&activity, true).await, None);
 }
@@ -70,7 +70,7 @@ async fn a_response_that_was_sent_is_not_held_against_the_peer() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_stream_is_closed_only_while_memory_is_contended() {
     let activity = Arc::<Activity>::default();
-    let mut request = activity.begin_request(Version::HTTP_11);
+    let mut request = activity.begin_request(Version::HTTP_11, None);
     request.respond(true);
     let _chunk = request.track_unsent();
     let idle = seconds_to_expiry(&activity, false).await.expect("expires");
@@ -82,7 +82,7 @@ async fn a_slow_stream_is_closed_only_while_memory_is_contended() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_progresses_is_never_idle() {
     let activity = Arc::<Activity>::default();
-    let mut request = activity.begin_request(Version::HTTP_11);
+    let mut request = activity.begin_request(Version::HTTP_11, None);
     request.respond(true);
     let sending = async {
         loop {
@@ -99,7 +99,7 @@ async fn a_stream_that_progresses_is_never_idle() {
 #[tokio::test(start_paused = true)]
 async fn control_frames_of_http2_are_not_progress() {
     let activity = Arc::<Activity>::default();
-    let mut request = activity.begin_request(Version::HTTP_2);
+    let mut request = activity.begin_request(Version::HTTP_2, None);
     request.respond(true);
     let pinging = async {
         loop {
@@ -135,13 +135,13 @@ async fn a_response_that_is_not_taken_closes_the_connection() {
         if is_known {
             activity.recognize();
         }
-        let mut request = activity.begin_request(Version::HTTP_2);
+        let mut request = activity.begin_request(Version::HTTP_2, None);
         request.respond(false);
         // More requests must not prolong it.
         let asking = async {
             loop {
                 sleep(Duration::from_secs(1)).await;
-                drop(activity.begin_request(Version::HTTP_2));
+                drop(activity.begin_request(Version::HTTP_2, None));
             }
         };
         let seconds = tokio::select! {
@@ -165,7 +165,7 @@ async fn seconds_left_alone(activity: &Activity) -> Option<u64> {
 async fn a_response_that_is_not_taken_holds_up_no_drain() {
     let activity = Arc::<Activity>::default();
     activity.recognize();
-    let mut request = activity.begin_request(Version::HTTP_2);
+    let mut request = activity.begin_request(Version::HTTP_2, None);
     assert_eq!(seconds_left_alone(&activity).await, None, "no response yet");
     request.respond(false);
     assert_eq!(seconds_left_alone(&activity).await, Some(1));
@@ -178,7 +178,7 @@ async fn a_drain_waits_for_responses_that_are_taken_slowly_by_known_peers_only()
         if is_known {
             activity.recognize();
         }
-        let mut request = activity.begin_request(Version::HTTP_11);
+        let mut request = activity.begin_request(Version::HTTP_11, None);
         request.respond(false);
         let writing = async {
             loop {

@@ -28,7 +28,8 @@ use tokio::{
 };
 
 use super::{
-    memory::{BodyMemory, MemoryShare, UNTRACKED},
+    account::Account,
+    memory::{MemoryShare, UNTRACKED},
     problem::Problem,
 };
 use crate::{
@@ -48,7 +49,13 @@ pub(crate) struct BodyLimits {
     time: Duration,
     /// For the next bytes of a streamed body to arrive.
     idle: Duration,
-    memory: BodyMemory,
+}
+
+/// The first bytes of a body, with the memory of a stream.
+#[derive(Default)]
+pub(crate) struct BodyStart {
+    pub(crate) bytes: Bytes,
+    share: MemoryShare,
 }
 
 /// The size of a buffered body.
@@ -68,57 +75,74 @@ pub(crate) struct BufferedBody {
 }
 
 impl BodyLimits {
-    /// `memory` is in bytes.
-    pub(crate) fn new(timeouts: &Timeouts, memory: usize) -> Self {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
         Self {
             time: timeouts.body,
             idle: timeouts.idle,
-            // Half of the time is for waiting, so that a body that gets its share can still arrive.
-            memory: BodyMemory::new(memory, timeouts.body / 2),
         }
     }
 
-    pub(crate) fn memory(&self) -> &BodyMemory {
-        &self.memory
-    }
-
-    /// Reads a whole body, of which `first` has already been taken. It is appended to the buffer
+    /// Reads a whole body, of which `start` has already been taken. It is appended to the buffer
     /// that `buffer` returns for its announced length.
     pub(crate) async fn read(
         &self,
+        account: &Arc<Account>,
         body: RequestBody,
-        first: Bytes,
+        start: BodyStart,
         size: BodySize,
         buffer: impl FnOnce(usize) -> Vec<u8>,
     ) -> Result<BufferedBody, Problem> {
         let announced = body.remaining().map(|rest| {
             usize::try_from(rest)
                 .unwrap_or(usize::MAX)
-                .saturating_add(first.len())
+                .saturating_add(start.bytes.len())
         });
         if announced.is_some_and(|length| length > size.max_len) {
             return Err(too_large(size.max_len));
         }
-        let whole = self.read_all(body, first, size, announced, buffer);
+        let whole = async {
+            let BodyStart { bytes, mut share } = start;
+            // A body of unknown length may grow up to the limit.
+            let length = announced.unwrap_or(size.max_len);
+            if length > UNTRACKED {
+                let memory = length * size.memory_factor;
+                share.grow_to(account, memory).await?;
+            }
+            let buffer = buffer(announced.unwrap_or(0));
+            read_all(self, account, body, bytes, size.max_len, buffer, share).await
+        };
         self.within_time(whole).await
     }
 
     /// Returns the first bytes of a body; none if it is empty.
-    pub(crate) async fn first(&self, body: &mut RequestBody) -> Result<Bytes, Problem> {
-        self.within_time(async { Ok(body.next().await?.unwrap_or_default()) })
-            .await
+    pub(crate) async fn first(
+        &self,
+        account: &Arc<Account>,
+        body: &mut RequestBody,
+    ) -> Result<BodyStart, Problem> {
+        self.within_time(async {
+            Ok(BodyStart {
+                share: account.reserve(Limits::FLOW_COST).await?,
+                bytes: body.next().await?.unwrap_or_default(),
+            })
+        })
+        .await
     }
 
-    /// Returns a body to process as it arrives, of which `first` has already been taken.
+    /// Returns a body to process as it arrives, of which `start` has already been taken.
     pub(crate) async fn stream(
         self: &Arc<Self>,
+        account: &Arc<Account>,
         body: RequestBody,
-        first: Bytes,
+        start: BodyStart,
     ) -> Result<BodyStream, Problem> {
+        let BodyStart { bytes, mut share } = start;
+        share.grow_to(account, Limits::FLOW_COST).await?;
         Ok(BodyStream {
-            _share: self.memory.reserve(Limits::FLOW_COST).await?,
+            _share: share,
+            account: Arc::clone(account),
             body,
-            buffered: first,
+            buffered: bytes,
             pace: Pace::default(),
             limits: Arc::clone(self),
             received: Arc::default(),
@@ -142,42 +166,38 @@ impl BodyLimits {
             ))),
         }
     }
+}
 
-    async fn read_all(
-        &self,
-        mut body: RequestBody,
-        first: Bytes,
-        size: BodySize,
-        announced: Option<usize>,
-        buffer: impl FnOnce(usize) -> Vec<u8>,
-    ) -> Result<BufferedBody, Problem> {
-        // A body of unknown length may grow up to the limit.
-        let share = match announced.unwrap_or(size.max_len) {
-            0..=UNTRACKED => MemoryShare::default(),
-            length => self.memory.reserve(length * size.memory_factor).await?,
-        };
-        let mut bytes = buffer(announced.unwrap_or(0));
-        let offset = bytes.len();
-        let mut pace = Pace::default();
-        let mut next = Some(first);
-        while let Some(data) = next {
-            if bytes.len() - offset + data.len() > size.max_len {
-                return Err(too_large(size.max_len));
-            }
-            bytes.extend_from_slice(&data);
-            // A body without a share keeps no other request waiting.
-            next = if share.is_empty() {
-                body.next().await?
-            } else {
-                pace.next(&mut body, self).await?
-            };
+/// Appends a body, of which `first` has been taken, to `bytes`.
+async fn read_all(
+    limits: &BodyLimits,
+    account: &Account,
+    mut body: RequestBody,
+    first: Bytes,
+    max_len: usize,
+    mut bytes: Vec<u8>,
+    share: MemoryShare,
+) -> Result<BufferedBody, Problem> {
+    let offset = bytes.len();
+    let mut pace = Pace::default();
+    let mut next = Some(first);
+    while let Some(data) = next {
+        if bytes.len() - offset + data.len() > max_len {
+            return Err(too_large(max_len));
         }
-        Ok(BufferedBody {
-            length: bytes.len() - offset,
-            bytes,
-            share,
-        })
+        bytes.extend_from_slice(&data);
+        // A body without a share keeps no other request waiting.
+        next = if share.is_empty() {
+            body.next().await?
+        } else {
+            pace.next(&mut body, limits, account).await?
+        };
     }
+    Ok(BufferedBody {
+        length: bytes.len() - offset,
+        bytes,
+        share,
+    })
 }
 
 /// A body that is processed as it arrives. It holds a fixed share of the body memory.
@@ -187,6 +207,7 @@ pub(crate) struct BodyStream {
     buffered: Bytes,
     pace: Pace,
     limits: Arc<BodyLimits>,
+    account: Arc<Account>,
     received: Arc<AtomicU64>,
     _share: MemoryShare,
 }
@@ -195,7 +216,8 @@ impl BodyStream {
     /// Returns the next bytes; None at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let data = if self.buffered.is_empty() {
-            self.pace.next(&mut self.body, &self.limits).await?
+            let (limits, account) = (&self.limits, &self.account);
+            self.pace.next(&mut self.body, limits, account).await?
         } else {
             Some(std::mem::take(&mut self.buffered))
         };
@@ -235,7 +257,7 @@ impl BodyStream {
 
     /// Reserves memory beyond the share that every stream holds.
     pub(crate) async fn reserve(&self, bytes: usize) -> Result<MemoryShare, Problem> {
-        self.limits.memory.reserve(bytes).await
+        self.account.reserve(bytes).await
     }
 
     /// Whether the body has ended. Waits until that is known.
@@ -283,6 +305,7 @@ impl Pace {
         &mut self,
         body: &mut RequestBody,
         limits: &BodyLimits,
+        account: &Account,
     ) -> Result<Option<Bytes>, Problem> {
         let mut next = pin!(body.next());
         let data = match poll!(next.as_mut()) {
@@ -295,7 +318,7 @@ impl Pace {
                     if let Ok(data) = timeout_at(deadline, next.as_mut()).await {
                         break data?;
                     }
-                    if self.growth < MIN_GROWTH && limits.memory.is_contended() {
+                    if self.growth < MIN_GROWTH && account.must_give_way() {
                         return Err(timed_out(
                             "the body arrived too slowly while other requests waited for memory",
                         ));

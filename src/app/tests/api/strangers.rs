@@ -16,9 +16,9 @@ async fn ask(client: &mut Client, path: &str) -> Response<Incoming> {
 
 /// A sidecar with a TCP listener and a limit of two connections.
 async fn start_with_tcp(world: &World) -> TestApp {
-    fs::write(world.path("token"), TOKEN).unwrap();
+    fs::write(world.path("token"), TOKEN).expect("works");
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(world.path("token"), private).unwrap();
+    fs::set_permissions(world.path("token"), private).expect("works");
     let socket = world.path("one.sock");
     let config = format!(
         "[limits]\nconnections = 2\n[listen]\nsocket = {socket:?}\ntcp = \"127.0.0.1:0\"\n\
