@@ -347,6 +347,10 @@ fn serve(
         audit: context.audit.clone(),
         clock: context.clock.clone(),
         pending: Box::new(move || readiness.pending()),
+        hosts: match &tls.operators {
+            None => Some(context.settings.ops.hosts.clone()),
+            Some(_) => None,
+        },
         tls: tls.all(),
     });
     tokio::spawn(ops.run(sockets.ops, tls.operators.clone(), ending.clone()));

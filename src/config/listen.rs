@@ -39,6 +39,8 @@ pub struct Tcp {
 pub struct Ops {
     /// The address.
     pub listen: SocketAddr,
+    /// The names under which it is reached, besides addresses and localhost.
+    pub hosts: Vec<String>,
     /// TLS. Default: plaintext.
     pub tls: Option<Tls>,
 }
@@ -116,11 +118,33 @@ fn address(value: &Value<'_>) -> Parsed<SocketAddr> {
     })
 }
 
+fn host(value: &Value<'_>) -> Parsed<String> {
+    let name = value.nonempty_text()?;
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if name.bytes().all(is_part) {
+        return Ok(name.to_owned());
+    }
+    Err(value.problem(format_args!(
+        "expected a host name without scheme or port, such as \"sidekey.prod.svc\", found {name:?}"
+    )))
+}
+
 pub(super) fn ops(section: &Section<'_>) -> Parsed<Ops> {
     let listen = section.or("listen", SocketAddr::from(([127, 0, 0, 1], 9464)), address);
+    let value = section.optional("hosts");
+    let hosts = value
+        .as_ref()
+        .map_or(Ok(Vec::new()), |value| value.list(|name| host(&name)));
     let tls = tls(section);
-    Ok(Ops {
-        listen: listen?,
-        tls: tls?,
-    })
+    let (hosts, tls) = (hosts?, tls?);
+    match (value, &tls) {
+        (Some(value), Some(_)) => {
+            Err(value.problem("has no effect with ops.tls, where the certificate names the hosts"))
+        }
+        _ => Ok(Ops {
+            listen: listen?,
+            hosts,
+            tls,
+        }),
+    }
 }

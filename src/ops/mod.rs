@@ -2,6 +2,7 @@
 //! serves no keys and no plaintexts.
 
 mod copy;
+mod host;
 mod push;
 mod status;
 #[cfg(test)]
@@ -82,6 +83,9 @@ pub struct OpsParts {
     pub clock: Clock,
     /// What callers share.
     pub accounts: Arc<Accounts>,
+    /// The names that requests may use besides addresses and localhost. None over TLS, where the
+    /// certificate already decides.
+    pub hosts: Option<Vec<String>>,
     /// Returns what readiness waits for; empty when ready.
     pub pending: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The TLS of every listener of this process.
@@ -187,6 +191,9 @@ impl OpsServer {
         // Kubelet probes present no certificate.
         if !matches!(found.value, Route::Live | Route::Ready) {
             certificate.require()?;
+            if let Some(names) = &self.parts.hosts {
+                host::check(head, names)?;
+            }
         }
         match found.value {
             Route::Live => Ok(response(StatusCode::OK, TEXT, "ok\n")),

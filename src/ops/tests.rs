@@ -78,6 +78,7 @@ impl World {
             clock,
             pending: Box::new(move || shared.lock().expect("test").clone()),
             accounts: Accounts::new(&settings.limits, Duration::ZERO),
+            hosts: Some(Vec::new()),
             tls: Vec::new(),
         });
         Self {

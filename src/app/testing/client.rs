@@ -21,9 +21,13 @@ use super::time::Time;
 pub(crate) const OCTETS: (&str, &str) = ("content-type", "application/octet-stream");
 pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
 
+/// The host that requests name, unless the test names another.
+const HOST_NAME: &str = "localhost";
+
 /// One connection to a sidecar.
 pub(crate) struct Client {
     sender: Sender,
+    host: &'static str,
     time: Arc<Time>,
 }
 
@@ -141,6 +145,7 @@ impl Client {
         tokio::spawn(connection);
         Self {
             sender: Sender::Http2(sender),
+            host: HOST_NAME,
             time,
         }
     }
@@ -160,8 +165,14 @@ impl Client {
         tokio::spawn(connection);
         Self {
             sender: Sender::Http1(sender),
+            host: HOST_NAME,
             time,
         }
+    }
+
+    /// Names another host from now on.
+    pub(crate) fn name_host(&mut self, host: &'static str) {
+        self.host = host;
     }
 
     /// Returns another client on the same HTTP/2 connection.
@@ -171,6 +182,7 @@ impl Client {
         };
         Self {
             sender: Sender::Http2(sender.clone()),
+            host: self.host,
             time: Arc::clone(&self.time),
         }
     }
@@ -219,13 +231,13 @@ impl Client {
         body: RequestBody,
     ) -> Result<Response<Incoming>, hyper::Error> {
         let uri = if matches!(self.sender, Sender::Http2(_)) {
-            format!("http://sidekey{path}")
+            format!("http://{}{path}", self.host)
         } else {
             path.to_owned()
         };
         let mut request = Request::builder().method(method).uri(uri);
         if matches!(self.sender, Sender::Http1(_)) {
-            request = request.header(HOST, "sidekey");
+            request = request.header(HOST, self.host);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);

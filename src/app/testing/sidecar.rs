@@ -88,6 +88,11 @@ impl TestApp {
         ops(self.bound.ops(), path, &self.time).await
     }
 
+    /// Opens an HTTP/1.1 connection to the ops listener.
+    pub(crate) async fn ops_client(&self) -> Client {
+        Client::tcp(self.bound.ops(), Arc::clone(&self.time)).await
+    }
+
     /// Returns `/status`.
     pub(crate) async fn status(&self) -> Value {
         serde_json::from_str(&self.ops("/status").await.1).expect("JSON")

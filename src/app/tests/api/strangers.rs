@@ -66,6 +66,19 @@ async fn responses_that_are_not_taken_shut_no_one_out_of_the_ops_listener() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_web_page_cannot_read_from_the_ops_listener() {
+    let world = World::with_demo().await;
+    let app = world.start().await;
+    let mut browser = app.ops_client().await;
+    browser.name_host("rebound.example");
+    for path in ["/status", "/metrics", "/manifests/demo"] {
+        assert_eq!(browser.get(path).await.problem(), "forbidden", "{path}");
+    }
+    // Probes may name any host.
+    assert_eq!(browser.get("/livez").await.ok().body, "ok\n");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_responses_that_are_not_taken() {
     let world = World::with_demo().await;
     let app = world.start().await;

@@ -25,6 +25,7 @@ token_file = "token"
 
 [ops]
 listen = "0.0.0.0:9000"
+hosts = ["sidekey.prod.svc"]
 
 [limits]
 body = "2MiB"

@@ -81,7 +81,7 @@ fn an_unknown_key_is_answered_with_the_nearest_key_or_with_all() {
     );
     assert_eq!(
         problems_with("[ops]\n'a\tb' = 1"),
-        "c.toml:4: ops.\"a\\tb\": unknown key; expected one of: listen, tls"
+        "c.toml:4: ops.\"a\\tb\": unknown key; expected one of: listen, hosts, tls"
     );
 }
 

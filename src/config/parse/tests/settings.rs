@@ -26,6 +26,7 @@ fn a_full_file_sets_every_value() {
         ("[::1]:8200", Path::new("/etc/sidekey/token"))
     );
     assert_eq!(s.ops.listen.to_string(), "0.0.0.0:9000");
+    assert_eq!(s.ops.hosts, ["sidekey.prod.svc"]);
 
     let Limits {
         body,
