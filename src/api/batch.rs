@@ -65,7 +65,8 @@ pub(crate) async fn perform(
             denials: job.denials.clone(),
         },
     };
-    job.respond_stream(batch.run(), None, received, BATCH, version)
+    let content = (BATCH, version);
+    job.respond_stream(batch.run(), None, None, received, content)
         .await
 }
 

@@ -26,6 +26,7 @@ use crate::{
     http::{
         account::Account,
         body::BodyLimits,
+        memory::MemoryShare,
         payload::Payload,
         problem::Problem,
         response::{ResponseBody, ResponseStream},
@@ -37,6 +38,8 @@ use crate::{
     wire::Code,
 };
 
+/// The longest request whose whole response is awaited. Plain HTTP clients send all before they read.
+const MAX_AWAITED: usize = 8 << 20;
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
 
 /// A request on a keyring that the policy allows.
@@ -79,17 +82,26 @@ impl Job<'_> {
         response(payload.into(), content_type, version)
     }
 
-    /// Responds with chunks, and counts the request when they end. Waits for the first chunk, so
-    /// that an early failure becomes a problem.
+    /// Memory for the whole response to a streamed request, if `announced`, the request's length,
+    /// is short enough and memory is free. With it, a client may send all before it reads.
+    pub(crate) fn room(&self, announced: Option<u64>) -> Option<MemoryShare> {
+        let length = usize::try_from(announced?).ok()?;
+        // Chunks and their tags.
+        let needed = (length <= MAX_AWAITED).then(|| length + length / 1024 + Limits::FLOW_COST)?;
+        self.account.try_reserve(needed)
+    }
+
+    /// Responds with chunks, and counts the request when they end. With `room`, waits for all
+    /// chunks, otherwise for the first, so that an early failure becomes a problem.
     ///
     /// `length` is the response's length, if known; `received` counts the bytes of the request.
     pub(crate) async fn respond_stream(
         &self,
         chunks: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static,
+        room: Option<MemoryShare>,
         length: Option<u64>,
         received: Arc<AtomicU64>,
-        content_type: &'static str,
-        version: Option<u32>,
+        (content_type, version): (&'static str, Option<u32>),
     ) -> Result<Response<ResponseBody>, RequestError> {
         // In HTTP/1.0, a complete response without a length looks like one that was cut off.
         if self.http_version < Version::HTTP_11 && length.is_none() {
@@ -100,12 +112,13 @@ impl Job<'_> {
             .into());
         }
         let account = StreamAccount::new(Arc::clone(self.metrics), self.start, received);
-        let stream = ResponseStream::new(accounted(chunks, length, account), length);
-        Ok(response(
-            stream.started().await?.into(),
-            content_type,
-            version,
-        ))
+        let chunks = accounted(chunks, length, room.is_some(), account);
+        let stream = ResponseStream::new(chunks, length);
+        let stream = match room {
+            Some(share) => stream.complete(share).await?,
+            None => stream.started().await?,
+        };
+        Ok(response(stream.into(), content_type, version))
     }
 
     /// Counts an item that failed, and that may have been denied.
@@ -132,10 +145,12 @@ pub(crate) fn response(
     response
 }
 
-/// Counts the chunks of a response in `account`.
+/// Counts the chunks of a response in `account`. `is_awaited` tells that all chunks precede the
+/// response.
 fn accounted(
     chunks: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static,
     length: Option<u64>,
+    is_awaited: bool,
     mut account: StreamAccount,
 ) -> impl Stream<Item = Result<Bytes, Problem>> + Send + 'static {
     stream! {
@@ -152,7 +167,7 @@ fn accounted(
                     }
                 }
                 // The response is the problem, and it is counted like any other failure.
-                Err(_) if is_first => account.cancel(),
+                Err(_) if is_first || is_awaited => account.cancel(),
                 Err(problem) => account.failed(problem.code),
             }
             is_first = false;
@@ -183,7 +198,7 @@ mod tests {
         let received = Arc::new(AtomicU64::new(0));
         received.store(10, Ordering::Relaxed);
         let account = StreamAccount::new(Arc::new(metrics), Instant::now(), received);
-        let chunks = accounted(stream::iter(chunks), length, account);
+        let chunks = accounted(stream::iter(chunks), length, false, account);
         (Box::pin(chunks), registry)
     }
 

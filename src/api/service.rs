@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use hyper::{
     HeaderMap, Method, Request, Response,
-    body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
 };
 use matchit::Router;
@@ -154,7 +153,7 @@ impl Service {
     async fn route(
         &self,
         connection: &Connection<Peer>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         start: Instant,
     ) -> Result<Response<ResponseBody>, Problem> {
         let peer = &connection.peer;
@@ -216,7 +215,10 @@ impl Service {
     }
 
     /// Returns the route of a request and the name in its path.
-    fn find_route<'r>(&self, request: &'r Request<Incoming>) -> Result<(Route, &'r str), Problem> {
+    fn find_route<'r>(
+        &self,
+        request: &'r Request<RequestBody>,
+    ) -> Result<(Route, &'r str), Problem> {
         let found = self
             .router
             .at(request.uri().path())
@@ -232,7 +234,7 @@ impl Service {
     }
 
     /// Returns the length of the head.
-    fn check_head(&self, request: &Request<Incoming>) -> Result<usize, Problem> {
+    fn check_head(&self, request: &Request<RequestBody>) -> Result<usize, Problem> {
         let uri = request.uri();
         let target = uri.path().len() + uri.query().map_or(0, str::len);
         let headers: usize = request
@@ -260,7 +262,7 @@ impl Service {
     async fn perform(
         &self,
         job: &Job<'_>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, RequestError> {
         self.authorize(job)?;
         match job.operation {
@@ -274,7 +276,7 @@ impl Service {
         let media_type = media_type(request.headers());
         if media_type.eq_ignore_ascii_case(OCTETS.as_bytes()) {
             let aad = aad::from_headers(request.headers())?;
-            octets::perform(job, aad, RequestBody::new(request.into_body())).await
+            octets::perform(job, aad, request.into_body()).await
         } else if media_type.eq_ignore_ascii_case(wire::BATCH.as_bytes()) {
             Box::pin(self.batch(job, request)).await
         } else if media_type.eq_ignore_ascii_case(JSON.as_bytes()) {
@@ -306,7 +308,7 @@ impl Service {
     async fn json(
         &self,
         job: &Job<'_>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, RequestError> {
         aad::reject_header(request.headers())?;
         let body = self.read_json(job, request).await?;
@@ -316,10 +318,10 @@ impl Service {
     async fn batch(
         &self,
         job: &Job<'_>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, RequestError> {
         let aad = aad::from_headers(request.headers())?;
-        let body = RequestBody::new(request.into_body());
+        let body = request.into_body();
         let start = BodyStart::default();
         let body = self.bodies.stream(job.account, body, start).await?;
         batch::perform(job, aad, body).await
@@ -328,7 +330,7 @@ impl Service {
     async fn data_key(
         &self,
         job: &Job<'_>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, RequestError> {
         aad::reject_header(request.headers())?;
         let is_json = media_type(request.headers()).eq_ignore_ascii_case(JSON.as_bytes());
@@ -346,13 +348,13 @@ impl Service {
     async fn read_json(
         &self,
         job: &Job<'_>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<BufferedBody, Problem> {
         let size = BodySize {
             max_len: self.limits.json_body,
             memory_factor: Limits::JSON_COST,
         };
-        let (body, start) = (RequestBody::new(request.into_body()), BodyStart::default());
+        let (body, start) = (request.into_body(), BodyStart::default());
         self.bodies
             .read(job.account, body, start, size, Vec::with_capacity)
             .await
@@ -424,7 +426,7 @@ impl Handler for Service {
     async fn respond(
         &self,
         connection: &Connection<Peer>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let start = Instant::now();
         let problem = match self.route(connection, request, start).await {

@@ -15,7 +15,7 @@ use crate::{
         CHUNK_LEN, CiphertextError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len,
         sealed_stream_len,
     },
-    http::{body::BodyStream, problem::Problem, response::ResponseBody},
+    http::{body::BodyStream, memory::MemoryShare, problem::Problem, response::ResponseBody},
     refresh::Keyring,
     session::{Session, SessionError, StreamDecryptor},
     wire::{Code, OCTETS},
@@ -28,6 +28,7 @@ pub(crate) async fn encrypt(
     session: StreamSession,
     aad: &[u8],
     mut body: BodyStream,
+    room: Option<MemoryShare>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (mut encryptor, prefix) = session.stream_encryptor(aad)?;
     let (received, version) = (body.received(), encryptor.version());
@@ -49,7 +50,7 @@ pub(crate) async fn encrypt(
             from = 0;
         }
     };
-    job.respond_stream(chunks, length, received, OCTETS, Some(version))
+    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -59,6 +60,7 @@ pub(crate) async fn decrypt(
     session: impl FnOnce() -> Result<StreamSession, SessionError>,
     aad: &[u8],
     mut body: BodyStream,
+    room: Option<MemoryShare>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (received, announced) = (body.received(), body.remaining());
     let prefix = read_prefix(&mut body).await?;
@@ -75,7 +77,7 @@ pub(crate) async fn decrypt(
             }
         }
     };
-    job.respond_stream(chunks, length, received, OCTETS, Some(version))
+    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -85,6 +87,7 @@ pub(crate) async fn rewrap(
     session: impl FnOnce() -> Result<StreamSession, SessionError>,
     aad: &[u8],
     mut body: BodyStream,
+    room: Option<MemoryShare>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (received, announced) = (body.received(), body.remaining());
     let old_prefix = read_prefix(&mut body).await?;
@@ -112,7 +115,7 @@ pub(crate) async fn rewrap(
             }
         }
     };
-    job.respond_stream(chunks, length, received, OCTETS, Some(version))
+    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -242,9 +245,9 @@ mod tests {
                 .await?;
             let session = || Session::new(Arc::clone(job.keyring), job.now());
             match job.operation {
-                Operation::Encrypt => encrypt(job, session()?, AAD, body).await,
-                Operation::Rewrap => rewrap(job, session, AAD, body).await,
-                _ => decrypt(job, session, AAD, body).await,
+                Operation::Encrypt => encrypt(job, session()?, AAD, body, None).await,
+                Operation::Rewrap => rewrap(job, session, AAD, body, None).await,
+                _ => decrypt(job, session, AAD, body, None).await,
             }
         }
 

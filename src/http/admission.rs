@@ -28,7 +28,8 @@ use tokio::{
 };
 
 use super::{
-    accept::PendingConnection, account::Account, activity::Activity, problem::Problem, share::Pool,
+    accept::PendingConnection, account::Account, activity::Activity, body::RequestBody,
+    problem::Problem, share::Pool,
 };
 use crate::wire::Code;
 
@@ -177,7 +178,9 @@ impl Admission {
         let Ok(_permit) = self.refusals.try_acquire() else {
             return;
         };
-        let respond = service_fn(|_: Request<Incoming>| async {
+        let respond = service_fn(|request: Request<Incoming>| async {
+            // A client that is still sending then gets the response.
+            drop(RequestBody::new(request.into_body()));
             let problem = Problem::new(
                 Code::TooManyConnections,
                 "all of `limits.connections` are in use, or this caller's share of them; keep \

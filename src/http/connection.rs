@@ -17,6 +17,7 @@ use super::{
     account::{Account, Accounts},
     activity::{Activity, RequestGuard},
     admission::{Admission, ConnectionSlot, Standing},
+    body::RequestBody,
     memory::overloaded,
     metrics::ConnectionMetrics,
     response::ResponseBody,
@@ -54,7 +55,7 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn respond(
         &self,
         connection: &Connection<Self::Peer>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> impl Future<Output = Response<ResponseBody>> + Send;
 }
 
@@ -98,6 +99,8 @@ impl<H: Handler> Serving<H> {
         request: Request<Incoming>,
         guard: RequestGuard,
     ) -> Response<ResponseBody> {
+        // From here on, a body that nobody reads is discarded rather than cut off.
+        let request = request.map(RequestBody::new);
         let mut response = self.handler.respond(&self.connection, request).await;
         if !response.body_mut().charge(&self.connection.account) {
             response = overloaded().into_response();

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use async_stream::stream;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use hyper::body::{Body, Frame, SizeHint};
@@ -13,7 +14,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::{
     account::Account,
     activity::{RequestGuard, UnsentGuard},
-    memory::UNTRACKED,
+    memory::{MemoryShare, UNTRACKED},
     payload::Payload,
     problem::Problem,
 };
@@ -131,6 +132,25 @@ impl ResponseStream {
         Ok(self)
     }
 
+    /// Waits for all chunks, so that the peer need not read while it sends, and any failure becomes
+    /// a problem response. `share` is for the chunks.
+    ///
+    /// # Errors
+    /// The error that prevents a chunk.
+    pub(crate) async fn complete(mut self, share: MemoryShare) -> Result<Self, Problem> {
+        let mut whole = Vec::new();
+        while let Some(chunk) = self.chunks.next().await {
+            whole.push(chunk?);
+        }
+        let chunks = stream! {
+            let _share = share;
+            for chunk in whole {
+                yield Ok(chunk);
+            }
+        };
+        Ok(Self::new(chunks, self.remaining))
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Problem>>> {
         if let Some(problem) = self.error.take() {
             return Poll::Ready(Some(Err(problem)));
@@ -221,7 +241,10 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::{config::Timeouts, http::activity::Activity};
+    use crate::{
+        config::Timeouts,
+        http::{account::testing::account, activity::Activity},
+    };
 
     fn chunks<const N: usize>(chunks: [Result<&'static [u8], Code>; N]) -> ResponseStream {
         let chunks = chunks.map(|chunk| match chunk {
@@ -271,6 +294,25 @@ mod tests {
         let stream = chunks([Err(Code::DecryptionFailed), Ok(b"late")]);
         let problem = stream.started().await.err().expect("fails");
         assert_eq!(problem.code, Code::DecryptionFailed);
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_awaited_fails_whole_or_not_at_all() {
+        let share = MemoryShare::default();
+        let failing = chunks([Ok(b"ab"), Err(Code::DecryptionFailed)]);
+        let problem = failing.complete(share).await.err().expect("fails");
+        assert_eq!(problem.code, Code::DecryptionFailed);
+        let account = account(10_000);
+        let share = account.reserve(4000).await.expect("free");
+        let complete = chunks([Ok(b"ab"), Ok(b"c")]).complete(share).await;
+        let mut body = ResponseBody::from(complete.expect("complete"));
+        for expected in ["ab", "c"] {
+            let frame = next(&mut body).await.expect("a frame").expect("no error");
+            assert_eq!(frame, expected);
+        }
+        assert_eq!(account.free_memory(), 6000);
+        assert!(next(&mut body).await.is_none());
+        assert_eq!(account.free_memory(), 10_000);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::{Body, Incoming},
+    body::Body,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
     http::request,
 };
@@ -32,6 +32,7 @@ use crate::{
     http::{
         Accounts,
         account::Account,
+        body::RequestBody,
         connection::{Acceptor, Connection, Handler},
         listeners::OpsListener,
         memory::overloaded,
@@ -293,10 +294,9 @@ impl Handler for OpsServer {
     async fn respond(
         &self,
         connection: &Connection<ClientCertificate>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
-        // Always read: a client whose body is left unread may see a reset instead of the response.
         let response = match read(body).await {
             Ok(body) => self.route(connection.peer, &head, &body),
             Err(problem) => Err(problem),

@@ -5,7 +5,7 @@ mod response;
 
 use std::{sync::Arc, time::Instant};
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -15,7 +15,10 @@ use super::{
     metrics::SecretRequestMetrics,
 };
 use crate::{
-    http::{connection::Connection, peer::Peer, problem::Problem, response::ResponseBody},
+    http::{
+        body::RequestBody, connection::Connection, peer::Peer, problem::Problem,
+        response::ResponseBody,
+    },
     model::SecretName,
     policy::Policy,
     secrets::{Secret, Secrets},
@@ -72,7 +75,7 @@ impl SecretService {
         &self,
         connection: &Connection<Peer>,
         name: &str,
-        request: &Request<Incoming>,
+        request: &Request<RequestBody>,
         start: Instant,
     ) -> Response<ResponseBody> {
         let (name, problem) = match self.fetch(connection, name, request).await {
@@ -93,7 +96,7 @@ impl SecretService {
         &self,
         connection: &Connection<Peer>,
         name: &str,
-        request: &Request<Incoming>,
+        request: &Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, FetchError> {
         let (peer, account) = (&connection.peer, &connection.account);
         // The usual case first: a secret that is held and that the caller may fetch.

@@ -9,19 +9,19 @@ mod tests;
 
 use std::{
     borrow::Cow,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::poll;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout, timeout_at},
@@ -40,8 +40,9 @@ use crate::{
 /// While other requests wait for memory, a body must grow by [`MIN_GROWTH`] bytes in this time.
 const GROWTH_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_GROWTH: usize = 64 << 10;
-/// How long the rest of a body is read after the response.
+/// How long, and how much of, the rest of a body is read after the response.
 const LINGER: Duration = Duration::from_secs(5);
+const LINGER_LEN: usize = 16 << 20;
 
 /// The limits of request bodies.
 pub(crate) struct BodyLimits {
@@ -342,16 +343,19 @@ impl Pace {
 ///
 /// When dropped early, the rest is read and discarded for a while: a client that is still sending
 /// then gets the response instead of a connection reset.
-pub(crate) struct RequestBody(Option<Incoming>);
+pub(crate) struct RequestBody {
+    /// None once it has ended.
+    body: Option<Incoming>,
+}
 
 impl RequestBody {
     pub(crate) fn new(body: Incoming) -> Self {
-        Self(Some(body))
+        Self { body: Some(body) }
     }
 
     /// Returns the next data; None at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let Some(body) = &mut self.0 else {
+        let Some(body) = &mut self.body else {
             return Ok(None);
         };
         while let Some(frame) = body.frame().await {
@@ -367,29 +371,55 @@ impl RequestBody {
                 _ => {}
             }
         }
-        self.0 = None;
+        self.body = None;
         Ok(None)
     }
 
     fn is_over(&self) -> bool {
-        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     /// The length of the rest of the body, if it was announced.
     pub(crate) fn remaining(&self) -> Option<u64> {
-        self.0
+        self.body
             .as_ref()
             .map_or(Some(0), |body| body.size_hint().exact())
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over()
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if !self.is_over()
-            && let (Some(mut body), Ok(runtime)) = (self.0.take(), Handle::try_current())
+            && let (Some(mut body), Ok(runtime)) = (self.body.take(), Handle::try_current())
         {
             // Ends early with its connection.
-            let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
+            let rest = async move {
+                let mut left = LINGER_LEN;
+                while let Some(Ok(frame)) = body.frame().await
+                    && left > 0
+                {
+                    left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                }
+            };
             runtime.spawn(timeout(LINGER, rest));
         }
     }

@@ -6,6 +6,7 @@ mod data_keys;
 mod events;
 mod listeners;
 mod operations;
+mod plain_clients;
 mod shares;
 mod strangers;
 mod streams;
