@@ -22,6 +22,11 @@ use tokio::{
 use super::account::StreamPlace;
 use crate::config::Timeouts;
 
+/// How much may arrive over HTTP/2 without progress of any request: frames such as PRIORITY, PING,
+/// WINDOW_UPDATE and unknown ones cost their sender nothing otherwise. Data that nobody has read is
+/// less than a tenth of it.
+const MAX_NOISE: usize = 1 << 20;
+
 /// The state of one connection.
 #[derive(Default)]
 pub(crate) struct Activity {
@@ -45,6 +50,8 @@ pub(crate) struct Activity {
     epoch: AtomicUsize,
     /// Bytes that the kernel has taken.
     written: AtomicU64,
+    /// Bytes that arrived over HTTP/2 without progress of any request.
+    noise: AtomicUsize,
     evicted: Notify,
 }
 
@@ -96,6 +103,7 @@ impl RequestGuard {
     pub(crate) fn track_unsent(&self) -> UnsentGuard {
         let activity = &self.activity;
         let is_chunk = self.is_streaming();
+        activity.progressed();
         if is_chunk {
             activity.progress.fetch_add(1, Ordering::Relaxed);
         }
@@ -148,6 +156,7 @@ impl Activity {
         place: Option<StreamPlace>,
     ) -> RequestGuard {
         self.heads.fetch_add(1, Ordering::Relaxed);
+        self.progressed();
         self.working.fetch_add(1, Ordering::Relaxed);
         self.is_reading_head.store(false, Ordering::Relaxed);
         self.is_http2
@@ -286,10 +295,20 @@ impl Activity {
             .store(written.wrapping_add(bytes as u64), Ordering::Relaxed);
     }
 
-    /// Records that bytes arrived.
-    pub(super) fn received(&self) {
+    /// Records that a request's head or data was read, or a part of its response taken.
+    pub(super) fn progressed(&self) {
+        self.noise.store(0, Ordering::Relaxed);
+    }
+
+    /// Records that `bytes` arrived. Only the connection's own task calls this.
+    pub(super) fn received(&self, bytes: usize) {
         // HTTP/2 also sends control frames, which show neither progress nor the start of a head.
         if self.is_http2.load(Ordering::Relaxed) {
+            let noise = self.noise.load(Ordering::Relaxed).saturating_add(bytes);
+            self.noise.store(noise, Ordering::Relaxed);
+            if noise > MAX_NOISE {
+                self.evict();
+            }
             return;
         }
         if self.streaming.load(Ordering::Relaxed) > 0 {

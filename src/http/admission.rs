@@ -180,7 +180,7 @@ impl Admission {
         };
         let respond = service_fn(|request: Request<Incoming>| async {
             // A client that is still sending then gets the response.
-            drop(RequestBody::new(request.into_body()));
+            drop(RequestBody::new(request.into_body(), None));
             let problem = Problem::new(
                 Code::TooManyConnections,
                 "all of `limits.connections` are in use, or this caller's share of them; keep \

@@ -100,7 +100,9 @@ impl<H: Handler> Serving<H> {
         guard: RequestGuard,
     ) -> Response<ResponseBody> {
         // From here on, a body that nobody reads is discarded rather than cut off.
-        let request = request.map(RequestBody::new);
+        let activity = &self.connection.activity;
+        let watched = (request.version() == Version::HTTP_2).then(|| Arc::clone(activity));
+        let request = request.map(|body| RequestBody::new(body, watched));
         let mut response = self.handler.respond(&self.connection, request).await;
         if !response.body_mut().charge(&self.connection.account) {
             response = overloaded().into_response();

@@ -34,8 +34,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for WatchedIo<I> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.activity.received();
+        let received = buf.filled().len() - before;
+        if received > 0 {
+            self.activity.received(received);
         }
         polled
     }

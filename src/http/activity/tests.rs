@@ -38,7 +38,7 @@ async fn a_known_peer_that_starts_a_head_must_finish_it_in_time() {
     let activity = Arc::<Activity>::default();
     drop(activity.begin_request(Version::HTTP_11, None));
     activity.recognize();
-    activity.received();
+    activity.received(1);
     let seconds = seconds_to_expiry(&activity, false).await.expect("expires");
     assert!((10..=15).contains(&seconds), "{seconds}");
 }
@@ -104,7 +104,7 @@ async fn control_frames_of_http2_are_not_progress() {
     let pinging = async {
         loop {
             sleep(Duration::from_secs(100)).await;
-            activity.received();
+            activity.received(1);
         }
     };
     tokio::select! {
@@ -191,4 +191,26 @@ async fn a_drain_waits_for_responses_that_are_taken_slowly_by_known_peers_only()
             () = writing => {}
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_without_progress_close_an_http2_connection() {
+    let activity = Arc::<Activity>::default();
+    let request = activity.begin_request(Version::HTTP_2, None);
+    activity.received(MAX_NOISE);
+    activity.progressed();
+    activity.received(MAX_NOISE);
+    drop(request.track_unsent());
+    activity.received(MAX_NOISE);
+    assert_eq!(seconds_to_expiry(&activity, false).await, None);
+    activity.received(1);
+    assert_eq!(seconds_to_expiry(&activity, false).await, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_body_over_http_1_is_no_noise() {
+    let activity = Arc::<Activity>::default();
+    let _request = activity.begin_request(Version::HTTP_11, None);
+    activity.received(2 * MAX_NOISE);
+    assert_eq!(seconds_to_expiry(&activity, false).await, None);
 }

@@ -29,6 +29,7 @@ use tokio::{
 
 use super::{
     account::Account,
+    activity::Activity,
     memory::{MemoryShare, UNTRACKED},
     problem::Problem,
 };
@@ -346,11 +347,16 @@ impl Pace {
 pub(crate) struct RequestBody {
     /// None once it has ended.
     body: Option<Incoming>,
+    /// The connection whose progress it is, if that is watched.
+    activity: Option<Arc<Activity>>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(body: Incoming) -> Self {
-        Self { body: Some(body) }
+    pub(crate) fn new(body: Incoming, activity: Option<Arc<Activity>>) -> Self {
+        Self {
+            body: Some(body),
+            activity,
+        }
     }
 
     /// Returns the next data; None at the end.
@@ -366,7 +372,12 @@ impl RequestBody {
                 )
             })?;
             match frame.into_data() {
-                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                Ok(data) if !data.is_empty() => {
+                    if let Some(activity) = &self.activity {
+                        activity.progressed();
+                    }
+                    return Ok(Some(data));
+                }
                 // Trailers or empty frames.
                 _ => {}
             }

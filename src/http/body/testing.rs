@@ -21,7 +21,7 @@ pub(crate) async fn request(header: &str) -> (RequestBody, DuplexStream) {
         let sender = Mutex::new(Some(sender));
         let service = service_fn(|request: Request<Incoming>| {
             if let Some(sender) = sender.lock().expect("lock").take() {
-                let _ = sender.send(RequestBody::new(request.into_body()));
+                let _ = sender.send(RequestBody::new(request.into_body(), None));
             }
             pending::<Result<Response<Full<Bytes>>, Infallible>>()
         });
