@@ -217,11 +217,19 @@ impl<'t> Value<'t> {
     }
 
     fn id(&self, kind: &str, find: impl FnOnce(&str) -> Option<u32>) -> Parsed<u32> {
-        if self.value.is_integer() {
-            return self.integer(IDS);
+        let id = if self.value.is_integer() {
+            self.integer(IDS)?
+        } else {
+            let name = self.name()?;
+            find(name).ok_or_else(|| self.problem(format_args!("no such {kind}: {name:?}")))?
+        };
+        if id == users::UNMAPPED {
+            return Err(self.problem(format_args!(
+                "{id} stands for every {kind} that this user namespace does not map, so a rule for \
+                 it would admit strangers; use another {kind}"
+            )));
         }
-        let name = self.name()?;
-        find(name).ok_or_else(|| self.problem(format_args!("no such {kind}: {name:?}")))
+        Ok(id)
     }
 
     /// Returns the name or number of a user or group, without looking it up.

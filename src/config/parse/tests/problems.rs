@@ -86,6 +86,16 @@ fn an_unknown_key_is_answered_with_the_nearest_key_or_with_all() {
 }
 
 #[test]
+fn no_rule_can_be_for_users_that_are_not_mapped() {
+    for key in ["uids", "gids"] {
+        let rule = format!("[[policy]]\nkeyrings = \"*\"\noperations = \"*\"\n{key} = [1, 65534]");
+        let found = problems_with(&rule);
+        let expected = format!("c.toml:6: policy[0].{key}[1]: 65534 stands for every ");
+        assert!(found.starts_with(&expected), "{found}");
+    }
+}
+
+#[test]
 fn a_syntax_error_has_its_line_and_doesnt_hide_other_problems() {
     let text = "[listen]\nsocket = sidekey.sock\nmode = 5\n[runtime]\nworkers = 0\n";
     let found = parse(Path::new("c.toml"), text)
