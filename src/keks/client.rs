@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{KekHealth, metrics::KekMetrics};
+use super::{KekHealth, clients::Label, metrics::KekMetrics};
 use crate::{
     backend::{self, BackendError, ErrorKind, Kek},
     clock::Clock,
@@ -58,6 +58,7 @@ pub(super) struct Rank {
 impl KekClient {
     pub(super) fn new(
         uri: &KekUri,
+        label: Label<'_>,
         kek: Result<Arc<dyn Kek>, BackendError>,
         timeout: Duration,
         clock: Clock,
@@ -70,7 +71,7 @@ impl KekClient {
             health: Mutex::default(),
             timeout,
             clock,
-            metrics: KekMetrics::new(uri, registry),
+            metrics: KekMetrics::new(&label, registry),
         }
     }
 
@@ -118,6 +119,11 @@ impl KekClient {
             is_failing: health.consecutive_failures > 0,
             latency: health.latency.unwrap_or_default(),
         }
+    }
+
+    /// Whether it ever wrapped or unwrapped a key.
+    pub(super) fn has_worked(&self) -> bool {
+        self.lock().last_success.is_some()
     }
 
     pub(super) fn health(&self) -> KekHealth {

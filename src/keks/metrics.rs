@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use crate::{model::KekUri, telemetry::Registry};
+use super::clients::Label;
+use crate::telemetry::Registry;
 
 /// The result of a KEK whose response was no longer needed because another one was faster.
 pub(super) const OVERTAKEN: &str = "overtaken";
@@ -15,7 +16,7 @@ const LAST_SUCCESS: &str = "sidekey_kek_last_success_timestamp_seconds";
 const CIRCUIT_OPEN: &str = "sidekey_kek_circuit_open";
 
 pub(super) struct KekMetrics {
-    uri: KekUri,
+    label: String,
     registry: Arc<Registry>,
     pub(super) duration: Histogram,
     pub(super) last_success: Gauge,
@@ -23,14 +24,19 @@ pub(super) struct KekMetrics {
 }
 
 impl KekMetrics {
-    pub(super) fn new(uri: &KekUri, registry: &Arc<Registry>) -> Self {
-        let labels = [("kek", uri.as_str())];
+    pub(super) fn new(label: &Label<'_>, registry: &Arc<Registry>) -> Self {
+        let labels = [("kek", label.as_str())];
+        let gauge = |name| match label {
+            Label::Own(_) => registry.gauge(name, &labels),
+            // One value can't tell of many.
+            Label::Others => Gauge::noop(),
+        };
         let metrics = Self {
-            uri: uri.clone(),
+            label: label.as_str().to_owned(),
             registry: Arc::clone(registry),
             duration: registry.histogram(DURATION, &labels),
-            last_success: registry.gauge(LAST_SUCCESS, &labels),
-            circuit_open: registry.gauge(CIRCUIT_OPEN, &labels),
+            last_success: gauge(LAST_SUCCESS),
+            circuit_open: gauge(CIRCUIT_OPEN),
         };
         // Registers the series, so that it is rendered as 0 before the first unwrap.
         drop(metrics.requests("unwrap", "ok"));
@@ -39,7 +45,7 @@ impl KekMetrics {
 
     pub(super) fn requests(&self, operation: &'static str, result: &'static str) -> Counter {
         let labels = [
-            ("kek", self.uri.as_str()),
+            ("kek", self.label.as_str()),
             ("operation", operation),
             ("result", result),
         ];

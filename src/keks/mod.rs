@@ -4,11 +4,11 @@
 //! Plaintext data keys pass through here on their way from a KEK to their derivation.
 
 mod client;
+mod clients;
 mod metrics;
 mod unwraps;
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use self::{
     client::{KekClient, Rank},
+    clients::Clients,
     metrics::OVERTAKEN,
 };
 use crate::{
@@ -33,10 +34,11 @@ use crate::{
 
 pub(crate) use self::{metrics::describe as describe_metrics, unwraps::UnwrapTasks};
 
-/// The KEKs of a process. Each client is created at first use and then shared.
+/// The KEKs of a process. Each client is created at first use and then shared, as long as there is
+/// room for it.
 pub struct Keks {
     backends: Arc<dyn Backends>,
-    clients: Mutex<BTreeMap<KekUri, Arc<KekClient>>>,
+    clients: Mutex<Clients>,
     /// How long one KEK may take to respond.
     timeout: Duration,
     /// How long an unwrap waits for one KEK before it also asks the next one.
@@ -86,17 +88,14 @@ impl Keks {
         }
     }
 
-    /// Returns the health of every KEK used so far.
+    /// Returns the health of the KEKs that were used.
     pub fn health(&self) -> Vec<KekHealth> {
-        self.clients()
-            .values()
-            .map(|client| client.health())
-            .collect()
+        self.clients().all().map(KekClient::health).collect()
     }
 
     /// Updates the gauges; called before metrics are rendered.
     pub fn update_gauges(&self) {
-        for client in self.clients().values() {
+        for client in self.clients().all() {
             client.update_gauges();
         }
     }
@@ -235,22 +234,13 @@ impl Keks {
     }
 
     fn client(&self, uri: &KekUri) -> Arc<KekClient> {
-        let mut clients = self.clients();
-        if let Some(client) = clients.get(uri) {
-            return Arc::clone(client);
-        }
-        let client = Arc::new(KekClient::new(
-            uri,
-            self.backends.kek(uri),
-            self.timeout,
-            self.clock.clone(),
-            &self.registry,
-        ));
-        clients.insert(uri.clone(), Arc::clone(&client));
-        client
+        self.clients().client(uri, |label| {
+            let (kek, clock) = (self.backends.kek(uri), self.clock.clone());
+            KekClient::new(uri, label, kek, self.timeout, clock, &self.registry)
+        })
     }
 
-    fn clients(&self) -> MutexGuard<'_, BTreeMap<KekUri, Arc<KekClient>>> {
+    fn clients(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
