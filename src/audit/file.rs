@@ -1,15 +1,17 @@
 //! A log in a file. Records are appended under a lock and synced, and continue the chain of any
 //! writer.
 //!
-//! Beside the log is its head, `FILE.head`: the number and hash of the last record. All writers
-//! lock it, because a rotation gives the log another inode. It carries the chain over to the next
-//! file, and shows that the end of a log was cut off.
+//! Beside the log is its head, `FILE.head`: the number and hash of the last record. It carries the
+//! chain over to the next file, and shows that the end of a log was cut off.
+//!
+//! All writers lock `FILE.lock`. A rotation gives the log another inode, and whoever may read a file
+//! can lock it (flock(2)): nobody can read this one.
 
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -54,11 +56,29 @@ pub(super) fn head_path(log: &Path) -> PathBuf {
     name.into()
 }
 
-/// Reads a log's head. Returns `None` if there is none or it is empty.
-pub(super) fn read_head(path: &Path) -> io::Result<Option<Link>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(parse_head(&text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+/// Returns the path of the lock of a log's writers.
+pub(super) fn lock_path(log: &Path) -> PathBuf {
+    let mut name = OsString::from(log);
+    name.push(".lock");
+    name.into()
+}
+
+/// A log's head, as it is found.
+pub(super) enum HeadFile {
+    Missing,
+    /// It names no record.
+    Empty,
+    Names(Link),
+}
+
+/// Reads a log's head.
+pub(super) fn read_head(path: &Path) -> io::Result<HeadFile> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            Ok(parse_head(&String::from_utf8_lossy(&bytes))
+                .map_or(HeadFile::Empty, HeadFile::Names))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(HeadFile::Missing),
         Err(error) => Err(error),
     }
 }
@@ -123,7 +143,7 @@ impl AuditFile {
         origin: &Origin,
         events: &[Event],
     ) -> Result<Link, (&'static str, io::Error)> {
-        let head = Head::lock(&self.head_path, self.patience)?;
+        let head = Head::lock(&self.path, &self.head_path, self.patience)?;
         let key = self.key.as_ref();
         let open = opened(&mut self.open, &self.path).map_err(on("can't open it"))?;
         let length = open.file.metadata().map_err(on("can't inspect it"))?.len();
@@ -203,15 +223,20 @@ fn compose(
     (bytes, link)
 }
 
-/// The locked head of a log.
+/// The head of a log, and the lock of its writers.
 struct Head {
     file: File,
     /// What it contained.
     text: String,
+    _lock: File,
 }
 
 impl Head {
-    fn lock(path: &Path, patience: Duration) -> Result<Self, (&'static str, io::Error)> {
+    fn lock(
+        log: &Path,
+        path: &Path,
+        patience: Duration,
+    ) -> Result<Self, (&'static str, io::Error)> {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -220,18 +245,24 @@ impl Head {
             .mode(0o600)
             .open(path)
             .map_err(on("can't open its head (FILE.head)"))?;
-        lock(&file, patience).map_err(on("can't lock its head (FILE.head)"))?;
+        let lock = open_lock(&lock_path(log), &file)
+            .and_then(|lock| acquire(&lock, patience).map(|()| lock))
+            .map_err(on("can't lock it (FILE.lock)"))?;
         let mut text = String::new();
         file.read_to_string(&mut text)
             .map_err(on("can't read its head (FILE.head)"))?;
-        Ok(Self { file, text })
+        Ok(Self {
+            file,
+            text,
+            _lock: lock,
+        })
     }
 
     fn link(&self) -> Option<Link> {
         parse_head(&self.text)
     }
 
-    /// Writes in place, because the file is also the lock.
+    /// Writes in place: a file that replaced it could belong to another user.
     fn write(&self, link: &Link) -> Result<(), (&'static str, io::Error)> {
         let line = format!("{:020}:{}\n", link.seq, link.to_hex());
         self.file
@@ -249,12 +280,34 @@ impl Head {
     }
 }
 
+/// Opens the lock of all writers, which those who may write the head may open.
+fn open_lock(path: &Path, head: &File) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    match options.create_new(true).mode(0o200).open(path) {
+        // Another writer was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path)
+        }
+        created => {
+            let created = created?;
+            let writers = head.metadata()?.mode() & 0o222;
+            created.set_permissions(fs::Permissions::from_mode(writers))?;
+            Ok(created)
+        }
+    }
+}
+
 /// Takes the lock of all writers. The wait is limited: a process that hangs must not block the
 /// others.
-fn lock(head: &File, patience: Duration) -> io::Result<()> {
+fn acquire(lock: &File, patience: Duration) -> io::Result<()> {
     let deadline = Instant::now() + patience;
     loop {
-        match head.try_lock() {
+        match lock.try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(TRY_EVERY),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     ChainError, Link, Verifier,
-    file::{head_path, read_head},
+    file::{HeadFile, head_path, read_head},
     record::LONGEST_LINE,
 };
 use crate::crypto::MacKey;
@@ -77,6 +77,18 @@ pub enum VerifyError {
         last: Option<u64>,
         /// The record that the head names.
         head: u64,
+    },
+    /// The head names no record.
+    #[error(
+        "{}.head names no record, but the log {}: it was emptied or overwritten, so nothing shows \
+         whether the end was cut off (a crash during the first write leaves this as well)",
+        .path.display(), ends(Some(*.last))
+    )]
+    HeadEmptied {
+        /// The log.
+        path: PathBuf,
+        /// Its last record.
+        last: u64,
     },
     /// The last record differs from the one that the head names.
     #[error(
@@ -211,8 +223,18 @@ fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError
         path: head_path(path),
         error,
     };
-    let Some(head) = read_head(&head_path(path)).map_err(unreadable)? else {
-        return Ok(false);
+    let head = match (
+        read_head(&head_path(path)).map_err(unreadable)?,
+        verifier.head(),
+    ) {
+        (HeadFile::Missing, _) | (HeadFile::Empty, None) => return Ok(false),
+        (HeadFile::Empty, Some(last)) => {
+            return Err(VerifyError::HeadEmptied {
+                path: path.to_owned(),
+                last: last.seq,
+            });
+        }
+        (HeadFile::Names(head), _) => head,
     };
     let last = verifier.head().unwrap_or(Link::START);
     // A head that is behind its log was left by a crash.

@@ -212,6 +212,24 @@ fn only_the_head_shows_that_a_log_was_emptied() {
 }
 
 #[test]
+fn a_head_that_was_emptied_is_a_finding() {
+    let log = Log::new();
+    append(&mut log.open(), 3);
+    for content in [&b""[..], b"\n", b"nonsense", b"\xff\0"] {
+        fs::write(head_path(&log.path()), content).expect("overwrite");
+        let error = verify(&[log.path()], &Requirements::default()).expect_err("emptied");
+        assert!(
+            matches!(error, VerifyError::HeadEmptied { last: 3, .. }),
+            "{error}"
+        );
+    }
+    // Before the first record, there is nothing to name.
+    fs::write(log.path(), "").expect("empty");
+    fs::write(head_path(&log.path()), "").expect("empty");
+    verify(&[log.path()], &Requirements::default()).expect("new");
+}
+
+#[test]
 fn an_unfinished_line_longer_than_any_record_is_cut_off_and_described() {
     for length in [LONGEST_LINE + 1, 2 * LONGEST_LINE + 1, 5 * LONGEST_LINE] {
         let log = Log::new();
@@ -253,7 +271,16 @@ fn an_unfinished_line_longer_than_any_record_is_cut_off_and_described() {
 fn a_lock_held_by_another_process_is_an_error() {
     let log = Log::new();
     append(&mut log.open(), 1);
-    let holder = File::open(head_path(&log.path())).expect("head");
+    // Whoever may read the files can lock those, which stops nobody.
+    for path in [log.path(), head_path(&log.path())] {
+        let reader = File::open(path).expect("open");
+        reader.lock().expect("lock");
+        append(&mut log.open().with_patience(Duration::ZERO), 1);
+    }
+    let lock = lock_path(&log.path());
+    let mode = fs::metadata(&lock).expect("lock").permissions().mode();
+    assert_eq!(mode & 0o777, 0o200, "nobody may read it");
+    let holder = OpenOptions::new().write(true).open(lock).expect("lock");
     holder.lock().expect("lock");
     let mut file = log.open().with_patience(Duration::from_millis(20));
     let event = Event::new("test", Timestamp::UNIX_EPOCH);
@@ -267,7 +294,7 @@ fn a_lock_held_by_another_process_is_an_error() {
         "{error}"
     );
     holder.unlock().expect("unlock");
-    assert_eq!(append(&mut file, 1).seq, 2);
+    assert_eq!(append(&mut file, 1).seq, 4);
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn a_write_that_stalls_counts_as_a_failure() {
 fn a_lock_held_by_another_process_is_reported_and_loses_no_event() {
     let folder = tempfile::tempdir().expect("folder");
     let log = folder.path().join("audit.log");
-    let holder = fs::File::create(folder.path().join("audit.log.head")).expect("head");
+    let holder = fs::File::create(folder.path().join("audit.log.lock")).expect("lock");
     holder.lock().expect("lock");
     let recorder = start(&log);
     recorder.record("first", |event| event);
