@@ -10,8 +10,11 @@ mod watch;
 use std::{
     fs::File,
     io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
 
 pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
@@ -21,6 +24,31 @@ pub use standard::Patient;
 pub use watch::{ChangeCallback, WatchGuard, watch};
 
 pub(crate) use blocking::{BlockingPool, run_blocking};
+
+/// Opens a regular file. Opening a named pipe would wait for a writer, for ever if there is none.
+///
+/// # Errors
+/// It can't be opened, or is something else: [`io::ErrorKind::InvalidInput`].
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    let what = if kind.is_file() {
+        return Ok(file);
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_dir() {
+        "a directory"
+    } else {
+        "a device"
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("it is {what}, not a regular file"),
+    ))
+}
 
 /// Returns the folder that contains `path`: `.` for a bare file name.
 pub fn folder_of(path: &Path) -> &Path {

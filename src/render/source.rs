@@ -86,6 +86,10 @@ impl ContentSource {
                         NoField::NotAnObject => {
                             "its value is not a JSON object, so it has no fields".to_owned()
                         }
+                        NoField::Utf16 => {
+                            "its value is in UTF-16, but JSON is UTF-8, so it has no fields"
+                                .to_owned()
+                        }
                         NoField::Missing => format!("its value has no field {field:?}"),
                     };
                     unavailable(name, &why)

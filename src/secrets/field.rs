@@ -17,6 +17,8 @@ pub struct Field<'v>(&'v RawValue);
 pub enum NoField {
     /// The value is not a JSON object.
     NotAnObject,
+    /// The value is text in UTF-16, and JSON is UTF-8 (RFC 8259 §8.1).
+    Utf16,
     /// The object has no field of this name.
     Missing,
 }
@@ -27,6 +29,11 @@ impl<'v> Field<'v> {
     /// # Errors
     /// The value is not a JSON object, or has no such field.
     pub(super) fn find(value: &'v [u8], name: &str) -> Result<Self, NoField> {
+        // Editors of Windows put a byte order mark in front, which RFC 8259 §8.1 lets us ignore.
+        let value = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value);
+        if value.starts_with(b"\xff\xfe") || value.starts_with(b"\xfe\xff") {
+            return Err(NoField::Utf16);
+        }
         let mut deserializer = serde_json::Deserializer::from_slice(value);
         FieldSeed(name)
             .deserialize(&mut deserializer)
@@ -127,6 +134,15 @@ mod tests {
         assert_eq!(field(value, "tls").as_deref(), Ok(r#"{"on":true}"#));
         assert_eq!(field(value, "none").as_deref(), Ok("null"));
         assert_eq!(field(value, "user"), Err(NoField::Missing));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_ignored() {
+        assert_eq!(field("\u{feff}{\"a\":1}", "a").as_deref(), Ok("1"));
+        assert_eq!(field("\u{feff}", "a"), Err(NoField::NotAnObject));
+        for utf16 in [b"\xff\xfe{\0}\0", b"\xfe\xff\0{\0}"] {
+            assert_eq!(Field::find(utf16, "a").err(), Some(NoField::Utf16));
+        }
     }
 
     #[test]

@@ -157,7 +157,9 @@ impl Secret {
     }
 
     fn members(&self) -> Option<BTreeMap<String, &RawValue>> {
-        serde_json::from_slice(&self.value.bytes).ok()
+        let bytes: &[u8] = &self.value.bytes;
+        // Without the byte order mark that editors of Windows put in front.
+        serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).ok()
     }
 
     fn fields(&self) -> Option<Value> {

@@ -184,6 +184,9 @@ fn no_field(secret: &Secret, field: &str, reason: NoField) -> Problem {
         NoField::NotAnObject => {
             format!("the value of {name} is not a JSON object, so it has no fields")
         }
+        NoField::Utf16 => {
+            format!("the value of {name} is in UTF-16, but JSON is UTF-8, so it has no fields")
+        }
         NoField::Missing => format!("the value of {name} has no field {field:?}"),
     };
     Problem::new(Code::SecretFieldNotFound, detail)

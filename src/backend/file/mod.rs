@@ -52,7 +52,7 @@ impl FileStore {
 
     fn read_now(&self, limit: usize) -> Result<Vec<u8>, BackendError> {
         let failed = |error| self.error("can't read the manifest", &error);
-        let file = File::open(&self.path).map_err(failed)?;
+        let file = files::open_regular(&self.path).map_err(failed)?;
         read_manifest(file, limit)
             .map_err(failed)?
             .ok_or_else(|| BackendError::manifest_too_large(&self.location(), limit))

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
@@ -91,7 +91,9 @@ impl FileSecret {
         let content = if metadata.is_dir() {
             self.read_folder(limit)?
         } else {
-            self.read_file(&self.path, limit)?
+            self.read_file(&self.path, limit)
+                .map_err(|error| self.unreadable(&error))?
+                .ok_or_else(|| self.too_large(limit))?
         };
         if content.bytes.is_empty() {
             // A writer that writes in place leaves the file empty for a moment.
@@ -101,26 +103,20 @@ impl FileSecret {
         Ok(content)
     }
 
-    fn read_file(&self, path: &Path, limit: usize) -> Result<FileContent, BackendError> {
-        let failed = |error| self.unreadable(&error);
-        let mut file = File::open(path).map_err(failed)?;
+    /// Returns `None` if the file is longer than `limit` bytes.
+    fn read_file(&self, path: &Path, limit: usize) -> io::Result<Option<FileContent>> {
+        let mut file = files::open_regular(path)?;
         // Allocated at once: a growing buffer leaves copies of the secret behind.
-        let length = usize::try_from(file.metadata().map_err(failed)?.len())
+        let length = usize::try_from(file.metadata()?.len())
             .unwrap_or(usize::MAX)
             .min(limit);
         let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
-        (&mut file)
-            .take(limit as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        (&mut file).take(limit as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > limit {
-            return Err(self.too_large(limit));
+            return Ok(None);
         }
         // Taken after reading, so that no write in between goes unnoticed.
-        let modified = file
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .map_err(failed)?;
+        let modified = file.metadata()?.modified()?;
         let modified = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
         // The link that Kubernetes swaps leads to a folder whose name starts with `..`.
         let target = fs::canonicalize(path).unwrap_or_default();
@@ -128,11 +124,11 @@ impl FileSecret {
             .parent()
             .and_then(Path::file_name)
             .is_some_and(|folder| folder.as_encoded_bytes().starts_with(b".."));
-        Ok(FileContent {
+        Ok(Some(FileContent {
             bytes,
             modified,
             is_atomic,
-        })
+        }))
     }
 
     /// Reads the files of a folder as a JSON object. In a volume mounted by Kubernetes, names that
@@ -151,10 +147,18 @@ impl FileSecret {
             else {
                 continue;
             };
-            if fs::metadata(&path).map_err(failed)?.is_dir() {
-                continue;
-            }
-            let content = self.read_file(&path, limit)?;
+            // One bad entry fails the whole: an incomplete object would look like a rotation.
+            let in_entry = |error: &io::Error| self.unreadable_entry(name, error);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => continue,
+                // Removed since the folder was listed, or a link to nothing.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found.map_err(|error| in_entry(&error))?,
+            };
+            let content = self
+                .read_file(&path, limit)
+                .map_err(|error| in_entry(&error))?
+                .ok_or_else(|| self.too_large(limit))?;
             length += name.len() + content.bytes.len();
             if length > limit {
                 return Err(self.too_large(limit));
@@ -185,6 +189,15 @@ impl FileSecret {
 
     fn too_large(&self, limit: usize) -> BackendError {
         BackendError::secret_too_large(self.source(), limit)
+    }
+
+    fn unreadable_entry(&self, name: &str, error: &io::Error) -> BackendError {
+        let kind = match error.kind() {
+            io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        };
+        let message = format!("can't read {name:?} in this folder: {error}");
+        self.error(kind, message)
     }
 
     fn unreadable(&self, error: &io::Error) -> BackendError {
@@ -260,7 +273,7 @@ impl SecretProvider for FileSecret {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, pin::pin, time::SystemTime};
+    use std::{fs::File, os::unix::fs::symlink, pin::pin, time::SystemTime};
 
     use tokio::time::{Instant, timeout};
 
@@ -362,6 +375,33 @@ mod tests {
             secret.read(100).err().expect("bytes").kind,
             ErrorKind::Misconfigured
         );
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_hangs_no_later_read() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |name: &str| folder.path().join(name);
+        let pipe = |name: &str| {
+            let made = std::process::Command::new("mkfifo").arg(at(name)).status();
+            assert!(made.expect("mkfifo").success());
+        };
+        pipe("pipe");
+        let error = |secret: &FileSecret| secret.read(100).err().expect("no value").to_string();
+        let secret = FileSecret::new(&at("pipe"));
+        let said = error(&secret);
+        assert!(said.contains("it is a pipe, not a regular file"), "{said}");
+        let whole = FileSecret::new(folder.path());
+        let said = error(&whole);
+        assert!(
+            said.contains("\"pipe\" in this folder: it is a pipe"),
+            "{said}"
+        );
+        fs::remove_file(at("pipe")).expect("remove");
+        fs::write(at("pipe"), "value").expect("write");
+        assert_eq!(read(&secret), "value");
+        // An entry that is gone counts as such, and not as a secret that was deleted.
+        symlink("/nowhere/gone", at("gone")).expect("link");
+        assert_eq!(read(&whole), r#"{"pipe":"value"}"#);
     }
 
     #[test]
