@@ -24,12 +24,12 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, info, warn};
 
 pub use self::service::Parts;
 use self::{denial::Denials, events::Events, service::Service};
 use crate::{
-    config::Settings,
+    config::{self, Settings},
     http::{
         ListenError, Tls, TokenError,
         connection::Acceptor,
@@ -132,16 +132,14 @@ impl Listeners {
         };
         let unix = acceptor("unix");
         let tcp = self.tcp.map(|bound| (acceptor("tcp"), bound));
-        let socket = self.socket;
+        let (socket, listen) = (self.socket, settings.listen.clone());
         runtime.spawn(async move {
             let on_tcp = async {
                 let (acceptor, (listener, token)) = tcp?;
                 serve_tcp(&acceptor, listener, tls, token).await;
                 Some(acceptor)
             };
-            let ((), tcp) = tokio::join!(serve_unix(&unix, &socket), on_tcp);
-            // From here on, connecting fails at once rather than hanging in the backlog.
-            drop(socket);
+            let ((), tcp) = tokio::join!(serve_unix(&unix, socket, &listen), on_tcp);
             unix.finished().await;
             if let Some(tcp) = tcp {
                 tcp.finished().await;
@@ -150,10 +148,31 @@ impl Listeners {
     }
 }
 
-async fn serve_unix(acceptor: &Arc<Acceptor<Service>>, socket: &BoundSocket) {
-    match socket.listener.try_clone().and_then(UnixListener::from_std) {
-        Ok(listener) => acceptor.accept_all(&AppUnixListener(listener)).await,
-        Err(error) => error!(%error, "can't serve the Unix socket"),
+/// Serves the Unix socket until draining begins, then removes it, so that connecting fails at once
+/// rather than hangs in the backlog. If its file is removed before, the socket is bound anew.
+async fn serve_unix(
+    acceptor: &Arc<Acceptor<Service>>,
+    mut socket: BoundSocket,
+    settings: &config::Listen,
+) {
+    loop {
+        let listener = match socket.listener.try_clone().and_then(UnixListener::from_std) {
+            Ok(listener) => AppUnixListener(listener),
+            Err(error) => return error!(%error, "can't serve the Unix socket"),
+        };
+        tokio::select! {
+            () = acceptor.accept_all(&listener) => return,
+            () = socket.lost() => {}
+        }
+        let path = socket.path.display().to_string();
+        warn!(path, "the socket was removed or replaced; binding it again");
+        // The old one is kept until then: its listener pins the inode that identifies it.
+        socket = tokio::select! {
+            socket = BoundSocket::restored(settings) => socket,
+            // Serves who connected before.
+            () = acceptor.accept_all(&listener) => return,
+        };
+        info!(path, "listening again");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     app, backend,
     clock::Clock,
     config::{self, LoadError, Settings},
-    lifecycle::{Signals, notify_ready},
+    lifecycle::{Signals, allow_connections, notify_ready},
     model::{KeyringName, SecretName},
     telemetry,
 };
@@ -158,6 +158,8 @@ pub(super) fn serve(
         // First, so that an early signal doesn't kill the process.
         let signals = Signals::listen()
             .map_err(|error| CliError::failed(format!("can't install signal handlers: {error}")))?;
+        let listeners = 1 + u64::from(settings.listen.tcp.is_some());
+        allow_connections(listeners * settings.limits.connections as u64);
         let backends = backend::configured(&settings.backends);
         let bound = app::build(settings, backends, Clock::system()).await?;
         notify_ready();

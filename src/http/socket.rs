@@ -9,6 +9,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
@@ -20,12 +21,18 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
     process::geteuid,
 };
-use tracing::warn;
+use tokio::time::sleep;
+use tracing::{error, warn};
 
-use crate::{config::Listen, files::folder_of};
+use crate::{
+    config::Listen,
+    files::{folder_of, run_blocking},
+};
 
 /// Connections that the kernel queues until they are accepted, capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// How often the socket's file is looked for.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// A socket that can't be bound.
 #[derive(Debug, thiserror::Error)]
@@ -133,11 +140,39 @@ impl BoundSocket {
         })
     }
 
-    /// Whether the socket's file is in its place, where applications can connect to it.
-    pub(crate) fn is_in_place(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file)
+    /// Waits until the socket's file is no longer in its place, so that applications can't connect.
+    pub(crate) async fn lost(&self) {
+        loop {
+            sleep(CHECK_EVERY).await;
+            let (path, file) = (self.path.clone(), self.file);
+            if !run_blocking(move || is_in_place(&path, file)).await {
+                return;
+            }
+        }
     }
+
+    /// Binds the socket again, once that is possible.
+    pub(crate) async fn restored(settings: &Listen) -> Self {
+        let mut reason = String::new();
+        loop {
+            let owned = settings.clone();
+            match run_blocking(move || Self::bind(&owned)).await {
+                Ok(socket) => return socket,
+                Err(error) if error.to_string() != reason => {
+                    reason = error.to_string();
+                    error!("no application can connect: {reason}; retrying");
+                }
+                Err(_) => {}
+            }
+            sleep(CHECK_EVERY).await;
+        }
+    }
+}
+
+/// Whether `path` is the file with this device and inode. Its number isn't reused while the socket
+/// is open.
+fn is_in_place(path: &Path, file: (u64, u64)) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file)
 }
 
 /// A folder beside the socket that only this user can enter. The socket gets its mode and owner in
@@ -265,7 +300,7 @@ fn warn_of_writers(socket: &Path) {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        if self.is_in_place() {
+        if is_in_place(&self.path, self.file) {
             // If this fails, the next start removes the stale socket.
             let _ = fs::remove_file(&self.path);
         }

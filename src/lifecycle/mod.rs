@@ -1,11 +1,13 @@
-//! Readiness, signals, the service manager, and the two stages of stopping.
+//! Readiness, signals, the service manager, the limit of open files, and the two stages of stopping.
 
+mod descriptors;
 mod readiness;
 mod signals;
 mod systemd;
 
 use tokio_util::sync::CancellationToken;
 
+pub use descriptors::allow_connections;
 pub use readiness::Readiness;
 pub use signals::{Signal, Signals};
 pub use systemd::{notify_ready, notify_stopping};

@@ -1,6 +1,9 @@
 //! Who may connect, the connection limits, and silent clients.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+};
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -158,6 +161,39 @@ async fn silent_and_half_closed_clients_are_disconnected_and_affect_no_one_else(
         broken.is_empty() || broken.contains("invalid_request"),
         "{broken}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_was_removed_or_replaced_is_bound_again() {
+    let world = World::with_demo().await;
+    let sidecar = world.start().await;
+    let socket = sidecar.socket().to_owned();
+    let mut before = sidecar.client().await;
+    before.encrypt(b"x").await.ok();
+    let reasons = || world.log().matches("no application can connect").count();
+
+    fs::remove_file(&socket).unwrap();
+    world.advance(3 * SECOND).await;
+    world.wait("the socket", || socket.exists()).await;
+    sidecar.client().await.encrypt(b"x").await.ok();
+    before.encrypt(b"x").await.ok();
+    assert_eq!(reasons(), 0);
+
+    // Another process's socket is left alone, and taken over once that process is gone.
+    fs::remove_file(&socket).unwrap();
+    let other = UnixListener::bind(&socket).unwrap();
+    world.advance(3 * SECOND).await;
+    world.wait("the reason", || reasons() == 1).await;
+    world.advance(MINUTE).await;
+    assert_eq!(reasons(), 1, "said once");
+    drop(other);
+    world.advance(3 * SECOND).await;
+    let lines = || world.log().matches("listening again").count();
+    world.wait("the socket", || lines() == 2).await;
+    sidecar.client().await.encrypt(b"x").await.ok();
+
+    sidecar.stop().await;
+    assert!(!socket.exists(), "removed at the end");
 }
 
 #[tokio::test(start_paused = true)]
