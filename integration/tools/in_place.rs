@@ -309,7 +309,8 @@ async fn oversized_ciphertexts_are_streamed_with_aad_of_any_length() {
 async fn long_ciphertexts_are_streamed_within_small_limits() {
     let config = "[limits]\nbatch_items = 100\n";
     let mut s = Setting::with_config(config).await;
-    let long: Vec<u8> = (0..3_000_000u32).map(|n| b'a' + (n % 26) as u8).collect();
+    // Longer than what the sidecar processes as a whole before it answers.
+    let long: Vec<u8> = (0..9_000_000u32).map(|n| b'a' + (n % 26) as u8).collect();
     let long_message = s.client.encrypt(&long).await.ok().body;
     assert!(peek(&long_message).unwrap().is_stream);
     let long_text = sidekey::crypto::to_text(&long_message);

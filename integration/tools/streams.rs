@@ -20,7 +20,7 @@ fn an_interrupted_stream_leaves_no_output_file() {
     let sidecar = world.start();
     let socket = sidecar.socket.to_str().unwrap();
     let (plain, sealed, out) = (world.path("plain"), world.path("sealed"), world.path("out"));
-    fs::write(&plain, text(5 * MIB)).unwrap();
+    fs::write(&plain, text(9 * MIB)).unwrap();
     let run = |operation: &str, from: &std::path::Path, more: &[&str], stdout: Stdio| {
         let arguments = [&[operation, "--keyring", "demo", "--socket", socket], more].concat();
         Command::new(binary())
@@ -46,7 +46,7 @@ fn an_interrupted_stream_leaves_no_output_file() {
         Stdio::null(),
     ));
     ok(run("decrypt", &sealed, &to_out, Stdio::null()));
-    assert!(fs::read(&out).unwrap() == text(5 * MIB));
+    assert!(fs::read(&out).unwrap() == text(9 * MIB));
     fs::remove_file(&out).unwrap();
 
     let mut bytes = fs::read(&sealed).unwrap();
