@@ -21,7 +21,7 @@ use common::{Goal, Spread, is_test, report};
 use load::load;
 use servers::{Setup, is_echo};
 use sidekey::{
-    admin::{Admin, Signing, Takeover},
+    admin::{Admin, Bases, Signing, Takeover},
     backend,
     clock::Clock,
     model::Location,
@@ -98,13 +98,18 @@ fn rotation(setup: &Setup, runtime: &tokio::runtime::Runtime, rounds: usize, sli
                     .enable_all()
                     .build()
                     .expect("runtime");
+                let base = manifest.clone();
                 let admin = Admin::new(
                     Location::File(manifest),
                     Signing::NoKey,
                     &backend::configured(&Default::default()),
                     Clock::system(),
                 )
-                .expect("admin");
+                .expect("admin")
+                .with_bases(Bases {
+                    files: vec![base],
+                    ..Bases::default()
+                });
                 while !done.load(Ordering::Relaxed) {
                     let next = Instant::now() + Duration::from_millis(100);
                     runtime

@@ -196,6 +196,7 @@ fn failing_to_print_does_not_fail_the_operation() {
     let manifest = text(&world.manifest("demo"));
     let output = Command::new(binary())
         .args(["keyring", "touch", &manifest, "--audit", &text(&log)])
+        .envs(world.env.iter().cloned())
         .stdout(full)
         .output()
         .unwrap();

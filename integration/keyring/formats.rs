@@ -1,26 +1,25 @@
 //! Stored formats stay readable forever: every golden file still opens. Files are added here, never
 //! changed.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use crate::support::golden::{Opened, golden, open};
 use sidekey::{
-    crypto::{
-        Header, KeyringId, Opener, SecretKey, VersionKeys, WrapContext, from_text, unwrap_dek,
-    },
+    crypto::{Header, KeyringId, Opener, SecretKey, WrapContext, from_text, unwrap_dek},
     keyring::{self, Document, State},
 };
 
 #[test]
 fn the_manifest_is_authentic() {
-    let Opened { document, keys } = open();
+    let Opened { document, .. } = open();
     let signer = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
         .parse()
         .unwrap();
-    keyring::verify(&document, &keys, &[signer]).unwrap();
+    keyring::verify_words(&document).unwrap();
+    keyring::verify_signatures(&document, &[signer]).unwrap();
     assert_eq!(
         document.canonical(),
-        golden("keyring-1.canonical.json"),
+        golden("keyring-2.canonical.json"),
         "RFC 8785 always yields the same bytes"
     );
     let states: Vec<State> = document
@@ -42,7 +41,7 @@ fn the_manifest_is_authentic() {
 
 #[test]
 fn a_manifest_that_records_a_backup_is_authentic() {
-    let document = Document::parse(golden("keyring-1-backup.json")).unwrap();
+    let document = Document::parse(golden("keyring-2-backup.json")).unwrap();
     let manifest = document.manifest();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();
     let context = WrapContext {
@@ -51,21 +50,20 @@ fn a_manifest_that_records_a_backup_is_authentic() {
     };
     let dek = unwrap_dek(&kek, &manifest.versions[0].wraps[0].ciphertext.0, context)
         .expect("the wrap opens");
-    keyring::verify(
-        &document,
-        &BTreeMap::from([(1, VersionKeys::derive(&dek).unwrap())]),
-        &[],
-    )
-    .unwrap();
+    assert_eq!(
+        dek.succession_key().public_key()[..],
+        manifest.versions[0].key.0
+    );
+    keyring::verify_words(&document).unwrap();
     assert_eq!(
         document.canonical(),
-        golden("keyring-1-backup.canonical.json")
+        golden("keyring-2-backup.canonical.json")
     );
     let backup = manifest.last_backup.as_ref().unwrap();
     assert_eq!((backup.generation, backup.newest_version), (1, 1));
     assert_eq!(
         backup.sha256.0,
-        sidekey::crypto::fingerprint(&golden("backup-1.age"))
+        sidekey::crypto::fingerprint(&golden("backup-2.age"))
     );
 }
 
@@ -81,7 +79,7 @@ fn a_backup_restores() {
         "restore",
         &path("restored.json"),
         "--from",
-        &golden_path("backup-1.age"),
+        &golden_path("backup-2.age"),
     ];
     let kek = format!("local:{}", path("kek"));
     let restored = crate::support::harness::run(
@@ -89,7 +87,7 @@ fn a_backup_restores() {
             &arguments[..],
             &[
                 "--identity",
-                &golden_path("backup-1.key"),
+                &golden_path("backup-2.key"),
                 "--kek",
                 &kek,
                 "--no-sidecar",
@@ -99,7 +97,7 @@ fn a_backup_restores() {
     );
     assert!(restored.status.success(), "{restored:?}");
     let document = Document::parse(fs::read(path("restored.json")).unwrap()).unwrap();
-    let recorded = Document::parse(golden("keyring-1-backup.json")).unwrap();
+    let recorded = Document::parse(golden("keyring-2-backup.json")).unwrap();
     assert_eq!(
         document.manifest().versions[0].check,
         recorded.manifest().versions[0].check
@@ -121,7 +119,8 @@ fn the_audit_log_verifies() {
 
 #[test]
 fn every_message_decrypts() {
-    let Opened { document, keys } = open();
+    let opened = open();
+    let document = &opened.document;
     let id: KeyringId = document.manifest().id;
     let text = String::from_utf8(golden("message-1.txt")).unwrap();
     let messages = [
@@ -171,7 +170,7 @@ fn every_message_decrypts() {
     for (name, mut message, aad, version, plaintext) in messages {
         let header = Header::parse(&message, &id).unwrap();
         assert_eq!(header.version, version, "{name}");
-        let opened = Opener::default().open(&keys[&version], &id, &header, aad, &mut message);
+        let opened = Opener::default().open(&opened.keys(version), &id, &header, aad, &mut message);
         assert_eq!(opened.unwrap(), plaintext, "{name}");
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
-use crate::support::harness::{World, binary, run, wait};
+use crate::support::harness::{World, binary, wait};
 
 /// Returns a world with a second KEK, and the URIs of both.
 fn two_keks() -> (World, String, String) {
@@ -177,7 +177,7 @@ async fn a_kek_that_hangs_or_returns_a_wrong_key_delays_startup_only_by_the_hedg
         "{metrics}"
     );
     // Later commands ask the KEK that answers first.
-    let later = run(&[
+    let later = world.run(&[
         "keyring",
         "rotate",
         world.manifest("demo").to_str().unwrap(),
@@ -297,6 +297,7 @@ async fn a_kek_with_a_passphrase_serves_sidecars_and_commands_that_have_it() {
         command
             .args(arguments)
             .args(["--kek-passphrase-file", "/dev/stdin"])
+            .envs(world.env.iter().cloned())
             .stdin(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child

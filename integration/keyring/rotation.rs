@@ -10,8 +10,9 @@ use std::{
     },
 };
 
+use serde_json::Value;
 use sidekey::{
-    admin::{Admin, Signing, Takeover},
+    admin::{Admin, Bases, Memory, Signing, Takeover},
     backend,
     clock::Clock,
     model::Location,
@@ -82,6 +83,10 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
             Clock::system(),
         )
         .unwrap()
+        .with_bases(Bases {
+            memory: Some(Memory::in_folder(world.path("state"))),
+            ..Bases::default()
+        })
     };
     let operate = |names: &[String]| {
         let admins: Vec<Admin> = names.iter().map(admin).collect();
@@ -259,6 +264,15 @@ fn a_change_of_a_signed_keyring_is_signed_or_expressly_unsigned() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--sign-key"));
     world.keyring("touch", "demo", &["--unsigned"]);
     assert!(!world.try_keyring("verify", "demo", &trust).status.success());
-    world.keyring("touch", "demo", &sign);
+    let refused = world.try_keyring("touch", "demo", &sign);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--adopt-unsigned"));
+    let status = world.keyring("status", "demo", &["--output", "json"]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let digest = status["digest"].as_str().unwrap();
+    world.keyring(
+        "touch",
+        "demo",
+        &[&sign[..], &["--adopt-unsigned", digest]].concat(),
+    );
     world.keyring("verify", "demo", &trust);
 }

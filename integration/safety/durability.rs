@@ -74,6 +74,7 @@ fn rotate(manifest: &Path) -> Command {
         .args(["keyring", "rotate"])
         .arg(manifest)
         .args(["--activate", "now"])
+        .env("SIDEKEY_STATE_DIR", manifest.with_file_name("state"))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     command

@@ -121,7 +121,11 @@ struct Golden {
 }
 
 fn golden() -> Golden {
-    let golden::Opened { document, keys } = golden::open();
+    let opened = golden::open();
+    let keys = opened
+        .deks
+        .keys()
+        .map(|version| (*version, opened.keys(*version)));
     let names = [
         "message-1.bin",
         "message-1-aad.bin",
@@ -130,8 +134,8 @@ fn golden() -> Golden {
         "stream-1-empty.bin",
     ];
     Golden {
-        id: document.manifest().id,
-        keys,
+        id: opened.document.manifest().id,
+        keys: keys.collect(),
         ciphertexts: names.map(golden::golden).to_vec(),
     }
 }
@@ -230,13 +234,13 @@ fn malformed_manifests_are_rejected() {
     run(
         3000,
         almost(vec![
-            golden::golden("keyring-1.json"),
-            golden::golden("keyring-1.canonical.json"),
+            golden::golden("keyring-2.json"),
+            golden::golden("keyring-2.canonical.json"),
         ]),
         |bytes| {
             if let Ok(document) = Document::parse(bytes.clone()) {
                 prop_assert_eq!(document.bytes(), &bytes[..]);
-                // The MACs cover exactly a manifest's content.
+                // The words cover exactly a manifest's content.
                 let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
                 let again = Document::parse(serde_json::to_vec(&value).unwrap()).unwrap();
                 prop_assert_eq!(again.canonical(), document.canonical());

@@ -191,6 +191,7 @@ fn commands_end_quietly_when_their_output_is_closed() {
         let (_, closed) = std::io::pipe().unwrap();
         let output = Command::new(binary())
             .args(arguments)
+            .envs(world.env.iter().cloned())
             .stdout(closed)
             .output()
             .unwrap();

@@ -39,15 +39,15 @@ pub async fn make_key(kms: &Kms) -> String {
 /// Returns a world whose processes use `url` as AWS.
 pub fn world_of(url: &str) -> World {
     let mut world = World::new();
-    world.env = [
+    let variables = [
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_REGION", REGION),
         ("AWS_ENDPOINT_URL", url),
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ]
-    .map(|(name, value)| (name, value.to_owned()))
-    .to_vec();
+    .map(|(name, value)| (name, value.to_owned()));
+    world.env.extend(variables);
     world
 }
 

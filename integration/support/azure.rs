@@ -23,7 +23,7 @@ pub async fn fake() -> (World, AzureFake) {
     )
     .unwrap();
     // Clears what the test machine's environment would provide.
-    world.env = vec![("AZURE_CLIENT_SECRET", String::new())];
+    world.env.push(("AZURE_CLIENT_SECRET", String::new()));
     (world, fake)
 }
 

@@ -16,16 +16,22 @@ pub fn golden(name: &str) -> Vec<u8> {
 
 pub struct Opened {
     pub document: Document,
-    pub keys: BTreeMap<u32, VersionKeys>,
+    pub deks: BTreeMap<u32, Dek>,
+}
+
+impl Opened {
+    pub fn keys(&self, version: u32) -> VersionKeys {
+        VersionKeys::derive(&self.deks[&version]).unwrap()
+    }
 }
 
 /// The first manifest: a rotation by waves, a disabled, a destroyed and a compromised version, and
 /// a signature.
 pub fn open() -> Opened {
-    let document = Document::parse(golden("keyring-1.json")).unwrap();
+    let document = Document::parse(golden("keyring-2.json")).unwrap();
     let kek = SecretKey::from_slice(&golden("kek")).unwrap();
     let manifest = document.manifest();
-    let mut keys = BTreeMap::new();
+    let mut deks = BTreeMap::new();
     for version in manifest.live() {
         let context = WrapContext {
             keyring: manifest.id,
@@ -34,7 +40,8 @@ pub fn open() -> Opened {
         let dek: Dek =
             unwrap_dek(&kek, &version.wraps[0].ciphertext.0, context).expect("the wrap opens");
         assert!(dek.matches_check(&manifest.id, version.version, &version.check.0));
-        keys.insert(version.version, VersionKeys::derive(&dek).unwrap());
+        assert_eq!(dek.succession_key().public_key()[..], version.key.0);
+        deks.insert(version.version, dek);
     }
-    Opened { document, keys }
+    Opened { document, deks }
 }

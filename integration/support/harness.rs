@@ -39,9 +39,11 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state").display().to_string();
         let world = Self {
-            folder: tempfile::tempdir().unwrap(),
-            env: Vec::new(),
+            folder,
+            env: vec![("SIDEKEY_STATE_DIR", state)],
         };
         sidekey::backend::local::LocalKek::create(&world.path("kek")).unwrap();
         world
@@ -81,6 +83,11 @@ impl World {
             &kek,
         ];
         self.succeed(&[&arguments, extra].concat());
+    }
+
+    /// Makes the next commands run as on a machine that has seen no keyring.
+    pub fn forget(&self) {
+        fs::remove_dir_all(self.path("state")).unwrap();
     }
 
     /// Runs a command in this world's environment.
@@ -196,8 +203,14 @@ pub fn require_root() {
     );
 }
 
+/// Runs a command that remembers nothing from earlier ones.
 pub fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).output().unwrap()
+    let state = tempfile::tempdir().unwrap();
+    Command::new(binary())
+        .args(arguments)
+        .env("SIDEKEY_STATE_DIR", state.path())
+        .output()
+        .unwrap()
 }
 
 /// A running sidecar, killed when dropped.

@@ -21,10 +21,10 @@ pub const SIDECAR: &[(&str, &str)] = &[
 /// Returns a world whose commands use `vault` as root.
 pub fn world_of(vault: &Vault) -> World {
     let mut world = World::new();
-    world.env = vec![
+    world.env.extend([
         ("VAULT_ADDR", vault.address.clone()),
         ("VAULT_TOKEN", vault.token.clone()),
-    ];
+    ]);
     world
 }
 

@@ -28,6 +28,8 @@ fn commands_print_what_the_transcripts_show() {
     }
     let cases = trycmd::TestCases::new();
     cases.register_bin("sh", Path::new("/bin/sh"));
+    let state = folder.path().join("state").display().to_string();
+    cases.env("SIDEKEY_STATE_DIR", state);
     cases.case(folder.path().join("*.md"));
     cases.run();
 }

@@ -1,20 +1,24 @@
 //! Access to a stored keyring: its location, its KEKs and its signing key.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::error::AdminError;
+use super::{base::Bases, error::AdminError};
 use crate::{
     backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
     clock::Clock,
     config,
-    crypto::{SigningKey, VersionKeys},
+    crypto::{KeyringId, SigningKey},
     keks::Keks,
-    keyring::{self, Document, Manifest},
-    model::{KekScope, Location},
+    keyring::{self, Document, Manifest, is_signed_by},
+    model::{KekScope, Location, SignerKey},
 };
 
 /// The time limit for a wrap or unwrap; covers the back-off of a throttled client.
@@ -31,7 +35,10 @@ pub struct Admin {
     pub(super) keks: Arc<Keks>,
     pub(super) scope: Arc<KekScope>,
     pub(super) signing: Signing,
+    pub(super) bases: Bases,
     pub(super) clock: Clock,
+    /// The newest manifest that this command has read or written.
+    seen: Mutex<Option<Document>>,
 }
 
 /// How changes are signed.
@@ -39,7 +46,15 @@ pub enum Signing {
     /// Unsigned; changes of a signed manifest are refused.
     NoKey,
     /// Signed with this key.
-    With(SigningKey),
+    With {
+        /// The operator's key.
+        key: SigningKey,
+        /// Other signers whose manifests are signed anew. The key's own are.
+        trusted: Vec<SignerKey>,
+        /// The digest of a manifest that is signed although no trusted signer has signed it, in
+        /// hexadecimal digits.
+        adopt: Option<String>,
+    },
     /// Unsigned, even if the manifest was signed.
     Drop,
 }
@@ -72,8 +87,16 @@ impl Admin {
             keks,
             scope: Arc::new(KekScope::Any),
             signing,
+            bases: Bases::default(),
             clock,
+            seen: Mutex::default(),
         })
+    }
+
+    /// Adds what is already trusted of the keyring.
+    #[must_use]
+    pub fn with_bases(self, bases: Bases) -> Self {
+        Self { bases, ..self }
     }
 
     /// Restricts unwrapping to KEKs in `scope`, whichever the manifest lists.
@@ -144,13 +167,45 @@ impl Admin {
             })
     }
 
+    pub(super) fn see(&self, document: &Document) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(document.clone());
+    }
+
+    pub(super) fn last_seen(&self, id: KeyringId) -> Option<Document> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone().filter(|seen| seen.manifest().id == id)
+    }
+
+    /// Refuses to sign the successor of a manifest that no trusted signer has signed.
+    pub(super) fn require_signers(&self, document: &Document) -> Result<(), AdminError> {
+        let Signing::With {
+            key,
+            trusted,
+            adopt,
+        } = &self.signing
+        else {
+            return Ok(());
+        };
+        let mut signers = trusted.clone();
+        signers.push(SignerKey(key.public_key()));
+        let digest = document.digest_hex();
+        if is_signed_by(document, &signers) || adopt.as_deref() == Some(digest.as_str()) {
+            return Ok(());
+        }
+        Err(AdminError::NotSigned {
+            location: self.location.clone(),
+            generation: document.manifest().generation,
+            digest,
+        })
+    }
+
     pub(super) fn authenticate(
         &self,
         manifest: Manifest,
-        keys: &BTreeMap<u32, VersionKeys>,
+        keys: &BTreeMap<u32, SigningKey>,
     ) -> Result<Document, AdminError> {
         let signer = match &self.signing {
-            Signing::With(key) => Some(key),
+            Signing::With { key, .. } => Some(key),
             Signing::NoKey | Signing::Drop => None,
         };
         keyring::authenticate(manifest, keys, signer).map_err(|missing| {

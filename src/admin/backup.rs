@@ -20,7 +20,7 @@ use super::{
 use crate::{
     crypto::{Dek, fingerprint},
     files::{NewFile, sync_folder_of},
-    keyring::{self, BackupRecord, Base64, Document, Refusal, Rejection, succeeds},
+    keyring::{self, BackupRecord, Base64, Document, Refusal, Rejection, verify_words},
     model::KeyringName,
 };
 
@@ -79,13 +79,9 @@ impl Admin {
                 "the file exists; a backup never overwrites a file".into(),
             ));
         }
-        let document = self.read().await?;
+        let document = self.read_checked().await?;
+        verify_words(&document).map_err(|error| self.unauthentic(error))?;
         let deks = self.unwrap_deks(&document).await?;
-        let keys = payload::derive(&deks).map_err(AdminError::System)?;
-        keyring::verify(&document, &keys, &[]).map_err(|error| AdminError::Unauthentic {
-            location: self.location().clone(),
-            error,
-        })?;
         let payload = payload::write(&document, &deks, self.now()).map_err(failed)?;
         let Sealed { bytes, proof: own } = envelope::seal(&payload, encrypt_for)?;
         let file = write_new(to, &bytes)
@@ -126,7 +122,7 @@ impl Admin {
         file: &Path,
         decrypt_with: &DecryptWith,
     ) -> Result<Backup, AdminError> {
-        let current = self.read().await?;
+        let current = self.read_checked().await?;
         let bytes = read_file(file)?;
         let content = open_content(&bytes, decrypt_with).map_err(|reason| AdminError::Backup {
             file: file.to_owned(),
@@ -134,11 +130,11 @@ impl Admin {
         })?;
         let newer = content.document.manifest().generation > current.manifest().generation;
         let verdict = if newer {
-            succeeds(&current, &content.document)
+            self.leads_to(&current, &content.document)
         } else {
-            succeeds(&content.document, &current)
+            self.leads_to(&content.document, &current)
         };
-        verdict.map_err(Refusal::Diverged)?;
+        verdict.map(drop).map_err(Refusal::Diverged)?;
         Ok(Backup {
             record: self.record_of(&content.document, &bytes),
             proof: Proof::Holder,
@@ -157,15 +153,17 @@ impl Admin {
                     .into();
             return Err(Refusal::NoBackup(reason).into());
         }
-        self.change(None, |current, now| {
+        self.change(|current, now| {
             let id = backup.document.manifest().id;
             let next = keyring::record_backup(current, id, &backup.record, now)?;
             // A version whose key was replaced meanwhile isn't in the backup.
             let mut versions = backup.document.manifest().versions.iter();
+            let now_listed = current.manifest();
             let replaced = versions.find(|backed_up| {
-                current
-                    .version(backed_up.version)
-                    .is_none_or(|now| now.check != backed_up.check)
+                backed_up.version >= now_listed.first_version()
+                    && now_listed
+                        .version(backed_up.version)
+                        .is_none_or(|now| now.check != backed_up.check)
             });
             match replaced {
                 Some(version) => Err(Refusal::Diverged(Rejection::KeyReplaced(version.version))),
@@ -190,30 +188,23 @@ impl Admin {
             verified_at: self.now(),
             sha256: Base64(fingerprint(bytes).to_vec()),
             generation: manifest.generation,
-            newest_version: manifest
-                .versions
-                .last()
-                .map_or(0, |version| version.version),
+            newest_version: manifest.newest_version(),
         }
     }
 
     /// Unwraps the data key of every version that is not destroyed.
     async fn unwrap_deks(&self, document: &Document) -> Result<BTreeMap<u32, Dek>, AdminError> {
         let manifest = document.manifest();
-        let unwrapped = stream::iter(manifest.live())
-            .map(async |version| {
-                let dek = self.keks.unwrap(manifest.id, version, &self.scope).await;
-                (version.version, dek)
-            })
-            .buffer_unordered(CONCURRENT)
-            .collect::<Vec<_>>()
+        let unwrapped = self
+            .keks
+            .unwrap_each(manifest.id, manifest.live(), &self.scope, CONCURRENT)
             .await;
         let mut deks = BTreeMap::new();
         let mut failed = Vec::new();
         for (version, result) in unwrapped {
             match result {
                 Ok(dek) => drop(deks.insert(version, dek)),
-                Err(reason) => failed.push((version, reason)),
+                Err(reason) => failed.push((version, reason.message)),
             }
         }
         if failed.is_empty() {

@@ -7,26 +7,21 @@ use tokio::time::sleep;
 
 use super::{
     access::{Admin, Signing},
+    base::leads_to,
     error::AdminError,
 };
 use crate::{
     backend::{BackendError, ErrorKind},
-    crypto::{Dek, KeyringId, VersionKeys, WrapContext},
-    keyring::{self, Document, Manifest, NewVersion, Policy, Refusal, State, WaveSelector},
+    crypto::{Dek, KeyringId, SigningKey, WrapContext},
+    keyring::{
+        self, Document, Expectations, Loss, Manifest, NewVersion, Policy, Refusal, State,
+        WaveSelector, examine,
+    },
     model::{KekScope, KekUri, KeyringName},
 };
 
 /// How many times a change is tried if other changes intervene.
 const ATTEMPTS: u32 = 32;
-
-/// A version that can't be unwrapped any more and is about to be destroyed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loss<'w> {
-    /// The version's number.
-    pub version: u32,
-    /// The phrase with which the operator confirmed the loss.
-    pub confirm: Option<&'w str>,
-}
 
 /// When a new version becomes the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +50,9 @@ impl Admin {
         let (new, keys) = self.new_version(id, 1, keks).await?;
         let manifest = keyring::init(name, id, policy, new, now);
         let document = self.authenticate(manifest, &BTreeMap::from([(1, keys)]))?;
+        let document = readable(None, &document)?;
         self.replace(None, &document).await?;
+        self.remember(&document)?;
         Ok(document)
     }
 
@@ -76,7 +73,7 @@ impl Admin {
             return Err(Refusal::InThePast { at }.into());
         }
         let document = self.retry(async || self.add_version(keks).await).await?;
-        let version = newest(document.manifest());
+        let version = document.manifest().newest_version();
         let document = match takeover {
             Takeover::Later => document,
             Takeover::Now => self.activate(version, WaveSelector::Every, None).await?,
@@ -98,80 +95,86 @@ impl Admin {
         wave: WaveSelector,
         at: Option<Timestamp>,
     ) -> Result<Document, AdminError> {
-        self.change(None, |current, now| {
-            keyring::activate(current, version, wave.clone(), at, now)
-        })
-        .await
+        self.change(|current, now| keyring::activate(current, version, wave.clone(), at, now))
+            .await
     }
 
-    /// Makes any other change. The version in `lost` need not be unwrapped.
+    /// Makes any other change.
     ///
     /// # Errors
     /// [`AdminError`]
     pub async fn change(
         &self,
-        lost: Option<Loss<'_>>,
-        change: impl Fn(&Manifest, Timestamp) -> Result<Manifest, Refusal>,
+        change: impl Fn(&Document, Timestamp) -> Result<Manifest, Refusal>,
     ) -> Result<Document, AdminError> {
         self.retry(async || {
-            let current = self.read().await?;
+            let current = self.read_trusted().await?;
             // Before any KEK is used, so that a refusal needs no rights.
-            let next = change(current.manifest(), self.clock.now())?;
-            let keys = self
-                .unwrap_versions(&current, &[], lost.map(|lost| lost.version))
-                .await?;
-            if let Some(lost) = lost {
-                self.require_lost(current.manifest(), lost).await?;
-            }
+            let next = change(&current, self.clock.now())?;
+            let keys = self.unwrap_versions(&current, &[]).await?;
+            self.write(&current, next, &keys).await
+        })
+        .await
+    }
+
+    /// Destroys versions that no KEK can unwrap any more.
+    ///
+    /// # Errors
+    /// [`AdminError`]; a [`Refusal`] if a KEK can, or might again, unwrap one of them.
+    pub async fn declare_lost(&self, loss: Loss<'_>) -> Result<Document, AdminError> {
+        self.retry(async || {
+            let current = self.read_trusted().await?;
+            let next = keyring::declare_lost(&current, loss, self.clock.now())?;
+            let keys = self.unwrap_versions(&current, loss.versions).await?;
+            self.require_lost(current.manifest(), loss).await?;
             self.write(&current, next, &keys).await
         })
         .await
     }
 
     /// Refuses to treat a version as lost that a KEK can, or might again, unwrap.
-    async fn require_lost(&self, manifest: &Manifest, lost: Loss<'_>) -> Result<(), AdminError> {
-        let Loss {
-            version: number,
-            confirm,
-        } = lost;
-        let Some(version) = manifest.version(number) else {
-            return Ok(());
-        };
-        // Every KEK, regardless of the allowed scope: any of them may unwrap the version.
-        let attempts = self
-            .keks
-            .try_each(manifest.id, version, &KekScope::Any)
-            .await;
-        if attempts.iter().any(|attempt| attempt.result.is_ok()) {
-            return Err(Refusal::NotLost(number).into());
-        }
+    async fn require_lost(&self, manifest: &Manifest, loss: Loss<'_>) -> Result<(), AdminError> {
         // Missing, or replaced by another key. Other errors may be temporary: the network, rights,
         // settings.
-        let is_gone =
-            |error: &BackendError| matches!(error.kind, ErrorKind::NotFound | ErrorKind::Rejected);
-        let errors = attempts
-            .into_iter()
-            .filter_map(|attempt| attempt.result.err());
-        let doubts: Vec<String> = errors
-            .filter(|error| !is_gone(error))
-            .map(|error| error.to_string())
-            .collect();
-        let phrase = keyring::doubted_loss_phrase(&manifest.name, number);
-        if doubts.is_empty() || confirm == Some(phrase.as_str()) {
+        let is_gone = |error: &BackendError| {
+            matches!(
+                error.kind,
+                ErrorKind::NotFound | ErrorKind::Rejected | ErrorKind::Exchanged
+            )
+        };
+        let mut doubts = Vec::new();
+        for number in loss.versions {
+            let Some(version) = manifest.version(*number) else {
+                continue;
+            };
+            // Every KEK, regardless of the allowed scope: any of them may unwrap the version.
+            let attempts = self
+                .keks
+                .try_each(manifest.id, version, &KekScope::Any)
+                .await;
+            if attempts.iter().any(|attempt| attempt.result.is_ok()) {
+                return Err(Refusal::NotLost(*number).into());
+            }
+            let errors = attempts
+                .into_iter()
+                .filter_map(|attempt| attempt.result.err());
+            doubts.extend(
+                errors
+                    .filter(|error| !is_gone(error))
+                    .map(|error| format!("version {number}: {error}")),
+            );
+        }
+        let phrase = keyring::doubted_loss_phrase(&manifest.name, loss.versions);
+        if doubts.is_empty() || loss.confirm == Some(phrase.as_str()) {
             return Ok(());
         }
-        Err(Refusal::LossUnconfirmed {
-            version: number,
-            doubts,
-            phrase,
-        }
-        .into())
+        Err(Refusal::LossUnconfirmed { doubts, phrase }.into())
     }
 
     async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {
-        let current = self.read().await?;
+        let current = self.read_trusted().await?;
         let manifest = current.manifest();
-        let mut keys = self.unwrap_versions(&current, &[], None).await?;
+        let mut keys = self.unwrap_versions(&current, &[]).await?;
         let inherited: Vec<KekUri>;
         let keks = if keks.is_empty() {
             let model = manifest
@@ -188,11 +191,11 @@ impl Admin {
         } else {
             keks
         };
-        let number = newest(manifest) + 1;
+        let number = manifest.newest_version() + 1;
         let now = self.clock.now();
         let (new, new_keys) = self.new_version(manifest.id, number, keks).await?;
         keys.insert(number, new_keys);
-        self.write(&current, keyring::rotate(manifest, new, now), &keys)
+        self.write(&current, keyring::rotate(&current, new, now), &keys)
             .await
     }
 
@@ -201,7 +204,7 @@ impl Admin {
         id: KeyringId,
         version: u32,
         keks: &[KekUri],
-    ) -> Result<(NewVersion, VersionKeys), AdminError> {
+    ) -> Result<(NewVersion, SigningKey), AdminError> {
         let dek = Dek::generate()?;
         let wraps = self
             .keks
@@ -214,15 +217,14 @@ impl Admin {
                 },
             )
             .await?;
-        let keys = VersionKeys::derive(&dek).map_err(|error| {
-            AdminError::System(format!("can't allocate memory for keys: {error}"))
-        })?;
+        let succession = dek.succession_key();
         Ok((
             NewVersion {
                 wraps,
                 check: dek.check_value(&id, version),
+                key: succession.public_key(),
             },
-            keys,
+            succession,
         ))
     }
 
@@ -230,11 +232,12 @@ impl Admin {
         &self,
         current: &Document,
         next: Manifest,
-        keys: &BTreeMap<u32, VersionKeys>,
+        keys: &BTreeMap<u32, SigningKey>,
     ) -> Result<Document, AdminError> {
         self.require_signing(current)?;
-        let document = self.authenticate(next, keys)?;
+        let document = readable(Some(current), &self.authenticate(next, keys)?)?;
         self.replace(Some(current), &document).await?;
+        self.remember(&document)?;
         Ok(document)
     }
 
@@ -269,9 +272,25 @@ pub(super) async fn back_off() {
     sleep(Duration::from_millis(fastrand::u64(1..50))).await;
 }
 
-fn newest(manifest: &Manifest) -> u32 {
-    manifest
-        .versions
-        .last()
-        .map_or(0, |version| version.version)
+/// Parses what is about to be written and examines it as a reader of `current` will, so that no
+/// command writes a manifest that readers refuse. They may have to accept losses.
+pub(super) fn readable(
+    current: Option<&Document>,
+    document: &Document,
+) -> Result<Document, AdminError> {
+    let read = Document::parse(document.bytes().clone())
+        .map_err(|error| AdminError::Unreadable(error.to_string()))?;
+    let verdict = match current {
+        Some(current) => {
+            let versions = read.manifest().versions.iter();
+            let lost: Vec<u32> = versions
+                .filter(|version| version.is_lost())
+                .map(|version| version.version)
+                .collect();
+            leads_to(current, &read, &lost)
+        }
+        None => examine(None, &read, &Expectations::of(&read.manifest().name)),
+    };
+    verdict.map_err(|error| AdminError::Unreadable(error.to_string()))?;
+    Ok(read)
 }

@@ -30,6 +30,55 @@ pub enum AdminError {
         /// The reason.
         error: Rejection,
     },
+    /// What the location holds doesn't follow from what the command already trusts.
+    #[error("{location} doesn't follow from the manifest that {holder} holds: {error}")]
+    Untrusted {
+        /// The manifest's location.
+        location: Location,
+        /// Who holds the trusted manifest.
+        holder: String,
+        /// The reason.
+        error: Box<Rejection>,
+    },
+    /// The command trusts nothing about the keyring yet.
+    #[error(
+        "{location}: this is the first change from here, so nothing shows that generation \
+         {generation} is the newest and genuine. Compare with the fleet by --sidecar URL, with a \
+         trusted copy by --base FILE, or accept exactly this manifest: --first-time {digest}"
+    )]
+    NoBase {
+        /// The manifest's location.
+        location: Location,
+        /// The generation found.
+        generation: u64,
+        /// The digest of the manifest found.
+        digest: String,
+    },
+    /// A trusted manifest can't be read or remembered.
+    #[error("{}: {reason}", .file.display())]
+    Base {
+        /// The file.
+        file: PathBuf,
+        /// The reason.
+        reason: String,
+    },
+    /// A command with a signing key would sign a manifest that no known signer has signed.
+    #[error(
+        "{location}: generation {generation} has no signature by the --sign-key or a \
+         --trusted-signer, and signing its successor would make it trusted; if it is genuine: \
+         --adopt-unsigned {digest}"
+    )]
+    NotSigned {
+        /// The manifest's location.
+        location: Location,
+        /// The generation found.
+        generation: u64,
+        /// The digest of the manifest found.
+        digest: String,
+    },
+    /// The change would produce a manifest that no reader accepts.
+    #[error("nothing was written, because no sidecar would accept the result: {0}")]
+    Unreadable(String),
     /// The change would violate an invariant.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -5,6 +5,7 @@
 
 mod access;
 mod backup;
+mod base;
 mod change;
 mod envelope;
 mod error;
@@ -21,13 +22,14 @@ mod unwrap;
 pub use self::{
     access::{Admin, Signing},
     backup::{Backup, Proof},
-    change::{Loss, Takeover},
+    base::{Bases, Memory},
+    change::Takeover,
     envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in},
     error::AdminError,
     evidence::ask_sidecars,
     ops_client::{Fleet, OpsTls},
     probe::{Probe, Purpose, probe},
-    recover::Recovered,
+    recover::{Recovered, Recovery},
     restore::{Restored, Restoring},
     rewrap::KekChange,
 };

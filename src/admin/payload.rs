@@ -11,14 +11,14 @@ use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use crate::{
-    crypto::{Dek, KEY_LEN, VersionKeys},
-    keyring::{self, Document},
+    crypto::{Dek, KEY_LEN, SigningKey},
+    keyring::{Document, verify_words},
 };
 
 const FORMAT: &str = "sidekey-backup/1";
 
-/// The verified content of a backup: every key matches its commitment in the manifest and verifies
-/// its MAC.
+/// The verified content of a backup: every key matches its commitments in the manifest, and every
+/// word verifies.
 pub(super) struct Content {
     pub(super) document: Document,
     pub(super) deks: BTreeMap<u32, Dek>,
@@ -107,8 +107,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
         let dek = dek.ok_or_else(|| {
             format!("the key of version {version} is not {KEY_LEN} bytes in base64")
         })?;
-        let check = manifest.version(version).map(|version| &version.check.0);
-        if !check.is_some_and(|check| dek.matches_check(&manifest.id, version, check)) {
+        let is_listed = manifest.version(version).is_some_and(|listed| {
+            dek.matches_check(&manifest.id, version, &listed.check.0)
+                && dek.succession_key().public_key()[..] == listed.key.0
+        });
+        if !is_listed {
             return Err(format!(
                 "the key of version {version} doesn't match the manifest"
             ));
@@ -121,17 +124,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
     {
         return Err(format!("the key of version {} is missing", missing.version));
     }
-    let keys = derive(&deks)?;
-    keyring::verify(&document, &keys, &[]).map_err(|error| error.to_string())?;
+    verify_words(&document).map_err(|error| error.to_string())?;
     Ok(Content { document, deks })
 }
 
-/// Derives the subkeys of data keys.
-pub(super) fn derive(deks: &BTreeMap<u32, Dek>) -> Result<BTreeMap<u32, VersionKeys>, String> {
-    let derive = |(version, dek): (&u32, &Dek)| {
-        VersionKeys::derive(dek)
-            .map(|keys| (*version, keys))
-            .map_err(|error| format!("can't allocate memory for keys: {error}"))
-    };
-    deks.iter().map(derive).collect()
+/// Derives the succession keys of data keys.
+pub(super) fn succession_keys(deks: &BTreeMap<u32, Dek>) -> BTreeMap<u32, SigningKey> {
+    deks.iter()
+        .map(|(version, dek)| (*version, dek.succession_key()))
+        .collect()
 }

@@ -9,7 +9,7 @@ use crate::{
     clock::Clock,
     config::{self, Settings},
     keks::Keks,
-    keyring::{Document, Expectations, KeyTable, Version},
+    keyring::{Document, Expectations, Version, examine},
     model::{KekUri, KeyringName, SecretName},
 };
 
@@ -143,7 +143,7 @@ async fn read(
         .map_err(timed_out)?;
     let document = Document::parse(bytes.map_err(|error| error.to_string())?)
         .map_err(|error| error.to_string())?;
-    KeyTable::examine(None, &document, &Expectations::from(keyring))
+    examine(None, &document, &Expectations::from(keyring))
         .map_err(|rejection| rejection.to_string())?;
     Ok(document)
 }

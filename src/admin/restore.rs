@@ -6,18 +6,23 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     access::Admin,
     backup::{for_each, open_content, read_file},
+    base::Held,
+    change::readable,
     envelope::DecryptWith,
     error::AdminError,
     ops_client::Fleet,
     payload::{self, Content},
     present::Present,
-    recover::{Held, fetch_manifests},
+    recover::fetch_manifests,
 };
 use crate::{
     crypto::{Dek, WrapContext},
-    keyring::{self, Document, Refusal, Version, Wrap, succeeds},
+    keyring::{self, Document, NotUnwrapped, Refusal, Version, Wrap, descends_from, verify_words},
     model::{KekScope, KekUri},
 };
+
+/// How far `at_least` may exceed the newest known generation.
+const MAX_JUMP: u64 = 1_000_000;
 
 /// A request to restore a keyring.
 pub struct Restoring<'a> {
@@ -33,6 +38,8 @@ pub struct Restoring<'a> {
     pub no_sidecar: bool,
     /// Keep a newer manifest, and restore only its keys from the backup.
     pub onto_newer: bool,
+    /// The lowest generation to write, if sidecars that can't be asked may have a newer one.
+    pub at_least: u64,
 }
 
 /// The result of a restore.
@@ -78,32 +85,69 @@ impl Admin {
             }
             .into());
         }
-        let mut others = fetch_manifests(how.sidecars, &content.document.manifest().name).await?;
+        let manifest = content.document.manifest();
+        let mut others = fetch_manifests(how.sidecars, &manifest.name).await?;
         others.extend(present.map(|document| Held {
             holder: self.location().to_string(),
             document,
         }));
-        let (base, kept_newer) = base(&content.document, &others, how.onto_newer)?;
+        let (base, kept_newer) = self.base(&content.document, &others, how.onto_newer)?;
         self.require_signing(&base)?;
 
         let Content { deks, .. } = content;
         let deks = self.complete(&base, deks).await?;
-        let keys = payload::derive(&deks).map_err(AdminError::System)?;
-        keyring::verify(&base, &keys, &[]).map_err(|error| AdminError::Unauthentic {
-            location: self.location().clone(),
-            error,
-        })?;
+        verify_words(&base).map_err(|error| self.unauthentic(error))?;
+        let keys = payload::succession_keys(&deks);
         let wraps = self.wraps_of(&base, &deks, how.keks).await?;
-        let document = self.authenticate(
-            keyring::restore(base.manifest(), wraps, &record, self.now()),
-            &keys,
-        )?;
+        // What is remembered here only raises the number: the sidecars know whether it is in use.
+        others.extend(self.own_bases(base.manifest().id)?);
+        let least = next_generation(&base, &others, how.at_least)?;
+        let restored = keyring::restore(&base, wraps, &record, least, self.now());
+        let document = readable(Some(&base), &self.authenticate(restored, &keys)?)?;
         self.replace_bytes(bytes, &document).await?;
+        self.remember(&document)?;
         Ok(Restored {
             document,
             kept_newer,
             damage,
         })
+    }
+
+    /// Returns the manifest that the next generation is based on: the backup's, or a newer one if
+    /// `onto_newer`.
+    fn base(
+        &self,
+        backup: &Document,
+        others: &[Held],
+        onto_newer: bool,
+    ) -> Result<(Document, bool), AdminError> {
+        let newest = others
+            .iter()
+            .max_by_key(|held| held.document.manifest().generation);
+        let newer = newest
+            .filter(|held| held.document.manifest().generation > backup.manifest().generation);
+        let base = match newer {
+            None => backup,
+            Some(held) => {
+                self.leads_to(backup, &held.document)
+                    .map_err(Refusal::Diverged)?;
+                if !onto_newer {
+                    return Err(AdminError::Refused(Refusal::NewerPresent {
+                        place: held.holder.clone(),
+                        present: held.document.manifest().generation,
+                        backup: backup.manifest().generation,
+                    }));
+                }
+                &held.document
+            }
+        };
+        for held in others {
+            if !descends_from(base, &held.document) {
+                self.leads_to(&held.document, base)
+                    .map_err(Refusal::Diverged)?;
+            }
+        }
+        Ok((base.clone(), newer.is_some()))
     }
 
     /// Returns the keys of all versions of `base`: those in the backup, and those of later
@@ -120,7 +164,7 @@ impl Admin {
             .collect();
         let unwrapped = for_each(missing, async |version: &Version| {
             let dek = self.keks.unwrap(manifest.id, version, &self.scope).await;
-            let failed = |reason| {
+            let failed = |reason: NotUnwrapped| {
                 AdminError::NotUnwrapped(vec![(
                     version.version,
                     format!("not in the backup; {reason}"),
@@ -145,7 +189,9 @@ impl Admin {
         if keks.is_empty() {
             let failed = for_each(manifest.live(), async |version: &Version| {
                 let unwrapped = self.keks.unwrap(manifest.id, version, &self.scope).await;
-                Ok(unwrapped.err().map(|reason| (version.version, reason)))
+                Ok(unwrapped
+                    .err()
+                    .map(|reason| (version.version, reason.message)))
             });
             let failed: Vec<_> = failed.await?.into_iter().flatten().collect();
             return if failed.is_empty() {
@@ -195,34 +241,17 @@ impl Admin {
     }
 }
 
-/// Returns the manifest that the next generation is based on: the backup's, or a newer one if
-/// `onto_newer`.
-fn base(
-    backup: &Document,
-    others: &[Held],
-    onto_newer: bool,
-) -> Result<(Document, bool), AdminError> {
-    let newest = others
+/// Returns the generation to write: higher than any that is known.
+fn next_generation(base: &Document, others: &[Held], at_least: u64) -> Result<u64, Refusal> {
+    let known = others
         .iter()
-        .max_by_key(|held| held.document.manifest().generation);
-    let newer =
-        newest.filter(|held| held.document.manifest().generation > backup.manifest().generation);
-    let base = match newer {
-        None => backup,
-        Some(held) => {
-            succeeds(backup, &held.document).map_err(Refusal::Diverged)?;
-            if !onto_newer {
-                return Err(AdminError::Refused(Refusal::NewerPresent {
-                    place: held.holder.clone(),
-                    present: held.document.manifest().generation,
-                    backup: backup.manifest().generation,
-                }));
-            }
-            &held.document
-        }
-    };
-    for held in others {
-        succeeds(&held.document, base).map_err(Refusal::Diverged)?;
+        .map(|held| held.document.manifest().generation)
+        .fold(base.manifest().generation, u64::max);
+    let next = known.saturating_add(1);
+    if at_least > next.saturating_add(MAX_JUMP) {
+        return Err(Refusal::NotRecoverable(format!(
+            "--at-least {at_least} is more than {MAX_JUMP} above generation {known}"
+        )));
     }
-    Ok((base.clone(), newer.is_some()))
+    Ok(next.max(at_least))
 }

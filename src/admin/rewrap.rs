@@ -69,7 +69,7 @@ impl Admin {
         let mut keys = BTreeMap::new();
         let mut done = 0;
         loop {
-            let current = self.read().await?;
+            let current = self.read_trusted().await?;
             let manifest = current.manifest();
             let waiting: Vec<&Version> = manifest
                 .live()
@@ -79,7 +79,7 @@ impl Admin {
             if waiting.is_empty() {
                 return Ok((current, done));
             }
-            self.unwrap_missing(&mut keys, &current, &[], None).await?;
+            self.unwrap_missing(&mut keys, &current, &[]).await?;
             let chunk = &waiting[..waiting.len().min(CHUNK)];
             let wraps = try_join_all(
                 chunk
@@ -87,7 +87,7 @@ impl Admin {
                     .map(|version| self.rewrapped(manifest.id, version, change)),
             )
             .await?;
-            let next = keyring::rewrap(manifest, wraps.into_iter().collect(), self.now())?;
+            let next = keyring::rewrap(&current, wraps.into_iter().collect(), self.now())?;
             match self.write(&current, next, &keys).await {
                 Ok(_) => done += chunk.len(),
                 // Another change intervened; the next iteration reads what is left to do.
@@ -111,7 +111,8 @@ impl Admin {
             Vec::new()
         } else {
             let dek = self.keks.unwrap(keyring, version, &self.scope).await;
-            let dek = dek.map_err(|reason| AdminError::NotUnwrapped(vec![(number, reason)]))?;
+            let dek =
+                dek.map_err(|reason| AdminError::NotUnwrapped(vec![(number, reason.message)]))?;
             self.keks
                 .wrap(
                     &missing,

@@ -2,68 +2,80 @@
 
 use std::collections::BTreeMap;
 
-use super::{access::Admin, error::AdminError};
+use super::{access::Admin, backup::CONCURRENT, error::AdminError};
 use crate::{
-    crypto::VersionKeys,
-    keyring::{self, Document},
+    crypto::SigningKey,
+    keyring::{Document, Manifest, verify_signatures, verify_words},
     model::SignerKey,
 };
 
 impl Admin {
-    /// Unwraps every version that is not destroyed, and verifies the MACs. Unless `trusted` is
-    /// empty, a signature by one of these keys is required, too.
+    /// Unwraps every version that is not destroyed, and verifies the words of all of them. Unless
+    /// `trusted` is empty, a signature by one of these keys is required, too.
     ///
     /// # Errors
     /// [`AdminError`]
     pub async fn verify(&self, trusted: &[SignerKey]) -> Result<Document, AdminError> {
-        let document = self.read().await?;
-        self.unwrap_versions(&document, trusted, None).await?;
+        let document = self.read_checked().await?;
+        verify_signatures(&document, trusted).map_err(|error| self.unauthentic(error))?;
+        self.unwrap_versions(&document, &[]).await?;
         Ok(document)
     }
 
-    /// Unwraps all versions except `lost`, and verifies the document.
+    /// Unwraps all versions except the `lost` ones, and verifies the document.
     pub(super) async fn unwrap_versions(
         &self,
         document: &Document,
-        trusted: &[SignerKey],
-        lost: Option<u32>,
-    ) -> Result<BTreeMap<u32, VersionKeys>, AdminError> {
+        lost: &[u32],
+    ) -> Result<BTreeMap<u32, SigningKey>, AdminError> {
         let mut keys = BTreeMap::new();
-        self.unwrap_missing(&mut keys, document, trusted, lost)
-            .await?;
+        self.unwrap_missing(&mut keys, document, lost).await?;
         Ok(keys)
     }
 
-    /// Unwraps the versions whose keys aren't in `keys` yet, and verifies the document with all
-    /// keys.
+    /// Unwraps the versions whose succession keys aren't in `keys` yet. An unwrapped key is the one
+    /// that the manifest lists, and with all of them the words prove who wrote it.
     pub(super) async fn unwrap_missing(
         &self,
-        keys: &mut BTreeMap<u32, VersionKeys>,
+        keys: &mut BTreeMap<u32, SigningKey>,
         document: &Document,
-        trusted: &[SignerKey],
-        lost: Option<u32>,
+        lost: &[u32],
     ) -> Result<(), AdminError> {
-        let manifest = document.manifest();
+        // Before any KEK is asked: it needs none.
+        verify_words(document).map_err(|error| self.unauthentic(error))?;
+        self.unwrap_keys(keys, document.manifest(), lost).await
+    }
+
+    /// Unwraps the live versions of a manifest that may not be authenticated yet.
+    pub(super) async fn unwrap_keys(
+        &self,
+        keys: &mut BTreeMap<u32, SigningKey>,
+        manifest: &Manifest,
+        lost: &[u32],
+    ) -> Result<(), AdminError> {
         let needed = manifest.live().filter(|version| {
-            Some(version.version) != lost && !keys.contains_key(&version.version)
+            !lost.contains(&version.version) && !keys.contains_key(&version.version)
         });
         let unwrapped = self
             .keks
-            .unwrap_all(manifest.id, needed.collect::<Vec<_>>(), &self.scope)
+            .unwrap_each(
+                manifest.id,
+                needed.collect::<Vec<_>>(),
+                &self.scope,
+                CONCURRENT,
+            )
             .await;
         let mut failed = Vec::new();
         for (version, result) in unwrapped {
             match result {
-                Ok(derived) => drop(keys.insert(version, derived)),
-                Err(reason) => failed.push((version, reason)),
+                Ok(dek) => drop(keys.insert(version, dek.succession_key())),
+                Err(reason) => failed.push((version, reason.message)),
             }
         }
-        if !failed.is_empty() {
-            return Err(AdminError::NotUnwrapped(failed));
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(AdminError::NotUnwrapped(failed))
         }
-        keyring::verify(document, keys, trusted).map_err(|error| AdminError::Unauthentic {
-            location: self.location.clone(),
-            error,
-        })
     }
 }

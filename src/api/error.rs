@@ -38,6 +38,7 @@ impl From<SessionError> for Problem {
         let code = match &error {
             SessionError::NotLoaded => Code::ProviderUnavailable,
             SessionError::NoPrimary { .. } => Code::NoPrimary,
+            SessionError::KeyLost { .. } => Code::KeyLost,
             SessionError::LeaseExpired { .. } => Code::LeaseExpired,
             SessionError::VersionUnavailable { .. } => Code::KeyVersionUnavailable,
             SessionError::VersionDisabled { .. } => Code::KeyVersionDisabled,

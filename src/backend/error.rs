@@ -94,6 +94,8 @@ pub enum ErrorKind {
     Disabled,
     /// The system rejected the request, such as a wrap made by another key.
     Rejected,
+    /// A KEK returned another key than the manifest commits to.
+    Exchanged,
     /// The settings, the URI or the type of the key can't work.
     Misconfigured,
     /// A concurrent change was detected; nothing was written.
@@ -112,6 +114,7 @@ impl ErrorKind {
             Self::NotFound => "missing",
             Self::Disabled => "disabled",
             Self::Rejected => "refused",
+            Self::Exchanged => "exchanged",
             Self::Misconfigured => "misconfigured",
         }
     }
@@ -126,6 +129,7 @@ impl ErrorKind {
             | Self::Throttled
             | Self::Disabled
             | Self::Rejected
+            | Self::Exchanged
             | Self::Misconfigured
             | Self::Conflict => "source_unavailable",
         }
@@ -139,7 +143,11 @@ impl ErrorKind {
             Self::Throttled => "throttled",
             Self::Misconfigured => "misconfigured",
             Self::TooLarge => "too_long",
-            Self::Unavailable | Self::Disabled | Self::Rejected | Self::Conflict => "unavailable",
+            Self::Unavailable
+            | Self::Disabled
+            | Self::Rejected
+            | Self::Exchanged
+            | Self::Conflict => "unavailable",
         }
     }
 }

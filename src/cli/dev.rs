@@ -17,7 +17,7 @@ use super::{
     sidecar::serve,
 };
 use crate::{
-    admin::{Admin, Signing},
+    admin::{Admin, Bases, Signing},
     app,
     backend::{self, local::LocalKek},
     clock::Clock,
@@ -89,7 +89,11 @@ async fn prepare(folder: &Path) -> Result<PathBuf, CliError> {
             Signing::NoKey,
             &backend::configured(&Default::default()),
             Clock::system(),
-        )?;
+        )?
+        .with_bases(Bases {
+            memory: super::target::memory(None),
+            ..Bases::default()
+        });
         let uri = format!("local:{}", kek.display())
             .parse()
             .map_err(|error| CliError::failed(format!("{}: {error}", kek.display())))?;

@@ -18,18 +18,18 @@ use super::{
     record::{AuditArgs, Completed},
 };
 use crate::{
-    admin::{Admin, Fleet, OpsTls, Signing},
+    admin::{Admin, Bases, Fleet, Memory, OpsTls, Signing},
     backend,
     clock::Clock,
     config,
     crypto::{KeyringId, SigningKey},
     keyring::Document,
-    model::{CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location},
+    model::{CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey},
 };
 
-/// A keyring that a command may change.
+/// Where a keyring is, and how its changes are signed and recorded.
 #[derive(Debug, Args)]
-pub(super) struct Target {
+pub(super) struct Place {
     /// Location of the manifest: a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a path.
     #[arg(value_parser = Location::from_str)]
     pub(super) location: Location,
@@ -39,26 +39,108 @@ pub(super) struct Target {
     /// Drop the signature of a signed manifest.
     #[arg(long)]
     unsigned: bool,
+    /// Remember manifests in this folder instead of ~/.local/state/sidekey.
+    ///
+    /// A later command refuses a location that holds anything but a successor of what is remembered.
+    #[arg(long, value_name = "DIR", env = "SIDEKEY_STATE_DIR")]
+    state_dir: Option<PathBuf>,
     #[command(flatten)]
     backends: BackendArgs,
     #[command(flatten)]
     pub(super) audit: AuditArgs,
 }
 
-impl Target {
+impl Place {
+    /// Access to a keyring that doesn't exist yet.
     pub(super) fn admin(self) -> Result<Admin, CliError> {
+        self.access(TrustArgs::default())
+    }
+
+    fn access(self, trust: TrustArgs) -> Result<Admin, CliError> {
         let signing = match (&self.sign_key, self.unsigned) {
-            (Some(file), _) => Signing::With(signing_key(file)?),
+            (Some(file), _) => Signing::With {
+                key: signing_key(file)?,
+                trusted: trust.trusted_signer,
+                adopt: trust.adopt_unsigned,
+            },
             (None, true) => Signing::Drop,
             (None, false) => Signing::NoKey,
         };
-        self.backends.signing_admin(self.location, signing)
+        let admin = self.backends.signing_admin(self.location, signing)?;
+        Ok(admin.with_bases(Bases {
+            memory: memory(self.state_dir),
+            files: trust.base,
+            sidecars: trust.sidecars.into(),
+            first_time: trust.first_time,
+            accept_lost: trust.accept_lost,
+        }))
     }
 
     /// The config file, which may name an audit log.
     pub(super) fn config(&self) -> Option<&PathBuf> {
         self.backends.config.as_ref()
     }
+}
+
+/// Returns the manifests that this user has seen, or None if the user has no home folder.
+pub(super) fn memory(folder: Option<PathBuf>) -> Option<Memory> {
+    let folder_in = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|folder| folder.is_absolute())
+    };
+    // XDG Base Directory Specification, version 0.8.
+    folder
+        .or_else(|| Some(folder_in("XDG_STATE_HOME")?.join("sidekey")))
+        .or_else(|| Some(folder_in("HOME")?.join(".local/state/sidekey")))
+        .map(Memory::in_folder)
+}
+
+/// A keyring that a command may change.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    #[command(flatten)]
+    pub(super) place: Place,
+    #[command(flatten)]
+    trust: Box<TrustArgs>,
+}
+
+impl Target {
+    pub(super) fn admin(self) -> Result<Admin, CliError> {
+        self.place.access(*self.trust)
+    }
+
+    /// The sidecars to ask.
+    pub(super) fn fleet(&self) -> Fleet {
+        self.trust.sidecars.clone().into()
+    }
+
+    /// The signers whose manifests are trusted.
+    pub(super) fn trusted_signers(&self) -> Vec<SignerKey> {
+        self.trust.trusted_signer.clone()
+    }
+}
+
+/// What is trusted of a keyring besides the manifests that earlier commands have seen.
+#[derive(Debug, Default, Args)]
+pub(super) struct TrustArgs {
+    #[command(flatten)]
+    sidecars: SidecarArgs,
+    /// Require that the manifest follows from the copy in this file, which is trusted.
+    #[arg(long, value_name = "FILE")]
+    base: Vec<PathBuf>,
+    /// Trust exactly the manifest with this digest, the first time it is seen here.
+    #[arg(long, value_name = "DIGEST")]
+    first_time: Option<String>,
+    /// Accept that this version was destroyed as lost since it was last seen here.
+    #[arg(long, value_name = "VERSION")]
+    accept_lost: Vec<u32>,
+    /// Accept manifests signed by this key (`ed25519:BASE64`); repeat for several.
+    #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
+    trusted_signer: Vec<SignerKey>,
+    /// Sign the successor of the manifest with this digest, although no trusted key has signed it.
+    #[arg(long, value_name = "DIGEST", requires = "sign_key")]
+    adopt_unsigned: Option<String>,
 }
 
 fn signing_key(file: &Path) -> Result<SigningKey, CliError> {
@@ -75,13 +157,20 @@ pub(super) struct ReadTarget {
     /// Location of the manifest: a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a path.
     #[arg(value_parser = Location::from_str)]
     location: Location,
+    /// Compare with the manifests remembered in this folder instead of ~/.local/state/sidekey.
+    #[arg(long, value_name = "DIR", env = "SIDEKEY_STATE_DIR")]
+    state_dir: Option<PathBuf>,
     #[command(flatten)]
     backends: BackendArgs,
 }
 
 impl ReadTarget {
     pub(super) fn admin(self) -> Result<Admin, CliError> {
-        self.backends.signing_admin(self.location, Signing::NoKey)
+        let admin = self.backends.signing_admin(self.location, Signing::NoKey)?;
+        Ok(admin.with_bases(Bases {
+            memory: memory(self.state_dir),
+            ..Bases::default()
+        }))
     }
 }
 
@@ -126,9 +215,11 @@ impl BackendArgs {
 }
 
 /// The sidecars to ask, and how to connect to them.
-#[derive(Debug, Args)]
-pub(super) struct SidecarArgs {
+#[derive(Debug, Clone, Default, Args)]
+struct SidecarArgs {
     /// Ops listener of a live sidecar, such as https://10.1.2.3:9464; repeat for every one.
+    ///
+    /// The manifest in the location must follow from the one that each of them serves.
     #[arg(long, value_name = "URL", value_parser = sidecar_url)]
     sidecar: Vec<Uri>,
     /// Trust the CA certificates in this file (PEM) instead of the system's.

@@ -1,7 +1,7 @@
 //! `[[keyring]]`: the keyrings to serve.
 
 use super::reader::{Parsed, Section, Value};
-use crate::model::{KekPattern, KekScope, KeyringName, Location, SignerKey, Wave};
+use crate::model::{Anchor, KekPattern, KekScope, KeyringName, Location, SignerKey, Wave};
 
 /// A keyring to serve.
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub struct Keyring {
     pub min_generation: u64,
     /// The signers of which one must have signed the manifest. Empty: no signature is required.
     pub trusted_signers: Vec<SignerKey>,
+    /// A version that a start without a cached manifest trusts.
+    pub anchor: Option<Anchor>,
+    /// Lost versions whose destruction is accepted without a testament.
+    pub accept_lost: Vec<u32>,
     /// The keyring's wave. Default: the sidecar's.
     pub wave: Option<Wave>,
 }
@@ -54,6 +58,10 @@ fn keyring<'t>(section: &Section<'t>, names: &mut KeyringNames<'t>) -> Parsed<Ke
     let trusted_signers = section.or("trusted_signers", Vec::new(), |value| {
         value.list(|item| item.parsed())
     });
+    let anchor = section.maybe("anchor", Value::parsed);
+    let accept_lost = section.or("accept_lost", Vec::new(), |value| {
+        value.list(|item| item.integer(1..=u32::MAX))
+    });
     let needs_keks = trusted_signers.as_ref().is_ok_and(Vec::is_empty);
     let keks = keks(section, needs_keks);
     let wave = section.maybe("wave", Value::parsed);
@@ -63,6 +71,8 @@ fn keyring<'t>(section: &Section<'t>, names: &mut KeyringNames<'t>) -> Parsed<Ke
         keks: keks?,
         confirm: confirm?,
         min_generation: min_generation?,
+        anchor: anchor?,
+        accept_lost: accept_lost?,
         trusted_signers: trusted_signers?,
         wave: wave?,
     })

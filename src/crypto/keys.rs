@@ -3,14 +3,12 @@
 
 use std::{io, sync::Arc};
 
-use aws_lc_rs::{
-    hkdf::{HKDF_SHA256, KeyType, Prk},
-    hmac,
-};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use zeroize::Zeroizing;
 
 use super::{
-    KeyringId, RandomnessUnavailable, equal_in_constant_time, memory::LockedBlock, random,
+    KeyringId, RandomnessUnavailable, SigningKey, equal_in_constant_time, memory::LockedBlock,
+    random,
 };
 
 /// The length of every key, in bytes.
@@ -18,7 +16,7 @@ pub const KEY_LEN: usize = 32;
 
 const MESSAGE_LABEL: &[u8] = b"sidekey message v1";
 const STREAM_LABEL: &[u8] = b"sidekey stream v1";
-const MANIFEST_LABEL: &[u8] = b"sidekey manifest v1";
+const SUCCESSION_LABEL: &[u8] = b"sidekey succession v1";
 const CHECK_LABEL: &[u8] = b"sidekey check v1";
 
 /// A 256-bit key that is held briefly. It is zeroized on drop and has no `Debug`.
@@ -82,6 +80,14 @@ impl Dek {
         equal_in_constant_time(&self.check_value(keyring, version), expected)
     }
 
+    /// Derives the succession key, which signs manifests and, once, the version's testament. Only
+    /// commands keep it: what a sidecar holds in memory can't forge a manifest.
+    pub fn succession_key(&self) -> SigningKey {
+        let mut seed = Zeroizing::new([0; KEY_LEN]);
+        self.expand(&[SUCCESSION_LABEL], &mut *seed);
+        SigningKey::from_seed(&seed)
+    }
+
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
         struct Length(usize);
         impl KeyType for Length {
@@ -113,7 +119,7 @@ impl VersionKeys {
     /// The kernel provides no memory.
     pub fn derive(dek: &Dek) -> io::Result<Self> {
         let block = LockedBlock::new(Self::LEN, |bytes| {
-            let labels = [MESSAGE_LABEL, MANIFEST_LABEL, STREAM_LABEL];
+            let labels = [MESSAGE_LABEL, STREAM_LABEL];
             for (label, subkey) in labels.into_iter().zip(bytes.chunks_exact_mut(KEY_LEN)) {
                 dek.expand(&[label], subkey);
             }
@@ -123,30 +129,13 @@ impl VersionKeys {
         })
     }
 
-    const LEN: usize = 3 * KEY_LEN;
+    const LEN: usize = 2 * KEY_LEN;
 
     pub(super) fn message_key(&self) -> &[u8] {
         self.block.bytes(0..KEY_LEN)
     }
 
     pub(super) fn stream_key(&self) -> &[u8] {
-        self.block.bytes(2 * KEY_LEN..Self::LEN)
-    }
-
-    /// Returns this version's HMAC-SHA-256 (RFC 2104) over a manifest's canonical form.
-    pub fn manifest_mac(&self, canonical: &[u8]) -> [u8; 32] {
-        let mut mac = [0; 32];
-        mac.copy_from_slice(hmac::sign(&self.manifest_key(), canonical).as_ref());
-        mac
-    }
-
-    /// Returns whether `mac` is this version's MAC over a manifest's canonical form, in constant
-    /// time.
-    pub fn verifies_manifest(&self, canonical: &[u8], mac: &[u8]) -> bool {
-        hmac::verify(&self.manifest_key(), canonical, mac).is_ok()
-    }
-
-    fn manifest_key(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.block.bytes(KEY_LEN..2 * KEY_LEN))
+        self.block.bytes(KEY_LEN..Self::LEN)
     }
 }

@@ -1,9 +1,10 @@
-//! Ed25519 signatures (RFC 8032, section 5.1) over manifests.
+//! Ed25519 signatures (RFC 8032, section 5.1) over manifests and testaments.
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 
-/// An operator's Ed25519 key (RFC 8032).
+/// An Ed25519 private key (RFC 8032): an operator's, or the succession key of a version. AWS-LC
+/// zeroizes it when it is freed.
 pub struct SigningKey(Ed25519KeyPair);
 
 /// The input is not a signing key.
@@ -31,6 +32,14 @@ impl SigningKey {
             .map_err(|_| SigningKeyError::NotEd25519)
     }
 
+    /// Returns the key with this seed (the private key of RFC 8032, section 5.1.5).
+    pub(super) fn from_seed(seed: &[u8; 32]) -> Self {
+        match Ed25519KeyPair::from_seed_unchecked(seed) {
+            Ok(pair) => Self(pair),
+            Err(error) => unreachable!("every 32 bytes are an Ed25519 seed: {error}"),
+        }
+    }
+
     /// Returns the public key.
     pub fn public_key(&self) -> [u8; 32] {
         let mut public = [0; 32];
@@ -47,7 +56,7 @@ impl SigningKey {
 }
 
 /// Verifies an Ed25519 signature (RFC 8032, section 5.1.7) over `message`.
-pub fn verify_signature(public_key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+pub fn verify_signature(public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, public_key)
         .verify(message, signature)
         .is_ok()

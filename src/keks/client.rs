@@ -84,7 +84,8 @@ impl KekClient {
             .await
     }
 
-    /// Unwraps one wrap of `version` and verifies that the data key matches its check value.
+    /// Unwraps one wrap of `version` and verifies that the data key matches its check value and
+    /// succession key.
     pub(super) async fn unwrap(
         &self,
         keyring: KeyringId,
@@ -103,11 +104,14 @@ impl KekClient {
                 .clone()?
                 .unwrap(&wrap.ciphertext.0, context)
                 .await?;
-            if dek.matches_check(&keyring, version.version, &version.check.0) {
+            if dek.matches_check(&keyring, version.version, &version.check.0)
+                && dek.succession_key().public_key()[..] == version.key.0
+            {
                 return Ok(dek);
             }
-            let message = "returned a key that does not match the manifest's check value";
-            Err(BackendError::new(ErrorKind::Rejected, &self.uri, message))
+            let message = "returned another key than the manifest's check value and succession \
+                           key commit to";
+            Err(BackendError::new(ErrorKind::Exchanged, &self.uri, message))
         };
         self.measure("unwrap", unwrap).await
     }

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt, future,
+    stream::{self, FuturesUnordered},
+};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
@@ -27,7 +30,7 @@ use crate::{
     clock::Clock,
     config,
     crypto::{Dek, KeyringId, WrapContext},
-    keyring::{Base64, UnwrapResults, Version, Wrap},
+    keyring::{Base64, NotUnwrapped, Version, Wrap},
     model::{KekScope, KekUri},
     telemetry::Registry,
 };
@@ -145,22 +148,22 @@ impl Keks {
         future::join_all(attempts).await
     }
 
-    /// Unwraps several versions concurrently; the result has an entry for each.
-    pub async fn unwrap_all<'v>(
-        self: &Arc<Self>,
+    /// Unwraps several versions, up to `concurrent` at a time. The result has an entry for each.
+    pub async fn unwrap_each<'v>(
+        &self,
         keyring: KeyringId,
         versions: impl IntoIterator<Item = &'v Version>,
-        scope: &Arc<KekScope>,
-    ) -> UnwrapResults {
-        let mut tasks = UnwrapTasks::default();
-        for version in versions {
-            tasks.start(self, keyring, version, scope);
-        }
-        let mut unwrapped = UnwrapResults::new();
-        while let Some((version, result)) = tasks.next().await {
-            unwrapped.insert(version, result);
-        }
-        unwrapped
+        scope: &KekScope,
+        concurrent: usize,
+    ) -> Vec<(u32, Result<Dek, NotUnwrapped>)> {
+        stream::iter(versions)
+            .map(async |version| {
+                let dek = self.unwrap(keyring, version, scope).await;
+                (version.version, dek)
+            })
+            .buffer_unordered(concurrent)
+            .collect()
+            .await
     }
 
     /// Unwraps a version with any one of its KEKs within `scope`. Healthy and fast KEKs come first;
@@ -173,8 +176,9 @@ impl Keks {
         keyring: KeyringId,
         version: &Version,
         scope: &KekScope,
-    ) -> Result<Dek, String> {
+    ) -> Result<Dek, NotUnwrapped> {
         let (candidates, mut errors) = self.candidates(version, scope);
+        let mut is_exchanged = false;
         let mut candidates = candidates.into_iter().peekable();
         let mut running = FuturesUnordered::new();
         // In the order of asking; `None` once a KEK has responded.
@@ -185,7 +189,11 @@ impl Keks {
                 asked.push(Some(Arc::clone(&client)));
                 running.push(async move { (index, client.unwrap(keyring, version, wrap).await) });
             } else if running.is_empty() {
-                return Err(errors.join("; "));
+                let message = errors.join("; ");
+                return Err(NotUnwrapped {
+                    message,
+                    is_exchanged,
+                });
             }
             // A KEK with an open circuit is asked only after failures, never to hedge.
             let may_hedge = candidates
@@ -201,7 +209,10 @@ impl Keks {
                             }
                             return Ok(dek);
                         }
-                        Err(error) => errors.push(error.to_string()),
+                        Err(error) => {
+                            is_exchanged |= error.kind == ErrorKind::Exchanged;
+                            errors.push(error.to_string());
+                        }
                     }
                 }
                 () = sleep(self.hedge), if may_hedge => {

@@ -7,14 +7,14 @@ use tokio::task::JoinSet;
 use super::Keks;
 use crate::{
     crypto::{KeyringId, VersionKeys},
-    keyring::Version,
+    keyring::{NotUnwrapped, Version},
     model::KekScope,
 };
 
 /// The unwraps in progress. Dropping it cancels them.
 #[derive(Default)]
 pub(crate) struct UnwrapTasks {
-    tasks: JoinSet<(u32, Result<VersionKeys, String>)>,
+    tasks: JoinSet<(u32, Result<VersionKeys, NotUnwrapped>)>,
     in_progress: BTreeSet<u32>,
 }
 
@@ -36,15 +36,16 @@ impl UnwrapTasks {
                 .unwrap(keyring, &version, &scope)
                 .await
                 .and_then(|dek| {
-                    VersionKeys::derive(&dek)
-                        .map_err(|error| format!("cannot allocate memory for its keys: {error}"))
+                    VersionKeys::derive(&dek).map_err(|error| {
+                        NotUnwrapped::because(format!("can't allocate memory for keys: {error}"))
+                    })
                 });
             (version.version, keys)
         });
     }
 
     /// Returns the next version's result, or `None` when nothing is in progress. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<(u32, Result<VersionKeys, String>)> {
+    pub(crate) async fn next(&mut self) -> Option<(u32, Result<VersionKeys, NotUnwrapped>)> {
         match self.tasks.join_next().await? {
             Ok((version, result)) => {
                 self.in_progress.remove(&version);

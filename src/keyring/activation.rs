@@ -86,7 +86,12 @@ pub fn primary_at(activations: &[Activation], now: Timestamp, wave: &Wave) -> Op
     primary_for(activations, now, Some(wave))
 }
 
-fn primary_for(activations: &[Activation], now: Timestamp, wave: Option<&Wave>) -> Option<u32> {
+/// Returns the primary of a named wave, or of any wave that no activation names.
+pub(super) fn primary_for(
+    activations: &[Activation],
+    now: Timestamp,
+    wave: Option<&Wave>,
+) -> Option<u32> {
     deciding(activations, now, wave).map(|activation| activation.version)
 }
 

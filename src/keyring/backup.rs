@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{BackupRecord, Manifest, Refusal, Rejection, State, Wrap, lifecycle::successor};
+use super::{
+    BackupRecord, Document, Manifest, Refusal, Rejection, State, Wrap, lifecycle::successor,
+};
 use crate::crypto::{KeyringId, to_hex};
 
 impl BackupRecord {
@@ -19,23 +21,25 @@ impl BackupRecord {
 /// # Errors
 /// [`Refusal`] if the backup is of another keyring or of a future generation.
 pub fn record_backup(
-    current: &Manifest,
+    current: &Document,
     id: KeyringId,
     backup: &BackupRecord,
     now: Timestamp,
 ) -> Result<Manifest, Refusal> {
-    if current.id != id {
-        let expected = current.id.to_string();
+    let manifest = current.manifest();
+    if manifest.id != id {
+        let expected = manifest.id.to_string();
         return Err(Refusal::Diverged(Rejection::OtherKeyring {
             expected,
-            found: current.name.clone(),
+            found: manifest.name.clone(),
             found_id: id,
         }));
     }
-    if backup.generation > current.generation || current.version(backup.newest_version).is_none() {
+    if backup.generation > manifest.generation || backup.newest_version > manifest.newest_version()
+    {
         return Err(Refusal::NoBackup(format!(
             "the backup holds generation {}, which is newer than the keyring's {}",
-            backup.generation, current.generation
+            backup.generation, manifest.generation
         )));
     }
     let mut next = successor(current, now);
@@ -46,15 +50,17 @@ pub fn record_backup(
     Ok(next)
 }
 
-/// Returns the generation after `base`, with the wraps in `wraps` instead of its own, and with a
-/// record of the backup that it was restored from.
+/// Returns a successor of `base` with the number `generation`, with the wraps in `wraps` instead of
+/// its own, and with a record of the backup that it was restored from.
 pub fn restore(
-    base: &Manifest,
+    base: &Document,
     wraps: BTreeMap<u32, Vec<Wrap>>,
     backup: &BackupRecord,
+    generation: u64,
     now: Timestamp,
 ) -> Manifest {
     let mut next = successor(base, now);
+    next.generation = generation;
     for version in next
         .versions
         .iter_mut()

@@ -1,30 +1,25 @@
-//! Destroying a version: removes its wraps and keeps a tombstone.
+//! Destroying a version: removes its wraps and keeps a tombstone with its testament.
 
 use jiff::Timestamp;
 
 use super::{
-    BackupRecord, Manifest, PrimaryPeriod, Refusal, State, Version, WaveSelector,
+    BackupRecord, Base64, Document, Manifest, Policy, PrimaryPeriod, Refusal, State, Testament,
+    Version, WaveSelector,
+    consistency::NEWEST_HEIRS,
     lifecycle::{activate, after, find, require, successor},
-    primary_period,
+    primaries, primary_period,
 };
 use crate::model::KeyringName;
 
-/// How a version is destroyed, with the operator's confirmation.
+/// Versions that no KEK will ever unwrap again, as an operator declares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Destruction<'a> {
-    /// The version is disabled and its waiting times are over.
-    Orderly {
-        /// The phrase that replaces a verified backup; ignored if there is one.
-        confirm: Option<&'a str>,
-    },
-    /// Every KEK that wraps the version is permanently lost. No one can unwrap it again, so waiting
-    /// would not help.
-    Lost {
-        /// The phrase that declares the loss.
-        confirm: Option<&'a str>,
-        /// The version that replaces the lost one as primary, for every wave and immediately.
-        successor: Option<u32>,
-    },
+pub struct Loss<'a> {
+    /// Their numbers.
+    pub versions: &'a [u32],
+    /// The phrase that declares the loss.
+    pub confirm: Option<&'a str>,
+    /// The version that replaces them as primary, for every wave and immediately.
+    pub successor: Option<u32>,
 }
 
 /// Returns the phrase that replaces a verified backup.
@@ -32,69 +27,172 @@ pub fn backup_phrase(keyring: &KeyringName, version: u32) -> String {
     format!("there is no backup of version {version} of {keyring}")
 }
 
-/// Returns the phrase that declares a version's KEKs lost.
-pub fn lost_phrase(keyring: &KeyringName, version: u32) -> String {
-    format!("every KEK of version {version} of {keyring} is lost")
+/// Returns the phrase that declares the KEKs of versions lost.
+pub fn lost_phrase(keyring: &KeyringName, versions: &[u32]) -> String {
+    format!("every KEK of {} of {keyring} is lost", listed(versions))
 }
 
-/// Returns the phrase that declares a version's KEKs lost although one of them may only be
+/// Returns the phrase that declares the KEKs of versions lost although one of them may only be
 /// unavailable. It is stronger than [`lost_phrase`] and accepted in its place.
-pub fn doubted_loss_phrase(keyring: &KeyringName, version: u32) -> String {
-    format!("no KEK of version {version} of {keyring} will ever come back")
+pub fn doubted_loss_phrase(keyring: &KeyringName, versions: &[u32]) -> String {
+    format!(
+        "no KEK of {} of {keyring} will ever come back",
+        listed(versions)
+    )
 }
 
-/// Destroys a version. What was encrypted under it is lost.
+fn listed(versions: &[u32]) -> String {
+    match versions {
+        [one] => format!("version {one}"),
+        many => {
+            let many: Vec<String> = many.iter().map(u32::to_string).collect();
+            format!("versions {}", many.join(", "))
+        }
+    }
+}
+
+/// Destroys a version. What was encrypted under it is lost. The testament that names its heirs is
+/// still unsigned; [`authenticate`](super::authenticate) signs it with the version's own key.
+///
+/// `confirm` is the phrase that replaces a verified backup; it is ignored if there is one.
 ///
 /// # Errors
-/// [`Refusal`] unless the version is disabled, both waiting times are over (I5, I11), and a
-/// verified backup holds it or the operator confirmed that none does. A lost version needs a
-/// confirmation alone, and a successor if it is a primary.
+/// [`Refusal`] unless the version is disabled, both waiting times are over (I5, I11), another
+/// version can speak for it (I13), and a verified backup holds it or the operator confirmed that
+/// none does.
 pub fn destroy(
-    current: &Manifest,
+    current: &Document,
     version: u32,
-    how: Destruction<'_>,
+    confirm: Option<&str>,
     now: Timestamp,
 ) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
-    let now = next.updated_at;
-    if let Destruction::Lost {
-        successor: Some(successor),
-        ..
-    } = how
-    {
-        // In the same generation: no one can unwrap the lost version, so no one could authenticate
-        // a generation in between.
-        let activated = activate(current, successor, WaveSelector::Every, None, now)?;
-        next.activations = activated.activations;
-    }
     let period = primary_period(&next.activations, version, now);
     let target = find(&mut next, version)?;
     if period == PrimaryPeriod::CurrentOrScheduled {
-        return Err(match how {
-            Destruction::Orderly { .. } => Refusal::IsPrimary(version),
-            Destruction::Lost { .. } => Refusal::LostPrimary(version),
-        });
+        return Err(Refusal::IsPrimary(version));
     }
-    match how {
-        Destruction::Orderly { .. } => require_waiting_times(current, target, period, now)?,
-        Destruction::Lost { .. } if target.state == State::Destroyed => {
+    require_waiting_times(&current.manifest().policy, target, period, now)?;
+    let phrase = backup_phrase(&current.manifest().name, version);
+    if backup_of(current.manifest(), version).is_none() && confirm != Some(phrase.as_str()) {
+        return Err(Refusal::NotConfirmed { version, phrase });
+    }
+    let testament = testament(&next, version, now)?;
+    bury(find(&mut next, version)?, Some(testament), now);
+    Ok(next)
+}
+
+/// Destroys versions that no KEK can unwrap any more. Waiting would not help, and no one can sign a
+/// testament: sidecars that hold one of them ask for `accept_lost` (I13).
+///
+/// # Errors
+/// [`Refusal`] if the operator didn't confirm the loss, or if a version is a primary and there is
+/// no successor.
+pub fn declare_lost(
+    current: &Document,
+    loss: Loss<'_>,
+    now: Timestamp,
+) -> Result<Manifest, Refusal> {
+    let mut next = successor(current, now);
+    if let Some(successor) = loss.successor {
+        // In the same generation: no one can unwrap the lost version, so no one could give its word
+        // for a generation in between.
+        let activated = activate(current, successor, WaveSelector::Every, None, now)?;
+        next.activations = activated.activations;
+    }
+    for version in loss.versions {
+        let period = primary_period(&next.activations, *version, now);
+        let target = find(&mut next, *version)?;
+        if period == PrimaryPeriod::CurrentOrScheduled {
+            return Err(Refusal::LostPrimary(*version));
+        }
+        if target.state == State::Destroyed {
             return Err(Refusal::WrongState {
-                version,
+                version: *version,
                 state: State::Destroyed,
                 needed: "it can't be destroyed again",
             });
         }
-        Destruction::Lost { .. } => {}
+        bury(target, None, now);
     }
-    require_confirmation(current, version, how)?;
-    target.state = State::Destroyed;
-    target.state_changed_at = now;
-    target.wraps.clear();
+    require_declaration(current.manifest(), loss)?;
     Ok(next)
 }
 
+fn bury(version: &mut Version, testament: Option<Testament>, now: Timestamp) {
+    version.state = State::Destroyed;
+    version.state_changed_at = now;
+    version.wraps.clear();
+    version.testament = testament;
+}
+
+fn backup_of(manifest: &Manifest, version: u32) -> Option<&BackupRecord> {
+    manifest
+        .last_backup
+        .as_ref()
+        .filter(|backup| version <= backup.newest_version)
+}
+
+fn require_declaration(manifest: &Manifest, loss: Loss<'_>) -> Result<(), Refusal> {
+    let phrase = lost_phrase(&manifest.name, loss.versions);
+    let accepted = [
+        phrase.as_str(),
+        &doubted_loss_phrase(&manifest.name, loss.versions),
+    ];
+    if loss
+        .confirm
+        .is_some_and(|confirm| accepted.contains(&confirm))
+    {
+        return Ok(());
+    }
+    let backed_up = loss
+        .versions
+        .iter()
+        .find_map(|version| Some((*version, backup_of(manifest, *version)?)));
+    Err(match (backed_up, loss.versions.first()) {
+        (Some((version, backup)), _) => Refusal::NotLostWithBackup {
+            version,
+            verified_at: backup.verified_at,
+            sha256: backup.sha256_hex(),
+            phrase,
+        },
+        (None, version) => Refusal::NotConfirmed {
+            version: version.copied().unwrap_or_default(),
+            phrase,
+        },
+    })
+}
+
+/// Names the heirs of a version: the newest other versions that live and are not compromised, and
+/// the primary of every wave.
+fn testament(next: &Manifest, version: u32, now: Timestamp) -> Result<Testament, Refusal> {
+    let eligible = |heir: &&Version| heir.version != version && !heir.compromised;
+    let enabled = |heir: &Version| heir.state == State::Enabled;
+    if !next.live().filter(eligible).any(enabled) {
+        return Err(Refusal::NoHeir(version));
+    }
+    let primaries: Vec<Option<u32>> = primaries(&next.activations, now)
+        .into_iter()
+        .map(|(_, primary)| primary)
+        .collect();
+    let eligible: Vec<&Version> = next.live().filter(eligible).collect();
+    let older = eligible.len().saturating_sub(NEWEST_HEIRS);
+    let heirs = eligible
+        .iter()
+        .enumerate()
+        .filter(|(index, heir)| *index >= older || primaries.contains(&Some(heir.version)))
+        .map(|(_, heir)| heir.version)
+        .collect();
+    Ok(Testament {
+        generation: next.generation,
+        newest: next.newest_version(),
+        heirs,
+        signature: Base64(Vec::new()),
+    })
+}
+
 fn require_waiting_times(
-    current: &Manifest,
+    policy: &Policy,
     target: &Version,
     period: PrimaryPeriod,
     now: Timestamp,
@@ -106,7 +204,6 @@ fn require_waiting_times(
     )?;
     let version = target.version;
     let too_early = |from, why| Err(Refusal::TooEarly { version, from, why });
-    let policy = &current.policy;
     let disabled_long_enough = after(target.state_changed_at, policy.destroy_after);
     if now < disabled_long_enough {
         let why = format!(
@@ -126,41 +223,4 @@ fn require_waiting_times(
         }
     }
     Ok(())
-}
-
-fn require_confirmation(
-    current: &Manifest,
-    version: u32,
-    how: Destruction<'_>,
-) -> Result<(), Refusal> {
-    let holds_version = |backup: &&BackupRecord| version <= backup.newest_version;
-    let backup = current.last_backup.as_ref().filter(holds_version);
-    let name = &current.name;
-    match (how, backup) {
-        // The backup can restore it.
-        (Destruction::Orderly { .. }, Some(_)) => Ok(()),
-        (Destruction::Orderly { confirm }, None) => {
-            let phrase = backup_phrase(name, version);
-            if confirm == Some(phrase.as_str()) {
-                return Ok(());
-            }
-            Err(Refusal::NotConfirmed { version, phrase })
-        }
-        (Destruction::Lost { confirm, .. }, backup) => {
-            let phrase = lost_phrase(name, version);
-            let accepted = [phrase.as_str(), &doubted_loss_phrase(name, version)];
-            if confirm.is_some_and(|confirm| accepted.contains(&confirm)) {
-                return Ok(());
-            }
-            Err(match backup {
-                None => Refusal::NotConfirmed { version, phrase },
-                Some(backup) => Refusal::NotLostWithBackup {
-                    version,
-                    verified_at: backup.verified_at,
-                    sha256: backup.sha256_hex(),
-                    phrase,
-                },
-            })
-        }
-    }
 }

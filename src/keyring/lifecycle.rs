@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{
-    Activation, Base64, Manifest, Policy, PrimaryPeriod, Refusal, State, Version, WaveSelector,
-    Wrap, primary_period,
+    Activation, Ancestor, Authentication, Base64, Document, LINEAGE, Manifest, Policy,
+    PrimaryPeriod, Refusal, State, Version, WaveSelector, Wrap, primaries, primary_period,
+    scheduled,
 };
 use crate::{
     crypto::KeyringId,
@@ -22,6 +23,8 @@ pub struct NewVersion {
     pub wraps: Vec<Wrap>,
     /// Its check value.
     pub check: [u8; 32],
+    /// The public half of its succession key.
+    pub key: [u8; 32],
 }
 
 /// Creates a keyring. Version 1 is the primary of every wave from the start.
@@ -44,9 +47,8 @@ pub fn init(
 }
 
 /// Adds a version, which stays pending until an activation names it (I1).
-pub fn rotate(current: &Manifest, new: NewVersion, now: Timestamp) -> Manifest {
+pub fn rotate(current: &Document, new: NewVersion, now: Timestamp) -> Manifest {
     let mut next = successor(current, now);
-    let now = next.updated_at;
     push_version(&mut next, new, now);
     next
 }
@@ -57,7 +59,7 @@ pub fn rotate(current: &Manifest, new: NewVersion, now: Timestamp) -> Manifest {
 /// # Errors
 /// [`Refusal`] if the version isn't enabled or is compromised, or if `at` is in the past.
 pub fn activate(
-    current: &Manifest,
+    current: &Document,
     version: u32,
     wave: WaveSelector,
     at: Option<Timestamp>,
@@ -73,8 +75,8 @@ pub fn activate(
     if target.compromised {
         return Err(Refusal::Compromised(version));
     }
-    let at = at.unwrap_or(next.updated_at);
-    if at < next.updated_at {
+    let at = at.unwrap_or(now);
+    if at < now {
         return Err(Refusal::InThePast { at });
     }
     next.activations.push(Activation { version, wave, at });
@@ -115,25 +117,26 @@ pub struct VersionUse {
 /// # Errors
 /// [`Refusal`] if the version is a primary, or without evidence (I5).
 pub fn disable(
-    current: &Manifest,
+    current: &Document,
     version: u32,
     evidence: &Evidence,
     now: Timestamp,
 ) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
-    let now = next.updated_at;
     let target = find(&mut next, version)?;
     require(
         target,
         State::Enabled,
         "only an enabled version can be disabled",
     )?;
-    if primary_period(&current.activations, version, now) == PrimaryPeriod::CurrentOrScheduled {
+    if primary_period(&current.manifest().activations, version, now)
+        == PrimaryPeriod::CurrentOrScheduled
+    {
         return Err(Refusal::IsPrimary(version));
     }
     let missing = match evidence {
         Evidence::Override(_) => Vec::new(),
-        Evidence::Fleet(reports) => missing_evidence(reports, current, now),
+        Evidence::Fleet(reports) => missing_evidence(reports, current.manifest(), now),
     };
     if !missing.is_empty() {
         return Err(Refusal::EvidenceMissing { version, missing });
@@ -188,9 +191,8 @@ fn missing_evidence(reports: &[SidecarReport], current: &Manifest, now: Timestam
 ///
 /// # Errors
 /// [`Refusal`] if the version isn't disabled.
-pub fn enable(current: &Manifest, version: u32, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn enable(current: &Document, version: u32, now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
-    let now = next.updated_at;
     let target = find(&mut next, version)?;
     require(
         target,
@@ -202,14 +204,54 @@ pub fn enable(current: &Manifest, version: u32, now: Timestamp) -> Result<Manife
     Ok(next)
 }
 
-/// Marks a version as compromised. It still decrypts, but can't be activated again.
+/// Marks a version as compromised. It still decrypts, but can't be activated again: wherever it was
+/// scheduled, the present primary stays.
 ///
 /// # Errors
 /// [`Refusal`] if there is no such version.
-pub fn compromise(current: &Manifest, version: u32, now: Timestamp) -> Result<Manifest, Refusal> {
+pub fn compromise(current: &Document, version: u32, now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
     find(&mut next, version)?.compromised = true;
+    let scheduled: Vec<WaveSelector> = scheduled(&next.activations, now)
+        .filter(|activation| activation.version == version)
+        .map(|activation| activation.wave.clone())
+        .collect();
+    reactivate_primaries(&mut next, &scheduled, now);
     Ok(next)
+}
+
+/// Activates the primaries of `now` again for the waves that `selectors` cover, which overrides
+/// what was scheduled for them.
+fn reactivate_primaries(next: &mut Manifest, selectors: &[WaveSelector], now: Timestamp) {
+    let is_affected = |wave: &WaveSelector| {
+        selectors
+            .iter()
+            .any(|selector| *selector == WaveSelector::Every || selector == wave)
+    };
+    let is_usable = |activation: &Activation| {
+        next.version(activation.version)
+            .is_some_and(|version| version.state == State::Enabled && !version.compromised)
+    };
+    let present = primaries(&next.activations, now)
+        .into_iter()
+        .filter(|(wave, _)| is_affected(wave))
+        .filter_map(|(wave, primary)| {
+            Some(Activation {
+                version: primary?,
+                wave,
+                at: now,
+            })
+        })
+        .filter(is_usable)
+        .collect();
+    activate_all(next, present);
+}
+
+/// Appends activations, of which at most one is for `*`. That one comes first: it covers the named
+/// waves, too.
+pub(super) fn activate_all(next: &mut Manifest, mut activations: Vec<Activation>) {
+    activations.sort_by_key(|activation| activation.wave != WaveSelector::Every);
+    next.activations.extend(activations);
 }
 
 /// Replaces the wraps of versions. The keys stay the same, so no ciphertext changes.
@@ -217,7 +259,7 @@ pub fn compromise(current: &Manifest, version: u32, now: Timestamp) -> Result<Ma
 /// # Errors
 /// [`Refusal`] if a version is unknown or destroyed, or would be left without a wrap.
 pub fn rewrap(
-    current: &Manifest,
+    current: &Document,
     wraps: BTreeMap<u32, Vec<Wrap>>,
     now: Timestamp,
 ) -> Result<Manifest, Refusal> {
@@ -241,22 +283,37 @@ pub fn rewrap(
 
 /// Returns a new generation without other changes, which renews the encrypt lease where a copy of
 /// the manifest is read (I11).
-pub fn touch(current: &Manifest, now: Timestamp) -> Manifest {
+pub fn touch(current: &Document, now: Timestamp) -> Manifest {
     successor(current, now)
 }
 
-/// Returns the next generation, still without authentication.
-pub(super) fn successor(current: &Manifest, now: Timestamp) -> Manifest {
-    let mut next = current.clone();
+/// Returns the next generation, still without authentication. Readers order generations by number,
+/// so its stamp is the present time, whatever the last one was.
+pub(super) fn successor(current: &Document, now: Timestamp) -> Manifest {
+    let mut next = current.manifest().clone();
+    let ancestor = Ancestor {
+        generation: next.generation,
+        sha256: Base64(current.digest().to_vec()),
+    };
+    next.lineage.insert(0, ancestor);
+    limit_lineage(&mut next.lineage);
     next.generation += 1;
-    // A clock that is behind the last operator's must not move time backwards.
-    next.updated_at = now.max(current.updated_at);
-    next.authentication = Default::default();
+    next.updated_at = now;
+    next.authentication = Authentication::default();
     next
 }
 
+/// Drops the oldest ancestors beyond [`LINEAGE`]. A generation that two branches have stays or goes
+/// as a whole: a reader that finds one of them would miss the other.
+pub(super) fn limit_lineage(lineage: &mut Vec<Ancestor>) {
+    if let Some(first_dropped) = lineage.get(LINEAGE).map(|ancestor| ancestor.generation) {
+        lineage.truncate(LINEAGE);
+        lineage.retain(|ancestor| ancestor.generation > first_dropped);
+    }
+}
+
 fn push_version(manifest: &mut Manifest, new: NewVersion, now: Timestamp) {
-    let number = manifest.versions.last().map_or(1, |last| last.version + 1);
+    let number = manifest.newest_version() + 1;
     manifest.versions.push(Version {
         version: number,
         state: State::Enabled,
@@ -265,11 +322,13 @@ fn push_version(manifest: &mut Manifest, new: NewVersion, now: Timestamp) {
         state_changed_at: now,
         wraps: new.wraps,
         check: Base64(new.check.to_vec()),
+        key: Base64(new.key.to_vec()),
+        testament: None,
     });
 }
 
 pub(super) fn find(manifest: &mut Manifest, version: u32) -> Result<&mut Version, Refusal> {
-    let last = manifest.versions.last().map_or(0, |last| last.version);
+    let last = manifest.newest_version();
     let missing = Refusal::NoSuchVersion {
         keyring: manifest.name.clone(),
         version,

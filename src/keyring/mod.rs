@@ -6,7 +6,10 @@
 mod activation;
 mod authentication;
 mod backup;
+mod branches;
+mod consistency;
 mod destruction;
+mod document;
 mod lifecycle;
 mod manifest;
 mod refusal;
@@ -19,18 +22,23 @@ mod tests;
 pub use activation::{
     Activation, PrimaryPeriod, WaveSelector, primaries, primary_at, primary_period, scheduled,
 };
-pub use authentication::{authenticate, verify};
+pub use authentication::{authenticate, is_signed_by, verify_signatures, verify_words};
 pub use backup::{record_backup, restore};
-pub use destruction::{Destruction, backup_phrase, destroy, doubted_loss_phrase, lost_phrase};
+pub use branches::merge;
+pub use consistency::LINEAGE;
+pub use destruction::{
+    Loss, backup_phrase, declare_lost, destroy, doubted_loss_phrase, lost_phrase,
+};
+pub use document::{Document, ManifestError, is_of_another_format};
 pub use lifecycle::{
     Evidence, NewVersion, SidecarReport, VersionUse, activate, compromise, disable, enable, init,
     rewrap, rotate, touch,
 };
 pub use manifest::{
-    Authentication, BackupRecord, Base64, Document, Mac, Manifest, ManifestError, Policy,
-    Signature, State, Version, Wrap, is_of_another_format,
+    Ancestor, Authentication, BackupRecord, Base64, Manifest, Policy, Signature, State, Testament,
+    Trimmed, Version, Word, Wrap,
 };
 pub use refusal::Refusal;
 pub use rejection::Rejection;
-pub use succession::{Succession, succeeds};
-pub use table::{Expectations, KeyTable, Role, Slot, UnwrapResults};
+pub use succession::{Expectations, Succession, descends_from, examine, is_vouched_for};
+pub use table::{KeyTable, NotUnwrapped, Role, Slot, UnwrapResults};

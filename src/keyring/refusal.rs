@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Rejection, State};
+use super::{Rejection, State, WaveSelector};
 use crate::model::KeyringName;
 
 /// An invariant forbids a change. The message says what would help.
@@ -52,20 +52,35 @@ pub enum Refusal {
          waiting times"
     )]
     NotLost(u32),
-    /// A version was declared lost, but one of its KEKs may only be unavailable.
+    /// Versions were declared lost, but one of their KEKs may only be unavailable.
     #[error(
-        "version {version} can't be confirmed lost: an unreachable or disabled KEK may become \
-         available again.\n{}\nIf all of these are permanently lost too: --confirm '{phrase}'",
+        "the loss can't be confirmed: an unreachable or disabled KEK may become available again.\n\
+         {}\nIf all of these are permanently lost too: --confirm '{phrase}'",
         list(.doubts)
     )]
     LossUnconfirmed {
-        /// The version.
-        version: u32,
         /// The response of each KEK that didn't report the key as missing.
         doubts: Vec<String>,
         /// The phrase that confirms the loss.
         phrase: String,
     },
+    /// Another branch destroyed or flagged a primary.
+    #[error(
+        "another branch destroyed version {version} or marked it as compromised, and it is the \
+         primary of wave {wave} on the chosen branch; choose the other branch"
+    )]
+    Unmergeable {
+        /// The version.
+        version: u32,
+        /// The wave that it is the primary of.
+        wave: WaveSelector,
+    },
+    /// No version could speak for a destroyed one.
+    #[error(
+        "version {0} can't be destroyed: no other version is enabled and not compromised, so \
+         sidecars that know only this one could not follow; create one with `keyring rotate`"
+    )]
+    NoHeir(u32),
     /// No KEK could unwrap the version any more.
     #[error(
         "version {0} would be left without a KEK; add another one first \

@@ -1,4 +1,4 @@
-//! Why a sidecar doesn't activate a manifest.
+//! Why a reader doesn't take a manifest.
 
 use crate::{
     crypto::KeyringId,
@@ -21,10 +21,21 @@ pub enum Rejection {
         /// The id in the manifest.
         found_id: KeyringId,
     },
-    /// Older than the active manifest, or than `min_generation`.
+    /// A genuine ancestor of the base: a copy that lags, or a store that was rolled back.
+    #[error(
+        "the location holds generation {found}, an earlier generation than {held}: a copy that \
+         lags, or a store that was rolled back; `keyring recover` writes the newest one back"
+    )]
+    Behind {
+        /// The generation found.
+        found: u64,
+        /// The generation of the base.
+        held: u64,
+    },
+    /// Older than the base and not one of its ancestors, or older than `min_generation`.
     #[error(
         "the manifest went back to generation {found}, below {least}; restore the newest one \
-         (`GET /manifests/NAME` on the ops listener returns it)"
+         (`keyring recover`)"
     )]
     WentBack {
         /// The generation found.
@@ -33,7 +44,10 @@ pub enum Rejection {
         least: u64,
     },
     /// Two manifests with one generation differ.
-    #[error("generation {0} exists with different content: conflicting writes or tampering")]
+    #[error(
+        "generation {0} exists with different content: conflicting writes or tampering; \
+         `keyring recover` lists both branches"
+    )]
     Forked(u64),
     /// A known version is missing.
     #[error("version {0} is missing; a destroyed version leaves a tombstone")]
@@ -41,15 +55,56 @@ pub enum Rejection {
     /// A destroyed version is present again.
     #[error("version {0} was destroyed and is present again")]
     Resurrected(u32),
-    /// The check value of a version changed.
-    #[error("version {0} has a different check value: its key was replaced")]
+    /// The check value or succession key of a version changed.
+    #[error("version {0} has a different check value or succession key: its key was replaced")]
     KeyReplaced(u32),
-    /// A MAC doesn't verify.
+    /// The testament of a version appeared, vanished or changed after the fact.
+    #[error("the testament of version {0} doesn't fit the generation that is already known")]
+    TestamentChanged(u32),
+    /// A compromised version is no longer flagged.
+    #[error("version {0} was marked as compromised, and no longer is")]
+    FlagCleared(u32),
+    /// The base is not one of the manifest's ancestors.
     #[error(
-        "the MAC of version {0} doesn't verify: the manifest was not written by a holder of its key"
+        "generation {generation} doesn't descend from the known generation {held}: it was written \
+         on another branch, such as a rolled-back store; `keyring recover` lists both branches"
+    )]
+    NotDescended {
+        /// The generation found.
+        generation: u64,
+        /// The generation of the base.
+        held: u64,
+    },
+    /// A decision that the base has is missing.
+    #[error("an activation of version {0} is missing")]
+    ActivationRemoved(u32),
+    /// A version that the base flags as compromised is activated.
+    #[error("version {0} is marked as compromised, and is activated again")]
+    CompromisedActivated(u32),
+    /// Versions were destroyed without a testament.
+    #[error(
+        "{} destroyed without a testament, as by `keyring destroy --lost`; if that was \
+         intended, set `accept_lost` to {:?} for this keyring, or sign the manifest",
+        list(.0),
+        .0
+    )]
+    LostVersion(Vec<u32>),
+    /// A version that the base trusts is no longer listed.
+    #[error(
+        "version {0}, which is in use here, was trimmed from the manifest; restart to take the \
+         manifest as new (set `anchor`)"
+    )]
+    TooFarBehind(u32),
+    /// A word or a testament doesn't verify.
+    #[error(
+        "the word or testament of version {0} doesn't verify: the manifest was not written by a \
+         holder of its key"
     )]
     Unauthenticated(u32),
-    /// There is no key to verify a MAC with.
+    /// No trusted version vouches for the manifest.
+    #[error("no version that is trusted here vouches for the manifest")]
+    NotVouched,
+    /// A fresh reader could not unwrap any version.
     #[error("no key version could be unwrapped, so nothing proves who wrote the manifest: {0}")]
     NothingUnwrapped(String),
     /// There is no signature by a trusted signer.
@@ -73,13 +128,33 @@ impl Rejection {
     pub fn code(&self) -> &'static str {
         match self {
             Self::OtherKeyring { .. } => "other_keyring",
+            Self::Behind { .. } => "behind",
             Self::WentBack { .. } => "went_back",
             Self::Forked(_) => "forked",
-            Self::Vanished(_) | Self::Resurrected(_) | Self::KeyReplaced(_) => "inconsistent",
-            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Vanished(_)
+            | Self::Resurrected(_)
+            | Self::KeyReplaced(_)
+            | Self::TestamentChanged(_)
+            | Self::FlagCleared(_)
+            | Self::NotDescended { .. }
+            | Self::ActivationRemoved(_)
+            | Self::CompromisedActivated(_) => "diverged",
+            Self::LostVersion(_) => "lost_version",
+            Self::TooFarBehind(_) => "too_far_behind",
+            Self::Unauthenticated(_) | Self::NotVouched => "unauthenticated",
             Self::Unsigned => "unsigned",
             Self::NoPrimary(_) => "no_primary",
             Self::NothingUnwrapped(_) | Self::PrimaryUnavailable { .. } => "kek_unavailable",
+        }
+    }
+}
+
+fn list(versions: &[u32]) -> String {
+    match versions {
+        [one] => format!("version {one} was"),
+        many => {
+            let many: Vec<String> = many.iter().map(u32::to_string).collect();
+            format!("versions {} were", many.join(", "))
         }
     }
 }

@@ -5,23 +5,41 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{
-    Activation, Document, Manifest, Rejection, State, Succession, Version,
-    authentication::{verify_macs, verify_signatures},
-    primary_at, succeeds,
-};
+use super::{Activation, Document, Manifest, Rejection, State, Succession, Version, primary_at};
 use crate::{
     crypto::{KeyringId, VersionKeys},
-    model::{KeyringName, SignerKey, Wave},
+    model::Wave,
 };
 
 /// For each version to unwrap: its subkeys, or why every wrap failed.
-pub type UnwrapResults = BTreeMap<u32, Result<VersionKeys, String>>;
+pub type UnwrapResults = BTreeMap<u32, Result<VersionKeys, NotUnwrapped>>;
+
+/// Why no KEK has unwrapped a version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotUnwrapped {
+    /// The error of each KEK.
+    pub message: String,
+    /// A KEK returned another key than the manifest commits to.
+    pub is_exchanged: bool,
+}
+
+impl NotUnwrapped {
+    /// No KEK has answered, or none could unwrap the version.
+    pub fn because(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            is_exchanged: false,
+        }
+    }
+}
 
 /// One generation of a keyring, unwrapped. It is immutable: a request sees the same one from
-/// beginning to end (I4).
+/// beginning to end (I4). Clones share the keys.
+#[derive(Clone)]
 pub struct KeyTable {
     document: Arc<Document>,
+    is_exposed: bool,
     wave: Wave,
     slots: Vec<Slot>,
     /// The activations of this wave, in the order in which they were decided.
@@ -29,11 +47,12 @@ pub struct KeyTable {
 }
 
 /// What a table holds of one version.
+#[derive(Clone)]
 pub enum Slot {
     /// Its subkeys.
     Unwrapped(VersionKeys),
     /// It is enabled, but no KEK has unwrapped it; the reason.
-    NotUnwrapped(String),
+    NotUnwrapped(NotUnwrapped),
     /// Suspended; its key is not in memory.
     Disabled,
     /// Only a tombstone is left.
@@ -75,17 +94,6 @@ impl fmt::Display for Role {
     }
 }
 
-/// What the configuration requires of a manifest.
-#[derive(Debug, Clone)]
-pub struct Expectations {
-    /// The keyring's name.
-    pub name: KeyringName,
-    /// The lowest accepted generation.
-    pub min_generation: u64,
-    /// One of these must have signed it, unless there are none.
-    pub trusted_signers: Vec<SignerKey>,
-}
-
 /// Reported while unwraps are pending.
 const UNANSWERED: &str = "its KEKs have not answered yet";
 
@@ -104,47 +112,6 @@ fn failures(unwrapped: &UnwrapResults, candidate: &Document) -> String {
 }
 
 impl KeyTable {
-    /// Compares a manifest with the active table before any key is unwrapped (I3).
-    ///
-    /// # Errors
-    /// [`Rejection`]
-    pub fn examine(
-        current: Option<&Self>,
-        candidate: &Document,
-        expect: &Expectations,
-    ) -> Result<Succession, Rejection> {
-        let found = candidate.manifest();
-        let id_differs = current.is_some_and(|table| table.id() != found.id);
-        if found.name != expect.name || id_differs {
-            let id = current
-                .map(|table| format!(" ({})", table.id()))
-                .unwrap_or_default();
-            return Err(Rejection::OtherKeyring {
-                expected: format!("{}{id}", expect.name),
-                found: found.name.clone(),
-                found_id: found.id,
-            });
-        }
-        let least = current
-            .map_or(0, Self::generation)
-            .max(expect.min_generation);
-        if found.generation < least {
-            return Err(Rejection::WentBack {
-                found: found.generation,
-                least,
-            });
-        }
-        verify_signatures(candidate, &expect.trusted_signers)?;
-        let Some(current) = current else {
-            return Ok(Succession::Newer);
-        };
-        succeeds(&current.document, candidate)?;
-        if found.generation == current.generation() {
-            return Ok(Succession::Unchanged);
-        }
-        Ok(Succession::Newer)
-    }
-
     /// Returns the enabled versions of a manifest whose keys the active table doesn't hold.
     pub fn versions_to_unwrap<'d>(
         current: Option<&Self>,
@@ -164,29 +131,24 @@ impl KeyTable {
             .collect()
     }
 
-    /// Builds the next table from the keys that `current` holds and those in `unwrapped`. Each of
-    /// these keys must verify the manifest's MAC. A version that is in neither waits for its KEKs.
+    /// Builds the next table from the keys that `current` holds and those in `unwrapped`. Both were
+    /// compared with the manifest's check values and succession keys. A version that is in neither
+    /// waits for its KEKs.
     ///
     /// # Errors
     /// [`Rejection`]
     pub fn build(
         current: Option<&Self>,
         candidate: Arc<Document>,
+        succession: Succession,
         unwrapped: &UnwrapResults,
         wave: Wave,
         now: Timestamp,
     ) -> Result<Self, Rejection> {
-        let held = current.into_iter().flat_map(Self::unwrapped);
-        let fresh = unwrapped
-            .iter()
-            .filter_map(|(version, result)| Some((*version, result.as_ref().ok()?)));
-        verify_macs(&candidate, held.chain(fresh)).map_err(|rejection| match rejection {
-            Rejection::NothingUnwrapped(_) => {
-                Rejection::NothingUnwrapped(failures(unwrapped, &candidate))
-            }
-            other => other,
-        })?;
-
+        // Without a table, the keys that open prove that the manifest is this keyring's.
+        if current.is_none() && !unwrapped.values().any(Result::is_ok) {
+            return Err(Rejection::NothingUnwrapped(failures(unwrapped, &candidate)));
+        }
         let manifest = candidate.manifest();
         let slots = manifest.versions.iter().map(|version| match version.state {
             State::Destroyed => Slot::Destroyed,
@@ -199,7 +161,7 @@ impl KeyTable {
                     Slot::Unwrapped(keys.clone())
                 }
                 (_, Some(Err(reason))) => Slot::NotUnwrapped(reason.clone()),
-                (_, None) => Slot::NotUnwrapped(UNANSWERED.into()),
+                (_, None) => Slot::NotUnwrapped(NotUnwrapped::because(UNANSWERED)),
             },
         });
         let slots = slots.collect();
@@ -209,8 +171,14 @@ impl KeyTable {
             .filter(|activation| activation.wave.covers(Some(&wave)))
             .cloned()
             .collect();
+        let is_exposed = match succession {
+            Succession::Unchanged => current.is_some_and(|current| current.is_exposed),
+            Succession::Newer => false,
+            Succession::Exposed => true,
+        };
         let table = Self {
             document: candidate,
+            is_exposed,
             wave,
             slots,
             schedule,
@@ -228,7 +196,7 @@ impl KeyTable {
         match table.slot(primary) {
             Some(Slot::NotUnwrapped(reason)) => Err(Rejection::PrimaryUnavailable {
                 version: primary,
-                reason: reason.clone(),
+                reason: reason.to_string(),
             }),
             _ => Ok(table),
         }
@@ -254,6 +222,11 @@ impl KeyTable {
         self.manifest().generation
     }
 
+    /// Returns whether only compromised versions vouch for the active manifest.
+    pub fn is_exposed(&self) -> bool {
+        self.is_exposed
+    }
+
     /// Returns the wave that roles are computed for.
     pub fn wave(&self) -> &Wave {
         &self.wave
@@ -261,8 +234,7 @@ impl KeyTable {
 
     /// Returns what is held of a version, or `None` if it is unknown.
     pub fn slot(&self, version: u32) -> Option<&Slot> {
-        self.slots
-            .get(usize::try_from(version.checked_sub(1)?).ok()?)
+        self.slots.get(self.manifest().index_of(version)?)
     }
 
     /// Returns the primary at `now`.
@@ -344,20 +316,11 @@ impl KeyTable {
     }
 
     /// Returns the enabled versions that are not unwrapped, with the reasons.
-    pub fn not_unwrapped(&self) -> impl Iterator<Item = (u32, &str)> {
-        (1..)
+    pub fn not_unwrapped(&self) -> impl Iterator<Item = (u32, &NotUnwrapped)> {
+        (self.manifest().first_version()..)
             .zip(&self.slots)
             .filter_map(|(version, slot)| match slot {
-                Slot::NotUnwrapped(reason) => Some((version, reason.as_str())),
-                _ => None,
-            })
-    }
-
-    fn unwrapped(&self) -> impl Iterator<Item = (u32, &VersionKeys)> {
-        (1..)
-            .zip(&self.slots)
-            .filter_map(|(version, slot)| match slot {
-                Slot::Unwrapped(keys) => Some((version, keys)),
+                Slot::NotUnwrapped(reason) => Some((version, reason)),
                 _ => None,
             })
     }

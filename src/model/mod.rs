@@ -1,6 +1,7 @@
 //! The vocabulary: names, URIs, waves, durations and operations, each parsed once and valid from
 //! then on.
 
+mod anchor;
 mod certificate;
 mod names;
 mod operation;
@@ -9,6 +10,7 @@ mod signer;
 mod span;
 mod uris;
 
+pub use anchor::Anchor;
 pub use certificate::CertificateName;
 pub use names::{KeyringName, Malformed, SecretName, Wave};
 pub use operation::Operation;

@@ -24,6 +24,7 @@ pub(super) fn status(parts: &OpsParts, started_at: Timestamp) -> Status {
     let (secrets, renders) = (parts.secrets.all(), parts.renders.all());
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
+        now: Some(parts.clock.now()),
         started_at,
         ready: pending.is_empty(),
         pending,
@@ -113,6 +114,8 @@ fn active_manifest(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Ac
         primary_since: table.primary_since(now),
         confirmed_at: keyring.confirmed_at(),
         encrypt_until: keyring.lease_end(table),
+        exposed: table.is_exposed(),
+        lost: snapshot.lost().to_vec(),
         versions: versions.collect(),
     }
 }
@@ -132,7 +135,7 @@ fn version_status(
         created_at: version.created_at,
         last_used: usage.and_then(VersionUsage::last_used),
         unopened: match table.slot(number)? {
-            Slot::NotUnwrapped(reason) => Some(reason.clone()),
+            Slot::NotUnwrapped(reason) => Some(reason.to_string()),
             _ => None,
         },
     })

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::Trigger;
 use crate::{
     keks::UnwrapTasks,
-    keyring::{Document, UnwrapResults},
+    keyring::{Document, Succession, UnwrapResults},
 };
 
 /// How long a manifest waits for slow KEKs before it is published without their versions.
@@ -17,6 +17,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A manifest that passed examination and whose versions are being unwrapped.
 pub(super) struct Candidate {
     pub(super) document: Arc<Document>,
+    pub(super) succession: Succession,
     pub(super) read_at: Timestamp,
     pub(super) trigger: Trigger,
     pub(super) unwraps: UnwrapTasks,
@@ -30,6 +31,7 @@ impl Candidate {
     pub(super) fn resume(
         former: Option<Self>,
         document: Arc<Document>,
+        succession: Succession,
         read_at: Timestamp,
         trigger: Trigger,
     ) -> Self {
@@ -37,6 +39,7 @@ impl Candidate {
             Some(former) if former.document.canonical() == document.canonical() => former,
             _ => Self {
                 document,
+                succession,
                 read_at,
                 trigger,
                 unwraps: UnwrapTasks::default(),
@@ -44,6 +47,7 @@ impl Candidate {
             },
         };
         Self {
+            succession,
             read_at,
             trigger,
             ..candidate

@@ -49,8 +49,13 @@ impl RefreshFailure {
             .not_unwrapped()
             .map(|(version, reason)| format!("version {version}: {reason}"))
             .collect();
+        let is_exchanged = table.not_unwrapped().any(|(_, reason)| reason.is_exchanged);
         (!reasons.is_empty()).then(|| Self {
-            code: "kek_unavailable",
+            code: if is_exchanged {
+                "exchanged"
+            } else {
+                "kek_unavailable"
+            },
             message: reasons.join("; "),
         })
     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +38,8 @@ pub struct Keyring {
     generations: watch::Sender<Option<u64>>,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     confirmed_at: AtomicI64,
+    /// The generation that `confirmed_at` is about; 0 for none.
+    confirmed_generation: AtomicU64,
     observed_since: Timestamp,
     status: Mutex<RefreshStatus>,
     /// Versions that were found missing, and until when that is trusted.
@@ -83,6 +85,7 @@ impl Keyring {
             snapshot: ArcSwapOption::empty(),
             generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
+            confirmed_generation: AtomicU64::new(0),
             observed_since: shared.clock.now(),
             status: Mutex::default(),
             misses: Mutex::default(),
@@ -202,6 +205,27 @@ impl Keyring {
         self.generations.subscribe()
     }
 
+    /// Stops encrypting under versions that are lost, and keeps decrypting with them.
+    pub(super) fn withhold(&self, lost: &[u32]) {
+        let current = self.snapshot.load_full();
+        if let Some(current) = current.filter(|current| current.lost() != lost) {
+            self.publish(current.without_lost(lost.to_vec()));
+        }
+    }
+
+    /// Returns whether copies of the manifest may lag without an alarm: they confirm themselves by
+    /// their stamp, and less than half of the encrypt lease has passed.
+    pub(super) fn may_lag(&self, table: &KeyTable, now: Timestamp) -> bool {
+        self.confirm == Confirm::Stamp && !self.is_lease_half_over(table, now)
+    }
+
+    /// Returns whether more than half of the encrypt lease has passed.
+    pub(super) fn is_lease_half_over(&self, table: &KeyTable, now: Timestamp) -> bool {
+        let end = self.lease_end(table);
+        now.checked_add(table.manifest().policy.encrypt_lease.0 / 2)
+            .is_ok_and(|half_ahead| half_ahead > end)
+    }
+
     pub(super) fn publish(&self, snapshot: Snapshot) {
         let generation = snapshot.table.generation();
         self.snapshot.store(Some(Arc::new(snapshot)));
@@ -210,9 +234,16 @@ impl Keyring {
 
     /// Records that the location was read at `read_at` and holds the manifest of `table`.
     pub(super) fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
+        let generation = table.generation();
+        let before = self
+            .confirmed_generation
+            .swap(generation, Ordering::Relaxed);
         let confirmed = match self.confirm {
             Confirm::Read => read_at,
-            Confirm::Stamp => table.manifest().updated_at,
+            // A copy that is read again proves nothing new, and a clock that was ahead must not
+            // extend the lease (I15).
+            Confirm::Stamp if before == generation => return,
+            Confirm::Stamp => table.manifest().updated_at.min(read_at),
         };
         self.confirmed_at
             .store(confirmed.as_millisecond(), Ordering::Relaxed);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use metrics::Counter;
 
 use crate::{
-    keyring::KeyTable,
+    keyring::{KeyTable, Version},
     model::{KeyringName, Operation},
     telemetry::Registry,
 };
@@ -19,7 +19,10 @@ const OPERATIONS: &str = "sidekey_version_operations_total";
 /// An active generation. A request takes one and uses it to its end (I4).
 pub struct Snapshot {
     pub(crate) table: KeyTable,
+    /// One for each version of the manifest, in its order.
     usages: Vec<Arc<VersionUsage>>,
+    /// Versions that a manifest destroys without a testament: they must not encrypt.
+    lost: Vec<u32>,
 }
 
 impl Snapshot {
@@ -30,22 +33,42 @@ impl Snapshot {
         name: &KeyringName,
         registry: &Registry,
     ) -> Self {
-        let known = former.map_or(&[][..], |former| &former.usages);
-        let new = table
-            .manifest()
-            .versions
-            .iter()
-            .skip(known.len())
-            .map(|version| Arc::new(VersionUsage::new(name, version.version, registry)));
-        let usages = known.iter().cloned().chain(new).collect();
-        Self { table, usages }
+        let usage = |version: &Version| {
+            let known = former.and_then(|former| former.shared_usage(version.version));
+            known
+                .cloned()
+                .unwrap_or_else(|| Arc::new(VersionUsage::new(name, version.version, registry)))
+        };
+        let usages = table.manifest().versions.iter().map(usage).collect();
+        Self {
+            table,
+            usages,
+            lost: Vec::new(),
+        }
+    }
+
+    /// Returns this generation with `lost` versions that no longer encrypt.
+    pub(super) fn without_lost(&self, lost: Vec<u32>) -> Self {
+        Self {
+            table: self.table.clone(),
+            usages: self.usages.clone(),
+            lost,
+        }
+    }
+
+    /// Returns the versions that must not encrypt, because a manifest that isn't accepted yet
+    /// destroys them without a testament.
+    pub(crate) fn lost(&self) -> &[u32] {
+        &self.lost
     }
 
     /// Returns the usage of a version, or None if the table does not contain it.
     pub fn usage(&self, version: u32) -> Option<&VersionUsage> {
-        self.usages
-            .get(usize::try_from(version.checked_sub(1)?).ok()?)
-            .map(Arc::as_ref)
+        self.shared_usage(version).map(Arc::as_ref)
+    }
+
+    fn shared_usage(&self, version: u32) -> Option<&Arc<VersionUsage>> {
+        self.usages.get(self.table.manifest().index_of(version)?)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     backend::{self, ManifestStore},
     config,
     files::{self, ChangeCallback},
-    keyring::{Document, Expectations, KeyTable, ManifestError, Succession},
+    keyring::{self, Document, Expectations, KeyTable, ManifestError, Rejection, Succession},
     model::KekScope,
     schedule::{Schedule, WatchKeeper, settle},
 };
@@ -36,6 +36,8 @@ impl From<&config::Keyring> for Expectations {
             name: settings.name.clone(),
             min_generation: settings.min_generation,
             trusted_signers: settings.trusted_signers.clone(),
+            anchor: settings.anchor.clone(),
+            accept_lost: settings.accept_lost.clone(),
         }
     }
 }
@@ -43,10 +45,12 @@ impl From<&config::Keyring> for Expectations {
 pub(super) struct Refresher {
     keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
-    expectations: Expectations,
+    expectations: Arc<Expectations>,
     scope: Arc<KekScope>,
     shared: Shared,
     cache: Option<CachedManifest>,
+    /// The manifest from the cache: the base until one is active.
+    cached: Option<Arc<Document>>,
     requests: mpsc::Receiver<Request>,
     watch: WatchKeeper,
     candidate: Option<Candidate>,
@@ -68,6 +72,8 @@ enum WakeUp {
 
 enum RefreshOutcome {
     Unchanged,
+    /// The location is a copy that lags: it confirms nothing and changes nothing.
+    Behind,
     Changed,
     /// Published, but some versions could not be unwrapped.
     Partial,
@@ -77,6 +83,7 @@ impl RefreshOutcome {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Unchanged => "unchanged",
+            Self::Behind => "behind",
             Self::Changed => "changed",
             Self::Partial => "partial",
         }
@@ -94,9 +101,10 @@ impl Refresher {
         Self {
             keyring,
             store,
-            expectations: Expectations::from(settings),
+            expectations: Arc::new(Expectations::from(settings)),
             scope: Arc::new(settings.keks.clone()),
             cache: CachedManifest::new(settings, &shared.settings),
+            cached: None,
             observer: AuditObserver::new(shared.audit.clone()),
             schedule: Schedule::start(FIRST_BACKOFF, shared.settings.max_backoff),
             shared,
@@ -197,7 +205,7 @@ impl Refresher {
             .observe(&self.keyring, self.shared.clock.now());
         self.warn_of_lease();
         match result {
-            Ok(RefreshOutcome::Changed | RefreshOutcome::Unchanged) => {
+            Ok(RefreshOutcome::Changed | RefreshOutcome::Unchanged | RefreshOutcome::Behind) => {
                 self.schedule.succeeded(self.shared.settings.poll);
             }
             Ok(RefreshOutcome::Partial) | Err(_) => self.schedule.failed(),
@@ -254,7 +262,14 @@ impl Refresher {
     ) -> Result<RefreshOutcome, RefreshFailure> {
         let current = self.keyring.snapshot().clone();
         let active = current.as_deref().map(|snapshot| &snapshot.table);
-        let succession = KeyTable::examine(active, &document, &self.expectations)?;
+        let base = active
+            .map(|table| Arc::clone(table.document()))
+            .or_else(|| self.cached.clone());
+        let expectations = Arc::clone(&self.expectations);
+        let succession = match examine(base, Arc::clone(&document), expectations).await {
+            Ok(succession) => succession,
+            Err(rejection) => return self.rejected(rejection, active),
+        };
         if let (Succession::Unchanged, Some(table)) = (succession, active)
             && table.not_unwrapped().next().is_none()
         {
@@ -266,6 +281,7 @@ impl Refresher {
         let candidate = Candidate::resume(
             self.candidate.take(),
             Arc::clone(&document),
+            succession,
             read_at,
             trigger,
         );
@@ -284,6 +300,24 @@ impl Refresher {
         self.publish()
     }
 
+    fn rejected(
+        &self,
+        rejection: Rejection,
+        active: Option<&KeyTable>,
+    ) -> Result<RefreshOutcome, RefreshFailure> {
+        match (&rejection, active) {
+            (Rejection::Behind { .. }, Some(table))
+                if self.keyring.may_lag(table, self.shared.clock.now()) =>
+            {
+                return Ok(RefreshOutcome::Behind);
+            }
+            // Every other word is there, so the loss is genuine.
+            (Rejection::LostVersion(versions), _) => self.keyring.withhold(versions),
+            _ => {}
+        }
+        Err(rejection.into())
+    }
+
     /// Publishes the candidate with the versions that are unwrapped so far.
     fn publish(&mut self) -> Result<RefreshOutcome, RefreshFailure> {
         let Some(candidate) = &mut self.candidate else {
@@ -293,6 +327,7 @@ impl Refresher {
         let table = KeyTable::build(
             current.as_deref().map(|snapshot| &snapshot.table),
             Arc::clone(&candidate.document),
+            candidate.succession,
             &candidate.opened,
             self.keyring.wave().clone(),
             self.shared.clock.now(),
@@ -323,16 +358,20 @@ impl Refresher {
         }
     }
 
-    /// Publishes the cached manifest before the location is read for the first time. Even if that
-    /// fails, an older generation is not accepted from the location.
+    /// Publishes the cached manifest before the location is read for the first time. Even if its
+    /// keys can't be unwrapped yet, only its successors are accepted from the location.
     async fn start_from_cache(&mut self) {
         let Some(cache) = &self.cache else { return };
         let loaded = match cache.load().await {
             Ok(None) => return,
             Ok(Some((bytes, confirmed))) => match parse(bytes).await {
-                Ok(document) => KeyTable::examine(None, &document, &self.expectations)
-                    .map(|_| (document, confirmed))
-                    .map_err(|rejection| rejection.to_string()),
+                Ok(document) => {
+                    let document = Arc::new(document);
+                    examine(None, Arc::clone(&document), Arc::clone(&self.expectations))
+                        .await
+                        .map(|_| (document, confirmed))
+                        .map_err(|rejection| rejection.to_string())
+                }
                 Err(error) => Err(error.to_string()),
             },
             Err(reason) => Err(reason),
@@ -344,11 +383,9 @@ impl Refresher {
                 if let Some(cache) = &mut self.cache {
                     cache.loaded(document.bytes().clone(), confirmed);
                 }
-                let generation = document.manifest().generation;
-                let least = &mut self.expectations.min_generation;
-                *least = generation.max(*least);
+                self.cached = Some(Arc::clone(&document));
                 let trigger = Trigger::CachedManifest;
-                let result = self.apply(Arc::new(document), confirmed, trigger).await;
+                let result = self.apply(document, confirmed, trigger).await;
                 self.finish(trigger, result);
             }
             Err(reason) => warn!(
@@ -396,7 +433,10 @@ impl Refresher {
             Ok(_) => table.and_then(RefreshFailure::not_unwrapped),
             Err(failure) => Some(failure.clone()),
         };
-        let before = self.keyring.record(now, result.is_ok(), failure.clone());
+        let is_valid = result
+            .as_ref()
+            .is_ok_and(|outcome| !matches!(outcome, RefreshOutcome::Behind));
+        let before = self.keyring.record(now, is_valid, failure.clone());
         let is_news = before != failure;
         if let Some(failure) = &failure {
             if is_news {
@@ -413,7 +453,7 @@ impl Refresher {
         let is_changed = match result {
             Ok(RefreshOutcome::Changed) => true,
             Ok(RefreshOutcome::Partial) => is_news,
-            Ok(RefreshOutcome::Unchanged) | Err(_) => false,
+            Ok(RefreshOutcome::Unchanged | RefreshOutcome::Behind) | Err(_) => false,
         };
         if let Some(table) = table.filter(|_| is_changed) {
             info!(
@@ -430,11 +470,10 @@ impl Refresher {
         let Some(table) = snapshot.as_deref().map(|snapshot| &snapshot.table) else {
             return;
         };
-        let now = self.shared.clock.now();
         let end = self.keyring.lease_end(table);
-        let is_half_over = now
-            .checked_add(table.manifest().policy.encrypt_lease.0 / 2)
-            .is_ok_and(|half_ahead| half_ahead > end);
+        let is_half_over = self
+            .keyring
+            .is_lease_half_over(table, self.shared.clock.now());
         if is_half_over && !self.warned_of_lease {
             warn!(
                 keyring = %self.keyring.name(), %end,
@@ -444,6 +483,21 @@ impl Refresher {
             );
         }
         self.warned_of_lease = is_half_over;
+    }
+}
+
+/// Examines a manifest; a large one on a blocking thread, because each version has a signature.
+async fn examine(
+    base: Option<Arc<Document>>,
+    candidate: Arc<Document>,
+    expectations: Arc<Expectations>,
+) -> Result<Succession, Rejection> {
+    let is_large = candidate.bytes().len() > LARGE;
+    let examine = move || keyring::examine(base.as_deref(), &candidate, &expectations);
+    if is_large {
+        files::run_blocking(examine).await
+    } else {
+        examine()
     }
 }
 

@@ -50,6 +50,8 @@ impl ManualKeyring {
             confirm: Confirm::Read,
             min_generation: 0,
             trusted_signers: Vec::new(),
+            anchor: None,
+            accept_lost: Vec::new(),
             wave: None,
         };
         let (keyring, requests) = Keyring::new(&settings, &shared);

@@ -10,9 +10,9 @@ use crate::{
     backend::{self, local::LocalKek},
     clock::{Clock, ManualClock},
     config::{self, Confirm},
-    crypto::{Dek, KeyringId, VersionKeys, WrapContext},
+    crypto::{Dek, KeyringId, WrapContext},
     keks::Keks,
-    keyring::{self, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
+    keyring::{self, Activation, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
     model::{KekScope, Location},
     telemetry::Registry,
 };
@@ -93,16 +93,15 @@ impl World {
             new.push(NewVersion {
                 wraps,
                 check: dek.check_value(&id, version),
+                key: dek.succession_key().public_key(),
             });
-            keys.insert(version, VersionKeys::derive(&dek).expect("memory"));
+            keys.insert(version, dek.succession_key());
         }
         let [first, second] = <[NewVersion; 2]>::try_from(new).expect("two");
         let name = "demo".parse().expect("name");
-        let manifest = keyring::rotate(
-            &keyring::init(name, id, Policy::default(), first, now),
-            second,
-            now,
-        );
+        let created = keyring::init(name, id, Policy::default(), first, now);
+        let created = keyring::authenticate(created, &keys, None).expect("keys");
+        let manifest = keyring::rotate(&created, second, now);
         let document = keyring::authenticate(change(manifest, now), &keys, None).expect("keys");
         self.shared
             .backends
@@ -122,6 +121,8 @@ impl World {
             confirm,
             min_generation: 0,
             trusted_signers: Vec::new(),
+            anchor: None,
+            accept_lost: Vec::new(),
             wave: None,
         };
         let keyring = spawn(&settings, &self.shared).expect("store");
@@ -129,6 +130,15 @@ impl World {
         generations.wait_for(Option::is_some).await.expect("loaded");
         keyring
     }
+}
+
+fn activated(mut manifest: Manifest, version: u32, at: Timestamp) -> Manifest {
+    manifest.activations.push(Activation {
+        version,
+        wave: WaveSelector::Every,
+        at,
+    });
+    manifest
 }
 
 /// The world after the process restarted at another time: only the folder is kept.
@@ -254,7 +264,7 @@ async fn a_scheduled_version_takes_over_at_its_instant_without_a_refresh() {
     world
         .write(|manifest, now| {
             let later = now.checked_add(MINUTE).expect("in range");
-            keyring::activate(&manifest, 2, WaveSelector::Every, Some(later), now).expect("allowed")
+            activated(manifest, 2, later)
         })
         .await;
     let keyring = world.serve(Confirm::Read).await;
@@ -273,7 +283,7 @@ async fn while_no_kek_unwraps_the_primary_the_previous_version_encrypts_until_th
             manifest.versions[1].wraps[0].kek =
                 format!("local:{}", other.display()).parse().expect("URI");
             let later = now.checked_add(MINUTE).expect("in range");
-            keyring::activate(&manifest, 2, WaveSelector::Every, Some(later), now).expect("allowed")
+            activated(manifest, 2, later)
         })
         .await;
     let keyring = world.serve(Confirm::Read).await;

@@ -16,6 +16,12 @@ pub(crate) enum SessionError {
     NotLoaded,
     #[error("no version is activated for wave {wave} yet")]
     NoPrimary { wave: Wave },
+    /// A manifest declares the version's KEKs lost (I13).
+    #[error(
+        "key version {version} is declared lost, so it no longer encrypts; decrypting works. \
+         /status on the ops listener says what the operator must decide"
+    )]
+    KeyLost { version: u32 },
     /// The manifest was not confirmed in time (I11).
     #[error("the manifest could not be confirmed, so encrypting stopped at {at}; decrypting works")]
     LeaseExpired { at: Timestamp },
@@ -56,7 +62,8 @@ impl SessionError {
     /// The key version that the error is about.
     pub(crate) fn version(&self) -> Option<u32> {
         match self {
-            Self::VersionUnavailable { version, .. }
+            Self::KeyLost { version }
+            | Self::VersionUnavailable { version, .. }
             | Self::VersionDisabled { version }
             | Self::VersionDestroyed { version } => Some(*version),
             _ => None,
@@ -67,7 +74,7 @@ impl SessionError {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NotLoaded | Self::VersionUnavailable { .. } => Some(Duration::from_secs(1)),
-            Self::LeaseExpired { .. } => Some(Duration::from_secs(60)),
+            Self::LeaseExpired { .. } | Self::KeyLost { .. } => Some(Duration::from_secs(60)),
             _ => None,
         }
     }

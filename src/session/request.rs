@@ -75,6 +75,9 @@ impl<K: Deref<Target = Keyring>> Session<K> {
             version_keys(&self.snapshot, primary)?;
             return Err(no_primary());
         };
+        if self.snapshot.lost().contains(&found.0) {
+            return Err(SessionError::KeyLost { version: found.0 });
+        }
         let lease_end = self.keyring.lease_end(table);
         if self.now < lease_end {
             Ok(found)

@@ -1,6 +1,6 @@
 //! Keyrings that are built in memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,8 +8,8 @@ use crate::{
     clock::Clock,
     crypto::{Dek, KeyringId, VersionKeys},
     keyring::{
-        Activation, KeyTable, Manifest, NewVersion, Policy, State, WaveSelector, authenticate,
-        init, rotate,
+        Activation, Document, KeyTable, Manifest, NewVersion, NotUnwrapped, Policy, State,
+        Succession, WaveSelector, authenticate, init, rotate,
     },
     model::Wave,
     refresh::testing::ManualKeyring,
@@ -43,12 +43,21 @@ pub(crate) fn manifest(versions: u32) -> Manifest {
     let new = |version| NewVersion {
         wraps: Vec::new(),
         check: dek(version).check_value(&ID, version),
+        key: dek(version).succession_key().public_key(),
     };
     let name = "demo".parse().expect("name");
     let first = init(name, ID, Policy::default(), new(1), start());
     (2..=versions).fold(first, |manifest, version| {
-        rotate(&manifest, new(version), start())
+        rotate(&document(manifest), new(version), start())
     })
+}
+
+fn document(manifest: Manifest) -> Document {
+    let keys = manifest
+        .live()
+        .map(|version| (version.version, dek(version.version).succession_key()))
+        .collect();
+    authenticate(manifest, &keys, None).expect("keys")
 }
 
 pub(crate) fn activate(manifest: &mut Manifest, version: u32, wave: WaveSelector, at: Timestamp) {
@@ -57,23 +66,27 @@ pub(crate) fn activate(manifest: &mut Manifest, version: u32, wave: WaveSelector
 
 /// The table of a manifest. Versions in `not_unwrapped` have no keys.
 pub(crate) fn table(manifest: Manifest, name: &str, not_unwrapped: &[u32]) -> KeyTable {
-    let live: BTreeMap<u32, VersionKeys> = manifest
-        .versions
-        .iter()
-        .filter(|version| version.state != State::Destroyed)
-        .map(|version| (version.version, keys(version.version)))
-        .collect();
     let unwrapped = manifest
         .versions
         .iter()
         .filter(|version| version.state == State::Enabled)
         .map(|version| match version.version {
-            number if not_unwrapped.contains(&number) => (number, Err("no KEK".into())),
+            number if not_unwrapped.contains(&number) => {
+                (number, Err(NotUnwrapped::because("no KEK")))
+            }
             number => (number, Ok(keys(number))),
         })
         .collect();
-    let document = authenticate(manifest, &live, None).expect("keys");
-    KeyTable::build(None, Arc::new(document), &unwrapped, wave(name), start()).expect("table")
+    let document = Arc::new(document(manifest));
+    KeyTable::build(
+        None,
+        document,
+        Succession::Newer,
+        &unwrapped,
+        wave(name),
+        start(),
+    )
+    .expect("table")
 }
 
 pub(crate) fn empty_keyring(name: &str) -> ManualKeyring {

@@ -43,6 +43,11 @@ impl PinnedVersion {
     ) -> Result<(), SessionError> {
         if let Some(newest) = keyring.snapshot().as_ref() {
             version_keys(newest, self.version)?;
+            if newest.lost().contains(&self.version) {
+                return Err(SessionError::KeyLost {
+                    version: self.version,
+                });
+            }
             if newest
                 .table
                 .encryption_key(now)

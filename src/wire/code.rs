@@ -41,6 +41,7 @@ codes! {
     KeyVersionDisabled = "key_version_disabled", CONFLICT, "Key version disabled";
     KeyVersionDestroyed = "key_version_destroyed", GONE, "Key version destroyed";
     NoPrimary = "no_primary", SERVICE_UNAVAILABLE, "No primary key version for this wave";
+    KeyLost = "key_lost", SERVICE_UNAVAILABLE, "Key lost";
     LeaseExpired = "lease_expired", SERVICE_UNAVAILABLE, "Encrypt lease expired";
     KeyringNotFound = "keyring_not_found", NOT_FOUND, "Unknown keyring";
     Forbidden = "forbidden", FORBIDDEN, "Forbidden";

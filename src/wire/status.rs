@@ -11,6 +11,9 @@ use crate::model::{KekUri, KeyringName, Wave};
 pub struct Status {
     /// The version of the build.
     pub version: String,
+    /// The time on the sidecar's clock. Commands compare it with theirs.
+    #[serde(default)]
+    pub now: Option<Timestamp>,
     /// When the process started.
     pub started_at: Timestamp,
     /// Whether the sidecar is ready to serve.
@@ -146,6 +149,13 @@ pub struct ActiveManifest {
     pub confirmed_at: Option<Timestamp>,
     /// When encrypting stops unless the manifest is confirmed again.
     pub encrypt_until: Timestamp,
+    /// Whether only compromised versions vouch for the manifest.
+    #[serde(default)]
+    pub exposed: bool,
+    /// Versions that no longer encrypt, because a manifest that isn't accepted yet declares them
+    /// lost.
+    #[serde(default)]
+    pub lost: Vec<u32>,
     /// The versions of the keyring.
     pub versions: Vec<VersionStatus>,
 }

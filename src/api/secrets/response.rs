@@ -234,6 +234,7 @@ fn provider_problem(name: &str, which: &VersionSelector, error: &BackendError) -
         ErrorKind::Unavailable
         | ErrorKind::Disabled
         | ErrorKind::Rejected
+        | ErrorKind::Exchanged
         | ErrorKind::Conflict => Problem::new(
             Code::ProviderUnavailable,
             format!("can't read {what} at the moment; try again"),

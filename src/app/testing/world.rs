@@ -11,7 +11,7 @@ use tracing::subscriber::DefaultGuard;
 
 use super::{FakeKek, FakeSecret, FakeStore, TestApp, time::Time};
 use crate::{
-    admin::{Admin, Signing},
+    admin::{Admin, Bases, Memory, Signing},
     app::build_on,
     backend::{BackendError, Backends, Kek, ManifestStore, SecretProvider},
     clock::{Clock, ManualClock},
@@ -93,6 +93,10 @@ impl World {
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
         Admin::new(self.location(name), signing, &backends, self.clock.clone())
             .expect("fakes have every location")
+            .with_bases(Bases {
+                memory: Some(Memory::in_folder(self.path("state"))),
+                ..Bases::default()
+            })
     }
 
     /// Returns the KEK that wraps the keyrings made here.

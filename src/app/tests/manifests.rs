@@ -10,13 +10,26 @@ use crate::{
     app::testing::{DAY, MINUTE, World},
     backend::ErrorKind,
     crypto::SigningKey,
-    keyring::{self, Policy},
+    keyring::{self, Base64, Document, Policy},
 };
 
 fn edited(manifest: &Bytes, change: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut manifest: Value = serde_json::from_slice(manifest).unwrap();
     change(&mut manifest);
     manifest.to_string().into_bytes()
+}
+
+/// The manifest as its own successor.
+fn next(manifest: &Value) -> Value {
+    let document = Document::parse(manifest.to_string()).unwrap();
+    let mut next = manifest.clone();
+    next["generation"] = json!(document.manifest().generation + 1);
+    let ancestor = json!({
+        "generation": document.manifest().generation,
+        "sha256": Base64(document.digest().to_vec()),
+    });
+    next["lineage"].as_array_mut().unwrap().insert(0, ancestor);
+    next
 }
 
 /// Invalid successors of a manifest with two versions, and the code with which each is reported.
@@ -35,7 +48,7 @@ fn faults(good: &Bytes) -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "unauthenticated",
-            edit(|manifest| manifest["generation"] = json!(9)),
+            edit(|manifest| *manifest = next(manifest)),
         ),
         (
             "forked",
@@ -43,12 +56,15 @@ fn faults(good: &Bytes) -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "went_back",
-            edit(|manifest| manifest["generation"] = json!(2)),
+            edit(|manifest| {
+                manifest["generation"] = json!(2);
+                manifest["lineage"].as_array_mut().unwrap().remove(0);
+            }),
         ),
         (
-            "inconsistent",
+            "diverged",
             edit(|manifest| {
-                manifest["generation"] = json!(9);
+                *manifest = next(manifest);
                 manifest["versions"][0]["check"] = manifest["versions"][1]["check"].clone();
             }),
         ),
@@ -100,7 +116,7 @@ async fn an_invalid_manifest_only_changes_status_and_metrics() {
     assert!(metrics.contains("result=\"unauthenticated\"}"), "{metrics}");
     let log = world.log();
     assert_eq!(
-        log.matches("the MAC of version").count(),
+        log.matches("the word or testament of version").count(),
         1,
         "a repeated fault is logged once: {log}"
     );
@@ -165,7 +181,11 @@ const PUBLIC: &str = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
 #[tokio::test(start_paused = true)]
 async fn a_trusted_signature_is_required() {
     let world = World::new();
-    let signing = Signing::With(SigningKey::from_pem(SIGNER.as_bytes()).unwrap());
+    let signing = Signing::With {
+        key: SigningKey::from_pem(SIGNER.as_bytes()).unwrap(),
+        trusted: Vec::new(),
+        adopt: None,
+    };
     let signer = world.admin_with("demo", signing);
     let kek = "fake:main".parse().unwrap();
     let name = "demo".parse().unwrap();
@@ -178,7 +198,7 @@ async fn a_trusted_signature_is_required() {
     let touch = async |signing| {
         let admin = world.admin_with("demo", signing);
         admin
-            .change(None, |current, now| Ok(keyring::touch(current, now)))
+            .change(|current, now| Ok(keyring::touch(current, now)))
             .await
     };
     let refused = touch(Signing::NoKey).await.unwrap_err();
@@ -193,10 +213,19 @@ async fn a_trusted_signature_is_required() {
         })
         .await;
     assert_eq!(sidecar.keyring().await["active"]["generation"], 1);
-    signer
-        .change(None, |current, now| Ok(keyring::touch(current, now)))
-        .await
-        .unwrap();
+    // To sign the successor of an unsigned manifest, the operator must say which one they mean.
+    let touch = |current: &Document, now| Ok(keyring::touch(current, now));
+    let refused = signer.change(touch).await.unwrap_err();
+    let AdminError::NotSigned { digest, .. } = refused else {
+        panic!("{refused}");
+    };
+    let signing = Signing::With {
+        key: SigningKey::from_pem(SIGNER.as_bytes()).unwrap(),
+        trusted: Vec::new(),
+        adopt: Some(digest),
+    };
+    let signer = world.admin_with("demo", signing);
+    signer.change(touch).await.unwrap();
     sidecar.wait_generation(3).await;
 }
 
@@ -259,7 +288,7 @@ async fn a_cached_manifest_is_a_floor_for_the_generation() {
     let sidecar = world.launch(CACHED, &["demo"]).await;
     sidecar
         .wait_keyring("the refusal", |keyring| {
-            keyring["last_error"]["code"] == "went_back"
+            keyring["last_error"]["code"] == "behind"
         })
         .await;
     world.main_kek().work();
@@ -268,7 +297,7 @@ async fn a_cached_manifest_is_a_floor_for_the_generation() {
     let sidecar = world.start_with(CACHED, &["demo"]).await;
     sidecar
         .wait_keyring("the refusal", |keyring| {
-            keyring["last_error"]["code"] == "went_back"
+            keyring["last_error"]["code"] == "behind"
         })
         .await;
     let mut client = sidecar.client().await;

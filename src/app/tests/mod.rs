@@ -9,4 +9,5 @@ mod outages;
 mod renders;
 mod rotation;
 mod secrets;
+mod succession;
 mod timeouts;

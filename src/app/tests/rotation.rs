@@ -74,7 +74,7 @@ async fn a_wave_can_roll_back() {
 
     let evidence = Evidence::Override("a test".into());
     let disable = |current: &_, now| keyring::disable(current, 2, &evidence, now);
-    let refused = admin.change(None, disable).await.expect_err("it encrypts");
+    let refused = admin.change(disable).await.expect_err("it encrypts");
     assert!(
         matches!(refused, AdminError::Refused(Refusal::IsPrimary(2))),
         "{refused}"

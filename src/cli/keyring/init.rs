@@ -8,7 +8,7 @@ use crate::{
     cli::{
         output::{CliError, Format},
         record::Completed,
-        target::{Target, anchored, changed},
+        target::{Place, anchored, changed},
     },
     keyring::Policy,
     model::{KekUri, KeyringName, Span},
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Init {
     #[command(flatten)]
-    pub(super) target: Target,
+    pub(super) place: Place,
     /// Name of the keyring.
     #[arg(long, value_parser = KeyringName::from_str)]
     name: KeyringName,
@@ -67,7 +67,7 @@ impl Init {
             encrypt_lease: self.encrypt_lease,
             destroy_after: self.destroy_after,
         };
-        let admin = self.target.admin()?;
+        let admin = self.place.admin()?;
         let document = admin
             .init(self.name, &keks, policy)
             .await

@@ -25,7 +25,7 @@ use self::{
 use super::{
     output::{CliError, Format},
     record::Completed,
-    target::{ReadTarget, Target, changed},
+    target::{Place, ReadTarget, Target, changed},
 };
 use crate::keyring;
 
@@ -64,36 +64,44 @@ pub(super) enum Command {
 
 impl Command {
     pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
-        let Some((name, target, details)) = self.audit_record() else {
+        let Some((name, place, details)) = self.audit_record() else {
             return self.perform(format).await?.print();
         };
-        let (audit, config) = (target.audit.clone(), target.config().cloned());
+        let (audit, config) = (place.audit.clone(), place.config().cloned());
         audit
             .around(config.as_ref(), name, details, self.perform(format))
             .await
     }
 
     /// The name and details to record before the command runs; None for read-only commands.
-    fn audit_record(&self) -> Option<(&'static str, &Target, Map<String, Value>)> {
-        let (name, target, version) = match self {
-            Self::Init(init) => ("keyring.init", &init.target, None),
-            Self::Rotate(rotate) => ("keyring.rotate", &rotate.target, None),
-            Self::Activate(activate) => {
-                ("keyring.activate", &activate.target, Some(activate.version))
+    fn audit_record(&self) -> Option<(&'static str, &Place, Map<String, Value>)> {
+        let (name, place, version) = match self {
+            Self::Init(init) => ("keyring.init", &init.place, None),
+            Self::Rotate(rotate) => ("keyring.rotate", &rotate.target.place, None),
+            Self::Activate(activate) => (
+                "keyring.activate",
+                &activate.target.place,
+                Some(activate.version),
+            ),
+            Self::Disable(Disable { on, .. }) => {
+                ("keyring.disable", &on.target.place, Some(on.version))
             }
-            Self::Disable(Disable { on, .. }) => ("keyring.disable", &on.target, Some(on.version)),
-            Self::Enable(on) => ("keyring.enable", &on.target, Some(on.version)),
-            Self::Destroy(Destroy { on, .. }) => ("keyring.destroy", &on.target, Some(on.version)),
-            Self::Compromise(on) => ("keyring.compromise", &on.target, Some(on.version)),
-            Self::Touch(target) => ("keyring.touch", target, None),
-            Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target, None),
-            Self::Backup(backup) => ("keyring.backup", &backup.target, None),
-            Self::Restore(restore) => ("keyring.restore", &restore.target, None),
-            Self::Recover(recover) => ("keyring.recover", &recover.target, None),
+            Self::Enable(on) => ("keyring.enable", &on.target.place, Some(on.version)),
+            Self::Destroy(destroy) => (
+                "keyring.destroy",
+                &destroy.target.place,
+                destroy.version.first().copied(),
+            ),
+            Self::Compromise(on) => ("keyring.compromise", &on.target.place, Some(on.version)),
+            Self::Touch(target) => ("keyring.touch", &target.place, None),
+            Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target.place, None),
+            Self::Backup(backup) => ("keyring.backup", &backup.target.place, None),
+            Self::Restore(restore) => ("keyring.restore", &restore.target.place, None),
+            Self::Recover(recover) => ("keyring.recover", &recover.target.place, None),
             Self::Status(_) | Self::Verify(_) => return None,
         };
         let mut details = Map::new();
-        details.insert("location".into(), target.location.to_string().into());
+        details.insert("location".into(), place.location.to_string().into());
         if let Some(version) = version {
             details.insert("version".into(), version.into());
         }
@@ -112,7 +120,7 @@ impl Command {
             }
             _ => {}
         }
-        Some((name, target, details))
+        Some((name, place, details))
     }
 
     async fn perform(self, format: Format) -> Result<Completed, CliError> {
@@ -144,7 +152,7 @@ impl Command {
 async fn touch(target: Target, format: Format) -> Result<Completed, CliError> {
     let admin = target.admin()?;
     let document = admin
-        .change(None, |current, now| Ok(keyring::touch(current, now)))
+        .change(|current, now| Ok(keyring::touch(current, now)))
         .await?;
     changed(format, &admin, &document, None, "manifest confirmed")
 }

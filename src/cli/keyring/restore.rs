@@ -4,13 +4,13 @@ use clap::{ArgGroup, Args};
 
 use super::decrypt_args::DecryptArgs;
 use crate::{
-    admin::Restoring,
+    admin::{Recovery, Restoring},
     cli::{
         output::{CliError, Format, note},
         record::Completed,
-        target::{SidecarArgs, Target, anchored, changed},
+        target::{Target, anchored, changed},
     },
-    model::{KekUri, KeyringName, SignerKey},
+    model::{KekUri, KeyringName},
 };
 
 #[derive(Debug, Args)]
@@ -27,29 +27,32 @@ pub(in crate::cli) struct Restore {
     /// Without this flag, the KEKs in the manifest must still unwrap every version.
     #[arg(long, value_name = "URI", value_parser = KekUri::from_str)]
     kek: Vec<KekUri>,
-    #[command(flatten)]
-    sidecars: Box<SidecarArgs>,
     /// State that no live sidecar exists; an empty location requires this or --sidecar.
     #[arg(long, conflicts_with = "sidecar")]
     no_sidecar: bool,
     /// Keep a manifest newer than the backup's, and restore only its keys from the backup.
     #[arg(long)]
     onto_newer: bool,
+    /// Write this generation or a higher one, if a sidecar that can't be asked may have a newer one.
+    #[arg(long, value_name = "GENERATION", default_value_t = 0)]
+    at_least: u64,
 }
 
 impl Restore {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
         let keks = anchored(&self.kek)?;
         let decrypt_with = self.decryption.decrypt_with()?;
+        let sidecars = self.target.fleet();
         let admin = self.target.admin()?;
         let restored = admin
             .restore(&Restoring {
                 file: &self.from,
                 decrypt_with: &decrypt_with,
                 keks: &keks,
-                sidecars: &(*self.sidecars).into(),
+                sidecars: &sidecars,
                 no_sidecar: self.no_sidecar,
                 onto_newer: self.onto_newer,
+                at_least: self.at_least,
             })
             .await?;
         let what = match (restored.kept_newer, keks.is_empty()) {
@@ -74,26 +77,34 @@ fn with_damage(what: &str, damage: Option<&str>) -> String {
 pub(in crate::cli) struct Recover {
     #[command(flatten)]
     pub(super) target: Target,
-    #[command(flatten)]
-    sidecars: Box<SidecarArgs>,
     /// Name of the keyring, if its manifest is gone.
     #[arg(long, value_parser = KeyringName::from_str)]
     name: Option<KeyringName>,
-    /// Require a signature by this key (`ed25519:BASE64`); repeat to accept any of several.
-    #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
-    trusted_signer: Vec<SignerKey>,
+    /// Continue the branch with this digest, if the manifests found are on several branches.
+    #[arg(long, value_name = "DIGEST")]
+    branch: Option<String>,
 }
 
 impl Recover {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let (fleet, trusted) = (self.target.fleet(), self.target.trusted_signers());
         let admin = self.target.admin()?;
-        let fleet = (*self.sidecars).into();
         let recovered = admin
-            .recover(self.name.as_ref(), &fleet, &self.trusted_signer)
+            .recover(&Recovery {
+                name: self.name.as_ref(),
+                fleet: &fleet,
+                trusted: &trusted,
+                branch: self.branch.as_deref(),
+            })
             .await?;
         for skipped in &recovered.rejected {
             note(format_args!(
                 "skipped a manifest that is not authentic: {skipped}"
+            ));
+        }
+        for stranded in &recovered.stranded {
+            note(format_args!(
+                "this holder won't follow and needs a restart: {stranded}"
             ));
         }
         let what = match &recovered.from {

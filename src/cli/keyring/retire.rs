@@ -1,13 +1,13 @@
 use clap::{ArgGroup, Args};
 
 use crate::{
-    admin::{Loss, ask_sidecars},
+    admin::{AdminError, ask_sidecars},
     cli::{
         output::{CliError, Format},
         record::Completed,
-        target::{SidecarArgs, Target, changed},
+        target::{Target, changed},
     },
-    keyring::{self, Destruction, Evidence, PrimaryPeriod, primary_period},
+    keyring::{self, Evidence, Loss, PrimaryPeriod, primary_period},
 };
 
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ impl VersionArgs {
         let version = self.version;
         let admin = self.target.admin()?;
         let document = admin
-            .change(None, |current, now| keyring::enable(current, version, now))
+            .change(|current, now| keyring::enable(current, version, now))
             .await?;
         let message = format!("version {version} enabled");
         changed(format, &admin, &document, Some(version), &message)
@@ -34,9 +34,7 @@ impl VersionArgs {
         let version = self.version;
         let admin = self.target.admin()?;
         let document = admin
-            .change(None, |current, now| {
-                keyring::compromise(current, version, now)
-            })
+            .change(|current, now| keyring::compromise(current, version, now))
             .await?;
         let manifest = document.manifest();
         let message = match primary_period(&manifest.activations, version, manifest.updated_at) {
@@ -57,8 +55,6 @@ impl VersionArgs {
 pub(in crate::cli) struct Disable {
     #[command(flatten)]
     pub(super) on: VersionArgs,
-    #[command(flatten)]
-    sidecars: Box<SidecarArgs>,
     /// Disable the version without evidence, for this reason.
     #[arg(long = "override", value_name = "REASON")]
     pub(super) override_reason: Option<String>,
@@ -67,23 +63,25 @@ pub(in crate::cli) struct Disable {
 impl Disable {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
         let version = self.on.version;
+        let fleet = self.on.target.fleet();
         let admin = self.on.target.admin()?;
         let evidence = match self.override_reason {
             Some(reason) => Evidence::Override(reason),
             None => {
                 let current = admin.read().await?;
                 let manifest = current.manifest();
-                let fleet = (*self.sidecars).into();
                 // If the keyring changes after this, the reports name an older generation and
                 // `disable` refuses them.
                 let reports = ask_sidecars(&fleet, &manifest.name, manifest.id, version).await;
-                Evidence::Fleet(reports.map_err(CliError::failed)?)
+                let evidence = Evidence::Fleet(reports.map_err(CliError::failed)?);
+                // Before the sidecars are asked for more: a refusal names what each one lacks.
+                keyring::disable(&current, version, &evidence, admin.now())
+                    .map_err(AdminError::from)?;
+                evidence
             }
         };
         let document = admin
-            .change(None, |current, now| {
-                keyring::disable(current, version, &evidence, now)
-            })
+            .change(|current, now| keyring::disable(current, version, &evidence, now))
             .await?;
         let message = format!("version {version} disabled; `keyring enable` reverses this");
         changed(format, &admin, &document, Some(version), &message)
@@ -93,38 +91,52 @@ impl Disable {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Destroy {
     #[command(flatten)]
-    pub(super) on: VersionArgs,
+    pub(super) target: Target,
+    /// Version to destroy; with --lost, repeat it for every version that is lost.
+    #[arg(long, required = true)]
+    pub(super) version: Vec<u32>,
     /// Confirm with the phrase that the refusal names, for example if there is no backup.
     #[arg(long, value_name = "PHRASE")]
     pub(super) confirm: Option<String>,
     /// Skip the waiting time, because every KEK of the version is permanently lost.
     #[arg(long)]
     lost: bool,
-    /// Make this version the primary of every wave, if the lost version is any wave's primary.
+    /// Make this version the primary of every wave, if a lost version is any wave's primary.
     #[arg(long, value_name = "VERSION", requires = "lost")]
     successor: Option<u32>,
 }
 
 impl Destroy {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
-        let version = self.on.version;
-        let admin = self.on.target.admin()?;
+        let admin = self.target.admin()?;
         let confirm = self.confirm.as_deref();
-        let (lost, destruction) = if self.lost {
-            let destruction = Destruction::Lost {
+        let document = if self.lost {
+            let loss = Loss {
+                versions: &self.version,
                 confirm,
                 successor: self.successor,
             };
-            (Some(Loss { version, confirm }), destruction)
+            admin.declare_lost(loss).await?
         } else {
-            (None, Destruction::Orderly { confirm })
+            let [version] = self.version[..] else {
+                return Err(CliError::usage(
+                    "give --version once, unless they are --lost",
+                ));
+            };
+            admin
+                .change(|current, now| keyring::destroy(current, version, confirm, now))
+                .await?
         };
-        let document = admin
-            .change(lost, |current, now| {
-                keyring::destroy(current, version, destruction, now)
-            })
-            .await?;
-        let message = format!("version {version} destroyed");
-        changed(format, &admin, &document, Some(version), &message)
+        let message = match self.version[..] {
+            [version] => format!("version {version} destroyed"),
+            _ => format!("{} versions destroyed", self.version.len()),
+        };
+        changed(
+            format,
+            &admin,
+            &document,
+            self.version.first().copied(),
+            &message,
+        )
     }
 }

@@ -10,9 +10,10 @@ use crate::{
     },
     crypto::KeyringId,
     keyring::{
-        Activation, BackupRecord, Document, Policy, State, WaveSelector, primaries, scheduled,
+        Activation, BackupRecord, Document, Manifest, Policy, State, WaveSelector, primaries,
+        scheduled,
     },
-    model::{KekUri, KeyringName},
+    model::{Anchor, KekUri, KeyringName},
 };
 
 #[derive(Serialize)]
@@ -21,6 +22,10 @@ struct KeyringStatus<'a> {
     id: KeyringId,
     generation: u64,
     updated_at: Timestamp,
+    /// SHA-256 of the covered bytes, for --first-time.
+    digest: String,
+    /// The newest version that can be trusted, for `anchor` in the config.
+    anchor: Option<String>,
     policy: &'a Policy,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_backup: Option<&'a BackupRecord>,
@@ -71,6 +76,8 @@ fn status(document: &Document, now: Timestamp) -> KeyringStatus<'_> {
         id: manifest.id,
         generation: manifest.generation,
         updated_at: manifest.updated_at,
+        digest: document.digest_hex(),
+        anchor: anchor(manifest).map(|anchor| anchor.to_string()),
         policy: &manifest.policy,
         last_backup: manifest.last_backup.as_ref(),
         versions: versions.collect(),
@@ -79,11 +86,27 @@ fn status(document: &Document, now: Timestamp) -> KeyringStatus<'_> {
     }
 }
 
+fn anchor(manifest: &Manifest) -> Option<Anchor> {
+    let trusted = manifest
+        .versions
+        .iter()
+        .rev()
+        .find(|version| version.state == State::Enabled && !version.compromised)?;
+    Some(Anchor {
+        version: trusted.version,
+        key: trusted.key.0.as_slice().try_into().ok()?,
+    })
+}
+
 fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
     let mut text = format!(
-        "{}  id {}  generation {}  updated {:.3}\n\n",
-        status.name, status.id, status.generation, status.updated_at
+        "{}  id {}  generation {}  updated {:.3}\ndigest {}\n",
+        status.name, status.id, status.generation, status.updated_at, status.digest
     );
+    if let Some(anchor) = &status.anchor {
+        text.push_str(&format!("anchor {anchor}\n"));
+    }
+    text.push('\n');
     let heading = ["VERSION", "STATE", "PRIMARY FOR", "CREATED", "KEKS"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for version in &status.versions {

@@ -87,7 +87,7 @@ fn describe(verified: &Verified<'_>) -> String {
         ]);
     }
     format!(
-        "{}: all MACs verified (generation {})\n\n{}",
+        "{}: every version gave its word (generation {})\n\n{}",
         verified.keyring,
         verified.generation,
         columns(&rows)

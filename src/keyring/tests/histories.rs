@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::crypto::{Header, Opener};
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let version = || 1..8u32;
     let step = prop_oneof![
         3 => Just(Step::Rotate),
@@ -66,6 +66,11 @@ proptest! {
         for step in &steps {
             world.apply(step);
             world.check();
+        }
+        // However long a reader was away, it follows.
+        for lagging in &world.history {
+            let verdict = verdict(lagging, &world.document);
+            prop_assert!(verdict.is_ok(), "{verdict:?}");
         }
     }
 }

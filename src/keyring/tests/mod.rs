@@ -1,5 +1,7 @@
 //! A keyring with its operator and a sidecar per wave, for the tests in this folder.
 
+mod attacks;
+mod branches;
 mod histories;
 mod rules;
 
@@ -9,7 +11,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    crypto::{Dek, KeyringId, Sealer, VersionKeys},
+    crypto::{Dek, KeyringId, Sealer, SigningKey, VersionKeys},
     model::{Span, Wave},
 };
 
@@ -39,7 +41,9 @@ enum Step {
 struct World {
     now: Timestamp,
     document: Arc<Document>,
-    keys: BTreeMap<u32, VersionKeys>,
+    deks: BTreeMap<u32, Dek>,
+    /// Every generation, oldest first.
+    history: Vec<Arc<Document>>,
     sidecars: Vec<KeyTable>,
     ciphertexts: Vec<Vec<u8>>,
 }
@@ -48,36 +52,53 @@ fn wave(index: usize) -> Wave {
     WAVES[index].parse().expect("wave")
 }
 
-fn new_version(id: KeyringId, number: u32) -> (NewVersion, VersionKeys) {
+fn new_version(id: KeyringId, number: u32) -> (NewVersion, Dek) {
     let dek = Dek::generate().expect("random");
     let wrap = Wrap {
         kek: "local:/kek".parse().expect("uri"),
         ciphertext: Base64(vec![0]),
         wrapped_at: Timestamp::UNIX_EPOCH,
     };
-    let keys = VersionKeys::derive(&dek).expect("memory");
-    (
-        NewVersion {
-            wraps: vec![wrap],
-            check: dek.check_value(&id, number),
-        },
-        keys,
-    )
+    let new = NewVersion {
+        wraps: vec![wrap],
+        check: dek.check_value(&id, number),
+        key: dek.succession_key().public_key(),
+    };
+    (new, dek)
+}
+
+fn succession_keys(deks: &BTreeMap<u32, Dek>) -> BTreeMap<u32, SigningKey> {
+    deks.iter()
+        .map(|(version, dek)| (*version, dek.succession_key()))
+        .collect()
+}
+
+fn keys(dek: &Dek) -> VersionKeys {
+    VersionKeys::derive(dek).expect("memory")
+}
+
+/// What one process writes and another reads.
+fn reread(written: &Document) -> Arc<Document> {
+    let read =
+        Document::parse(written.bytes().clone()).expect("one process reads what another writes");
+    assert_eq!(read.canonical(), written.canonical());
+    Arc::new(read)
 }
 
 fn expectations(document: &Document) -> Expectations {
-    Expectations {
-        name: document.manifest().name.clone(),
-        min_generation: 0,
-        trusted_signers: Vec::new(),
-    }
+    Expectations::of(&document.manifest().name)
+}
+
+/// What a reader says whose base is `base`.
+fn verdict(base: &Document, candidate: &Document) -> Result<Succession, Rejection> {
+    examine(Some(base), candidate, &expectations(base))
 }
 
 impl World {
     fn new() -> Self {
         let now = Timestamp::from_second(1_700_000_000).expect("in range");
         let id = KeyringId::generate().expect("random");
-        let (new, keys) = new_version(id, 1);
+        let (new, dek) = new_version(id, 1);
         let policy = Policy {
             quiet_period: Span::from_secs(20),
             encrypt_lease: Span::from_secs(30),
@@ -85,12 +106,14 @@ impl World {
             ..Policy::default()
         };
         let manifest = init("demo".parse().expect("name"), id, policy, new, now);
-        let keys = BTreeMap::from([(1, keys)]);
-        let document = Arc::new(authenticate(manifest, &keys, None).expect("all keys"));
+        let deks = BTreeMap::from([(1, dek)]);
+        let document = authenticate(manifest, &succession_keys(&deks), None).expect("all keys");
+        let document = reread(&document);
         let mut world = Self {
             now,
+            history: vec![Arc::clone(&document)],
             document,
-            keys,
+            deks,
             sidecars: Vec::new(),
             ciphertexts: Vec::new(),
         };
@@ -104,7 +127,7 @@ impl World {
     fn unwrap(&self, current: Option<&KeyTable>) -> UnwrapResults {
         KeyTable::versions_to_unwrap(current, &self.document)
             .into_iter()
-            .map(|version| (version.version, Ok(self.keys[&version.version].clone())))
+            .map(|version| (version.version, Ok(keys(&self.deks[&version.version]))))
             .collect()
     }
 
@@ -112,6 +135,7 @@ impl World {
         KeyTable::build(
             None,
             Arc::clone(&self.document),
+            examine(None, &self.document, &expectations(&self.document)).expect("genuine"),
             &self.unwrap(None),
             wave(index),
             self.now,
@@ -122,26 +146,21 @@ impl World {
     /// Writes a change as one process, and reads it as the others do.
     fn publish(&mut self, next: Manifest) {
         let before = self.document.manifest().generation;
-        let written = authenticate(next, &self.keys, None).expect("the operator holds every key");
-        let read = Arc::new(
-            Document::parse(written.bytes().clone())
-                .expect("one process reads what another writes"),
-        );
-        assert_eq!(read.canonical(), written.canonical());
+        let read = reread(&self.authenticate(next));
         assert_eq!(
             read.manifest().generation,
             before + 1,
             "the generation counts every change"
         );
         self.document = read;
+        self.history.push(Arc::clone(&self.document));
         for index in 0..self.sidecars.len() {
             let current = &self.sidecars[index];
-            let verdict =
-                KeyTable::examine(Some(current), &self.document, &expectations(&self.document));
-            assert_eq!(verdict, Ok(Succession::Newer));
+            let succession = verdict(current.document(), &self.document).expect("follows");
             let next = KeyTable::build(
                 Some(current),
                 Arc::clone(&self.document),
+                succession,
                 &self.unwrap(Some(current)),
                 wave(index),
                 self.now,
@@ -151,8 +170,15 @@ impl World {
         }
     }
 
+    /// Authenticates as an operator who can unwrap every version.
+    fn authenticate(&self, next: Manifest) -> Document {
+        authenticate(next, &succession_keys(&self.deks), None)
+            .expect("the operator holds every key")
+    }
+
     fn apply(&mut self, step: &Step) {
-        let current = self.document.manifest().clone();
+        let current = Arc::clone(&self.document);
+        let manifest = current.manifest();
         let at = |seconds: &i64| {
             Timestamp::from_second(self.now.as_second() + seconds).expect("in range")
         };
@@ -163,9 +189,9 @@ impl World {
             }
             Step::Encrypt(index) => return self.encrypt(*index),
             Step::Rotate => {
-                let number = u32::try_from(current.versions.len()).expect("few") + 1;
-                let (new, keys) = new_version(current.id, number);
-                self.keys.insert(number, keys);
+                let number = manifest.newest_version() + 1;
+                let (new, dek) = new_version(manifest.id, number);
+                self.deks.insert(number, dek);
                 Ok(rotate(&current, new, self.now))
             }
             Step::Activate {
@@ -204,33 +230,18 @@ impl World {
             }
             Step::Enable(version) => enable(&current, *version, self.now),
             Step::Destroy(version) => {
-                let phrase = backup_phrase(&current.name, *version);
-                assert!(
-                    destroy(
-                        &current,
-                        *version,
-                        Destruction::Orderly { confirm: None },
-                        self.now
-                    )
-                    .is_err()
-                );
-                destroy(
-                    &current,
-                    *version,
-                    Destruction::Orderly {
-                        confirm: Some(&phrase),
-                    },
-                    self.now,
-                )
+                let phrase = backup_phrase(&manifest.name, *version);
+                assert!(destroy(&current, *version, None, self.now).is_err());
+                destroy(&current, *version, Some(&phrase), self.now)
             }
             Step::Compromise(version) => compromise(&current, *version, self.now),
             Step::Touch => Ok(touch(&current, self.now)),
         };
         if let Ok(next) = change {
-            if let Step::Destroy(version) = step {
-                self.keys.remove(version);
-            }
             self.publish(next);
+            if let Step::Destroy(version) = step {
+                self.deks.remove(version);
+            }
         }
     }
 

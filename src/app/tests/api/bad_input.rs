@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{disable, rotate};
 use crate::{
     app::testing::{HOUR, JSON, MINUTE, OCTETS, World},
-    keyring::{self, Destruction, Policy},
+    keyring::{self, Policy},
     model::Span,
 };
 
@@ -83,20 +83,16 @@ async fn disabled_destroyed_and_unknown_versions_have_different_codes() {
     );
     let admin = world.admin("demo");
     admin
-        .change(None, |current, now| keyring::enable(current, 1, now))
+        .change(|current, now| keyring::enable(current, 1, now))
         .await
         .expect("enabled");
     sidecar.wait_generation(5).await;
     client.decrypt(&old).await.ok();
     disable(&world, 1).await;
-    let orderly = Destruction::Orderly {
-        confirm: Some("there is no backup of version 1 of demo"),
-    };
+    let confirm = Some("there is no backup of version 1 of demo");
     let destroy = async || {
         admin
-            .change(None, |current, now| {
-                keyring::destroy(current, 1, orderly, now)
-            })
+            .change(|current, now| keyring::destroy(current, 1, confirm, now))
             .await
     };
     assert!(destroy().await.is_err(), "the retry delay has not passed");

@@ -28,9 +28,7 @@ async fn disable(world: &World, version: u32) {
     let evidence = Evidence::Override("a test".into());
     world
         .admin("demo")
-        .change(None, |current, now| {
-            keyring::disable(current, version, &evidence, now)
-        })
+        .change(|current, now| keyring::disable(current, version, &evidence, now))
         .await
         .expect("disabled");
 }

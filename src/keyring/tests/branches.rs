@@ -1,0 +1,105 @@
+//! Stores that were rolled back and written again.
+
+use super::*;
+
+/// The generations after `from` that an operator writes who doesn't know the newer ones.
+fn write_on(world: &World, from: &Document, changes: usize) -> Arc<Document> {
+    let mut branch = reread(from);
+    for _ in 0..changes {
+        branch = reread(&world.authenticate(touch(&branch, world.now)));
+    }
+    branch
+}
+
+#[test]
+fn readers_of_both_branches_follow_a_merge() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    world.apply(&Step::Activate {
+        version: 2,
+        wave: None,
+        in_seconds: None,
+    });
+    world.now += std::time::Duration::from_secs(5);
+    let other = write_on(&world, &world.history[1], 2);
+    assert!(verdict(&world.document, &other).is_err());
+    assert!(verdict(&other, &world.document).is_err());
+    assert!(is_vouched_for(&world.document, &other, &[]));
+    assert!(is_vouched_for(&other, &world.document, &[]));
+
+    let merged = merge(&world.document, &[&other], world.now).expect("mergeable");
+    let merged = reread(&world.authenticate(merged));
+    assert_eq!(merged.manifest().generation, 5);
+    for base in [
+        &world.document,
+        &other,
+        &world.history[0],
+        &world.history[1],
+    ] {
+        assert_eq!(verdict(base, &merged), Ok(Succession::Newer));
+    }
+    assert_eq!(
+        primary_at(&merged.manifest().activations, world.now, &wave(0)),
+        Some(2)
+    );
+}
+
+#[test]
+fn a_branch_keeps_its_primary_although_the_other_activated_another_version() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    let fork = Arc::clone(&world.document);
+    world.apply(&Step::Activate {
+        version: 2,
+        wave: Some(0),
+        in_seconds: None,
+    });
+    let chosen = reread(&world.authenticate(compromise(&fork, 2, world.now).expect("version 2")));
+    let merged = merge(&chosen, &[&world.document], world.now).expect("mergeable");
+    let merged = reread(&world.authenticate(merged));
+    for index in 0..WAVES.len() {
+        assert_eq!(
+            primary_at(&merged.manifest().activations, world.now, &wave(index)),
+            Some(1)
+        );
+    }
+    assert!(verdict(&world.document, &merged).is_ok());
+    // The chosen branch flagged version 2, which the other activated: its readers refuse that.
+    assert_eq!(
+        verdict(&chosen, &merged),
+        Err(Rejection::CompromisedActivated(2))
+    );
+}
+
+#[test]
+fn a_forged_manifest_is_not_vouched_for() {
+    let world = World::new();
+    let stranger = World::new();
+    let mut forged = stranger.document.manifest().clone();
+    forged.id = world.document.manifest().id;
+    let forged = reread(&stranger.authenticate(forged));
+    assert!(!is_vouched_for(&world.document, &forged, &[]));
+    assert!(!is_vouched_for(&world.document, &stranger.document, &[]));
+}
+
+#[test]
+fn a_lineage_keeps_or_drops_generations_of_two_branches_together() {
+    let mut world = World::new();
+    for _ in 0..LINEAGE + 10 {
+        world.apply(&Step::Touch);
+    }
+    let lineage = &world.document.manifest().lineage;
+    assert_eq!(lineage.len(), LINEAGE);
+    assert_eq!(
+        verdict(&world.history[0], &world.document),
+        Ok(Succession::Newer),
+        "a reader beyond the lineage follows by the words"
+    );
+    let other = write_on(&world, &world.history[40], 30);
+    let merged = merge(&world.document, &[&other], world.now).expect("mergeable");
+    let merged = reread(&world.authenticate(merged));
+    assert!(merged.manifest().lineage.len() <= LINEAGE);
+    for base in world.history.iter().chain([&other]) {
+        assert_eq!(verdict(base, &merged), Ok(Succession::Newer));
+    }
+}
