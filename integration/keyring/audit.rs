@@ -63,12 +63,16 @@ fn every_operation_is_recorded_before_and_after_with_caller_and_reason() {
     world.keyring(
         "disable",
         "demo",
-        &[&["--version", "1", "--override", "it leaked"], &audit[..]].concat(),
+        &[
+            &["--version", "1", "--override", "it leaked", "--trust-clock"],
+            &audit[..],
+        ]
+        .concat(),
     );
     let refused = world.try_keyring(
         "destroy",
         "demo",
-        &[&["--version", "1"], &audit[..]].concat(),
+        &[&["--version", "1", "--trust-clock"], &audit[..]].concat(),
     );
     assert_eq!(refused.status.code(), Some(3));
     world.keyring("status", "demo", &[]);
@@ -441,7 +445,11 @@ async fn denials_are_recorded_with_the_caller_and_floods_as_a_count() {
     assert_eq!(first["last_pid"], std::process::id());
 
     world.keyring("rotate", "demo", &["--activate", "now"]);
-    world.keyring("disable", "demo", &["--version", "1", "--override", "test"]);
+    world.keyring(
+        "disable",
+        "demo",
+        &["--version", "1", "--override", "test", "--trust-clock"],
+    );
     sidecar.wait_generation(4);
     assert_eq!(
         client.decrypt(&message).await.problem(),
@@ -483,7 +491,11 @@ async fn activated_and_rejected_manifests_are_recorded() {
     let log = world.path("audit.log");
     let sidecar = world.start_with("one", "[audit]\nfile = \"audit.log\"\n", &["demo"]);
     world.keyring("rotate", "demo", &["--activate", "now"]);
-    world.keyring("disable", "demo", &["--version", "1", "--override", "test"]);
+    world.keyring(
+        "disable",
+        "demo",
+        &["--version", "1", "--override", "test", "--trust-clock"],
+    );
     sidecar.wait_generation(4);
     let good = fs::read(world.manifest("demo")).unwrap();
     fs::write(world.manifest("demo"), "{").unwrap();

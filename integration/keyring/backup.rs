@@ -530,11 +530,19 @@ fn destroying_requires_a_verified_backup_or_confirmation() {
         world.keyring(
             "disable",
             "demo",
-            &["--version", version, "--override", "a rehearsal"],
+            &[
+                "--version",
+                version,
+                "--override",
+                "a rehearsal",
+                "--trust-clock",
+            ],
         );
     };
     retire("1");
-    let destroy = |version: &str| world.try_keyring("destroy", "demo", &["--version", version]);
+    let destroy = |version: &str| {
+        world.try_keyring("destroy", "demo", &["--version", version, "--trust-clock"])
+    };
     failed(
         &destroy("1"),
         3,
@@ -555,7 +563,8 @@ fn destroying_requires_a_verified_backup_or_confirmation() {
         "no verified backup of version 3 is recorded",
     );
     let words = "there is no backup of version 3 of demo";
-    world.keyring("destroy", "demo", &["--version", "3", "--confirm", words]);
+    let confirmed = ["--version", "3", "--confirm", words, "--trust-clock"];
+    world.keyring("destroy", "demo", &confirmed);
     assert!(file.exists());
 }
 

@@ -203,7 +203,7 @@ fn the_key_of_a_disabled_version_leaves_memory() {
     world.keyring(
         "disable",
         "demo",
-        &["--version", "1", "--override", "a test"],
+        &["--version", "1", "--override", "a test", "--trust-clock"],
     );
     wait("its memory's end", || memory() == one);
     world.keyring("enable", "demo", &["--version", "1"]);

@@ -38,6 +38,10 @@ pub struct Bases {
     pub first_time: Option<String>,
     /// Versions that the operator knows to be lost.
     pub accept_lost: Vec<u32>,
+    /// The operator vouches for this machine's clock.
+    pub trust_clock: bool,
+    /// Write over a manifest whose stamp is in the future, and repair its times.
+    pub repair_time: bool,
 }
 
 /// A manifest and its holder: a sidecar, a file, or the location.
@@ -115,6 +119,7 @@ impl Admin {
     /// [`AdminError::NoBase`] if there is none; [`AdminError::Unauthentic`] if the location holds
     /// something else than a successor, such as an older generation.
     pub async fn read_trusted(&self) -> Result<Document, AdminError> {
+        self.compare_clocks().await?;
         let (document, has_base) = self.read_against_bases().await?;
         if !has_base {
             self.accept_first(&document)?;

@@ -235,6 +235,7 @@ impl Admin {
         keys: &BTreeMap<u32, SigningKey>,
     ) -> Result<Document, AdminError> {
         self.require_signing(current)?;
+        let next = self.with_times_repaired(current, next)?;
         let document = readable(Some(current), &self.authenticate(next, keys)?)?;
         self.replace(Some(current), &document).await?;
         self.remember(&document)?;

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
 use super::envelope::EnvelopeError;
 use crate::{
     backend::BackendError,
@@ -75,6 +77,39 @@ pub enum AdminError {
         generation: u64,
         /// The digest of the manifest found.
         digest: String,
+    },
+    /// The clock differs from a sidecar's.
+    #[error(
+        "the clock of this machine says {ours}, and that of {sidecar} says {theirs}; waiting times \
+         count by it, so correct it, or vouch for it with --trust-clock"
+    )]
+    ClockDiffers {
+        /// The sidecar.
+        sidecar: String,
+        /// Its time.
+        theirs: Timestamp,
+        /// This machine's time.
+        ours: Timestamp,
+    },
+    /// There is no other clock to compare with.
+    #[error(
+        "waiting times count by the clock of this machine, and there is none to compare it with; \
+         name a sidecar with --sidecar URL, or vouch for the clock with --trust-clock"
+    )]
+    NoClock,
+    /// The manifest's stamp is in the future.
+    #[error(
+        "{location}: the manifest was written at {stamp}, and the time is {now}: the clock of its \
+         writer was ahead, or this one is behind. To stamp it with the present time, start waiting \
+         times that lie in the future again and keep the present primaries: --repair-time"
+    )]
+    FromTheFuture {
+        /// The manifest's location.
+        location: Location,
+        /// Its stamp.
+        stamp: Timestamp,
+        /// This machine's time.
+        now: Timestamp,
     },
     /// The change would produce a manifest that no reader accepts.
     #[error("nothing was written, because no sidecar would accept the result: {0}")]

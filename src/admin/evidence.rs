@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, StatusCode, Uri, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use super::ops_client::{Fleet, OpsClient};
+use super::{
+    backup::CONCURRENT,
+    ops_client::{Fleet, OpsClient},
+};
 use crate::{
     crypto::KeyringId,
     keyring::{SidecarReport, VersionUse},
@@ -31,20 +35,30 @@ pub async fn ask_sidecars(
     id: KeyringId,
     version: u32,
 ) -> Result<Vec<SidecarReport>, String> {
+    let statuses = ask_status(fleet).await?;
+    let report = |(sidecar, status): (String, Result<Status, String>)| SidecarReport {
+        sidecar,
+        usage: status.and_then(|status| usage(&status, keyring, id, version)),
+    };
+    Ok(statuses.into_iter().map(report).collect())
+}
+
+/// Fetches the status of every sidecar. A failed request is part of the result.
+///
+/// # Errors
+/// A TLS file can't be used.
+pub(super) async fn ask_status(
+    fleet: &Fleet,
+) -> Result<Vec<(String, Result<Status, String>)>, String> {
     let client = OpsClient::new(fleet)?;
-    let mut reports = Vec::new();
-    for url in &fleet.urls {
-        let result = match timeout(TIMEOUT, status(&client, url)).await {
-            Ok(Ok(status)) => usage(&status, keyring, id, version),
-            Ok(Err(reason)) => Err(reason),
+    let requests = stream::iter(&fleet.urls).map(async |url| {
+        let status = match timeout(TIMEOUT, status(&client, url)).await {
+            Ok(result) => result,
             Err(_) => Err(format!("no response within {TIMEOUT:?}")),
         };
-        reports.push(SidecarReport {
-            sidecar: url.to_string(),
-            usage: result,
-        });
-    }
-    Ok(reports)
+        (url.to_string(), status)
+    });
+    Ok(requests.buffered(CONCURRENT).collect().await)
 }
 
 async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {

@@ -7,6 +7,7 @@ mod access;
 mod backup;
 mod base;
 mod change;
+mod clocks;
 mod envelope;
 mod error;
 mod evidence;

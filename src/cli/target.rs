@@ -73,6 +73,8 @@ impl Place {
             sidecars: trust.sidecars.into(),
             first_time: trust.first_time,
             accept_lost: trust.accept_lost,
+            trust_clock: trust.trust_clock,
+            repair_time: trust.repair_time,
         }))
     }
 
@@ -138,6 +140,12 @@ pub(super) struct TrustArgs {
     /// Accept manifests signed by this key (`ed25519:BASE64`); repeat for several.
     #[arg(long, value_name = "KEY", value_parser = SignerKey::from_str)]
     trusted_signer: Vec<SignerKey>,
+    /// Trust the clock of this machine, although it can't be compared or differs from a sidecar's.
+    #[arg(long)]
+    trust_clock: bool,
+    /// Write over a manifest whose stamp is in the future, and repair its times.
+    #[arg(long)]
+    repair_time: bool,
     /// Sign the successor of the manifest with this digest, although no trusted key has signed it.
     #[arg(long, value_name = "DIGEST", requires = "sign_key")]
     adopt_unsigned: Option<String>,

@@ -228,10 +228,6 @@ fn reactivate_primaries(next: &mut Manifest, selectors: &[WaveSelector], now: Ti
             .iter()
             .any(|selector| *selector == WaveSelector::Every || selector == wave)
     };
-    let is_usable = |activation: &Activation| {
-        next.version(activation.version)
-            .is_some_and(|version| version.state == State::Enabled && !version.compromised)
-    };
     let present = primaries(&next.activations, now)
         .into_iter()
         .filter(|(wave, _)| is_affected(wave))
@@ -242,9 +238,15 @@ fn reactivate_primaries(next: &mut Manifest, selectors: &[WaveSelector], now: Ti
                 at: now,
             })
         })
-        .filter(is_usable)
+        .filter(|activation| is_usable(next, activation.version))
         .collect();
     activate_all(next, present);
+}
+
+fn is_usable(manifest: &Manifest, version: u32) -> bool {
+    manifest
+        .version(version)
+        .is_some_and(|version| version.state == State::Enabled && !version.compromised)
 }
 
 /// Appends activations, of which at most one is for `*`. That one comes first: it covers the named
@@ -252,6 +254,32 @@ fn reactivate_primaries(next: &mut Manifest, selectors: &[WaveSelector], now: Ti
 pub(super) fn activate_all(next: &mut Manifest, mut activations: Vec<Activation>) {
     activations.sort_by_key(|activation| activation.wave != WaveSelector::Every);
     next.activations.extend(activations);
+}
+
+/// Repairs the times of `next`, the successor of a manifest whose writer's clock was ahead: times in
+/// the future become `now`, so waiting times start again, and the primaries of `current`'s own time
+/// are activated now.
+pub fn repair_times(current: &Manifest, mut next: Manifest, now: Timestamp) -> Manifest {
+    for version in &mut next.versions {
+        version.created_at = version.created_at.min(now);
+        version.state_changed_at = version.state_changed_at.min(now);
+    }
+    let added = next.activations.len() > current.activations.len();
+    if !added {
+        let present = primaries(&next.activations, current.updated_at)
+            .into_iter()
+            .filter_map(|(wave, primary)| {
+                Some(Activation {
+                    version: primary?,
+                    wave,
+                    at: now,
+                })
+            })
+            .filter(|activation| is_usable(&next, activation.version))
+            .collect();
+        activate_all(&mut next, present);
+    }
+    next
 }
 
 /// Replaces the wraps of versions. The keys stay the same, so no ciphertext changes.

@@ -32,7 +32,7 @@ pub use destruction::{
 pub use document::{Document, ManifestError, is_of_another_format};
 pub use lifecycle::{
     Evidence, NewVersion, SidecarReport, VersionUse, activate, compromise, disable, enable, init,
-    rewrap, rotate, touch,
+    repair_times, rewrap, rotate, touch,
 };
 pub use manifest::{
     Ancestor, Authentication, BackupRecord, Base64, Manifest, Policy, Signature, State, Testament,

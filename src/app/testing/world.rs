@@ -90,8 +90,13 @@ impl World {
 
     /// Like [`World::admin`], for changes that are signed, or not, as `signing` says.
     pub(crate) fn admin_with(&self, name: &str, signing: Signing) -> Admin {
+        self.admin_at(name, signing, self.clock.clone())
+    }
+
+    /// Like [`World::admin_with`], on a machine with another clock.
+    pub(crate) fn admin_at(&self, name: &str, signing: Signing, clock: Clock) -> Admin {
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
-        Admin::new(self.location(name), signing, &backends, self.clock.clone())
+        Admin::new(self.location(name), signing, &backends, clock)
             .expect("fakes have every location")
             .with_bases(Bases {
                 memory: Some(Memory::in_folder(self.path("state"))),

@@ -1,9 +1,10 @@
 //! Manifests that don't follow from what a sidecar or a command already trusts.
 
 use crate::{
-    admin::{AdminError, Bases, Takeover},
+    admin::{AdminError, Bases, Memory, Signing, Takeover},
     app::testing::{DAY, HOUR, SECOND, TestApp, World},
     backend::ErrorKind,
+    clock::Clock,
     keyring::{self, Loss, Policy, Rejection},
 };
 
@@ -134,7 +135,7 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
     );
     assert_eq!(client.decrypt(&message.body).await.ok().body, "x");
     assert_eq!(app.keyring().await["active"]["lost"][0], 2);
-    app.stop().await;
+    world.pass_time_until(app.stop()).await;
 
     // A restart alone accepts nothing; the config does.
     let app = world.launch(&config, &["demo"]).await;
@@ -142,7 +143,7 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
         keyring["last_error"]["code"] == "lost_version"
     })
     .await;
-    app.stop().await;
+    world.pass_time_until(app.stop()).await;
     let config = format!("{config}{}", demo_with("accept_lost = [2]"));
     let app = world.start_with(&config, &[]).await;
     app.wait_generation(4).await;
@@ -162,7 +163,7 @@ async fn a_cached_manifest_is_the_base_although_its_keys_cannot_be_unwrapped() {
     std::fs::create_dir(world.path("cache")).expect("a folder");
     let config = format!("[refresh]\ncache_dir = {:?}\n", world.path("cache"));
     let app = world.start_with(&config, &["demo"]).await;
-    app.stop().await;
+    world.pass_time_until(app.stop()).await;
 
     world.main_kek().fail(ErrorKind::Unavailable);
     let newest = world.store("demo").get().expect("a manifest");
@@ -176,4 +177,38 @@ async fn a_cached_manifest_is_the_base_although_its_keys_cannot_be_unwrapped() {
     world.store("demo").set(newest);
     app.refresh();
     app.wait_generation(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_from_the_future_is_repaired_only_on_request() {
+    let world = World::with_demo().await;
+    let (fast, hands) = Clock::manual(world.now());
+    hands.advance(400 * DAY);
+    let ahead = world.admin_at("demo", Signing::NoKey, fast);
+    ahead.rotate(&[], Takeover::Now).await.expect("rotated");
+
+    let touch = |current: &keyring::Document, now| Ok(keyring::touch(current, now));
+    let refused = world.admin("demo").change(touch).await;
+    assert!(
+        matches!(refused, Err(AdminError::FromTheFuture { .. })),
+        "{refused:?}"
+    );
+    let repairing = world.admin("demo").with_bases(Bases {
+        memory: Some(Memory::in_folder(world.path("state"))),
+        repair_time: true,
+        ..Bases::default()
+    });
+    let repaired = repairing.change(touch).await.expect("repaired");
+    let (manifest, now) = (repaired.manifest(), world.now());
+    assert_eq!(manifest.updated_at, now);
+    let wave = "any".parse().expect("a wave");
+    assert_eq!(
+        keyring::primary_at(&manifest.activations, now, &wave),
+        Some(2)
+    );
+    let started = manifest
+        .versions
+        .iter()
+        .map(|version| version.state_changed_at);
+    assert!(started.max() <= Some(now), "waiting times start again");
 }

@@ -80,6 +80,7 @@ impl Disable {
                 evidence
             }
         };
+        admin.require_clock().await?;
         let document = admin
             .change(|current, now| keyring::disable(current, version, &evidence, now))
             .await?;
@@ -123,6 +124,7 @@ impl Destroy {
                     "give --version once, unless they are --lost",
                 ));
             };
+            admin.require_clock().await?;
             admin
                 .change(|current, now| keyring::destroy(current, version, confirm, now))
                 .await?

@@ -1,0 +1,78 @@
+//! Whether this machine's clock can be trusted: it stamps changes and decides when waiting times are
+//! over (I15).
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{access::Admin, error::AdminError, evidence::ask_status};
+use crate::keyring::{self, Document, Manifest};
+
+/// How far two clocks may differ.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+
+impl Admin {
+    /// Compares the clock with those of the sidecars that the command was given.
+    ///
+    /// # Errors
+    /// [`AdminError::ClockDiffers`] if one differs by more than five minutes;
+    /// [`AdminError::NoClock`] if there is none to compare with. Neither if the operator trusts the
+    /// clock.
+    pub async fn require_clock(&self) -> Result<(), AdminError> {
+        if self.bases.trust_clock {
+            return Ok(());
+        }
+        if self.bases.sidecars.urls.is_empty() {
+            return Err(AdminError::NoClock);
+        }
+        self.compare_clocks().await
+    }
+
+    /// Compares the clock with those of the sidecars, if the command was given any.
+    pub(super) async fn compare_clocks(&self) -> Result<(), AdminError> {
+        if self.bases.trust_clock {
+            return Ok(());
+        }
+        let statuses = ask_status(&self.bases.sidecars)
+            .await
+            .map_err(AdminError::System)?;
+        // A sidecar that doesn't answer is reported where it is needed as evidence or base.
+        for (sidecar, status) in statuses {
+            let Some(theirs) = status.ok().and_then(|status| status.now) else {
+                continue;
+            };
+            let ours = self.now();
+            if theirs.duration_since(ours).abs() > TOLERANCE {
+                return Err(AdminError::ClockDiffers {
+                    sidecar,
+                    theirs,
+                    ours,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to write over a manifest from the future, or repairs its times if the operator asks
+    /// for that.
+    pub(super) fn with_times_repaired(
+        &self,
+        current: &Document,
+        next: Manifest,
+    ) -> Result<Manifest, AdminError> {
+        let (stamp, now) = (current.manifest().updated_at, self.now());
+        if is_near(stamp, now) {
+            return Ok(next);
+        }
+        if !self.bases.repair_time {
+            return Err(AdminError::FromTheFuture {
+                location: self.location.clone(),
+                stamp,
+                now,
+            });
+        }
+        Ok(keyring::repair_times(current.manifest(), next, now))
+    }
+}
+
+fn is_near(stamp: Timestamp, now: Timestamp) -> bool {
+    stamp.duration_since(now) <= TOLERANCE
+}
