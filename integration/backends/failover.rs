@@ -151,7 +151,7 @@ async fn vault_covers_any_failure_of_aws() {
         (&["overtaken"], Fault::Slow(Duration::from_secs(3600))),
         (passing, Fault::Answer(500, "{}".into())),
         (&["denied"], problem("AccessDeniedException", "no")),
-        (&["refused"], Fault::Forged(another_key)),
+        (&["exchanged"], Fault::Forged(another_key)),
     ] {
         survive(&pair, &victim, survivor, results, || pair.aws.set(fault)).await;
     }
@@ -170,7 +170,7 @@ async fn aws_covers_any_failure_of_vault() {
         ("unavailable", answer(500, "internal error")),
         ("throttled", answer(429, "rate limit quota exceeded")),
         ("denied", answer(403, "permission denied")),
-        ("refused", Fault::Forged(another_key_of_vault)),
+        ("exchanged", Fault::Forged(another_key_of_vault)),
     ] {
         survive(&pair, victim, &survivor, &[result], || {
             pair.vault.set(fault)

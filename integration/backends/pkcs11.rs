@@ -29,13 +29,14 @@ fn world_with_token() -> World {
         world.path("tokens").display()
     );
     fs::write(world.path("softhsm2.conf"), config).unwrap();
-    world.env = vec![
+    let module = [
         (
             "SOFTHSM2_CONF",
             world.path("softhsm2.conf").display().to_string(),
         ),
         ("PKCS11_MODULE_PATH", LIBRARY.into()),
     ];
+    world.env.extend(module);
     make_token(&world);
     in_token(
         &world,

@@ -27,7 +27,9 @@ async fn without_credentials(moto: &Moto) -> World {
     let mut world = world_of(&moto.url());
     let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
     init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
-    world.env.retain(|(name, _)| !name.contains("KEY"));
+    world
+        .env
+        .retain(|(name, _)| !name.starts_with("AWS_") || !name.contains("KEY"));
     world.env.push(("AWS_CONFIG_FILE", "/nowhere".into()));
     world
         .env
@@ -120,7 +122,9 @@ async fn a_fake_of_eks_pod_identity_gives_credentials_for_a_projected_token() {
     let before = asked.load(Ordering::SeqCst);
     let manifest = world.manifest("demo").display().to_string();
     // Rotated by an operator with separate credentials.
-    world_of(&moto.url()).succeed(&["keyring", "rotate", &manifest, "--activate", "now"]);
+    let state = world.path("state").display().to_string();
+    let rotate = ["keyring", "rotate", &manifest, "--activate", "now"];
+    world_of(&moto.url()).succeed(&[&rotate[..], &["--state-dir", &state]].concat());
     wait("the next version", || {
         sidecar.keyring()["active"]["encrypting"] == 2
     });

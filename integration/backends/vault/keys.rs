@@ -398,7 +398,7 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
     world.succeed(&["check", "--config", &config, "--online"]);
 
     vault.policy("nothing", &[("secret/data/elsewhere", "read")]);
-    world.env[1].1 = vault.token_with("nothing");
+    world.env[2].1 = vault.token_with("nothing");
     fails(
         &world,
         &["keyring", "verify", &manifest],
@@ -409,7 +409,7 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
         &["keyring", "status", MANIFEST],
         "path \"secret/data/sidekey/demo\" { capabilities = [\"read\"] }",
     );
-    world.env[1].1 = match brand {
+    world.env[2].1 = match brand {
         Brand::Vault => "hvs.nonsense".into(),
         Brand::OpenBao => "s.nonsense".into(),
     };
@@ -418,13 +418,13 @@ async fn errors_are_reported_with_a_remedy(brand: Brand) {
         &["keyring", "verify", &manifest],
         "Vault does not know the token",
     );
-    world.env[0].1 = "http://192.0.2.1:8200".into();
+    world.env[1].1 = "http://192.0.2.1:8200".into();
     fails(
         &world,
         &["keyring", "verify", &manifest],
         "list it in `backends.plain_http`",
     );
-    world.env[0].1 = "http://127.0.0.1:9".into();
+    world.env[1].1 = "http://127.0.0.1:9".into();
     fails(
         &world,
         &["keyring", "verify", &manifest],
