@@ -4,8 +4,8 @@
 //! Beside the log is its head, `FILE.head`: the number and hash of the last record. It carries the
 //! chain over to the next file, and shows that the end of a log was cut off.
 //!
-//! All writers lock `FILE.lock`. A rotation gives the log another inode, and whoever may read a file
-//! can lock it (flock(2)): nobody can read this one.
+//! All writers lock `FILE.lock`. A rotation gives the log another inode, and every reader of
+//! a file can lock it (flock(2)): this one has no readers.
 
 use std::{
     ffi::OsString,

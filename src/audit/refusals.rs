@@ -153,7 +153,7 @@ impl<K: Ord + Clone, D> RefusalCounts<K, D> {
     }
 }
 
-/// The event that reports refusals. `None` stands for kinds that aren't told apart; the detail is
+/// The event that reports refusals. `None` covers kinds that aren't told apart; the detail is
 /// the last process that was refused.
 pub(super) fn event(kind: Option<AccessRefusal>, refused: &Refused<Option<i32>>) -> Event {
     let event = Event::new("access.refused", refused.last)

@@ -58,7 +58,7 @@ impl Dev {
             }
             let has_secret = settings.secrets.find("demo").is_some();
             let text = instructions(&folder, bound, has_secret);
-            // Serves on meanwhile, and also if nobody reads this.
+            // Keeps serving meanwhile, read or unread.
             tokio::task::spawn_blocking(move || write_out(&text));
             Ok(())
         })

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::output::CliError;
 
-/// How long a command may take to end after a signal. It may be stuck in a write that nobody reads.
+/// How long a command may take to end after a signal. It may be stuck in a write without a reader.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs `work` to completion on a single-threaded runtime.

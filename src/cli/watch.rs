@@ -114,7 +114,7 @@ impl Watch {
     }
 }
 
-/// Resolves once nobody reads `out` any more, such as `grep -m 1`: a write would notice that only
+/// Resolves once `out` has no reader any more, such as `grep -m 1`: a write would notice that only
 /// at the next change.
 fn closed(out: Patient) -> io::Result<oneshot::Receiver<()>> {
     let (sender, receiver) = oneshot::channel();

@@ -54,7 +54,7 @@ impl Patient {
         self.0
     }
 
-    /// Waits until nobody reads what is written any more: a pipe's readers closed it, or a
+    /// Waits until what is written has no reader any more: a pipe's readers closed it, or a
     /// terminal hung up. Returns at once if that can't be known.
     pub fn wait_until_unread(&self) {
         // Errors and hangups are always reported.

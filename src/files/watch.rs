@@ -217,7 +217,7 @@ mod tests {
     fn assert_noticed(file: &Path, change: impl FnOnce()) {
         let (sender, events) = mpsc::channel();
         let on_change: ChangeCallback = Arc::new(move || {
-            // Nobody waits for a second event.
+            // No one waits for a second event.
             let _ = sender.send(());
         });
         let _guard = watch(file, None, &on_change).expect("watch");

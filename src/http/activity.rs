@@ -23,7 +23,7 @@ use super::account::StreamPlace;
 use crate::config::Timeouts;
 
 /// How much may arrive over HTTP/2 without progress of any request: frames such as PRIORITY, PING,
-/// WINDOW_UPDATE and unknown ones cost their sender nothing otherwise. Data that nobody has read is
+/// WINDOW_UPDATE and unknown ones cost their sender nothing otherwise. Unread data is
 /// less than a tenth of it.
 const MAX_NOISE: usize = 1 << 20;
 

@@ -99,7 +99,7 @@ impl<H: Handler> Serving<H> {
         request: Request<Incoming>,
         guard: RequestGuard,
     ) -> Response<ResponseBody> {
-        // From here on, a body that nobody reads is discarded rather than cut off.
+        // From here on, an unread body is discarded rather than cut off.
         let activity = &self.connection.activity;
         let watched = (request.version() == Version::HTTP_2).then(|| Arc::clone(activity));
         let request = request.map(|body| RequestBody::new(body, watched));

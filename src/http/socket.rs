@@ -216,7 +216,7 @@ impl Private {
     fn bind(&self) -> io::Result<UnixListener> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // Linux creates the file with the socket's own mode. Nobody can connect before it is set.
+        // Linux creates the file with the socket's own mode. No one can connect before it is set.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         // There is no bindat(2). If the path leads elsewhere by now, the next step fails.
         let through_descriptor = format!("/proc/self/fd/{}/{NAME}", self.folder.as_raw_fd());

@@ -1,4 +1,4 @@
-//! The KEK clients that are kept. Whoever writes a manifest can name any number of KEKs under a
+//! The KEK clients that are kept. The writer of a manifest can name any number of KEKs under a
 //! pattern of the config, and each is asked before the manifest is authenticated: so both the
 //! clients and the metrics that they leave behind are bounded.
 

@@ -1,5 +1,5 @@
-//! The process's log on standard error. Nothing here waits for whoever reads it, and nothing fails
-//! because nobody does.
+//! The process's log on standard error. Nothing here waits for its reader, and nothing fails
+//! without one.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
