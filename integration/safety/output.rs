@@ -1,4 +1,4 @@
-//! Whoever reads what a process writes, slowly, no more or not at all: it serves on and ends in order.
+//! A process keeps serving and ends in order, whether its output is read, read slowly or not read.
 
 use std::{
     fs::{self, File, OpenOptions},

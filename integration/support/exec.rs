@@ -13,8 +13,8 @@ use super::{
     harness::{PATIENCE, Sidecar, World, binary, uid, wait},
 };
 
-/// Waits for a signal, for longer than any test takes, with a single child process that doesn't hold
-/// our pipes open.
+/// Waits for a signal, for longer than any test takes, with a single child process that doesn't
+/// hold our pipes open.
 pub const IDLE: &str = "idle() { sleep 600 >/dev/null 2>&1 & s=$!; \
     while kill -0 $s 2>/dev/null; do wait $s; done; }; trap 'kill $s; exit 143' TERM; ";
 

@@ -1,5 +1,5 @@
-//! Whether this machine's clock can be trusted: it stamps changes and decides when waiting times are
-//! over (I15).
+//! Whether this machine's clock can be trusted: it stamps changes and decides when waiting times
+//! are over (I15).
 
 use jiff::{SignedDuration, Timestamp};
 

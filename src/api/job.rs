@@ -38,7 +38,8 @@ use crate::{
     wire::Code,
 };
 
-/// The longest request whose whole response is awaited. Plain HTTP clients send all before they read.
+/// The longest request whose whole response is awaited. Plain HTTP clients send everything before
+/// they read.
 const MAX_AWAITED: usize = 8 << 20;
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
 

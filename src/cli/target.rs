@@ -41,7 +41,7 @@ pub(super) struct Place {
     unsigned: bool,
     /// Remember manifests in this folder instead of ~/.local/state/sidekey.
     ///
-    /// A later command refuses a location that holds anything but a successor of what is remembered.
+    /// A later command refuses a location without a successor of the remembered manifest.
     #[arg(long, value_name = "DIR", env = "SIDEKEY_STATE_DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]

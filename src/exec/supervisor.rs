@@ -85,7 +85,7 @@ async fn first_values(plan: &Plan, secrets: &BTreeSet<SecretRef>) -> Result<Valu
                 return Err(ExecError::Fetch(error));
             }
             Ok(Err(error)) => {
-                // Each reason once: the sidecar may be missing first, then one secret, then another.
+                // Each reason once: the sidecar may be missing, then one secret, then another.
                 if Instant::now() < until && logged.insert(error.to_string()) {
                     log(format_args!(
                         "{error}; waiting for up to {}",

@@ -83,7 +83,8 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> ListenError {
     }
 }
 
-/// A bound Unix socket, in its place. Removes its file on drop, unless another process has replaced the file.
+/// A bound Unix socket, in its place. Removes its file on drop, unless another process has replaced
+/// it.
 pub(crate) struct BoundSocket {
     pub(crate) listener: UnixListener,
     pub(crate) path: PathBuf,

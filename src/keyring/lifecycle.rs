@@ -256,9 +256,9 @@ pub(super) fn activate_all(next: &mut Manifest, mut activations: Vec<Activation>
     next.activations.extend(activations);
 }
 
-/// Repairs the times of `next`, the successor of a manifest whose writer's clock was ahead: times in
-/// the future become `now`, so waiting times start again, and the primaries of `current`'s own time
-/// are activated now.
+/// Repairs the times of `next`, the successor of a manifest whose writer's clock was ahead. Times
+/// in the future become `now`, so waiting times start again, and the primaries of `current`'s own
+/// time are activated now.
 pub fn repair_times(current: &Manifest, mut next: Manifest, now: Timestamp) -> Manifest {
     for version in &mut next.versions {
         version.created_at = version.created_at.min(now);

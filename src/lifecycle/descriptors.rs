@@ -7,8 +7,8 @@ use tracing::warn;
 /// providers, files, watches.
 const OTHERS: u64 = 256;
 
-/// Raises the soft limit of open files (`RLIMIT_NOFILE`), usually 1024, so that `connections` can be
-/// open at once; not further, because commands inherit it. Warns if the hard limit is too low.
+/// Raises the soft limit of open files (`RLIMIT_NOFILE`), usually 1024, so that `connections` can
+/// be open at once; not further, because commands inherit it. Warns if the hard limit is too low.
 pub fn allow_connections(connections: u64) {
     let needed = connections.saturating_add(OTHERS);
     let limit = getrlimit(Resource::Nofile);

@@ -1,4 +1,5 @@
-//! Readiness, signals, the service manager, the limit of open files, and the two stages of stopping.
+//! Readiness, signals, the service manager, the limit of open files, and the two stages of
+//! stopping.
 
 mod descriptors;
 mod readiness;

@@ -48,7 +48,8 @@ impl HttpClient {
             .map_err(|reason| Failure::new(ErrorKind::Misconfigured, reason))
     }
 
-    /// Sends a request, follows redirects of the same server and reads a response of at most `limit` bytes.
+    /// Sends a request, follows redirects of the same server and reads a response of at most
+    /// `limit` bytes.
     pub(super) async fn send(
         &self,
         mut request: Request<Bytes>,

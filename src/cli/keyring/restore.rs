@@ -33,7 +33,7 @@ pub(in crate::cli) struct Restore {
     /// Keep a manifest newer than the backup's, and restore only its keys from the backup.
     #[arg(long)]
     onto_newer: bool,
-    /// Write this generation or a higher one, if a sidecar that can't be asked may have a newer one.
+    /// Write at least this generation, if a sidecar that can't be asked may have a newer one.
     #[arg(long, value_name = "GENERATION", default_value_t = 0)]
     at_least: u64,
 }
