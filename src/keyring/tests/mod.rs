@@ -4,6 +4,7 @@ mod attacks;
 mod branches;
 mod histories;
 mod rules;
+mod testaments;
 
 use std::{collections::BTreeMap, sync::Arc};
 

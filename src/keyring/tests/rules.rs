@@ -308,3 +308,37 @@ fn a_signature_by_a_trusted_signer_is_required() {
         .collect();
     assert_eq!(signers, BTreeSet::from([trusted.to_string()]));
 }
+
+#[test]
+fn only_a_valid_signature_by_a_listed_signer_counts() {
+    let world = World::new();
+    let signer = |seed: u8| {
+        Dek::from_slice(&[seed; 32])
+            .expect("32 bytes")
+            .succession_key()
+    };
+    let public = |seed: u8| crate::model::SignerKey(signer(seed).public_key());
+    let next = touch(&world.document, world.now);
+    let signed = authenticate(next, &succession_keys(&world.deks), Some(&signer(1)))
+        .expect("the operator holds every key");
+    assert!(is_signed_by(&signed, &[public(2), public(1)]));
+    assert!(!is_signed_by(&signed, &[public(2)]), "not listed");
+    let mut claimed = signed.manifest().clone();
+    claimed.authentication.signatures[0].signer = public(2);
+    let claimed = Document::parse(serde_json::to_vec(&claimed).expect("JSON")).expect("parses");
+    assert!(
+        !is_signed_by(&claimed, &[public(2)]),
+        "signed by another key"
+    );
+    assert!(!is_signed_by(&world.document, &[public(1)]), "unsigned");
+}
+
+#[test]
+fn a_manifest_is_authenticated_only_with_the_key_of_every_live_version() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    let mut keys = succession_keys(&world.deks);
+    keys.remove(&1);
+    let next = touch(&world.document, world.now);
+    assert_eq!(authenticate(next, &keys, None).map(drop), Err(vec![1]));
+}

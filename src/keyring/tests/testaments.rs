@@ -1,0 +1,138 @@
+//! Versions that are destroyed: what they leave, and what may be removed of them.
+
+use super::*;
+use crate::keyring::authentication::Chain;
+
+/// Three versions: 1 and 2 are destroyed in order, 3 is the primary.
+fn world_with_two_testaments() -> World {
+    let mut world = World::new();
+    for version in [2, 3] {
+        world.apply(&Step::Rotate);
+        world.apply(&Step::Activate {
+            version,
+            wave: None,
+            in_seconds: None,
+        });
+    }
+    for version in [1, 2] {
+        world.apply(&Step::Disable {
+            version,
+            with_evidence: true,
+        });
+        world.apply(&Step::Wait(60));
+        world.apply(&Step::Destroy(version));
+    }
+    let states = world.document.manifest().versions.iter();
+    let states: Vec<State> = states.map(|version| version.state).collect();
+    assert_eq!(states, [State::Destroyed, State::Destroyed, State::Enabled]);
+    world
+}
+
+#[test]
+fn a_testament_names_the_versions_that_lived_and_covers_all_it_says() {
+    let world = world_with_two_testaments();
+    let testament = |version| {
+        let version = world.document.manifest().version(version).expect("listed");
+        version.testament.clone().expect("a testament")
+    };
+    assert_eq!((testament(1).newest, testament(1).heirs), (3, vec![2, 3]));
+    assert_eq!((testament(2).newest, testament(2).heirs), (3, vec![3]));
+    let edits: [fn(&mut Testament); 3] = [
+        |testament| testament.generation -= 1,
+        |testament| testament.newest -= 1,
+        |testament| testament.heirs.truncate(1),
+    ];
+    for edit in edits {
+        let mut manifest = touch(&world.document, world.now);
+        edit(
+            manifest.versions[0]
+                .testament
+                .as_mut()
+                .expect("a testament"),
+        );
+        if let Some(testament) = &mut manifest.versions[0].testament
+            && testament.newest == 2
+        {
+            testament.heirs.retain(|heir| *heir <= 2);
+        }
+        let edited = reread(&world.authenticate(manifest));
+        assert_eq!(verify_words(&edited), Err(Rejection::Unauthenticated(1)));
+    }
+    // Moved to another version.
+    let mut manifest = touch(&world.document, world.now);
+    manifest.versions[0].testament = manifest.versions[1].testament.clone();
+    let moved = reread(&world.authenticate(manifest));
+    assert_eq!(verify_words(&moved), Err(Rejection::Unauthenticated(1)));
+}
+
+#[test]
+fn destroyed_versions_can_be_trimmed() {
+    let world = world_with_two_testaments();
+    let chain = Chain::of(world.document.manifest());
+    assert_ne!(
+        chain.at(1),
+        chain.at(2),
+        "each link commits to one more version"
+    );
+    let mut next = touch(&world.document, world.now);
+    next.trimmed = Some(Trimmed {
+        through: 1,
+        l: Base64(chain.at(1).expect("listed").to_vec()),
+    });
+    next.versions.remove(0);
+    next.activations.retain(|activation| activation.version > 1);
+    let trimmed = reread(&world.authenticate(next.clone()));
+    assert_eq!(trimmed.manifest().version(1), None);
+    assert_eq!(trimmed.manifest().version(3).expect("listed").version, 3);
+    assert_eq!(
+        Chain::of(trimmed.manifest()).at(3),
+        chain.at(3),
+        "the chain goes on from what was trimmed"
+    );
+    assert_eq!(verify_words(&trimmed), Ok(()));
+    for base in world.history.iter().rev() {
+        let holds_first = base.manifest().versions[0].state != State::Destroyed;
+        let expected = if holds_first {
+            Err(Rejection::TooFarBehind(1))
+        } else {
+            Ok(Succession::Newer)
+        };
+        assert_eq!(verdict(base, &trimmed), expected);
+    }
+    // A rotation counts on.
+    let (new, _) = new_version(trimmed.manifest().id, 4);
+    assert_eq!(rotate(&trimmed, new, world.now).newest_version(), 4);
+
+    // Another past than the one that is known.
+    next.trimmed = Some(Trimmed {
+        through: 1,
+        l: Base64(vec![7; 32]),
+    });
+    let forged = authenticate(next, &succession_keys(&world.deks), None).expect("keys");
+    assert_eq!(
+        verdict(&world.document, &forged),
+        Err(Rejection::KeyReplaced(1))
+    );
+}
+
+#[test]
+fn a_version_without_an_heir_is_not_destroyed() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    world.apply(&Step::Activate {
+        version: 2,
+        wave: None,
+        in_seconds: None,
+    });
+    world.apply(&Step::Compromise(2));
+    world.apply(&Step::Disable {
+        version: 1,
+        with_evidence: true,
+    });
+    world.apply(&Step::Wait(60));
+    let phrase = backup_phrase(&world.document.manifest().name, 1);
+    assert_eq!(
+        destroy(&world.document, 1, Some(&phrase), world.now),
+        Err(Refusal::NoHeir(1))
+    );
+}
