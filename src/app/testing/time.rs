@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::ManualClock;
 
 /// How long a test may wait without progress, in real time. A test that takes longer has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How often all tasks get a turn before the test continues. A request takes a few turns: its bytes
 /// pass through the kernel and through several tasks.

@@ -20,6 +20,14 @@ async fn last_error(app: &TestApp) -> Option<String> {
     keyring["last_error"]["code"].as_str().map(str::to_owned)
 }
 
+/// Waits until the manifest that is in the location is in the cache, too.
+async fn wait_cached(world: &World) {
+    let newest = world.store("demo").get().expect("a manifest");
+    let copy = world.path("cache/demo.json");
+    let is_cached = || std::fs::read(&copy).is_ok_and(|copy| copy == newest);
+    world.wait("the copy", is_cached).await;
+}
+
 /// Refreshes and waits until the outcome is known.
 async fn refresh(world: &World, app: &TestApp) {
     app.refresh();
@@ -118,6 +126,7 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
     let mut client = app.client().await;
     let message = client.encrypt(b"x").await.ok();
     assert_eq!(message.version(), 2);
+    wait_cached(&world).await;
 
     world.kek("fake:second").fail(ErrorKind::NotFound);
     let loss = Loss {
@@ -163,6 +172,7 @@ async fn a_cached_manifest_is_the_base_although_its_keys_cannot_be_unwrapped() {
     std::fs::create_dir(world.path("cache")).expect("a folder");
     let config = format!("[refresh]\ncache_dir = {:?}\n", world.path("cache"));
     let app = world.start_with(&config, &["demo"]).await;
+    wait_cached(&world).await;
     world.pass_time_until(app.stop()).await;
 
     world.main_kek().fail(ErrorKind::Unavailable);

@@ -342,3 +342,21 @@ fn a_manifest_is_authenticated_only_with_the_key_of_every_live_version() {
     let next = touch(&world.document, world.now);
     assert_eq!(authenticate(next, &keys, None).map(drop), Err(vec![1]));
 }
+
+#[test]
+fn a_generation_below_the_configured_minimum_is_rejected() {
+    let mut world = World::new();
+    world.apply(&Step::Touch);
+    let at_least = |min_generation| Expectations {
+        min_generation,
+        ..expectations(&world.document)
+    };
+    for least in [1, 2] {
+        let verdict = examine(None, &world.document, &at_least(least));
+        assert_eq!(verdict, Ok(Succession::Newer));
+    }
+    assert_eq!(
+        examine(None, &world.document, &at_least(3)),
+        Err(Rejection::WentBack { found: 2, least: 3 })
+    );
+}
