@@ -28,6 +28,7 @@ impl Dev {
         let mut child = Command::new(binary())
             .args(["dev", "--ops", "127.0.0.1:0"])
             .current_dir(folder)
+            .env("SIDEKEY_STATE_DIR", folder.join("state"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -88,6 +89,7 @@ fn readme_commands_run_as_documented() {
         .args(["-c", &script])
         .current_dir(folder.path())
         .env("LC_ALL", "C")
+        .env("SIDEKEY_STATE_DIR", path("state"))
         .output()
         .unwrap();
     let (out, err) = (

@@ -84,15 +84,18 @@ impl Place {
     }
 }
 
-/// Returns the manifests that this user has seen, or None if the user has no home folder.
+/// Returns the manifests that this user has seen, or None if the user has no home folder. `folder`
+/// is the value of --state-dir.
 pub(super) fn memory(folder: Option<PathBuf>) -> Option<Memory> {
     let folder_in = |variable: &str| {
         std::env::var_os(variable)
             .map(PathBuf::from)
             .filter(|folder| folder.is_absolute())
     };
+    let configured = || std::env::var_os("SIDEKEY_STATE_DIR").map(PathBuf::from);
     // XDG Base Directory Specification, version 0.8.
     folder
+        .or_else(configured)
         .or_else(|| Some(folder_in("XDG_STATE_HOME")?.join("sidekey")))
         .or_else(|| Some(folder_in("HOME")?.join(".local/state/sidekey")))
         .map(Memory::in_folder)
