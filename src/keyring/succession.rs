@@ -227,8 +227,9 @@ pub fn descends_from(document: &Document, ancestor: &Document) -> bool {
     document.canonical() == ancestor.canonical() || lists(document.manifest(), ancestor)
 }
 
-/// Returns whether holders of the keys wrote `candidate`, for someone who trusts `base`: the words
-/// of one vouch for the other, whichever is newer. They may be on two branches.
+/// Returns whether holders of the keys wrote `candidate`, for someone who trusts `base`: it is an
+/// ancestor, or every version that the base trusts and that the candidate can know vouches for it.
+/// It may be newer, older, or on another branch.
 pub fn is_vouched_for(base: &Document, candidate: &Document, accept_lost: &[u32]) -> bool {
     let (known, found) = (base.manifest(), candidate.manifest());
     let expect = Expectations {
@@ -240,17 +241,20 @@ pub fn is_vouched_for(base: &Document, candidate: &Document, accept_lost: &[u32]
             .version(version.version)
             .is_none_or(|other| other.check == version.check && other.key == version.key)
     });
-    let vouches = |base: &Manifest, candidate: &Document| {
-        let trust = Trust {
+    let vouches = || {
+        let mut trust = Trust {
             is_branch: true,
-            ..Trust::in_manifest(base)
+            ..Trust::in_manifest(known)
         };
+        trust
+            .versions
+            .retain(|version| *version <= found.newest_version());
         trust.extends_to(candidate, &expect).is_ok()
     };
     (known.id, &known.name) == (found.id, &found.name)
         && has_same_keys
         && verify_words(candidate).is_ok()
-        && (vouches(known, candidate) || vouches(found, base))
+        && (descends_from(base, candidate) || vouches())
 }
 
 /// The versions that a reader trusts to vouch for a successor.

@@ -103,3 +103,49 @@ fn a_lineage_keeps_or_drops_generations_of_two_branches_together() {
         assert_eq!(verdict(base, &merged), Ok(Succession::Newer));
     }
 }
+
+#[test]
+fn a_copied_check_value_does_not_make_another_key_trusted() {
+    let mut world = World::new();
+    let genuine = Arc::clone(&world.document);
+    let (new, dek) = new_version(genuine.manifest().id, 1);
+    let mut forged = genuine.manifest().clone();
+    forged.versions[0].key = Base64(new.key.to_vec());
+    world.deks.insert(1, dek);
+    let forged = reread(&world.authenticate(forged));
+    assert_eq!(verify_words(&forged), Ok(()), "consistent in itself");
+    assert!(!is_vouched_for(&genuine, &forged, &[]));
+}
+
+#[test]
+fn a_branch_that_lost_or_destroyed_a_version_is_vouched_for() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    world.apply(&Step::Activate {
+        version: 2,
+        wave: None,
+        in_seconds: None,
+    });
+    let fork = Arc::clone(&world.document);
+    let phrase = lost_phrase(&fork.manifest().name, &[1]);
+    let loss = Loss {
+        versions: &[1],
+        confirm: Some(&phrase),
+        successor: None,
+    };
+    let lost = declare_lost(&fork, loss, world.now).expect("allowed");
+    let lost = reread(&world.authenticate(lost));
+    assert!(!is_vouched_for(&fork, &lost, &[2]));
+    assert!(is_vouched_for(&fork, &lost, &[1]));
+
+    // The other branch destroys version 1 in a generation that this one has reached otherwise.
+    let here = write_on(&world, &fork, 9);
+    world.apply(&Step::Disable {
+        version: 1,
+        with_evidence: true,
+    });
+    world.apply(&Step::Wait(60));
+    world.apply(&Step::Destroy(1));
+    assert!(world.document.manifest().generation < here.manifest().generation);
+    assert!(is_vouched_for(&here, &world.document, &[]));
+}
