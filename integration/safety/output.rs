@@ -178,7 +178,7 @@ fn commands_end_quietly_when_their_output_is_closed() {
         let (status, stderr) = first_byte(&[&[operation], &to[..], &[file]].concat());
         assert_eq!((status.code(), stderr.as_str()), (Some(141), ""));
     }
-    // A result that nobody wants to read is a result all the same.
+    // A result counts although it is not read.
     let manifest = world.manifest("demo");
     let manifest = manifest.to_str().unwrap();
     for arguments in [

@@ -276,7 +276,7 @@ impl Drop for Vault {
     }
 }
 
-/// moto, which replaces AWS. It is empty at first, and nobody else's until it is dropped.
+/// moto, which replaces AWS. It is empty at first, and not shared until it is dropped.
 pub struct Moto {
     server: Option<MotoServer>,
     pub address: String,

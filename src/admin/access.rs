@@ -49,7 +49,7 @@ pub enum Signing {
     With {
         /// The operator's key.
         key: SigningKey,
-        /// Other signers whose manifests are signed anew. The key's own are.
+        /// Other signers whose manifests may be succeeded, besides the key itself.
         trusted: Vec<SignerKey>,
         /// The digest of a manifest that is signed although no trusted signer has signed it, in
         /// hexadecimal digits.

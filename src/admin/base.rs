@@ -173,6 +173,9 @@ impl Admin {
         }
         if let Some(memory) = &self.bases.memory
             && let Some(document) = memory.recall(id)?
+            && bases
+                .iter()
+                .all(|seen| seen.document.bytes() != document.bytes())
         {
             bases.push(Held {
                 holder: memory.file(id).display().to_string(),
@@ -225,11 +228,15 @@ impl Admin {
 
     /// Remembers `document` as the newest manifest of its keyring.
     pub(super) fn remember(&self, document: &Document) -> Result<(), AdminError> {
-        self.see(document);
-        match &self.bases.memory {
-            Some(memory) => memory.remember(document),
-            None => Ok(()),
+        let last = self.last_seen(document.manifest().id);
+        if last.is_some_and(|last| last.bytes() == document.bytes()) {
+            return Ok(());
         }
+        if let Some(memory) = &self.bases.memory {
+            memory.remember(document)?;
+        }
+        self.see(document);
+        Ok(())
     }
 
     pub(super) fn unauthentic(&self, error: Rejection) -> AdminError {
@@ -240,6 +247,7 @@ impl Admin {
     }
 }
 
+/// Decides whether `document` follows from `base`. Losses other than `accept_lost` are refused.
 pub(super) fn leads_to(
     base: &Document,
     document: &Document,

@@ -107,10 +107,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Content, String> {
         let dek = dek.ok_or_else(|| {
             format!("the key of version {version} is not {KEY_LEN} bytes in base64")
         })?;
-        let is_listed = manifest.version(version).is_some_and(|listed| {
-            dek.matches_check(&manifest.id, version, &listed.check.0)
-                && dek.succession_key().public_key()[..] == listed.key.0
-        });
+        let is_listed = manifest
+            .version(version)
+            .is_some_and(|listed| listed.commits_to(&manifest.id, &dek));
         if !is_listed {
             return Err(format!(
                 "the key of version {version} doesn't match the manifest"

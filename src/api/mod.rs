@@ -149,7 +149,7 @@ impl Listeners {
 }
 
 /// Serves the Unix socket until draining begins, then removes it, so that connecting fails at once
-/// rather than hangs in the backlog. If its file is removed before, the socket is bound anew.
+/// rather than hangs in the backlog. If its file is removed before, the socket is bound again.
 async fn serve_unix(
     acceptor: &Arc<Acceptor<Service>>,
     mut socket: BoundSocket,

@@ -25,7 +25,7 @@ pub use watch::{ChangeCallback, WatchGuard, watch};
 
 pub(crate) use blocking::{BlockingPool, run_blocking};
 
-/// Opens a regular file. Opening a named pipe would wait for a writer, for ever if there is none.
+/// Opens a regular file. Opening a named pipe would wait for a writer, forever without one.
 ///
 /// # Errors
 /// It can't be opened, or is something else: [`io::ErrorKind::InvalidInput`].

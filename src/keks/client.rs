@@ -104,9 +104,7 @@ impl KekClient {
                 .clone()?
                 .unwrap(&wrap.ciphertext.0, context)
                 .await?;
-            if dek.matches_check(&keyring, version.version, &version.check.0)
-                && dek.succession_key().public_key()[..] == version.key.0
-            {
+            if version.commits_to(&keyring, &dek) {
                 return Ok(dek);
             }
             let message = "returned another key than the manifest's check value and succession \

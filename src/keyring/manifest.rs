@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Activation;
 use crate::{
-    crypto::KeyringId,
+    crypto::{Dek, KeyringId},
     model::{KekUri, KeyringName, SignerKey, Span},
 };
 
@@ -88,6 +88,13 @@ pub struct Version {
 }
 
 impl Version {
+    /// Returns whether `dek` is the key that the manifest commits to: with this check value, and
+    /// with this succession key.
+    pub fn commits_to(&self, keyring: &KeyringId, dek: &Dek) -> bool {
+        dek.matches_check(keyring, self.version, &self.check.0)
+            && dek.succession_key().public_key()[..] == self.key.0
+    }
+
     /// Returns whether the version is destroyed without a testament, because no KEK could unwrap
     /// it.
     pub fn is_lost(&self) -> bool {

@@ -271,7 +271,7 @@ fn an_unfinished_line_longer_than_any_record_is_cut_off_and_described() {
 fn a_lock_held_by_another_process_is_an_error() {
     let log = Log::new();
     append(&mut log.open(), 1);
-    // Whoever may read the files can lock those, which stops nobody.
+    // A reader of the files can lock those, which stops no writer.
     for path in [log.path(), head_path(&log.path())] {
         let reader = File::open(path).expect("open");
         reader.lock().expect("lock");
@@ -279,7 +279,7 @@ fn a_lock_held_by_another_process_is_an_error() {
     }
     let lock = lock_path(&log.path());
     let mode = fs::metadata(&lock).expect("lock").permissions().mode();
-    assert_eq!(mode & 0o777, 0o200, "nobody may read it");
+    assert_eq!(mode & 0o777, 0o200, "it has no readers");
     let holder = OpenOptions::new().write(true).open(lock).expect("lock");
     holder.lock().expect("lock");
     let mut file = log.open().with_patience(Duration::from_millis(20));

@@ -80,7 +80,7 @@ impl Disable {
                 evidence
             }
         };
-        admin.require_clock().await?;
+        admin.require_clock()?;
         let document = admin
             .change(|current, now| keyring::disable(current, version, &evidence, now))
             .await?;
@@ -124,7 +124,7 @@ impl Destroy {
                     "give --version once, unless they are --lost",
                 ));
             };
-            admin.require_clock().await?;
+            admin.require_clock()?;
             admin
                 .change(|current, now| keyring::destroy(current, version, confirm, now))
                 .await?

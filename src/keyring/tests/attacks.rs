@@ -134,12 +134,7 @@ fn a_leaked_version_that_is_not_alone_cannot_speak_for_the_others() {
 #[test]
 fn a_compromised_versions_word_does_not_suffice() {
     let mut world = World::new();
-    world.apply(&Step::Rotate);
-    world.apply(&Step::Activate {
-        version: 2,
-        wave: None,
-        in_seconds: None,
-    });
+    world.rotate_to(2);
     world.apply(&Step::Compromise(1));
     let attacker = Attacker::new(&world, &BTreeSet::from([1]));
     let mut forged = following(&world.document, &world);

@@ -14,12 +14,7 @@ fn write_on(world: &World, from: &Document, changes: usize) -> Arc<Document> {
 #[test]
 fn readers_of_both_branches_follow_a_merge() {
     let mut world = World::new();
-    world.apply(&Step::Rotate);
-    world.apply(&Step::Activate {
-        version: 2,
-        wave: None,
-        in_seconds: None,
-    });
+    world.rotate_to(2);
     world.now += std::time::Duration::from_secs(5);
     let other = write_on(&world, &world.history[1], 2);
     assert!(verdict(&world.document, &other).is_err());
@@ -120,12 +115,7 @@ fn a_copied_check_value_does_not_make_another_key_trusted() {
 #[test]
 fn a_branch_that_lost_or_destroyed_a_version_is_vouched_for() {
     let mut world = World::new();
-    world.apply(&Step::Rotate);
-    world.apply(&Step::Activate {
-        version: 2,
-        wave: None,
-        in_seconds: None,
-    });
+    world.rotate_to(2);
     let fork = Arc::clone(&world.document);
     let phrase = lost_phrase(&fork.manifest().name, &[1]);
     let loss = Loss {

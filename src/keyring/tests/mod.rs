@@ -246,6 +246,16 @@ impl World {
         }
     }
 
+    /// Adds `version` and makes it the primary everywhere.
+    fn rotate_to(&mut self, version: u32) {
+        self.apply(&Step::Rotate);
+        self.apply(&Step::Activate {
+            version,
+            wave: None,
+            in_seconds: None,
+        });
+    }
+
     fn encrypt(&mut self, index: usize) {
         let table = &self.sidecars[index];
         let primary = table.primary(self.now).expect("every wave has a primary");

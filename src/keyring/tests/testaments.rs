@@ -7,12 +7,7 @@ use crate::keyring::authentication::Chain;
 fn world_with_two_testaments() -> World {
     let mut world = World::new();
     for version in [2, 3] {
-        world.apply(&Step::Rotate);
-        world.apply(&Step::Activate {
-            version,
-            wave: None,
-            in_seconds: None,
-        });
+        world.rotate_to(version);
     }
     for version in [1, 2] {
         world.apply(&Step::Disable {
@@ -118,12 +113,7 @@ fn destroyed_versions_can_be_trimmed() {
 #[test]
 fn a_version_without_an_heir_is_not_destroyed() {
     let mut world = World::new();
-    world.apply(&Step::Rotate);
-    world.apply(&Step::Activate {
-        version: 2,
-        wave: None,
-        in_seconds: None,
-    });
+    world.rotate_to(2);
     world.apply(&Step::Compromise(2));
     world.apply(&Step::Disable {
         version: 1,
