@@ -26,6 +26,7 @@ mod safety {
     mod durability;
     mod fuzz;
     mod output;
+    mod processes;
     mod secrecy;
 }
 mod secrets {

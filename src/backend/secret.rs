@@ -30,9 +30,9 @@ pub trait SecretProvider: Send + Sync {
         &self,
         former: Option<WatchGuard>,
         on_change: ChangeCallback,
-    ) -> BoxFuture<'_, Result<Option<WatchGuard>, BackendError>> {
+    ) -> BoxFuture<'_, Option<WatchGuard>> {
         drop((former, on_change));
-        Box::pin(async { Ok(None) })
+        Box::pin(async { None })
     }
 }
 

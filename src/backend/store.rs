@@ -24,7 +24,8 @@ pub trait ManifestStore: Send + Sync {
     /// for as long as the guard lives.
     ///
     /// Calls may be spurious or missing, so callers poll as well. Each read replaces the `former`
-    /// guard, because folders and links on the path may have changed.
+    /// guard, because folders and links on the path may have changed. `None` means that the location
+    /// has no notifications.
     fn read_watched(
         &self,
         limit: usize,
@@ -33,12 +34,9 @@ pub trait ManifestStore: Send + Sync {
     ) -> BoxFuture<'_, WatchedRead> {
         // By default a store has no notifications and is only polled.
         drop((former, on_change));
-        Box::pin(async move { (self.read(limit).await, Ok(WatchGuard::new(()))) })
+        Box::pin(async move { (self.read(limit).await, None) })
     }
 }
 
 /// The manifest's bytes, and the watch on it.
-pub type WatchedRead = (
-    Result<Bytes, BackendError>,
-    Result<WatchGuard, BackendError>,
-);
+pub type WatchedRead = (Result<Bytes, BackendError>, Option<WatchGuard>);

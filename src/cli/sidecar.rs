@@ -15,7 +15,7 @@ use crate::{
     app, backend,
     clock::Clock,
     config::{self, LoadError, Settings},
-    lifecycle::{Signals, allow_connections, notify_ready},
+    lifecycle::{Signals, allow_connections, notify_ready, reap_orphans},
     model::{KeyringName, SecretName},
     telemetry,
 };
@@ -157,6 +157,7 @@ pub(super) fn serve(
     block_on(async {
         // First, so that an early signal doesn't kill the process.
         let signals = Signals::listen()
+            .and_then(|signals| reap_orphans().map(|()| signals))
             .map_err(|error| CliError::failed(format!("can't install signal handlers: {error}")))?;
         let listeners = 1 + u64::from(settings.listen.tcp.is_some());
         allow_connections(listeners * settings.limits.connections as u64);

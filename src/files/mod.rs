@@ -2,6 +2,7 @@
 //! must not read; and the standard streams.
 
 mod blocking;
+mod poll;
 mod private;
 mod replacement;
 mod standard;

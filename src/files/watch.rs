@@ -1,5 +1,5 @@
-//! Watches files. One watcher serves the whole process: the kernel limits the number per user
-//! (`fs.inotify.max_user_instances`).
+//! Watches files, by events and by polling. One watcher of events serves the whole process: the
+//! kernel limits the number per user (`fs.inotify.max_user_instances`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,7 +11,7 @@ use std::{
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::folder_of;
+use super::{folder_of, poll::poll};
 
 /// Called when something that is watched may have changed.
 pub type ChangeCallback = Arc<dyn Fn() + Send + Sync>;
@@ -29,16 +29,13 @@ impl WatchGuard {
 /// Watches the file at `path` and, if it is or lies behind a symbolic link, the file that the link
 /// leads to. For a folder, watches every file in it. Blocks.
 ///
-/// Ends the watch of the `former` guard, which this one replaces, only after it has begun, so that
-/// no change in between is missed.
+/// Where the system reports no events, as of a folder that doesn't exist, a change is found within
+/// seconds by polling. Ends the watch of the `former` guard, which this one replaces, only after it
+/// has begun, so that no change in between is missed.
 ///
-/// # Errors
-/// The system can't watch the folder that contains the file.
-pub fn watch(
-    path: &Path,
-    former: Option<WatchGuard>,
-    on_change: &ChangeCallback,
-) -> notify::Result<WatchGuard> {
+/// # Panics
+/// Outside a Tokio runtime.
+pub fn watch(path: &Path, former: Option<WatchGuard>, on_change: &ChangeCallback) -> WatchGuard {
     let target = fs::canonicalize(path).ok().filter(|target| target != path);
     let subscribe = |path: &Path| {
         if path.is_dir() {
@@ -47,12 +44,13 @@ pub fn watch(
         let name = path.file_name().unwrap_or_default();
         subscribe(folder_of(path), Some(name), Arc::clone(on_change))
     };
-    let subscriptions = (
-        subscribe(path)?,
-        target.as_deref().map(subscribe).transpose()?,
+    let held = (
+        subscribe(path).ok(),
+        target.as_deref().and_then(|target| subscribe(target).ok()),
+        poll(path, on_change),
     );
     drop(former);
-    Ok(WatchGuard::new(subscriptions))
+    WatchGuard::new(held)
 }
 
 /// The current watcher; it ends with its last subscription.
@@ -220,7 +218,8 @@ mod tests {
             // No one waits for a second event.
             let _ = sender.send(());
         });
-        let _guard = watch(file, None, &on_change).expect("watch");
+        // The runtime's only thread waits below, so nothing is polled.
+        let _guard = watch(file, None, &on_change);
         change();
         let event = events.recv_timeout(Duration::from_secs(60));
         event.expect("the change is noticed");
@@ -228,16 +227,16 @@ mod tests {
 
     // Each change has a folder of its own, so that no event of another one is left over.
 
-    #[test]
-    fn a_write_in_place_is_noticed() {
+    #[tokio::test]
+    async fn a_write_in_place_is_noticed() {
         let folder = tempfile::tempdir().expect("folder");
         let file = folder.path().join("demo.json");
         fs::write(&file, "one").expect("write");
         assert_noticed(&file, || fs::write(&file, "two").expect("write"));
     }
 
-    #[test]
-    fn changes_of_a_kubernetes_volume_are_noticed() {
+    #[tokio::test]
+    async fn changes_of_a_kubernetes_volume_are_noticed() {
         let swap = |folder: &Path| {
             symlink("..2", folder.join("..data_tmp")).expect("link");
             fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("rename");

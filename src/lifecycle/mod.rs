@@ -1,7 +1,8 @@
-//! Readiness, signals, the service manager, the limit of open files, and the two stages of
+//! Readiness, signals, the service manager, orphans, the limit of open files, and the two stages of
 //! stopping.
 
 mod descriptors;
+mod orphans;
 mod readiness;
 mod signals;
 mod systemd;
@@ -9,6 +10,7 @@ mod systemd;
 use tokio_util::sync::CancellationToken;
 
 pub use descriptors::allow_connections;
+pub use orphans::reap_orphans;
 pub use readiness::Readiness;
 pub use signals::{Signal, Signals};
 pub use systemd::{notify_ready, notify_stopping};

@@ -20,10 +20,10 @@ use super::{
 use crate::{
     backend::{self, ManifestStore},
     config,
-    files::{self, ChangeCallback},
+    files::{self, ChangeCallback, WatchGuard},
     keyring::{self, Document, Expectations, KeyTable, ManifestError, Rejection, Succession},
     model::KekScope,
-    schedule::{Schedule, WatchKeeper, settle},
+    schedule::{Schedule, settle},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -52,7 +52,7 @@ pub(super) struct Refresher {
     /// The manifest from the cache: the base until one is active.
     cached: Option<Arc<Document>>,
     requests: mpsc::Receiver<Request>,
-    watch: WatchKeeper,
+    watch: Option<WatchGuard>,
     candidate: Option<Candidate>,
     waiters: Vec<Waiter>,
     schedule: Schedule,
@@ -109,7 +109,7 @@ impl Refresher {
             schedule: Schedule::start(FIRST_BACKOFF, shared.settings.max_backoff),
             shared,
             requests,
-            watch: WatchKeeper::default(),
+            watch: None,
             candidate: None,
             waiters: Vec::new(),
             unknown_allowed: Instant::now(),
@@ -232,12 +232,7 @@ impl Refresher {
         );
         let bytes = match backend::within(limit, read).await {
             Ok((read, watch)) => {
-                if let Some(error) = self.watch.renew(watch.map(Some)) {
-                    warn!(
-                        keyring = %self.keyring.name(), %error, poll = ?self.shared.settings.poll,
-                        "can't watch the location; changes are found by polling only"
-                    );
-                }
+                self.watch = watch;
                 read?
             }
             Err(late) => {

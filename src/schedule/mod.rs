@@ -2,18 +2,13 @@
 //!
 //! Every keyring and every secret has one task that reads its source: at an interval, after a
 //! backoff while reads fail, and soon after the source reports a change. `Schedule` computes the
-//! next wake-up and `WatchKeeper` holds the watch on the source. Leases, and which values are
-//! trusted, differ between the two and stay with them.
-
-mod watch;
+//! next wake-up. Leases, and which values are trusted, differ between the two and stay with them.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock::{backoff, spread};
-
-pub(crate) use watch::WatchKeeper;
 
 /// A writer's burst of events (create, write, rename) ends within this time and costs one read.
 const SETTLE: Duration = Duration::from_millis(5);

@@ -7,7 +7,6 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
-use tracing::warn;
 
 use super::{
     Secret, Trigger, VersionSelector,
@@ -18,8 +17,8 @@ use super::{
 };
 use crate::{
     backend::{self, BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue},
-    files::ChangeCallback,
-    schedule::{FAR_FUTURE, Schedule, WatchKeeper, settle},
+    files::{ChangeCallback, WatchGuard},
+    schedule::{FAR_FUTURE, Schedule, settle},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -29,7 +28,7 @@ const MIN_RENEWAL_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Refresher {
     secret: Arc<Secret>,
     requests: mpsc::Receiver<Trigger>,
-    watch: WatchKeeper,
+    watch: Option<WatchGuard>,
     schedule: Schedule,
     /// When the next read for a caller may start.
     on_demand_allowed: Instant,
@@ -52,7 +51,7 @@ impl Refresher {
         Self {
             secret,
             requests,
-            watch: WatchKeeper::default(),
+            watch: None,
             schedule,
             on_demand_allowed: Instant::now(),
             lease: None,
@@ -161,16 +160,8 @@ impl Refresher {
         });
         let limit = self.secret.shared.read_timeout;
         let watch = self.secret.provider.watch(self.watch.take(), changed);
-        let watch = backend::within(limit, watch)
-            .await
-            .unwrap_or_else(|late| Err(super::timed_out(&self.secret.settings.source, late)));
-        if let Some(error) = self.watch.renew(watch) {
-            warn!(
-                secret = %self.secret.name(), %error,
-                refresh = ?self.secret.settings.cache.refresh,
-                "can't watch the source; changes are found by polling only"
-            );
-        }
+        // If the source hangs, so does the read that follows, which reports it.
+        self.watch = backend::within(limit, watch).await.unwrap_or(None);
     }
 
     async fn read(&mut self) -> Result<ReadOutcome, BackendError> {

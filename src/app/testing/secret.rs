@@ -171,10 +171,10 @@ impl SecretProvider for FakeSecret {
         &self,
         former: Option<WatchGuard>,
         changed: ChangeCallback,
-    ) -> BoxFuture<'_, Result<Option<WatchGuard>, BackendError>> {
+    ) -> BoxFuture<'_, Option<WatchGuard>> {
         drop(former);
         let guard = self.watches.add(changed);
-        Box::pin(async { Ok(Some(guard)) })
+        Box::pin(async { Some(guard) })
     }
 }
 

@@ -138,6 +138,6 @@ impl ManifestStore for FakeStore {
     ) -> BoxFuture<'_, WatchedRead> {
         drop(former);
         let guard = self.watches.add(changed);
-        Box::pin(async move { (self.read(limit).await, Ok(guard)) })
+        Box::pin(async move { (self.read(limit).await, Some(guard)) })
     }
 }

@@ -4,7 +4,6 @@ mod cache;
 mod secret;
 
 use std::{
-    fmt::Display,
     fs::{self, File, Permissions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
@@ -100,12 +99,6 @@ impl FileStore {
     }
 }
 
-/// Explains why a file can't be watched.
-fn watch_error(source: impl Display, error: &notify::Error) -> BackendError {
-    let message = format!("can't watch its folder: {error}");
-    BackendError::new(ErrorKind::Unavailable, source, message)
-}
-
 /// Reads a manifest of at most `limit` bytes. Returns None if it is longer.
 fn read_manifest(file: File, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
@@ -157,9 +150,8 @@ impl ManifestStore for FileStore {
         // One job for both: with many keyrings, the number of jobs dominates the start-up time.
         Box::pin(self.pool.run(move || {
             // Before reading, so that no change in between is missed.
-            let guard = files::watch(&store.path, former, &on_change)
-                .map_err(|error| watch_error(store.location(), &error));
-            (store.read_now(limit).map(Bytes::from), guard)
+            let guard = files::watch(&store.path, former, &on_change);
+            (store.read_now(limit).map(Bytes::from), Some(guard))
         }))
     }
 }

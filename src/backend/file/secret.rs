@@ -14,7 +14,6 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::watch_error;
 use crate::{
     backend::{
         BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, SecretProvider,
@@ -261,13 +260,12 @@ impl SecretProvider for FileSecret {
         &self,
         former: Option<WatchGuard>,
         on_change: ChangeCallback,
-    ) -> BoxFuture<'_, Result<Option<WatchGuard>, BackendError>> {
+    ) -> BoxFuture<'_, Option<WatchGuard>> {
         let secret = self.clone();
-        Box::pin(self.pool.run(move || {
-            files::watch(&secret.path, former, &on_change)
-                .map(Some)
-                .map_err(|error| watch_error(secret.source(), &error))
-        }))
+        Box::pin(
+            self.pool
+                .run(move || Some(files::watch(&secret.path, former, &on_change))),
+        )
     }
 }
 

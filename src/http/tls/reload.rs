@@ -1,6 +1,6 @@
 //! Reloading TLS files on file events, by polling, and on SIGHUP. Invalid files change nothing.
 
-use std::{mem, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -28,10 +28,7 @@ enum ReloadOutcome {
 }
 
 /// The watches of the files, by path.
-struct FileWatches {
-    guards: Vec<(PathBuf, Option<WatchGuard>)>,
-    has_warned: bool,
-}
+struct FileWatches(Vec<(PathBuf, Option<WatchGuard>)>);
 
 impl Tls {
     /// Reads the files now.
@@ -42,13 +39,8 @@ impl Tls {
     /// Reloads the files when they change, until `ending` is cancelled. Open connections are not
     /// affected.
     pub async fn follow_files(self: Arc<Self>, ending: CancellationToken) {
-        let mut watches = FileWatches {
-            guards: paths(&self.settings)
-                .into_iter()
-                .map(|path| (path, None))
-                .collect(),
-            has_warned: false,
-        };
+        let files = paths(&self.settings).into_iter();
+        let mut watches = FileWatches(files.map(|path| (path, None)).collect());
         let follow = async {
             loop {
                 // Before reading, so that no change is missed in between.
@@ -145,7 +137,7 @@ impl Tls {
 
 impl FileWatches {
     async fn renew(&mut self, tls: &Arc<Tls>) {
-        for (path, guard) in &mut self.guards {
+        for (path, guard) in &mut self.0 {
             let weak = Arc::downgrade(tls);
             let changed: ChangeCallback = Arc::new(move || {
                 if let Some(tls) = weak.upgrade() {
@@ -153,19 +145,7 @@ impl FileWatches {
                 }
             });
             let (watched, former) = (path.clone(), guard.take());
-            match run_blocking(move || watch(&watched, former, &changed)).await {
-                Ok(renewed) => *guard = Some(renewed),
-                Err(error) if !mem::replace(&mut self.has_warned, true) => {
-                    warn!(
-                        listener = tls.listener,
-                        file = %path.display(),
-                        %error,
-                        poll_interval = ?POLL_INTERVAL,
-                        "can't watch TLS files; polling them instead"
-                    );
-                }
-                Err(_) => {}
-            }
+            *guard = Some(run_blocking(move || watch(&watched, former, &changed)).await);
         }
     }
 }
