@@ -82,6 +82,16 @@ fn curl() {
     run_file(Path::new("sh"), &[], "recipe.sh", "sh", 1);
 }
 
+/// GNU's `base64` breaks lines after 57 bytes, and a header has one line.
+#[test]
+fn curl_with_a_long_aad() {
+    let (world, sidecar) = world();
+    let aad = "users/7/reports/".repeat(20);
+    let program = programs("sh")[0].replace("crypt report <", &format!("crypt {aad} <"));
+    assert!(program.contains(&aad));
+    run(&world, &sidecar, Command::new("sh").args(["-c", &program]));
+}
+
 #[test]
 fn python_with_and_without_a_data_key_and_with_a_password() {
     run_file(&installed("moto/bin/python"), &[], "recipe.py", "python", 3);

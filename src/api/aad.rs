@@ -1,9 +1,8 @@
 //! The `Sidekey-Aad` header: additional authenticated data in base64.
 
-use ::base64::Engine;
 use hyper::{HeaderMap, header::HeaderName};
 
-use super::base64::ANY_PADDING;
+use super::base64::{self, NotBase64};
 use crate::{
     http::problem::Problem,
     wire::{self, Code},
@@ -20,9 +19,15 @@ pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
     if values.next().is_some() {
         return Err(invalid("duplicate Sidekey-Aad header"));
     }
-    ANY_PADDING
-        .decode(value)
-        .map_err(|_| invalid("the Sidekey-Aad header is not valid base64"))
+    let mut aad = Vec::new();
+    base64::decode(value.as_bytes(), &mut aad).map_err(|NotBase64| {
+        let expected = NotBase64::EXPECTED;
+        Problem::new(
+            Code::InvalidRequest,
+            format!("the header Sidekey-Aad is {expected}"),
+        )
+    })?;
+    Ok(aad)
 }
 
 /// Rejects the header where it has no effect.

@@ -181,7 +181,9 @@ pub fn from_text(text: &str) -> Result<Vec<u8>, CiphertextError> {
             "the text form doesn't begin with `sk1.`",
         ))?;
     URL_SAFE_NO_PAD.decode(encoded).map_err(|_| {
-        CiphertextError::Malformed("the text after `sk1.` is not base64url without padding")
+        CiphertextError::Malformed(
+            "the text after `sk1.` is not base64url (RFC 4648 §5) without padding and line breaks",
+        )
     })
 }
 

@@ -2,14 +2,14 @@
 
 mod parse;
 
-use base64::Engine;
+use ::base64::Engine;
 use hyper::Response;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use self::parse::{CiphertextItem, DataKeyRequest, JsonBody, PlaintextItem, invalid};
+use self::parse::{CiphertextItem, DataKeyRequest, JsonBody, PlaintextItem, Text, invalid};
 use super::{
-    base64::{ANY_PADDING, STANDARD},
+    base64::{self, NotBase64, STANDARD},
     error::RequestError,
     job::Job,
 };
@@ -103,8 +103,10 @@ async fn perform_item(
         plaintext_buffer(item, max_plaintext)?
     } else {
         let item: CiphertextItem<'_> = parse::item(item)?;
-        let aad = decode_base64("aad", &item.aad)?;
-        (from_text(&item.ciphertext).map_err(Problem::from)?, aad)
+        let aad = decode_aad(item.aad.as_ref())?;
+        // A line break at the end comes from a file.
+        let message = from_text(item.ciphertext.trim_ascii()).map_err(Problem::from)?;
+        (message, aad)
     };
     let version = processor.process(&aad, &mut buffer, 0).await?;
     let result = if processor.encrypting_version().is_some() {
@@ -124,11 +126,9 @@ async fn perform_item(
 /// Returns a buffer with room for a message around the item's plaintext, and the item's AAD.
 fn plaintext_buffer(item: &str, max_plaintext: usize) -> Result<(Vec<u8>, Vec<u8>), Problem> {
     let item: PlaintextItem<'_> = parse::item(item)?;
-    let aad = decode_base64("aad", &item.aad)?;
+    let aad = decode_aad(item.aad.as_ref())?;
     let mut buffer = message_buffer(item.plaintext.len() / 4 * 3 + 3);
-    ANY_PADDING
-        .decode_vec(&*item.plaintext, &mut buffer)
-        .map_err(|_| not_base64("plaintext"))?;
+    decode("plaintext", &item.plaintext, &mut buffer)?;
     // A longer plaintext would become a message that no format accepts for decryption.
     if buffer.len() > PREFIX_LEN + max_plaintext {
         return Err(Problem::new(
@@ -149,7 +149,7 @@ pub(crate) fn data_key(
     let aad = if text.is_empty() {
         Vec::new()
     } else {
-        decode_base64("aad", &parse::item::<DataKeyRequest<'_>>(text)?.aad)?
+        decode_aad(parse::item::<DataKeyRequest<'_>>(text)?.aad.as_ref())?
     };
     let mut encryptor = session.encryptor()?;
     let key = SecretKey::generate().map_err(Problem::from)?;
@@ -165,16 +165,25 @@ pub(crate) fn data_key(
     Ok(job.respond(body.length, json, JSON, Some(key_version)))
 }
 
+/// Returns a body's text, without the byte order mark that some clients put in front (RFC 8259 §8.1
+/// lets us ignore it).
 fn utf8(body: &[u8]) -> Result<&str, Problem> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     std::str::from_utf8(body).map_err(|_| invalid("the body is not UTF-8"))
 }
 
-fn decode_base64(field: &str, text: &str) -> Result<Vec<u8>, Problem> {
-    ANY_PADDING.decode(text).map_err(|_| not_base64(field))
+fn decode_aad(text: Option<&Text<'_>>) -> Result<Vec<u8>, Problem> {
+    let mut aad = Vec::new();
+    if let Some(text) = text {
+        decode("aad", text, &mut aad)?;
+    }
+    Ok(aad)
 }
 
-fn not_base64(field: &str) -> Problem {
-    invalid(format!("`{field}` is not valid base64"))
+/// Decodes the member `name` behind what `bytes` holds.
+fn decode(name: &str, text: &str, bytes: &mut Vec<u8>) -> Result<(), Problem> {
+    base64::decode(text.as_bytes(), bytes)
+        .map_err(|NotBase64| invalid(format!("`{name}` is {}", NotBase64::EXPECTED)))
 }
 
 fn write_json(json: &mut Vec<u8>, value: &impl Serialize) -> Result<(), Problem> {

@@ -1,7 +1,7 @@
 //! Parsing JSON requests. A body is scanned once to tell a batch from an item and to find the items
 //! of a batch within its limit; then each item is parsed on its own.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Deref};
 
 use serde::{
     Deserialize, Deserializer,
@@ -18,30 +18,59 @@ pub(super) enum JsonBody<'a> {
     Batch(Vec<&'a RawValue>),
 }
 
+/// A text member.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PlaintextItem<'a> {
-    #[serde(borrow)]
-    pub(super) plaintext: Cow<'a, str>,
-    #[serde(borrow, default)]
-    pub(super) aad: Cow<'a, str>,
+#[serde(transparent)]
+pub(super) struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CiphertextItem<'a> {
-    #[serde(borrow)]
-    pub(super) ciphertext: Cow<'a, str>,
-    #[serde(borrow, default)]
-    pub(super) aad: Cow<'a, str>,
+/// An object with known members. Null stands for a member that is absent, because clients with
+/// typed models write it.
+pub(super) trait Item<'a>: Deserialize<'a> {
+    /// The names of its members.
+    const MEMBERS: &'static [&'static str];
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DataKeyRequest<'a> {
-    #[serde(borrow, default)]
-    pub(super) aad: Cow<'a, str>,
+macro_rules! item {
+    ($(#[$doc:meta])* $name:ident { $($required:ident)? } $members:expr) => {
+        $(#[$doc])*
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $name<'a> {
+            $(#[serde(borrow)]
+            pub(super) $required: Text<'a>,)?
+            #[serde(borrow, default)]
+            pub(super) aad: Option<Text<'a>>,
+            /// For clients with one model of items and batches.
+            #[serde(default, rename = "batch")]
+            _batch: Option<()>,
+        }
+
+        impl<'a> Item<'a> for $name<'a> {
+            const MEMBERS: &'static [&'static str] = &$members;
+        }
+    };
 }
+
+item!(
+    /// What is encrypted.
+    PlaintextItem { plaintext } ["plaintext", "aad"]
+);
+item!(
+    /// What is decrypted or rewrapped.
+    CiphertextItem { ciphertext } ["ciphertext", "aad"]
+);
+item!(
+    /// What a data key is bound to.
+    DataKeyRequest {} ["aad"]
+);
 
 /// Parses a body, and the items of a batch as far as their bounds.
 pub(super) fn body(text: &str, max_items: usize) -> Result<JsonBody<'_>, Problem> {
@@ -72,13 +101,13 @@ pub(super) fn body(text: &str, max_items: usize) -> Result<JsonBody<'_>, Problem
     }
 }
 
-/// Parses an object with known fields.
-pub(super) fn item<'a, T: Deserialize<'a>>(item: &'a str) -> Result<T, Problem> {
+/// Parses an object with known members.
+pub(super) fn item<'a, T: Item<'a>>(item: &'a str) -> Result<T, Problem> {
     // serde would also accept an array of a struct's values.
     if !item.trim_ascii_start().starts_with('{') {
         return Err(not_an_object());
     }
-    serde_json::from_str(item).map_err(|error| invalid(reason(&error)))
+    serde_json::from_str(item).map_err(|error| invalid(reason(&error, item, T::MEMBERS)))
 }
 
 pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Problem {
@@ -89,25 +118,33 @@ fn not_an_object() -> Problem {
     invalid("expected a JSON object")
 }
 
-/// Describes what is wrong with an object. Values are never quoted, because they may be secret.
-fn reason(error: &serde_json::Error) -> String {
+/// Describes what is wrong with an object. Values are never quoted, because they may be secret. Nor
+/// are the names of unknown members: they come from the caller, and may be misplaced secrets.
+fn reason(error: &serde_json::Error, item: &str, members: &'static [&str]) -> String {
     let text = error.to_string();
     let text = text.split(" at line").next().unwrap_or_default();
-    // The names of unknown fields come from the caller, and may be misplaced secrets.
-    if text.starts_with("unknown field") {
-        let expected = text.split_once(", expected ").map(|(_, expected)| expected);
-        return match expected.map(|expected| expected.trim_start_matches("one of ")) {
-            Some(expected) => format!("unknown field; expected {expected}"),
-            None => "unknown field".into(),
-        };
-    }
     if text.starts_with("missing field") || text.starts_with("duplicate field") {
         return text.to_owned();
     }
-    if error.is_data() {
-        return format!("a field has the wrong type{}", position(error));
+    if !error.is_data() {
+        return format!("invalid JSON{}", position(error));
     }
-    format!("invalid JSON{}", position(error))
+    match not_text(item, members) {
+        Some((name, "null")) => format!("missing field `{name}`"),
+        Some((name, _)) => format!("`{name}` must be a string"),
+        None => format!("unknown field; expected `{}`", members.join("` or `")),
+    }
+}
+
+/// Finds a member that is not a string, and its value.
+fn not_text<'a>(item: &'a str, members: &'static [&str]) -> Option<(&'static str, &'a str)> {
+    let all: BTreeMap<Cow<'_, str>, &'a RawValue> = serde_json::from_str(item).ok()?;
+    members.iter().find_map(|name| {
+        let value = all.get(*name)?.get();
+        // Null is another way of leaving `aad` out.
+        let is_valid = value.starts_with('"') || (*name == "aad" && value == "null");
+        (!is_valid).then_some((*name, value))
+    })
 }
 
 fn position(error: &serde_json::Error) -> String {
@@ -136,6 +173,9 @@ enum Batch<'a> {
 #[serde(field_identifier, rename_all = "lowercase")]
 enum Field {
     Batch,
+    /// A member of an item.
+    #[serde(rename = "plaintext", alias = "ciphertext", alias = "aad")]
+    OfItem,
     #[serde(other)]
     Other,
 }
@@ -194,6 +234,9 @@ impl<'de> Visitor<'de> for BodySeed {
                     };
                     batch = Some(map.next_value_seed(seed)?);
                     batches += 1;
+                }
+                Field::OfItem => {
+                    has_other_fields |= map.next_value::<Option<IgnoredAny>>()?.is_some();
                 }
                 Field::Other => {
                     map.next_value::<IgnoredAny>()?;
@@ -293,6 +336,20 @@ mod tests {
     }
 
     #[test]
+    fn null_stands_for_an_absent_member() {
+        for text in [
+            r#"{"plaintext": "YQ", "aad": null}"#,
+            r#"{"plaintext": "YQ", "batch": null}"#,
+        ] {
+            let item = item::<PlaintextItem<'_>>(text).expect(text);
+            assert!(&*item.plaintext == "YQ" && item.aad.is_none());
+        }
+        assert!(item::<DataKeyRequest<'_>>(r#"{"aad": null}"#).is_ok());
+        let text = r#"{"batch": [1], "plaintext": null, "ciphertext": null, "aad": null}"#;
+        assert!(matches!(body(text, 2), Ok(JsonBody::Batch(items)) if items.len() == 1));
+    }
+
+    #[test]
     fn rejects_other_shapes_with_a_reason() {
         for (text, expected) in [
             ("[]", "expected a JSON object"),
@@ -301,6 +358,7 @@ mod tests {
             (r#"{"batch": {}}"#, "`batch` is not an array"),
             (r#"{"batch": "x"}"#, "`batch` is not an array"),
             (r#"{"batch": [], "aad": ""}"#, "unknown field"),
+            (r#"{"batch": [], "x": null}"#, "unknown field"),
             (r#"{"batch": [], "batch": []}"#, "duplicate field `batch`"),
             (r#"{"batch": [1, 2, 3]}"#, "batch_too_large"),
         ] {
@@ -340,8 +398,18 @@ mod tests {
             ),
             (
                 r#"{"plaintext": {"hunter2": 2}}"#,
-                "a field has the wrong type (line 1, column 14)",
+                "`plaintext` must be a string",
             ),
+            (
+                r#"{"plaintext": "YQ", "aad": ["hunter2"]}"#,
+                "`aad` must be a string",
+            ),
+            (r#"{"plaintext": null}"#, "missing field `plaintext`"),
+            (
+                r#"{"plaintext": "YQ", "batch": ["hunter2"]}"#,
+                "unknown field; expected `plaintext` or `aad`",
+            ),
+            (r#"{"plaintext": "YQ", "aad": "\ud800"}"#, "invalid JSON"),
             ("[\"hunter2\"]", "expected a JSON object"),
         ] {
             let problem = item::<PlaintextItem<'_>>(text).err().expect("rejected");
