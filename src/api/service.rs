@@ -1,25 +1,21 @@
-//! From a request to its response: head limits, authentication, route, policy, format, work.
+//! From a request to its response: head limits, authentication, route, policy, work.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use hyper::{
-    HeaderMap, Method, Request, Response,
-    header::{CONTENT_TYPE, HeaderValue},
-};
-use matchit::Router;
+use hyper::{HeaderMap, Request, Response};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    aad, batch,
     denial::{Denials, Resource},
     description::KeyringDescription,
     error::RequestError,
     events::{Events, Subscriber},
+    forms,
     job::{Job, response},
-    json::{self, to_json},
+    json::to_json,
     metrics::{OperationMetrics, SecretRequestMetrics, count_other},
-    octets,
+    routes::{Route, Routes},
     secrets::SecretService,
 };
 use crate::{
@@ -29,7 +25,7 @@ use crate::{
     http::{
         Accounts, Tls,
         account::Account,
-        body::{BodyLimits, BodySize, BodyStart, BufferedBody, RequestBody},
+        body::{BodyLimits, RequestBody},
         connection::{Connection, Handler},
         memory::{MemoryShare, UNTRACKED},
         peer::Peer,
@@ -41,13 +37,11 @@ use crate::{
     refresh::Keyring,
     secrets::Secrets,
     telemetry::Registry,
-    wire::{self, Code, JSON, OCTETS},
+    wire::{self, Code, JSON},
 };
 
 /// The API as a document (OpenAPI 3.1).
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
-const SUPPORTED_TYPES: &str = "send Content-Type: application/octet-stream, application/json or \
-                               application/vnd.sidekey.batch";
 
 /// What the API serves, and how.
 pub struct Parts<'s> {
@@ -71,7 +65,7 @@ pub struct Parts<'s> {
 
 /// Answers the requests of applications.
 pub(crate) struct Service {
-    router: Router<Route>,
+    routes: Routes,
     keyrings: BTreeMap<String, ServedKeyring>,
     secrets: SecretService,
     policy: Arc<Policy>,
@@ -84,17 +78,6 @@ pub(crate) struct Service {
     registry: Arc<Registry>,
     denials: Denials,
     clock: Clock,
-}
-
-#[derive(Clone, Copy)]
-enum Route {
-    Keyrings,
-    Keyring,
-    Secrets,
-    Secret,
-    Events,
-    OpenApi,
-    Operation(Operation),
 }
 
 struct ServedKeyring {
@@ -128,7 +111,7 @@ impl Service {
         };
         let policy = Arc::new(Policy::new(&settings.policy));
         Self {
-            router: router(),
+            routes: Routes::new(),
             keyrings: keyrings.into_iter().map(serve).collect(),
             secrets: SecretService {
                 secrets,
@@ -170,29 +153,31 @@ impl Service {
             UNTRACKED.. => Box::pin(connection.account.reserve(head_len)).await?,
             _ => MemoryShare::default(),
         };
-        let (route, name) = self.find_route(&request)?;
-        let (operation, served) = match route {
-            Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
-                if !self.policy.knows(&peer.caller) =>
-            {
-                return Err(Problem::new(
-                    Code::Forbidden,
-                    "no rule allows this caller anything",
-                ));
+        let (operation, served) = {
+            let (route, name) = self.routes.find(request.method(), request.uri().path())?;
+            match route {
+                Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
+                    if !self.policy.knows(&peer.caller) =>
+                {
+                    return Err(Problem::new(
+                        Code::Forbidden,
+                        "no rule allows this caller anything",
+                    ));
+                }
+                Route::Keyrings => return self.respond_json(&self.list_keyrings(peer)),
+                Route::Secrets => return self.respond_json(&self.secrets.list(peer)),
+                Route::Secret => {
+                    let secrets = &self.secrets;
+                    return Ok(secrets.respond(connection, &name, &request, start).await);
+                }
+                Route::Events => return self.subscribe(connection, request.headers()),
+                Route::OpenApi => {
+                    count_other(&self.registry, "ok");
+                    return Ok(response(OPENAPI.into(), JSON, None));
+                }
+                Route::Keyring => (Operation::Inspect, self.keyring(&name)?),
+                Route::Operation(operation) => (operation, self.keyring(&name)?),
             }
-            Route::Keyrings => return self.respond_json(&self.list_keyrings(peer)),
-            Route::Secrets => return self.respond_json(&self.secrets.list(peer)),
-            Route::Secret => {
-                let secrets = &self.secrets;
-                return Ok(secrets.respond(connection, name, &request, start).await);
-            }
-            Route::Events => return self.subscribe(connection, request.headers()),
-            Route::OpenApi => {
-                count_other(&self.registry, "ok");
-                return Ok(response(OPENAPI.into(), JSON, None));
-            }
-            Route::Keyring => (Operation::Inspect, self.keyring(name)?),
-            Route::Operation(operation) => (operation, self.keyring(name)?),
         };
         let job = Job {
             caller: peer.caller,
@@ -212,25 +197,6 @@ impl Service {
             Err(error) => error,
         };
         Ok(fail(&job, error))
-    }
-
-    /// Returns the route of a request and the name in its path.
-    fn find_route<'r>(
-        &self,
-        request: &'r Request<RequestBody>,
-    ) -> Result<(Route, &'r str), Problem> {
-        let found = self
-            .router
-            .at(request.uri().path())
-            .map_err(|_| Problem::new(Code::NotFound, "docs/api.md lists the valid paths"))?;
-        let (allowed, allow) = match found.value {
-            Route::Operation(_) => (Method::POST, "POST"),
-            _ => (Method::GET, "GET"),
-        };
-        if request.method() != allowed {
-            return Err(Problem::method_not_allowed(allow));
-        }
-        Ok((*found.value, found.params.get("name").unwrap_or_default()))
     }
 
     /// Returns the length of the head.
@@ -268,21 +234,12 @@ impl Service {
         match job.operation {
             Operation::Inspect => {
                 let json = to_json(&KeyringDescription::of(job.keyring, job.now())?)?;
-                return Ok(job.respond(0, json, JSON, None));
+                Ok(job.respond(0, json, JSON, None))
             }
-            Operation::DataKey => return Box::pin(self.data_key(job, request)).await,
-            Operation::Encrypt | Operation::Decrypt | Operation::Rewrap => {}
-        }
-        let media_type = media_type(request.headers());
-        if media_type.eq_ignore_ascii_case(OCTETS.as_bytes()) {
-            let aad = aad::from_headers(request.headers())?;
-            octets::perform(job, aad, request.into_body()).await
-        } else if media_type.eq_ignore_ascii_case(wire::BATCH.as_bytes()) {
-            Box::pin(self.batch(job, request)).await
-        } else if media_type.eq_ignore_ascii_case(JSON.as_bytes()) {
-            Box::pin(self.json(job, request)).await
-        } else {
-            Err(Problem::new(Code::UnsupportedMediaType, SUPPORTED_TYPES).into())
+            Operation::DataKey => Box::pin(forms::data_key(job, request)).await,
+            Operation::Encrypt | Operation::Decrypt | Operation::Rewrap => {
+                forms::perform(job, request).await
+            }
         }
     }
 
@@ -301,63 +258,6 @@ impl Service {
             detail.push_str("; a rule must name this operation, \"*\" does not include it");
         }
         Err(Problem::new(Code::Forbidden, detail))
-    }
-
-    /// Boxed by its caller, like the next two: a connection reserves room for the largest future of
-    /// any request, and most requests send bytes.
-    async fn json(
-        &self,
-        job: &Job<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, RequestError> {
-        aad::reject_header(request.headers())?;
-        let body = self.read_json(job, request).await?;
-        json::perform(job, body).await
-    }
-
-    async fn batch(
-        &self,
-        job: &Job<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, RequestError> {
-        let aad = aad::from_headers(request.headers())?;
-        let body = request.into_body();
-        let start = BodyStart::default();
-        let body = self.bodies.stream(job.account, body, start).await?;
-        batch::perform(job, aad, body).await
-    }
-
-    async fn data_key(
-        &self,
-        job: &Job<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, RequestError> {
-        aad::reject_header(request.headers())?;
-        let is_json = media_type(request.headers()).eq_ignore_ascii_case(JSON.as_bytes());
-        let body = self.read_json(job, request).await?;
-        if !is_json && body.length > 0 {
-            return Err(Problem::new(
-                Code::UnsupportedMediaType,
-                "send Content-Type: application/json, or no body",
-            )
-            .into());
-        }
-        json::data_key(job, body)
-    }
-
-    async fn read_json(
-        &self,
-        job: &Job<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<BufferedBody, Problem> {
-        let size = BodySize {
-            max_len: self.limits.json_body,
-            memory_factor: Limits::JSON_COST,
-        };
-        let (body, start) = (request.into_body(), BodyStart::default());
-        self.bodies
-            .read(job.account, body, start, size, Vec::with_capacity)
-            .await
     }
 
     fn list_keyrings(&self, peer: &Peer) -> KeyringList {
@@ -449,51 +349,6 @@ fn fail(job: &Job<'_>, error: RequestError) -> Response<ResponseBody> {
     let resource = Resource::Keyring(keyring, operation);
     job.denials.add(caller, resource, problem.code, version);
     problem.into_response()
-}
-
-/// The media type of a request without parameters; empty if there is none.
-fn media_type(headers: &HeaderMap) -> &[u8] {
-    headers
-        .get(CONTENT_TYPE)
-        .map_or(&b""[..], HeaderValue::as_bytes)
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii()
-}
-
-fn router() -> Router<Route> {
-    let mut router = Router::new();
-    let routes = [
-        ("/v1/keyrings", Route::Keyrings),
-        ("/v1/keyrings/{name}", Route::Keyring),
-        ("/v1/secrets", Route::Secrets),
-        ("/v1/secrets/{name}", Route::Secret),
-        ("/v1/events", Route::Events),
-        ("/v1/openapi.json", Route::OpenApi),
-        (
-            "/v1/keyrings/{name}/data-key",
-            Route::Operation(Operation::DataKey),
-        ),
-        (
-            "/v1/keyrings/{name}/encrypt",
-            Route::Operation(Operation::Encrypt),
-        ),
-        (
-            "/v1/keyrings/{name}/decrypt",
-            Route::Operation(Operation::Decrypt),
-        ),
-        (
-            "/v1/keyrings/{name}/rewrap",
-            Route::Operation(Operation::Rewrap),
-        ),
-    ];
-    for (path, route) in routes {
-        if let Err(error) = router.insert(path, route) {
-            unreachable!("the routes above do not conflict: {error}");
-        }
-    }
-    router
 }
 
 #[derive(Serialize)]

@@ -3,7 +3,7 @@
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use hyper::{Request, Response, Version, body::Incoming, service::service_fn};
+use hyper::{Method, Request, Response, Version, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -20,7 +20,7 @@ use super::{
     body::RequestBody,
     memory::overloaded,
     metrics::ConnectionMetrics,
-    response::ResponseBody,
+    response::{ResponseBody, without_content},
     watched_io::WatchedIo,
 };
 use crate::config::{Limits, Timeouts};
@@ -102,10 +102,14 @@ impl<H: Handler> Serving<H> {
         // From here on, an unread body is discarded rather than cut off.
         let activity = &self.connection.activity;
         let watched = (request.version() == Version::HTTP_2).then(|| Arc::clone(activity));
+        let is_head = request.method() == Method::HEAD;
         let request = request.map(|body| RequestBody::new(body, watched));
         let mut response = self.handler.respond(&self.connection, request).await;
         if !response.body_mut().charge(&self.connection.account) {
             response = overloaded().into_response();
+        }
+        if is_head {
+            response = without_content(response);
         }
         response.map(|body| body.guarded_by(guard))
     }

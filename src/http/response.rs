@@ -9,7 +9,11 @@ use std::{
 use async_stream::stream;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::{
+    Response,
+    body::{Body, Frame, SizeHint},
+    header::CONTENT_LENGTH,
+};
 
 use super::{
     account::Account,
@@ -81,6 +85,15 @@ impl From<ResponseStream> for ResponseBody {
             guard: None,
         }
     }
+}
+
+/// The response to HEAD: that to GET, with the length of its content instead of the content (RFC
+/// 9110 §9.3.2). hyper itself withholds it in HTTP/1 alone.
+pub(super) fn without_content(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| ResponseBody::from(Bytes::new()))
 }
 
 /// Bytes that the peer has not taken yet.

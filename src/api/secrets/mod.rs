@@ -5,7 +5,7 @@ mod response;
 
 use std::{sync::Arc, time::Instant};
 
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -113,7 +113,9 @@ impl SecretService {
         let response = response::respond(&secret, &query, &served, headers, account)
             .await
             .map_err(with_name)?;
-        secret.record_served(&served);
+        if request.method() != Method::HEAD {
+            secret.record_served(&served);
+        }
         Ok(response)
     }
 

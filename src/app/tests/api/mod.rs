@@ -8,6 +8,7 @@ mod listeners;
 mod operations;
 mod plain_clients;
 mod shares;
+mod spellings;
 mod strangers;
 mod streams;
 

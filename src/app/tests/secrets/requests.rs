@@ -103,7 +103,7 @@ async fn invalid_secret_requests_are_rejected() {
     let mut client = sidecar.client().await;
     for (path, code) in [
         ("other", "secret_not_found"),
-        ("..%2Fdb", "secret_not_found"),
+        ("..%2Fdb", "invalid_request"),
         ("DB", "secret_not_found"),
         ("db/x", "not_found"),
         ("db?stage=next", "invalid_request"),
