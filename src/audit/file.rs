@@ -4,17 +4,15 @@
 //! Beside the log is its head, `FILE.head`: the number and hash of the last record. It carries the
 //! chain over to the next file, and shows that the end of a log was cut off.
 //!
-//! All writers lock `FILE.lock`. A rotation gives the log another inode, and every reader of
-//! a file can lock it (flock(2)): this one has no readers.
+//! All writers hold `FILE.lock`: a rotation gives the log itself another inode.
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -24,12 +22,13 @@ use super::{
     record::{seal, unvouched},
     tail::{Tail, read_tail},
 };
-use crate::{crypto::MacKey, files};
+use crate::{
+    crypto::MacKey,
+    files::{self, WriterLock},
+};
 
 /// How long a command waits for other writers.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it tries the lock.
-const TRY_EVERY: Duration = Duration::from_millis(5);
 
 /// An audit log in a file.
 pub struct AuditFile {
@@ -53,13 +52,6 @@ struct Open {
 pub(super) fn head_path(log: &Path) -> PathBuf {
     let mut name = OsString::from(log);
     name.push(".head");
-    name.into()
-}
-
-/// Returns the path of the lock of a log's writers.
-pub(super) fn lock_path(log: &Path) -> PathBuf {
-    let mut name = OsString::from(log);
-    name.push(".lock");
     name.into()
 }
 
@@ -228,7 +220,7 @@ struct Head {
     file: File,
     /// What it contained.
     text: String,
-    _lock: File,
+    _lock: WriterLock,
 }
 
 impl Head {
@@ -245,8 +237,9 @@ impl Head {
             .mode(0o600)
             .open(path)
             .map_err(on("can't open its head (FILE.head)"))?;
-        let lock = open_lock(&lock_path(log), &file)
-            .and_then(|lock| acquire(&lock, patience).map(|()| lock))
+        let lock = file
+            .metadata()
+            .and_then(|like| WriterLock::acquire(log, &like, patience))
             .map_err(on("can't lock it (FILE.lock)"))?;
         let mut text = String::new();
         file.read_to_string(&mut text)
@@ -277,47 +270,6 @@ impl Head {
             .file
             .write_all_at(self.text.as_bytes(), 0)
             .and_then(|()| self.file.set_len(self.text.len() as u64));
-    }
-}
-
-/// Opens the lock of all writers, which those who may write the head may open.
-fn open_lock(path: &Path, head: &File) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    match options.open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        opened => return opened,
-    }
-    match options.create_new(true).mode(0o200).open(path) {
-        // Another writer was faster.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            OpenOptions::new().write(true).open(path)
-        }
-        created => {
-            let created = created?;
-            let writers = head.metadata()?.mode() & 0o222;
-            created.set_permissions(fs::Permissions::from_mode(writers))?;
-            Ok(created)
-        }
-    }
-}
-
-/// Takes the lock of all writers. The wait is limited: a process that hangs must not block the
-/// others.
-fn acquire(lock: &File, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(TRY_EVERY),
-            Err(TryLockError::WouldBlock) => {
-                let reason = format!(
-                    "another process has held the lock for {patience:?}; find it with `fuser`"
-                );
-                return Err(io::Error::new(ErrorKind::TimedOut, reason));
-            }
-        }
     }
 }
 

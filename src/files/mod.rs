@@ -1,7 +1,8 @@
-//! Files on a local disk: blocking work, watches, atomic replacement, and files that other users
-//! must not read; and the standard streams.
+//! Files on a local disk: blocking work, watches, atomic replacement, locks among writers, and
+//! files that other users must not read; and the standard streams.
 
 mod blocking;
+mod lock;
 mod poll;
 mod private;
 mod replacement;
@@ -17,6 +18,7 @@ use std::{
 
 use rustix::fs::OFlags;
 
+pub use lock::{WriterLock, lock_path};
 pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
 };

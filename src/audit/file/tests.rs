@@ -5,6 +5,7 @@ use crate::audit::{
     record::{LONGEST_LINE, link_of},
     verify::{Requirements, VerifyError, verify},
 };
+use crate::files::lock_path;
 
 struct Log {
     folder: tempfile::TempDir,

@@ -8,6 +8,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::PathBuf,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,14 +19,18 @@ pub(super) use self::secret::FileSecret;
 
 use super::{BackendError, ErrorKind, ManifestStore, WatchedRead};
 use crate::{
-    files::{self, BlockingPool, ChangeCallback, WatchGuard, folder_of},
+    files::{self, BlockingPool, ChangeCallback, WatchGuard, WriterLock, folder_of},
     model::Location,
 };
+
+/// How long a command waits for another one that writes the same manifest.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A manifest in a file.
 #[derive(Debug, Clone)]
 pub struct FileStore {
     path: PathBuf,
+    patience: Duration,
     pool: BlockingPool,
 }
 
@@ -34,6 +39,7 @@ impl FileStore {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            patience: PATIENCE,
             pool: BlockingPool::new(1),
         }
     }
@@ -57,8 +63,7 @@ impl FileStore {
             .ok_or_else(|| BackendError::manifest_too_large(&self.location(), limit))
     }
 
-    /// Compare-and-swap under a lock on the folder. A lock on the file would not work: a rename
-    /// gives it a new inode.
+    /// Compare-and-swap under the lock of the manifest's writers: those who may write its folder.
     fn replace_now(&self, expected: Option<&[u8]>, new: &[u8]) -> Result<(), BackendError> {
         let location = self.location();
         let failed = |what: &'static str| {
@@ -67,10 +72,10 @@ impl FileStore {
         };
         // A symbolic link stays; the file that it points to is replaced.
         let target = files::resolve(&self.path).map_err(failed("can't resolve the path"))?;
-        let lock =
-            File::open(folder_of(&target)).map_err(failed("can't open the manifest's folder"))?;
-        lock.lock()
-            .map_err(failed("can't lock the manifest's folder"))?;
+        let folder = fs::metadata(folder_of(&target))
+            .map_err(failed("can't inspect the manifest's folder"))?;
+        let _lock = WriterLock::acquire(&target, &folder, self.patience)
+            .map_err(failed("can't lock the manifest"))?;
 
         let (current, metadata) = match fs::read(&target) {
             Ok(bytes) => {
@@ -183,6 +188,35 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_delays_no_writer_and_another_writer_only_for_a_time() {
+        let (folder, mut store) = store();
+        store.replace_now(None, b"one").expect("new");
+        // All that a reader can open and lock.
+        let readable = [folder.path().to_owned(), store.path.clone()];
+        let locks = readable.map(|path| File::open(path).expect("open"));
+        for lock in &locks {
+            lock.lock().expect("lock");
+        }
+        store.replace_now(Some(b"one"), b"two").expect("free");
+        let lock = files::lock_path(&store.path);
+        let mode = fs::metadata(&lock).expect("lock").permissions().mode();
+        assert_eq!(mode & 0o777, 0o200, "no one but its owner");
+        let writer = File::options().write(true).open(&lock).expect("lock");
+        writer.lock().expect("lock");
+        store.patience = Duration::from_millis(20);
+        let error = store.replace_now(Some(b"two"), b"three").expect_err("held");
+        assert_eq!(error.kind, ErrorKind::Unavailable);
+        assert!(
+            error.to_string().contains("find it with: fuser "),
+            "{error}"
+        );
+        drop(writer);
+        store
+            .replace_now(Some(b"two"), b"three")
+            .expect("free again");
+    }
+
+    #[test]
     fn a_replacement_keeps_mode_and_link_and_removes_the_leftover_of_a_killed_writer() {
         let (folder, store) = store();
         let real = folder.path().join("real.json");
@@ -201,6 +235,11 @@ mod tests {
             fs::metadata(&real).expect("metadata").permissions().mode() & 0o777,
             0o640
         );
-        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 2);
+        let mut names: Vec<_> = fs::read_dir(folder.path())
+            .expect("folder")
+            .map(|entry| entry.expect("entry").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["demo.json", "real.json", "real.json.lock"]);
     }
 }
