@@ -121,7 +121,7 @@ impl Listeners {
         events.watch(&ending);
         let denials = Denials::new(parts.audit.clone(), parts.clock.clone());
         denials.report(ending.clone());
-        let service = Arc::new(Service::new(parts, events, denials, draining.clone()));
+        let service = Arc::new(Service::new(parts, events, denials));
         let acceptor = |listener| {
             Acceptor::new(
                 Arc::clone(&service),

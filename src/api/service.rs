@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use hyper::{HeaderMap, Request, Response};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     denial::{Denials, Resource},
@@ -70,8 +69,6 @@ pub(crate) struct Service {
     secrets: SecretService,
     policy: Arc<Policy>,
     events: Arc<Events>,
-    /// Ends event streams.
-    draining: CancellationToken,
     limits: Limits,
     bodies: Arc<BodyLimits>,
     accounts: Arc<Accounts>,
@@ -86,12 +83,7 @@ struct ServedKeyring {
 }
 
 impl Service {
-    pub(crate) fn new(
-        parts: Parts<'_>,
-        events: Arc<Events>,
-        denials: Denials,
-        draining: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts<'_>, events: Arc<Events>, denials: Denials) -> Self {
         let Parts {
             settings,
             keyrings,
@@ -121,7 +113,6 @@ impl Service {
             },
             policy,
             events,
-            draining,
             limits: settings.limits.clone(),
             bodies: Arc::new(BodyLimits::new(&settings.timeouts)),
             accounts,
@@ -141,7 +132,7 @@ impl Service {
     ) -> Result<Response<ResponseBody>, Problem> {
         let peer = &connection.peer;
         let head_len = self.check_head(&request)?;
-        peer.certificate.require()?;
+        peer.certificate.verdict().require()?;
         if let Some(token) = &peer.token {
             token.verify(request.headers())?;
             if self.policy.knows(&peer.caller) {
@@ -297,7 +288,7 @@ impl Service {
         let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
         let events = self
             .events
-            .subscribe(subscriber, last_id, self.draining.clone())?;
+            .subscribe(subscriber, last_id, connection.draining.clone())?;
         count_other(&self.registry, "ok");
         let stream = ResponseStream::new(events, None);
         Ok(response(stream.into(), wire::EVENTS, None))
@@ -321,6 +312,10 @@ impl Handler for Service {
     /// The holder of the token is known only once a request presents it.
     fn knows(&self, peer: &Peer) -> bool {
         peer.token.is_none() && self.policy.knows(&peer.caller)
+    }
+
+    async fn withdrawn(&self, peer: &Peer) {
+        peer.certificate.withdrawn().await;
     }
 
     async fn respond(

@@ -51,6 +51,10 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// Whether the peer is known by the connection alone, before its first request.
     fn knows(&self, peer: &Self::Peer) -> bool;
 
+    /// Resolves when a peer that was accepted no longer is. The connection then finishes its
+    /// requests and closes.
+    fn withdrawn(&self, peer: &Self::Peer) -> impl Future<Output = ()> + Send;
+
     /// Responds to a request. Recognizes the peer where only a request can show who it is.
     fn respond(
         &self,
@@ -64,6 +68,8 @@ pub(crate) struct Connection<P> {
     pub(crate) peer: P,
     pub(crate) activity: Arc<Activity>,
     pub(crate) account: Arc<Account>,
+    /// Cancelled when the connection should close: requests end, and streams that never would.
+    pub(crate) draining: CancellationToken,
 }
 
 /// What the requests of one connection need to be served.
@@ -238,10 +244,12 @@ impl<H: Handler> Acceptor<H> {
                 peer,
                 activity: Arc::clone(activity),
                 account: Arc::clone(&slot.account),
+                draining: self.draining.child_token(),
             },
         });
+        let served = Arc::clone(&serving);
         let service = service_fn(move |request: Request<Incoming>| {
-            let serving = Arc::clone(&serving);
+            let serving = Arc::clone(&served);
             let guard = serving.begin_request(request.version());
             async move { Ok::<_, h2::Error>(serving.respond(request, guard?).await) }
         });
@@ -252,7 +260,7 @@ impl<H: Handler> Acceptor<H> {
         });
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
-        let mut interruptions = self.interruptions(activity, &slot.account);
+        let mut interruptions = self.interruptions(&serving);
         loop {
             tokio::select! {
                 biased;
@@ -280,13 +288,21 @@ impl<H: Handler> Acceptor<H> {
     /// a request does not pay for them.
     fn interruptions<'a>(
         &'a self,
-        activity: &'a Activity,
-        account: &'a Account,
+        serving: &'a Serving<H>,
     ) -> FuturesUnordered<Pin<Box<dyn Future<Output = Interruption> + Send + 'a>>> {
         let interruptions =
             FuturesUnordered::<Pin<Box<dyn Future<Output = Interruption> + Send>>>::new();
+        let Connection {
+            peer,
+            activity,
+            account,
+            draining,
+        } = &serving.connection;
         interruptions.push(Box::pin(async {
-            self.draining.cancelled().await;
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = serving.handler.withdrawn(peer) => draining.cancel(),
+            }
             Interruption::Drain
         }));
         interruptions.push(Box::pin(async {

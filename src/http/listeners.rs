@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::{
     accept::{Listener, PendingConnection},
-    peer::{ClientCertificate, Peer},
+    peer::{ClientCertificate, Peer, PeerCertificate},
     tls::Tls,
     token::Token,
     transport::{PendingTcp, TcpTransport, accept_tcp},
@@ -29,7 +29,7 @@ impl Listener for AppUnixListener {
                 pid: credentials.pid(),
             },
             token: None,
-            certificate: ClientCertificate::NotRequested,
+            certificate: PeerCertificate::Fixed(ClientCertificate::NotRequested),
         };
         Ok((stream, peer))
     }
@@ -98,9 +98,9 @@ impl Listener for OpsListener {
 
 impl PendingConnection for PendingTcp {
     type Io = TcpTransport;
-    type Peer = ClientCertificate;
+    type Peer = PeerCertificate;
 
-    async fn establish(self) -> Option<(TcpTransport, ClientCertificate)> {
+    async fn establish(self) -> Option<(TcpTransport, PeerCertificate)> {
         self.handshake().await
     }
 }

@@ -12,7 +12,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{peer::ClientCertificate, tls::Tls};
+use super::{
+    peer::{ClientCertificate, PeerCertificate},
+    tls::Tls,
+};
 
 /// An established TCP connection.
 pub(crate) enum TcpTransport {
@@ -43,11 +46,11 @@ pub(crate) async fn accept_tcp(
 impl PendingTcp {
     /// Performs the TLS handshake, if the listener has TLS. Returns None on failure. The caller
     /// must apply a timeout.
-    pub(crate) async fn handshake(self) -> Option<(TcpTransport, ClientCertificate)> {
+    pub(crate) async fn handshake(self) -> Option<(TcpTransport, PeerCertificate)> {
         match self.tls {
             None => Some((
                 TcpTransport::Plain(self.stream),
-                ClientCertificate::NotRequested,
+                PeerCertificate::Fixed(ClientCertificate::NotRequested),
             )),
             // Boxed, because a handshake's large state would otherwise be part of every connection.
             #[cfg(feature = "tls")]

@@ -38,7 +38,7 @@ use crate::{
         memory::overloaded,
         metrics::ConnectionMetrics,
         payload::Payload,
-        peer::ClientCertificate,
+        peer::{ClientCertificate, PeerCertificate},
         problem::Problem,
         response::ResponseBody,
         tls::Tls,
@@ -276,29 +276,33 @@ impl OpsServer {
 }
 
 impl Handler for OpsServer {
-    type Peer = ClientCertificate;
+    type Peer = PeerCertificate;
 
     fn accounts(&self) -> &Accounts {
         &self.parts.accounts
     }
 
-    fn account(&self, _: Option<&ClientCertificate>) -> Arc<Account> {
+    fn account(&self, _: Option<&PeerCertificate>) -> Arc<Account> {
         Arc::clone(self.parts.accounts.of_operators())
     }
 
     /// Without a certificate, anyone may ask, and no one is known.
-    fn knows(&self, certificate: &ClientCertificate) -> bool {
-        *certificate == ClientCertificate::Accepted
+    fn knows(&self, certificate: &PeerCertificate) -> bool {
+        certificate.verdict() == ClientCertificate::Accepted
+    }
+
+    async fn withdrawn(&self, certificate: &PeerCertificate) {
+        certificate.withdrawn().await;
     }
 
     async fn respond(
         &self,
-        connection: &Connection<ClientCertificate>,
+        connection: &Connection<PeerCertificate>,
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
         let response = match read(body).await {
-            Ok(body) => self.route(connection.peer, &head, &body),
+            Ok(body) => self.route(connection.peer.verdict(), &head, &body),
             Err(problem) => Err(problem),
         };
         response.unwrap_or_else(Problem::into_response)

@@ -24,6 +24,11 @@ pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
 /// The host that requests name, unless the test names another.
 const HOST_NAME: &str = "localhost";
 
+/// A connection's bytes.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
+
 /// One connection to a sidecar.
 pub(crate) struct Client {
     sender: Sender,
@@ -124,17 +129,14 @@ impl Client {
     }
 
     /// An HTTP/2 connection whose client takes heads of responses but no body.
-    pub(super) async fn taking_no_body(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        time: Arc<Time>,
-    ) -> Self {
+    pub(super) async fn taking_no_body(stream: impl Stream, time: Arc<Time>) -> Self {
         let mut builder = conn::http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(0);
         Self::on_http2(stream, &builder, time).await
     }
 
-    async fn on_http2(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    pub(super) async fn on_http2(
+        stream: impl Stream,
         builder: &conn::http2::Builder<TokioExecutor>,
         time: Arc<Time>,
     ) -> Self {
@@ -155,10 +157,7 @@ impl Client {
         Self::on_http1(stream, time).await
     }
 
-    async fn on_http1(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        time: Arc<Time>,
-    ) -> Self {
+    pub(super) async fn on_http1(stream: impl Stream, time: Arc<Time>) -> Self {
         let (sender, connection) = conn::http1::handshake(TokioIo::new(stream))
             .await
             .expect("a handshake");

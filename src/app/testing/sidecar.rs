@@ -1,5 +1,7 @@
 use std::{future::pending, net::SocketAddr, path::Path, sync::Arc};
 
+use hyper::client::conn;
+use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -7,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, EventStream, RawConnection, time::Time};
+use super::{Client, EventStream, RawConnection, client::Stream, time::Time};
 use crate::app::Bound;
 
 /// A sidecar that runs in the test. Dropping it ends it at once, as SIGKILL would.
@@ -56,6 +58,17 @@ impl TestApp {
     pub(crate) async fn tcp_client(&self) -> Client {
         let address = self.tcp().expect("the config has a TCP listener");
         Client::tcp(address, Arc::clone(&self.time)).await
+    }
+
+    /// Speaks HTTP/1.1 over a connection that the test has made.
+    pub(crate) async fn client_over(&self, stream: impl Stream) -> Client {
+        Client::on_http1(stream, Arc::clone(&self.time)).await
+    }
+
+    /// Speaks HTTP/2 over a connection that the test has made.
+    pub(crate) async fn http2_over(&self, stream: impl Stream) -> Client {
+        let builder = conn::http2::Builder::new(TokioExecutor::new());
+        Client::on_http2(stream, &builder, Arc::clone(&self.time)).await
     }
 
     /// Opens a connection to the Unix socket for a test that writes its own bytes.

@@ -5,14 +5,17 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::UnixTime,
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
+    time_provider::TimeProvider,
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -20,6 +23,7 @@ use x509_cert::{Certificate, der::Decode};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
+    clock::Clock,
     config::{Tls, TlsVersion},
     crypto::fingerprint,
     files::read_at_most,
@@ -48,6 +52,8 @@ pub(crate) struct TlsFiles {
 /// What a listener needs for handshakes.
 pub(crate) struct Material {
     pub(crate) config: Arc<ServerConfig>,
+    /// What `config` verifies client certificates with.
+    pub(crate) client_verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// The validity of our certificate, both ends included.
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
@@ -113,6 +119,7 @@ impl TlsFiles {
         &self,
         settings: &Tls,
         client_auth: ClientAuth,
+        clock: &Clock,
     ) -> Result<Material, Problems> {
         // Passed explicitly: another library could change the process-wide default.
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -142,11 +149,11 @@ impl TlsFiles {
                 files.0, files.1
             )]);
         }
-        let builder = ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_details(provider, Arc::new(clock.clone()))
             .with_protocol_versions(versions(settings.min_version))
             .map_err(|error| vec![format!("TLS: {error}")])?;
-        let builder = match verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
@@ -157,9 +164,17 @@ impl TlsFiles {
         let (not_before, not_after) = validity;
         Ok(Material {
             config: Arc::new(config),
+            client_verifier: verifier,
             not_before,
             not_after,
         })
+    }
+}
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::telemetry::Registry;
 const EXPIRY: &str = "sidekey_tls_certificate_expiry_timestamp_seconds";
 const RELOADS: &str = "sidekey_tls_reloads_total";
 const FAILING: &str = "sidekey_tls_reload_failing";
+const WITHDRAWN: &str = "sidekey_tls_withdrawn_connections_total";
 const HANDSHAKES: &str = "sidekey_tls_handshake_failures_total";
 
 /// Describes the metrics of TLS.
@@ -22,6 +23,10 @@ pub(crate) fn describe_metrics(registry: &Registry) {
     );
     registry.describe_gauge(FAILING, "1 while the current files can't be used.");
     registry.describe_counter(HANDSHAKES, "Failed TLS handshakes, by reason.");
+    registry.describe_counter(
+        WITHDRAWN,
+        "Connections closed because their client certificate was no longer accepted.",
+    );
 }
 
 /// Why a handshake failed.
@@ -89,6 +94,7 @@ pub(crate) struct TlsMetrics {
     reload_failed: Counter,
     failing: Gauge,
     failures: [Counter; HandshakeFailure::ALL.len()],
+    withdrawn: Counter,
 }
 
 /// Counts a handshake as unfinished when dropped, unless [`HandshakeGuard::finish`] was called.
@@ -105,6 +111,7 @@ impl TlsMetrics {
             reload_failed: registry.counter(RELOADS, &[label, ("result", "failed")]),
             failing: registry.gauge(FAILING, &[label]),
             failures,
+            withdrawn: registry.counter(WITHDRAWN, &[label]),
         }
     }
 
@@ -126,6 +133,10 @@ impl TlsMetrics {
 
     pub(crate) fn handshake_failed(&self, failure: HandshakeFailure) {
         self.failures[failure as usize].increment(1);
+    }
+
+    pub(crate) fn withdrew(&self) {
+        self.withdrawn.increment(1);
     }
 
     pub(crate) fn begin_handshake(&self) -> HandshakeGuard<'_> {

@@ -1,5 +1,6 @@
 //! TLS of a listener (rustls on aws-lc-rs): the active certificate, handshakes, and reloading.
 
+mod client;
 mod material;
 mod metrics;
 mod reload;
@@ -20,7 +21,7 @@ use self::{
     material::{ClientAuth, Material, TlsFiles},
     metrics::{HandshakeFailure, TlsMetrics},
 };
-use super::peer::ClientCertificate;
+use super::peer::{ClientCertificate, PeerCertificate};
 use crate::{
     clock::Clock,
     config,
@@ -32,7 +33,7 @@ use crate::{
     },
 };
 
-pub(crate) use self::metrics::describe_metrics;
+pub(crate) use self::{client::AcceptedClient, metrics::describe_metrics};
 
 /// How much data a connection may buffer while its peer does not read.
 const SEND_BUFFER: usize = 16 << 10;
@@ -48,6 +49,8 @@ pub struct Tls {
     clock: Clock,
     /// Signals that the files may have changed.
     changed: Notify,
+    /// Signals that other material is active.
+    reloaded: Notify,
 }
 
 struct ReloadState {
@@ -102,10 +105,10 @@ impl Tls {
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        let owned = settings.clone();
+        let (owned, time) = (settings.clone(), clock.clone());
         let loaded = run_blocking(move || {
             let files = TlsFiles::read(&owned)?;
-            let material = files.build(&owned, client_auth)?;
+            let material = files.build(&owned, client_auth, &time)?;
             Ok((material, files.fingerprint(), files.is_key_world_readable))
         });
         let (material, fingerprint, is_key_world_readable) = loaded
@@ -140,16 +143,18 @@ impl Tls {
             metrics,
             clock: clock.clone(),
             changed: Notify::new(),
+            reloaded: Notify::new(),
         }))
     }
 
     /// Performs a handshake with the active certificate. The caller must apply a timeout.
     pub(crate) async fn handshake(
-        &self,
+        self: Arc<Self>,
         stream: TcpStream,
-    ) -> Option<(TlsStream<TcpStream>, ClientCertificate)> {
+    ) -> Option<(TlsStream<TcpStream>, PeerCertificate)> {
         let guard = self.metrics.begin_handshake();
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.active.load().config));
+        let material = self.active.load_full();
+        let acceptor = TlsAcceptor::from(Arc::clone(&material.config));
         let result = acceptor
             .accept_with(stream, |session| {
                 session.set_buffer_limit(Some(SEND_BUFFER))
@@ -158,7 +163,15 @@ impl Tls {
         guard.finish();
         match result {
             Ok(stream) => {
-                let certificate = self.client_certificate(stream.get_ref().1.peer_certificates());
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                let certificate = match self.client_certificate(chain) {
+                    ClientCertificate::Accepted => {
+                        let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+                        let client = AcceptedClient::new(Arc::clone(&self), chain, material);
+                        PeerCertificate::Accepted(Box::new(client))
+                    }
+                    other => PeerCertificate::Fixed(other),
+                };
                 Some((stream, certificate))
             }
             Err(error) => {
@@ -168,11 +181,11 @@ impl Tls {
         }
     }
 
-    fn client_certificate(&self, certificates: Option<&[CertificateDer<'_>]>) -> ClientCertificate {
+    fn client_certificate(&self, chain: &[CertificateDer<'_>]) -> ClientCertificate {
         let Some(clients) = &self.settings.clients else {
             return ClientCertificate::NotRequested;
         };
-        let Some(certificate) = certificates.and_then(<[_]>::first) else {
+        let Some(certificate) = chain.first() else {
             return ClientCertificate::Missing;
         };
         let names = CertificateNames::of(certificate);

@@ -36,8 +36,8 @@ impl Tls {
         self.changed.notify_one();
     }
 
-    /// Reloads the files when they change, until `ending` is cancelled. Open connections are not
-    /// affected.
+    /// Reloads the files when they change, until `ending` is cancelled. Open connections are
+    /// affected only if their client certificate is no longer accepted: they close.
     pub async fn follow_files(self: Arc<Self>, ending: CancellationToken) {
         let files = paths(&self.settings).into_iter();
         let mut watches = FileWatches(files.map(|path| (path, None)).collect());
@@ -75,6 +75,7 @@ impl Tls {
     async fn reload(&self) {
         let now = self.clock.now();
         let (settings, client_auth) = (self.settings.clone(), self.client_auth);
+        let clock = self.clock.clone();
         let (known, has_failed) = {
             let reloads = self.lock_reloads();
             (reloads.fingerprint, reloads.failure.is_some())
@@ -89,7 +90,7 @@ impl Tls {
                 return ReloadOutcome::Unchanged;
             }
             let failed = |reason| ReloadOutcome::Failed(reason, Some(fingerprint));
-            match files.build(&settings, client_auth) {
+            match files.build(&settings, client_auth, &clock) {
                 Err(problems) => failed(problems.join("; ")),
                 Ok(material) => match material.invalid_at(now) {
                     // A certificate that is not valid yet is retried with every poll.
@@ -112,6 +113,7 @@ impl Tls {
                 self.metrics.reloaded();
                 self.metrics.set_failing(false);
                 self.active.store(Arc::new(material));
+                self.reloaded.notify_waiters();
                 reloads.fingerprint = Some(fingerprint);
                 reloads.loaded_at = now;
                 reloads.failure = None;

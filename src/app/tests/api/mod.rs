@@ -11,6 +11,8 @@ mod shares;
 mod spellings;
 mod strangers;
 mod streams;
+#[cfg(feature = "tls")]
+mod tls;
 
 use crate::{
     admin::Takeover,
