@@ -316,7 +316,9 @@ fn verification_names_the_first_modified_line() {
             .success()
     );
     fs::write(&log, lines[..4].join("\n") + "\n").unwrap();
-    fs::remove_file(world.path("audit.log.head")).unwrap();
+    let head = world.path("audit.log.head");
+    let saved = fs::read(&head).unwrap();
+    fs::remove_file(&head).unwrap();
     let output = verify(&world, &[&text(&log), "--key", &key]);
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
@@ -343,6 +345,7 @@ fn verification_names_the_first_modified_line() {
         String::from_utf8_lossy(&output.stdout).contains("incomplete lines, as left by a crash"),
         "{output:?}"
     );
+    fs::write(&head, saved).unwrap();
     world.keyring(
         "touch",
         "demo",
@@ -352,6 +355,38 @@ fn verification_names_the_first_modified_line() {
         verify(&world, &[&text(&log), "--key", &key])
             .status
             .success()
+    );
+}
+
+#[test]
+fn a_writer_that_finds_the_log_damaged_says_so_and_verification_fails_until_it_is_accepted() {
+    let world = World::with_demo();
+    let (log, key) = (world.path("audit.log"), key(&world));
+    let audit = ["--audit", &text(&log), "--audit-key", &key];
+    world.keyring("touch", "demo", &audit);
+    fs::write(world.path("audit.log.head"), "").unwrap();
+    let touched = world.try_keyring("touch", "demo", &audit);
+    failed(
+        &touched,
+        0,
+        "its head (FILE.head) was emptied or overwritten",
+    );
+    // The damage stays a finding, however many records follow.
+    world.keyring("touch", "demo", &audit);
+    let check = |more: &[&str]| verify(&world, &[&[&text(&log), "--key", &key], more].concat());
+    failed(
+        &check(&[]),
+        3,
+        "record 3 reports that its head (FILE.head) was emptied",
+    );
+    assert!(check(&["--accept", "3"]).status.success());
+    let id = records(&log)[0]["log"].as_str().unwrap().to_owned();
+    assert!(check(&["--accept", "3", "--log", &id]).status.success());
+    let other = "0".repeat(32);
+    failed(
+        &check(&["--accept", "3", "--log", &other]),
+        3,
+        "audit.log:1: record 1 belongs to log",
     );
 }
 

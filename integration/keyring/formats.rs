@@ -107,7 +107,7 @@ fn a_backup_restores() {
 
 #[test]
 fn the_audit_log_verifies() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-1.log");
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/golden/audit-2.log");
     let key = sidekey::crypto::MacKey::from_slice(&golden("kek")).unwrap();
     let requirements = sidekey::audit::Requirements {
         key: Some(&key),

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{AuditError, AuditFile, Event, Link, Origin};
+use super::{Appended, AuditError, AuditFile, Damage, Event, Link, Origin};
 use crate::clock::Clock;
 
 /// An administrative act that has begun.
@@ -14,6 +14,7 @@ pub struct Act {
     name: &'static str,
     /// The record of its beginning.
     begun: Link,
+    damage: Option<Damage>,
 }
 
 /// How an act ended.
@@ -52,14 +53,24 @@ impl Act {
         let event = Event::new(name, clock.now())
             .with("phase", "begun")
             .with_all(details);
-        let begun = file.append(&origin, &[event])?;
+        let Appended {
+            last: begun,
+            damage,
+            ..
+        } = file.append(&origin, &[event])?;
         Ok(Self {
             file,
             origin,
             clock,
             name,
             begun,
+            damage,
         })
+    }
+
+    /// What was found to be wrong with the log before this act.
+    pub fn damage(&self) -> Option<Damage> {
+        self.damage
     }
 
     /// Records how the act ended.
@@ -75,6 +86,8 @@ impl Act {
             .with("phase", outcome.as_str())
             .with("begun_by", self.begun.seq)
             .with_all(details);
-        self.file.append(&self.origin, &[event])
+        self.file
+            .append(&self.origin, &[event])
+            .map(|appended| appended.last)
     }
 }

@@ -1,8 +1,12 @@
 //! The chain: verifies that each record follows from the line before it. Pure: lines in, verdicts
 //! out.
 
+use serde_json::Value;
+
 use super::{
-    Link,
+    Damage, Link, LogId,
+    damage::DAMAGED,
+    link::Position,
     record::{Head, LONGEST_LINE, MacError, Torn, check_mac},
 };
 use crate::crypto::{MacKey, fingerprint};
@@ -32,6 +36,19 @@ pub enum ChainError {
          were removed, inserted or moved"
     )]
     Unlinked(u64),
+    /// The record belongs to another log.
+    #[error("record {seq} belongs to log {log}, not to {expected}: it was put here")]
+    OtherLog {
+        /// The record.
+        seq: u64,
+        /// Its log.
+        log: LogId,
+        /// The log, or logs, that it should belong to.
+        expected: String,
+    },
+    /// A chain occurs twice.
+    #[error("the chain of log {0} starts a second time: its lines were put here again")]
+    Repeated(LogId),
     /// The MAC is wrong.
     #[error(
         "the MAC of record {0} is wrong: the line was modified, or was written with another key"
@@ -50,7 +67,11 @@ pub struct Verifier<'k> {
     key: Option<&'k MacKey>,
     keyed_from: u64,
     several_chains: bool,
-    head: Option<Link>,
+    /// The only logs that are accepted; empty if any is.
+    logs: &'k [LogId],
+    /// The logs of all chains so far.
+    seen: Vec<LogId>,
+    head: Option<Position>,
     torn: Option<Torn>,
     /// The number of the first record.
     pub first: Option<u64>,
@@ -58,6 +79,8 @@ pub struct Verifier<'k> {
     pub records: u64,
     /// How many unfinished lines there were.
     pub torn_lines: u64,
+    /// What records report: their numbers, and what was found.
+    pub damage: Vec<(u64, Option<Damage>)>,
 }
 
 impl<'k> Verifier<'k> {
@@ -68,12 +91,21 @@ impl<'k> Verifier<'k> {
             key,
             keyed_from: 0,
             several_chains,
+            logs: &[],
+            seen: Vec::new(),
             head: None,
             torn: None,
             first: None,
             records: 0,
             torn_lines: 0,
+            damage: Vec::new(),
         }
+    }
+
+    /// Accepts only records of `logs`, unless there are none.
+    #[must_use]
+    pub fn of_logs(self, logs: &'k [LogId]) -> Self {
+        Self { logs, ..self }
     }
 
     /// Requires a MAC only of record `seq` and later ones.
@@ -86,16 +118,21 @@ impl<'k> Verifier<'k> {
     }
 
     /// Creates a verifier that starts after `after`, without a key.
-    pub(super) fn after(after: Link) -> Self {
+    pub(super) fn after(after: Option<Position>) -> Self {
         Self {
-            head: Some(after),
+            head: after,
             ..Self::new(None, false)
         }
     }
 
     /// Returns the position of the last record.
     pub fn head(&self) -> Option<Link> {
-        self.head
+        self.head.map(|head| head.link)
+    }
+
+    /// Returns the log of the last record.
+    pub fn log(&self) -> Option<LogId> {
+        self.head.map(|head| head.log)
     }
 
     /// Returns whether the last line was unfinished, and no record has described it yet.
@@ -136,25 +173,51 @@ impl<'k> Verifier<'k> {
         let is_first = head.prev == Link::START.to_hex();
         let starts_chain = self.several_chains && head.seq == 1 && is_first;
         if let Some(before) = self.head.filter(|_| !starts_chain) {
-            if head.seq != before.seq + 1 {
+            if head.log != before.log {
+                return Err(other_log(&head, &before.log.to_string()));
+            }
+            if head.seq != before.link.seq + 1 {
                 return Err(ChainError::OutOfOrder {
-                    expected: before.seq + 1,
+                    expected: before.link.seq + 1,
                     found: head.seq,
                 });
             }
-            if head.prev != before.to_hex() {
+            if head.prev != before.link.to_hex() {
                 return Err(ChainError::Unlinked(head.seq));
             }
         } else if head.seq == 0 || (head.seq == 1) != is_first {
             return Err(ChainError::Unlinked(head.seq));
         }
         self.check_mac(line, &head)?;
+        if starts_chain || self.head.is_none() {
+            self.begin_chain(&head)?;
+        }
+        if head.event == DAMAGED {
+            let found = head.details.get("found").and_then(Value::as_str);
+            let damage = found.and_then(Damage::named);
+            self.damage.push((head.seq, damage));
+        }
         self.first.get_or_insert(head.seq);
         self.records += 1;
-        self.head = Some(Link {
-            seq: head.seq,
-            hash: fingerprint(line),
+        self.head = Some(Position {
+            log: head.log,
+            link: Link {
+                seq: head.seq,
+                hash: fingerprint(line),
+            },
         });
+        Ok(())
+    }
+
+    fn begin_chain(&mut self, head: &Head) -> Result<(), ChainError> {
+        if !self.logs.is_empty() && !self.logs.contains(&head.log) {
+            let expected: Vec<String> = self.logs.iter().map(LogId::to_string).collect();
+            return Err(other_log(head, &expected.join(", ")));
+        }
+        if self.seen.contains(&head.log) {
+            return Err(ChainError::Repeated(head.log));
+        }
+        self.seen.push(head.log);
         Ok(())
     }
 
@@ -169,6 +232,14 @@ impl<'k> Verifier<'k> {
             // A MAC that is present isn't checked either: anyone who modifies a record can drop it.
             _ => Ok(()),
         }
+    }
+}
+
+fn other_log(head: &Head, expected: &str) -> ChainError {
+    ChainError::OtherLog {
+        seq: head.seq,
+        log: head.log,
+        expected: expected.to_owned(),
     }
 }
 

@@ -18,7 +18,8 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    AuditError, Event, Link, Origin,
+    AuditError, Damage, Event, Link, LogId, Origin,
+    link::Position,
     record::{seal, unvouched},
     tail::{Tail, read_tail},
 };
@@ -27,6 +28,8 @@ use crate::{
     files::{self, WriterLock},
 };
 
+/// The longest head that is read, in bytes.
+const MAX_HEAD: u64 = 4096;
 /// How long a command waits for other writers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,7 +48,28 @@ struct Open {
     identity: (u64, u64),
     /// The end of our last write, and its last record. If the file has another length, another
     /// process has written.
-    last: Option<(u64, Link)>,
+    last: Option<(u64, Position)>,
+}
+
+/// Records were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The log that they are in.
+    pub log: LogId,
+    /// The last of them.
+    pub last: Link,
+    /// What was wrong with the log before. The first of the records reports it.
+    pub damage: Option<Damage>,
+}
+
+impl Appended {
+    pub(super) fn after(position: Position) -> Self {
+        Self {
+            log: position.log,
+            last: position.link,
+            damage: None,
+        }
+    }
 }
 
 /// Returns the path of a log's head.
@@ -60,23 +84,25 @@ pub(super) enum HeadFile {
     Missing,
     /// It names no record.
     Empty,
-    Names(Link),
+    Names(Position),
 }
 
 /// Reads a log's head.
 pub(super) fn read_head(path: &Path) -> io::Result<HeadFile> {
     match fs::read(path) {
-        Ok(bytes) => {
-            Ok(parse_head(&String::from_utf8_lossy(&bytes))
-                .map_or(HeadFile::Empty, HeadFile::Names))
-        }
+        Ok(bytes) => Ok(parse_head(&bytes).map_or(HeadFile::Empty, HeadFile::Names)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(HeadFile::Missing),
         Err(error) => Err(error),
     }
 }
 
-fn parse_head(text: &str) -> Option<Link> {
-    text.trim().trim_start_matches('0').parse().ok()
+fn parse_head(content: &[u8]) -> Option<Position> {
+    let text = std::str::from_utf8(content).ok()?;
+    let (link, log) = text.trim().rsplit_once(':')?;
+    Some(Position {
+        log: log.parse().ok()?,
+        link: link.parse().ok()?,
+    })
 }
 
 impl AuditFile {
@@ -118,7 +144,7 @@ impl AuditFile {
     /// # Errors
     /// [`AuditError::Sink`], also if other writers hold the lock for too long. Then the log
     /// contains none of the records, unless the disk also refuses to remove them.
-    pub fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, AuditError> {
+    pub fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Appended, AuditError> {
         let result = self.append_locked(origin, events);
         if result.is_err() {
             // The state of the file is unknown.
@@ -134,13 +160,13 @@ impl AuditFile {
         &mut self,
         origin: &Origin,
         events: &[Event],
-    ) -> Result<Link, (&'static str, io::Error)> {
+    ) -> Result<Appended, (&'static str, io::Error)> {
         let head = Head::lock(&self.path, &self.head_path, self.patience)?;
         let key = self.key.as_ref();
         let open = opened(&mut self.open, &self.path).map_err(on("can't open it"))?;
         let length = open.file.metadata().map_err(on("can't inspect it"))?.len();
         let tail = match open.last {
-            Some((end, link)) if end == length => Tail::complete(Some(link), true),
+            Some((end, last)) if end == length => Tail::complete(Some(last), true),
             _ => read_tail(&mut open.file, length, key).map_err(on("can't continue it"))?,
         };
         let begin = match &tail.torn {
@@ -152,14 +178,23 @@ impl AuditFile {
                 .set_len(begin)
                 .map_err(on("can't cut off a last line that is longer than a record"))?;
         }
-        let (bytes, link) = compose(&tail, head.link(), origin, events, key);
+        let damage = Damage::find(tail.last.as_ref(), &head.found);
+        let after = follow(&tail, &head.found)
+            .or_else(|| Some(Position::start(LogId::generate().ok()?)))
+            .ok_or_else(|| io::Error::other("the random generator failed"))
+            .map_err(on("can't start it"))?;
+        if after.link == Link::START {
+            // Without it, a crash before the first head is written would look like an emptied one.
+            head.write(&after)?;
+        }
+        let (bytes, last) = compose(&tail, damage, after, origin, events, key);
         let written = open
             .file
             .write_all(&bytes)
             .and_then(|()| open.file.sync_data())
             .map_err(on("can't write a record"))
             // After the log: a head that is ahead of its log means that the end was cut off.
-            .and_then(|()| head.write(&link));
+            .and_then(|()| head.write(&last));
         if let Err(error) = written {
             // No one else writes meanwhile. If this fails too, what is left is a record or an
             // unfinished line, and the next record follows it.
@@ -170,8 +205,11 @@ impl AuditFile {
             head.restore();
             return Err(error);
         }
-        open.last = Some((begin + bytes.len() as u64, link));
-        Ok(link)
+        open.last = Some((begin + bytes.len() as u64, last));
+        Ok(Appended {
+            damage,
+            ..Appended::after(last)
+        })
     }
 }
 
@@ -179,21 +217,32 @@ fn on(what: &'static str) -> impl Fn(io::Error) -> (&'static str, io::Error) {
     move |error| (what, error)
 }
 
+/// Returns what the next record follows. `None` for a new log.
+fn follow(tail: &Tail, head: &HeadFile) -> Option<Position> {
+    let head = match head {
+        HeadFile::Names(head) => Some(*head),
+        HeadFile::Missing | HeadFile::Empty => None,
+    };
+    // If the head is ahead, the file is new or its end was cut off. If it is of another log, one of
+    // the two was exchanged. Verification then finds that the chain is broken.
+    match (tail.last, head) {
+        (Some(last), Some(head)) if head.log == last.log && head.link.seq < last.link.seq => {
+            Some(last)
+        }
+        (last, head) => head.or(last),
+    }
+}
+
 /// Returns the bytes to append after `tail`, and the position of their last record.
 fn compose(
     tail: &Tail,
-    head: Option<Link>,
+    damage: Option<Damage>,
+    after: Position,
     origin: &Origin,
     events: &[Event],
     key: Option<&MacKey>,
-) -> (Vec<u8>, Link) {
-    // If the head is ahead, the file is new or its end was cut off. Verification then finds the
-    // gap.
-    let mut link = match (tail.last, head) {
-        (Some(last), Some(head)) if head.seq >= last.seq => head,
-        (Some(last), _) => last,
-        (None, head) => head.unwrap_or(Link::START),
-    };
+) -> (Vec<u8>, Position) {
+    let mut last = after;
     let mut bytes = Vec::new();
     if !tail.is_overlong && (tail.lacks_newline || tail.torn.is_some()) {
         bytes.push(b'\n');
@@ -204,22 +253,25 @@ fn compose(
     let unvouched = tail
         .last
         .filter(|_| !tail.is_vouched)
-        .map(|last| unvouched(&last, now));
+        .map(|last| unvouched(&last.link, now));
     let torn = tail.torn.as_ref().map(|torn| torn.event(now));
-    for event in torn.iter().chain(&unvouched).chain(events) {
-        let (line, next) = seal(&link, origin, event, key);
+    let damage = damage.map(|damage| damage.event(now));
+    let findings = torn.iter().chain(&damage).chain(&unvouched);
+    for event in findings.chain(events) {
+        let (line, next) = seal(&last, origin, event, key);
         bytes.extend_from_slice(&line);
         bytes.push(b'\n');
-        link = next;
+        last = next;
     }
-    (bytes, link)
+    (bytes, last)
 }
 
 /// The head of a log, and the lock of its writers.
 struct Head {
     file: File,
-    /// What it contained.
-    text: String,
+    /// What it contained, up to a limit that no head of ours reaches.
+    content: Vec<u8>,
+    found: HeadFile,
     _lock: WriterLock,
 }
 
@@ -229,37 +281,37 @@ impl Head {
         path: &Path,
         patience: Duration,
     ) -> Result<Self, (&'static str, io::Error)> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(on("can't open its head (FILE.head)"))?;
+        let (mut file, is_new) =
+            open_or_create(path).map_err(on("can't open its head (FILE.head)"))?;
         let lock = file
             .metadata()
             .and_then(|like| WriterLock::acquire(log, &like, patience))
             .map_err(on("can't lock it (FILE.lock)"))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)
+        let mut content = Vec::new();
+        (&mut file)
+            .take(MAX_HEAD)
+            .read_to_end(&mut content)
             .map_err(on("can't read its head (FILE.head)"))?;
+        let found = match parse_head(&content) {
+            Some(head) => HeadFile::Names(head),
+            None if is_new => HeadFile::Missing,
+            None => HeadFile::Empty,
+        };
         Ok(Self {
             file,
-            text,
+            content,
+            found,
             _lock: lock,
         })
     }
 
-    fn link(&self) -> Option<Link> {
-        parse_head(&self.text)
-    }
-
     /// Writes in place: a file that replaced it could belong to another user.
-    fn write(&self, link: &Link) -> Result<(), (&'static str, io::Error)> {
-        let line = format!("{:020}:{}\n", link.seq, link.to_hex());
+    fn write(&self, last: &Position) -> Result<(), (&'static str, io::Error)> {
+        let Position { log, link } = last;
+        let line = format!("{:020}:{}:{log}\n", link.seq, link.to_hex());
         self.file
             .write_all_at(line.as_bytes(), 0)
+            .and_then(|()| self.file.set_len(line.len() as u64))
             .and_then(|()| self.file.sync_data())
             .map_err(on("can't write its head (FILE.head)"))
     }
@@ -268,8 +320,23 @@ impl Head {
     fn restore(&self) {
         let _ = self
             .file
-            .write_all_at(self.text.as_bytes(), 0)
-            .and_then(|()| self.file.set_len(self.text.len() as u64));
+            .write_all_at(&self.content, 0)
+            .and_then(|()| self.file.set_len(self.content.len() as u64));
+    }
+}
+
+/// Opens a file for reading and writing, and returns whether it is new.
+fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return Ok((opened?, false)),
+    }
+    match options.clone().create_new(true).mode(0o600).open(path) {
+        // Another writer was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((options.open(path)?, false)),
+        created => Ok((created?, true)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A record's position in the chain.
 
+use super::LogId;
 use crate::crypto::{from_hex, to_hex};
 
 /// A position in the chain: a record's number and the SHA-256 (FIPS 180-4) of its line.
@@ -21,6 +22,23 @@ impl Link {
     /// Returns the hash as lower-case hexadecimal digits.
     pub fn to_hex(&self) -> String {
         to_hex(&self.hash)
+    }
+}
+
+/// A position in the chain of a certain log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) log: LogId,
+    pub(super) link: Link,
+}
+
+impl Position {
+    /// Before the first record of a log.
+    pub(super) fn start(log: LogId) -> Self {
+        Self {
+            log,
+            link: Link::START,
+        }
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod act;
 mod chain;
+mod damage;
 mod file;
 mod link;
+mod log_id;
 mod origin;
 mod record;
 mod recorder;
@@ -29,8 +31,10 @@ use crate::{
 
 pub use act::{Act, ActOutcome};
 pub use chain::{ChainError, Verifier};
-pub use file::AuditFile;
+pub use damage::Damage;
+pub use file::{Appended, AuditFile};
 pub use link::Link;
+pub use log_id::LogId;
 pub use origin::Origin;
 pub use recorder::{LogHealth, Recorder, describe_metrics};
 pub use refusals::{AccessRefusal, RefusalCounts, Refused, Requester};
@@ -154,7 +158,7 @@ impl Sink {
 
     /// Appends records of `events`. After a failure, the next call must have the same events: some
     /// of their records may have been written.
-    fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Link, String> {
+    fn append(&mut self, origin: &Origin, events: &[Event]) -> Result<Appended, String> {
         match self {
             Self::File(file) => file
                 .append(origin, events)

@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Event, Link, Origin, link::from_lower_hex};
+use super::{
+    Event, Link, LogId, Origin,
+    link::{Position, from_lower_hex},
+};
 use crate::crypto::{MacKey, fingerprint, fingerprint_of, to_hex};
 
 /// The longest line, in bytes, without its newline.
@@ -23,7 +26,7 @@ const TORN: &str = "log.torn";
 const UNVOUCHED: &str = "log.unvouched";
 
 /// Every MAC starts with this, so that the key could also serve another purpose.
-const MAC_LABEL: &[u8] = b"sidekey audit v1\n";
+const MAC_LABEL: &[u8] = b"sidekey audit v2\n";
 const MAC_BEGIN: &[u8] = br#","mac":""#;
 const MAC_END: &[u8] = br#""}"#;
 const HEX_LEN: usize = 64;
@@ -31,6 +34,7 @@ const HEX_LEN: usize = 64;
 #[derive(Serialize)]
 struct Record<'a> {
     seq: u64,
+    log: LogId,
     prev: String,
     at: Timestamp,
     by: &'a Origin,
@@ -42,24 +46,26 @@ struct Record<'a> {
 #[derive(Deserialize)]
 pub(super) struct Head {
     pub(super) seq: u64,
+    pub(super) log: LogId,
     pub(super) prev: String,
-    event: String,
+    pub(super) event: String,
     #[serde(default)]
-    details: Map<String, Value>,
+    pub(super) details: Map<String, Value>,
     mac: Option<String>,
 }
 
 /// Returns the line of the record that follows `after`, without a newline, and its position.
 pub(super) fn seal(
-    after: &Link,
+    after: &Position,
     origin: &Origin,
     event: &Event,
     key: Option<&MacKey>,
-) -> (Vec<u8>, Link) {
+) -> (Vec<u8>, Position) {
     let details = clipped(&event.details);
     let record = Record {
-        seq: after.seq + 1,
-        prev: after.to_hex(),
+        seq: after.link.seq + 1,
+        log: after.log,
+        prev: after.link.to_hex(),
         at: event.at,
         by: origin,
         event: event.name,
@@ -80,7 +86,11 @@ pub(super) fn seal(
         seq: record.seq,
         hash: fingerprint(&line),
     };
-    (line, link)
+    let position = Position {
+        log: after.log,
+        link,
+    };
+    (line, position)
 }
 
 /// Returns shortened details, or `None` if they are short enough.
@@ -186,10 +196,13 @@ pub(super) fn is_vouched(key: &MacKey, line: &[u8]) -> bool {
 }
 
 /// Returns the position of a record's line, or `None` if it isn't a record.
-pub(super) fn link_of(line: &[u8]) -> Option<Link> {
+pub(super) fn position_of(line: &[u8]) -> Option<Position> {
     let head: Head = serde_json::from_slice(line).ok()?;
-    Some(Link {
-        seq: head.seq,
-        hash: fingerprint(line),
+    Some(Position {
+        log: head.log,
+        link: Link {
+            seq: head.seq,
+            hash: fingerprint(line),
+        },
     })
 }

@@ -14,7 +14,7 @@ use metrics::{Counter, Gauge};
 use tracing::{error, info, warn};
 
 use super::{
-    Event, Link, Origin, Sink,
+    Appended, Event, Link, LogId, Origin, Sink,
     refusals::{self, AccessRefusal, RefusalCounts},
 };
 use crate::{clock::Clock, telemetry::Registry};
@@ -31,6 +31,7 @@ const STALLED: Duration = Duration::from_secs(5);
 const RECORDS: &str = "sidekey_audit_records_total";
 const LOST: &str = "sidekey_audit_lost_events_total";
 const FAILING: &str = "sidekey_audit_failing";
+const DAMAGE: &str = "sidekey_audit_damage_total";
 const LAST: &str = "sidekey_audit_last_record";
 
 /// Registers the descriptions of the audit log's metrics.
@@ -39,6 +40,10 @@ pub fn describe_metrics(registry: &Registry) {
     registry.describe_counter(
         LOST,
         "Events lost because the audit log could not be written; the log counts them too.",
+    );
+    registry.describe_counter(
+        DAMAGE,
+        "How often the audit log was found to be tampered with, or damaged.",
     );
     registry.describe_gauge(FAILING, "1 while the audit log can't be written.");
     registry.describe_gauge(
@@ -61,6 +66,7 @@ struct Shared {
     records: Counter,
     lost: Counter,
     failing: Gauge,
+    damage: Counter,
     last: Gauge,
 }
 
@@ -75,6 +81,7 @@ struct State {
     closing: bool,
     closed: bool,
     lost: u64,
+    log: Option<LogId>,
     last: Option<Link>,
     failure: Option<(Timestamp, String)>,
     /// How many events the writer has taken from the queue and not written yet.
@@ -90,6 +97,8 @@ pub struct LogHealth {
     pub sink: String,
     /// Whether records have MACs.
     pub has_key: bool,
+    /// The log, once a record was written.
+    pub log: Option<LogId>,
     /// The last written record.
     pub last: Option<Link>,
     /// Queued events.
@@ -115,6 +124,7 @@ impl Recorder {
             records: registry.counter(RECORDS, &[]),
             lost: registry.counter(LOST, &[]),
             failing: registry.gauge(FAILING, &[]),
+            damage: registry.counter(DAMAGE, &[]),
             last: registry.gauge(LAST, &[]),
         });
         if let Sink::File(file) = sink {
@@ -201,6 +211,7 @@ impl Recorder {
         Some(LogHealth {
             sink: shared.sink.clone(),
             has_key: shared.has_key,
+            log: state.log,
             last: state.last,
             waiting: state.waiting(),
             lost: state.lost,
@@ -331,12 +342,20 @@ impl Shared {
             let mut state = self.state();
             state.write_began = None;
             match result {
-                Ok(link) => {
-                    state.last = Some(link);
+                Ok(Appended { log, last, damage }) => {
+                    (state.log, state.last) = (Some(log), Some(last));
                     state.in_flight = 0;
                     self.records.increment(events.len() as u64);
                     // Exact below 2^53.
-                    self.last.set(link.seq as f64);
+                    self.last.set(last.seq as f64);
+                    if let Some(damage) = damage {
+                        self.damage.increment(1);
+                        error!(
+                            sink = self.sink,
+                            "the audit log was tampered with, or damaged: {}; a record says so",
+                            damage.describe()
+                        );
+                    }
                     self.failing.set(0.0);
                     if let Some((since, _)) = state.failure.take() {
                         info!(%since, sink = self.sink, "the audit log can be written again");

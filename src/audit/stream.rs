@@ -2,23 +2,16 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use super::{Event, Link, Origin, record::seal};
+use super::{Appended, Event, LogId, Origin, link::Position, record::seal};
 use crate::crypto::MacKey;
 
 /// A chain of records, and the part of it that is not written yet.
+#[derive(Default)]
 pub struct Chain {
-    last: Link,
-    /// Records that were sealed and not written whole, and the link after them.
-    unwritten: Option<(Vec<u8>, Link)>,
-}
-
-impl Default for Chain {
-    fn default() -> Self {
-        Self {
-            last: Link::START,
-            unwritten: None,
-        }
-    }
+    /// The end of what was written, once anything was.
+    last: Option<Position>,
+    /// Records that were sealed and not written whole, and the position after them.
+    unwritten: Option<(Vec<u8>, Position)>,
 }
 
 impl Chain {
@@ -31,10 +24,17 @@ impl Chain {
         origin: &Origin,
         events: &[Event],
         key: Option<&MacKey>,
-    ) -> io::Result<Link> {
-        let (lines, next) = self
-            .unwritten
-            .get_or_insert_with(|| sealed(self.last, origin, events, key));
+    ) -> io::Result<Appended> {
+        let (lines, next) = match &mut self.unwritten {
+            Some(unwritten) => unwritten,
+            None => {
+                let last = match self.last {
+                    Some(last) => last,
+                    None => Position::start(LogId::generate().map_err(io::Error::other)?),
+                };
+                self.unwritten.insert(sealed(last, origin, events, key))
+            }
+        };
         while !lines.is_empty() {
             match out.write(lines) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -43,18 +43,19 @@ impl Chain {
                 Err(error) => return Err(error),
             }
         }
-        self.last = *next;
+        let last = *next;
+        self.last = Some(last);
         self.unwritten = None;
-        Ok(self.last)
+        Ok(Appended::after(last))
     }
 }
 
 fn sealed(
-    mut last: Link,
+    mut last: Position,
     origin: &Origin,
     events: &[Event],
     key: Option<&MacKey>,
-) -> (Vec<u8>, Link) {
+) -> (Vec<u8>, Position) {
     let mut lines = Vec::new();
     for event in events {
         let (line, next) = seal(&last, origin, event, key);
@@ -110,11 +111,12 @@ mod tests {
             }
             assert!(failures > 0);
         }
-        let mut verifier = Verifier::after(Link::START);
+        let mut verifier = Verifier::after(None);
         let text = String::from_utf8(out.bytes).expect("text");
         for line in text.lines() {
             verifier.line(line.as_bytes()).expect("the next record");
         }
-        assert_eq!((text.lines().count(), chain.last.seq), (6, 6));
+        let last = chain.last.expect("records");
+        assert_eq!((text.lines().count(), last.link.seq), (6, 6));
     }
 }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Link, Verifier,
-    record::{LONGEST_LINE, Torn, is_vouched, link_of},
+    Verifier,
+    link::Position,
+    record::{LONGEST_LINE, Torn, is_vouched, position_of},
 };
 use crate::crypto::MacKey;
 
@@ -19,7 +20,7 @@ const RECORD_BEGIN: &[u8] = br#"{"seq":"#;
 
 /// The end of a log.
 pub(super) struct Tail {
-    pub(super) last: Option<Link>,
+    pub(super) last: Option<Position>,
     /// Whether the last record has a MAC by our key, or we have no key.
     pub(super) is_vouched: bool,
     /// Whether the last record is complete except for its newline.
@@ -51,7 +52,7 @@ pub(super) fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> i
         .map(|lines| lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines));
     let last = match last_line {
         None => None,
-        Some(line) => Some(link_of(line).ok_or_else(|| {
+        Some(line) => Some(position_of(line).ok_or_else(|| {
             io::Error::new(
                 ErrorKind::InvalidData,
                 "the last line is not an audit record; use another file, or move this one away",
@@ -64,13 +65,11 @@ pub(super) fn read_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> i
         return Ok(Tail::complete(last, is_vouched));
     }
     // A crash may have cut off only the newline.
-    let follows = Verifier::after(last.unwrap_or(Link::START))
-        .line(rest)
-        .is_ok();
-    match link_of(rest).filter(|_| follows) {
-        Some(link) => Ok(Tail {
+    let follows = Verifier::after(last).line(rest).is_ok();
+    match position_of(rest).filter(|_| follows) {
+        Some(position) => Ok(Tail {
             lacks_newline: true,
-            ..Tail::complete(Some(link), vouches(rest))
+            ..Tail::complete(Some(position), vouches(rest))
         }),
         None => Ok(Tail {
             torn: Some(Torn::of(rest)),
@@ -118,7 +117,7 @@ fn overlong_tail(file: &mut File, length: u64, key: Option<&MacKey>) -> io::Resu
 }
 
 impl Tail {
-    pub(super) fn complete(last: Option<Link>, is_vouched: bool) -> Self {
+    pub(super) fn complete(last: Option<Position>, is_vouched: bool) -> Self {
         Self {
             last,
             is_vouched,

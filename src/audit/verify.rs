@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    ChainError, Link, Verifier,
+    ChainError, Damage, Link, LogId, Verifier,
     file::{HeadFile, head_path, read_head},
+    link::Position,
     record::LONGEST_LINE,
 };
 use crate::crypto::MacKey;
@@ -20,6 +21,8 @@ pub struct Report {
     pub records: u64,
     /// The number of the first record. Earlier ones are not in these files.
     pub first: Option<u64>,
+    /// The log, or the last of several.
+    pub log: Option<LogId>,
     /// The last record.
     pub last: Option<Link>,
     /// How many lines a crash left unfinished.
@@ -42,6 +45,10 @@ pub struct Requirements<'d> {
     pub anchors: &'d [Link],
     /// A new chain may start anywhere, as on standard output.
     pub several_chains: bool,
+    /// The only logs that the records may belong to; empty if any may.
+    pub logs: &'d [LogId],
+    /// Records whose report of damage is known.
+    pub accepted: &'d [u64],
 }
 
 /// A log could not be verified.
@@ -90,6 +97,31 @@ pub enum VerifyError {
         /// Its last record.
         last: u64,
     },
+    /// The head belongs to another log.
+    #[error(
+        "{}: the records belong to log {log}, but {}.head to {head}: one of the two files was \
+         exchanged",
+        .path.display(), .path.display()
+    )]
+    OtherHead {
+        /// The file.
+        path: PathBuf,
+        /// Its log.
+        log: LogId,
+        /// The log of the head.
+        head: LogId,
+    },
+    /// A writer found the log damaged.
+    #[error(
+        "record {seq} reports that {}; find out why, then verify with --accept {seq}",
+        .damage.map_or("the log was damaged", Damage::describe)
+    )]
+    Damaged {
+        /// The record.
+        seq: u64,
+        /// What it reports; `None` if this version doesn't know it.
+        damage: Option<Damage>,
+    },
     /// The last record differs from the one that the head names.
     #[error(
         "{}: record {last} differs from the one in {}.head: it was modified",
@@ -120,7 +152,8 @@ fn ends(last: Option<u64>) -> String {
 /// [`VerifyError`] for the first problem.
 pub fn verify(files: &[PathBuf], requirements: &Requirements<'_>) -> Result<Report, VerifyError> {
     let mut verifier = Verifier::new(requirements.key, requirements.several_chains)
-        .keyed_from(requirements.keyed_from);
+        .keyed_from(requirements.keyed_from)
+        .of_logs(requirements.logs);
     let mut missing: Vec<Link> = requirements.anchors.to_vec();
     let mut before: Option<(PathBuf, u64)> = None;
     let mut ends_torn = false;
@@ -136,9 +169,14 @@ pub fn verify(files: &[PathBuf], requirements: &Requirements<'_>) -> Result<Repo
         .map(|path| verify_head(path, &verifier))
         .transpose()?
         .unwrap_or(false);
+    let mut damage = verifier.damage.iter();
+    if let Some(&(seq, damage)) = damage.find(|(seq, _)| !requirements.accepted.contains(seq)) {
+        return Err(VerifyError::Damaged { seq, damage });
+    }
     Ok(Report {
         records: verifier.records,
         first: verifier.first,
+        log: verifier.log(),
         last: verifier.head(),
         torn_lines: verifier.torn_lines,
         ends_torn,
@@ -234,7 +272,14 @@ fn verify_head(path: &Path, verifier: &Verifier<'_>) -> Result<bool, VerifyError
                 last: last.seq,
             });
         }
-        (HeadFile::Names(head), _) => head,
+        (HeadFile::Names(Position { log, .. }), Some(_)) if verifier.log() != Some(log) => {
+            return Err(VerifyError::OtherHead {
+                path: path.to_owned(),
+                log: verifier.log().unwrap_or(log),
+                head: log,
+            });
+        }
+        (HeadFile::Names(Position { link, .. }), _) => link,
     };
     let last = verifier.head().unwrap_or(Link::START);
     // A head that is behind its log was left by a crash.

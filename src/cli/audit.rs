@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{CliError, Format, path_for_display, print};
-use crate::audit::{self, Link, Report, Requirements, VerifyError};
+use crate::audit::{self, Link, LogId, Report, Requirements, VerifyError};
 
 /// Verify audit logs.
 #[derive(Debug, Subcommand)]
@@ -36,6 +36,12 @@ pub(super) struct Verify {
     /// Require a record noted elsewhere, for example from a sidecar's /status.
     #[arg(long, value_name = "SEQ:HASH", value_parser = Link::from_str)]
     anchor: Vec<Link>,
+    /// Require that the records belong to this log; its id is in /status. Repeat it for several.
+    #[arg(long, value_name = "ID", value_parser = LogId::from_str)]
+    log: Vec<LogId>,
+    /// Accept the damage that this record reports (`log.damaged`), because its cause is known.
+    #[arg(long, value_name = "SEQ")]
+    accept: Vec<u64>,
     /// Accept several chains, such as a standard output log that restarts with each process.
     #[arg(long)]
     several_chains: bool,
@@ -45,6 +51,7 @@ pub(super) struct Verify {
 struct Verified {
     records: u64,
     first: Option<u64>,
+    log: Option<String>,
     last: Option<u64>,
     hash: Option<String>,
     /// Whether MACs were verified: of every record, or from `keyed_from` on.
@@ -77,6 +84,8 @@ impl Verify {
             keyed_from: self.keyed_from.unwrap_or(0),
             anchors: &self.anchor,
             several_chains: self.several_chains,
+            logs: &self.log,
+            accepted: &self.accept,
         };
         let report = audit::verify(&self.file, &requirements).map_err(|error| match error {
             VerifyError::Unreadable { .. } => CliError::failed(error),
@@ -85,6 +94,7 @@ impl Verify {
         let Report {
             records,
             first,
+            log,
             last,
             torn_lines,
             ends_torn,
@@ -96,6 +106,7 @@ impl Verify {
         let verified = Verified {
             records,
             first,
+            log: log.map(|log| log.to_string()),
             last,
             hash,
             keyed,
@@ -130,6 +141,9 @@ fn describe(verified: &Verified, files: &[PathBuf]) -> String {
     };
     let mut text =
         format!("{files}: records {first} to {last} are {verdict}\nlast record: {last}:{hash}\n");
+    if let Some(log) = &verified.log {
+        text.push_str(&format!("log: {log}\n"));
+    }
     if !verified.has_head {
         text.push_str("warning: no head file (FILE.head): truncation would go undetected\n");
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::output::{CliError, write_out};
+use super::output::{CliError, note, write_out};
 use crate::{
     audit::{self, Act, ActOutcome, AuditFile},
     clock::Clock,
@@ -104,6 +104,12 @@ impl AuditArgs {
         let act = Act::begin(file, name, details, Clock::system()).map_err(|error| {
             CliError::failed(error).with_hint("nothing was changed, because it can't be recorded")
         })?;
+        if let Some(damage) = act.damage() {
+            note(format_args!(
+                "warning: the audit log was tampered with, or damaged: {}; a record says so",
+                damage.describe()
+            ));
+        }
         let result = work.await;
         let (outcome, details) = match &result {
             Ok(completed) => (ActOutcome::Done, completed.details()),

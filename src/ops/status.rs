@@ -55,6 +55,7 @@ fn audit_status(health: audit::LogHealth) -> AuditStatus {
     AuditStatus {
         sink: health.sink,
         keyed: health.has_key,
+        log: health.log.map(|log| log.to_string()),
         last: health.last.map(|last| last.to_string()),
         waiting: health.waiting,
         lost: health.lost,

@@ -58,6 +58,8 @@ pub struct AuditStatus {
     pub sink: String,
     /// Whether records are authenticated with a key.
     pub keyed: bool,
+    /// The log's id, as `sidekey audit verify --log` takes it, once a record was written.
+    pub log: Option<String>,
     /// The last record that this process wrote, as `sidekey audit verify --anchor` takes it.
     pub last: Option<String>,
     /// Events that are not written yet.

@@ -5,23 +5,34 @@ use serde_json::Value;
 use super::*;
 use crate::audit::{
     Event, Origin,
-    record::{link_of, seal},
+    record::{position_of, seal},
 };
+
+const LOG: &str = "000102030405060708090a0b0c0d0e0f";
+const OTHER_LOG: &str = "f00102030405060708090a0b0c0d0e0f";
+
+fn start(log: &str) -> Position {
+    Position::start(log.parse().expect("an id"))
+}
 
 fn key() -> MacKey {
     MacKey::from_slice(&[7; 32]).expect("32 bytes")
 }
 
 fn log(length: usize, key: Option<&MacKey>) -> Vec<Vec<u8>> {
+    log_of(LOG, length, key)
+}
+
+fn log_of(id: &str, length: usize, key: Option<&MacKey>) -> Vec<Vec<u8>> {
     let origin = Origin::here();
-    let mut link = Link::START;
+    let mut position = start(id);
     (0..length)
         .map(|index| {
             let event = Event::new("test", Timestamp::UNIX_EPOCH)
                 .with("index", index)
                 .with("text", "a \"quoted\"\nline");
-            let (line, next) = seal(&link, &origin, &event, key);
-            link = next;
+            let (line, next) = seal(&position, &origin, &event, key);
+            position = next;
             line
         })
         .collect()
@@ -111,8 +122,8 @@ proptest! {
         prop_assume!(after != before);
         let verdict = verify(&after, key.as_ref());
         // Anchors of the first and the last record detect what the chain alone can't.
-        let first = after.first().and_then(|line| link_of(line));
-        let is_accepted = verdict == Ok(head) && first.is_some_and(|first| first.seq == 1);
+        let first = after.first().and_then(|line| position_of(line));
+        let is_accepted = verdict == Ok(head) && first.is_some_and(|first| first.link.seq == 1);
         prop_assert!(!is_accepted, "{harm:?} was not detected");
     }
 
@@ -126,14 +137,15 @@ proptest! {
         let at = at.index(length);
         let forger = MacKey::from_slice(&[8; 32]).expect("32 bytes");
         let forged = [&lines[..at], &log(length, Some(&forger))[at..]].concat();
-        let mut link = Link::START;
+        let mut position = start(LOG);
         let mut rebuilt = Vec::new();
         for line in &forged {
             let text = String::from_utf8(line.clone()).expect("UTF-8");
             let (_, rest) = text.split_once(r#""at""#).expect("a member");
-            let (seq, prev) = (link.seq + 1, link.to_hex());
-            let line = format!(r#"{{"seq":{seq},"prev":"{prev}","at"{rest}"#).into_bytes();
-            link = link_of(&line).expect("a record");
+            let (seq, prev) = (position.link.seq + 1, position.link.to_hex());
+            let line = format!(r#"{{"seq":{seq},"log":"{LOG}","prev":"{prev}","at"{rest}"#);
+            let line = line.into_bytes();
+            position = position_of(&line).expect("a record");
             rebuilt.push(line);
         }
         verify(&rebuilt, None).expect("the chain alone is valid");
@@ -144,7 +156,7 @@ proptest! {
 #[test]
 fn with_a_key_every_record_of_every_chain_needs_a_mac() {
     let key = key();
-    let (keyed, keyless) = (log(3, Some(&key)), log(3, None));
+    let (keyed, keyless) = (log(3, Some(&key)), log_of(OTHER_LOG, 3, None));
     let mut verifier = Verifier::new(Some(&key), true);
     for line in &keyed {
         verifier.line(line).expect("authenticated");
@@ -153,7 +165,7 @@ fn with_a_key_every_record_of_every_chain_needs_a_mac() {
     assert_eq!(verifier.line(&keyless[0]), Err(ChainError::NoMac(1)));
 
     // A record with a MAC doesn't authenticate the records before it.
-    let last = link_of(&keyless[2]).expect("a record");
+    let last = position_of(&keyless[2]).expect("a record");
     let keyed = seal(
         &last,
         &Origin::here(),
@@ -172,11 +184,56 @@ fn with_a_key_every_record_of_every_chain_needs_a_mac() {
 }
 
 #[test]
+fn no_line_of_another_log_with_the_same_key_is_accepted() {
+    let key = key();
+    let (ours, theirs) = (log(4, Some(&key)), log_of(OTHER_LOG, 4, Some(&key)));
+    let foreign = |seq, expected: &str| ChainError::OtherLog {
+        seq,
+        log: OTHER_LOG.parse().expect("an id"),
+        expected: expected.to_owned(),
+    };
+    // The same number and a valid MAC: the log's name gives it away.
+    let mixed = [&ours[..2], &theirs[2..]].concat();
+    assert_eq!(verify(&mixed, Some(&key)), Err(foreign(3, LOG)));
+    // A whole log in place of another, or beside it.
+    let known = [LOG.parse().expect("an id")];
+    let verify_known = |lines: &[Vec<u8>]| {
+        let mut verifier = Verifier::new(Some(&key), true).of_logs(&known);
+        lines.iter().try_for_each(|line| verifier.line(line))
+    };
+    assert_eq!(verify_known(&ours), Ok(()));
+    assert_eq!(verify_known(&theirs), Err(foreign(1, LOG)));
+    assert_eq!(
+        verify_known(&[&ours[..], &theirs].concat()),
+        Err(foreign(1, LOG))
+    );
+    // The name is under the MAC.
+    let renamed: Vec<Vec<u8>> = theirs
+        .iter()
+        .map(|line| {
+            let text = String::from_utf8(line.clone()).expect("UTF-8");
+            text.replace(OTHER_LOG, LOG).into_bytes()
+        })
+        .collect();
+    assert_eq!(verify_known(&renamed[..1]), Err(ChainError::WrongMac(1)));
+}
+
+#[test]
+fn a_chain_does_not_occur_twice() {
+    let lines = [log(2, None), log_of(OTHER_LOG, 2, None), log(2, None)].concat();
+    let mut verifier = Verifier::new(None, true);
+    let verdict = lines.iter().try_for_each(|line| verifier.line(line));
+    let log = LOG.parse().expect("an id");
+    assert_eq!(verdict, Err(ChainError::Repeated(log)));
+    assert_eq!(verifier.records, 4);
+}
+
+#[test]
 fn an_unfinished_line_is_accepted_if_the_next_record_describes_it() {
     let key = key();
     let lines = log(3, Some(&key));
     let torn = &lines[2][..40];
-    let after = link_of(&lines[1]).expect("a record");
+    let after = position_of(&lines[1]).expect("a record");
     let described = seal(
         &after,
         &Origin::here(),
@@ -209,7 +266,7 @@ fn long_details_are_clipped_and_marked() {
         .with("reason", long)
         .with("sidecars", many)
         .with("version", 3);
-    let (line, _) = seal(&Link::START, &Origin::here(), &event, Some(&key()));
+    let (line, _) = seal(&start(LOG), &Origin::here(), &event, Some(&key()));
     assert!(line.len() <= LONGEST_LINE);
     let record: Value = serde_json::from_slice(&line).expect("JSON");
     assert_eq!(

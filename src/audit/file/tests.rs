@@ -2,7 +2,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 use crate::audit::{
-    record::{LONGEST_LINE, link_of},
+    record::{LONGEST_LINE, position_of},
     verify::{Requirements, VerifyError, verify},
 };
 use crate::files::lock_path;
@@ -39,7 +39,8 @@ fn append(file: &mut AuditFile, count: usize) -> Link {
     for _ in 0..count {
         last = file
             .append(&Origin::here(), std::slice::from_ref(&event))
-            .expect("append");
+            .expect("append")
+            .last;
     }
     last
 }
@@ -84,9 +85,10 @@ fn a_line_left_unfinished_by_a_crash_is_described_and_the_chain_continues() {
         append(&mut log.open(), 3);
         let bytes = fs::read(log.path()).expect("log");
         // The head wasn't written yet either.
-        let before =
-            link_of(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line")).expect("a record");
-        fs::write(head_path(&log.path()), before.to_string()).expect("head");
+        let before = position_of(bytes.split(|byte| *byte == b'\n').nth(1).expect("a line"))
+            .expect("a record");
+        let head = format!("{}:{}", before.link, before.log);
+        fs::write(head_path(&log.path()), head).expect("head");
         fs::write(log.path(), &bytes[..bytes.len() - lost]).expect("tear");
         let report = verify(&[log.path()], &Requirements::default()).expect("torn");
         assert_eq!(
@@ -134,14 +136,15 @@ fn a_key_configured_later_records_where_it_starts() {
     let log = Log::new();
     append(&mut log.open(), 2);
     let key = || MacKey::from_slice(&[7; 32]).expect("32 bytes");
-    let last = link_of(
+    let last = position_of(
         fs::read(log.path())
             .expect("log")
             .split(|byte| *byte == b'\n')
             .nth(1)
             .expect("a line"),
     )
-    .expect("a record");
+    .expect("a record")
+    .link;
     let mut keyed = AuditFile::new(&log.path(), Some(key()));
     assert_eq!(
         append(&mut keyed, 2).seq,
@@ -224,10 +227,92 @@ fn a_head_that_was_emptied_is_a_finding() {
             "{error}"
         );
     }
+    // A writer repairs the head, and says so once.
+    assert_eq!(append(&mut log.open(), 1).seq, 5);
+    assert_eq!(append(&mut log.open(), 1).seq, 6);
+    let damaged = |accepted: &[u64]| {
+        let requirements = Requirements {
+            accepted,
+            ..Requirements::default()
+        };
+        verify(&[log.path()], &requirements).map(|report| report.records)
+    };
+    let error = damaged(&[]).expect_err("a finding, for as long as the record is there");
+    assert!(
+        matches!(
+            error,
+            VerifyError::Damaged {
+                seq: 4,
+                damage: Some(Damage::HeadEmptied)
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(damaged(&[4]).expect("known"), 6);
     // Before the first record, there is nothing to name.
     fs::write(log.path(), "").expect("empty");
     fs::write(head_path(&log.path()), "").expect("empty");
     verify(&[log.path()], &Requirements::default()).expect("new");
+}
+
+#[test]
+fn a_writer_reports_what_it_finds_and_a_crash_is_no_finding() {
+    let found = |log: &Log| {
+        let event = Event::new("test", Timestamp::UNIX_EPOCH);
+        let appended = log.open().append(&Origin::here(), &[event]);
+        appended.expect("append").damage
+    };
+    let whole = |length| {
+        let log = Log::new();
+        append(&mut log.open(), length);
+        log
+    };
+    let log = whole(2);
+    fs::remove_file(head_path(&log.path())).expect("remove");
+    assert_eq!(found(&log), Some(Damage::HeadMissing));
+    assert_eq!(found(&log), None);
+
+    let log = whole(2);
+    let text = fs::read_to_string(log.path()).expect("log");
+    let first = text.find('\n').expect("a line") + 1;
+    fs::write(log.path(), &text[..first]).expect("cut");
+    assert_eq!(found(&log), Some(Damage::EndCut));
+
+    let log = whole(2);
+    let text = fs::read_to_string(log.path()).expect("log");
+    let (first, last) = text.split_at(first);
+    let modified = last.replace("\"test\"", "\"best\"");
+    fs::write(log.path(), format!("{first}{modified}")).expect("modify");
+    assert_eq!(found(&log), Some(Damage::EndChanged));
+
+    let (log, other) = (whole(2), whole(4));
+    fs::copy(other.path(), log.path()).expect("exchange");
+    let error = log.verify(&[log.path()]).expect_err("exchanged");
+    assert!(
+        error.contains("one of the two files was exchanged"),
+        "{error}"
+    );
+    assert_eq!(found(&log), Some(Damage::OtherLog));
+    let error = log.verify(&[log.path()]).expect_err("exchanged");
+    assert!(error.contains("record 3 belongs to log"), "{error}");
+
+    // A crash between the first record and its head, and between any other two.
+    let log = whole(1);
+    let id = position_of(text.lines().next().expect("a line").as_bytes())
+        .expect("a record")
+        .log;
+    let head = fs::read_to_string(head_path(&log.path())).expect("head");
+    let own = head.trim().rsplit_once(':').expect("an id").1;
+    assert_ne!(own, id.to_string(), "each log has an id of its own");
+    let before = format!("{:020}:{}:{own}\n", 0, Link::START.to_hex());
+    assert_eq!(before.len(), head.len());
+    fs::write(head_path(&log.path()), before).expect("head");
+    assert_eq!(found(&log), None);
+    fs::write(head_path(&log.path()), head).expect("head");
+    assert_eq!(found(&log), None);
+    // A rotation.
+    fs::rename(log.path(), log.folder.path().join("audit.log.1")).expect("rename");
+    assert_eq!(found(&log), None);
 }
 
 #[test]
