@@ -519,6 +519,73 @@ fn a_version_is_not_lost_while_a_kek_may_still_unwrap_it() {
 }
 
 #[test]
+fn any_change_takes_keys_that_no_kek_unwraps_from_a_backup() {
+    let world = World::with_demo();
+    let second = second_kek(&world);
+    world.keyring("rotate", "demo", &["--kek", &second]);
+    let (file, identity) = back_up(&world, "backup.age");
+    fs::remove_file(second.strip_prefix("local:").unwrap()).unwrap();
+    failed(
+        &world.try_keyring("touch", "demo", &[]),
+        1,
+        "with a backup that has the version: --from-backup FILE",
+    );
+    let from_backup = [
+        "--from-backup",
+        &text(&file),
+        "--from-backup-identity",
+        &text(&identity.file),
+    ];
+    world.keyring("touch", "demo", &from_backup);
+    // A version that is newer than the backup must be unwrapped.
+    let third = world.path("third");
+    sidekey::backend::local::LocalKek::create(&third).unwrap();
+    let third = format!("local:{}", third.display());
+    let rewrap = ["--add", &third, "--remove", &second];
+    world.keyring("rewrap-kek", "demo", &[&rewrap[..], &from_backup].concat());
+    world.keyring("touch", "demo", &[]);
+    world.keyring("verify", "demo", &[]);
+
+    let other = World::with_demo();
+    let (file, identity) = back_up(&other, "backup.age");
+    fs::remove_file(third.strip_prefix("local:").unwrap()).unwrap();
+    let of_another = [
+        "--from-backup",
+        &text(&file),
+        "--from-backup-identity",
+        &text(&identity.file),
+    ];
+    failed(
+        &world.try_keyring("touch", "demo", &of_another),
+        1,
+        "version 2 failed",
+    );
+}
+
+#[test]
+fn half_of_a_limit_is_a_warning() {
+    let world = World::new();
+    let mut keks = Vec::new();
+    for number in 1..8 {
+        let path = world.path(&format!("kek{number}"));
+        sidekey::backend::local::LocalKek::create(&path).unwrap();
+        keks.extend(["--kek".to_owned(), format!("local:{}", path.display())]);
+    }
+    let keks: Vec<&str> = keks.iter().map(String::as_str).collect();
+    world.init("demo", &keks);
+    let warning = "demo: KEKs of one version: 8 of at most 16; remove KEKs";
+    for output in [
+        world.try_keyring("touch", "demo", &[]),
+        world.try_keyring("status", "demo", &[]),
+    ] {
+        failed(&output, 0, warning);
+    }
+    let json = world.keyring("touch", "demo", &["--output", "json"]);
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "{report}");
+}
+
+#[test]
 fn destroying_requires_a_verified_backup_or_confirmation() {
     let world = World::new();
     world.init(

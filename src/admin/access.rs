@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -10,14 +11,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::{base::Bases, error::AdminError};
+use super::{
+    backup::{open_content, read_file},
+    base::Bases,
+    envelope::DecryptWith,
+    error::AdminError,
+    payload::Content,
+};
 use crate::{
     backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
     clock::Clock,
     config,
-    crypto::{KeyringId, SigningKey},
+    crypto::{Dek, KeyringId, SigningKey},
     keks::Keks,
-    keyring::{self, Document, Manifest, is_signed_by},
+    keyring::{self, Document, Manifest, Version, is_signed_by},
     model::{KekScope, Location, SignerKey},
 };
 
@@ -36,6 +43,8 @@ pub struct Admin {
     pub(super) scope: Arc<KekScope>,
     pub(super) signing: Signing,
     pub(super) bases: Bases,
+    /// A backup whose keys replace those that no KEK unwraps.
+    backup: Option<Content>,
     pub(super) clock: Clock,
     /// The newest manifest that this command has read or written.
     seen: Mutex<Option<Document>>,
@@ -88,6 +97,7 @@ impl Admin {
             scope: Arc::new(KekScope::Any),
             signing,
             bases: Bases::default(),
+            backup: None,
             clock,
             seen: Mutex::default(),
         })
@@ -97,6 +107,31 @@ impl Admin {
     #[must_use]
     pub fn with_bases(self, bases: Bases) -> Self {
         Self { bases, ..self }
+    }
+
+    /// Takes data keys that no KEK unwraps from the backup in `file`.
+    ///
+    /// # Errors
+    /// [`AdminError::Backup`]: the backup can't be decrypted or is damaged.
+    pub fn with_backup(self, file: &Path, decrypt_with: &DecryptWith) -> Result<Self, AdminError> {
+        let bytes = read_file(file)?;
+        let content = open_content(&bytes, decrypt_with).map_err(|reason| AdminError::Backup {
+            file: file.to_owned(),
+            reason,
+        })?;
+        Ok(Self {
+            backup: Some(content),
+            ..self
+        })
+    }
+
+    /// Returns the key of a version in the backup, if that was given and the manifest commits to
+    /// this key.
+    pub(super) fn dek_in_backup(&self, keyring: KeyringId, version: &Version) -> Option<Dek> {
+        let dek = self.backup.as_ref()?.deks.get(&version.version)?;
+        version
+            .commits_to(&keyring, dek)
+            .then(|| Dek::from_slice(dek.expose()))?
     }
 
     /// Restricts unwrapping to KEKs in `scope`, whichever the manifest lists.

@@ -10,11 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
+
 use super::{access::Admin, error::AdminError, ops_client::Fleet, recover::fetch_manifests};
 use crate::{
     crypto::KeyringId,
     files::{Allowed, NewFile, open_private},
-    keyring::{Document, Expectations, Rejection, Succession, examine},
+    keyring::{Document, Expectations, Rejection, Sightings, Succession, examine},
 };
 
 use super::access::MANIFEST_LIMIT;
@@ -69,45 +71,64 @@ impl Memory {
     /// The file can't be read, is no manifest, or others may write it.
     fn recall(&self, id: KeyringId) -> Result<Option<Document>, AdminError> {
         let file = self.file(id);
-        let failed = |reason: String| AdminError::Base {
-            file: file.clone(),
-            reason,
+        let Some(bytes) = read_own(&file, "the last manifest seen")? else {
+            return Ok(None);
         };
-        match fs::symlink_metadata(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            _ => {}
-        }
-        // Private against changes: nothing in it is secret.
-        let (opened, _) = open_private(&file, "the last manifest seen", Allowed::Owner)
-            .map_err(|error| failed(error.to_string()))?;
-        let mut bytes = Vec::new();
-        opened
-            .take(MANIFEST_LIMIT as u64)
-            .read_to_end(&mut bytes)
-            .map_err(|error| failed(error.to_string()))?;
-        let document = Document::parse(bytes).map_err(|error| failed(error.to_string()))?;
+        let document = Document::parse(bytes).map_err(|error| AdminError::Base {
+            file,
+            reason: error.to_string(),
+        })?;
         Ok(Some(document))
     }
 
-    fn remember(&self, document: &Document) -> Result<(), AdminError> {
-        let file = self.file(document.manifest().id);
+    /// Remembers a manifest and, from `now` on, the states that it shows.
+    fn remember(&self, document: &Document, now: Timestamp) -> Result<(), AdminError> {
+        let manifest = document.manifest();
+        // First: a manifest that is remembered without them would look as if it had just been seen.
+        let mut sightings = self.sightings(manifest.id)?;
+        sightings.observe(manifest, now);
+        let text = serde_json::to_vec(&sightings)
+            .map_err(|error| AdminError::System(format!("can't remember states: {error}")))?;
+        self.write(&self.sightings_file(manifest.id), &text)?;
+        self.write(&self.file(manifest.id), document.bytes())
+    }
+
+    /// Returns when this user's commands first saw the state of each version.
+    ///
+    /// # Errors
+    /// The file can't be read, is damaged, or others may write it.
+    pub(super) fn sightings(&self, id: KeyringId) -> Result<Sightings, AdminError> {
+        let file = self.sightings_file(id);
+        let Some(bytes) = read_own(&file, "the states seen")? else {
+            return Ok(Sightings::default());
+        };
+        serde_json::from_slice(&bytes).map_err(|error| AdminError::Base {
+            file,
+            reason: format!(
+                "it is damaged ({error}); remove it, then waiting times count from the next command"
+            ),
+        })
+    }
+
+    fn sightings_file(&self, id: KeyringId) -> PathBuf {
+        self.folder.join(format!("{id}.seen.json"))
+    }
+
+    fn write(&self, file: &Path, content: &[u8]) -> Result<(), AdminError> {
         let write = || {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&self.folder)?;
             // Under a unique name: several commands may run at once.
-            let mut new = NewFile::beside(&file)?;
-            new.write_all(document.bytes())?;
+            let mut new = NewFile::beside(file)?;
+            new.write_all(content)?;
             new.file().sync_all()?;
-            new.persist(&file)
+            new.persist(file)
         };
         write().map_err(|error| AdminError::Base {
-            file: file.clone(),
-            reason: format!(
-                "can't remember generation {}: {error}; give --state-dir DIR",
-                document.manifest().generation
-            ),
+            file: file.to_owned(),
+            reason: format!("can't remember the manifest: {error}; give --state-dir DIR"),
         })
     }
 }
@@ -233,7 +254,7 @@ impl Admin {
             return Ok(());
         }
         if let Some(memory) = &self.bases.memory {
-            memory.remember(document)?;
+            memory.remember(document, self.now())?;
         }
         self.see(document);
         Ok(())
@@ -258,6 +279,27 @@ pub(super) fn leads_to(
         ..Expectations::of(&base.manifest().name)
     };
     examine(Some(base), document, &expect)
+}
+
+/// Reads a file that only this user may write, or returns `None` if there is none. Nothing in it is
+/// secret.
+fn read_own(file: &Path, what: &'static str) -> Result<Option<Vec<u8>>, AdminError> {
+    let failed = |reason: String| AdminError::Base {
+        file: file.to_owned(),
+        reason,
+    };
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    let (opened, _) =
+        open_private(file, what, Allowed::Owner).map_err(|error| failed(error.to_string()))?;
+    let mut bytes = Vec::new();
+    opened
+        .take(MANIFEST_LIMIT as u64)
+        .read_to_end(&mut bytes)
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(Some(bytes))
 }
 
 fn read_base(file: &Path) -> Result<Document, AdminError> {

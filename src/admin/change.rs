@@ -9,13 +9,15 @@ use super::{
     access::{Admin, Signing},
     base::leads_to,
     error::AdminError,
+    evidence::ask_sightings,
 };
 use crate::{
     backend::{BackendError, ErrorKind},
+    config,
     crypto::{Dek, KeyringId, SigningKey, WrapContext},
     keyring::{
-        self, Document, Expectations, Loss, Manifest, NewVersion, Policy, Refusal, State,
-        WaveSelector, examine,
+        self, Document, Expectations, Loss, Manifest, NearLimit, NewVersion, Policy, Refusal,
+        Sighting, State, WaveSelector, examine,
     },
     model::{KekScope, KekUri, KeyringName},
 };
@@ -115,6 +117,45 @@ impl Admin {
             self.write(&current, next, &keys).await
         })
         .await
+    }
+
+    /// Destroys a disabled version. `confirm` is the phrase that replaces a verified backup.
+    ///
+    /// # Errors
+    /// [`AdminError`]; a [`Refusal`] such as one of a waiting time that isn't over.
+    pub async fn destroy(
+        &self,
+        version: u32,
+        confirm: Option<&str>,
+    ) -> Result<Document, AdminError> {
+        self.require_clock()?;
+        let current = self.read_trusted().await?;
+        let seen = self.first_seen(current.manifest(), version).await?;
+        self.change(|current, now| keyring::destroy(current, version, confirm, seen, now))
+            .await
+    }
+
+    /// Drops versions that were destroyed before `before`.
+    ///
+    /// # Errors
+    /// [`AdminError`]
+    pub async fn trim(&self, before: Timestamp) -> Result<Document, AdminError> {
+        self.require_clock()?;
+        self.change(|current, now| keyring::trim(current, before, now))
+            .await
+    }
+
+    /// Returns when this user's commands or the sidecars first saw the state of a version.
+    async fn first_seen(&self, manifest: &Manifest, version: u32) -> Result<Sighting, AdminError> {
+        let (name, id) = (&manifest.name, manifest.id);
+        let by_sidecars = ask_sightings(&self.bases.sidecars, name, id, version)
+            .await
+            .map_err(AdminError::System)?;
+        let here = match &self.bases.memory {
+            Some(memory) => memory.sightings(id)?.of(version),
+            None => Sighting::default(),
+        };
+        Ok(here.or_earlier(by_sidecars))
     }
 
     /// Destroys versions that no KEK can unwrap any more.
@@ -265,6 +306,16 @@ impl Admin {
             }
         }
         attempt().await
+    }
+}
+
+impl Admin {
+    /// Returns the limits of the format, the location and the sidecars' defaults of which a manifest
+    /// uses half or more.
+    pub fn near_limits(&self, document: &Document) -> Vec<NearLimit> {
+        let readable = config::Refresh::default().manifest_bytes;
+        let capacity = self.store.capacity().unwrap_or(usize::MAX).min(readable);
+        keyring::near_limits(document, capacity)
     }
 }
 

@@ -1,13 +1,10 @@
 //! Whether this machine's clock can be trusted: it stamps changes and decides when waiting times
 //! are over (I15).
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{access::Admin, error::AdminError, evidence::ask_status};
-use crate::keyring::{self, Document, Manifest};
-
-/// How far two clocks may differ.
-const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+use crate::keyring::{self, CLOCK_TOLERANCE, Document, Manifest};
 
 impl Admin {
     /// Checks that there is a clock to compare with, or that the operator trusts this one. Every
@@ -41,7 +38,7 @@ impl Admin {
                 continue;
             };
             let ours = self.now();
-            if theirs.duration_since(ours).abs() > TOLERANCE {
+            if theirs.duration_since(ours).abs() > CLOCK_TOLERANCE {
                 return Err(AdminError::ClockDiffers {
                     sidecar,
                     theirs,
@@ -75,5 +72,5 @@ impl Admin {
 }
 
 fn is_near(stamp: Timestamp, now: Timestamp) -> bool {
-    stamp.duration_since(now) <= TOLERANCE
+    stamp.duration_since(now) <= CLOCK_TOLERANCE
 }

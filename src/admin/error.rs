@@ -120,7 +120,8 @@ pub enum AdminError {
     /// No KEK could unwrap these versions.
     #[error(
         "changing a keyring requires unwrapping every version, but {}\n\
-         if all KEKs of a version are permanently lost: keyring destroy --lost",
+         with a backup that has the version: --from-backup FILE; if all its KEKs are permanently \
+         lost: keyring destroy --lost",
         list(.0)
     )]
     NotUnwrapped(Vec<(u32, String)>),

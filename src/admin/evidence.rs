@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{
     crypto::KeyringId,
-    keyring::{SidecarReport, VersionUse},
+    keyring::{SidecarReport, Sighting, VersionUse},
     model::KeyringName,
-    wire::status::Status,
+    wire::status::{ActiveManifest, KeyringStatus, Status},
 };
 
 /// The time limit for a request to a sidecar.
@@ -41,6 +41,32 @@ pub async fn ask_sidecars(
         usage: status.and_then(|status| usage(&status, keyring, id, version)),
     };
     Ok(statuses.into_iter().map(report).collect())
+}
+
+/// Returns the earliest time at which any of the sidecars saw the state of a version. A sidecar that
+/// doesn't answer, or serves another keyring, saw nothing.
+///
+/// # Errors
+/// A TLS file can't be used.
+pub(super) async fn ask_sightings(
+    fleet: &Fleet,
+    keyring: &KeyringName,
+    id: KeyringId,
+    version: u32,
+) -> Result<Sighting, String> {
+    let statuses = ask_status(fleet).await?;
+    let seen = statuses.iter().filter_map(|(_, status)| {
+        let (_, active) = find(status.as_ref().ok()?, keyring, id).ok()?;
+        let found = active
+            .versions
+            .iter()
+            .find(|found| found.version == version)?;
+        Some(Sighting {
+            disabled: found.seen_disabled,
+            superseded: found.seen_superseded,
+        })
+    });
+    Ok(seen.fold(Sighting::default(), Sighting::or_earlier))
 }
 
 /// Fetches the status of every sidecar. A failed request is part of the result.
@@ -114,6 +140,25 @@ fn usage(
     id: KeyringId,
     version: u32,
 ) -> Result<VersionUse, String> {
+    let (found, active) = find(status, keyring, id)?;
+    let last_used = active
+        .versions
+        .iter()
+        .find(|found| found.version == version)
+        .and_then(|found| found.last_used);
+    Ok(VersionUse {
+        generation: active.generation,
+        observed_since: found.observed_since,
+        last_used,
+    })
+}
+
+/// Finds a keyring and its active manifest in a sidecar's status.
+fn find<'a>(
+    status: &'a Status,
+    keyring: &KeyringName,
+    id: KeyringId,
+) -> Result<(&'a KeyringStatus, &'a ActiveManifest), String> {
     let found = status
         .keyrings
         .iter()
@@ -126,14 +171,5 @@ fn usage(
             active.id
         ));
     }
-    let last_used = active
-        .versions
-        .iter()
-        .find(|found| found.version == version)
-        .and_then(|found| found.last_used);
-    Ok(VersionUse {
-        generation: active.generation,
-        observed_since: found.observed_since,
-        last_used,
-    })
+    Ok((found, active))
 }

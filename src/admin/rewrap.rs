@@ -110,9 +110,12 @@ impl Admin {
         let fresh = if missing.is_empty() {
             Vec::new()
         } else {
-            let dek = self.keks.unwrap(keyring, version, &self.scope).await;
-            let dek =
-                dek.map_err(|reason| AdminError::NotUnwrapped(vec![(number, reason.message)]))?;
+            let dek = match self.keks.unwrap(keyring, version, &self.scope).await {
+                Ok(dek) => dek,
+                Err(reason) => self
+                    .dek_in_backup(keyring, version)
+                    .ok_or_else(|| AdminError::NotUnwrapped(vec![(number, reason.message)]))?,
+            };
             self.keks
                 .wrap(
                     &missing,

@@ -46,7 +46,8 @@ impl Admin {
         self.unwrap_keys(keys, document.manifest(), lost).await
     }
 
-    /// Unwraps the live versions of a manifest that may not be authenticated yet.
+    /// Unwraps the live versions of a manifest that may not be authenticated yet. The keys in a
+    /// backup replace those that no KEK unwraps.
     pub(super) async fn unwrap_keys(
         &self,
         keys: &mut BTreeMap<u32, SigningKey>,
@@ -69,7 +70,13 @@ impl Admin {
         for (version, result) in unwrapped {
             match result {
                 Ok(dek) => drop(keys.insert(version, dek.succession_key())),
-                Err(reason) => failed.push((version, reason.message)),
+                Err(reason) => {
+                    let listed = manifest.version(version);
+                    match listed.and_then(|listed| self.dek_in_backup(manifest.id, listed)) {
+                        Some(dek) => drop(keys.insert(version, dek.succession_key())),
+                        None => failed.push((version, reason.message)),
+                    }
+                }
             }
         }
         if failed.is_empty() {

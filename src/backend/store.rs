@@ -20,6 +20,12 @@ pub trait ManifestStore: Send + Sync {
         new: Vec<u8>,
     ) -> BoxFuture<'_, Result<(), BackendError>>;
 
+    /// Returns the size of the largest manifest that the location stores, in bytes, if it has such a
+    /// limit.
+    fn capacity(&self) -> Option<usize> {
+        None
+    }
+
     /// Like `read`, but also watches the manifest: `on_change` is called when it may have changed,
     /// for as long as the guard lives.
     ///

@@ -2,6 +2,7 @@
 
 mod audit;
 mod client;
+mod decrypt_args;
 #[cfg(feature = "local")]
 mod dev;
 mod exec;

@@ -14,7 +14,8 @@ use serde_json::Map;
 use zeroize::Zeroizing;
 
 use super::{
-    output::{CliError, Format, path_for_display, render},
+    decrypt_args::DecryptArgs,
+    output::{CliError, Format, note, path_for_display, render},
     record::{AuditArgs, Completed},
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     clock::Clock,
     config,
     crypto::{KeyringId, SigningKey},
-    keyring::Document,
+    keyring::{Document, NearLimit},
     model::{CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey},
 };
 
@@ -67,6 +68,7 @@ impl Place {
             (None, false) => Signing::NoKey,
         };
         let admin = self.backends.signing_admin(self.location, signing)?;
+        let admin = trust.backup.given_to(admin)?;
         Ok(admin.with_bases(Bases {
             memory: memory(self.state_dir),
             files: trust.base,
@@ -152,6 +154,40 @@ pub(super) struct TrustArgs {
     /// Sign the successor of the manifest with this digest, although no trusted key has signed it.
     #[arg(long, value_name = "DIGEST", requires = "sign_key")]
     adopt_unsigned: Option<String>,
+    #[command(flatten)]
+    backup: KeysFromBackup,
+}
+
+/// A backup that replaces KEKs which can't unwrap a version.
+#[derive(Debug, Default, Args)]
+struct KeysFromBackup {
+    /// Take data keys that no KEK unwraps from this backup.
+    #[arg(long, value_name = "FILE")]
+    from_backup: Option<PathBuf>,
+    /// Decrypt that backup with the age identities in this file, instead of a passphrase.
+    #[arg(long, value_name = "FILE", requires = "from_backup")]
+    from_backup_identity: Option<PathBuf>,
+    /// Read the passphrase of that backup from the first line of this file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "from_backup",
+        conflicts_with = "from_backup_identity"
+    )]
+    from_backup_passphrase_file: Option<PathBuf>,
+}
+
+impl KeysFromBackup {
+    fn given_to(self, admin: Admin) -> Result<Admin, CliError> {
+        let Some(file) = self.from_backup else {
+            return Ok(admin);
+        };
+        let decryption = DecryptArgs {
+            identity: self.from_backup_identity,
+            passphrase_file: self.from_backup_passphrase_file,
+        };
+        Ok(admin.with_backup(&file, &decryption.decrypt_with()?)?)
+    }
 }
 
 fn signing_key(file: &Path) -> Result<SigningKey, CliError> {
@@ -300,6 +336,9 @@ struct Changed<'a> {
     generation: u64,
     version: Option<u32>,
     message: &'a str,
+    /// Limits of which half is used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// Reports that a keyring was changed.
@@ -318,7 +357,15 @@ pub(super) fn changed(
         generation: manifest.generation,
         version,
         message,
+        warnings: admin
+            .near_limits(document)
+            .iter()
+            .map(NearLimit::to_string)
+            .collect(),
     };
+    for warning in &report.warnings {
+        note(format_args!("{}: {warning}", manifest.name));
+    }
     let output = render(format, &report, || {
         format!(
             "{}: {message} (generation {})\n",

@@ -13,11 +13,11 @@ pub const LINEAGE: usize = 64;
 /// The newest versions that a testament may name as heirs, besides the primaries.
 pub(super) const NEWEST_HEIRS: usize = 16;
 /// The largest integer that RFC 8785 numbers (IEEE 754 doubles) represent exactly.
-const MAX_GENERATION: u64 = (1 << 53) - 1;
-const MAX_WRAPS: usize = 16;
-const MAX_VERSIONS: usize = 10_000;
-const MAX_ACTIVATIONS: usize = 20_000;
-const MAX_WAVES: usize = 256;
+pub(super) const MAX_GENERATION: u64 = (1 << 53) - 1;
+pub(super) const MAX_WRAPS: usize = 16;
+pub(super) const MAX_VERSIONS: usize = 10_000;
+pub(super) const MAX_ACTIVATIONS: usize = 20_000;
+pub(super) const MAX_WAVES: usize = 256;
 const MAX_SIGNATURES: usize = 64;
 /// The newest versions and one primary for each wave and for `*`.
 const MAX_HEIRS: usize = NEWEST_HEIRS + MAX_WAVES + 1;

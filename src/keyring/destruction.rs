@@ -3,13 +3,13 @@
 use jiff::Timestamp;
 
 use super::{
-    BackupRecord, Base64, Document, Manifest, Policy, PrimaryPeriod, Refusal, State, Testament,
-    Version, WaveSelector,
+    BackupRecord, Base64, CLOCK_TOLERANCE, Document, Manifest, Policy, PrimaryPeriod, Refusal,
+    Sighting, State, Testament, Version, WaveSelector,
     consistency::NEWEST_HEIRS,
     lifecycle::{activate, after, find, require, successor},
     primaries, primary_period,
 };
-use crate::model::KeyringName;
+use crate::model::{KeyringName, Span};
 
 /// Versions that no KEK will ever unwrap again, as an operator declares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,9 @@ fn listed(versions: &[u32]) -> String {
 /// Destroys a version. What was encrypted under it is lost. The testament that names its heirs is
 /// still unsigned; [`authenticate`](super::authenticate) signs it with the version's own key.
 ///
-/// `confirm` is the phrase that replaces a verified backup; it is ignored if there is one.
+/// `confirm` is the phrase that replaces a verified backup; it is ignored if there is one. `seen` is
+/// when the version's state was first seen: waiting times count from the later of that and the
+/// stamp, and from `now` if it wasn't seen before (I15).
 ///
 /// # Errors
 /// [`Refusal`] unless the version is disabled, both waiting times are over (I5, I11), another
@@ -64,6 +66,7 @@ pub fn destroy(
     current: &Document,
     version: u32,
     confirm: Option<&str>,
+    seen: Sighting,
     now: Timestamp,
 ) -> Result<Manifest, Refusal> {
     let mut next = successor(current, now);
@@ -72,7 +75,7 @@ pub fn destroy(
     if period == PrimaryPeriod::CurrentOrScheduled {
         return Err(Refusal::IsPrimary(version));
     }
-    require_waiting_times(&current.manifest().policy, target, period, now)?;
+    require_waiting_times(&current.manifest().policy, target, period, seen, now)?;
     let phrase = backup_phrase(&current.manifest().name, version);
     if backup_of(current.manifest(), version).is_none() && confirm != Some(phrase.as_str()) {
         return Err(Refusal::NotConfirmed { version, phrase });
@@ -195,6 +198,7 @@ fn require_waiting_times(
     policy: &Policy,
     target: &Version,
     period: PrimaryPeriod,
+    seen: Sighting,
     now: Timestamp,
 ) -> Result<(), Refusal> {
     require(
@@ -203,24 +207,61 @@ fn require_waiting_times(
         "only a disabled version can be destroyed (`keyring disable`)",
     )?;
     let version = target.version;
-    let too_early = |from, why| Err(Refusal::TooEarly { version, from, why });
-    let disabled_long_enough = after(target.state_changed_at, policy.destroy_after);
-    if now < disabled_long_enough {
-        let why = format!(
+    let require_over = |from: Since, wait: Span, why: String| {
+        let end = after(from.time, wait);
+        if end <= now {
+            return Ok(());
+        }
+        let why = match from.was_seen_late {
+            true => format!(
+                "{why}; that was first seen here at {}, after it was written: name sidecars that \
+                 saw it earlier with --sidecar URL",
+                from.time
+            ),
+            false => why,
+        };
+        Err(Refusal::TooEarly {
+            version,
+            from: end,
+            why,
+        })
+    };
+    require_over(
+        Since::later(target.state_changed_at, seen.disabled, now),
+        policy.destroy_after,
+        format!(
             "destroy_after ({}) must pass after it was disabled",
             policy.destroy_after
-        );
-        return too_early(disabled_long_enough, why);
-    }
-    if let PrimaryPeriod::Ended(end) = period {
-        let leases_over = after(end, policy.encrypt_lease);
-        if now < leases_over {
-            let why = format!(
-                "a disconnected sidecar may encrypt with it until encrypt_lease ({}) ends",
-                policy.encrypt_lease
-            );
-            return too_early(leases_over, why);
+        ),
+    )?;
+    let PrimaryPeriod::Ended(end) = period else {
+        return Ok(());
+    };
+    require_over(
+        Since::later(end, seen.superseded, now),
+        policy.encrypt_lease,
+        format!(
+            "a disconnected sidecar may encrypt with it until encrypt_lease ({}) ends after another \
+             version superseded it",
+            policy.encrypt_lease
+        ),
+    )
+}
+
+/// The start of a waiting time.
+struct Since {
+    time: Timestamp,
+    /// The stamp is earlier, by more than clocks may differ.
+    was_seen_late: bool,
+}
+
+impl Since {
+    /// The later of a stamp and the time at which the state was first seen: now, if never before.
+    fn later(stamp: Timestamp, seen: Option<Timestamp>, now: Timestamp) -> Self {
+        let seen = seen.unwrap_or(now);
+        Self {
+            time: stamp.max(seen),
+            was_seen_late: seen.duration_since(stamp) > CLOCK_TOLERANCE,
         }
     }
-    Ok(())
 }

@@ -11,13 +11,16 @@ mod consistency;
 mod destruction;
 mod document;
 mod lifecycle;
+mod limits;
 mod manifest;
 mod refusal;
 mod rejection;
+mod sightings;
 mod succession;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 pub use activation::{
     Activation, PrimaryPeriod, WaveSelector, primaries, primary_at, primary_period, scheduled,
@@ -34,11 +37,14 @@ pub use lifecycle::{
     Evidence, NewVersion, SidecarReport, VersionUse, activate, compromise, disable, enable, init,
     repair_times, rewrap, rotate, touch,
 };
+pub use limits::{NearLimit, near_limits};
 pub use manifest::{
     Ancestor, Authentication, BackupRecord, Base64, Manifest, Policy, Signature, State, Testament,
     Trimmed, Version, Word, Wrap,
 };
 pub use refusal::Refusal;
 pub use rejection::Rejection;
+pub use sightings::{CLOCK_TOLERANCE, Sighting, Sightings};
 pub use succession::{Expectations, Succession, descends_from, examine, is_vouched_for};
 pub use table::{KeyTable, NotUnwrapped, Role, Slot, UnwrapResults};
+pub use trim::trim;

@@ -111,6 +111,28 @@ pub enum Refusal {
         /// Which waiting time.
         why: String,
     },
+    /// Copies and sidecars may be as old as what would be trimmed.
+    #[error(
+        "versions are trimmed only if they were destroyed before {latest}, and {before} is later: \
+         400 days and two encrypt leases must have passed"
+    )]
+    TrimTooRecent {
+        /// The requested time.
+        before: Timestamp,
+        /// The latest time that is allowed.
+        latest: Timestamp,
+    },
+    /// The first version wasn't destroyed before the requested time.
+    #[error(
+        "there is nothing to trim: version {first}, the first that is listed, was not destroyed \
+         before {before}"
+    )]
+    NothingToTrim {
+        /// The first version.
+        first: u32,
+        /// The requested time.
+        before: Timestamp,
+    },
     /// Destroying requires a verified backup, or the operator's confirmation.
     #[error(
         "no verified backup of version {version} is recorded, and destroying it can't be undone. \

@@ -8,7 +8,7 @@ use crate::{
     backend::BackendError,
     crypto::lock_report,
     keks::KekHealth,
-    keyring::{KeyTable, Slot},
+    keyring::{Slot, Version},
     refresh::{Keyring, Snapshot, VersionUsage},
     render::{self, Render},
     secrets::{Secret, Usage},
@@ -102,10 +102,11 @@ fn keyring_status(keyring: &Keyring, now: Timestamp) -> KeyringStatus {
 
 fn active_manifest(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> ActiveManifest {
     let table = &snapshot.table;
-    let versions =
-        table.manifest().versions.iter().filter_map(|version| {
-            version_status(table, snapshot.usage(version.version), version, now)
-        });
+    let versions = table
+        .manifest()
+        .versions
+        .iter()
+        .filter_map(|version| version_status(snapshot, version, now));
     ActiveManifest {
         id: table.id().to_string(),
         generation: table.generation(),
@@ -121,20 +122,18 @@ fn active_manifest(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Ac
     }
 }
 
-fn version_status(
-    table: &KeyTable,
-    usage: Option<&VersionUsage>,
-    version: &crate::keyring::Version,
-    now: Timestamp,
-) -> Option<VersionStatus> {
-    let number = version.version;
+fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Option<VersionStatus> {
+    let (table, number) = (&snapshot.table, version.version);
+    let seen = snapshot.sightings().of(number);
     Some(VersionStatus {
         version: number,
         state: version.state.to_string(),
         role: table.role(number, now)?.to_string(),
         compromised: version.compromised,
         created_at: version.created_at,
-        last_used: usage.and_then(VersionUsage::last_used),
+        last_used: snapshot.usage(number).and_then(VersionUsage::last_used),
+        seen_disabled: seen.disabled,
+        seen_superseded: seen.superseded,
         unopened: match table.slot(number)? {
             Slot::NotUnwrapped(reason) => Some(reason.to_string()),
             _ => None,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use metrics::Counter;
 
 use crate::{
-    keyring::{KeyTable, Version},
+    keyring::{KeyTable, Sightings, Version},
     model::{KeyringName, Operation},
     telemetry::Registry,
 };
@@ -23,15 +23,18 @@ pub struct Snapshot {
     usages: Vec<Arc<VersionUsage>>,
     /// Versions that a manifest destroys without a testament: they must not encrypt.
     lost: Vec<u32>,
+    sightings: Sightings,
 }
 
 impl Snapshot {
-    /// Wraps `table`. Usage of versions that `former` has continues to be counted.
+    /// Wraps `table`, which becomes active at `now`. Usage of versions that `former` has continues
+    /// to be counted.
     pub(super) fn new(
         table: KeyTable,
         former: Option<&Self>,
         name: &KeyringName,
         registry: &Registry,
+        now: Timestamp,
     ) -> Self {
         let usage = |version: &Version| {
             let known = former.and_then(|former| former.shared_usage(version.version));
@@ -40,10 +43,14 @@ impl Snapshot {
                 .unwrap_or_else(|| Arc::new(VersionUsage::new(name, version.version, registry)))
         };
         let usages = table.manifest().versions.iter().map(usage).collect();
+        let mut sightings =
+            former.map_or_else(Sightings::default, |former| former.sightings.clone());
+        sightings.observe(table.manifest(), now);
         Self {
             table,
             usages,
             lost: Vec::new(),
+            sightings,
         }
     }
 
@@ -53,6 +60,7 @@ impl Snapshot {
             table: self.table.clone(),
             usages: self.usages.clone(),
             lost,
+            sightings: self.sightings.clone(),
         }
     }
 
@@ -60,6 +68,11 @@ impl Snapshot {
     /// destroys them without a testament.
     pub(crate) fn lost(&self) -> &[u32] {
         &self.lost
+    }
+
+    /// Returns when this process first saw the state of each version.
+    pub fn sightings(&self) -> &Sightings {
+        &self.sightings
     }
 
     /// Returns the usage of a version, or None if the table does not contain it.

@@ -341,6 +341,7 @@ impl Refresher {
             current.as_deref(),
             self.keyring.name(),
             &self.shared.registry,
+            self.shared.clock.now(),
         ));
         Ok(outcome)
     }

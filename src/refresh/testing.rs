@@ -70,7 +70,8 @@ impl ManualKeyring {
     pub(crate) fn activate(&self, table: KeyTable, read_at: Timestamp) {
         let former = self.keyring.snapshot().clone();
         self.keyring.confirm(&table, read_at);
-        let snapshot = Snapshot::new(table, former.as_deref(), self.name(), &self.registry);
+        let (name, registry) = (self.name(), &self.registry);
+        let snapshot = Snapshot::new(table, former.as_deref(), name, registry, read_at);
         self.keyring.publish(snapshot);
     }
 

@@ -177,6 +177,12 @@ pub struct VersionStatus {
     pub created_at: Timestamp,
     /// When it last encrypted or decrypted on this sidecar.
     pub last_used: Option<Timestamp>,
+    /// When this process first saw it disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_disabled: Option<Timestamp>,
+    /// When this process first saw it superseded in every wave, at once or later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_superseded: Option<Timestamp>,
     /// Why an enabled version is not unwrapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unopened: Option<String>,

@@ -1,4 +1,7 @@
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures_util::future::BoxFuture;
 
@@ -15,6 +18,8 @@ pub(crate) struct FakeKek {
     key: SecretKey,
     mode: Mode<ErrorKind>,
     calls: Mutex<Vec<KekCall>>,
+    /// Whether it returns a key of its own instead of the one that was wrapped.
+    is_exchanging: AtomicBool,
 }
 
 /// One request to a KEK.
@@ -31,6 +36,7 @@ impl FakeKek {
             key: SecretKey::generate().expect("randomness"),
             mode: Mode::default(),
             calls: Mutex::default(),
+            is_exchanging: AtomicBool::new(false),
         }
     }
 
@@ -47,6 +53,11 @@ impl FakeKek {
     /// Answers calls again, including those that hang.
     pub(crate) fn work(&self) {
         self.mode.work();
+    }
+
+    /// Returns another key at every unwrap from now on, or the right one again.
+    pub(crate) fn exchange(&self, is_exchanging: bool) {
+        self.is_exchanging.store(is_exchanging, Ordering::Relaxed);
     }
 
     /// Delays every call from now on.
@@ -96,6 +107,9 @@ impl Kek for FakeKek {
         Box::pin(async move {
             let WrapContext { keyring, version } = context;
             self.answer(KekCall::Unwrap { keyring, version }).await?;
+            if self.is_exchanging.load(Ordering::Relaxed) {
+                return Ok(Dek::from_slice(&[7; 32]).expect("32 bytes"));
+            }
             unwrap_dek(&self.key, wrap, context)
                 .ok_or_else(|| self.error(ErrorKind::Rejected, "not a wrap of this KEK"))
         })

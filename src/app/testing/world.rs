@@ -100,6 +100,7 @@ impl World {
             .expect("fakes have every location")
             .with_bases(Bases {
                 memory: Some(Memory::in_folder(self.path("state"))),
+                trust_clock: true,
                 ..Bases::default()
             })
     }

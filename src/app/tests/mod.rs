@@ -5,6 +5,7 @@
 mod api;
 mod lifecycle;
 mod manifests;
+mod operators;
 mod outages;
 mod renders;
 mod rotation;

@@ -22,6 +22,8 @@ use crate::{
     model::Location,
 };
 
+/// The largest entry that Vault's integrated storage keeps by default (`max_entry_size`), in bytes.
+const MAX_ENTRY: usize = 1 << 20;
 /// The limit for a manifest that a change replaces, in bytes.
 const MAX_REPLACED: usize = 64 << 20;
 
@@ -302,6 +304,10 @@ impl KvStore {
 }
 
 impl ManifestStore for KvStore {
+    fn capacity(&self) -> Option<usize> {
+        Some(MAX_ENTRY)
+    }
+
     fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(self.get(limit))
     }

@@ -3,10 +3,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::decrypt_args::DecryptArgs;
 use crate::{
     admin::{self, DecryptWith, EncryptFor, Proof, recipient, recipients_in},
     cli::{
+        decrypt_args::DecryptArgs,
         output::{CliError, Format, path_for_display, render},
         record::Completed,
         target::Target,

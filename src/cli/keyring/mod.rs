@@ -1,13 +1,13 @@
 //! `sidekey keyring`: one file per group of subcommands.
 
 mod backup;
-mod decrypt_args;
 mod init;
 mod restore;
 mod retire;
 mod rewrap_kek;
 mod rotate;
 mod status;
+mod trim;
 mod verify;
 
 use clap::Subcommand;
@@ -20,6 +20,7 @@ use self::{
     retire::{Destroy, Disable, VersionArgs},
     rewrap_kek::RewrapKek,
     rotate::{Activate, Rotate},
+    trim::Trim,
     verify::Verify,
 };
 use super::{
@@ -56,6 +57,8 @@ pub(super) enum Command {
     RewrapKek(RewrapKek),
     /// Write the manifest and all keys to an encrypted file, and verify that file.
     Backup(Backup),
+    /// Drop the tombstones of versions that were destroyed long ago.
+    Trim(Trim),
     /// Restore a keyring from a backup, as a new generation.
     Restore(Restore),
     /// Restore a lost or rolled-back manifest from the newest one that any sidecar serves.
@@ -96,6 +99,7 @@ impl Command {
             Self::Touch(target) => ("keyring.touch", &target.place, None),
             Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target.place, None),
             Self::Backup(backup) => ("keyring.backup", &backup.target.place, None),
+            Self::Trim(trim) => ("keyring.trim", &trim.target.place, None),
             Self::Restore(restore) => ("keyring.restore", &restore.target.place, None),
             Self::Recover(recover) => ("keyring.recover", &recover.target.place, None),
             Self::Status(_) | Self::Verify(_) => return None,
@@ -143,6 +147,7 @@ impl Command {
             }
             Self::RewrapKek(arguments) => arguments.run(format).await,
             Self::Backup(arguments) => arguments.run(format).await,
+            Self::Trim(arguments) => arguments.run(format).await,
             Self::Restore(arguments) => arguments.run(format).await,
             Self::Recover(arguments) => arguments.run(format).await,
         }

@@ -2,10 +2,10 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Args};
 
-use super::decrypt_args::DecryptArgs;
 use crate::{
     admin::{Recovery, Restoring},
     cli::{
+        decrypt_args::DecryptArgs,
         output::{CliError, Format, note},
         record::Completed,
         target::{Target, anchored, changed},

@@ -124,10 +124,7 @@ impl Destroy {
                     "give --version once, unless they are --lost",
                 ));
             };
-            admin.require_clock()?;
-            admin
-                .change(|current, now| keyring::destroy(current, version, confirm, now))
-                .await?
+            admin.destroy(version, confirm).await?
         };
         let message = match self.version[..] {
             [version] => format!("version {version} destroyed"),

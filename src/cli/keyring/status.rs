@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{
-        output::{CliError, Format, columns, print},
+        output::{CliError, Format, columns, note, print},
         target::ReadTarget,
     },
     crypto::KeyringId,
@@ -50,6 +50,9 @@ pub(super) async fn run(target: ReadTarget, format: Format) -> Result<(), CliErr
     let document = admin.read().await?;
     let now = admin.now();
     let status = status(&document, now);
+    for warning in admin.near_limits(&document) {
+        note(format_args!("{}: {warning}", status.name));
+    }
     print(format, &status, || describe(&status, now))
 }
 

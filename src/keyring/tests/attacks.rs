@@ -8,12 +8,12 @@ use proptest::{prelude::*, sample::Index};
 use super::{histories::steps, *};
 
 /// An attacker's keys by version: leaked ones, and their own for versions that they add.
-struct Attacker {
+pub(super) struct Attacker {
     deks: BTreeMap<u32, Dek>,
 }
 
 impl Attacker {
-    fn new(world: &World, leaked: &BTreeSet<u32>) -> Self {
+    pub(super) fn new(world: &World, leaked: &BTreeSet<u32>) -> Self {
         let deks = world
             .deks
             .iter()
@@ -23,7 +23,7 @@ impl Attacker {
         Self { deks }
     }
 
-    fn add_version(&mut self, manifest: &mut Manifest) -> u32 {
+    pub(super) fn add_version(&mut self, manifest: &mut Manifest) -> u32 {
         let number = manifest.newest_version() + 1;
         let (new, dek) = new_version(manifest.id, number);
         self.deks.insert(number, dek);
@@ -42,7 +42,7 @@ impl Attacker {
     }
 
     /// Signs what the attacker's keys can sign. Whatever else is needed is left invalid.
-    fn sign(&self, mut manifest: Manifest) -> Document {
+    pub(super) fn sign(&self, mut manifest: Manifest) -> Document {
         manifest.authentication = Authentication::default();
         let stranger = Dek::from_slice(&[9; 32]).expect("32 bytes");
         let keys = manifest
@@ -58,13 +58,13 @@ impl Attacker {
 }
 
 /// The manifest that would follow `base`, for an attacker to change.
-fn following(base: &Document, world: &World) -> Manifest {
+pub(super) fn following(base: &Document, world: &World) -> Manifest {
     let mut next = touch(base, world.now);
     next.generation = world.document.manifest().generation + 1;
     next
 }
 
-fn destroy_as(manifest: &mut Manifest, version: u32, testament: Option<Testament>) {
+pub(super) fn destroy_as(manifest: &mut Manifest, version: u32, testament: Option<Testament>) {
     let index = manifest.index_of(version).expect("listed");
     let target = &mut manifest.versions[index];
     target.state = State::Destroyed;
@@ -72,7 +72,7 @@ fn destroy_as(manifest: &mut Manifest, version: u32, testament: Option<Testament
     target.testament = testament;
 }
 
-fn activate_everywhere(manifest: &mut Manifest, version: u32) {
+pub(super) fn activate_everywhere(manifest: &mut Manifest, version: u32) {
     manifest.activations.push(Activation {
         version,
         wave: WaveSelector::Every,

@@ -3,8 +3,11 @@
 mod attacks;
 mod branches;
 mod histories;
+mod life;
+mod model;
 mod rules;
 mod testaments;
+mod waits;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -45,6 +48,8 @@ struct World {
     deks: BTreeMap<u32, Dek>,
     /// Every generation, oldest first.
     history: Vec<Arc<Document>>,
+    /// What the operator has seen.
+    sightings: Sightings,
     sidecars: Vec<KeyTable>,
     ciphertexts: Vec<Vec<u8>>,
 }
@@ -113,6 +118,7 @@ impl World {
         let mut world = Self {
             now,
             history: vec![Arc::clone(&document)],
+            sightings: Sightings::default(),
             document,
             deks,
             sidecars: Vec::new(),
@@ -155,6 +161,7 @@ impl World {
         );
         self.document = read;
         self.history.push(Arc::clone(&self.document));
+        self.sightings.observe(self.document.manifest(), self.now);
         for index in 0..self.sidecars.len() {
             let current = &self.sidecars[index];
             let succession = verdict(current.document(), &self.document).expect("follows");
@@ -232,8 +239,14 @@ impl World {
             Step::Enable(version) => enable(&current, *version, self.now),
             Step::Destroy(version) => {
                 let phrase = backup_phrase(&manifest.name, *version);
-                assert!(destroy(&current, *version, None, self.now).is_err());
-                destroy(&current, *version, Some(&phrase), self.now)
+                let seen = self.sightings.of(*version);
+                let unconfirmed = destroy(&current, *version, None, seen, self.now);
+                let is_backed_up = manifest
+                    .last_backup
+                    .as_ref()
+                    .is_some_and(|backup| *version <= backup.newest_version);
+                assert!(is_backed_up || unconfirmed.is_err());
+                destroy(&current, *version, Some(&phrase), seen, self.now)
             }
             Step::Compromise(version) => compromise(&current, *version, self.now),
             Step::Touch => Ok(touch(&current, self.now)),

@@ -184,7 +184,13 @@ fn destroying_requires_that_lease_and_waiting_time_are_over() {
     let phrase = backup_phrase(&manifest.name, 1);
     let after = |seconds: i64| {
         let now = Timestamp::from_second(world.now.as_second() + seconds).expect("in range");
-        destroy(&world.document, 1, Some(&phrase), now)
+        destroy(
+            &world.document,
+            1,
+            Some(&phrase),
+            world.sightings.of(1),
+            now,
+        )
     };
     assert!(
         after(9)
@@ -203,6 +209,7 @@ fn destroying_requires_that_lease_and_waiting_time_are_over() {
         &world.document,
         1,
         Some("yes"),
+        world.sightings.of(1),
         world.now + std::time::Duration::from_secs(60),
     );
     assert!(matches!(unconfirmed, Err(Refusal::NotConfirmed { .. })));

@@ -69,13 +69,22 @@ fn destroyed_versions_can_be_trimmed() {
         chain.at(2),
         "each link commits to one more version"
     );
-    let mut next = touch(&world.document, world.now);
-    next.trimmed = Some(Trimmed {
+    let long_ago = world.document.manifest().versions[1].state_changed_at;
+    let now = world.now + std::time::Duration::from_secs(500 * 24 * 3600);
+    let mut next = trim(&world.document, long_ago, now).expect("long enough");
+    let l = chain.at(1).expect("listed").to_vec();
+    let trimmed = Trimmed {
         through: 1,
-        l: Base64(chain.at(1).expect("listed").to_vec()),
-    });
-    next.versions.remove(0);
-    next.activations.retain(|activation| activation.version > 1);
+        l: Base64(l),
+    };
+    assert_eq!(next.trimmed, Some(trimmed), "version 2 was destroyed later");
+    assert_eq!(
+        next.activations
+            .iter()
+            .map(|activation| activation.version)
+            .min(),
+        Some(3)
+    );
     let trimmed = reread(&world.authenticate(next.clone()));
     assert_eq!(trimmed.manifest().version(1), None);
     assert_eq!(trimmed.manifest().version(3).expect("listed").version, 3);
@@ -122,7 +131,13 @@ fn a_version_without_an_heir_is_not_destroyed() {
     world.apply(&Step::Wait(60));
     let phrase = backup_phrase(&world.document.manifest().name, 1);
     assert_eq!(
-        destroy(&world.document, 1, Some(&phrase), world.now),
+        destroy(
+            &world.document,
+            1,
+            Some(&phrase),
+            world.sightings.of(1),
+            world.now
+        ),
         Err(Refusal::NoHeir(1))
     );
 }

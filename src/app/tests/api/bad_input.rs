@@ -90,11 +90,7 @@ async fn disabled_destroyed_and_unknown_versions_have_different_codes() {
     client.decrypt(&old).await.ok();
     disable(&world, 1).await;
     let confirm = Some("there is no backup of version 1 of demo");
-    let destroy = async || {
-        admin
-            .change(|current, now| keyring::destroy(current, 1, confirm, now))
-            .await
-    };
+    let destroy = async || admin.destroy(1, confirm).await;
     assert!(destroy().await.is_err(), "the retry delay has not passed");
     world.clock().advance(2 * HOUR);
     destroy().await.expect("destroyed");

@@ -2,10 +2,8 @@ use std::{io::IsTerminal, path::PathBuf};
 
 use clap::Args;
 
-use crate::{
-    admin::{DecryptWith, Passphrase},
-    cli::output::CliError,
-};
+use super::output::CliError;
+use crate::admin::{DecryptWith, Passphrase};
 
 /// How to decrypt a backup.
 #[derive(Debug, Args)]
@@ -17,7 +15,7 @@ pub(super) struct DecryptArgs {
     ///
     /// Without this flag and --identity, the passphrase is asked for on the terminal.
     #[arg(long, value_name = "FILE", conflicts_with = "identity")]
-    passphrase_file: Option<PathBuf>,
+    pub(super) passphrase_file: Option<PathBuf>,
 }
 
 impl DecryptArgs {
