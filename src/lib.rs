@@ -14,6 +14,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod crypto;
+pub mod encoding;
 pub mod exec;
 pub mod files;
 pub mod http;

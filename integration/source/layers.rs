@@ -19,11 +19,18 @@ const LAYERS: [&[&str]; 12] = [
     &["keyring"],
     &["crypto"],
     &["model", "wire"],
-    &["config", "template", "telemetry", "clock", "files"],
+    &[
+        "config",
+        "template",
+        "telemetry",
+        "clock",
+        "encoding",
+        "files",
+    ],
 ];
 
 /// Uses within a layer. None is circular.
-const BESIDE: [(&str, &str); 11] = [
+const BESIDE: [(&str, &str); 12] = [
     ("app", "lifecycle"),
     ("in_place", "client"),
     ("in_place", "scan"),
@@ -35,6 +42,7 @@ const BESIDE: [(&str, &str); 11] = [
     ("telemetry", "config"),
     ("telemetry", "files"),
     ("config", "template"),
+    ("template", "encoding"),
 ];
 
 /// Settings use the model's types, and `config` replaces files in the shared way.

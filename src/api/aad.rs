@@ -2,8 +2,8 @@
 
 use hyper::{HeaderMap, header::HeaderName};
 
-use super::base64::{self, NotBase64};
 use crate::{
+    encoding::{NotBase64, decode_base64},
     http::problem::Problem,
     wire::{self, Code},
 };
@@ -20,7 +20,7 @@ pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Vec<u8>, Problem> {
         return Err(invalid("duplicate Sidekey-Aad header"));
     }
     let mut aad = Vec::new();
-    base64::decode(value.as_bytes(), &mut aad).map_err(|NotBase64| {
+    decode_base64(value.as_bytes(), &mut aad).map_err(|NotBase64| {
         let expected = NotBase64::EXPECTED;
         Problem::new(
             Code::InvalidRequest,

@@ -2,7 +2,6 @@
 //! is not an option, loopback TCP.
 
 mod aad;
-mod base64;
 mod batch;
 mod denial;
 mod description;

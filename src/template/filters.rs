@@ -1,9 +1,13 @@
 //! Filters and functions in addition to MiniJinja's own.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use minijinja::{Environment, Error, Value, value::Serde};
+use minijinja::{Environment, Error, State, Value};
 
-use super::values::SafeError;
+use super::{json, values::SafeError};
+use crate::encoding::{NotBase64, decode_base64};
+
+/// How many bytes of JSON are read in one step.
+const JSON_BYTES_PER_STEP: u64 = 4;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("quote", quote);
@@ -49,17 +53,17 @@ fn b64encode(value: &Value) -> String {
 }
 
 fn b64decode(text: String) -> Result<String, Error> {
-    let without_breaks: String = text.split_ascii_whitespace().collect();
-    let bytes = STANDARD
-        .decode(without_breaks)
-        .map_err(|_| SafeError::error("b64decode: the input is not base64"))?;
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
+    decode_base64(text.as_bytes(), &mut bytes).map_err(|NotBase64| {
+        SafeError::error(format!("b64decode: the input is {}", NotBase64::EXPECTED))
+    })?;
     String::from_utf8(bytes).map_err(|_| SafeError::error("b64decode: the result is not text"))
 }
 
-fn fromjson(text: String) -> Result<Value, Error> {
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|_| SafeError::error("fromjson: the input is not JSON"))?;
-    Ok(Value::from(Serde(json)))
+fn fromjson(state: &State<'_, '_>, text: String) -> Result<Value, Error> {
+    // Short numbers take up to a dozen times as much memory as their text.
+    state.consume_fuel(text.len() as u64 / JSON_BYTES_PER_STEP)?;
+    json::value(&text).ok_or_else(|| SafeError::error("fromjson: the input is not JSON"))
 }
 
 /// Returns a variable of the sidecar's environment; undefined if it is not set or not UTF-8.

@@ -5,6 +5,7 @@
 
 mod check;
 mod filters;
+mod json;
 mod output;
 mod values;
 
@@ -22,7 +23,10 @@ pub use values::{Missing, SecretInput, Values, VersionedValue};
 
 /// The largest output, in bytes.
 const MAX_OUTPUT: usize = 16 << 20;
-/// How many MiniJinja instructions a rendering may take: about a tenth of a second.
+/// How many steps a rendering may take: about a tenth of a second. An instruction of MiniJinja is
+/// one, and so are 64 bytes of anything that it makes, which bounds what a rendering holds to about
+/// 128 MB beside the secrets themselves. MiniJinja refuses most values before it makes them; but one
+/// that contains others many times over is charged only after it was converted to text.
 const MAX_STEPS: u64 = 2_000_000;
 /// The stack size of a rendering, in bytes. Nested values are dropped recursively, and the steps
 /// limit how deep they can be nested. Memory that is not used is never allocated.
@@ -145,7 +149,7 @@ impl Template {
     fn write(&self, trace: &Arc<Trace>) -> Result<Zeroizing<Vec<u8>>, minijinja::Error> {
         let template = self.environment.get_template(&self.name)?;
         let mut output = Output::new(MAX_OUTPUT);
-        let secrets = Value::from_object(values::Secrets(Arc::clone(trace)));
+        let secrets = Value::from_object(values::Secrets::new(Arc::clone(trace)));
         template.render_captured_to(context! { secret => secrets }, &mut output)?;
         Ok(output.into_bytes())
     }

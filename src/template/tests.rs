@@ -176,8 +176,9 @@ fn an_error_has_a_line_and_quotes_no_value() {
             "1: secret takes a name, which must be a string",
         ),
         (
-            "{{ secret(\"token\").value|b64decode }}",
-            "1: b64decode: the input is not base64",
+            "{{ (secret(\"token\").value ~ '!')|b64decode }}",
+            "1: b64decode: the input is not base64: expected RFC 4648 in the standard or the \
+             URL-safe alphabet, not in both",
         ),
         (
             "{{ secret(\"token\").value|fromjson }}",
@@ -195,6 +196,124 @@ fn an_error_has_a_line_and_quotes_no_value() {
         let error = render(source).expect_err(source);
         assert_eq!(error, expected, "{source}");
         assert!(!error.contains("t0k"), "{error}");
+    }
+}
+
+/// Renders with one secret, `j`.
+fn render_json(json: &str, source: &str) -> Result<String, String> {
+    let input = SecretInput {
+        current: value(json.to_owned(), "1"),
+        previous: None,
+    };
+    let pass = template(source).render(&Values::from([("j".into(), input)]));
+    let text = |bytes: Zeroizing<Vec<u8>>| String::from_utf8(bytes.to_vec()).expect("text");
+    pass.result.map(text).map_err(|error| error.message)
+}
+
+#[test]
+fn numbers_are_as_they_are_written_however_deep() {
+    for number in [
+        "0",
+        "-1",
+        "9007199254740993",
+        "18446744073709551615",
+        "12345678901234567890123",
+        "123456789012345678901234567890123456789012345678901234567890",
+        "1.10",
+        "1.0",
+        "0.1",
+        "1e3",
+        "1E400",
+        "-0",
+        "-0.0",
+        "0.30000000000000004",
+        "1.00000000000000000001",
+    ] {
+        let json = format!(r#"{{"a":{number},"in":{{"a":[{number}]}}}}"#);
+        for source in [
+            "{{ secret('j').a }}",
+            "{{ secret('j')['in'].a[0] }}",
+            "{{ (secret('j').value|fromjson).a }}",
+            "{{ secret('j').fields['in'].a|first }}",
+        ] {
+            let rendered = render_json(&json, source);
+            assert_eq!(rendered.as_deref(), Ok(number), "{source}");
+        }
+        let rendered = render_json(&json, "{{ secret('j')['in']|tojson }}").expect("rendered");
+        assert!(rendered.contains(number), "{number}: {rendered}");
+    }
+    let sum = "{{ secret('j').a + 1 }} {{ secret('j').a|tojson }}";
+    let rendered = render_json(r#"{"a":12345678901234567890123}"#, sum);
+    let expected = "12345678901234567890124 12345678901234567890123";
+    assert_eq!(rendered.as_deref(), Ok(expected));
+}
+
+#[test]
+fn what_cannot_be_converted_is_an_error_of_its_own_member() {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let json = format!(r#"{{"half":"\ud83d","\ud83d":1,"in":["\udc00"],"deep":{deep},"ok":1}}"#);
+    for (source, expected) in [
+        ("{{ secret('j').ok }}", Ok("1")),
+        ("{{ secret('j').half }}", Err("is not Unicode")),
+        ("{{ secret('j')['in'] }}", Err("is not Unicode")),
+        ("{{ secret('j').fields.half }}", Err("is not Unicode")),
+        ("{{ secret('j').deep }}", Err("is nested too deeply")),
+        ("{{ secret('j').none }}", Err("no member")),
+    ] {
+        match (render_json(&json, source), expected) {
+            (Ok(text), Ok(expected)) => assert_eq!(text, expected, "{source}"),
+            (Err(error), Err(expected)) => assert!(error.contains(expected), "{source}: {error}"),
+            (rendered, _) => panic!("{source}: {rendered:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_secret_is_converted_once_however_often_it_is_used() {
+    let json = format!(r#"{{"a":[{}1],"b":2}}"#, "1,".repeat(100_000));
+    let source = "{% set n = namespace(l=[]) %}{% for i in range(10000) %}\
+                  {% set n.l = [secret('j').a, secret('j').value, secret('j').base64] %}\
+                  {% endfor %}{{ secret('j').b }}";
+    assert_eq!(render_json(&json, source).as_deref(), Ok("2"));
+}
+
+/// Each of these would take gigabytes.
+#[test]
+fn what_takes_too_much_memory_is_refused_before() {
+    let doubled = |expression: &str| {
+        format!(
+            "{{% set n = namespace(v='xxxxxxxxxxxxxxxx') %}}{{% for i in range(40) %}}\
+             {{% set n.v = {expression} %}}{{% endfor %}}"
+        )
+    };
+    for source in [
+        "{{ 'x' * 1000000000 }}".to_owned(),
+        "{{ [0] * 1000000000 }}".into(),
+        "{% set x = (0, 1) * 1000000000 %}".into(),
+        "{{ '%1000000000d'|format(1) }}".into(),
+        "{{ 'x'|indent(1000000000, true) }}".into(),
+        "{{ ['x']|batch(1000000000, 'x')|list }}".into(),
+        doubled("n.v ~ n.v"),
+        doubled("n.v + n.v"),
+        doubled("[n.v, n.v]|join"),
+        doubled("n.v|replace('x', 'xx')"),
+        doubled("n.v|b64encode|b64encode|b64encode"),
+        doubled("n.v|list|tojson"),
+        doubled("n.v|quote|quote ~ n.v"),
+        doubled("n.v|urlencode|urlencode ~ n.v"),
+        doubled("('[' ~ '0,' * 1000000 ~ '0]')|fromjson"),
+        "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}\
+         {{ m('xxxxxxxx', 60) }}"
+            .into(),
+        "{% set x %}{% for i in range(100000) %}{% for j in range(100000) %}0123456789\
+         {% endfor %}{% endfor %}{% endset %}"
+            .into(),
+    ] {
+        let error = render(&source).expect_err(&source);
+        assert!(
+            error.contains("steps") || error.contains("invalid"),
+            "{source}: {error}"
+        );
     }
 }
 

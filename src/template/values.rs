@@ -3,16 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use minijinja::{
     Error, ErrorKind, State, Value,
-    value::{Object, ObjectRepr, Serde},
+    value::{Object, ObjectRepr},
 };
-use serde_json::value::RawValue;
+
+use super::json;
 
 /// A value and its version.
 #[derive(Clone)]
@@ -88,8 +89,21 @@ impl Trace {
     }
 }
 
-/// The function `secret`.
-pub(super) struct Secrets(pub(super) Arc<Trace>);
+/// The function `secret`. Each secret is converted once, so that a template that uses one in a loop
+/// takes no more time and memory than one that uses it once.
+pub(super) struct Secrets {
+    trace: Arc<Trace>,
+    found: Mutex<BTreeMap<String, Value>>,
+}
+
+impl Secrets {
+    pub(super) fn new(trace: Arc<Trace>) -> Self {
+        Self {
+            trace,
+            found: Mutex::default(),
+        }
+    }
+}
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,22 +125,25 @@ impl Object for Secrets {
         let name = name
             .as_str()
             .ok_or_else(|| SafeError::error("secret takes a name, which must be a string"))?;
-        let mut accesses = self.0.accesses();
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(secret) = found.get(name) {
+            return Ok(secret.clone());
+        }
+        let mut accesses = self.trace.accesses();
         accesses.used.insert(name.to_owned());
-        let Some(input) = self.0.values.get(name) else {
+        let Some(input) = self.trace.values.get(name) else {
             accesses.missing.push(Missing::Secret(name.to_owned()));
             return Err(SafeError::error(format!(
                 "the secret {name} is not available yet"
             )));
         };
         drop(accesses);
-        let (value, previous) = (input.current.clone(), Some(input.previous.clone()));
-        Ok(Value::from_object(Secret {
-            trace: Arc::clone(&self.0),
-            name: name.to_owned(),
-            value,
-            previous,
-        }))
+        let secret = Value::from_object(Secret {
+            previous: Some(input.previous.clone()),
+            ..Secret::new(&self.trace, name, input.current.clone())
+        });
+        found.insert(name.to_owned(), secret.clone());
+        Ok(secret)
     }
 }
 
@@ -137,6 +154,11 @@ struct Secret {
     value: VersionedValue,
     /// The value before this one; None if this is the previous value itself.
     previous: Option<Option<Option<VersionedValue>>>,
+    text: OnceLock<Value>,
+    base64: OnceLock<Value>,
+    /// None if the value is not a JSON object.
+    fields: OnceLock<Option<Value>>,
+    previous_secret: OnceLock<Value>,
 }
 
 impl fmt::Debug for Secret {
@@ -146,6 +168,19 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
+    fn new(trace: &Arc<Trace>, name: &str, value: VersionedValue) -> Self {
+        Self {
+            trace: Arc::clone(trace),
+            name: name.to_owned(),
+            value,
+            previous: None,
+            text: OnceLock::new(),
+            base64: OnceLock::new(),
+            fields: OnceLock::new(),
+            previous_secret: OnceLock::new(),
+        }
+    }
+
     fn text(&self) -> Result<&str, Error> {
         let binary = |_| {
             SafeError::error(format!(
@@ -156,23 +191,14 @@ impl Secret {
         std::str::from_utf8(&self.value.bytes).map_err(binary)
     }
 
-    fn members(&self) -> Option<BTreeMap<String, &RawValue>> {
-        let bytes: &[u8] = &self.value.bytes;
-        // Without the byte order mark that editors of Windows put in front.
-        serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).ok()
-    }
-
-    fn fields(&self) -> Option<Value> {
-        Some(Value::from_pairs(
-            self.members()?
-                .into_iter()
-                .map(|(name, raw)| (name, member(raw))),
-        ))
+    fn fields(&self) -> Option<&Value> {
+        let fields = self.fields.get_or_init(|| json::object(&self.value.bytes));
+        fields.as_ref()
     }
 
     fn previous(&self) -> Option<Value> {
         let value = match self.previous.as_ref()? {
-            Some(Some(value)) => value.clone(),
+            Some(Some(value)) => value,
             Some(None) => return Some(Value::from(())),
             None => {
                 self.trace
@@ -182,24 +208,28 @@ impl Secret {
                 return Some(Value::from(()));
             }
         };
-        let (trace, name) = (Arc::clone(&self.trace), self.name.clone());
-        Some(Value::from_object(Self {
-            trace,
-            name,
-            value,
-            previous: None,
-        }))
+        let secret = || Value::from_object(Self::new(&self.trace, &self.name, value.clone()));
+        Some(self.previous_secret.get_or_init(secret).clone())
     }
 
     fn find(&self, key: &str) -> Option<Value> {
         match key {
-            "value" => Some(self.text().map_or_else(Value::from, Value::from)),
-            "base64" => Some(STANDARD.encode(&self.value.bytes).into()),
+            "value" => {
+                let text = || self.text().map_or_else(Value::from, Value::from);
+                Some(self.text.get_or_init(text).clone())
+            }
+            "base64" => {
+                let base64 = || STANDARD.encode(&self.value.bytes).into();
+                Some(self.base64.get_or_init(base64).clone())
+            }
             "version" => Some(self.value.version.as_str().into()),
             "name" => Some(self.name.as_str().into()),
-            "fields" => self.fields(),
+            "fields" => self.fields().cloned(),
             "previous" => self.previous(),
-            field => self.members()?.get(field).map(|raw| member(raw)),
+            field => {
+                let member = self.fields()?.get_attr(field).ok()?;
+                (!member.is_undefined()).then_some(member)
+            }
         }
     }
 }
@@ -220,29 +250,5 @@ impl Object for Secret {
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text().map_err(|_| fmt::Error)?)
-    }
-}
-
-/// Converts a member of a JSON object. A number that MiniJinja would print differently becomes
-/// text.
-fn member(raw: &RawValue) -> Value {
-    let number = || {
-        let number: serde_json::Number = serde_json::from_str(raw.get()).ok()?;
-        let whole = number
-            .as_i64()
-            .map(Value::from)
-            .or_else(|| number.as_u64().map(Value::from));
-        whole
-            .or_else(|| number.as_f64().map(Value::from))
-            .filter(|number| number.to_string() == raw.get())
-    };
-    match raw.get().bytes().next() {
-        Some(b'0'..=b'9' | b'-') => number().unwrap_or_else(|| Value::from(raw.get())),
-        _ => match serde_json::from_str::<serde_json::Value>(raw.get()) {
-            Ok(json) => Value::from(Serde(json)),
-            Err(_) => Value::from(SafeError::error(
-                "a member of the secret is nested too deeply",
-            )),
-        },
     }
 }

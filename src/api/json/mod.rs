@@ -2,20 +2,17 @@
 
 mod parse;
 
-use ::base64::Engine;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::Response;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use self::parse::{CiphertextItem, DataKeyRequest, JsonBody, PlaintextItem, Text, invalid};
-use super::{
-    base64::{self, NotBase64, STANDARD},
-    error::RequestError,
-    job::Job,
-};
+use super::{error::RequestError, job::Job};
 use crate::{
     config::Limits,
     crypto::{PREFIX_LEN, SecretKey, from_text, to_text},
+    encoding::{NotBase64, decode_base64},
     http::{body::BufferedBody, payload::Payload, problem::Problem, response::ResponseBody},
     model::Operation,
     refresh::Keyring,
@@ -182,7 +179,7 @@ fn decode_aad(text: Option<&Text<'_>>) -> Result<Vec<u8>, Problem> {
 
 /// Decodes the member `name` behind what `bytes` holds.
 fn decode(name: &str, text: &str, bytes: &mut Vec<u8>) -> Result<(), Problem> {
-    base64::decode(text.as_bytes(), bytes)
+    decode_base64(text.as_bytes(), bytes)
         .map_err(|NotBase64| invalid(format!("`{name}` is {}", NotBase64::EXPECTED)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use hyper::{
     HeaderMap, Response, StatusCode,
@@ -12,10 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{
-    super::base64::STANDARD,
-    request::{Format, MAX_WORD, SecretQuery},
-};
+use super::request::{Format, MAX_WORD, SecretQuery};
 use crate::{
     backend::{BackendError, ErrorKind},
     http::{

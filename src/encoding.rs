@@ -1,12 +1,9 @@
-//! Base64 in requests and responses (RFC 4648).
+//! Base64 as people and programs write it (RFC 4648).
 
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-
-/// For output: standard, with padding (RFC 4648 §4).
-pub(super) const STANDARD: GeneralPurpose = base64::engine::general_purpose::STANDARD;
 
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -16,12 +13,12 @@ const URL_SAFE_INPUT: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, 
 const BLOCK: usize = 1024;
 
 /// Text that is not base64.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotBase64;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotBase64;
 
 impl NotBase64 {
     /// What was expected, as the end of a sentence.
-    pub(super) const EXPECTED: &str =
+    pub(crate) const EXPECTED: &str =
         "not base64: expected RFC 4648 in the standard or the URL-safe alphabet, not in both";
 }
 
@@ -30,7 +27,7 @@ impl NotBase64 {
 /// Languages differ in what they write, so everything with one meaning is accepted: either
 /// alphabet, with or without padding, with white space such as the line breaks of MIME (RFC 2045
 /// §6.8). Bits that encode nothing must be zero, so that no other text has the same meaning.
-pub(super) fn decode(text: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotBase64> {
+pub(crate) fn decode_base64(text: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotBase64> {
     let start = bytes.len();
     if STANDARD_INPUT.decode_vec(text, bytes).is_ok() {
         return Ok(());
@@ -62,13 +59,14 @@ pub(super) fn decode(text: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotBase64> 
 
 #[cfg(test)]
 mod tests {
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     use super::*;
 
     fn decoded(text: &str) -> Result<Vec<u8>, NotBase64> {
         let mut bytes = b"before".to_vec();
-        decode(text.as_bytes(), &mut bytes)?;
+        decode_base64(text.as_bytes(), &mut bytes)?;
         assert!(bytes.starts_with(b"before"));
         Ok(bytes.split_off(6))
     }
@@ -111,7 +109,7 @@ mod tests {
             let text = STANDARD.encode(&bytes);
             let lines = text.as_bytes().chunks(width).collect::<Vec<_>>().join(&b"\r\n"[..]);
             let mut decoded = Vec::new();
-            prop_assert_eq!(decode(&lines, &mut decoded), Ok(()));
+            prop_assert_eq!(decode_base64(&lines, &mut decoded), Ok(()));
             prop_assert_eq!(decoded, bytes);
         }
     }
