@@ -664,7 +664,7 @@ fn the_help_shows_an_example() {
     let mut text = String::new();
     (&output.stdout[..]).read_to_string(&mut text).unwrap();
     for expected in [
-        "NAME=secret:SECRET[#FIELD]",
+        "NAME=secret:SECRET[?OPTIONS][#FIELD]",
         "restart|ignore|signal:NAME",
         "SIDEKEY_FILES",
     ] {

@@ -26,10 +26,13 @@ pub(super) struct Exec {
     #[command(flatten)]
     connection: Connection,
     /// Set an environment variable to a secret, to a field of a JSON secret, or to a --file's path.
-    #[arg(long, value_name = "NAME=secret:SECRET[#FIELD]|NAME=file:FILE")]
+    #[arg(
+        long,
+        value_name = "NAME=secret:SECRET[?OPTIONS][#FIELD]|NAME=file:FILE"
+    )]
     env: Vec<EnvBinding>,
     /// Write a secret to a file in an in-memory directory, whose path is in SIDEKEY_FILES.
-    #[arg(long, value_name = "NAME=secret:SECRET[#FIELD]")]
+    #[arg(long, value_name = "NAME=secret:SECRET[?OPTIONS][#FIELD]")]
     file: Vec<FileBinding>,
     /// Create the in-memory directory in this tmpfs.
     ///

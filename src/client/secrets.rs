@@ -13,7 +13,10 @@ use super::{
     response::{error_of, incomplete},
     socket::{Socket, full_body, request},
 };
-use crate::{model::SecretName, wire::OCTETS};
+use crate::{
+    model::{Conversion, SecretName},
+    wire::OCTETS,
+};
 
 /// The time limit for a complete response.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,13 +25,14 @@ const MAX_VALUE: usize = 16 << 20;
 
 /// The value of a secret or of one of its fields.
 pub struct Fetched {
-    /// The bytes as stored by the provider.
+    /// The bytes as the provider stores them, after the conversion.
     pub value: Zeroizing<Vec<u8>>,
     /// The secret's version, if the provider has versions.
     pub version: Option<String>,
 }
 
-/// Fetches the current value of a secret, or of one field of a secret that is a JSON object.
+/// Fetches the current value of a secret, or of one field of a secret that is a JSON object, after
+/// `conversion`.
 ///
 /// # Errors
 /// The sidecar can't be reached, returns an error, or doesn't respond in time.
@@ -36,10 +40,11 @@ pub async fn fetch_secret(
     socket: &Socket,
     name: &SecretName,
     field: Option<&str>,
+    conversion: Conversion,
 ) -> Result<Fetched, SidecarError> {
     let timed_out =
         |_| SidecarError::Unexpected(format!("no complete response within {TIMEOUT:?}"));
-    timeout(TIMEOUT, fetch(socket, name, field))
+    timeout(TIMEOUT, fetch(socket, name, field, conversion))
         .await
         .map_err(timed_out)?
 }
@@ -48,14 +53,19 @@ async fn fetch(
     socket: &Socket,
     name: &SecretName,
     field: Option<&str>,
+    conversion: Conversion,
 ) -> Result<Fetched, SidecarError> {
-    let mut path = format!("/v1/secrets/{name}");
+    let mut path = format!("/v1/secrets/{name}?");
     if let Some(field) = field {
         path.push_str(&format!(
-            "?field={}",
+            "field={}&",
             utf8_percent_encode(field, NON_ALPHANUMERIC)
         ));
     }
+    for (key, value) in conversion.parameters() {
+        path.push_str(&format!("{key}={value}&"));
+    }
+    path.pop();
     let request = request(Method::GET, &path)
         .header(ACCEPT, OCTETS)
         .body(full_body(""));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
-use crate::model::SecretName;
+use crate::model::{Conversion, SecretName};
 
 /// The variable that names the directory of the files.
 pub(super) const FILES: &str = "SIDEKEY_FILES";
@@ -17,6 +17,7 @@ pub struct BindingError(String);
 pub(super) struct SecretRef {
     pub(super) name: SecretName,
     pub(super) field: Option<String>,
+    pub(super) conversion: Conversion,
 }
 
 /// An environment variable of the program.
@@ -46,9 +47,7 @@ impl FromStr for EnvBinding {
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
         let form = || {
-            BindingError(
-                "expected NAME=secret:SECRET, NAME=secret:SECRET#FIELD or NAME=file:FILE".into(),
-            )
+            BindingError("expected NAME=secret:SECRET[?OPTIONS][#FIELD] or NAME=file:FILE".into())
         };
         let (name, source) = text
             .split_once('=')
@@ -75,8 +74,7 @@ impl FromStr for FileBinding {
     type Err = BindingError;
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
-        let form =
-            || BindingError("expected NAME=secret:SECRET or NAME=secret:SECRET#FIELD".into());
+        let form = || BindingError("expected NAME=secret:SECRET[?OPTIONS][#FIELD]".into());
         let (name, secret) = text.split_once("=secret:").ok_or_else(form)?;
         // Names that start with a dot are reserved for the directory's own entries.
         if name.is_empty()
@@ -105,10 +103,25 @@ impl FromStr for SecretRef {
             Some((secret, field)) => (secret, Some(field.to_owned())),
             None => (text, None),
         };
+        let (secret, options) = secret.split_once('?').unwrap_or((secret, ""));
         let name = secret
             .parse()
             .map_err(|error| BindingError(format!("invalid secret name: {error}")))?;
-        Ok(Self { name, field })
+        let mut conversion = Conversion::default();
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let is_known = conversion.set(key, value);
+            if !is_known.map_err(|error| BindingError(error.to_string()))? {
+                return Err(BindingError(format!(
+                    "unknown option {key}; expected decode=base64 or trim=newline"
+                )));
+            }
+        }
+        Ok(Self {
+            name,
+            field,
+            conversion,
+        })
     }
 }
 
@@ -182,6 +195,7 @@ mod tests {
         let secret = |field: Option<&str>| SecretRef {
             name: "db".parse().expect("name"),
             field: field.map(str::to_owned),
+            conversion: Conversion::default(),
         };
         assert_eq!(
             env("PW=secret:db").expect("valid").source,
@@ -202,7 +216,18 @@ mod tests {
                 secret: secret(Some("key"))
             }
         );
+        let EnvSource::Secret(converted) = env("PW=secret:db?trim=newline&decode=base64#a?b")
+            .expect("valid")
+            .source
+        else {
+            panic!("a secret")
+        };
+        assert_eq!(converted.field.as_deref(), Some("a?b"));
+        assert!(converted.conversion.decode_base64 && converted.conversion.trim_newline);
         for wrong in [
+            "PW=secret:db?trim",
+            "PW=secret:db?field=a",
+            "PW=secret:db?decode=base64&decode=base64",
             "PW",
             "=secret:db",
             "PW=db",

@@ -83,7 +83,8 @@ async fn read(
     for _ in 0..ATTEMPTS {
         let mut read: Vec<Fetched> = Vec::with_capacity(fields.len());
         for secret in fields {
-            read.push(fetch_secret(socket, &secret.name, secret.field.as_deref()).await?);
+            let field = secret.field.as_deref();
+            read.push(fetch_secret(socket, &secret.name, field, secret.conversion).await?);
         }
         if read
             .iter()

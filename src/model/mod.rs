@@ -1,8 +1,9 @@
-//! The vocabulary: names, URIs, waves, durations and operations, each parsed once and valid from
-//! then on.
+//! The vocabulary: names, URIs, waves, durations, operations and conversions, each parsed once and
+//! valid from then on.
 
 mod anchor;
 mod certificate;
+mod conversion;
 mod names;
 mod operation;
 mod secrets;
@@ -12,6 +13,7 @@ mod uris;
 
 pub use anchor::Anchor;
 pub use certificate::CertificateName;
+pub use conversion::Conversion;
 pub use names::{KeyringName, Malformed, SecretName, Wave};
 pub use operation::Operation;
 pub use secrets::{NamePattern, SecretSource};

@@ -1,5 +1,8 @@
 //! The output of a command as log lines: short, few, and none that contains a secret.
 
+use std::iter;
+
+use serde::de::IgnoredAny;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::source::UsedSecret;
@@ -24,7 +27,10 @@ pub(super) struct Redactions(Vec<Zeroizing<Vec<u8>>>);
 
 impl Redactions {
     pub(super) fn new(used: &[UsedSecret]) -> Self {
-        Self::of(used.iter().map(|used| &**used.value.bytes()))
+        Self::of(used.iter().flat_map(|used| {
+            let decoded = used.decoded.as_ref().map(|decoded| decoded.as_slice());
+            [&**used.value.bytes()].into_iter().chain(decoded)
+        }))
     }
 
     /// Redacts every line.
@@ -44,9 +50,10 @@ impl Redactions {
         };
         for value in values {
             add(value);
-            if let Ok(json) = serde_json::from_slice(value) {
-                for_each_string(&json, &mut add);
-                numbers(value).for_each(&mut add);
+            let json = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value);
+            if serde_json::from_slice::<IgnoredAny>(json).is_ok() {
+                strings(json).for_each(|text| add(&text));
+                numbers(json).for_each(&mut add);
             }
         }
         prefixes.sort_unstable_by(|a, b| a.as_slice().cmp(b));
@@ -68,15 +75,30 @@ impl Redactions {
     }
 }
 
-fn for_each_string(json: &serde_json::Value, add: &mut impl FnMut(&[u8])) {
-    match json {
-        serde_json::Value::String(text) => add(text.as_bytes()),
-        serde_json::Value::Array(items) => items.iter().for_each(|item| for_each_string(item, add)),
-        serde_json::Value::Object(members) => members
-            .values()
-            .for_each(|member| for_each_string(member, add)),
-        _ => {}
-    }
+/// Returns the strings of valid JSON text, without the names of members. One that is not Unicode is
+/// returned as it is written.
+fn strings(json: &[u8]) -> impl Iterator<Item = Zeroizing<Vec<u8>>> {
+    let mut rest = json;
+    iter::from_fn(move || {
+        loop {
+            let start = rest.iter().position(|byte| *byte == b'"')?;
+            let text = &rest[start + 1..];
+            let mut is_escaped = false;
+            let length = text.iter().position(|byte| {
+                let is_end = *byte == b'"' && !is_escaped;
+                is_escaped = *byte == b'\\' && !is_escaped;
+                is_end
+            })?;
+            let literal = &rest[start..start + length + 2];
+            rest = &text[length + 1..];
+            let is_name = rest.trim_ascii_start().starts_with(b":");
+            if !is_name {
+                let decoded = serde_json::from_slice::<String>(literal);
+                let text = decoded.map_or_else(|_| text[..length].to_vec(), String::into_bytes);
+                return Some(Zeroizing::new(text));
+            }
+        }
+    })
 }
 
 /// Splits valid JSON text at everything but numbers. Most of the results are too short to matter.
@@ -189,6 +211,25 @@ mod tests {
         }
         lines.finish(|line| shown.push(line.to_owned()));
         shown
+    }
+
+    #[test]
+    fn strings_of_json_that_is_not_unicode_are_redacted() {
+        for json in [
+            r#"{"half":"\ud83d","password":"hunter2 & more"}"#,
+            "\u{feff}{\"password\":\"hunter2 & more\"}",
+            r#"{"a\\":"\\","password":"\u0068unter2 & more"}"#,
+            r#"["\ud83d hunter2 & more"]"#,
+        ] {
+            let redactions = Redactions::of([json.as_bytes()].into_iter());
+            let line: &[u8] = if json.starts_with('[') {
+                br"the value is \ud83d hunter2 & more"
+            } else {
+                b"the password is hunter2 & more"
+            };
+            assert!(redactions.matches(line), "{json}");
+            assert!(!redactions.matches(b"the password is good"), "{json}");
+        }
     }
 
     #[test]

@@ -9,9 +9,9 @@ use super::RenderFailure;
 use crate::{
     backend::ErrorKind,
     config::Content,
-    secrets::{
-        Freshness, GetError, NoField, SecretRequest, Secrets, Served, Value, VersionSelector,
-    },
+    encoding::NotBase64,
+    model::Conversion,
+    secrets::{Freshness, GetError, SecretRequest, Secrets, Served, Value, VersionSelector},
     template::{Missing, SecretInput, Template, Values, VersionedValue},
 };
 
@@ -26,6 +26,8 @@ const COMPUTED_NAME: &str = "a secret whose name the template computes";
 pub(super) struct UsedSecret {
     pub(super) secret: String,
     pub(super) value: Arc<Value>,
+    /// What the file contains of it, if that was decoded.
+    pub(super) decoded: Option<Arc<Zeroizing<Vec<u8>>>>,
 }
 
 impl UsedSecret {
@@ -68,38 +70,44 @@ impl ContentSource {
 
     pub(super) async fn render(&mut self, content: &Content) -> Result<Rendered, RenderFailure> {
         match content {
-            Content::Secret { name, field } => self.secret(name.as_str(), field.as_deref()).await,
+            Content::Secret {
+                name,
+                field,
+                conversion,
+            } => {
+                self.secret(name.as_str(), field.as_deref(), *conversion)
+                    .await
+            }
             Content::Template(template) => self.template(template).await,
         }
     }
 
-    async fn secret(&mut self, name: &str, field: Option<&str>) -> Result<Rendered, RenderFailure> {
+    async fn secret(
+        &mut self,
+        name: &str,
+        field: Option<&str>,
+        conversion: Conversion,
+    ) -> Result<Rendered, RenderFailure> {
         self.requested = BTreeSet::from([name.to_owned()]);
         let value = self.current(name, name).await?.value;
-        let bytes = match field {
-            None => Zeroizing::new(value.bytes().to_vec()),
-            Some(field) => value
-                .field(field)
-                .map(|field| field.decode())
-                .map_err(|why| {
-                    let why = match why {
-                        NoField::NotAnObject => {
-                            "its value is not a JSON object, so it has no fields".to_owned()
-                        }
-                        NoField::Utf16 => {
-                            "its value is in UTF-16, but JSON is UTF-8, so it has no fields"
-                                .to_owned()
-                        }
-                        NoField::Missing => format!("its value has no field {field:?}"),
-                    };
-                    unavailable(name, &why)
-                })?,
+        let part = match field {
+            None => Ok(Zeroizing::new(value.bytes().to_vec())),
+            Some(field) => {
+                let part = value.field(field).and_then(|field| field.decode());
+                part.map_err(|why| unavailable(name, &format!("its value {}", why.explain(field))))
+            }
         };
+        let bytes = conversion.apply(part?).map_err(|NotBase64| {
+            let why = format!("`decode`: what it should decode is {}", NotBase64::EXPECTED);
+            unavailable(name, &why)
+        })?;
+        let decoded = conversion.decode_base64.then(|| Arc::new(bytes.clone()));
         Ok(Rendered {
             bytes,
             used: vec![UsedSecret {
                 secret: name.to_owned(),
                 value,
+                decoded,
             }],
             previous_end: None,
         })
@@ -158,6 +166,7 @@ impl ContentSource {
                 inputs.used.push(UsedSecret {
                     secret: name,
                     value,
+                    decoded: None,
                 });
             }
             Missing::Secret(_) => {}
@@ -173,6 +182,7 @@ impl ContentSource {
                 inputs.used.extend(value.map(|value| UsedSecret {
                     secret: name,
                     value,
+                    decoded: None,
                 }));
             }
         }

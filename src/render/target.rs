@@ -218,12 +218,17 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
+    use crate::model::Conversion;
 
     fn render(file: std::path::PathBuf) -> config::Render {
         let name = "a".parse().expect("a name");
         config::Render {
             file,
-            content: config::Content::Secret { name, field: None },
+            content: config::Content::Secret {
+                name,
+                field: None,
+                conversion: Conversion::default(),
+            },
             mode: 0o640,
             owner: None,
             group: None,

@@ -21,10 +21,28 @@ pub enum NoField {
     Utf16,
     /// The object has no field of this name.
     Missing,
+    /// The field is a string with half of a UTF-16 surrogate pair, which no UTF-8 text expresses.
+    Surrogate,
+}
+
+impl NoField {
+    /// Says what is wrong with the value in which `field` was looked for, as the end of a sentence.
+    pub(crate) fn explain(self, field: &str) -> String {
+        match self {
+            Self::NotAnObject => "is not a JSON object, so it has no fields".into(),
+            Self::Utf16 => "is in UTF-16, but JSON is UTF-8, so it has no fields".into(),
+            Self::Missing => format!("has no field {field:?}"),
+            Self::Surrogate => format!(
+                "has a field {field:?} that is not Unicode: it contains half of a surrogate pair"
+            ),
+        }
+    }
 }
 
 impl<'v> Field<'v> {
-    /// Finds a field. The last one counts if a name is repeated.
+    /// Finds a field by its name, or, if there is none, by the names of nested fields with dots
+    /// between them. In those, `\.` is a dot and `\\` a backslash of a name. The last one counts if a
+    /// name is repeated.
     ///
     /// # Errors
     /// The value is not a JSON object, or has no such field.
@@ -34,13 +52,11 @@ impl<'v> Field<'v> {
         if value.starts_with(b"\xff\xfe") || value.starts_with(b"\xfe\xff") {
             return Err(NoField::Utf16);
         }
-        let mut deserializer = serde_json::Deserializer::from_slice(value);
-        FieldSeed(name)
-            .deserialize(&mut deserializer)
-            .and_then(|found| deserializer.end().map(|()| found))
-            .map_err(|_| NoField::NotAnObject)?
-            .map(Self)
-            .ok_or(NoField::Missing)
+        let found = match member(value, name) {
+            Err(NoField::Missing) if name.contains(['.', '\\']) => nested(value, name),
+            found => found,
+        };
+        found.map(Self)
     }
 
     /// Returns an upper bound for the length of the decoded field, in bytes.
@@ -49,16 +65,54 @@ impl<'v> Field<'v> {
     }
 
     /// Returns the text of a string, and anything else as the value contains it.
-    pub(crate) fn decode(&self) -> Zeroizing<Vec<u8>> {
+    ///
+    /// # Errors
+    /// [`NoField::Surrogate`]
+    pub(crate) fn decode(&self) -> Result<Zeroizing<Vec<u8>>, NoField> {
         #[derive(Deserialize)]
         struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
 
         let raw = self.0.get();
-        Zeroizing::new(match serde_json::from_str(raw) {
-            Ok(Text(text)) => text.into_owned().into_bytes(),
-            Err(_) => raw.as_bytes().to_vec(),
-        })
+        if !raw.starts_with('"') {
+            return Ok(Zeroizing::new(raw.as_bytes().to_vec()));
+        }
+        let Text(text) = serde_json::from_str(raw).map_err(|_| NoField::Surrogate)?;
+        Ok(Zeroizing::new(text.into_owned().into_bytes()))
     }
+}
+
+/// Finds a member of an object.
+fn member<'v>(object: &'v [u8], name: &str) -> Result<&'v RawValue, NoField> {
+    let mut deserializer = serde_json::Deserializer::from_slice(object);
+    FieldSeed(name)
+        .deserialize(&mut deserializer)
+        .and_then(|found| deserializer.end().map(|()| found))
+        .map_err(|_| NoField::NotAnObject)?
+        .ok_or(NoField::Missing)
+}
+
+/// Finds a member of a member, and so on.
+fn nested<'v>(object: &'v [u8], names: &str) -> Result<&'v RawValue, NoField> {
+    let (mut object, mut name) = (object, String::new());
+    let mut characters = names.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '.' => {
+                object = member(object, &name)
+                    .map_err(|_| NoField::Missing)?
+                    .get()
+                    .as_bytes();
+                name.clear();
+            }
+            '\\' => name.push(
+                characters
+                    .next_if(|c| matches!(c, '.' | '\\'))
+                    .unwrap_or('\\'),
+            ),
+            _ => name.push(character),
+        }
+    }
+    member(object, &name).map_err(|_| NoField::Missing)
 }
 
 /// Scans an object for a field without allocating.
@@ -99,7 +153,8 @@ impl<'de> DeserializeSeed<'de> for NameSeed<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
+        // Other names may have half of a surrogate pair, with which `deserialize_str` would fail.
+        deserializer.deserialize_bytes(self)
     }
 }
 
@@ -110,8 +165,8 @@ impl Visitor<'_> for NameSeed<'_> {
         f.write_str("a name")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
-        Ok(name == self.0)
+    fn visit_bytes<E>(self, name: &[u8]) -> Result<bool, E> {
+        Ok(name == self.0.as_bytes())
     }
 }
 
@@ -121,7 +176,7 @@ mod tests {
 
     fn field(value: &str, name: &str) -> Result<String, NoField> {
         let field = Field::find(value.as_bytes(), name)?;
-        let decoded = field.decode();
+        let decoded = field.decode()?;
         assert!(decoded.len() <= field.max_len());
         Ok(String::from_utf8(decoded.to_vec()).expect("text"))
     }
@@ -134,6 +189,48 @@ mod tests {
         assert_eq!(field(value, "tls").as_deref(), Ok(r#"{"on":true}"#));
         assert_eq!(field(value, "none").as_deref(), Ok("null"));
         assert_eq!(field(value, "user"), Err(NoField::Missing));
+    }
+
+    #[test]
+    fn numbers_are_as_they_are_written() {
+        let value = r#"{"a":12345678901234567890123,"b":1.10,"c":{"d":[1e3, -0.0]}}"#;
+        assert_eq!(field(value, "a").as_deref(), Ok("12345678901234567890123"));
+        assert_eq!(field(value, "b").as_deref(), Ok("1.10"));
+        assert_eq!(field(value, "c").as_deref(), Ok(r#"{"d":[1e3, -0.0]}"#));
+        assert_eq!(field(value, "c.d").as_deref(), Ok("[1e3, -0.0]"));
+    }
+
+    #[test]
+    fn a_nested_field_is_named_with_dots_unless_a_member_has_that_name() {
+        let value = r#"{"a.b":1,"a":{"b":2,"c.d":{"":"e"},"x\\y":3},"tls.crt":"pem","n":null}"#;
+        for (name, expected) in [
+            ("a.b", Ok("1")),
+            ("tls.crt", Ok("pem")),
+            (r"tls\.crt", Ok("pem")),
+            (r"a\.b", Ok("1")),
+            (r"a.c\.d", Ok(r#"{"":"e"}"#)),
+            (r"a.c\.d.", Ok("e")),
+            (r"a.x\y", Ok("3")),
+            (r"a.x\\y", Ok("3")),
+            ("a.c.d", Err(NoField::Missing)),
+            ("a.", Err(NoField::Missing)),
+            (".a", Err(NoField::Missing)),
+            ("n.a", Err(NoField::Missing)),
+            ("tls.crt.x", Err(NoField::Missing)),
+            (r"b\", Err(NoField::Missing)),
+        ] {
+            assert_eq!(field(value, name).as_deref(), expected.as_deref(), "{name}");
+        }
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_is_an_error_of_its_own_field_alone() {
+        let value =
+            r#"{"half":"a\ud83d","\ud83d":"b","whole":"\ud83d\ude00","in":{"half":"\udc00"}}"#;
+        assert_eq!(field(value, "half"), Err(NoField::Surrogate));
+        assert_eq!(field(value, "in.half"), Err(NoField::Surrogate));
+        assert_eq!(field(value, "whole").as_deref(), Ok("\u{1f600}"));
+        assert_eq!(field(value, "in").as_deref(), Ok(r#"{"half":"\udc00"}"#));
     }
 
     #[test]

@@ -7,18 +7,22 @@ use hyper::{
 
 use crate::{
     http::problem::Problem,
+    model::Conversion,
     secrets::{Freshness, SecretRequest, VersionSelector},
     wire::{Code, JSON, OCTETS},
 };
 
 /// The longest version or field in a query, in bytes.
 pub(super) const MAX_WORD: usize = 256;
+const UNKNOWN_PARAMETER: &str =
+    "unknown parameter; valid parameters: stage, version, field, min_version, decode, trim";
 
 /// A request for a secret.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SecretQuery {
     pub(super) request: SecretRequest,
     pub(super) field: Option<String>,
+    pub(super) conversion: Conversion,
     pub(super) format: Format,
 }
 
@@ -34,17 +38,20 @@ impl SecretQuery {
     /// [`Code::InvalidRequest`]
     pub(super) fn parse(query: Option<&str>, headers: &HeaderMap) -> Result<Self, Problem> {
         let (mut version, mut field, mut min_version) = (None, None, None);
+        let mut conversion = Conversion::default();
         for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             let set = match &*key {
                 "stage" => set(&mut version, stage(&value)?),
                 "version" => set(&mut version, VersionSelector::Version(word(&key, &value)?)),
                 "field" => set(&mut field, word(&key, &value)?),
                 "min_version" => set(&mut min_version, word(&key, &value)?),
-                _ => {
-                    return Err(invalid(
-                        "unknown parameter; valid parameters: stage, version, field, min_version",
-                    ));
-                }
+                _ => match conversion.set(&key, &value) {
+                    Ok(true) => Some(()),
+                    Ok(false) => return Err(invalid(UNKNOWN_PARAMETER)),
+                    Err(error) => {
+                        return Err(Problem::new(Code::InvalidRequest, error.to_string()));
+                    }
+                },
             };
             set.ok_or_else(|| {
                 invalid(
@@ -64,6 +71,7 @@ impl SecretQuery {
         Ok(Self {
             request: SecretRequest { version, freshness },
             field,
+            conversion,
             format: format(headers),
         })
     }
@@ -181,6 +189,9 @@ mod tests {
             (asked.request.version, asked.field.as_deref(), asked.format),
             (VersionSelector::Previous, Some("pass word"), Format::Octets)
         );
+        let converted = parse("decode=base64&trim=newline&field=a", &[]).expect("query");
+        let conversion = converted.conversion;
+        assert!(conversion.decode_base64 && conversion.trim_newline);
         let fresh = parse("", &[(CACHE_CONTROL, "max-age=0, No-Cache")]).expect("query");
         assert_eq!(fresh.request.freshness, Freshness::Revalidated);
         assert_eq!(
@@ -198,6 +209,9 @@ mod tests {
             "x=1",
             "version=%00",
             "stage=previous&min_version=1",
+            "decode=hex",
+            "trim",
+            "trim=newline&trim=newline",
         ] {
             assert_eq!(parse(wrong, &[]), Err(Code::InvalidRequest), "{wrong}");
         }

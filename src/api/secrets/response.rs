@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::request::{Format, MAX_WORD, SecretQuery};
 use crate::{
     backend::{BackendError, ErrorKind},
+    encoding::NotBase64,
     http::{
         account::Account, memory::MemoryShare, payload::Payload, problem::Problem,
         response::ResponseBody,
@@ -103,24 +104,35 @@ async fn payload(
     // For JSON: the field or value, its escaped form, and the response.
     let reserve = |len: usize| account.reserve(3 * len);
     let zeroizing = |bytes, share: MemoryShare| Payload::zeroizing(bytes, share);
-    Ok(match (&query.field, query.format) {
-        (None, Format::Octets) => value.bytes().clone().into(),
-        (None, Format::Json) if served.is_cacheable() => value
+    let is_whole = query.field.is_none() && query.conversion.is_none();
+    Ok(match query.format {
+        Format::Octets if is_whole => value.bytes().clone().into(),
+        Format::Json if is_whole && served.is_cacheable() => value
             .json(|| Bytes::from_owner(to_json(secret, served, value.bytes())))
             .into(),
-        (None, Format::Json) => {
+        Format::Json if is_whole => {
             let share = reserve(value.bytes().len()).await?;
             zeroizing(to_json(secret, served, value.bytes()), share)
         }
-        (Some(name), format) => {
-            let field = value
-                .field(name)
-                .map_err(|reason| no_field(secret, name, reason))?;
-            let share = reserve(field.max_len()).await?;
+        format => {
+            let (part, share) = match &query.field {
+                Some(name) => {
+                    let absent = |reason| no_field(secret, name, reason);
+                    let field = value.field(name).map_err(absent)?;
+                    let share = reserve(field.max_len()).await?;
+                    (field.decode().map_err(absent)?, share)
+                }
+                None => {
+                    let share = reserve(value.bytes().len()).await?;
+                    (Zeroizing::new(value.bytes().to_vec()), share)
+                }
+            };
+            let part = query.conversion.apply(part);
+            let part = part.map_err(|NotBase64| not_base64(secret))?;
             zeroizing(
                 match format {
-                    Format::Octets => field.decode(),
-                    Format::Json => to_json(secret, served, &field.decode()),
+                    Format::Octets => part,
+                    Format::Json => to_json(secret, served, &part),
                 },
                 share,
             )
@@ -176,17 +188,14 @@ fn matches(if_none_match: &HeaderValue, etag: &[u8]) -> bool {
 }
 
 fn no_field(secret: &Secret, field: &str, reason: NoField) -> Problem {
-    let name = secret.name();
-    let detail = match reason {
-        NoField::NotAnObject => {
-            format!("the value of {name} is not a JSON object, so it has no fields")
-        }
-        NoField::Utf16 => {
-            format!("the value of {name} is in UTF-16, but JSON is UTF-8, so it has no fields")
-        }
-        NoField::Missing => format!("the value of {name} has no field {field:?}"),
-    };
+    let detail = format!("the value of {} {}", secret.name(), reason.explain(field));
     Problem::new(Code::SecretFieldNotFound, detail)
+}
+
+fn not_base64(secret: &Secret) -> Problem {
+    let (name, expected) = (secret.name(), NotBase64::EXPECTED);
+    let detail = format!("`decode`: this value or field of {name} is {expected}");
+    Problem::new(Code::InvalidRequest, detail)
 }
 
 /// Explains to a caller why a value is not served. The provider's own message names locations, so

@@ -8,12 +8,15 @@ use crate::{
         Secrets,
         reader::{Parsed, Section, Value, all},
     },
-    model::SecretName,
+    model::{Conversion, SecretName},
     template::Template,
 };
 
 /// The longest template, in bytes.
 const LONGEST_TEMPLATE: u64 = 1 << 20;
+
+/// The keys of a [`Conversion`].
+const CONVERSIONS: [&str; 2] = ["decode", "trim"];
 
 /// What a rendered file contains.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub enum Content {
         name: SecretName,
         /// The member of its value, which must then be a JSON object.
         field: Option<String>,
+        /// What is made of it.
+        conversion: Conversion,
     },
     /// A template's output.
     Template(Arc<Template>),
@@ -39,6 +44,12 @@ pub(super) fn content(
         section.optional("template"),
         section.optional("template_text"),
     );
+    let conversion = conversion(section);
+    if secret.is_none()
+        && let Some(key) = CONVERSIONS.iter().find(|key| section.has(key))
+    {
+        return Err(section.missing(key, "requires secret; a template has filters"));
+    }
     match (secret, file, text, field) {
         (Some(secret), None, None, field) => {
             let name = known(&secret, secrets);
@@ -46,6 +57,7 @@ pub(super) fn content(
             Ok(Content::Secret {
                 name: name?,
                 field: field?,
+                conversion: conversion?,
             })
         }
         (None, Some(file), None, None) => template_file(&file, secrets, target),
@@ -59,6 +71,18 @@ pub(super) fn content(
         }
         _ => Err(section.problem("secret, template and template_text are mutually exclusive")),
     }
+}
+
+fn conversion(section: &Section<'_>) -> Parsed<Conversion> {
+    let mut conversion = Conversion::default();
+    let set = CONVERSIONS.map(|key| {
+        section.maybe(key, |value| {
+            let set = conversion.set(key, value.text()?);
+            set.map_err(|error| value.problem(error)).map(drop)
+        })
+    });
+    all(set.into_iter())?;
+    Ok(conversion)
 }
 
 fn known(value: &Value<'_>, secrets: Option<&Secrets>) -> Parsed<SecretName> {

@@ -60,6 +60,43 @@ async fn a_secret_is_served_as_json_or_one_of_its_fields() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_field_may_be_nested_decoded_and_trimmed() {
+    let world = World::new();
+    let value = r#"{"db":{"pass.word":"pw\n"},"store":"AP+A","half":"\ud83d","id":1.10}"#;
+    world.secret("file:a").rotate("1", value);
+    world.secret("file:b").rotate("1", "cHcK\n");
+    let both = entry("a", "file:a", "") + &entry("b", "file:b", "");
+    let sidecar = world.start_with(&both, &[]).await;
+    let mut client = sidecar.client().await;
+    for (path, expected) in [
+        (r"a?field=db.pass%5C.word", &b"pw\n"[..]),
+        (r"a?field=db.pass%5C.word&trim=newline", b"pw"),
+        ("a?field=store&decode=base64", &[0, 255, 128]),
+        ("a?field=id", b"1.10"),
+        ("b?trim=newline", b"cHcK"),
+        ("b?decode=base64", b"pw\n"),
+        ("b?decode=base64&trim=newline", b"pw"),
+    ] {
+        let bytes = get_bytes(&mut client, path).await.ok();
+        assert_eq!(&bytes.body[..], expected, "{path}");
+    }
+    let json = get(&mut client, "b?decode=base64&trim=newline").await.ok();
+    assert_eq!(json.json()["value"], "pw");
+    let json = get(&mut client, "a?field=store&decode=base64").await.ok();
+    assert_eq!(json.json()["value_base64"], "AP+A");
+    for (path, code) in [
+        ("a?field=db.password", "secret_field_not_found"),
+        ("a?field=half", "secret_field_not_found"),
+        ("a?field=id&decode=base64", "invalid_request"),
+        ("a?decode=base64", "invalid_request"),
+    ] {
+        let refused = get(&mut client, path).await;
+        assert_eq!(refused.problem(), code, "{path}");
+        assert!(!String::from_utf8_lossy(&refused.body).contains("1.10"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_are_served_as_they_are_and_each_form_has_its_entity_tag() {
     let world = World::new();
     world.secret("file:blob").rotate("1", [0, 0xff, 0x80]);
