@@ -142,6 +142,7 @@ impl Admin {
     pub async fn read_trusted(&self) -> Result<Document, AdminError> {
         self.compare_clocks().await?;
         let (document, has_base) = self.read_against_bases().await?;
+        self.compare_with_location()?;
         if !has_base {
             self.accept_first(&document)?;
         }

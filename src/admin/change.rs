@@ -128,7 +128,7 @@ impl Admin {
         version: u32,
         confirm: Option<&str>,
     ) -> Result<Document, AdminError> {
-        self.require_clock()?;
+        self.require_clock().await?;
         let current = self.read_trusted().await?;
         let seen = self.first_seen(current.manifest(), version).await?;
         self.change(|current, now| keyring::destroy(current, version, confirm, seen, now))
@@ -140,7 +140,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError`]
     pub async fn trim(&self, before: Timestamp) -> Result<Document, AdminError> {
-        self.require_clock()?;
+        self.require_clock().await?;
         self.change(|current, now| keyring::trim(current, before, now))
             .await
     }

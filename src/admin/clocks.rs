@@ -11,13 +11,43 @@ impl Admin {
     /// change compares them.
     ///
     /// # Errors
-    /// [`AdminError::NoClock`]
-    pub fn require_clock(&self) -> Result<(), AdminError> {
+    /// [`AdminError::NoClock`]; errors of reading the location, which may tell the time.
+    pub async fn require_clock(&self) -> Result<(), AdminError> {
         if self.bases.trust_clock || !self.bases.sidecars.urls.is_empty() {
-            Ok(())
-        } else {
-            Err(AdminError::NoClock)
+            return Ok(());
         }
+        self.read().await?;
+        match self.store.server_time() {
+            Some(_) => Ok(()),
+            None => Err(AdminError::NoClock),
+        }
+    }
+
+    /// Compares the clock with the location's, once that has answered.
+    ///
+    /// # Errors
+    /// [`AdminError::ClockDiffers`]
+    pub(super) fn compare_with_location(&self) -> Result<(), AdminError> {
+        match self.store.server_time() {
+            Some(theirs) => self.compare_with(theirs, || self.location.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    fn compare_with(
+        &self,
+        theirs: Timestamp,
+        holder: impl FnOnce() -> String,
+    ) -> Result<(), AdminError> {
+        let ours = self.now();
+        if self.bases.trust_clock || theirs.duration_since(ours).abs() <= CLOCK_TOLERANCE {
+            return Ok(());
+        }
+        Err(AdminError::ClockDiffers {
+            holder: holder(),
+            theirs,
+            ours,
+        })
     }
 
     /// Compares the clock with those of the sidecars, if the command was given any.
@@ -37,14 +67,7 @@ impl Admin {
             let Some(theirs) = status.ok().and_then(|status| status.now) else {
                 continue;
             };
-            let ours = self.now();
-            if theirs.duration_since(ours).abs() > CLOCK_TOLERANCE {
-                return Err(AdminError::ClockDiffers {
-                    sidecar,
-                    theirs,
-                    ours,
-                });
-            }
+            self.compare_with(theirs, || sidecar)?;
         }
         Ok(())
     }

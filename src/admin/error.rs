@@ -78,14 +78,14 @@ pub enum AdminError {
         /// The digest of the manifest found.
         digest: String,
     },
-    /// The clock differs from a sidecar's.
+    /// The clock differs from that of a sidecar or of the location.
     #[error(
-        "the clock of this machine says {ours}, and that of {sidecar} says {theirs}; waiting times \
+        "the clock of this machine says {ours}, and that of {holder} says {theirs}; waiting times \
          count by it, so correct it, or vouch for it with --trust-clock"
     )]
     ClockDiffers {
-        /// The sidecar.
-        sidecar: String,
+        /// Whose clock.
+        holder: String,
         /// Its time.
         theirs: Timestamp,
         /// This machine's time.

@@ -11,6 +11,8 @@ use tracing::{info, warn};
 use super::data_plane::Workers;
 use crate::{
     audit::Recorder,
+    config::{LoadError, Settings},
+    files::run_blocking,
     http::Tls,
     lifecycle::{Readiness, Signal, Signals, Stopping, notify_stopping},
     refresh::{Keyring, Trigger},
@@ -86,6 +88,30 @@ impl Bound {
         }
     }
 
+    /// Takes over what the config may change while a sidecar runs: the losses that each keyring
+    /// accepts. Everything else needs a restart. An invalid config changes nothing.
+    pub fn reload(&self, config: Result<&Settings, &LoadError>) {
+        let settings = match config {
+            Ok(settings) => settings,
+            Err(error) => {
+                warn!("the config is not read again, and the old one stays: {error}");
+                return;
+            }
+        };
+        for keyring in &self.keyrings {
+            let mut configured = settings.keyrings.iter();
+            let Some(settings) = configured.find(|found| found.name == *keyring.name()) else {
+                continue;
+            };
+            if keyring.accept_losses(&settings.accept_lost) {
+                info!(
+                    keyring = %keyring.name(), versions = ?settings.accept_lost,
+                    "the config accepts the loss of other versions"
+                );
+            }
+        }
+    }
+
     /// Accepts no more connections, then waits for requests in flight until the drain time-out
     /// (`timeouts.drain`) or until `hurry` resolves.
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
@@ -108,10 +134,15 @@ impl Bound {
     }
 
     /// Serves until SIGTERM or SIGINT, then stops gracefully; a second one stops at once. SIGHUP
-    /// refreshes.
-    pub async fn run(self, mut signals: Signals) {
+    /// reads the config again with `load`, and refreshes.
+    pub async fn run(
+        self,
+        mut signals: Signals,
+        load: impl Fn() -> Result<Settings, LoadError> + Clone + Send + 'static,
+    ) {
         while signals.next().await == Signal::Refresh {
             info!("refreshing all keyrings and secrets");
+            self.reload(run_blocking(load.clone()).await.as_ref());
             self.refresh();
         }
         info!(drain_timeout = ?self.drain, "stopping");

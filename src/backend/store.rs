@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::BackendError;
 use crate::files::{ChangeCallback, WatchGuard};
@@ -23,6 +24,12 @@ pub trait ManifestStore: Send + Sync {
     /// Returns the size of the largest manifest that the location stores, in bytes, if it has such a
     /// limit.
     fn capacity(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns the time on the location's own clock, as its last response stated, if it has one that
+    /// is independent of this machine's.
+    fn server_time(&self) -> Option<Timestamp> {
         None
     }
 

@@ -48,7 +48,8 @@ impl Dev {
         if let Some(ops) = self.ops {
             settings.ops.listen = ops;
         }
-        serve(&settings, async |bound| {
+        let reload = move || config::load(&config);
+        serve(&settings, reload, async |bound| {
             if tokio::time::timeout(Duration::from_secs(5), bound.ready())
                 .await
                 .is_err()

@@ -29,7 +29,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
-        serve(&config::load(&self.config)?, async |_| Ok(()))
+        let load = move || config::load(&self.config);
+        serve(&load()?, load, async |_| Ok(()))
     }
 }
 
@@ -151,6 +152,7 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), CliErro
 
 pub(super) fn serve(
     settings: &Settings,
+    reload: impl Fn() -> Result<Settings, LoadError> + Clone + Send + 'static,
     started: impl AsyncFnOnce(&app::Bound) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
     telemetry::init_logging(&settings.log).map_err(CliError::failed)?;
@@ -165,7 +167,7 @@ pub(super) fn serve(
         let bound = app::build(settings, backends, Clock::system()).await?;
         notify_ready();
         started(&bound).await?;
-        bound.run(signals).await;
+        bound.run(signals, reload).await;
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -34,6 +34,8 @@ pub struct Keyring {
     wave: Wave,
     location: Location,
     confirm: Confirm,
+    /// Versions that may be destroyed without a testament.
+    accepted_losses: Mutex<Vec<u32>>,
     snapshot: ArcSwapOption<Snapshot>,
     generations: watch::Sender<Option<u64>>,
     /// Milliseconds since the epoch; `i64::MIN` for never.
@@ -82,6 +84,7 @@ impl Keyring {
             wave: settings.wave.clone().unwrap_or_else(|| shared.wave.clone()),
             location: settings.location.clone(),
             confirm: settings.confirm,
+            accepted_losses: Mutex::new(settings.accept_lost.clone()),
             snapshot: ArcSwapOption::empty(),
             generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
@@ -104,6 +107,24 @@ impl Keyring {
     /// Returns the wave whose primary encrypts.
     pub fn wave(&self) -> &Wave {
         &self.wave
+    }
+
+    /// Replaces the versions that may be destroyed without a testament. Returns whether they differ.
+    pub fn accept_losses(&self, versions: &[u32]) -> bool {
+        let mut accepted = self.losses();
+        let is_news = *accepted != versions;
+        versions.clone_into(&mut accepted);
+        is_news
+    }
+
+    pub(super) fn accepted_losses(&self) -> Vec<u32> {
+        self.losses().clone()
+    }
+
+    fn losses(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.accepted_losses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns where the manifest is read from.

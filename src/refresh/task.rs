@@ -45,7 +45,7 @@ impl From<&config::Keyring> for Expectations {
 pub(super) struct Refresher {
     keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
-    expectations: Arc<Expectations>,
+    expectations: Expectations,
     scope: Arc<KekScope>,
     shared: Shared,
     cache: Option<CachedManifest>,
@@ -101,7 +101,7 @@ impl Refresher {
         Self {
             keyring,
             store,
-            expectations: Arc::new(Expectations::from(settings)),
+            expectations: Expectations::from(settings),
             scope: Arc::new(settings.keks.clone()),
             cache: CachedManifest::new(settings, &shared.settings),
             cached: None,
@@ -260,8 +260,7 @@ impl Refresher {
         let base = active
             .map(|table| Arc::clone(table.document()))
             .or_else(|| self.cached.clone());
-        let expectations = Arc::clone(&self.expectations);
-        let succession = match examine(base, Arc::clone(&document), expectations).await {
+        let succession = match examine(base, Arc::clone(&document), self.expectations()).await {
             Ok(succession) => succession,
             Err(rejection) => return self.rejected(rejection, active),
         };
@@ -293,6 +292,14 @@ impl Refresher {
         }
         candidate.gather().await;
         self.publish()
+    }
+
+    /// What the config requires now: a reload may accept more losses.
+    fn expectations(&self) -> Expectations {
+        Expectations {
+            accept_lost: self.keyring.accepted_losses(),
+            ..self.expectations.clone()
+        }
     }
 
     fn rejected(
@@ -363,7 +370,7 @@ impl Refresher {
             Ok(Some((bytes, confirmed))) => match parse(bytes).await {
                 Ok(document) => {
                     let document = Arc::new(document);
-                    examine(None, Arc::clone(&document), Arc::clone(&self.expectations))
+                    examine(None, Arc::clone(&document), self.expectations())
                         .await
                         .map(|_| (document, confirmed))
                         .map_err(|rejection| rejection.to_string())
@@ -486,7 +493,7 @@ impl Refresher {
 async fn examine(
     base: Option<Arc<Document>>,
     candidate: Arc<Document>,
-    expectations: Arc<Expectations>,
+    expectations: Expectations,
 ) -> Result<Succession, Rejection> {
     let is_large = candidate.bytes().len() > LARGE;
     let examine = move || keyring::examine(base.as_deref(), &candidate, &expectations);

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Client, EventStream, RawConnection, client::Stream, time::Time};
-use crate::app::Bound;
+use crate::{app::Bound, config::Settings};
 
 /// A sidecar that runs in the test. Dropping it ends it at once, as SIGKILL would.
 pub(crate) struct TestApp {
@@ -79,6 +79,10 @@ impl TestApp {
     /// Subscribes to events; `last_id` is the last one received before.
     pub(crate) async fn events(&self, last_id: Option<&str>) -> EventStream {
         EventStream::open(self.client().await, last_id, Arc::clone(&self.time)).await
+    }
+
+    pub(super) fn reload(&self, settings: &Settings) {
+        self.bound.reload(Ok(settings));
     }
 
     /// Returns the Unix socket's path.

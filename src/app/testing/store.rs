@@ -5,6 +5,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::{mode::Mode, watches::Watches};
 use crate::{
@@ -21,6 +22,7 @@ pub(crate) struct FakeStore {
     is_muted: AtomicBool,
     mode: Mode<()>,
     reads: AtomicUsize,
+    time: Mutex<Option<Timestamp>>,
 }
 
 impl FakeStore {
@@ -32,6 +34,7 @@ impl FakeStore {
             is_muted: AtomicBool::new(false),
             mode: Mode::default(),
             reads: AtomicUsize::new(0),
+            time: Mutex::default(),
         }
     }
 
@@ -50,6 +53,11 @@ impl FakeStore {
     pub(crate) fn remove(&self) {
         *self.content() = None;
         self.changed();
+    }
+
+    /// Sets the clock that responses state.
+    pub(crate) fn set_time(&self, time: Timestamp) {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 
     /// Stops notifying watchers: from now on, only a poll finds changes.
@@ -101,6 +109,10 @@ impl FakeStore {
 }
 
 impl ManifestStore for FakeStore {
+    fn server_time(&self) -> Option<Timestamp> {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
             self.reads.fetch_add(1, Ordering::Relaxed);

@@ -162,6 +162,11 @@ impl World {
         TestApp::new(bound, Arc::clone(&self.time))
     }
 
+    /// Lets a sidecar read its config again, as SIGHUP does.
+    pub(crate) fn reload(&self, app: &TestApp, config: &str, keyrings: &[&str]) {
+        app.reload(&self.settings(config, keyrings));
+    }
+
     fn settings(&self, config: &str, keyrings: &[&str]) -> config::Settings {
         let number = {
             let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);

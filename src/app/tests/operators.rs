@@ -74,6 +74,25 @@ async fn a_clock_that_differs_from_a_sidecars_changes_nothing() {
     assert!(matches!(destroyed, Err(AdminError::NoClock)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_the_location_counts_as_another() {
+    let (world, _app) = with_a_disabled_version().await;
+    world.clock().advance(2 * HOUR);
+    let destroy = async || {
+        let alone = asking(&world, &[], Clock::manual(world.now()).0);
+        alone.destroy(1, NO_BACKUP).await
+    };
+    assert!(matches!(destroy().await, Err(AdminError::NoClock)));
+    world.store("demo").set_time(world.now() - 10 * MINUTE);
+    let differs = destroy().await;
+    let Err(AdminError::ClockDiffers { holder, .. }) = differs else {
+        panic!("{differs:?}");
+    };
+    assert!(holder.ends_with("demo.json"), "{holder}");
+    world.store("demo").set_time(world.now());
+    destroy().await.expect("the clocks agree");
+}
+
 /// A world in which version 1 of `demo` is disabled, and waits an hour until it may be destroyed.
 async fn with_a_disabled_version() -> (World, TestApp) {
     let world = World::new();

@@ -152,12 +152,16 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
         keyring["last_error"]["code"] == "lost_version"
     })
     .await;
-    world.pass_time_until(app.stop()).await;
     let config = format!("{config}{}", demo_with("accept_lost = [2]"));
-    let app = world.start_with(&config, &[]).await;
+    world.reload(&app, &config, &[]);
+    app.refresh();
     app.wait_generation(4).await;
     let mut client = app.client().await;
     assert_eq!(client.encrypt(b"x").await.ok().version(), 1);
+    world.pass_time_until(app.stop()).await;
+    let app = world.start_with(&config, &[]).await;
+    app.wait_generation(4).await;
+    assert_eq!(app.client().await.encrypt(b"x").await.ok().version(), 1);
 }
 
 #[tokio::test(start_paused = true)]

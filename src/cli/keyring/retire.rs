@@ -80,7 +80,7 @@ impl Disable {
                 evidence
             }
         };
-        admin.require_clock()?;
+        admin.require_clock().await?;
         let document = admin
             .change(|current, now| keyring::disable(current, version, &evidence, now))
             .await?;
