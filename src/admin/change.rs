@@ -19,7 +19,7 @@ use crate::{
         self, Document, Expectations, Loss, Manifest, NearLimit, NewVersion, Policy, Refusal,
         Sighting, State, WaveSelector, examine,
     },
-    model::{KekScope, KekUri, KeyringName},
+    model::{KekUri, KeyringName},
 };
 
 /// How many times a change is tried if other changes intervene.
@@ -188,11 +188,8 @@ impl Admin {
             let Some(version) = manifest.version(*number) else {
                 continue;
             };
-            // Every KEK, regardless of the allowed scope: any of them may unwrap the version.
-            let attempts = self
-                .keks
-                .try_each(manifest.id, version, &KekScope::Any)
-                .await;
+            // A KEK that may not be asked might still unwrap the version, so it is a doubt.
+            let attempts = self.keks.try_each(manifest.id, version, &self.scope).await;
             if attempts.iter().any(|attempt| attempt.result.is_ok()) {
                 return Err(Refusal::NotLost(*number).into());
             }

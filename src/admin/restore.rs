@@ -95,8 +95,9 @@ impl Admin {
         self.require_signing(&base)?;
 
         let Content { deks, .. } = content;
-        let deks = self.complete(&base, deks).await?;
+        // Before any KEK is asked.
         verify_words(&base).map_err(|error| self.unauthentic(error))?;
+        let deks = self.complete(&base, deks).await?;
         let keys = payload::succession_keys(&deks);
         let wraps = self.wraps_of(&base, &deks, how.keks).await?;
         // What is remembered here only raises the number: the sidecars know whether it is in use.

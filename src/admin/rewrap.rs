@@ -133,15 +133,17 @@ impl Admin {
             .cloned()
             .collect();
         // Every new wrap must be unwrapped; without new ones, one of the remaining.
+        let (wraps, scope) = if fresh.is_empty() {
+            (kept.clone(), &*self.scope)
+        } else {
+            // The operator named these KEKs.
+            (fresh.clone(), &KekScope::Any)
+        };
         let to_prove = Version {
-            wraps: if fresh.is_empty() {
-                kept.clone()
-            } else {
-                fresh.clone()
-            },
+            wraps,
             ..version.clone()
         };
-        let attempts = self.keks.try_each(keyring, &to_prove, &KekScope::Any).await;
+        let attempts = self.keks.try_each(keyring, &to_prove, scope).await;
         let failed: Vec<String> = attempts
             .iter()
             .filter_map(|attempt| Some(attempt.result.as_ref().err()?.to_string()))

@@ -257,6 +257,6 @@ impl Keks {
 }
 
 fn out_of_scope(uri: &KekUri) -> BackendError {
-    let message = "not one of this keyring's allowed KEKs (`keks` in the config)";
+    let message = "not one of the allowed KEKs (`keks` in the config, --allow-kek of a command)";
     BackendError::new(ErrorKind::Misconfigured, uri, message)
 }

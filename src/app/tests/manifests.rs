@@ -162,7 +162,7 @@ async fn a_kek_outside_the_config_is_never_called() {
     let sidecar = world.launch(config, &[]).await;
     let is_refused = async || {
         let pending = sidecar.ops("/readyz").await.1;
-        pending.contains("not one of this keyring's allowed KEKs")
+        pending.contains("not one of the allowed KEKs")
     };
     sidecar.wait("the reason", is_refused).await;
     assert_eq!(
