@@ -13,7 +13,7 @@ use hyper::Response;
 use super::{
     denial::{Denials, Resource},
     error::RequestError,
-    job::Job,
+    job::{Buffering, Job},
     metrics::OperationMetrics,
 };
 use crate::{
@@ -66,7 +66,7 @@ pub(crate) async fn perform(
         },
     };
     let content = (BATCH, version);
-    job.respond_stream(batch.run(), None, None, received, content)
+    job.respond_stream(batch.run(), Buffering::Ahead, None, received, content)
         .await
 }
 

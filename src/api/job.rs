@@ -25,6 +25,7 @@ use crate::{
     config::Limits,
     http::{
         account::Account,
+        ahead::ahead,
         body::BodyLimits,
         memory::MemoryShare,
         payload::Payload,
@@ -42,6 +43,17 @@ use crate::{
 /// they read.
 const MAX_AWAITED: usize = 8 << 20;
 const KEY_VERSION: HeaderName = HeaderName::from_static("sidekey-key-version");
+
+/// How much of a streamed response may wait for its peer.
+pub(crate) enum Buffering {
+    /// All of it, in this memory. The response begins when it is complete, so that any failure
+    /// becomes a problem.
+    Whole(MemoryShare),
+    /// A few MiB, as far as memory is free.
+    Ahead,
+    /// One chunk.
+    Chunk,
+}
 
 /// A request on a keyring that the policy allows.
 pub(crate) struct Job<'s> {
@@ -83,23 +95,31 @@ impl Job<'_> {
         response(payload.into(), content_type, version)
     }
 
-    /// Memory for the whole response to a streamed request, if `announced`, the request's length,
-    /// is short enough and memory is free. With it, a client may send all before it reads.
-    pub(crate) fn room(&self, announced: Option<u64>) -> Option<MemoryShare> {
-        let length = usize::try_from(announced?).ok()?;
-        // Chunks and their tags.
-        let needed = (length <= MAX_AWAITED).then(|| length + length / 1024 + Limits::FLOW_COST)?;
-        self.account.try_reserve(needed)
+    /// How a request of this length, if it was announced, is answered: so that a client may send all
+    /// before it reads, if that is short enough and memory is free.
+    pub(crate) fn buffering(&self, announced: Option<u64>) -> Buffering {
+        let Some(length) = announced else {
+            return Buffering::Ahead;
+        };
+        let whole = usize::try_from(length)
+            .ok()
+            .filter(|length| *length <= MAX_AWAITED)
+            // Chunks and their tags.
+            .and_then(|length| {
+                self.account
+                    .try_reserve(length + length / 1024 + Limits::FLOW_COST)
+            });
+        whole.map_or(Buffering::Chunk, Buffering::Whole)
     }
 
-    /// Responds with chunks, and counts the request when they end. With `room`, waits for all
-    /// chunks, otherwise for the first, so that an early failure becomes a problem.
+    /// Responds with chunks, and counts the request when they end. Waits for the first chunk at
+    /// least, so that an early failure becomes a problem.
     ///
     /// `length` is the response's length, if known; `received` counts the bytes of the request.
     pub(crate) async fn respond_stream(
         &self,
         chunks: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static,
-        room: Option<MemoryShare>,
+        buffering: Buffering,
         length: Option<u64>,
         received: Arc<AtomicU64>,
         (content_type, version): (&'static str, Option<u32>),
@@ -113,9 +133,14 @@ impl Job<'_> {
             .into());
         }
         let account = StreamAccount::new(Arc::clone(self.metrics), self.start, received);
-        let chunks = accounted(chunks, length, room.is_some(), account);
+        let (chunks, share) = match buffering {
+            Buffering::Whole(share) => (chunks.boxed(), Some(share)),
+            Buffering::Ahead => (ahead(chunks, Arc::clone(self.account)).boxed(), None),
+            Buffering::Chunk => (chunks.boxed(), None),
+        };
+        let chunks = accounted(chunks, length, share.is_some(), account);
         let stream = ResponseStream::new(chunks, length);
-        let stream = match room {
+        let stream = match share {
             Some(share) => stream.complete(share).await?,
             None => stream.started().await?,
         };

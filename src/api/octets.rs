@@ -67,12 +67,12 @@ async fn perform_stream(
     start: BodyStart,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let body = job.bodies.stream(job.account, body, start).await?;
-    let room = job.room(body.remaining());
+    let buffering = job.buffering(body.remaining());
     let session = || Session::new(Arc::clone(job.keyring), job.now());
     match job.operation {
-        Operation::Encrypt => stream::encrypt(job, session()?, &aad, body, room).await,
-        Operation::Rewrap => stream::rewrap(job, session, &aad, body, room).await,
-        _ => stream::decrypt(job, session, &aad, body, room).await,
+        Operation::Encrypt => stream::encrypt(job, session()?, &aad, body, buffering).await,
+        Operation::Rewrap => stream::rewrap(job, session, &aad, body, buffering).await,
+        _ => stream::decrypt(job, session, &aad, body, buffering).await,
     }
 }
 

@@ -9,13 +9,16 @@ use bytes::Bytes;
 use hyper::Response;
 use jiff::Timestamp;
 
-use super::{error::RequestError, job::Job};
+use super::{
+    error::RequestError,
+    job::{Buffering, Job},
+};
 use crate::{
     crypto::{
         CHUNK_LEN, CiphertextError, PREFIX_LEN, SEALED_CHUNK_LEN, opened_stream_len,
         sealed_stream_len,
     },
-    http::{body::BodyStream, memory::MemoryShare, problem::Problem, response::ResponseBody},
+    http::{body::BodyStream, problem::Problem, response::ResponseBody},
     refresh::Keyring,
     session::{Session, SessionError, StreamDecryptor},
     wire::{Code, OCTETS},
@@ -28,7 +31,7 @@ pub(crate) async fn encrypt(
     session: StreamSession,
     aad: &[u8],
     mut body: BodyStream,
-    room: Option<MemoryShare>,
+    buffering: Buffering,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (mut encryptor, prefix) = session.stream_encryptor(aad)?;
     let (received, version) = (body.received(), encryptor.version());
@@ -50,7 +53,7 @@ pub(crate) async fn encrypt(
             from = 0;
         }
     };
-    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
+    job.respond_stream(chunks, buffering, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -60,7 +63,7 @@ pub(crate) async fn decrypt(
     session: impl FnOnce() -> Result<StreamSession, SessionError>,
     aad: &[u8],
     mut body: BodyStream,
-    room: Option<MemoryShare>,
+    buffering: Buffering,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (received, announced) = (body.received(), body.remaining());
     let prefix = read_prefix(&mut body).await?;
@@ -77,7 +80,7 @@ pub(crate) async fn decrypt(
             }
         }
     };
-    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
+    job.respond_stream(chunks, buffering, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -87,7 +90,7 @@ pub(crate) async fn rewrap(
     session: impl FnOnce() -> Result<StreamSession, SessionError>,
     aad: &[u8],
     mut body: BodyStream,
-    room: Option<MemoryShare>,
+    buffering: Buffering,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let (received, announced) = (body.received(), body.remaining());
     let old_prefix = read_prefix(&mut body).await?;
@@ -115,7 +118,7 @@ pub(crate) async fn rewrap(
             }
         }
     };
-    job.respond_stream(chunks, room, length, received, (OCTETS, Some(version)))
+    job.respond_stream(chunks, buffering, length, received, (OCTETS, Some(version)))
         .await
 }
 
@@ -245,9 +248,9 @@ mod tests {
                 .await?;
             let session = || Session::new(Arc::clone(job.keyring), job.now());
             match job.operation {
-                Operation::Encrypt => encrypt(job, session()?, AAD, body, None).await,
-                Operation::Rewrap => rewrap(job, session, AAD, body, None).await,
-                _ => decrypt(job, session, AAD, body, None).await,
+                Operation::Encrypt => encrypt(job, session()?, AAD, body, Buffering::Chunk).await,
+                Operation::Rewrap => rewrap(job, session, AAD, body, Buffering::Chunk).await,
+                _ => decrypt(job, session, AAD, body, Buffering::Chunk).await,
             }
         }
 

@@ -5,6 +5,7 @@ pub(crate) mod accept;
 pub(crate) mod account;
 pub(crate) mod activity;
 pub(crate) mod admission;
+pub(crate) mod ahead;
 pub(crate) mod body;
 pub(crate) mod connection;
 pub(crate) mod listeners;

@@ -63,6 +63,42 @@ async fn a_few_mebibytes_need_not_be_read_while_they_are_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_no_announced_length_or_is_a_batch_need_not_be_read_meanwhile() {
+    let world = World::with_demo().await;
+    let app = world.start().await;
+    let head = |content_type: &str, length: &str| {
+        format!(
+            "POST /v1/keyrings/demo/encrypt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: {content_type}\r\n{length}\r\n\r\n"
+        )
+    };
+    let mut chunked = app.raw().await;
+    chunked
+        .write(head(OCTETS, "Transfer-Encoding: chunked"))
+        .await;
+    let chunk = [&b"10000\r\n"[..], &[7; 1 << 16], b"\r\n"].concat();
+    chunked.write(chunk.repeat(3 << 4)).await;
+    chunked.write("0\r\n\r\n").await;
+    let response = chunked.rest().await;
+    assert!(response.starts_with("HTTP/1.1 200 OK"), "{response:.200}");
+    assert!(response.ends_with("\r\n0\r\n\r\n"));
+
+    let mut batch = app.raw().await;
+    let item = [&1000u32.to_be_bytes()[..], &[7; 1000]].concat();
+    let body = [vec![0], item.repeat(3000)].concat();
+    let length = format!("Content-Length: {}", body.len());
+    batch
+        .write(head("application/vnd.sidekey.batch", &length))
+        .await;
+    batch.write(body).await;
+    let response = batch.rest().await;
+    assert!(response.starts_with("HTTP/1.1 200 OK"), "{response:.200}");
+    assert!(response.ends_with("\r\n0\r\n\r\n"));
+    app.wait_metric("sidekey_connections{listener=\"unix\"} 0")
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chunk_that_fails_before_the_response_began_is_a_problem() {
     let world = World::with_demo().await;
     let app = world.start().await;
