@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use super::lossy::stderr;
 use crate::{
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Fails if the filter is invalid, logging is already set up, or no thread can be started.
 pub fn init(log: &Log) -> Result<(), String> {
     let filter = EnvFilter::builder()
-        .parse(&log.filter)
+        .parse(scoped(&log.filter))
         .map_err(|error| error.to_string())?;
     let writer = stderr().ok_or("can't start a thread for the log")?;
     // Internal errors would be printed with `eprintln!`, which panics.
@@ -47,6 +47,15 @@ pub fn init(log: &Log) -> Result<(), String> {
             .try_init(),
     }
     .map_err(|error| error.to_string())
+}
+
+/// Returns the filter of all events: a level alone is that of Sidekey's own. Libraries log what we
+/// report in our own words, and details of their work; their errors would be news.
+fn scoped(filter: &str) -> String {
+    match filter.parse::<LevelFilter>() {
+        Ok(level) => format!("error,sidekey={level}"),
+        Err(_) => filter.to_owned(),
+    }
 }
 
 /// Writes a line to the log of a command that has no events.
@@ -82,4 +91,25 @@ pub fn log_panics() {
         }
         flush_log();
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_that_of_our_own_events() {
+        assert_eq!(scoped("info"), "error,sidekey=info");
+        assert_eq!(scoped("DEBUG"), "error,sidekey=debug");
+        for filter in [
+            "info,sidekey=debug",
+            "aws_config=trace",
+            "sidekey::http=debug",
+        ] {
+            assert_eq!(scoped(filter), filter);
+        }
+        for text in ["info", "off", "warn,hyper=debug"] {
+            EnvFilter::builder().parse(scoped(text)).expect(text);
+        }
+    }
 }
