@@ -151,3 +151,25 @@ impl ErrorKind {
         }
     }
 }
+
+/// Returns an error and its causes, the outermost first.
+#[cfg(any(feature = "aws", feature = "https-client"))]
+pub(super) fn causes<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// Returns the text of an error and its causes, on one line.
+#[cfg(any(feature = "aws", feature = "azure"))]
+pub(super) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error).map(ToString::to_string) {
+        // Some errors already contain the text of their cause.
+        if !cause.is_empty() && !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{cause}");
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -127,8 +127,12 @@ impl KmsKek {
                 config = config.region(Region::new(region.clone()));
             }
             let config = config
-                .interceptor(AttemptRecorder::<DecryptError>::new())
-                .interceptor(AttemptRecorder::<EncryptError>::new());
+                .interceptor(AttemptRecorder::<DecryptError>::new(
+                    &self.client.credentials,
+                ))
+                .interceptor(AttemptRecorder::<EncryptError>::new(
+                    &self.client.credentials,
+                ));
             Ok(aws_sdk_kms::Client::from_conf(config.build()))
         };
         self.kms.get_or_try_init(create).await

@@ -2,6 +2,7 @@
 //! Systems Manager hold secrets. All use the SDK's own credential chain.
 
 mod batch;
+mod credentials;
 mod endpoint;
 mod errors;
 mod kms;
@@ -14,21 +15,23 @@ mod secrets_manager;
 
 use std::sync::Arc;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig};
+use aws_sdk_kms::config::{ProvideCredentials, SharedCredentialsProvider};
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use self::regions::Regions;
+use self::{credentials::ReloadingCredentials, regions::Regions};
 use super::{BackendError, ErrorKind, Kek, ManifestStore, SecretProvider, error::Failure};
 use crate::{
     config,
     model::{KekUri, Location, SecretSource},
 };
 
-/// The client for all services. Credentials are looked up at first use.
+/// The client for all services. Credentials are looked up at first use, and again as needed.
 pub(super) struct Client {
     settings: config::Aws,
     plain_http: Vec<String>,
+    credentials: Arc<ReloadingCredentials>,
     sdk: OnceCell<SdkConfig>,
     secrets_managers: Regions<batch::BatchLoader>,
     systems_managers: Regions<aws_sdk_ssm::Client>,
@@ -39,6 +42,7 @@ impl Client {
         Arc::new(Self {
             settings: settings.aws.clone(),
             plain_http: settings.plain_http.clone(),
+            credentials: ReloadingCredentials::new(&settings.aws),
             sdk: OnceCell::new(),
             secrets_managers: Regions::default(),
             systems_managers: Regions::default(),
@@ -97,10 +101,14 @@ impl Client {
     }
 
     async fn sdk(&self) -> Result<&SdkConfig, Failure> {
+        let credentials = Arc::clone(&self.credentials) as Arc<dyn ProvideCredentials>;
         let load = async || {
             // Adaptive: the client slows down by itself while it is throttled.
             let mut loader = aws_config::defaults(BehaviorVersion::latest())
-                .retry_config(RetryConfig::adaptive());
+                .retry_config(RetryConfig::adaptive())
+                .credentials_provider(SharedCredentialsProvider::new(credentials))
+                // They are kept there.
+                .identity_cache(IdentityCache::no_cache());
             if let Some(region) = &self.settings.region {
                 loader = loader.region(Region::new(region.clone()));
             }

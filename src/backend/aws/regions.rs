@@ -49,10 +49,16 @@ impl Client {
         Ok(self.secrets_managers.get(region, sdk, |region| {
             let config = aws_sdk_secretsmanager::config::Builder::from(sdk)
                 .region(region)
-                .interceptor(AttemptRecorder::<BatchGetSecretValueError>::new())
-                .interceptor(AttemptRecorder::<CreateSecretError>::new())
-                .interceptor(AttemptRecorder::<GetSecretValueError>::new())
-                .interceptor(AttemptRecorder::<PutSecretValueError>::new());
+                .interceptor(AttemptRecorder::<BatchGetSecretValueError>::new(
+                    &self.credentials,
+                ))
+                .interceptor(AttemptRecorder::<CreateSecretError>::new(&self.credentials))
+                .interceptor(AttemptRecorder::<GetSecretValueError>::new(
+                    &self.credentials,
+                ))
+                .interceptor(AttemptRecorder::<PutSecretValueError>::new(
+                    &self.credentials,
+                ));
             BatchLoader::new(aws_sdk_secretsmanager::Client::from_conf(config.build()))
         }))
     }
@@ -67,7 +73,7 @@ impl Client {
         Ok(self.systems_managers.get(region, sdk, |region| {
             let config = aws_sdk_ssm::config::Builder::from(sdk)
                 .region(region)
-                .interceptor(AttemptRecorder::<GetParameterError>::new());
+                .interceptor(AttemptRecorder::<GetParameterError>::new(&self.credentials));
             aws_sdk_ssm::Client::from_conf(config.build())
         }))
     }

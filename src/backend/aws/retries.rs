@@ -1,8 +1,9 @@
-//! Records the errors of the SDK's attempts, so that a time-out can report them.
+//! Records the errors of the SDK's attempts, so that a time-out can report them and other
+//! credentials are looked up after a refusal.
 
 use std::{
     marker::PhantomData,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aws_sdk_kms::{
@@ -16,7 +17,10 @@ use aws_sdk_kms::{
     error::{BoxError, ProvideErrorMetadata},
 };
 
-use super::errors::explain_service_error;
+use super::{
+    credentials::{ReloadingCredentials, is_refusal},
+    errors::explain_service_error,
+};
 use crate::backend::{ErrorKind, error::Failure, last_error};
 
 /// Records the error of each attempt at the operation that fails with `E`.
@@ -26,13 +30,15 @@ use crate::backend::{ErrorKind, error::Failure, last_error};
 #[derive(Debug)]
 pub(super) struct AttemptRecorder<E> {
     throttled: Mutex<Option<Failure>>,
+    credentials: Arc<ReloadingCredentials>,
     errors: PhantomData<fn() -> E>,
 }
 
 impl<E> AttemptRecorder<E> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(credentials: &Arc<ReloadingCredentials>) -> Self {
         Self {
             throttled: Mutex::default(),
+            credentials: Arc::clone(credentials),
             errors: PhantomData,
         }
     }
@@ -87,6 +93,9 @@ where
                 let error = error
                     .as_operation_error()
                     .and_then(|error| error.downcast_ref::<E>());
+                if error.and_then(E::code).is_some_and(is_refusal) {
+                    self.credentials.refused();
+                }
                 if let Some(failure) = error.map(explain_service_error) {
                     last_error::record(&failure);
                     *self.throttled() =

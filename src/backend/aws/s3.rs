@@ -58,8 +58,12 @@ impl ObjectStore {
             let is_custom = endpoint::custom_endpoint(sdk, "S3").is_some();
             let config = aws_sdk_s3::config::Builder::from(sdk)
                 .force_path_style(is_custom)
-                .interceptor(AttemptRecorder::<GetObjectError>::new())
-                .interceptor(AttemptRecorder::<PutObjectError>::new());
+                .interceptor(AttemptRecorder::<GetObjectError>::new(
+                    &self.client.credentials,
+                ))
+                .interceptor(AttemptRecorder::<PutObjectError>::new(
+                    &self.client.credentials,
+                ));
             Ok(aws_sdk_s3::Client::from_conf(config.build()))
         };
         self.s3

@@ -2,7 +2,11 @@
 
 use azure_core::{Error, error::ErrorKind as SdkErrorKind};
 
-use crate::backend::{ErrorKind, error::Failure};
+use super::transport::TransportError;
+use crate::backend::{
+    ErrorKind,
+    error::{Failure, causes},
+};
 
 /// An error's text is cut after this many characters.
 const MAX_TEXT: usize = 400;
@@ -20,7 +24,11 @@ pub(super) fn explain(error: &Error, object: &ObjectType, permission: &str) -> F
     let SdkErrorKind::HttpResponse { status, .. } = error.kind() else {
         return match error.kind() {
             SdkErrorKind::Credential => {
-                Failure::new(ErrorKind::Denied, format!("can't log in to Azure: {text}"))
+                // An outage on the way to the login is not a refusal.
+                let transport = causes(error).find_map(|cause| cause.downcast_ref());
+                let kind =
+                    transport.map_or(ErrorKind::Denied, |TransportError(failure)| failure.kind);
+                Failure::new(kind, format!("can't log in to Azure: {text}"))
             }
             _ => Failure::new(ErrorKind::Unavailable, text),
         };
@@ -53,24 +61,35 @@ pub(super) fn explain(error: &Error, object: &ObjectType, permission: &str) -> F
 }
 
 /// Returns the text of an error and its causes, on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes =
-        std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
-    let mut text = String::new();
-    for cause in causes.filter(|cause| !cause.is_empty()) {
-        // Some errors already contain the text of their cause.
-        if !text.contains(&cause) {
-            text = if text.is_empty() {
-                cause
-            } else {
-                format!("{text}: {cause}")
-            };
-        }
-    }
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+fn with_causes(error: &Error) -> String {
+    crate::backend::error::with_causes(error)
         .chars()
         .take(MAX_TEXT)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_on_the_way_to_the_login_is_not_a_refusal() {
+        let object = ObjectType {
+            name: "secret",
+            role: "Key Vault Secrets User",
+        };
+        let kind = |error| {
+            let login = Error::with_error(SdkErrorKind::Credential, error, "no token");
+            explain(&login, &object, "get").kind
+        };
+        let unreachable = Failure::new(ErrorKind::Unavailable, "https://login: no such host");
+        let unreachable = Error::with_error(
+            SdkErrorKind::Other,
+            TransportError(unreachable),
+            "can't send",
+        );
+        assert_eq!(kind(unreachable), ErrorKind::Unavailable);
+        let refused = Error::with_message(SdkErrorKind::Other, "unknown client");
+        assert_eq!(kind(refused), ErrorKind::Denied);
+    }
 }

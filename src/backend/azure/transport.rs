@@ -49,7 +49,8 @@ impl SdkHttpClient for HttpTransport {
             .await
             .map_err(|failure| {
                 // Of a kind that the SDK doesn't retry: our callers retry, and may have other KEKs.
-                Error::with_message(SdkErrorKind::Other, failure.message)
+                let message = failure.message.clone();
+                Error::with_error(SdkErrorKind::Other, TransportError(failure), message)
             })?;
         record_retried_status(response.status.as_u16());
         let headers: HashMap<_, _> = response
@@ -72,6 +73,11 @@ impl SdkHttpClient for HttpTransport {
         ))
     }
 }
+
+/// Why a request got no response.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message)]
+pub(super) struct TransportError(pub(super) Failure);
 
 /// Records a status that the SDK retries, as late as the response's `Retry-After`.
 fn record_retried_status(status: u16) {
