@@ -31,6 +31,7 @@ mod safety {
 }
 mod secrets {
     mod files;
+    mod networks;
     mod render;
 }
 mod source {

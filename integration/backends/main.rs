@@ -35,4 +35,5 @@ mod vault {
     mod kubernetes;
     mod load;
     mod secrets;
+    mod static_roles;
 }

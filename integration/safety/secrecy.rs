@@ -22,7 +22,7 @@ async fn keys_appear_in_no_log_metric_error_status_or_argument() {
     let world = World::with_demo();
     let sidecar = world.start_with(
         "one",
-        "[log]\nlevel = \"trace\"\nformat = \"text\"\n",
+        "[log]\nlevel = \"trace,sidekey=trace\"\nformat = \"text\"\n",
         &["demo"],
     );
     let mut client = sidecar.client().await;
@@ -90,7 +90,7 @@ async fn a_secret_value_appears_only_in_its_responses() {
     let value = |number: u32| format!("{{\"password\":\"value-that-is-secret-{number}\"}}");
     fs::write(world.path("db"), value(1)).unwrap();
     fs::write(world.path("raw"), "value-that-is-secret-raw").unwrap();
-    let config = "[log]\nlevel = \"trace\"\n[audit]\nfile = \"audit.log\"\n\
+    let config = "[log]\nlevel = \"trace,sidekey=trace\"\n[audit]\nfile = \"audit.log\"\n\
         [[secret]]\nname = \"db\"\nsource = \"file:db\"\n[[secret]]\nname = \"raw\"\n\
         source = \"file:raw\"\nrequired = true\n";
     let sidecar = world.start_with("one", config, &[]);

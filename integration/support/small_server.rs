@@ -1,7 +1,7 @@
 //! A minimal web server, for cases that don't need a real one.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
 };
 
@@ -41,6 +41,10 @@ pub fn serve_at(address: &str, answer: impl Fn(&str) -> Reply + Send + 'static) 
             while !head.ends_with("\r\n\r\n")
                 && lines.read_line(&mut head).is_ok_and(|length| length > 0)
             {}
+            // A connection that closes with unread bytes could lose its response.
+            let length = header(&head, "content-length").and_then(|length| length.parse().ok());
+            let mut body = lines.by_ref().take(length.unwrap_or(0));
+            let _ = std::io::copy(&mut body, &mut std::io::sink());
             let Reply {
                 status,
                 headers,

@@ -9,10 +9,13 @@ use std::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+use super::listed_certificate::ListedCertificates;
+
 /// Whom a TLS client trusts, and how it authenticates itself.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// PEM file with the trusted CA certificates; `None` means the system's.
+    /// PEM file with the trusted CA certificates, or with a server's own; `None` means the
+    /// system's CAs.
     pub ca_file: Option<PathBuf>,
     /// PEM files with the client's certificate chain and its private key.
     pub client: Option<(PathBuf, PathBuf)>,
@@ -24,10 +27,20 @@ pub struct Identity {
 /// A sentence that names the file and what is wrong with it.
 pub fn client_config(identity: &Identity) -> Result<ClientConfig, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS: {error}"))?
-        .with_root_certificates(trusted_roots(identity)?);
+        .map_err(|error| format!("TLS: {error}"))?;
+    let roots = trusted_roots(identity)?;
+    let builder = match &identity.ca_file {
+        None => builder.with_root_certificates(roots),
+        Some(file) => {
+            let verifier = ListedCertificates::new(roots, certificates(file)?, provider)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
     match &identity.client {
         None => Ok(builder.with_no_client_auth()),
         Some((certificate, key)) => {

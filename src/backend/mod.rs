@@ -15,6 +15,8 @@ mod http_client;
 mod https;
 mod kek;
 mod last_error;
+#[cfg(any(feature = "https-client", feature = "tls"))]
+mod listed_certificate;
 #[cfg(feature = "local")]
 pub mod local;
 #[cfg(feature = "pkcs11")]
@@ -23,6 +25,8 @@ mod pkcs11;
 mod plain_http;
 mod secret;
 mod store;
+#[cfg(feature = "https-client")]
+mod tls_errors;
 #[cfg(feature = "vault")]
 mod vault;
 

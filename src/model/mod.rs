@@ -19,6 +19,4 @@ pub use operation::Operation;
 pub use secrets::{NamePattern, SecretSource};
 pub use signer::SignerKey;
 pub use span::Span;
-#[cfg(feature = "vault")]
-pub(crate) use uris::is_path_segment;
 pub use uris::{KekPattern, KekScope, KekUri, Location};

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     names::{Malformed, check_name},
-    uris::is_path_segment,
+    uris::{VAULT_PATH, is_vault_path},
 };
 
 /// A name, or a pattern with one `*`, which matches one or more characters.
@@ -116,18 +116,20 @@ impl FromStr for SecretSource {
             "file" if !rest.is_empty() => Ok(Self::File(rest.into())),
             "file" => malformed("file:PATH"),
             "vault-kv" => match rest.split_once('/') {
-                Some((mount, path)) if rest.split('/').all(is_path_segment) => Ok(Self::VaultKv {
+                Some((mount, path)) if is_vault_path(rest) => Ok(Self::VaultKv {
                     mount: mount.to_owned(),
                     path: path.to_owned(),
                 }),
-                _ => malformed("vault-kv:MOUNT/PATH with letters, digits, `.`, `_` and `-`"),
+                _ => malformed(&format!("vault-kv:MOUNT/PATH {VAULT_PATH}")),
             },
-            "vault-lease" if rest.contains('/') && rest.split('/').all(is_path_segment) => {
-                Ok(Self::VaultLease(rest.to_owned()))
-            }
-            "vault-lease" => {
-                malformed("vault-lease:MOUNT/creds/ROLE with letters, digits, `.`, `_` and `-`")
-            }
+            "vault-lease" => match rest.split('/').collect::<Vec<_>>()[..] {
+                [_, "issue" | "sign" | "sign-verbatim", ..] => Err(Malformed::new(
+                    "vault-lease: reads, and this path of Vault must be written, as those of PKI \
+                     and SSH; have Vault Agent render it to a file, and use file:PATH",
+                )),
+                [_, _, ..] if is_vault_path(rest) => Ok(Self::VaultLease(rest.to_owned())),
+                _ => malformed(&format!("vault-lease:MOUNT/creds/ROLE {VAULT_PATH}")),
+            },
             "aws-sm" if !rest.is_empty() => Ok(Self::AwsSm(rest.to_owned())),
             "aws-sm" => malformed("aws-sm:NAME"),
             "aws-ssm" if !rest.is_empty() && (rest.starts_with("arn:") || !rest.contains(':')) => {
@@ -209,6 +211,8 @@ mod tests {
             "file:/etc/secrets/a",
             "vault-kv:secret/orders/db",
             "vault-lease:database/creds/orders",
+            "vault-lease:database/static-creds/my app",
+            "vault-kv:secret/user@example.com",
             "aws-sm:orders/db",
             "aws-sm:arn:aws:secretsmanager:eu-west-1:111122223333:secret:orders-AbCdEf",
             "aws-ssm:/orders/db",
@@ -223,6 +227,9 @@ mod tests {
             "vault-kv:secret",
             "vault-kv:secret/../sys/seal",
             "vault-lease:database",
+            "vault-lease:pki/issue/web",
+            "vault-kv:secret/orders/db/",
+            "vault-kv:/secret/orders/db",
             "aws-ssm:/orders/db:3",
             "azure-kv:https://orders.vault.azure.net/secrets/db/0123",
             "azure-kv:https://u@a/secrets/db",

@@ -127,12 +127,17 @@ impl fmt::Display for KekPattern {
     }
 }
 
-/// Returns whether a name is safe as one segment of a Vault path: it can't change the path and
-/// needs no escaping.
-pub(crate) fn is_path_segment(segment: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !matches!(segment, "" | "." | "..") && segment.chars().all(is_plain)
+/// Returns whether a path in Vault names what it shows: no step is empty, leaves its folder, or
+/// would need a quote. Vault itself allows most characters; requests escape them.
+pub(crate) fn is_vault_path(path: &str) -> bool {
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '?' | '#' | '%' | '*' | '"' | '\\');
+    path.split('/').all(|step| {
+        !matches!(step, "" | "." | "..") && step.trim() == step && step.chars().all(is_plain)
+    })
 }
+
+pub(crate) const VAULT_PATH: &str = "without empty steps, `.`, `..`, `?`, `#`, `%`, `*`, `\"` and \
+                                     backslashes; the API's `data/` is left out";
 
 /// Where a manifest is stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,13 +186,13 @@ impl FromStr for Location {
             Some(("file", "")) => Err(Malformed::new("the path is empty")),
             Some(("file", path)) => Ok(Self::File(path.into())),
             Some(("vault-kv", rest)) => match rest.split_once('/') {
-                Some((mount, path)) if rest.split('/').all(is_path_segment) => Ok(Self::VaultKv {
+                Some((mount, path)) if is_vault_path(rest) => Ok(Self::VaultKv {
                     mount: mount.to_owned(),
                     path: path.to_owned(),
                 }),
-                _ => Err(Malformed::new(
-                    "expected vault-kv:MOUNT/PATH with letters, digits, `.`, `_` and `-`",
-                )),
+                _ => Err(Malformed::new(format!(
+                    "expected vault-kv:MOUNT/PATH {VAULT_PATH}"
+                ))),
             },
             Some(("aws-sm", name)) if !name.is_empty() => Ok(Self::AwsSm(name.to_owned())),
             Some(("s3", rest)) => match rest.strip_prefix("//") {
@@ -266,6 +271,7 @@ mod tests {
     fn locations_read_as_they_are_written() {
         for text in [
             "file:/etc/a.json",
+            "vault-kv:secret/my app/user@example.com",
             "vault-kv:secret/sidekey/orders",
             "aws-sm:sidekey/orders",
             "s3://bucket/a/b.json",
@@ -318,7 +324,9 @@ mod tests {
             "secret/a/",
             "secret/./a",
             "secret/a?version=1",
-            "secret/a b",
+            "secret/a%2fb",
+            "secret/ a",
+            "secret/a/ ",
             "../a",
         ] {
             format!("vault-kv:{elsewhere}")

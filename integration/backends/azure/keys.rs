@@ -179,7 +179,7 @@ async fn errors_are_reported_with_a_remedy() {
         text.replace("ca_file = \"ca.pem\"\n", ""),
     )
     .unwrap();
-    fails("verify", &[], "UnknownIssuer");
+    fails("verify", &[], "not trusted here");
 }
 
 /// Creates a keyring under a key of the fake with a client secret, then starts a sidecar that has

@@ -179,12 +179,12 @@ fn tokens_secret_ids_and_keys_appear_in_no_log_status_or_error() {
     let role = approle(&vault);
     let secret_id = secret_id(&vault);
     fs::write(world.path("secret-id"), &secret_id).unwrap();
-    // The `[log]` header ends the login's table.
+    // The `[log]` header ends the login's table. Libraries log as much as Sidekey.
     let sidecar = launch(
         &world,
         &vault,
         "demo.json",
-        &format!("{}\n[log]\nlevel = \"trace\"", login(&role)),
+        &format!("{}\n[log]\nlevel = \"trace,sidekey=trace\"", login(&role)),
     );
     sidecar.wait_ready();
     wait_all_open(&sidecar, 2);

@@ -478,7 +478,7 @@ fn tls_is_verified_on_both_sides() {
     let manifest = world.manifest("demo").display().to_string();
     let arguments = ["keyring", "init", &manifest, "--name", "demo", "--kek", KEK];
     for (trusted, why) in [
-        (2, "UnknownIssuer"),
+        (2, "not trusted here"),
         (3, "ertificate"),
         (4, "must be set together"),
     ] {

@@ -309,13 +309,13 @@ async fn throttling_is_told_apart_from_an_outage() {
 }
 
 /// A Redis whose users OpenBao creates and removes; killed when dropped.
-struct Redis {
+pub(super) struct Redis {
     child: Child,
     port: u16,
 }
 
 impl Redis {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let port = free_port();
         let child = Command::new("redis-server")
             .args([
@@ -338,15 +338,30 @@ impl Redis {
     }
 
     /// Returns whether the credentials in a secret's value are accepted.
-    fn lets_in(&self, credentials: &str) -> bool {
+    pub(super) fn lets_in(&self, credentials: &str) -> bool {
         let credentials: Value = serde_json::from_str(credentials).unwrap();
         let of = |name: &str| credentials[name].as_str().unwrap().to_owned();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        write!(stream, "AUTH {} {}\r\n", of("username"), of("password")).unwrap();
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer).unwrap();
-        answer.starts_with("+OK")
+        self.log_in(&of("username"), &of("password")).is_some()
     }
+
+    fn log_in(&self, user: &str, password: &str) -> Option<TcpStream> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(stream, "AUTH {user} {password}\r\n").unwrap();
+        accepts(&stream).then_some(stream)
+    }
+
+    /// Creates a user that can read.
+    pub(super) fn add_user(&self, user: &str) {
+        let mut stream = self.log_in("default", "of-the-admin").unwrap();
+        write!(stream, "ACL SETUSER {user} on >first ~* +@read +ping\r\n").unwrap();
+        assert!(accepts(&stream));
+    }
+}
+
+fn accepts(stream: &TcpStream) -> bool {
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    answer.starts_with("+OK")
 }
 
 impl Drop for Redis {
@@ -357,7 +372,7 @@ impl Drop for Redis {
 }
 
 /// Starts OpenBao with a role `orders` of a Redis and the given lease durations.
-fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
+pub(super) fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
     let (bao, redis) = (Vault::start_of(Brand::OpenBao), Redis::start());
     bao.run(&["secrets", "enable", "database"]);
     let port = format!("port={}", redis.port);
@@ -369,12 +384,7 @@ fn leases(ttl: &str, max_ttl: &str) -> (Vault, Redis) {
     ];
     bao.run(
         &[
-            &[
-                "write",
-                "database/config/redis",
-                "allowed_roles=orders",
-                &port,
-            ],
+            &["write", "database/config/redis", "allowed_roles=*", &port],
             &plugin[..],
         ]
         .concat(),
@@ -532,7 +542,7 @@ async fn lease_errors_are_reported_with_a_remedy() {
     wait("the hint", || {
         sidecar
             .log()
-            .contains("has no lease; is this a key-value secret (vault-kv:)?")
+            .contains("nor a time of rotation; is this a key-value secret (vault-kv:)?")
     });
     drop(sidecar);
     bao.policy_text(

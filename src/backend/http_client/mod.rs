@@ -1,6 +1,9 @@
 //! A thin HTTP client for Vault, Azure and web locations.
 
+mod connector;
 mod pool;
+
+use std::error::Error;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -11,8 +14,9 @@ use hyper::{
 };
 use zeroize::Zeroizing;
 
+pub(super) use self::connector::Route;
 use self::pool::ReloadingPool;
-use super::{ErrorKind, client_tls::Identity, error::Failure, plain_http};
+use super::{ErrorKind, client_tls::Identity, error::Failure, plain_http, tls_errors};
 
 const MAX_REDIRECTS: usize = 3;
 
@@ -36,8 +40,13 @@ pub(super) struct Response {
 impl HttpClient {
     /// Reads the files of `identity` at first use, and again when they have changed.
     pub(super) fn new(identity: Identity, plain_http: &[String]) -> Self {
+        Self::along(Route::of_environment(), identity, plain_http)
+    }
+
+    /// Like [`HttpClient::new`], with a route that doesn't come from the environment.
+    pub(super) fn along(route: Route, identity: Identity, plain_http: &[String]) -> Self {
         Self {
-            pool: ReloadingPool::new(identity),
+            pool: ReloadingPool::new(identity, route),
             plain_http: plain_http.to_vec(),
         }
     }
@@ -158,13 +167,18 @@ fn unavailable(message: String) -> Failure {
     Failure::new(ErrorKind::Unavailable, message)
 }
 
+fn unreachable(url: &str, error: &(dyn Error + 'static)) -> Failure {
+    let cause = tls_errors::explain(error).unwrap_or_else(|| root_cause(error));
+    unavailable(format!("{url}: {cause}"))
+}
+
 /// hyper's own message only says that something failed; the root cause says what.
-fn unreachable(url: &str, error: &dyn std::error::Error) -> Failure {
+fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    unavailable(format!("{url}: {cause}"))
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -13,18 +13,19 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::{sync::Mutex, time::Instant};
 use tracing::{info, warn};
 
+use super::connector::{Connector, Route};
 use crate::{
     backend::client_tls::{Identity, client_config},
     files::BlockingPool,
 };
 
-pub(super) type Pool = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(super) type Pool = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// The files are checked for changes at most this often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A pool that is replaced when the files of its identity change.
 pub(super) struct ReloadingPool {
     identity: Arc<Identity>,
+    route: Route,
     blocking: BlockingPool,
     current: Mutex<Option<Current>>,
 }
@@ -46,9 +48,10 @@ struct Current {
 type FileStamp = Option<(u64, i64, i64, u64)>;
 
 impl ReloadingPool {
-    pub(super) fn new(identity: Identity) -> Self {
+    pub(super) fn new(identity: Identity, route: Route) -> Self {
         Self {
             identity: Arc::new(identity),
+            route,
             blocking: BlockingPool::new(1),
             current: Mutex::default(),
         }
@@ -70,10 +73,10 @@ impl ReloadingPool {
             Some(current) => Some(current.files.clone()),
             None => None,
         };
-        let identity = Arc::clone(&self.identity);
+        let (identity, route) = (Arc::clone(&self.identity), self.route.clone());
         let (files, pool) = self
             .blocking
-            .run(move || identity.reload(previous.as_deref()))
+            .run(move || identity.reload(previous.as_deref(), route))
             .await;
         let checked = Instant::now();
         let pool = match (pool, &mut *slot) {
@@ -129,19 +132,20 @@ impl Identity {
     fn reload(
         &self,
         previous: Option<&[FileStamp]>,
+        route: Route,
     ) -> (Vec<FileStamp>, Option<Result<Pool, String>>) {
         // Taken before reading, so that a change in between is noticed by the next check.
         let stamps: Vec<FileStamp> = self.files().map(stamp).collect();
-        let pool = (previous != Some(&stamps[..])).then(|| self.connect());
+        let pool = (previous != Some(&stamps[..])).then(|| self.connect(route));
         (stamps, pool)
     }
 
-    fn connect(&self) -> Result<Pool, String> {
+    fn connect(&self, route: Route) -> Result<Pool, String> {
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(client_config(self)?)
             .https_or_http()
             .enable_http1()
-            .build();
+            .wrap_connector(Connector::new(route));
         // Without a timer, idle connections would outlive the servers' usual limits.
         Ok(Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())

@@ -118,7 +118,21 @@ impl KvStore {
         self.cached().clone_from(&stored);
         stored
             .map(|stored| stored.manifest)
-            .ok_or_else(|| BackendError::no_manifest(&self.location))
+            .ok_or_else(|| self.no_manifest())
+    }
+
+    fn no_manifest(&self) -> BackendError {
+        match self.path.split_once('/') {
+            Some((part @ ("data" | "metadata"), rest)) => {
+                let mount = &self.mount;
+                let message = format!(
+                    "there is no manifest; `{part}/` belongs to requests and is added by itself: \
+                     is it vault-kv:{mount}/{rest}?"
+                );
+                BackendError::new(ErrorKind::NotFound, &self.location, message)
+            }
+            _ => BackendError::no_manifest(&self.location),
+        }
     }
 
     /// Whether this is still the newest version and not deleted. `false` if in doubt: then the

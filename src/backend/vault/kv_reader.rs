@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::{MAX_RESPONSE, Response, Vault, engine::Engine};
+use super::{MAX_RESPONSE, Response, Vault, engine::Engine, static_role::StaticCredentials};
 use crate::{
     backend::{BackendError, error::Failure, secret::value_text},
     model::SecretSource,
@@ -65,6 +65,8 @@ pub(super) enum Content {
         metadata: Option<Metadata>,
         engine: Engine,
     },
+    /// The credentials of a static role, in an engine of another kind.
+    Static(StaticCredentials),
     /// No value: deleted if there is a version, or else never written.
     Nothing { version: Option<u64> },
 }
@@ -126,7 +128,7 @@ impl KvReader {
             return versioned;
         }
         match self.read_in(&engine(false), version, limit).await {
-            Ok(content @ Content::Value { .. }) => {
+            Ok(content @ (Content::Value { .. } | Content::Static(_))) => {
                 self.vault.cache_engine(&engine(false)).await;
                 Ok(content)
             }
@@ -182,8 +184,16 @@ impl KvReader {
                 version: metadata.map(|metadata| metadata.version),
             });
         };
-        let bytes = value_text(value, limit)
-            .ok_or_else(|| BackendError::secret_too_large(&self.source, limit))?;
+        let too_large = || BackendError::secret_too_large(&self.source, limit);
+        if metadata.is_none()
+            && let Some(credentials) = StaticCredentials::of(value)
+        {
+            if credentials.len() > limit {
+                return Err(too_large());
+            }
+            return Ok(Content::Static(credentials));
+        }
+        let bytes = value_text(value, limit).ok_or_else(too_large)?;
         Ok(Content::Value {
             bytes,
             metadata,
@@ -195,6 +205,20 @@ impl KvReader {
         response
             .parse_borrowed()
             .map_err(|failure| self.error(failure))
+    }
+
+    /// What to try if there is nothing at a path that was copied from a request.
+    pub(super) fn hint(&self) -> String {
+        let copied = ["data", "metadata"].into_iter().find_map(|part| {
+            let (mount, rest) = self.path.split_once(&format!("/{part}/"))?;
+            Some((part, mount, rest))
+        });
+        copied.map_or_else(String::new, |(part, mount, rest)| {
+            format!(
+                "; `{part}/` belongs to requests and is added by itself: is it \
+                 vault-kv:{mount}/{rest}?"
+            )
+        })
     }
 
     pub(super) fn error(&self, failure: Failure) -> BackendError {

@@ -7,6 +7,7 @@ use std::sync::{
 
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{
@@ -66,14 +67,23 @@ impl KvSecret {
             return Ok(FetchOutcome::Unchanged);
         }
         let content = self.reader.read(None, limit).await?;
-        let Content::Value {
-            bytes,
-            metadata,
-            engine,
-        } = content
-        else {
-            *self.last_read() = None;
-            return Err(self.not_found("there is no such secret, or it was deleted"));
+        let (bytes, metadata, engine) = match content {
+            Content::Value {
+                bytes,
+                metadata,
+                engine,
+            } => (bytes, metadata, engine),
+            Content::Static(credentials) => {
+                *self.last_read() = None;
+                let fetched = credentials.into_value(held, Timestamp::now());
+                return Ok(FetchOutcome::current(fetched, held));
+            }
+            Content::Nothing { .. } => {
+                *self.last_read() = None;
+                let hint = self.reader.hint();
+                let message = format!("there is no such secret, or it was deleted{hint}");
+                return Err(self.not_found(&message));
+            }
         };
         let (fetched, last_read) = match metadata {
             Some(metadata) => {

@@ -1,5 +1,5 @@
-//! `vault-lease:PATH`: dynamic credentials. Vault creates new ones for each read and revokes them
-//! when their lease expires.
+//! `vault-lease:PATH`: dynamic credentials, and those of static roles. Vault creates the former for
+//! each read and revokes them when their lease expires; the latter it changes from time to time.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use tokio::{
@@ -17,7 +18,7 @@ use tokio::{
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use super::{MAX_RESPONSE, Response, Vault};
+use super::{MAX_RESPONSE, Response, Vault, static_role::StaticCredentials};
 use crate::{
     backend::{
         BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider,
@@ -76,7 +77,11 @@ impl LeasedSecret {
         }
     }
 
-    async fn issue(&self, limit: usize) -> Result<FetchedValue, BackendError> {
+    async fn issue(
+        &self,
+        held: Option<HeldValue<'_>>,
+        limit: usize,
+    ) -> Result<FetchedValue, BackendError> {
         let (vault, path, source) = (
             Arc::clone(&self.vault),
             self.path.clone(),
@@ -90,18 +95,27 @@ impl LeasedSecret {
             let Ok(issued) = issued else {
                 return;
             };
-            if let Err(Ok(FetchedValue {
+            if let Err(Ok(Issued::Leased(FetchedValue {
                 lease: Some(lease), ..
-            })) = sender.send(issued)
+            }))) = sender.send(issued)
             {
                 revoke_unused(&*lease).await;
             }
         });
-        receiver.await.map_err(|_| {
+        let issued = receiver.await.map_err(|_| {
             let message = format!("no response within {ABANDONED_TIMEOUT:?}");
             BackendError::new(ErrorKind::Unavailable, &self.source, message)
-        })?
+        })??;
+        Ok(match issued {
+            Issued::Leased(value) => value,
+            Issued::Static(credentials) => credentials.into_value(held, Timestamp::now()),
+        })
     }
+}
+
+enum Issued {
+    Leased(FetchedValue),
+    Static(StaticCredentials),
 }
 
 async fn issue(
@@ -109,7 +123,7 @@ async fn issue(
     path: &str,
     source: &SecretSource,
     limit: usize,
-) -> Result<FetchedValue, BackendError> {
+) -> Result<Issued, BackendError> {
     let start = Instant::now();
     let failed = |failure: Failure| failure.on(source);
     let response = vault
@@ -122,6 +136,14 @@ async fn issue(
         if response.status == StatusCode::BAD_REQUEST && errors.contains("unknown role") {
             return Err(BackendError::not_found(source, &errors));
         }
+        if response.status == StatusCode::METHOD_NOT_ALLOWED
+            || errors.contains("unsupported operation")
+        {
+            let message = "Vault refuses to be read here: the engine issues credentials on a \
+                           write, as Kubernetes, PKI and SSH do; have Vault Agent render them to \
+                           a file, and use file:PATH";
+            return Err(BackendError::new(ErrorKind::Misconfigured, source, message));
+        }
         return Err(failed(response.failure_at(path, "read")));
     }
     let CredentialsResponse {
@@ -131,7 +153,14 @@ async fn issue(
         data,
     } = response.parse_borrowed().map_err(failed)?;
     if lease_id.is_empty() {
-        let message = "the response has no lease; is this a key-value secret (vault-kv:)?";
+        if let Some(credentials) = data.and_then(StaticCredentials::of) {
+            if credentials.len() > limit {
+                return Err(BackendError::secret_too_large(source, limit));
+            }
+            return Ok(Issued::Static(credentials));
+        }
+        let message = "the response has neither a lease nor a time of rotation; is this a \
+                       key-value secret (vault-kv:)?";
         return Err(BackendError::new(ErrorKind::Misconfigured, source, message));
     }
     let version = to_hex(&fingerprint(lease_id.as_bytes())[..8]);
@@ -146,13 +175,13 @@ async fn issue(
     };
     let error = match data.map(|data| value_text(data, limit)) {
         Some(Some(bytes)) => {
-            return Ok(FetchedValue {
+            return Ok(Issued::Leased(FetchedValue {
                 bytes,
                 version,
                 created_at: None,
                 expires_at: None,
                 lease: Some(Arc::new(lease)),
-            });
+            }));
         }
         Some(None) => BackendError::secret_too_large(source, limit),
         None => BackendError::not_found(source, "the lease has no credentials"),
@@ -301,15 +330,21 @@ impl SecretProvider for LeasedSecret {
     fn fetch<'a>(
         &'a self,
         version: &'a VersionSelector,
-        _: Option<HeldValue<'a>>,
+        held: Option<HeldValue<'a>>,
         limit: usize,
     ) -> BoxFuture<'a, Result<FetchOutcome, BackendError>> {
         Box::pin(async move {
             match version {
-                VersionSelector::Current => self.issue(limit).await.map(FetchOutcome::Value),
+                VersionSelector::Current => {
+                    let issued = self.issue(held, limit).await?;
+                    if issued.lease.is_some() {
+                        return Ok(FetchOutcome::Value(issued));
+                    }
+                    Ok(FetchOutcome::current(issued, held))
+                }
                 _ => Err(BackendError::not_found(
                     &self.source,
-                    "leased credentials have no other versions",
+                    "Vault keeps no other versions of these credentials",
                 )),
             }
         })

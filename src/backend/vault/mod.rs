@@ -10,24 +10,28 @@ mod lease;
 mod login;
 mod response;
 mod session;
+mod static_role;
 #[cfg(test)]
 mod tests;
 mod token;
 mod transit;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 use hyper::{Method, Request, StatusCode, Uri, header::HeaderValue};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
 use self::{engine::Engines, response::Response, session::Session, token::Token};
 use super::{
-    BackendError, ErrorKind, Kek, ManifestStore, SecretProvider, client_tls::Identity,
-    error::Failure, http_client::HttpClient,
+    BackendError, ErrorKind, Kek, ManifestStore, SecretProvider,
+    client_tls::Identity,
+    error::Failure,
+    http_client::{HttpClient, Route},
 };
 use crate::{
     config,
@@ -37,6 +41,13 @@ use crate::{
 
 /// The limit for responses without a manifest or a secret, in bytes.
 const MAX_RESPONSE: usize = 1 << 20;
+/// What stays as it is in the path of a URL (RFC 3986 §2.3). Vault decodes the rest.
+const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
 
 /// The configured Vault server, contacted at first use.
 pub(super) struct Client {
@@ -111,7 +122,10 @@ impl Client {
 
 /// A server, and the session with it.
 struct Vault {
+    /// As configured.
     address: String,
+    /// The beginning of each request's URL.
+    base: String,
     namespace: Option<HeaderValue>,
     http: HttpClient,
     session: Session,
@@ -134,10 +148,26 @@ impl Vault {
                 )
             })?;
         let address = address.trim_end_matches('/').to_owned();
-        let url: Uri = address
+        let (base, http) = match address.strip_prefix("unix://") {
+            None => (
+                address.clone(),
+                HttpClient::new(identity(settings)?, plain_http),
+            ),
+            // The protocol on such a socket is HTTP, and the name of its host is of no importance.
+            Some(path) if path.starts_with('/') => {
+                let route = Route::over(Path::new(path));
+                let http = HttpClient::along(route, Identity::default(), plain_http);
+                ("http://localhost".to_owned(), http)
+            }
+            Some(_) => {
+                let message =
+                    format!("{address} has no absolute path, as in unix:///run/vault.sock");
+                return Err(misconfigured(&message));
+            }
+        };
+        let url: Uri = base
             .parse()
             .map_err(|_| misconfigured(&format!("{address} is not a URL (`vault.address`)")))?;
-        let http = HttpClient::new(identity(settings)?, plain_http);
         http.check(&url)?;
         let namespace = settings
             .namespace
@@ -152,6 +182,7 @@ impl Vault {
             .map_err(|error| Failure::new(ErrorKind::Unavailable, error.to_string()))?;
         Ok(Self {
             address,
+            base,
             namespace,
             http,
             session: Session::new(settings.login.clone()),
@@ -182,6 +213,16 @@ impl Vault {
         Ok(response)
     }
 
+    /// Returns the URL of a path, which may be followed by a query.
+    fn url(&self, path: &str) -> String {
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (path, String::new()),
+        };
+        let path = utf8_percent_encode(path, IN_PATH);
+        format!("{}/v1/{path}{query}", self.base)
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -192,7 +233,7 @@ impl Vault {
     ) -> Result<Response, Failure> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}/v1/{path}", self.address))
+            .uri(self.url(path))
             .header("X-Vault-Request", "true");
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);

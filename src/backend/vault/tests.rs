@@ -292,3 +292,146 @@ async fn credentials_that_cannot_be_used_are_revoked() {
         tokio::task::spawn_blocking(move || heads.iter().any(|head| is_revocation(&head)));
     assert!(revoked.await.expect("joined"));
 }
+
+const STATIC: [&str; 3] = [
+    r#"{"data":{"last_vault_rotation":"2026-11-26T12:00:00Z","password":"one","ttl":9}}"#,
+    r#"{"data":{"last_vault_rotation":"2026-11-26T12:00:00Z","password":"one","ttl":3}}"#,
+    r#"{"data":{"last_vault_rotation":"2026-11-26T12:01:00Z","password":"two","ttl":9}}"#,
+];
+
+#[tokio::test]
+async fn a_static_role_has_one_version_per_password_by_either_scheme() {
+    for scheme in ["vault-lease:", "vault-kv:"] {
+        let step = Arc::new(AtomicUsize::new(0));
+        let current = Arc::clone(&step);
+        let (address, _heads) = serve_with(move |head| match head.split(' ').nth(1) {
+            Some("/v1/auth/token/lookup-self") => ALIVE,
+            Some("/v1/db/static-creds/app") => ("200 OK", STATIC[current.load(Ordering::SeqCst)]),
+            Some(path) if path.starts_with("/v1/sys/internal/ui/mounts/") => {
+                ("200 OK", r#"{"data":{"path":"db/","options":null}}"#)
+            }
+            _ => ("404 Not Found", r#"{"errors":[]}"#),
+        });
+        let folder = tempfile::tempdir().expect("folder");
+        let client = client(&address, &folder);
+        let source: SecretSource = format!("{scheme}db/static-creds/app")
+            .parse()
+            .expect("source");
+        let provider = match &source {
+            SecretSource::VaultKv { mount, path } => client.secret(&source, mount, path),
+            SecretSource::VaultLease(path) => client.leased(&source, path),
+            _ => panic!("not a Vault source"),
+        }
+        .expect("provider");
+        let fetch = async |held| {
+            let fetched = provider.fetch(&VersionSelector::Current, held, 100).await;
+            match fetched.expect("a response") {
+                FetchOutcome::Value(fetched) => Some(fetched),
+                FetchOutcome::Unchanged => None,
+            }
+        };
+        let first = fetch(None).await.expect("a value");
+        assert!(first.lease.is_none() && first.expires_at.is_some());
+        let held = HeldValue {
+            version: &first.version,
+            bytes: &first.bytes,
+        };
+        step.store(1, Ordering::SeqCst);
+        assert!(fetch(Some(held)).await.is_none(), "{scheme}");
+        step.store(2, Ordering::SeqCst);
+        let second = fetch(Some(held)).await.expect("another value");
+        assert_ne!(first.version, second.version, "{scheme}");
+        let text = String::from_utf8(second.bytes.to_vec()).expect("text");
+        assert!(text.contains("two") && !text.contains("ttl"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn names_are_escaped_and_a_path_of_the_api_is_recognized() {
+    let (address, heads) = serve_with(|head| match head.split(' ').nth(1) {
+        Some("/v1/auth/token/lookup-self") => ALIVE,
+        Some(path) if path.starts_with("/v1/sys/internal/ui/mounts/kv/") => (
+            "200 OK",
+            r#"{"data":{"path":"kv/","options":{"version":"2"}}}"#,
+        ),
+        Some("/v1/kv/data/my%20app/user%40example.com") => (
+            "200 OK",
+            r#"{"data":{"data":{"a":1},"metadata":{"version":1,"created_time":"2026-11-26"}}}"#,
+        ),
+        _ => ("404 Not Found", r#"{"errors":[]}"#),
+    });
+    let folder = tempfile::tempdir().expect("folder");
+    let client = client(&address, &folder);
+    let found = fetch(&client, "vault-kv:kv/my app/user@example.com", None).await;
+    assert_eq!(&*found.expect("value").bytes, br#"{"a":1}"#);
+    let lookup = "/v1/sys/internal/ui/mounts/kv/my%20app/user%40example.com ";
+    assert!(heads.try_iter().any(|head| head.contains(lookup)));
+    let copied = fetch(&client, "vault-kv:kv/data/orders/db", None).await;
+    let error = copied.err().expect("nothing there");
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(
+        error.to_string().ends_with("is it vault-kv:kv/orders/db?"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn credentials_that_need_a_write_are_told_apart_from_a_missing_right() {
+    let (address, _heads) = serve_with(|head| match head.split(' ').nth(1) {
+        Some("/v1/auth/token/lookup-self") => ALIVE,
+        _ => (
+            "405 Method Not Allowed",
+            r#"{"errors":["1 error occurred:\n\t* unsupported operation\n\n"]}"#,
+        ),
+    });
+    let folder = tempfile::tempdir().expect("folder");
+    let written = fetch(
+        &client(&address, &folder),
+        "vault-lease:kubernetes/creds/app",
+        None,
+    )
+    .await;
+    let error = written.err().expect("refused");
+    assert_eq!(error.kind, ErrorKind::Misconfigured);
+    assert!(error.to_string().contains("on a write"), "{error}");
+}
+
+#[tokio::test]
+async fn an_agent_is_reached_over_its_unix_socket() {
+    let folder = tempfile::tempdir().expect("folder");
+    let socket = folder.path().join("agent.sock");
+    let missing = client(&format!("unix://{}", socket.display()), &folder);
+    let error = unwrap(&missing).await.expect_err("no socket");
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains("agent.sock: No such file"),
+        "{error}"
+    );
+
+    // Everything on the socket goes to a scripted server.
+    let body = r#"{"data":{"ttl":0,"plaintext":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
+    let (address, heads) = serve("200 OK", body);
+    let address = address.strip_prefix("http://").expect("http").to_owned();
+    let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
+    let relay = tokio::spawn(async move {
+        loop {
+            let (mut agent, _) = listener.accept().await.expect("a connection");
+            let mut server = tokio::net::TcpStream::connect(&address)
+                .await
+                .expect("connected");
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut agent, &mut server).await;
+            });
+        }
+    });
+    let client = client(&format!("unix://{}", socket.display()), &folder);
+    unwrap(&client).await.expect("unwrap");
+    relay.abort();
+    assert_eq!(heads.try_iter().count(), 2);
+    for malformed in ["unix://run/agent.sock", "unix://"] {
+        let client = self::client(malformed, &folder);
+        let kek = client.kek(&"vault-transit:transit/kek".parse().expect("URI"));
+        let error = kek.err().expect("no absolute path");
+        assert_eq!(error.kind, ErrorKind::Misconfigured, "{error}");
+    }
+}

@@ -12,7 +12,7 @@ use super::{MAX_RESPONSE, Vault, response::policy_denies};
 use crate::{
     backend::{BackendError, ErrorKind, Kek, error::Failure},
     crypto::{Dek, WrapContext},
-    model::{KekUri, is_path_segment},
+    model::KekUri,
 };
 
 /// The capacity of request bodies: enough that the buffer is never reallocated, which would leave
@@ -236,6 +236,13 @@ impl Kek for TransitKek {
 fn parse(rest: &str) -> Option<(&str, &str)> {
     let (mount, key) = rest.rsplit_once('/')?;
     rest.split('/').all(is_path_segment).then_some((mount, key))
+}
+
+/// Returns whether a name is safe as one segment of a path: it can't change the path and needs no
+/// escaping. Vault allows no other names of keys.
+fn is_path_segment(segment: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !matches!(segment, "" | "." | "..") && segment.chars().all(is_plain)
 }
 
 fn body(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Failure> {
