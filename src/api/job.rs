@@ -95,8 +95,8 @@ impl Job<'_> {
         response(payload.into(), content_type, version)
     }
 
-    /// How a request of this length, if it was announced, is answered: so that a client may send all
-    /// before it reads, if that is short enough and memory is free.
+    /// How a request of this length, if it was announced, is answered: if it is short enough and
+    /// memory is free, so that a client may send all before it reads.
     pub(crate) fn buffering(&self, announced: Option<u64>) -> Buffering {
         let Some(length) = announced else {
             return Buffering::Ahead;

@@ -41,8 +41,8 @@ impl NoField {
 
 impl<'v> Field<'v> {
     /// Finds a field by its name, or, if there is none, by the names of nested fields with dots
-    /// between them. In those, `\.` is a dot and `\\` a backslash of a name. The last one counts if a
-    /// name is repeated.
+    /// between them. In those, `\.` is a dot and `\\` a backslash of a name. The last one counts if
+    /// a name is repeated.
     ///
     /// # Errors
     /// The value is not a JSON object, or has no such field.

@@ -2,7 +2,7 @@ use super::*;
 #[cfg(feature = "tls")]
 use crate::config::TlsVersion;
 use crate::{
-    config::{AuditSink, AzureLogin, VaultLogin},
+    config::{AuditSink, AzureLogin, Content, VaultLogin},
     model::KekScope,
 };
 
@@ -29,6 +29,39 @@ fn an_audit_log_has_one_sink() {
         neither.contains("audit.file: is required with key_file"),
         "{neither}"
     );
+}
+
+#[test]
+fn a_rendered_value_is_decoded_and_trimmed_but_no_template() {
+    let render = |more: &str| {
+        format!(
+            "[[secret]]\nname = \"a\"\nsource = \"file:a\"\n\
+             [[render]]\nfile = \"/run/a\"\n{more}"
+        )
+    };
+    let valid = render("secret = \"a\"\ndecode = \"base64\"\ntrim = \"newline\"");
+    let settings = parsed(&format!("{}\n{valid}", MINIMAL.trim()));
+    let Content::Secret { conversion, .. } = &settings.renders[0].content else {
+        panic!("a secret")
+    };
+    assert!(conversion.decode_base64 && conversion.trim_newline);
+    for (more, expected) in [
+        (
+            "secret = \"a\"\ndecode = \"hex\"",
+            "render[0].decode: `decode` must be base64",
+        ),
+        (
+            "secret = \"a\"\ntrim = \"\"",
+            "render[0].trim: `trim` must be newline",
+        ),
+        (
+            "template_text = \"\"\ntrim = \"newline\"",
+            "render[0].trim: requires secret; a template has filters",
+        ),
+    ] {
+        let problems = problems_with(&render(more));
+        assert!(problems.contains(expected), "{problems}");
+    }
 }
 
 #[test]
