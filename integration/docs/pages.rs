@@ -26,7 +26,7 @@ fn assert_valid(config: &str, of: &str) {
     let file = folder.path().join("sidekey.toml");
     fs::write(&file, config).unwrap();
     let output = Command::new(binary())
-        .args(["check", "--config"])
+        .args(["check", "--config-only", "--config"])
         .arg(&file)
         .output()
         .unwrap();

@@ -79,6 +79,8 @@ impl Admin {
                 }
             }
         }
+        // They arrive in the order in which KEKs answer.
+        failed.sort();
         if failed.is_empty() {
             Ok(())
         } else {

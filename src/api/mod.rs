@@ -17,7 +17,7 @@ mod secrets;
 mod service;
 mod stream;
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -32,11 +32,12 @@ use self::{denial::Denials, events::Events, service::Service};
 use crate::{
     config::{self, Settings},
     http::{
-        ListenError, Tls, TokenError,
+        Tls, TokenError,
         connection::Acceptor,
         listeners::{AppTcpListener, AppUnixListener},
         metrics::ConnectionMetrics,
-        socket::{self, BoundSocket},
+        socket::{BoundSocket, ListenError},
+        tcp,
         token::Token,
     },
     telemetry::Registry,
@@ -57,12 +58,36 @@ pub struct Listeners {
 /// The applications' listeners can't be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// A listener.
+    /// The Unix socket.
     #[error(transparent)]
-    Listen(#[from] ListenError),
+    Socket(#[from] ListenError),
+    /// The address of the TCP listener.
+    #[error("can't listen on {address} (`listen.tcp`): {error}")]
+    Tcp {
+        /// The configured address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
     /// The token of the TCP listener.
     #[error(transparent)]
     Token(#[from] TokenError),
+}
+
+fn unavailable(address: SocketAddr) -> impl FnOnce(io::Error) -> BindError {
+    move |error| BindError::Tcp { address, error }
+}
+
+/// Returns everything that would keep [`Listeners::bind`] from binding. The socket and the address
+/// may be in use: a sidecar with the same settings may be running.
+pub fn rehearse(settings: &Settings) -> Vec<BindError> {
+    let tcp = settings.listen.tcp.iter().flat_map(|tcp| {
+        let bound = tcp::rehearse(tcp.address).map_err(unavailable(tcp.address));
+        let token = Token::load(&tcp.token_file).map(drop);
+        [bound.err(), token.map_err(BindError::from).err()]
+    });
+    let socket = BoundSocket::rehearse(&settings.listen).map_err(BindError::from);
+    tcp.chain([socket.err()]).flatten().collect()
 }
 
 impl Listeners {
@@ -72,10 +97,10 @@ impl Listeners {
     /// [`BindError`]
     pub fn bind(settings: &Settings) -> Result<Self, BindError> {
         let tcp = match &settings.listen.tcp {
-            Some(tcp) => Some((
-                socket::bind_tcp(tcp.address)?,
-                Token::load(&tcp.token_file)?,
-            )),
+            Some(tcp) => {
+                let listener = tcp::listener(tcp.address).map_err(unavailable(tcp.address))?;
+                Some((listener, Token::load(&tcp.token_file)?))
+            }
             None => None,
         };
         Ok(Self {

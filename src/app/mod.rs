@@ -6,6 +6,7 @@
 
 mod bound;
 mod data_plane;
+mod rehearsal;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -35,7 +36,7 @@ use crate::{
     telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
 };
 
-pub use self::bound::Bound;
+pub use self::{bound::Bound, rehearsal::rehearse};
 
 const LOST_LOG_LINES: &str = "sidekey_log_lost_lines_total";
 
@@ -184,19 +185,33 @@ impl ListenerTls {
         registry: &Arc<Registry>,
         clock: &Clock,
     ) -> Result<Self, TlsError> {
-        let operators = match &settings.ops.tls {
-            Some(tls) => Some(Tls::for_operators(tls, registry, clock).await?),
-            None => None,
-        };
-        let tcp = settings.listen.tcp.as_ref();
-        let applications = match tcp.and_then(|tcp| tcp.tls.as_ref()) {
-            Some(tls) => Some(Tls::for_applications(tls, registry, clock).await?),
-            None => None,
-        };
         Ok(Self {
-            applications,
-            operators,
+            operators: Self::operators(settings, registry, clock).await?,
+            applications: Self::applications(settings, registry, clock).await?,
         })
+    }
+
+    async fn operators(
+        settings: &Settings,
+        registry: &Arc<Registry>,
+        clock: &Clock,
+    ) -> Result<Option<Arc<Tls>>, TlsError> {
+        match &settings.ops.tls {
+            Some(tls) => Tls::for_operators(tls, registry, clock).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn applications(
+        settings: &Settings,
+        registry: &Arc<Registry>,
+        clock: &Clock,
+    ) -> Result<Option<Arc<Tls>>, TlsError> {
+        let tcp = settings.listen.tcp.as_ref();
+        match tcp.and_then(|tcp| tcp.tls.as_ref()) {
+            Some(tls) => Tls::for_applications(tls, registry, clock).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     fn all(&self) -> Vec<Arc<Tls>> {

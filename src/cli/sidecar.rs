@@ -39,6 +39,10 @@ pub(super) struct Check {
     /// Config file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Check the file alone, as on a machine that isn't the sidecar's: no other file, user, group
+    /// or address but the files of templates.
+    #[arg(long, conflicts_with = "online")]
+    config_only: bool,
     /// Also read every manifest and secret and unwrap a version with every KEK, with the access
     /// rights that a sidecar on this host would have.
     #[arg(long)]
@@ -61,8 +65,13 @@ impl Check {
     pub(super) fn run(self, format: Format) -> Result<(), CliError> {
         let file = path_for_display(&self.config);
         match (config::load(&self.config), format) {
-            (Ok(settings), _) if self.online => online(&file, &settings, format),
             (Ok(settings), _) => {
+                if !self.config_only {
+                    require_start(&file, &settings, format)?;
+                }
+                if self.online {
+                    return online(&file, &settings, format);
+                }
                 let (keyrings, secrets) = (settings.keyrings.len(), &settings.secrets);
                 let secrets = secrets.named.len() + secrets.mappings.len();
                 print(
@@ -93,6 +102,32 @@ impl Check {
             }
             (Err(error), _) => Err(error.into()),
         }
+    }
+}
+
+/// Fails, with all reasons, if a sidecar can't start with these settings on this host.
+fn require_start(file: &str, settings: &Settings, format: Format) -> Result<(), CliError> {
+    let backends = backend::configured(&settings.backends);
+    let found = block_on(async { Ok(app::rehearse(settings, &backends, &Clock::system()).await) })?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let reasons: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = reasons
+        .iter()
+        .map(|reason| json!({ "message": reason }))
+        .collect();
+    let summary = format!("{file}: a sidecar can't start with this config");
+    match format {
+        Format::Json => {
+            let answer = json!({ "file": file, "valid": false, "problems": problems });
+            print(format, &answer, String::new)?;
+            Err(CliError::failed(summary))
+        }
+        Format::Text => Err(CliError::failed(format!(
+            "{summary} on this host\n{}",
+            reasons.join("\n")
+        ))),
     }
 }
 

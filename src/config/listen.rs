@@ -19,6 +19,8 @@ pub struct Listen {
     pub owner: Option<String>,
     /// The socket's group, by name or id. Default: the process's group.
     pub group: Option<String>,
+    /// Whether to refuse a folder of the socket that every user can write to.
+    pub refuse_writable_folder: bool,
     /// A loopback TCP listener, for applications that can't open a socket.
     pub tcp: Option<Tcp>,
 }
@@ -50,12 +52,14 @@ pub(super) fn listen(section: &Section<'_>) -> Parsed<Listen> {
     let mode = section.or("mode", 0o660, Value::mode);
     let owner = section.maybe("owner", Value::name_or_id);
     let group = section.maybe("group", Value::name_or_id);
+    let refuse_writable_folder = section.or("refuse_writable_folder", false, Value::boolean);
     let tcp = tcp(section);
     Ok(Listen {
         socket: socket?,
         mode: mode?,
         owner: owner?,
         group: group?,
+        refuse_writable_folder: refuse_writable_folder?,
         tcp: tcp?,
     })
 }

@@ -17,6 +17,7 @@ pub(crate) mod problem;
 pub(crate) mod response;
 pub(crate) mod share;
 pub(crate) mod socket;
+pub(crate) mod tcp;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 #[cfg(not(feature = "tls"))]

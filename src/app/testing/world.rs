@@ -12,7 +12,7 @@ use tracing::subscriber::DefaultGuard;
 use super::{FakeKek, FakeSecret, FakeStore, TestApp, time::Time};
 use crate::{
     admin::{Admin, Bases, Memory, Signing},
-    app::build_on,
+    app::{build_on, rehearse},
     backend::{BackendError, Backends, Kek, ManifestStore, SecretProvider},
     clock::{Clock, ManualClock},
     config,
@@ -165,6 +165,17 @@ impl World {
     /// Lets a sidecar read its config again, as SIGHUP does.
     pub(crate) fn reload(&self, app: &TestApp, config: &str, keyrings: &[&str]) {
         app.reload(&self.settings(config, keyrings));
+    }
+
+    /// Returns the reason why a sidecar can't start, and all reasons that a rehearsal finds.
+    pub(crate) async fn faults(&self, config: &str) -> (Option<String>, Vec<String>) {
+        let settings = self.settings(config, &["demo"]);
+        let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
+        let found = rehearse(&settings, &backends, &self.clock).await;
+        let runtime = tokio::runtime::Handle::current();
+        let built = build_on(&runtime, &settings, backends, self.clock.clone()).await;
+        let fault = built.err().map(|error| error.to_string());
+        (fault, found.iter().map(ToString::to_string).collect())
     }
 
     fn settings(&self, config: &str, keyrings: &[&str]) -> config::Settings {

@@ -10,5 +10,6 @@ mod outages;
 mod renders;
 mod rotation;
 mod secrets;
+mod starting;
 mod succession;
 mod timeouts;

@@ -1,36 +1,25 @@
-//! Binding the applications' sockets: a Unix socket with owner, group and mode, and loopback TCP.
+//! Binding the applications' Unix socket, with owner, group and mode.
+
+mod folder;
+mod private;
 
 use std::{
     fs, io,
-    net::TcpListener,
-    os::fd::{AsRawFd, OwnedFd},
     os::unix::{
-        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        fs::{FileTypeExt, MetadataExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rustix::{
-    fs::{
-        AtFlags, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmodat, chownat, fchmod, fstat, open,
-        openat, renameat, renameat_with, statat, unlinkat,
-    },
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
-    process::geteuid,
-};
+use rustix::{fs::Stat, io::Errno};
 use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::error;
 
-use crate::{
-    config::Listen,
-    files::{folder_of, run_blocking},
-};
+use self::private::Private;
+use crate::{config::Listen, files::run_blocking};
 
-/// Connections that the kernel queues until they are accepted, capped by `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 /// How often the socket's file is looked for.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
@@ -43,6 +32,14 @@ pub enum ListenError {
     /// The path exists and isn't a socket.
     #[error("{0}: `listen.socket` exists and is not a socket; remove it, or set another path")]
     NotASocket(PathBuf),
+    /// Every user can write to the socket's folder, or to one that it is in.
+    #[error(
+        "every user can write to {} and could put another socket in the place of `listen.socket`, \
+         which `listen.refuse_writable_folder` forbids; run: chmod +t on it, or set another \
+         `listen.socket`",
+        .0.display()
+    )]
+    WritableFolder(PathBuf),
     /// The configured owner or group doesn't exist.
     #[error("listen.{key}: no such {kind}: {name:?}")]
     Unknown {
@@ -94,51 +91,40 @@ pub(crate) struct BoundSocket {
 
 impl BoundSocket {
     pub(crate) fn bind(settings: &Listen) -> Result<Self, ListenError> {
-        let path = settings.socket.clone();
-        let shown = path.display().to_string();
-        let owner = settings.owner.as_deref().map(user_id).transpose()?;
-        let group = settings.group.as_deref().map(group_id).transpose()?;
-        warn_of_writers(&path);
-        remove_stale(&path)?;
-
-        let private = Private::create(&path).map_err(failed(format!("can't listen on {shown}")))?;
-        let listener = private
-            .bind()
-            .map_err(failed(format!("can't listen on {shown}")))?;
-        private
-            .set_owner(owner, group)
-            .map_err(failed(format!("can't set owner and group of {shown}")))?;
-        private
-            .set_mode(settings.mode)
-            .map_err(failed(format!("can't set the mode of {shown}")))?;
-        let stat = private
-            .stat()
-            .map_err(failed(format!("can't inspect {shown}")))?;
-        let found = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-        let wanted = (
-            settings.mode,
-            owner.unwrap_or(found.1),
-            group.unwrap_or(found.2),
-        );
-        if found != wanted {
-            let describe = |(mode, uid, gid)| format!("mode {mode:04o}, owner {uid}, group {gid}");
-            return Err(ListenError::NotAsSet {
-                path,
-                found: describe(found),
-                wanted: describe(wanted),
-            });
+        let path = &settings.socket;
+        folder::protect(settings);
+        folder::examine(settings)?;
+        match occupant(path)? {
+            Occupant::Nothing => {}
+            Occupant::Listener => return Err(ListenError::InUse(path.clone())),
+            Occupant::Stale => {
+                let stale = format!("can't remove the stale socket {}", path.display());
+                fs::remove_file(path).map_err(failed(stale))?;
+            }
         }
-        match private.publish(&path) {
-            Err(Errno::EXIST) => return Err(ListenError::InUse(path)),
+        let Prepared {
+            private,
+            listener,
+            stat,
+        } = Prepared::new(settings)?;
+        match private.publish(path) {
+            Err(Errno::EXIST) => return Err(ListenError::InUse(path.clone())),
             published => published
                 .map_err(io::Error::from)
-                .map_err(failed(format!("can't listen on {shown}")))?,
+                .map_err(failed(format!("can't listen on {}", path.display())))?,
         }
         Ok(Self {
             listener,
-            path,
+            path: path.clone(),
             file: (stat.st_dev, stat.st_ino),
         })
+    }
+
+    /// Does all that `bind` does but to take the place, where a sidecar may be listening.
+    pub(crate) fn rehearse(settings: &Listen) -> Result<(), ListenError> {
+        folder::examine(settings)?;
+        occupant(&settings.socket)?;
+        Prepared::new(settings).map(drop)
     }
 
     /// Waits until the socket's file is no longer in its place, so that applications can't connect.
@@ -170,133 +156,58 @@ impl BoundSocket {
     }
 }
 
+/// A socket that is not in its place yet.
+struct Prepared {
+    private: Private,
+    listener: UnixListener,
+    stat: Stat,
+}
+
+impl Prepared {
+    fn new(settings: &Listen) -> Result<Self, ListenError> {
+        let path = &settings.socket;
+        let shown = path.display();
+        let owner = settings.owner.as_deref().map(user_id).transpose()?;
+        let group = settings.group.as_deref().map(group_id).transpose()?;
+        let private = Private::create(path).map_err(failed(format!("can't listen on {shown}")))?;
+        let listener = private
+            .bind()
+            .map_err(failed(format!("can't listen on {shown}")))?;
+        private
+            .set_owner(owner, group)
+            .map_err(failed(format!("can't set owner and group of {shown}")))?;
+        private
+            .set_mode(settings.mode)
+            .map_err(failed(format!("can't set the mode of {shown}")))?;
+        let stat = private
+            .stat()
+            .map_err(failed(format!("can't inspect {shown}")))?;
+        let found = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+        let wanted = (
+            settings.mode,
+            owner.unwrap_or(found.1),
+            group.unwrap_or(found.2),
+        );
+        if found != wanted {
+            let describe = |(mode, uid, gid)| format!("mode {mode:04o}, owner {uid}, group {gid}");
+            return Err(ListenError::NotAsSet {
+                path: path.clone(),
+                found: describe(found),
+                wanted: describe(wanted),
+            });
+        }
+        Ok(Self {
+            private,
+            listener,
+            stat,
+        })
+    }
+}
+
 /// Whether `path` is the file with this device and inode. Its number isn't reused while the socket
 /// is open.
 fn is_in_place(path: &Path, file: (u64, u64)) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file)
-}
-
-/// A folder beside the socket that only this user can enter. The socket gets its mode and owner in
-/// there: in its place, someone who can write to the folder could put a link to another file first,
-/// whose mode would be changed instead.
-struct Private {
-    parent: OwnedFd,
-    path: PathBuf,
-    folder: OwnedFd,
-}
-
-/// The socket's name in the private folder.
-const NAME: &str = "s";
-
-impl Private {
-    fn create(socket: &Path) -> io::Result<Self> {
-        let folder = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = open(folder_of(socket), folder | OFlags::PATH, Mode::empty())?;
-        let made = tempfile::Builder::new()
-            .prefix(".")
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(folder_of(socket))?;
-        // Removed by descriptor instead: the path may mean something else by then.
-        let path = made.keep();
-        let name = path.file_name().unwrap_or_default();
-        let folder = openat(&parent, name, folder | OFlags::NOFOLLOW, Mode::empty())?;
-        let private = Self {
-            parent,
-            path,
-            folder,
-        };
-        let stat = fstat(&private.folder)?;
-        if stat.st_uid != geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
-            return Err(io::Error::other(
-                "another process replaced a temporary folder beside it",
-            ));
-        }
-        Ok(private)
-    }
-
-    fn bind(&self) -> io::Result<UnixListener> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // Linux creates the file with the socket's own mode. No one can connect before it is set.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        // There is no bindat(2). If the path leads elsewhere by now, the next step fails.
-        let through_descriptor = format!("/proc/self/fd/{}/{NAME}", self.folder.as_raw_fd());
-        let address = SocketAddrUnix::new(self.path.join(NAME))
-            // Too long, though the socket's own path may not be.
-            .or_else(|_| SocketAddrUnix::new(through_descriptor))?;
-        bind(&socket, &address)?;
-        listen(&socket, BACKLOG)?;
-        Ok(socket.into())
-    }
-
-    fn set_owner(&self, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
-        let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
-        Ok(chownat(
-            &self.folder,
-            NAME,
-            owner,
-            group,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
-    }
-
-    fn set_mode(&self, mode: u32) -> io::Result<()> {
-        // Follows links, but there are none in this folder.
-        Ok(chmodat(
-            &self.folder,
-            NAME,
-            Mode::from_raw_mode(mode),
-            AtFlags::empty(),
-        )?)
-    }
-
-    fn stat(&self) -> io::Result<Stat> {
-        Ok(statat(&self.folder, NAME, AtFlags::SYMLINK_NOFOLLOW)?)
-    }
-
-    /// Moves the socket to its place, where nothing may be.
-    fn publish(&self, socket: &Path) -> rustix::io::Result<()> {
-        let name = socket.file_name().unwrap_or_default();
-        match renameat_with(
-            &self.folder,
-            NAME,
-            &self.parent,
-            name,
-            RenameFlags::NOREPLACE,
-        ) {
-            // Not every file system can tell.
-            Err(Errno::INVAL | Errno::NOSYS) => renameat(&self.folder, NAME, &self.parent, name),
-            done => done,
-        }
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        // The socket is still here only after a failure, which is what is reported.
-        let _ = unlinkat(&self.folder, NAME, AtFlags::empty());
-        let name = self.path.file_name().unwrap_or_default();
-        let _ = unlinkat(&self.parent, name, AtFlags::REMOVEDIR);
-    }
-}
-
-/// Warns if any user can put another socket in the place of this one. That is no error: containers
-/// that share a volume can have it mounted read-only.
-fn warn_of_writers(socket: &Path) {
-    const EVERYONE_WRITES: u32 = 0o002;
-    const STICKY: u32 = 0o1000;
-    let folder = folder_of(socket);
-    // If it can't be inspected, it can't be bound in either.
-    let is_open = fs::metadata(folder)
-        .is_ok_and(|metadata| metadata.mode() & (EVERYONE_WRITES | STICKY) == EVERYONE_WRITES);
-    if is_open {
-        warn!(
-            "every user can write to {}, and could put another socket in the place of this one, \
-             which would receive what applications send; mount it read-only for them, run: chmod \
-             +t on it, or set another `listen.socket`",
-            folder.display()
-        );
-    }
 }
 
 impl Drop for BoundSocket {
@@ -308,10 +219,17 @@ impl Drop for BoundSocket {
     }
 }
 
-/// Removes a socket that no process listens on.
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
+/// What is in the socket's place.
+enum Occupant {
+    Nothing,
+    /// A socket that no process listens on.
+    Stale,
+    Listener,
+}
+
+fn occupant(path: &Path) -> Result<Occupant, ListenError> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         Err(error) => return Err(failed(format!("can't inspect {}", path.display()))(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ListenError::NotASocket(path.to_owned()));
@@ -319,13 +237,9 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .map_err(failed(format!(
-                "can't remove the stale socket {}",
-                path.display()
-            ))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Occupant::Stale),
         // Also when this process may not connect: the socket may belong to another process.
-        Ok(_) | Err(_) => Err(ListenError::InUse(path.to_owned())),
+        Ok(_) | Err(_) => Ok(Occupant::Listener),
     }
 }
 
@@ -353,16 +267,6 @@ fn group_id(name: &str) -> Result<u32, ListenError> {
         })
 }
 
-/// Binds the loopback TCP listener.
-pub(crate) fn bind_tcp(address: std::net::SocketAddr) -> Result<TcpListener, ListenError> {
-    let bind = || {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    bind().map_err(failed(format!("can't listen on {address} (`listen.tcp`)")))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -382,6 +286,7 @@ mod tests {
             mode,
             owner: None,
             group: None,
+            refuse_writable_folder: false,
             tcp: None,
         }
     }
@@ -455,6 +360,34 @@ mod tests {
             Err(ListenError::NotASocket(_))
         ));
         assert_eq!(fs::read(&path).expect("read"), b"precious");
+    }
+
+    #[test]
+    fn a_rehearsal_finds_the_same_faults_and_changes_nothing() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let rehearse = |settings: &Listen| BoundSocket::rehearse(settings);
+        let faulty = [
+            settings(Path::new("/nowhere/s"), 0o660),
+            settings(Path::new("/dev/null"), 0o660),
+            Listen {
+                group: Some("no-such-group".into()),
+                ..settings(&path, 0o660)
+            },
+        ];
+        for settings in faulty {
+            let error = BoundSocket::bind(&settings).err().expect("refused");
+            let found = rehearse(&settings).expect_err("refused");
+            assert_eq!(found.to_string(), error.to_string());
+        }
+        rehearse(&settings(&path, 0o660)).expect("free");
+        assert_eq!(fs::read_dir(&folder).expect("read").count(), 0);
+        drop(UnixListener::bind(&path).expect("bind"));
+        rehearse(&settings(&path, 0o660)).expect("stale");
+        let bound = BoundSocket::bind(&settings(&path, 0o660)).expect("bind");
+        rehearse(&settings(&path, 0o660)).expect("a sidecar may be running");
+        UnixStream::connect(&path).expect("it still listens");
+        drop(bound);
     }
 
     #[test]
