@@ -27,6 +27,7 @@ pub use parse::{LoadError, Problems, Settings, load, parse};
 pub use policy::Rule;
 pub use reader::Problem;
 pub use refresh::{Refresh, Runtime};
+pub(crate) use render::load_template;
 pub use render::{Content, Notice, Render, Signal};
 pub use secret_mapping::SecretMapping;
 pub use secrets::{CachePolicy, Secret, Secrets};

@@ -17,11 +17,13 @@ use super::{folder_of, poll::poll};
 pub type ChangeCallback = Arc<dyn Fn() + Send + Sync>;
 
 /// Ends a watch when it is dropped.
-pub struct WatchGuard(#[expect(dead_code, reason = "held only to be dropped")] Box<dyn Send>);
+pub struct WatchGuard(
+    #[expect(dead_code, reason = "held only to be dropped")] Box<dyn Send + Sync>,
+);
 
 impl WatchGuard {
     /// Returns a guard of a watch that ends when `held` is dropped.
-    pub fn new(held: impl Send + 'static) -> Self {
+    pub fn new(held: impl Send + Sync + 'static) -> Self {
         Self(Box::new(held))
     }
 }

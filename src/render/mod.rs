@@ -12,6 +12,7 @@ mod notice;
 mod source;
 mod target;
 mod task;
+mod template_file;
 
 use std::{
     collections::VecDeque,

@@ -2,22 +2,18 @@
 //! time, and changes during it cause another one.
 
 use std::{
-    fs::OpenOptions,
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::{
-    fs::OFlags,
-    process::{Pid, getpid, kill_process, kill_process_group},
-};
+use rustix::process::{Pid, getpid, kill_process, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, Command},
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,6 +27,7 @@ use super::{
 use crate::{
     clock,
     config::{Notice, Signal},
+    files::{ChangeCallback, WatchGuard, open_regular, run_blocking, watch},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -76,9 +73,11 @@ impl Notifier {
         }
     }
 
-    /// Notifies the readers, and retries if that fails.
+    /// Notifies the readers, and retries if that fails. A signal is sent in any case once the PID
+    /// file changes: the process may not have started yet.
     async fn notify(&self) {
         let (mut redactions, mut failures) = (self.redactions().await, 0);
+        let (pid_file_changed, pid_file_watch) = self.watch_pid_file().await;
         loop {
             let result = match &self.notice {
                 Notice::Command(argv) => self.run_command(argv, &redactions).await,
@@ -87,15 +86,15 @@ impl Notifier {
             let failure = result.err();
             let has_failed = failure.is_some();
             self.record(failure, failures);
-            if !has_failed
-                || failures >= self.render.settings.retries
-                || self.stopping.is_cancelled()
-            {
+            let retries = failures < self.render.settings.retries;
+            let waits = retries || pid_file_watch.is_some();
+            if !has_failed || !waits || self.stopping.is_cancelled() {
                 return;
             }
-            failures += 1;
+            failures = failures.saturating_add(1);
             tokio::select! {
-                () = sleep(backoff(failures)) => {}
+                () = sleep(backoff(failures)), if retries => {}
+                () = pid_file_changed.notified() => {}
                 // The file has changed again, so start over.
                 () = self.render.notice_due.notified() => {
                     (redactions, failures) = (self.redactions().await, 0);
@@ -103,6 +102,18 @@ impl Notifier {
                 () = self.stopping.cancelled() => return,
             }
         }
+    }
+
+    /// Watches the PID file, if there is one.
+    async fn watch_pid_file(&self) -> (Arc<Notify>, Option<WatchGuard>) {
+        let changed = Arc::new(Notify::new());
+        let Notice::Signal { pid_file, .. } = &self.notice else {
+            return (changed, None);
+        };
+        let (path, notified) = (pid_file.clone(), Arc::clone(&changed));
+        let on_change: ChangeCallback = Arc::new(move || notified.notify_one());
+        let watch = run_blocking(move || watch(&path, None, &on_change)).await;
+        (changed, Some(watch))
     }
 
     /// Returns the secrets of recent writes, which are redacted from a command's output. Computed
@@ -313,16 +324,7 @@ async fn send(signal: Signal, pid_file: &Path) -> Result<(), RenderFailure> {
 fn read_pid(path: &Path) -> Result<Pid, String> {
     let mut text = String::new();
     let unreadable = |error| format!("can't read the file: {error}");
-    // Non-blocking, in case it is a pipe.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(unreadable)?;
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err("not a regular file".into());
-    }
+    let file = open_regular(path).map_err(unreadable)?;
     file.take(MAX_PID_FILE)
         .read_to_string(&mut text)
         .map_err(unreadable)?;
@@ -378,8 +380,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let pipe = folder.path().join("pid");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("pipe");
-        assert_eq!(read_pid(&pipe), Err("not a regular file".into()));
-        assert_eq!(read_pid(folder.path()), Err("not a regular file".into()));
+        for wrong in [&pipe, folder.path()] {
+            let error = read_pid(wrong).expect_err("refused");
+            assert!(error.contains("not a regular file"), "{error}");
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl ContentSource {
                 self.secret(name.as_str(), field.as_deref(), *conversion)
                     .await
             }
-            Content::Template(template) => self.template(template).await,
+            Content::Template { template, .. } => self.template(template).await,
         }
     }
 
@@ -114,7 +114,10 @@ impl ContentSource {
     }
 
     /// Renders until no secret is missing: a template can compute a name from another secret.
-    async fn template(&mut self, template: &Arc<Template>) -> Result<Rendered, RenderFailure> {
+    pub(super) async fn template(
+        &mut self,
+        template: &Arc<Template>,
+    ) -> Result<Rendered, RenderFailure> {
         let mut inputs = Inputs::default();
         loop {
             let (attempt, values) = (Arc::clone(template), inputs.values.clone());

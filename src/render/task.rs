@@ -15,6 +15,7 @@ use super::{
     FileContent, Parts, Render, RenderFailure,
     source::{ContentSource, Rendered},
     target::Target,
+    template_file::TemplateFile,
 };
 use crate::{
     audit::Recorder,
@@ -28,7 +29,9 @@ const MAX_DEBOUNCES: u32 = 4;
 
 pub(super) struct Renderer {
     render: Arc<Render>,
+    secrets: Arc<Secrets>,
     source: ContentSource,
+    template: Option<TemplateFile>,
     target: Target,
     changes: broadcast::Receiver<SecretChange>,
     audit: Recorder,
@@ -46,8 +49,10 @@ impl Renderer {
         parts: &Parts<'_>,
     ) -> Self {
         Self {
+            template: TemplateFile::of(&render.settings.content),
             render,
-            source: ContentSource::new(secrets),
+            source: ContentSource::new(Arc::clone(&secrets)),
+            secrets,
             target: Target::default(),
             changes,
             audit: parts.audit.clone(),
@@ -59,19 +64,25 @@ impl Renderer {
 
     /// Ends when the sidecar stops, but never between a write and its notification.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
-        let render = Arc::clone(&self.render);
         loop {
             self.due = None;
-            let Some(rendered) = stopping
-                .run_until_cancelled(self.source.render(&render.settings.content))
-                .await
-            else {
+            let Some(rendered) = stopping.run_until_cancelled(self.rendered()).await else {
                 return;
             };
             self.finish(rendered).await;
             if stopping.run_until_cancelled(self.next()).await.is_none() {
                 return;
             }
+        }
+    }
+
+    async fn rendered(&mut self) -> Result<Rendered, RenderFailure> {
+        match &mut self.template {
+            Some(file) => {
+                file.read(&self.secrets).await;
+                self.source.template(file.template()).await
+            }
+            None => self.source.render(&self.render.settings.content).await,
         }
     }
 
@@ -101,16 +112,30 @@ impl Renderer {
         }
     }
 
-    /// Waits until a secret in the file changes.
+    /// Waits until a secret in the file, or its template, changes.
     async fn changed(&mut self) {
-        loop {
-            match self.changes.recv().await {
-                Ok(change) if self.source.requested.contains(change.secret.as_str()) => return,
-                Ok(_) => {}
-                Err(RecvError::Lagged(_)) => return,
-                // The secrets have stopped, so none of them changes.
-                Err(RecvError::Closed) => std::future::pending().await,
+        let template = &self.template;
+        let template_changed = async {
+            match template {
+                Some(file) => file.changed().await,
+                None => std::future::pending().await,
             }
+        };
+        let (changes, requested) = (&mut self.changes, &self.source.requested);
+        let secret_changed = async {
+            loop {
+                match changes.recv().await {
+                    Ok(change) if requested.contains(change.secret.as_str()) => return,
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => return,
+                    // The secrets have stopped, so none of them changes.
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = secret_changed => {}
+            () = template_changed => {}
         }
     }
 
@@ -146,6 +171,11 @@ impl Renderer {
     }
 
     fn succeed(&mut self, rendered: Rendered, was_written: bool) {
+        let stale = self
+            .template
+            .as_ref()
+            .and_then(TemplateFile::failure)
+            .cloned();
         let (render, now) = (&self.render, self.render.clock.now());
         self.failures = 0;
         self.due = rendered.previous_end.and_then(|end| instant_of(end, now));
@@ -161,7 +191,7 @@ impl Renderer {
         let file = render.settings.file.display();
         {
             let mut status = render.lock_status();
-            if status.failure.take().is_some() {
+            if stale.is_none() && status.failure.take().is_some() {
                 info!(%file, "rendering works again");
             }
             let written_at = if was_written {
@@ -179,6 +209,9 @@ impl Renderer {
             });
         }
         render.metrics.succeeded(now, was_written);
+        if let Some(failure) = stale {
+            self.report(failure);
+        }
         render.remember(rendered.used, was_written);
         if !was_written {
             return;
@@ -206,9 +239,13 @@ impl Renderer {
         self.failures = self.failures.saturating_add(1);
         self.due =
             Some(Instant::now() + spread(backoff(FIRST_BACKOFF, self.failures, self.max_backoff)));
-        self.render.metrics.failed(failure.reason);
         // The readers of the file still use its content.
         self.render.record_use(self.render.clock.now(), &[]);
+        self.report(failure);
+    }
+
+    fn report(&self, failure: RenderFailure) {
+        self.render.metrics.failed(failure.reason);
         let mut status = self.render.lock_status();
         let is_news = status.failure.as_ref().is_none_or(|(_, before)| {
             // A provider's message may differ every time, and failures of the secret are logged

@@ -1,6 +1,8 @@
-use std::fs;
+use std::{fs, os::unix::process::ExitStatusExt, process::Command};
 
-use crate::app::testing::{HOUR, MINUTE, World};
+use serde_json::Value;
+
+use crate::app::testing::{HOUR, MINUTE, SECOND, World};
 
 #[tokio::test(start_paused = true)]
 async fn the_file_is_rendered_again_when_the_previous_value_expires() {
@@ -50,4 +52,74 @@ async fn a_field_is_decoded_and_trimmed_before_it_is_written() {
         })
         .await;
     assert_eq!(content("store"), [0, 255, 128], "the file stays as it is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_file_is_taken_up_when_it_changes_and_only_if_it_is_valid() {
+    let world = World::new();
+    let source = world.secret("file:a");
+    source.rotate("1", "old");
+    let template = world.path("t.j2");
+    fs::write(&template, "A={{ secret('a') }}").unwrap();
+    let config = "[[secret]]\nname = \"a\"\nsource = \"file:a\"\n\
+                  [[render]]\nfile = \"out\"\ntemplate = \"t.j2\"\ndebounce = \"0s\"\n";
+    let sidecar = world.start_with(config, &[]).await;
+    let is_written =
+        |text: &str| fs::read_to_string(world.path("out")).is_ok_and(|out| out == text);
+    assert!(is_written("A=old"));
+    // Longer than the interval at which files are inspected.
+    let change = async |text: &str| {
+        fs::write(&template, text).unwrap();
+        world.advance(5 * SECOND).await;
+    };
+    change("B={{ secret('a') }}").await;
+    world.wait("the new template", || is_written("B=old")).await;
+
+    change("C={{ secret('b') }}").await;
+    let is_reported = |status: &Value| {
+        let error = &status["renders"][0]["last_error"]["message"];
+        error
+            .as_str()
+            .is_some_and(|error| error.contains("t.j2:1: unknown secret"))
+    };
+    sidecar.wait_status("the failure", is_reported).await;
+    assert!(is_written("B=old"));
+    // A rotation isn't held up by it.
+    source.rotate("2", "new");
+    world.wait("the new value", || is_written("B=new")).await;
+    assert!(is_reported(&sidecar.status().await));
+
+    change("D={{ secret('a') }}").await;
+    world.wait("a valid template", || is_written("D=new")).await;
+    let works = |status: &Value| status["renders"][0]["last_error"].is_null();
+    sidecar.wait_status("the recovery", works).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_is_signalled_once_its_pid_file_names_it() {
+    let world = World::new();
+    world.secret("file:a").rotate("1", "value");
+    let pid_file = world.path("pid");
+    // Greater than any process id of Linux.
+    fs::write(&pid_file, "4194305\n").unwrap();
+    let config = "[[secret]]\nname = \"a\"\nsource = \"file:a\"\n[[render]]\nfile = \"out\"\n\
+                  secret = \"a\"\nsignal = \"TERM\"\npid_file = \"pid\"\nretries = 1\n";
+    let sidecar = world.start_with(config, &[]).await;
+    let failed = "sidekey_render_notices_total{file=\"OUT\",result=\"failed\"} 2";
+    let failed = failed.replace("OUT", &world.path("out").display().to_string());
+    sidecar.wait_metric(&failed).await;
+    world.advance(MINUTE).await;
+    sidecar.wait_metric(&failed).await;
+
+    let mut process = Command::new("sleep").arg("600").spawn().unwrap();
+    fs::write(&pid_file, process.id().to_string()).unwrap();
+    world.advance(5 * SECOND).await;
+    let mut status = None;
+    world
+        .wait("the signal", || {
+            status = process.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+    assert_eq!(status.unwrap().signal(), Some(15));
 }

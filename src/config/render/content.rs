@@ -1,6 +1,10 @@
 //! What a rendered file contains.
 
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::target::real;
 use crate::{
@@ -8,8 +12,9 @@ use crate::{
         Secrets,
         reader::{Parsed, Section, Value, all},
     },
+    files,
     model::{Conversion, SecretName},
-    template::Template,
+    template::{Template, TemplateError},
 };
 
 /// The longest template, in bytes.
@@ -31,7 +36,12 @@ pub enum Content {
         conversion: Conversion,
     },
     /// A template's output.
-    Template(Arc<Template>),
+    Template {
+        /// The template, as it was when the config was read.
+        template: Arc<Template>,
+        /// The file that it is in, if it isn't in the config.
+        file: Option<PathBuf>,
+    },
 }
 
 pub(super) fn content(
@@ -61,7 +71,7 @@ pub(super) fn content(
             })
         }
         (None, Some(file), None, None) => template_file(&file, secrets, target),
-        (None, None, Some(text), None) => template(&text, "template_text", text.text()?, secrets),
+        (None, None, Some(text), None) => template_text(&text, secrets),
         (None, None, None, None) => Err(section.missing(
             "secret",
             "is required, unless template or template_text is set",
@@ -106,17 +116,74 @@ fn template_file(
     if target.is_some_and(|target| real(target) == real(&path)) {
         return Err(value.problem("is the same file as `file`, which is written"));
     }
-    match read_template(&path) {
-        Ok(text) => template(value, &path.display().to_string(), &text, secrets),
-        Err(error) => Err(value.problem(format_args!("can't read {}: {error}", path.display()))),
+    let loaded = load_template(&path, |name| is_known(secrets, name));
+    accepted(value, loaded, Some(path))
+}
+
+fn template_text(value: &Value<'_>, secrets: Option<&Secrets>) -> Parsed<Content> {
+    let source = value.text()?.to_owned();
+    let checked = check("template_text", source, |name| is_known(secrets, name));
+    accepted(value, checked, None)
+}
+
+fn is_known(secrets: Option<&Secrets>, name: &str) -> bool {
+    secrets.is_none_or(|secrets| secrets.find(name).is_some())
+}
+
+/// Reports everything wrong with a template.
+fn accepted(
+    value: &Value<'_>,
+    checked: Result<Template, Vec<TemplateFault>>,
+    file: Option<PathBuf>,
+) -> Parsed<Content> {
+    match checked {
+        Ok(template) => Ok(Content::Template {
+            template: Arc::new(template),
+            file,
+        }),
+        Err(faults) => {
+            let reported = faults.iter().map(|fault| {
+                Err::<(), _>(match fault {
+                    TemplateFault::Invalid(_) => value.problem(fault),
+                    TemplateFault::UnknownSecret(_) => value.missing(fault),
+                })
+            });
+            all(reported)?;
+            Err(value.problem("invalid template"))
+        }
+    }
+}
+
+/// Something wrong with a template.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TemplateFault {
+    /// It can't be read, or its syntax is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// It uses a secret that isn't configured.
+    #[error("{0}")]
+    UnknownSecret(String),
+}
+
+/// Reads a template file and checks it. `is_known` says whether a secret is configured. Blocks.
+///
+/// # Errors
+/// Everything wrong with it, each with its line.
+pub(crate) fn load_template(
+    path: &Path,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<Template, Vec<TemplateFault>> {
+    let shown = path.display().to_string();
+    match read_template(path) {
+        Ok(text) => check(&shown, text, is_known),
+        Err(error) => Err(vec![TemplateFault::Invalid(format!(
+            "can't read {shown}: {error}"
+        ))]),
     }
 }
 
 fn read_template(path: &Path) -> Result<String, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err("not a regular file".into());
-    }
+    let file = files::open_regular(path).map_err(|error| error.to_string())?;
     let mut text = String::new();
     file.take(LONGEST_TEMPLATE + 1)
         .read_to_string(&mut text)
@@ -129,37 +196,33 @@ fn read_template(path: &Path) -> Result<String, String> {
 }
 
 /// Parses a template and checks that every secret in it is configured.
-fn template(
-    value: &Value<'_>,
+fn check(
     name: &str,
-    source: &str,
-    secrets: Option<&Secrets>,
-) -> Parsed<Content> {
-    let problem = |line: Option<usize>, message: &str| {
-        let position = line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}"));
-        value.problem(format_args!("{position}: {message}"))
-    };
-    let template = Template::parse(name, source.to_owned()).map_err(|faults| {
-        let reported: Vec<_> = faults
-            .iter()
-            .map(|fault| problem(fault.line, &fault.message))
-            .collect();
-        reported
-            .first()
-            .copied()
-            .unwrap_or_else(|| problem(None, "invalid template"))
+    source: String,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<Template, Vec<TemplateFault>> {
+    let template = Template::parse(name, source).map_err(|faults| {
+        let fault = |fault: &TemplateError| {
+            let line = fault
+                .line
+                .map_or_else(String::new, |line| format!(":{line}"));
+            TemplateFault::Invalid(format!("{name}{line}: {}", fault.message))
+        };
+        faults.iter().map(fault).collect::<Vec<_>>()
     })?;
-    let is_known = |secret: &str| secrets.is_none_or(|secrets| secrets.find(secret).is_some());
-    let unknown = template
-        .mentions()
-        .iter()
+    let mentions = template.mentions().iter();
+    let unknown: Vec<_> = mentions
         .filter(|mention| !is_known(&mention.secret))
         .map(|mention| {
-            Err::<(), _>(value.missing(format_args!(
+            TemplateFault::UnknownSecret(format!(
                 "{name}:{}: unknown secret {:?}; no [[secret]] matches it",
                 mention.line, mention.secret
-            )))
-        });
-    all(unknown)?;
-    Ok(Content::Template(Arc::new(template)))
+            ))
+        })
+        .collect();
+    if unknown.is_empty() {
+        Ok(template)
+    } else {
+        Err(unknown)
+    }
 }

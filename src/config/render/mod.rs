@@ -13,6 +13,7 @@ use super::{
 use crate::model::Span;
 
 pub use content::Content;
+pub(crate) use content::load_template;
 pub use notice::{Notice, Signal};
 
 /// A file to render from secrets, and what follows a change of it.
