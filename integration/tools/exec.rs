@@ -119,7 +119,8 @@ fn unavailable_and_oversized_values_are_errors_that_name_them() {
             "secret long is too long for the variable V; use --file",
         ),
     ] {
-        let output = finished(&sidecar.socket, &["--env", binding], "echo started");
+        let options = ["--env", binding, "--wait", "1s"];
+        let output = finished(&sidecar.socket, &options, "echo started");
         assert_eq!(
             (output.status.code(), out(&output).as_str()),
             (Some(1), ""),
@@ -135,6 +136,11 @@ fn unavailable_and_oversized_values_are_errors_that_name_them() {
         &["--env", "V=secret:"][..],
         &["--env", "V=file:x"],
         &["--on-change", "signal:KILL", "--env", "V=secret:token"],
+        &["--env-from", "secret:token#field"],
+        &["--file", "f=secret:token", "--file-mode", "0200"],
+        &["--file", "f=secret:token", "--file-owner", "no-such-user"],
+        &["--env", "V=secret:token", "--file-group", "0"],
+        &["--env", "V=secret:token", "--socket", &"x".repeat(108)],
         &[],
     ] {
         assert_eq!(
@@ -148,6 +154,56 @@ fn unavailable_and_oversized_values_are_errors_that_name_them() {
 }
 
 #[test]
+fn every_field_of_a_secret_is_a_variable() {
+    let db = r#"{"user-name":"ann","port":5432,"tls":{"on":true}}"#;
+    let (world, sidecar) = started(&[("db", db), ("clash", r#"{"a-b":1,"a.b":2}"#)]);
+    let options = [
+        "--env-from",
+        "DB_=secret:db",
+        "--env",
+        "DB_TLS=secret:db#user-name",
+    ];
+    let script = "echo \"$DB_USER_NAME $DB_PORT $DB_TLS $DB_HOST\"; idle";
+    let running = Running::start(&sidecar.socket, &options, script);
+    assert_eq!(running.line(), "ann 5432 ann ");
+    put(&world, "db", r#"{"user-name":"bob","host":"h"}"#);
+    assert_eq!(running.line(), "bob  bob h");
+    running.end();
+    let clash = finished(
+        &sidecar.socket,
+        &["--env-from", "secret:clash"],
+        "echo started",
+    );
+    assert_eq!((clash.status.code(), out(&clash).as_str()), (Some(1), ""));
+    let reason = "field \"a.b\" of secret clash can't be the variable \"A_B\"";
+    assert!(err(&clash).contains(reason), "{}", err(&clash));
+}
+
+#[test]
+fn files_have_the_mode_and_owner_that_were_asked_for() {
+    let (world, sidecar) = started(&[("token", "t1")]);
+    let user = uid().to_string();
+    let options = [
+        "--file",
+        "t=secret:token",
+        "--file-mode",
+        "0440",
+        "--file-owner",
+        &user,
+        "--on-change",
+        "signal:HUP",
+    ];
+    // Before and after a change.
+    let script = "show() { stat -L -c %a:%u $SIDEKEY_FILES/t; }; trap show HUP; show; idle";
+    let running = Running::start(&sidecar.socket, &options, script);
+    let expected = format!("440:{user}");
+    assert_eq!(running.line(), expected);
+    put(&world, "token", "t2");
+    assert_eq!(running.line(), expected);
+    running.end();
+}
+
+#[test]
 fn files_are_kept_off_the_disk() {
     let (_world, sidecar) = started(&[("token", "t1")]);
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -158,7 +214,7 @@ fn files_are_kept_off_the_disk() {
         disk.path().to_str().unwrap(),
     ];
     let output = finished(&sidecar.socket, &options, "echo started");
-    assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""));
+    assert_eq!((output.status.code(), out(&output).as_str()), (Some(2), ""));
     assert!(
         err(&output).contains("not a tmpfs; secrets are never written to disk"),
         "{}",
@@ -561,6 +617,14 @@ fn exec_waits_for_the_sidecar_and_the_secrets() {
     running.hear("(secret_not_found); waiting for up to 1m");
     put(&world, "token", "t2");
     assert_eq!(running.line(), "t2");
+    running.end();
+    // And so may a field.
+    put(&world, "token", r#"{"user":"ann"}"#);
+    let fields = ["--env", "T=secret:token#password", "--wait", "60s"];
+    let mut running = Running::start(&socket, &fields, "echo $T; idle");
+    running.hear("(secret_field_not_found); waiting for up to 1m");
+    put(&world, "token", r#"{"user":"ann","password":"p1"}"#);
+    assert_eq!(running.line(), "p1");
     running.end();
     drop(sidecar);
     let _ = fs::remove_file(&socket);

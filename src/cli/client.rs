@@ -37,7 +37,8 @@ pub(super) struct Connection {
         long,
         value_name = "PATH",
         env = "SIDEKEY_SOCKET",
-        default_value = ".sidekey/sidekey.sock"
+        default_value = ".sidekey/sidekey.sock",
+        value_parser = socket_path
     )]
     socket: PathBuf,
 }
@@ -64,6 +65,18 @@ pub(super) struct Transform {
     /// File to read instead of standard input.
     #[arg(value_name = "FILE")]
     input: Option<PathBuf>,
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    /// `sun_path` of unix(7) has 108 bytes, of which the last is NUL.
+    const LONGEST: usize = 107;
+    match text.len() {
+        0 => Err("expected a path".into()),
+        1..=LONGEST => Ok(text.into()),
+        length => Err(format!(
+            "{length} bytes long; a socket's path has at most {LONGEST}"
+        )),
+    }
 }
 
 impl Connection {

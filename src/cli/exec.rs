@@ -7,7 +7,8 @@ use clap::Args;
 use super::{client::Connection, output::CliError, runtime::block_on};
 use crate::{
     exec::{
-        self, Bindings, EnvBinding, ExecError, FileBinding, Launch, OnChange, Plan, StartError,
+        self, Bindings, EnvBinding, ExecError, FieldsBinding, FileAccess, FileBinding, FolderError,
+        Launch, OnChange, Plan, StartError,
     },
     model::Span,
 };
@@ -31,6 +32,9 @@ pub(super) struct Exec {
         value_name = "NAME=secret:SECRET[?OPTIONS][#FIELD]|NAME=file:FILE"
     )]
     env: Vec<EnvBinding>,
+    /// Set a variable for every field of a JSON secret: PREFIX and the field's name in capitals.
+    #[arg(long, value_name = "[PREFIX=]secret:SECRET")]
+    env_from: Vec<FieldsBinding>,
     /// Write a secret to a file in an in-memory directory, whose path is in SIDEKEY_FILES.
     #[arg(long, value_name = "NAME=secret:SECRET[?OPTIONS][#FIELD]")]
     file: Vec<FileBinding>,
@@ -39,6 +43,15 @@ pub(super) struct Exec {
     /// By default, the first tmpfs among $XDG_RUNTIME_DIR, /dev/shm and /run is used.
     #[arg(long, value_name = "DIR", requires = "file")]
     dir: Option<PathBuf>,
+    /// Permission bits of the files.
+    #[arg(long, value_name = "MODE", default_value = "0400", value_parser = mode)]
+    file_mode: u32,
+    /// Owner of the files, by name or id, for a program that changes its user.
+    #[arg(long, value_name = "USER", value_parser = user, requires = "file")]
+    file_owner: Option<u32>,
+    /// Group of the files, by name or id.
+    #[arg(long, value_name = "GROUP", value_parser = group, requires = "file")]
+    file_group: Option<u32>,
     /// Action after a value changed; files are updated first.
     #[arg(
         long,
@@ -101,6 +114,9 @@ impl From<ExecError> for CliError {
     fn from(error: ExecError) -> Self {
         match error {
             ExecError::Start(StartError::Spawn(_)) => Self::not_started(126, error.to_string()),
+            ExecError::Folder(FolderError::Unsuitable { .. }) => {
+                Self::usage(format!("--dir {error}"))
+            }
             _ => Self::failed(error.to_string()),
         }
     }
@@ -109,13 +125,18 @@ impl From<ExecError> for CliError {
 impl Exec {
     /// Returns the program's exit code.
     pub(super) fn run(self) -> Result<ExitCode, CliError> {
-        let bindings = Bindings::new(self.env, self.file)
+        let bindings = Bindings::new(self.env, self.env_from, self.file)
             .map_err(|error| CliError::usage(error.to_string()))?;
         let (program, arguments) = split(self.command)?;
         let plan = Plan {
             socket: self.connection.socket(),
             bindings,
             folder: self.dir,
+            access: FileAccess {
+                mode: self.file_mode,
+                owner: self.file_owner,
+                group: self.file_group,
+            },
             on_change: self.on_change.0,
             grace: self.grace.0,
             wait: self.wait.0,
@@ -140,6 +161,25 @@ impl Become {
         .run();
         Err(CliError::not_started(error.exit_code(), error.to_string()))
     }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && mode & 0o444 != 0 => Ok(mode),
+        _ => Err("expected permission bits that let someone read, such as 0440".into()),
+    }
+}
+
+fn user(text: &str) -> Result<u32, String> {
+    let known = || uzers::get_user_by_name(text).map(|user| user.uid());
+    let id = text.parse().ok().or_else(known);
+    id.ok_or_else(|| "no such user".into())
+}
+
+fn group(text: &str) -> Result<u32, String> {
+    let known = || uzers::get_group_by_name(text).map(|group| group.gid());
+    let id = text.parse().ok().or_else(known);
+    id.ok_or_else(|| "no such group".into())
 }
 
 fn split(command: Vec<OsString>) -> Result<(OsString, Vec<OsString>), CliError> {

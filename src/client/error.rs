@@ -45,8 +45,9 @@ impl SidecarError {
         matches!(self, Self::Refused { code, .. } if FINAL.contains(&code.as_str()))
     }
 
-    /// Whether the secret doesn't exist (yet).
+    /// Whether the secret, or the field of it, doesn't exist (yet).
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == "secret_not_found")
+        const MISSING: [&str; 2] = ["secret_field_not_found", "secret_not_found"];
+        matches!(self, Self::Refused { code, .. } if MISSING.contains(&code.as_str()))
     }
 }

@@ -12,12 +12,20 @@ pub(super) const FILES: &str = "SIDEKEY_FILES";
 #[error("{0}")]
 pub struct BindingError(String);
 
-/// A secret, or a field of a secret that is a JSON object.
+/// A secret, or what is taken of a secret that is a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SecretRef {
     pub(super) name: SecretName,
-    pub(super) field: Option<String>,
+    pub(super) part: Part,
     pub(super) conversion: Conversion,
+}
+
+/// What is taken of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Whole,
+    Field(String),
+    EveryField,
 }
 
 /// An environment variable of the program.
@@ -33,6 +41,25 @@ pub(super) enum EnvSource {
     Secret(SecretRef),
     /// The path of the file with this name.
     File(String),
+}
+
+/// An environment variable for each field of a secret that is a JSON object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldsBinding {
+    prefix: String,
+    pub(super) secret: SecretRef,
+}
+
+impl FieldsBinding {
+    /// The variable for a field: the prefix, then the field's name in the form of variables, as
+    /// shells can use them.
+    pub(super) fn variable(&self, field: &str) -> String {
+        let form = |character: char| match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' => character.to_ascii_uppercase(),
+            _ => '_',
+        };
+        self.prefix.chars().chain(field.chars().map(form)).collect()
+    }
 }
 
 /// A file in the program's directory.
@@ -70,6 +97,30 @@ impl FromStr for EnvBinding {
     }
 }
 
+impl FromStr for FieldsBinding {
+    type Err = BindingError;
+
+    fn from_str(text: &str) -> Result<Self, BindingError> {
+        let form = || BindingError("expected secret:SECRET or PREFIX=secret:SECRET".into());
+        let (prefix, secret) = match text.strip_prefix("secret:") {
+            Some(secret) => ("", secret),
+            None => text.split_once("=secret:").ok_or_else(form)?,
+        };
+        let secret: SecretRef = secret.parse()?;
+        if secret.part != Part::Whole || secret.conversion != Conversion::default() {
+            let what = "takes every field as it is; use --env for one";
+            return Err(BindingError(what.into()));
+        }
+        Ok(Self {
+            prefix: prefix.into(),
+            secret: SecretRef {
+                part: Part::EveryField,
+                ..secret
+            },
+        })
+    }
+}
+
 impl FromStr for FileBinding {
     type Err = BindingError;
 
@@ -98,10 +149,10 @@ impl FromStr for SecretRef {
     type Err = BindingError;
 
     fn from_str(text: &str) -> Result<Self, BindingError> {
-        let (secret, field) = match text.split_once('#') {
+        let (secret, part) = match text.split_once('#') {
             Some((_, "")) => return Err(BindingError("missing field name after #".into())),
-            Some((secret, field)) => (secret, Some(field.to_owned())),
-            None => (text, None),
+            Some((secret, field)) => (secret, Part::Field(field.to_owned())),
+            None => (text, Part::Whole),
         };
         let (secret, options) = secret.split_once('?').unwrap_or((secret, ""));
         let name = secret
@@ -119,7 +170,7 @@ impl FromStr for SecretRef {
         }
         Ok(Self {
             name,
-            field,
+            part,
             conversion,
         })
     }
@@ -129,6 +180,7 @@ impl FromStr for SecretRef {
 #[derive(Debug, Clone)]
 pub struct Bindings {
     pub(super) env: Vec<EnvBinding>,
+    pub(super) fields: Vec<FieldsBinding>,
     pub(super) files: Vec<FileBinding>,
 }
 
@@ -137,9 +189,14 @@ impl Bindings {
     ///
     /// # Errors
     /// There are none, a name is used twice, or a variable refers to an unknown file.
-    pub fn new(env: Vec<EnvBinding>, files: Vec<FileBinding>) -> Result<Self, BindingError> {
-        if env.is_empty() && files.is_empty() {
-            return Err(BindingError("no secret given; use --env or --file".into()));
+    pub fn new(
+        env: Vec<EnvBinding>,
+        fields: Vec<FieldsBinding>,
+        files: Vec<FileBinding>,
+    ) -> Result<Self, BindingError> {
+        if env.is_empty() && fields.is_empty() && files.is_empty() {
+            let what = "no secret given; use --env, --env-from or --file";
+            return Err(BindingError(what.into()));
         }
         let names = |flag, names: Vec<&String>| {
             let mut seen = BTreeSet::new();
@@ -163,7 +220,7 @@ impl Bindings {
                 )));
             }
         }
-        Ok(Self { env, files })
+        Ok(Self { env, fields, files })
     }
 
     /// The secrets to fetch.
@@ -172,7 +229,8 @@ impl Bindings {
             EnvSource::Secret(secret) => Some(secret),
             EnvSource::File(_) => None,
         });
-        env.chain(self.files.iter().map(|binding| &binding.secret))
+        env.chain(self.fields.iter().map(|binding| &binding.secret))
+            .chain(self.files.iter().map(|binding| &binding.secret))
             .cloned()
             .collect()
     }
@@ -194,7 +252,7 @@ mod tests {
     fn parses_secrets_fields_and_files() {
         let secret = |field: Option<&str>| SecretRef {
             name: "db".parse().expect("name"),
-            field: field.map(str::to_owned),
+            part: field.map_or(Part::Whole, |field| Part::Field(field.to_owned())),
             conversion: Conversion::default(),
         };
         assert_eq!(
@@ -222,7 +280,7 @@ mod tests {
         else {
             panic!("a secret")
         };
-        assert_eq!(converted.field.as_deref(), Some("a?b"));
+        assert_eq!(converted.part, Part::Field("a?b".into()));
         assert!(converted.conversion.decode_base64 && converted.conversion.trim_newline);
         for wrong in [
             "PW=secret:db?trim",
@@ -252,6 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn every_field_has_a_variable() {
+        let fields = |text: &str| text.parse::<FieldsBinding>();
+        let binding = fields("Db_=secret:db").expect("valid");
+        assert_eq!(binding.variable("user"), "Db_USER");
+        assert_eq!(binding.variable("tls.key-1"), "Db_TLS_KEY_1");
+        assert_eq!(binding.variable("é=\0"), "Db____");
+        assert_eq!(fields("secret:db").expect("valid").variable(""), "");
+        for wrong in [
+            "db",
+            "secret:",
+            "secret:db#user",
+            "DB_=file:db",
+            "=secret:a b",
+        ] {
+            assert!(fields(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn duplicate_names_and_unknown_files_are_refused() {
         let refused = |env: &[&str], files: &[&str]| {
             let env = env
@@ -260,6 +337,7 @@ mod tests {
                 .collect();
             Bindings::new(
                 env,
+                Vec::new(),
                 files
                     .iter()
                     .map(|text| text.parse().expect("valid"))

@@ -2,9 +2,9 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -50,9 +50,55 @@ pub enum FolderError {
     },
 }
 
+/// Who may read the files. Only the user of `exec` may write to their directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileAccess {
+    /// The files' permission bits.
+    pub mode: u32,
+    /// The files' owner. Default: the user of `exec`.
+    pub owner: Option<u32>,
+    /// The group of the files and their directory. Default: that of `exec`.
+    pub group: Option<u32>,
+}
+
+impl FileAccess {
+    /// The mode of directories that lets those through who may read a file.
+    fn folder_mode(self) -> u32 {
+        if self.owner.is_some() || self.mode & 0o007 != 0 {
+            0o711
+        } else if self.mode & 0o070 != 0 {
+            0o710
+        } else {
+            0o700
+        }
+    }
+
+    fn apply_to_folder(self, folder: &File) -> io::Result<()> {
+        Self::give(folder, None, self.group)?;
+        folder.set_permissions(Permissions::from_mode(self.folder_mode()))
+    }
+
+    fn apply_to_file(self, file: &File) -> io::Result<()> {
+        Self::give(file, self.owner, self.group)?;
+        file.set_permissions(Permissions::from_mode(self.mode))
+    }
+
+    fn give(file: &File, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
+        if (owner, group) == (None, None) {
+            return Ok(());
+        }
+        fchown(file, owner, group).map_err(|error| {
+            let reason =
+                format!("can't set owner or group, which another user's needs root: {error}");
+            io::Error::new(error.kind(), reason)
+        })
+    }
+}
+
 /// The directory of the program's files, removed on drop.
 pub(super) struct Folder {
     path: PathBuf,
+    access: FileAccess,
     /// Locked while the directory is in use.
     _lock: File,
     /// The active set.
@@ -66,9 +112,9 @@ pub(super) struct Folder {
 impl Folder {
     /// Creates an empty directory in `parent`, or in the first suitable default. Leftovers of
     /// killed processes are removed from it.
-    pub(super) fn create(parent: Option<&Path>) -> Result<Self, FolderError> {
+    pub(super) fn create(parent: Option<&Path>, access: FileAccess) -> Result<Self, FolderError> {
         if let Some(parent) = parent {
-            return Self::create_in(parent).map_err(|reason| FolderError::Unsuitable {
+            return Self::create_in(parent, access).map_err(|reason| FolderError::Unsuitable {
                 parent: parent.into(),
                 reason,
             });
@@ -81,7 +127,7 @@ impl Folder {
             .into_iter()
             .chain(["/dev/shm", "/run"].map(PathBuf::from))
         {
-            match Self::create_in(&parent) {
+            match Self::create_in(&parent, access) {
                 Ok(folder) => return Ok(folder),
                 Err(reason) => reasons.push(format!("{}: {reason}", parent.display())),
             }
@@ -89,7 +135,7 @@ impl Folder {
         Err(FolderError::NoTmpfs(reasons))
     }
 
-    fn create_in(parent: &Path) -> Result<Self, String> {
+    fn create_in(parent: &Path, access: FileAccess) -> Result<Self, String> {
         // The program may change its working directory.
         let parent = parent.canonicalize().map_err(|error| error.to_string())?;
         let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
@@ -100,6 +146,7 @@ impl Folder {
         let lock = created.map_err(|error| format!("can't create a directory: {error}"))?;
         let folder = Self {
             path,
+            access,
             _lock: lock,
             current: None,
             staged: None,
@@ -110,6 +157,9 @@ impl Folder {
             return Err("not a tmpfs; secrets are never written to disk".into());
         }
         flock(&folder._lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| error.to_string())?;
+        access
+            .apply_to_folder(&folder._lock)
             .map_err(|error| error.to_string())?;
         remove_leftovers(&parent);
         Ok(folder)
@@ -159,13 +209,15 @@ impl Folder {
         files: impl Iterator<Item = (&'f str, &'f [u8])>,
     ) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(set)?;
+        self.access.apply_to_folder(&File::open(set)?)?;
         for (name, value) in files {
-            let file = OpenOptions::new()
+            let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
                 .mode(0o400)
-                .open(set.join(name));
-            file?.write_all(value)?;
+                .open(set.join(name))?;
+            file.write_all(value)?;
+            self.access.apply_to_file(&file)?;
             if number == 1 {
                 symlink(Path::new(CURRENT).join(name), self.path.join(name))?;
             }
@@ -254,12 +306,50 @@ fn is_leftover(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
+    const PRIVATE: FileAccess = FileAccess {
+        mode: 0o400,
+        owner: None,
+        group: None,
+    };
+
     fn folder() -> Folder {
-        Folder::create(None).expect("a tmpfs")
+        Folder::create(None, PRIVATE).expect("a tmpfs")
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("metadata").mode() & 0o7777
+    }
+
+    #[test]
+    fn who_may_read_a_file_may_reach_it_and_no_one_else_may_write() {
+        let (user, group) = (geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let own = |mode| FileAccess { mode, ..PRIVATE };
+        let to_owner = FileAccess {
+            owner: Some(user),
+            ..PRIVATE
+        };
+        let to_group = FileAccess {
+            group: Some(group),
+            ..own(0o440)
+        };
+        for (access, expected) in [
+            (PRIVATE, (0o700, 0o400)),
+            (own(0o440), (0o710, 0o440)),
+            (to_group, (0o710, 0o440)),
+            (to_owner, (0o711, 0o400)),
+            (own(0o444), (0o711, 0o444)),
+        ] {
+            let mut folder = Folder::create(None, access).expect("a tmpfs");
+            for value in [b"1", b"2"] {
+                write(&mut folder, &[("a", value)]);
+                let path = folder.path();
+                let set = path.join(CURRENT);
+                assert_eq!(mode(path), expected.0, "{access:?}");
+                assert_eq!((mode(&set), mode(&set.join("a"))), expected, "{access:?}");
+            }
+        }
     }
 
     fn write(folder: &mut Folder, files: &[(&str, &[u8])]) {
@@ -285,8 +375,6 @@ mod tests {
         let mut folder = folder();
         write(&mut folder, &[("a", b"1"), ("b", b"2\0\xff")]);
         let path = folder.path().to_owned();
-        let mode =
-            |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
         assert_eq!(
             (
                 mode(&path),
@@ -344,7 +432,7 @@ mod tests {
         let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
         fs::create_dir_all(&disk).expect("folder");
         let parent = tempfile::tempdir_in(disk).expect("folder");
-        let refused = Folder::create(Some(parent.path()))
+        let refused = Folder::create(Some(parent.path()), PRIVATE)
             .err()
             .expect("no tmpfs")
             .to_string();
@@ -372,7 +460,7 @@ mod tests {
         let held = create("sidekey-exec-3", 3600);
         let holder = File::open(&held).expect("folder");
         flock(&holder, FlockOperation::NonBlockingLockExclusive).expect("lock");
-        let folder = Folder::create(Some(parent.path())).expect("tmpfs");
+        let folder = Folder::create(Some(parent.path()), PRIVATE).expect("tmpfs");
         assert_eq!(
             [&old, &young, &other, &held].map(|path| path.exists()),
             [false, true, true, true]

@@ -19,9 +19,9 @@ mod values;
 mod watcher;
 
 pub use self::{
-    bindings::{BindingError, Bindings, EnvBinding, FileBinding},
+    bindings::{BindingError, Bindings, EnvBinding, FieldsBinding, FileBinding},
     error::ExecError,
-    folder::FolderError,
+    folder::{FileAccess, FolderError},
     launch::{Launch, LaunchError},
     plan::{OnChange, Plan},
     program::StartError,

@@ -1,6 +1,6 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use super::{bindings::Bindings, signals::SignalName};
+use super::{bindings::Bindings, folder::FileAccess, signals::SignalName};
 use crate::client::Socket;
 
 /// What to run, with which secrets.
@@ -11,6 +11,8 @@ pub struct Plan {
     pub bindings: Bindings,
     /// A tmpfs for the files; None selects one.
     pub folder: Option<PathBuf>,
+    /// Who may read the files.
+    pub access: FileAccess,
     /// What to do after a change.
     pub on_change: OnChange,
     /// Time for the program to exit on a restart before it is killed.

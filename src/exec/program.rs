@@ -2,8 +2,9 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
     path::Path,
@@ -19,7 +20,7 @@ use rustix::{
 };
 
 use super::{
-    bindings::{EnvBinding, EnvSource, FILES},
+    bindings::{Bindings, EnvBinding, EnvSource, FILES},
     plan::Plan,
     values::Values,
 };
@@ -51,6 +52,18 @@ pub enum StartError {
         /// The variable.
         name: String,
     },
+    /// A field that has no variable of its own.
+    #[error("field {field:?} of secret {secret} can't be the variable {name:?}: {reason}")]
+    Field {
+        /// The secret.
+        secret: SecretName,
+        /// The field.
+        field: String,
+        /// The variable.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: &'static str,
+    },
     /// Variables and arguments that exceed the kernel's limit together.
     #[error(
         "environment and arguments take {bytes} bytes, which exceeds the limit of {limit} \
@@ -78,6 +91,9 @@ pub(super) struct Program {
     pid: Pid,
 }
 
+/// Variables by name.
+type Environment<'b> = BTreeMap<Cow<'b, OsStr>, Cow<'b, OsStr>>;
+
 /// Returns the variables that are added to the inherited environment.
 ///
 /// # Errors
@@ -86,40 +102,92 @@ pub(super) fn environment<'b>(
     plan: &'b Plan,
     values: &'b Values,
     folder: Option<&Path>,
-) -> Result<Vec<(&'b OsStr, Cow<'b, OsStr>)>, StartError> {
-    let bindings = &plan.bindings;
-    let mut environment = Vec::with_capacity(bindings.env.len() + 1);
+) -> Result<Environment<'b>, StartError> {
+    let environment = variables(&plan.bindings, values, folder)?;
+    require_space(plan, &environment)?;
+    Ok(environment)
+}
+
+fn variables<'b>(
+    bindings: &'b Bindings,
+    values: &'b Values,
+    folder: Option<&Path>,
+) -> Result<Environment<'b>, StartError> {
+    let mut variables = of_fields(bindings, values)?;
     if let Some(folder) = folder {
-        environment.push((OsStr::new(FILES), folder.as_os_str().to_owned().into()));
+        let path = folder.as_os_str().to_owned();
+        variables.insert(OsStr::new(FILES).into(), path.into());
     }
     for EnvBinding { name, source } in &bindings.env {
-        let value: Cow<'_, OsStr> = match source {
-            EnvSource::Secret(secret) => {
-                let value: &[u8] = values.get(secret);
-                if value.contains(&0) {
-                    return Err(StartError::Nul {
-                        secret: secret.name.clone(),
-                        name: name.clone(),
-                    });
-                }
-                if name.len() + value.len() + "=\0".len() > MAX_VARIABLE {
-                    return Err(StartError::TooLong {
-                        secret: secret.name.clone(),
-                        name: name.clone(),
-                    });
-                }
-                OsStr::from_bytes(value).into()
-            }
+        let value = match source {
+            EnvSource::Secret(secret) => held(&secret.name, name, values.get(secret))?.into(),
             EnvSource::File(file) => folder
                 .unwrap_or(Path::new(""))
                 .join(file)
                 .into_os_string()
                 .into(),
         };
-        environment.push((OsStr::new(name), value));
+        variables.insert(OsStr::new(name).into(), value);
     }
-    let inherited =
-        env::vars_os().filter(|(name, _)| environment.iter().all(|(ours, _)| name != ours));
+    Ok(variables)
+}
+
+/// The variables of fields, except those that are bound by name.
+fn of_fields<'b>(
+    bindings: &'b Bindings,
+    values: &'b Values,
+) -> Result<Environment<'b>, StartError> {
+    let mut variables = Environment::new();
+    for binding in &bindings.fields {
+        let secret = &binding.secret.name;
+        for (field, value) in values.fields(&binding.secret) {
+            let name = binding.variable(field);
+            if bindings.env.iter().any(|bound| bound.name == name) {
+                continue;
+            }
+            let reason = match name.as_str() {
+                "" => Some("it has no name; give the variables a prefix"),
+                FILES => Some("it is reserved for the directory of the files"),
+                _ if variables.contains_key(OsStr::new(&name)) => {
+                    Some("another field has it; give one a prefix, or use --env")
+                }
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                return Err(StartError::Field {
+                    secret: secret.clone(),
+                    field: field.into(),
+                    name,
+                    reason,
+                });
+            }
+            let value = held(secret, &name, value)?;
+            variables.insert(OsString::from(name).into(), value.into());
+        }
+    }
+    Ok(variables)
+}
+
+/// The value as a variable can hold it.
+fn held<'v>(secret: &SecretName, name: &str, value: &'v [u8]) -> Result<&'v OsStr, StartError> {
+    let (secret, variable) = (secret.clone(), name.to_owned());
+    if value.contains(&0) {
+        return Err(StartError::Nul {
+            secret,
+            name: variable,
+        });
+    }
+    if name.len() + value.len() + "=\0".len() > MAX_VARIABLE {
+        return Err(StartError::TooLong {
+            secret,
+            name: variable,
+        });
+    }
+    Ok(OsStr::from_bytes(value))
+}
+
+fn require_space(plan: &Plan, environment: &Environment<'_>) -> Result<(), StartError> {
+    let inherited = env::vars_os().filter(|(name, _)| !environment.contains_key(name.as_os_str()));
     let inherited = inherited.map(|(name, value)| space(name.len() + "=".len() + value.len()));
     let added = environment
         .iter()
@@ -135,7 +203,7 @@ pub(super) fn environment<'b>(
     if bytes > limit {
         return Err(StartError::TooMuch { bytes, limit });
     }
-    Ok(environment)
+    Ok(())
 }
 
 /// The bytes that a string takes: its content, a NUL and a pointer.

@@ -49,7 +49,7 @@ pub async fn run(plan: Plan) -> Result<u8, ExecError> {
     let folder = if plan.bindings.files.is_empty() {
         None
     } else {
-        Some(Folder::create(plan.folder.as_deref())?)
+        Some(Folder::create(plan.folder.as_deref(), plan.access)?)
     };
     let secrets = plan.bindings.secrets();
     let values = tokio::select! {

@@ -1,6 +1,6 @@
 //! One field of a value that is a JSON object.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -47,16 +47,25 @@ impl<'v> Field<'v> {
     /// # Errors
     /// The value is not a JSON object, or has no such field.
     pub(super) fn find(value: &'v [u8], name: &str) -> Result<Self, NoField> {
-        // Editors of Windows put a byte order mark in front, which RFC 8259 §8.1 lets us ignore.
-        let value = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value);
-        if value.starts_with(b"\xff\xfe") || value.starts_with(b"\xfe\xff") {
-            return Err(NoField::Utf16);
-        }
+        let value = text(value)?;
         let found = match member(value, name) {
             Err(NoField::Missing) if name.contains(['.', '\\']) => nested(value, name),
             found => found,
         };
         found.map(Self)
+    }
+
+    /// Returns every field by its name. The last one counts if a name is repeated.
+    ///
+    /// # Errors
+    /// The value is not a JSON object.
+    pub fn all(value: &'v [u8]) -> Result<BTreeMap<String, Self>, NoField> {
+        let fields: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(text(value)?).map_err(|_| NoField::NotAnObject)?;
+        Ok(fields
+            .into_iter()
+            .map(|(name, value)| (name, Self(value)))
+            .collect())
     }
 
     /// Returns an upper bound for the length of the decoded field, in bytes.
@@ -113,6 +122,15 @@ fn nested<'v>(object: &'v [u8], names: &str) -> Result<&'v RawValue, NoField> {
         }
     }
     member(object, &name).map_err(|_| NoField::Missing)
+}
+
+fn text(value: &[u8]) -> Result<&[u8], NoField> {
+    // Editors of Windows put a byte order mark in front, which RFC 8259 §8.1 lets us ignore.
+    let value = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value);
+    if value.starts_with(b"\xff\xfe") || value.starts_with(b"\xfe\xff") {
+        return Err(NoField::Utf16);
+    }
+    Ok(value)
 }
 
 /// Scans an object for a field without allocating.
@@ -246,6 +264,24 @@ mod tests {
     fn names_may_be_escaped_and_the_last_of_a_name_counts() {
         assert_eq!(field(r#"{"\u0061":1}"#, "a").as_deref(), Ok("1"));
         assert_eq!(field(r#"{"a":1,"a":"2"}"#, "a").as_deref(), Ok("2"));
+    }
+
+    #[test]
+    fn all_fields_are_what_each_is_alone() {
+        let value = "\u{feff}{\"a\":1,\"b\":\"x\",\"\\u0061\":1e3,\"\":{}}".as_bytes();
+        let all = Field::all(value).expect("an object");
+        assert_eq!(all.keys().collect::<Vec<_>>(), ["", "a", "b"]);
+        for (name, found) in &all {
+            let alone = Field::find(value, name).expect("there");
+            assert_eq!(found.decode(), alone.decode(), "{name}");
+        }
+        for text in ["secret", "[1]", "{", "", "{} x", "\"a\"", "null"] {
+            assert_eq!(
+                Field::all(text.as_bytes()).err(),
+                Some(NoField::NotAnObject)
+            );
+        }
+        assert_eq!(Field::all(b"\xff\xfe{\0}\0").err(), Some(NoField::Utf16));
     }
 
     #[test]
