@@ -14,6 +14,7 @@ mod candidate;
 mod failure;
 mod keyring;
 mod metrics;
+mod report;
 mod snapshot;
 mod task;
 #[cfg(test)]

@@ -8,14 +8,14 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     Keyring, RefreshFailure, Shared, Snapshot, Trigger,
-    audit_observer::AuditObserver,
     cache::CachedManifest,
     candidate::Candidate,
     keyring::{Request, Waiter},
+    report::{RefreshOutcome, Reporter},
 };
 use crate::{
     backend::{self, ManifestStore},
@@ -58,8 +58,7 @@ pub(super) struct Refresher {
     schedule: Schedule,
     /// When the next refresh for an unknown version may start.
     unknown_allowed: Instant,
-    warned_of_lease: bool,
-    observer: AuditObserver,
+    reporter: Reporter,
 }
 
 /// Why the task woke up.
@@ -68,26 +67,6 @@ enum WakeUp {
     Due(Vec<Request>),
     /// A KEK answered after the grace.
     Unwrapped,
-}
-
-enum RefreshOutcome {
-    Unchanged,
-    /// The location is a copy that lags: it confirms nothing and changes nothing.
-    Behind,
-    Changed,
-    /// Published, but some versions could not be unwrapped.
-    Partial,
-}
-
-impl RefreshOutcome {
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Unchanged => "unchanged",
-            Self::Behind => "behind",
-            Self::Changed => "changed",
-            Self::Partial => "partial",
-        }
-    }
 }
 
 impl Refresher {
@@ -99,13 +78,13 @@ impl Refresher {
         requests: mpsc::Receiver<Request>,
     ) -> Self {
         Self {
+            reporter: Reporter::new(&keyring, &shared),
             keyring,
             store,
             expectations: Expectations::from(settings),
             scope: Arc::new(settings.keks.clone()),
             cache: CachedManifest::new(settings, &shared.settings),
             cached: None,
-            observer: AuditObserver::new(shared.audit.clone()),
             schedule: Schedule::start(FIRST_BACKOFF, shared.settings.max_backoff),
             shared,
             requests,
@@ -113,7 +92,6 @@ impl Refresher {
             candidate: None,
             waiters: Vec::new(),
             unknown_allowed: Instant::now(),
-            warned_of_lease: false,
         }
     }
 
@@ -190,20 +168,10 @@ impl Refresher {
         self.finish(trigger, result);
     }
 
-    /// Counts, reports and schedules after a refresh, and answers the waiters whose version is
+    /// Reports and schedules after a refresh, and answers the waiters whose version is
     /// decided.
     fn finish(&mut self, trigger: Trigger, result: Result<RefreshOutcome, RefreshFailure>) {
-        let label = match &result {
-            Ok(outcome) => outcome.as_str(),
-            Err(failure) => failure.code,
-        };
-        self.keyring
-            .metrics
-            .refreshed(&self.shared.registry, trigger, label);
-        self.report(trigger, &result);
-        self.observer
-            .observe(&self.keyring, self.shared.clock.now());
-        self.warn_of_lease();
+        self.reporter.report(trigger, &result);
         match result {
             Ok(RefreshOutcome::Changed | RefreshOutcome::Unchanged | RefreshOutcome::Behind) => {
                 self.schedule.succeeded(self.shared.settings.poll);
@@ -424,68 +392,6 @@ impl Refresher {
                 keyring.request(Trigger::File);
             }
         })
-    }
-
-    /// Logs a failure when it first occurs, and the recovery from it.
-    fn report(&self, trigger: Trigger, result: &Result<RefreshOutcome, RefreshFailure>) {
-        let name = self.keyring.name();
-        let now = self.shared.clock.now();
-        let snapshot = self.keyring.snapshot().clone();
-        let table = snapshot.as_deref().map(|snapshot| &snapshot.table);
-        let failure = match result {
-            Ok(_) => table.and_then(RefreshFailure::not_unwrapped),
-            Err(failure) => Some(failure.clone()),
-        };
-        let is_valid = result
-            .as_ref()
-            .is_ok_and(|outcome| !matches!(outcome, RefreshOutcome::Behind));
-        let before = self.keyring.record(now, is_valid, failure.clone());
-        let is_news = before != failure;
-        if let Some(failure) = &failure {
-            if is_news {
-                self.observer.refused(&self.keyring, failure);
-                warn!(
-                    keyring = %name, trigger = trigger.as_str(), code = failure.code,
-                    generation_served = table.map(KeyTable::generation),
-                    "refresh failed: {failure}"
-                );
-            }
-        } else if before.is_some() {
-            info!(keyring = %name, trigger = trigger.as_str(), "refresh works again");
-        }
-        let is_changed = match result {
-            Ok(RefreshOutcome::Changed) => true,
-            Ok(RefreshOutcome::Partial) => is_news,
-            Ok(RefreshOutcome::Unchanged | RefreshOutcome::Behind) | Err(_) => false,
-        };
-        if let Some(table) = table.filter(|_| is_changed) {
-            info!(
-                keyring = %name, trigger = trigger.as_str(),
-                generation = table.generation(), primary = table.primary(now),
-                "keyring active"
-            );
-        }
-    }
-
-    /// Warns once when half of the encrypt lease has passed without a confirmation.
-    fn warn_of_lease(&mut self) {
-        let snapshot = self.keyring.snapshot();
-        let Some(table) = snapshot.as_deref().map(|snapshot| &snapshot.table) else {
-            return;
-        };
-        let end = self.keyring.lease_end(table);
-        let is_half_over = self
-            .keyring
-            .is_lease_half_over(table, self.shared.clock.now());
-        if is_half_over && !self.warned_of_lease {
-            warn!(
-                keyring = %self.keyring.name(), %end,
-                "half of the encrypt lease has passed without a confirmed manifest; encryption \
-                 stops when the lease ends. Check {}",
-                self.keyring.location()
-            );
-        }
-        self.warned_of_lease = is_half_over;
     }
 }
 
