@@ -5,6 +5,7 @@
 //! plane), so that a busy application delays no refresh.
 
 mod bound;
+mod clock_watch;
 mod data_plane;
 mod rehearsal;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use tokio::{net::TcpListener, runtime::Handle, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::data_plane::Workers;
+use self::{clock_watch::ClockWatch, data_plane::Workers};
 use crate::{
     api::{self, BindError, Listeners, Parts},
     audit::{self, AuditError, Recorder},
@@ -127,6 +128,14 @@ async fn build_on(
         Arc::clone(&context.registry),
         context.stopping.ending.clone(),
     ));
+    let clock_watch = ClockWatch {
+        clock: context.clock.clone(),
+        registry: Arc::clone(&context.registry),
+        keyrings: state.keyrings.clone(),
+        secrets: Arc::clone(&state.secrets),
+        renders: Arc::clone(&state.renders),
+    };
+    tokio::spawn(clock_watch.run(context.stopping.ending.clone()));
     tokio::spawn(announce_readiness(
         Arc::clone(&state.readiness),
         context.stopping.draining.clone(),
@@ -166,6 +175,7 @@ fn registry() -> Arc<Registry> {
     render::describe_metrics(&registry);
     api::describe_metrics(&registry);
     audit::describe_metrics(&registry);
+    clock_watch::describe_metrics(&registry);
     registry.describe_counter(
         LOST_LOG_LINES,
         "Lines of the log that were lost, because standard error failed or was read too slowly.",

@@ -243,16 +243,28 @@ impl KeyTable {
 
     /// Returns the primary at `now`.
     pub fn primary(&self, now: Timestamp) -> Option<u32> {
-        primary_at(&self.schedule, now, &self.wave)
+        primary_at(&self.schedule, self.time_of(now), &self.wave)
     }
 
     /// Returns when the primary of `now` took over.
     pub fn primary_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let now = self.time_of(now);
         self.schedule
             .iter()
             .rev()
             .find(|activation| activation.at <= now)
             .map(|activation| activation.at)
+    }
+
+    /// The time that decides which activations have taken effect. A clock that is before all of
+    /// them is behind the manifest's own stamp: what had taken effect when it was written has done
+    /// so. While any has, the clock decides: a stamp must not hurry the others (I15).
+    fn time_of(&self, now: Timestamp) -> Timestamp {
+        if self.schedule.iter().any(|activation| activation.at <= now) {
+            now
+        } else {
+            now.max(self.manifest().updated_at)
+        }
     }
 
     /// Returns when the next activation of this wave is due after `now`.
@@ -273,6 +285,7 @@ impl KeyTable {
     /// Returns the version to encrypt with and its keys. That is the primary or, while no KEK
     /// unwraps it, the last primary before it that is unwrapped and not compromised (I10).
     pub fn encryption_key(&self, now: Timestamp) -> Option<(u32, &VersionKeys)> {
+        let now = self.time_of(now);
         let mut due = self
             .schedule
             .iter()
@@ -299,6 +312,7 @@ impl KeyTable {
 
     /// Returns the role of a version, or `None` if it is unknown.
     pub fn role(&self, version: u32, now: Timestamp) -> Option<Role> {
+        let now = self.time_of(now);
         Some(match self.slot(version)? {
             Slot::Disabled => Role::Disabled,
             Slot::Destroyed => Role::Destroyed,

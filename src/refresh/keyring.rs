@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwapOption, Guard};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics};
 use crate::{
+    clock::Clock,
     config::{self, Confirm},
     keyring::KeyTable,
     model::{KeyringName, Location, Wave},
@@ -25,6 +26,8 @@ use crate::{
 
 /// How many requests can wait for the task. While the queue is full, a refresh is due anyway.
 const QUEUE: usize = 1024;
+/// By how much the time of day and the time that passed may differ before the latter counts.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 /// How many missing versions are remembered at once.
 const MAX_MISSES: usize = 1024;
 
@@ -40,9 +43,12 @@ pub struct Keyring {
     generations: watch::Sender<Option<u64>>,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     confirmed_at: AtomicI64,
+    /// The uptime that belongs to `confirmed_at`, in milliseconds; negative before this process.
+    confirmed_uptime: AtomicI64,
     /// The generation that `confirmed_at` is about; 0 for none.
     confirmed_generation: AtomicU64,
     observed_since: Timestamp,
+    clock: Clock,
     status: Mutex<RefreshStatus>,
     /// Versions that were found missing, and until when that is trusted.
     misses: Mutex<BTreeMap<u32, Instant>>,
@@ -88,8 +94,10 @@ impl Keyring {
             snapshot: ArcSwapOption::empty(),
             generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
+            confirmed_uptime: AtomicI64::new(i64::MIN),
             confirmed_generation: AtomicU64::new(0),
             observed_since: shared.clock.now(),
+            clock: shared.clock.clone(),
             status: Mutex::default(),
             misses: Mutex::default(),
             miss_ttl: shared.settings.miss_ttl,
@@ -213,12 +221,35 @@ impl Keyring {
         Timestamp::from_millisecond(self.confirmed_at.load(Ordering::Relaxed)).ok()
     }
 
-    /// Returns until when `table` may encrypt (I11).
+    /// Returns until when `table` may encrypt (I11): until the lease has passed by the time of day,
+    /// or by the time that passed, if that is earlier. A clock that is set back extends no lease
+    /// (I15).
     pub fn lease_end(&self, table: &KeyTable) -> Timestamp {
         let lease = table.manifest().policy.encrypt_lease.0;
-        self.confirmed_at()
-            .and_then(|confirmed| confirmed.checked_add(lease).ok())
-            .unwrap_or(Timestamp::MIN)
+        let end_of_day = self
+            .confirmed_at()
+            .and_then(|confirmed| confirmed.checked_add(lease).ok());
+        let passed = self
+            .clock
+            .uptime()
+            .as_millis()
+            .saturating_sub(self.confirmed_uptime.load(Ordering::Relaxed));
+        let left = i64::try_from(lease.as_millis())
+            .unwrap_or(i64::MAX)
+            .saturating_sub(passed);
+        let end_of_uptime = self
+            .clock
+            .now()
+            .checked_add(SignedDuration::from_millis(left))
+            .ok();
+        // Out of range means never confirmed or no end.
+        match (end_of_day, end_of_uptime) {
+            // Clocks are slewed, and both are rounded.
+            (Some(day), Some(uptime)) if day.duration_since(uptime) > CLOCK_TOLERANCE => uptime,
+            (Some(day), Some(_)) => day,
+            (Some(day), None) if left > 0 => day,
+            _ => Timestamp::MIN,
+        }
     }
 
     /// Subscribes to the active generation, which is None until the first refresh succeeds.
@@ -266,6 +297,10 @@ impl Keyring {
             Confirm::Stamp if before == generation => return,
             Confirm::Stamp => table.manifest().updated_at.min(read_at),
         };
+        let age = self.clock.now().duration_since(confirmed).as_millis();
+        let age = i64::try_from(age).unwrap_or(i64::MAX);
+        let uptime = self.clock.uptime().as_millis().saturating_sub(age);
+        self.confirmed_uptime.store(uptime, Ordering::Relaxed);
         self.confirmed_at
             .store(confirmed.as_millisecond(), Ordering::Relaxed);
     }

@@ -26,6 +26,8 @@ pub enum Trigger {
     File,
     /// SIGHUP.
     Signal,
+    /// The machine slept, or its clock was set: leases may be over, and timers are late.
+    Clock,
     /// An operator announced a change (`POST /push`).
     Push,
     /// The poll interval elapsed.
@@ -48,6 +50,7 @@ impl Trigger {
             Self::CachedManifest => "copy",
             Self::File => "file",
             Self::Signal => "signal",
+            Self::Clock => "clock",
             Self::Push => "push",
             Self::Poll => "poll",
             Self::Retry => "retry",

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use crate::schedule::FAR_FUTURE;
+use crate::{
+    clock::{Clock, Uptime},
+    schedule::FAR_FUTURE,
+};
 
 /// A value's successor is looked for at most this long before the value expires.
 const MAX_LEAD: Duration = Duration::from_secs(60);
@@ -16,7 +18,7 @@ const LAG: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy)]
 pub(super) struct Expiry {
     at: Timestamp,
-    instant: Instant,
+    due: Uptime,
 }
 
 impl Expiry {
@@ -26,11 +28,12 @@ impl Expiry {
     /// If `known` is the same time, it is kept: a clock that was set since then must not move it.
     pub(super) fn of(
         known: Option<Self>,
-        now: Timestamp,
+        clock: &Clock,
         expires_at: Option<Timestamp>,
         created_at: Option<Timestamp>,
         rotate_after: Option<Duration>,
     ) -> Option<Self> {
+        let now = clock.now();
         let rotated_at =
             rotate_after.and_then(|age| created_at.unwrap_or(now).checked_add(age).ok());
         let at = expires_at.into_iter().chain(rotated_at).min()?;
@@ -39,29 +42,31 @@ impl Expiry {
             let remaining = Duration::try_from(at.duration_since(now)).unwrap_or_default();
             Self {
                 at,
-                instant: Instant::now() + remaining.min(FAR_FUTURE),
+                due: clock.uptime() + remaining.min(FAR_FUTURE),
             }
         }))
     }
 
     /// Whether it is time to look for a successor.
-    pub(super) fn is_due(&self, rotate_after: Option<Duration>) -> bool {
-        Instant::now() + lead(rotate_after) >= self.instant
+    pub(super) fn is_due(&self, now: Uptime, rotate_after: Option<Duration>) -> bool {
+        now + lead(rotate_after) >= self.due
     }
 
-    /// Returns when to look for a successor: shortly before and shortly after the expiry.
+    /// Returns how long to wait until a successor is looked for: until shortly before and shortly
+    /// after the expiry.
     pub(super) fn wake_ups(
         &self,
+        now: Uptime,
         rotate_after: Option<Duration>,
-    ) -> impl Iterator<Item = Instant> + use<> {
-        let now = Instant::now();
+    ) -> impl Iterator<Item = Duration> + use<> {
         [
-            self.instant.checked_sub(lead(rotate_after)),
-            self.instant.checked_add(LAG),
+            self.due.checked_sub(lead(rotate_after)),
+            Some(self.due + LAG),
         ]
         .into_iter()
         .flatten()
-        .filter(move |due| *due > now)
+        .map(move |due| due.since(now))
+        .filter(|wait| !wait.is_zero())
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::Secret;
 use crate::{
     backend::{self, BackendError, ErrorKind, Lease},
+    clock::Uptime,
     schedule::FAR_FUTURE,
 };
 
@@ -16,12 +16,12 @@ pub(super) struct ActiveLease {
     pub(super) lease: Arc<dyn Lease>,
     /// How long it ran when it was granted.
     duration: Duration,
-    pub(super) end: Instant,
+    pub(super) end: Uptime,
 }
 
 impl ActiveLease {
     /// Returns None if the lease has no duration, because then its end can't be anticipated.
-    pub(super) fn new(lease: Arc<dyn Lease>, granted_at: Instant) -> Option<Self> {
+    pub(super) fn new(lease: Arc<dyn Lease>, granted_at: Uptime) -> Option<Self> {
         let duration = lease.duration().min(FAR_FUTURE);
         (!duration.is_zero()).then(|| Self {
             lease,
@@ -30,13 +30,13 @@ impl ActiveLease {
         })
     }
 
-    pub(super) fn remaining(&self) -> Duration {
-        self.end.saturating_duration_since(Instant::now())
+    pub(super) fn remaining(&self, now: Uptime) -> Duration {
+        self.end.since(now)
     }
 
     /// Whether too little is left to wait for another renewal.
-    pub(super) fn is_near_end(&self) -> bool {
-        self.remaining() <= self.duration / 3
+    pub(super) fn is_near_end(&self, now: Uptime) -> bool {
+        self.remaining(now) <= self.duration / 3
     }
 
     /// Asks for more time. A lease that no longer exists ends now.
@@ -44,7 +44,7 @@ impl ActiveLease {
     /// # Errors
     /// The provider refused or did not respond; the end is unchanged.
     pub(super) async fn renew(&mut self, secret: &Secret) -> Result<(), BackendError> {
-        let asked_at = Instant::now();
+        let asked_at = secret.shared.clock.uptime();
         let limit = secret.shared.read_timeout;
         match backend::within(limit, self.lease.renew()).await {
             Ok(Ok(granted)) => {
@@ -65,21 +65,21 @@ impl ActiveLease {
 
 /// The leases of former values, to be revoked when those are no longer served.
 #[derive(Default)]
-pub(super) struct RetiredLeases(Vec<(Instant, Arc<dyn Lease>)>);
+pub(super) struct RetiredLeases(Vec<(Uptime, Arc<dyn Lease>)>);
 
 impl RetiredLeases {
-    pub(super) fn push(&mut self, revoke_at: Instant, lease: Arc<dyn Lease>) {
+    pub(super) fn push(&mut self, revoke_at: Uptime, lease: Arc<dyn Lease>) {
         self.0.push((revoke_at, lease));
     }
 
     /// Returns when the next lease is due.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&self) -> Option<Uptime> {
         self.0.iter().map(|(at, _)| *at).min()
     }
 
     /// Revokes the leases that are due.
     pub(super) async fn revoke_due(&mut self, secret: &Secret) {
-        let now = Instant::now();
+        let now = secret.shared.clock.uptime();
         // A lease is removed only after it is revoked: shutdown can drop this future in between.
         while let Some((at, lease)) = self.0.iter().find(|(at, _)| *at <= now).cloned() {
             revoke(secret, &*lease).await;

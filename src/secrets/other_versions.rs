@@ -14,7 +14,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{GetError, Secret, Served, Stage, Trigger, Value, VersionSelector};
-use crate::backend::{self, BackendError, ErrorKind, FetchOutcome, HeldValue};
+use crate::{
+    backend::{self, BackendError, ErrorKind, FetchOutcome, HeldValue},
+    clock::Uptime,
+};
 
 /// How many values are cached.
 const MAX_CACHED: usize = 8;
@@ -39,9 +42,9 @@ struct Entry {
     /// The value that was read last.
     value: Option<Arc<Value>>,
     /// Why the last read failed, and since when reads have been failing.
-    failure: Option<(BackendError, Instant)>,
+    failure: Option<(BackendError, Uptime)>,
     /// Until when no other read is needed.
-    until: Instant,
+    until: Uptime,
     /// Set while a read is pending; its sender is dropped at the end.
     reading: Option<watch::Receiver<()>>,
 }
@@ -49,7 +52,8 @@ struct Entry {
 impl Entry {
     fn serve(&self, secret: &Secret, stage: Stage) -> Result<Served, GetError> {
         let settings = &secret.settings;
-        let stale = self.failure.as_ref().map(|(_, since)| since.elapsed());
+        let now = secret.shared.clock.uptime();
+        let stale = self.failure.as_ref().map(|(_, since)| now.since(*since));
         match (&self.value, &self.failure) {
             (Some(value), None) => Ok(Served::new(value, stage, None)),
             (Some(value), Some((error, _)))
@@ -112,7 +116,7 @@ impl OtherVersions {
         stage: Stage,
     ) -> Lookup {
         let mut entries = self.lock();
-        let now = Instant::now();
+        let now = secret.shared.clock.uptime();
         let beside = current.version();
         if let Some(entry) = entries.get(selector).filter(|entry| entry.beside == beside) {
             if let Some(reading) = &entry.reading {
@@ -182,7 +186,7 @@ fn too_many_reads(secret: &Secret) -> GetError {
 
 /// If the cache is full, drops all expired entries or else the one that expires first. Entries with
 /// a pending read stay.
-fn make_room(entries: &mut BTreeMap<VersionSelector, Entry>, now: Instant) {
+fn make_room(entries: &mut BTreeMap<VersionSelector, Entry>, now: Uptime) {
     let idle = |entries: &BTreeMap<VersionSelector, Entry>| {
         entries
             .values()
@@ -211,9 +215,9 @@ async fn read(secret: &Arc<Secret>, selector: &VersionSelector, current: &Arc<Va
         sleep_until(last + secret.shared.settings.force_interval).await;
     }
     let result = fetch(secret, selector, current).await;
-    let now = Instant::now();
-    *turn = Some(now);
+    *turn = Some(Instant::now());
     drop(turn);
+    let now = secret.shared.clock.uptime();
     let refresh = secret.settings.cache.refresh;
     let mut entries = other_versions.lock();
     let Some(entry) = entries

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
     Secret, SecretChange, Trigger,
     state::{CurrentValue, PreviousValue, ReadFailure, State},
 };
-use crate::backend::{BackendError, FetchedValue};
+use crate::{
+    backend::{BackendError, FetchedValue},
+    clock::Uptime,
+};
 
 /// Publishes that the provider confirmed the current value.
-pub(super) fn confirmation(secret: &Secret, valid_until: Option<Instant>) {
+pub(super) fn confirmation(secret: &Secret, valid_until: Option<Uptime>) {
     let Some(state) = secret.state() else {
         return;
     };
@@ -33,8 +35,8 @@ pub(super) fn confirmation(secret: &Secret, valid_until: Option<Instant>) {
 pub(super) fn value(
     secret: &Secret,
     fetched: FetchedValue,
-    previous_until: Instant,
-    valid_until: Option<Instant>,
+    previous_until: Uptime,
+    valid_until: Option<Uptime>,
     trigger: Trigger,
 ) {
     let now = secret.shared.clock.now();
@@ -45,7 +47,7 @@ pub(super) fn value(
     let before = former.as_ref().and_then(|state| state.current.as_ref());
     let version_before = before.map(|before| before.value.version().to_owned());
     let previous = before
-        .filter(|_| previous_until > Instant::now())
+        .filter(|_| previous_until > secret.shared.clock.uptime())
         .map(|before| PreviousValue {
             value: Arc::clone(&before.value),
             until: previous_until,
@@ -88,7 +90,7 @@ pub(super) fn failure(
     secret: &Secret,
     error: &BackendError,
     is_deleted: bool,
-    valid_until: Option<Instant>,
+    valid_until: Option<Uptime>,
     trigger: Trigger,
 ) {
     let state = secret.state();
@@ -102,7 +104,7 @@ pub(super) fn failure(
     if is_deleted {
         (current, previous) = (None, None);
     }
-    let now = Instant::now();
+    let now = secret.shared.clock.uptime();
     let before = state.as_ref().and_then(|state| state.failure.as_ref());
     if is_deleted || before.is_none_or(|before| before.error != *error) {
         let serving = current.as_ref().map(|current| current.value.version());
@@ -122,7 +124,7 @@ pub(super) fn failure(
         failure: Some(ReadFailure {
             error: error.clone(),
             at: secret.shared.clock.now(),
-            instant: now,
+            uptime: now,
             since: before.map_or(now, |before| before.since),
         }),
     });
@@ -157,7 +159,8 @@ pub(super) fn drop_expired_previous(secret: &Secret) {
     let Some(state) = secret.state() else {
         return;
     };
-    let is_expired = |previous: &PreviousValue| previous.until <= Instant::now();
+    let now = secret.shared.clock.uptime();
+    let is_expired = |previous: &PreviousValue| previous.until <= now;
     if !state.previous.as_ref().is_some_and(is_expired) {
         return;
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwapOption;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     backend::{BackendError, ErrorKind, FetchedValue, SecretProvider},
+    clock::Uptime,
     config,
     model::SecretName,
 };
@@ -195,7 +196,7 @@ impl Secret {
                     // A provider that has just refused would refuse again.
                     let failure = state.as_ref().and_then(|state| state.failure.as_ref());
                     if failure.is_some_and(|failure| {
-                        failure.instant.elapsed() < self.shared.settings.miss_ttl
+                        self.uptime().since(failure.uptime) < self.shared.settings.miss_ttl
                     }) {
                         return true;
                     }
@@ -231,7 +232,7 @@ impl Secret {
                     .map_or_else(|| self.timed_out(), |failure| failure.error.clone()),
             ));
         };
-        if current.valid_until.is_some_and(|end| Instant::now() >= end) {
+        if current.valid_until.is_some_and(|end| self.uptime() >= end) {
             let expired = || {
                 BackendError::new(
                     ErrorKind::Unavailable,
@@ -258,7 +259,7 @@ impl Secret {
         let Some(failure) = &state.failure else {
             return Ok(None);
         };
-        let age = failure.since.elapsed();
+        let age = self.uptime().since(failure.since);
         if age > self.settings.cache.stale_if_error {
             return Err(GetError::Provider(failure.error.clone()));
         }
@@ -269,7 +270,7 @@ impl Secret {
         let previous = state
             .previous
             .as_ref()
-            .filter(|previous| Instant::now() < previous.until)?;
+            .filter(|previous| self.uptime() < previous.until)?;
         Some(Served::new(&previous.value, Stage::Previous, None))
     }
 
@@ -279,6 +280,10 @@ impl Secret {
             .created_at()
             .and_then(|created| created.checked_add(self.settings.cache.previous_ttl).ok());
         until.is_some_and(|until| self.shared.clock.now() < until)
+    }
+
+    fn uptime(&self) -> Uptime {
+        self.shared.clock.uptime()
     }
 
     fn timed_out(&self) -> BackendError {
@@ -309,7 +314,9 @@ impl Secret {
         let state = self.state.load();
         state
             .as_deref()
-            .map_or_else(SecretStatus::default, SecretStatus::of)
+            .map_or_else(SecretStatus::default, |state| {
+                SecretStatus::of(state, self.uptime())
+            })
     }
 
     /// Returns the usage of the latest versions, the newest last.

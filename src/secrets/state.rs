@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::Value;
-use crate::backend::BackendError;
+use crate::{backend::BackendError, clock::Uptime};
 
 /// What is served now. A request takes one and uses it to its end.
 pub(super) struct State {
@@ -24,21 +23,21 @@ pub(super) struct CurrentValue {
     /// When it was created or, if the provider doesn't say, first seen.
     pub(super) since: Timestamp,
     /// When its lease ends.
-    pub(super) valid_until: Option<Instant>,
+    pub(super) valid_until: Option<Uptime>,
 }
 
 #[derive(Clone)]
 pub(super) struct PreviousValue {
     pub(super) value: Arc<Value>,
     /// Until when it is served.
-    pub(super) until: Instant,
+    pub(super) until: Uptime,
 }
 
 #[derive(Clone)]
 pub(super) struct ReadFailure {
     pub(super) error: BackendError,
     pub(super) at: Timestamp,
-    pub(super) instant: Instant,
+    pub(super) uptime: Uptime,
     /// When the first of the consecutive failures occurred.
-    pub(super) since: Instant,
+    pub(super) since: Uptime,
 }

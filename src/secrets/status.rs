@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::state::State;
-use crate::backend::BackendError;
+use crate::{backend::BackendError, clock::Uptime};
 
 /// The status of a secret, without its value.
 #[derive(Debug, Clone, Default)]
@@ -32,8 +31,7 @@ pub struct CurrentVersion {
 }
 
 impl SecretStatus {
-    pub(super) fn of(state: &State) -> Self {
-        let now = Instant::now();
+    pub(super) fn of(state: &State, now: Uptime) -> Self {
         let current = state.current.as_ref();
         Self {
             current: current.map(|current| CurrentVersion {
@@ -53,7 +51,7 @@ impl SecretStatus {
                 .map(|failure| (failure.at, failure.error.clone())),
             lease_remaining: current
                 .and_then(|current| current.valid_until)
-                .map(|end| end.saturating_duration_since(now)),
+                .map(|end| end.since(now)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     backend::{self, BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue},
+    clock::Uptime,
     files::{ChangeCallback, WatchGuard},
     schedule::{FAR_FUTURE, Schedule, settle},
 };
@@ -96,7 +97,8 @@ impl Refresher {
                 trigger = self.schedule.elapsed() => break trigger,
                 () = sleep_until(on_demand_allowed), if is_requested => break Trigger::OnDemand,
                 // Boxed like a read.
-                () = sleep_until(retirement) => Box::pin(self.retire()).await,
+                // Late by the time for which the machine sleeps; `Trigger::Clock` ends the wait.
+                () = sleep(retirement) => Box::pin(self.retire()).await,
             }
         };
         settle(first).await;
@@ -104,7 +106,8 @@ impl Refresher {
         first
     }
 
-    fn next_retirement(&self) -> Instant {
+    /// Returns how long to wait until a former value is no longer served, or its lease is revoked.
+    fn next_retirement(&self) -> Duration {
         let state = self.secret.state();
         let previous = state
             .as_ref()
@@ -115,7 +118,7 @@ impl Refresher {
             .into_iter()
             .chain(previous)
             .min()
-            .unwrap_or_else(|| Instant::now() + FAR_FUTURE)
+            .map_or(FAR_FUTURE, |due| due.since(self.uptime()))
     }
 
     async fn retire(&mut self) {
@@ -174,13 +177,13 @@ impl Refresher {
         let rotate_after = secret.settings.cache.rotate_after;
         let is_due = self
             .expiry
-            .is_some_and(|expiry| expiry.is_due(rotate_after));
+            .is_some_and(|expiry| expiry.is_due(self.uptime(), rotate_after));
         // Credentials are renewed even if they are due to be replaced: they stay in use until the
         // new ones arrive, and for some time after.
         if let Some(lease) = &mut self.lease {
             let renewed = lease.renew(&secret).await;
             // If the lease can't be kept, new credentials may still be available.
-            if !is_due && !lease.is_near_end() {
+            if !is_due && !lease.is_near_end(secret.shared.clock.uptime()) {
                 return renewed.map(|()| ReadOutcome::Unchanged);
             }
         }
@@ -213,7 +216,7 @@ impl Refresher {
     }
 
     fn install(&mut self, fetched: FetchedValue, trigger: Trigger) {
-        let now = Instant::now();
+        let now = self.uptime();
         let policy = &self.secret.settings.cache;
         self.is_missing = false;
         let mut previous_until = now + policy.previous_ttl.min(FAR_FUTURE);
@@ -254,7 +257,11 @@ impl Refresher {
         publish::failure(&self.secret, error, is_deleted, self.lease_end(), trigger);
     }
 
-    fn lease_end(&self) -> Option<Instant> {
+    fn uptime(&self) -> Uptime {
+        self.secret.shared.clock.uptime()
+    }
+
+    fn lease_end(&self) -> Option<Uptime> {
         self.lease.as_ref().map(|lease| lease.end)
     }
 
@@ -265,7 +272,7 @@ impl Refresher {
     ) -> Option<Expiry> {
         Expiry::of(
             self.expiry,
-            self.secret.shared.clock.now(),
+            &self.secret.shared.clock,
             expires_at,
             created_at,
             self.secret.settings.cache.rotate_after,
@@ -283,16 +290,17 @@ impl Refresher {
             return;
         }
         self.schedule.succeeded(policy.refresh);
+        let now = self.uptime();
         if let Some(lease) = &self.lease {
             // Between half and two thirds of what is left.
             let share = 0.5 + fastrand::f64() / 6.0;
-            let pause = lease.remaining().mul_f64(share).max(MIN_RENEWAL_PAUSE);
+            let pause = lease.remaining(now).mul_f64(share).max(MIN_RENEWAL_PAUSE);
             self.schedule
                 .wake_by(Instant::now() + pause, Trigger::Lease);
         }
         if let Some(expiry) = &self.expiry {
-            for due in expiry.wake_ups(policy.rotate_after) {
-                self.schedule.wake_by(due, Trigger::Lease);
+            for wait in expiry.wake_ups(now, policy.rotate_after) {
+                self.schedule.wake_by(Instant::now() + wait, Trigger::Lease);
             }
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod clock;
 mod lifecycle;
 mod manifests;
 mod operators;

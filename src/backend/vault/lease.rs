@@ -11,10 +11,7 @@ use hyper::{Method, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::{sync::oneshot, time::timeout};
 use tracing::debug;
 use zeroize::Zeroizing;
 
@@ -24,6 +21,7 @@ use crate::{
         BackendError, ErrorKind, FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider,
         VersionSelector, error::Failure, secret::value_text,
     },
+    clock::{Clock, Uptime},
     crypto::{fingerprint, to_hex},
     model::SecretSource,
 };
@@ -124,7 +122,8 @@ async fn issue(
     source: &SecretSource,
     limit: usize,
 ) -> Result<Issued, BackendError> {
-    let start = Instant::now();
+    let clock = Clock::system();
+    let start = clock.uptime();
     let failed = |failure: Failure| failure.on(source);
     let response = vault
         .call(Method::GET, path, None, limit.saturating_add(MAX_RESPONSE))
@@ -172,6 +171,7 @@ async fn issue(
         duration,
         is_renewable: renewable,
         expires: Mutex::new(start + duration),
+        clock,
     };
     let error = match data.map(|data| value_text(data, limit)) {
         Some(Some(bytes)) => {
@@ -206,12 +206,13 @@ struct VaultLease {
     duration: Duration,
     is_renewable: bool,
     /// When the lease expires, as far as known.
-    expires: Mutex<Instant>,
+    expires: Mutex<Uptime>,
+    clock: Clock,
 }
 
 impl VaultLease {
     async fn extend(&self) -> Result<Duration, BackendError> {
-        let start = Instant::now();
+        let start = self.clock.uptime();
         let body = json!({ "lease_id": self.id, "increment": self.duration.as_secs() });
         let response = self.call("renew", &body).await?;
         let RenewResponse { lease_duration } = self.parse(&response, "renew")?;
@@ -219,14 +220,16 @@ impl VaultLease {
     }
 
     async fn look_up(&self) -> Result<Duration, BackendError> {
-        let start = Instant::now();
+        let start = self.clock.uptime();
         let response = self.call("lookup", &json!({ "lease_id": self.id })).await?;
         if response.status == StatusCode::FORBIDDEN {
             // The permission is optional. Without it, the lease lasts as long as granted.
             let expires = *self.expires.lock().unwrap_or_else(PoisonError::into_inner);
-            return match expires.checked_duration_since(start) {
-                Some(left) if !left.is_zero() => Ok(left),
-                _ => Err(self.expired("no time left")),
+            let left = expires.since(start);
+            return if left.is_zero() {
+                Err(self.expired("no time left"))
+            } else {
+                Ok(left)
             };
         }
         let LookupResponse {
@@ -295,7 +298,7 @@ impl VaultLease {
         BackendError::not_found(&self.source, &message)
     }
 
-    fn set_time_left(&self, since: Instant, seconds: u64) -> Duration {
+    fn set_time_left(&self, since: Uptime, seconds: u64) -> Duration {
         let left = Duration::from_secs(seconds.min(MAX_LEASE));
         *self.expires.lock().unwrap_or_else(PoisonError::into_inner) = since + left;
         left
