@@ -347,7 +347,7 @@ fn mount(folder: &Path, generation: &str, files: &[(&str, &Path)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn new_certificates_apply_to_new_connections_only() {
+async fn new_certificates_apply_to_new_connections_and_end_those_of_former_clients() {
     let stage = Stage::new();
     let folder = stage.world.path("secret");
     let (first, first_key) = stage.authority.issue("first", Some(HERE));
@@ -412,9 +412,21 @@ async fn new_certificates_apply_to_new_connections_only() {
         ),
         1.0
     );
-    let status = open.send(Method::GET, "/status", &[], "").await.ok().json();
+    let status = new.send(Method::GET, "/status", &[], "").await.ok().json();
     assert_eq!(status["tls"][0]["listener"], "ops");
     assert_eq!(status["tls"][0]["expires_at"], "2040-01-01T00:00:00Z");
+
+    // The authority of the first client left the list.
+    wait("the end of its connection", || {
+        sidecar
+            .log()
+            .contains("its client certificate is no longer accepted")
+    });
+    assert!(
+        open.try_send(Method::GET, "/status", &[], "")
+            .await
+            .is_err()
+    );
 
     // In TLS 1.3 the client finishes its handshake before the server checks its certificate, so the
     // refusal arrives with the first response.
