@@ -367,3 +367,37 @@ fn a_generation_below_the_configured_minimum_is_rejected() {
         Err(Rejection::WentBack { found: 2, least: 3 })
     );
 }
+
+#[test]
+fn only_a_backup_of_this_keyring_and_its_past_is_recorded() {
+    let world = World::new();
+    let id = world.document.manifest().id;
+    let good = BackupRecord {
+        verified_at: Timestamp::UNIX_EPOCH,
+        sha256: Base64(vec![0x5a; 32]),
+        generation: 1,
+        newest_version: 1,
+    };
+    let record = |id, backup: &BackupRecord| record_backup(&world.document, id, backup, world.now);
+    let recorded = record(id, &good).expect("of this keyring").last_backup;
+    let recorded = recorded.expect("recorded");
+    assert_eq!(recorded.verified_at, world.now);
+    assert_eq!(recorded.sha256_hex(), "5a".repeat(32));
+
+    let later = BackupRecord {
+        generation: 2,
+        ..good.clone()
+    };
+    let newer = BackupRecord {
+        newest_version: 2,
+        ..good.clone()
+    };
+    for future in [later, newer] {
+        assert!(matches!(record(id, &future), Err(Refusal::NoBackup(_))));
+    }
+    let other = KeyringId([1; 16]);
+    assert!(matches!(
+        record(other, &good),
+        Err(Refusal::Diverged(Rejection::OtherKeyring { .. }))
+    ));
+}

@@ -141,3 +141,37 @@ fn a_version_without_an_heir_is_not_destroyed() {
         Err(Refusal::NoHeir(1))
     );
 }
+
+#[test]
+fn a_restore_replaces_the_wraps_of_versions_that_live() {
+    let world = world_with_two_testaments();
+    let wrap = Wrap {
+        kek: "local:/other".parse().expect("uri"),
+        ciphertext: Base64(vec![1]),
+        wrapped_at: world.now,
+    };
+    let wraps = (1..=3).map(|version| (version, vec![wrap.clone()]));
+    let backup = BackupRecord {
+        verified_at: Timestamp::UNIX_EPOCH,
+        sha256: Base64(vec![5; 32]),
+        generation: 1,
+        newest_version: 3,
+    };
+    let restored = restore(&world.document, wraps.collect(), &backup, 40, world.now);
+    let wraps: Vec<&[Wrap]> = restored
+        .versions
+        .iter()
+        .map(|version| version.wraps.as_slice())
+        .collect();
+    assert_eq!(wraps, [&[][..], &[], &[wrap]]);
+    assert_eq!(restored.generation, 40);
+    let recorded = restored.last_backup.as_ref().expect("recorded");
+    assert_eq!(recorded.verified_at, world.now);
+    assert_eq!(
+        verdict(
+            &world.document,
+            &reread(&world.authenticate(restored.clone()))
+        ),
+        Ok(Succession::Newer)
+    );
+}
