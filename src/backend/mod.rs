@@ -24,6 +24,8 @@ mod pkcs11;
 #[cfg(any(feature = "aws", feature = "https-client"))]
 mod plain_http;
 mod secret;
+#[cfg(any(feature = "aws", feature = "vault"))]
+mod server_clock;
 mod store;
 #[cfg(feature = "https-client")]
 mod tls_errors;

@@ -93,6 +93,23 @@ async fn a_keyring_lives_in_aws() {
             "Ada"
         );
         world.succeed(&["keyring", "rewrap-kek", location, "--refresh"]);
+        // AWS states the time, so its clock is one to compare with.
+        let retire = [
+            "keyring",
+            "disable",
+            location,
+            "--version",
+            "1",
+            "--override",
+            "test",
+        ];
+        if location == file {
+            let alone = world.run(&retire);
+            assert!(String::from_utf8_lossy(&alone.stderr).contains("--trust-clock"));
+        } else {
+            world.succeed(&retire);
+            world.succeed(&["keyring", "enable", location, "--version", "1"]);
+        }
         world.succeed(&["keyring", "verify", location]);
         let status = world.succeed(&["keyring", "status", location, "--output", "json"]);
         assert_eq!(

@@ -37,6 +37,17 @@ async fn a_keyring_lives_in_vault(brand: Brand) {
         "Ada"
     );
 
+    // Vault states the time, so its clock is one to compare with.
+    world.succeed(&[
+        "keyring",
+        "disable",
+        MANIFEST,
+        "--version",
+        "1",
+        "--override",
+        "test",
+    ]);
+
     // Old wraps stop opening when the key's policy says so, unless they were refreshed.
     world.succeed(&["keyring", "rewrap-kek", MANIFEST, "--refresh"]);
     vault.run(&[

@@ -3,6 +3,7 @@
 
 mod batch;
 mod credentials;
+mod dates;
 mod endpoint;
 mod errors;
 mod kms;
@@ -21,7 +22,10 @@ use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
 use self::{credentials::ReloadingCredentials, regions::Regions};
-use super::{BackendError, ErrorKind, Kek, ManifestStore, SecretProvider, error::Failure};
+use super::{
+    BackendError, ErrorKind, Kek, ManifestStore, SecretProvider, error::Failure,
+    server_clock::ServerClock,
+};
 use crate::{
     config,
     model::{KekUri, Location, SecretSource},
@@ -33,6 +37,8 @@ pub(super) struct Client {
     plain_http: Vec<String>,
     credentials: Arc<ReloadingCredentials>,
     sdk: OnceCell<SdkConfig>,
+    /// What the locations of manifests state.
+    clock: Arc<ServerClock>,
     secrets_managers: Regions<batch::BatchLoader>,
     systems_managers: Regions<aws_sdk_ssm::Client>,
 }
@@ -44,6 +50,7 @@ impl Client {
             plain_http: settings.plain_http.clone(),
             credentials: ReloadingCredentials::new(&settings.aws),
             sdk: OnceCell::new(),
+            clock: Arc::default(),
             secrets_managers: Regions::default(),
             systems_managers: Regions::default(),
         })

@@ -12,7 +12,7 @@ use aws_sdk_secretsmanager::operation::{
 };
 use aws_sdk_ssm::operation::get_parameter::GetParameterError;
 
-use super::{Client, batch::BatchLoader, region_of, retries::AttemptRecorder};
+use super::{Client, batch::BatchLoader, dates::DateRecorder, region_of, retries::AttemptRecorder};
 use crate::backend::error::Failure;
 
 /// Clients by region. The client without a region fails with an error that says so.
@@ -49,6 +49,7 @@ impl Client {
         Ok(self.secrets_managers.get(region, sdk, |region| {
             let config = aws_sdk_secretsmanager::config::Builder::from(sdk)
                 .region(region)
+                .interceptor(DateRecorder::new(&self.clock))
                 .interceptor(AttemptRecorder::<BatchGetSecretValueError>::new(
                     &self.credentials,
                 ))

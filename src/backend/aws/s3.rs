@@ -12,9 +12,10 @@ use aws_sdk_s3::{
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use super::{Client, endpoint, errors::explain, retries::AttemptRecorder};
+use super::{Client, dates::DateRecorder, endpoint, errors::explain, retries::AttemptRecorder};
 use crate::{
     backend::{BackendError, ErrorKind, ManifestStore, error::Failure},
     model::Location,
@@ -58,6 +59,7 @@ impl ObjectStore {
             let is_custom = endpoint::custom_endpoint(sdk, "S3").is_some();
             let config = aws_sdk_s3::config::Builder::from(sdk)
                 .force_path_style(is_custom)
+                .interceptor(DateRecorder::new(&self.client.clock))
                 .interceptor(AttemptRecorder::<GetObjectError>::new(
                     &self.client.credentials,
                 ))
@@ -198,6 +200,10 @@ impl ObjectStore {
 }
 
 impl ManifestStore for ObjectStore {
+    fn server_time(&self) -> Option<Timestamp> {
+        self.client.clock.now()
+    }
+
     fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
             let object = self.get(limit).await?;

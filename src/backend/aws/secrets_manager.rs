@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aws_sdk_secretsmanager::error::ProvideErrorMetadata;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::{Client, errors::explain, region_of};
 use crate::{
@@ -165,6 +166,14 @@ fn successor_id(predecessor: Option<&SecretVersion>) -> String {
 }
 
 impl ManifestStore for SecretStore {
+    fn capacity(&self) -> Option<usize> {
+        Some(MAX_SECRET)
+    }
+
+    fn server_time(&self) -> Option<Timestamp> {
+        self.client.clock.now()
+    }
+
     fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         Box::pin(async move {
             let found = self

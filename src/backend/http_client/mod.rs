@@ -29,10 +29,6 @@ pub(super) struct HttpClient {
 /// A response. Its body may contain a key, so it is zeroized.
 pub(super) struct Response {
     pub(super) status: StatusCode,
-    #[cfg_attr(
-        not(any(feature = "azure", feature = "https")),
-        expect(dead_code, reason = "Vault needs no response headers")
-    )]
     pub(super) headers: HeaderMap,
     pub(super) body: Zeroizing<Vec<u8>>,
 }

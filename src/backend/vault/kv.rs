@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -320,6 +321,10 @@ impl KvStore {
 impl ManifestStore for KvStore {
     fn capacity(&self) -> Option<usize> {
         Some(MAX_ENTRY)
+    }
+
+    fn server_time(&self) -> Option<Timestamp> {
+        self.vault.clock.now()
     }
 
     fn read(&self, limit: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {

@@ -22,7 +22,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, Request, StatusCode, Uri, header::HeaderValue};
+use hyper::{
+    Method, Request, StatusCode, Uri,
+    header::{DATE, HeaderValue},
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
@@ -32,6 +35,7 @@ use super::{
     client_tls::Identity,
     error::Failure,
     http_client::{HttpClient, Route},
+    server_clock::ServerClock,
 };
 use crate::{
     config,
@@ -128,6 +132,8 @@ struct Vault {
     base: String,
     namespace: Option<HeaderValue>,
     http: HttpClient,
+    /// The server's clock.
+    clock: ServerClock,
     session: Session,
     engines: Engines,
     /// Derives versions for values to which Vault gives none.
@@ -185,6 +191,7 @@ impl Vault {
             base,
             namespace,
             http,
+            clock: ServerClock::default(),
             session: Session::new(settings.login.clone()),
             engines: Engines::default(),
             version_key,
@@ -254,6 +261,8 @@ impl Vault {
             };
             Failure { kind, ..failure }
         })?;
+        let date = response.headers.get(DATE);
+        self.clock.set(date.and_then(|date| date.to_str().ok()));
         Ok(Response {
             status: response.status,
             body: response.body,
