@@ -240,7 +240,7 @@ fn verify_uses_only_allowed_keks() {
     let world = World::with_demo();
     let refused = world.try_keyring("verify", "demo", &["--allow-kek", "local:/etc/*"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of this keyring"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not one of the allowed KEKs"));
     let ours = format!("local:{}", world.path("kek").display());
     world.keyring("verify", "demo", &["--allow-kek", &ours]);
 }

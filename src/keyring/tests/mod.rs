@@ -2,6 +2,7 @@
 
 mod attacks;
 mod branches;
+mod consistency;
 mod histories;
 mod life;
 mod model;
