@@ -139,3 +139,96 @@ fn a_branch_that_lost_or_destroyed_a_version_is_vouched_for() {
     assert!(world.document.manifest().generation < here.manifest().generation);
     assert!(is_vouched_for(&here, &world.document, &[]));
 }
+
+#[test]
+fn a_primary_that_the_other_branch_gave_up_makes_the_branches_unmergeable() {
+    let mut world = World::new();
+    world.rotate_to(2);
+    // Here, version 1 is the primary again.
+    let fork = Arc::clone(&world.document);
+    let here = activate(&fork, 1, WaveSelector::Every, None, world.now).expect("enabled");
+    let here = reread(&world.authenticate(here));
+
+    let flagged = compromise(&fork, 1, world.now).expect("version 1");
+    let flagged = reread(&world.authenticate(flagged));
+    world.apply(&Step::Disable {
+        version: 1,
+        with_evidence: true,
+    });
+    world.apply(&Step::Wait(60));
+    world.apply(&Step::Destroy(1));
+    for other in [&flagged, &world.document] {
+        assert_eq!(
+            merge(&here, &[other], world.now),
+            Err(Refusal::Unmergeable {
+                version: 1,
+                wave: WaveSelector::Every
+            })
+        );
+    }
+}
+
+#[test]
+fn a_branch_with_another_key_of_one_number_is_left_out() {
+    let mut world = World::new();
+    world.rotate_to(2);
+    let here = Arc::clone(&world.document);
+    let edits: [fn(&mut Manifest); 3] = [
+        |manifest| manifest.versions[1].check = Base64(vec![1; 32]),
+        |manifest| manifest.versions[1].key = Base64(vec![1; 32]),
+        |manifest| {
+            manifest.versions.remove(0);
+            manifest
+                .activations
+                .retain(|activation| activation.version == 2);
+            manifest.trimmed = Some(Trimmed {
+                through: 1,
+                l: Base64(vec![1; 32]),
+            });
+        },
+    ];
+    for edit in edits {
+        let mut other = here.manifest().clone();
+        edit(&mut other);
+        let other = reread(&world.authenticate(other));
+        let merged = merge(&here, &[&other], world.now).expect("without the other");
+        let lists = |document: &Document| {
+            let digest = document.digest();
+            merged
+                .lineage
+                .iter()
+                .any(|ancestor| ancestor.sha256.0 == digest)
+        };
+        assert!(lists(&here));
+        assert!(!lists(&other));
+        assert_eq!(merged.versions, here.manifest().versions);
+    }
+}
+
+#[test]
+fn a_merge_has_the_versions_and_decisions_of_both_branches_once() {
+    let mut world = World::new();
+    world.rotate_to(2);
+    let here = write_on(&world, &world.document, 1);
+    let before = here.manifest().activations.clone();
+    world.apply(&Step::Rotate);
+    world.apply(&Step::Activate {
+        version: 3,
+        wave: Some(0),
+        in_seconds: None,
+    });
+    let merged = merge(&here, &[&world.document], world.now).expect("mergeable");
+    assert_eq!(merged.newest_version(), 3);
+    let decided: Vec<(u32, String)> = merged
+        .activations
+        .iter()
+        .skip(before.len())
+        .map(|activation| (activation.version, activation.wave.to_string()))
+        .collect();
+    let expected = [(3, "canary"), (2, "*"), (2, "canary")];
+    assert_eq!(
+        decided,
+        expected.map(|(version, wave)| (version, wave.to_owned()))
+    );
+    assert_eq!(merged.activations[..before.len()], before);
+}

@@ -180,3 +180,20 @@ fn half_of_a_limit_is_reported_with_a_remedy() {
     }
     assert!(!found.contains("activations"), "{found}");
 }
+
+#[test]
+fn phrases_name_the_keyring_and_its_versions() {
+    let name = "demo".parse().expect("name");
+    assert_eq!(
+        backup_phrase(&name, 2),
+        "there is no backup of version 2 of demo"
+    );
+    assert_eq!(
+        lost_phrase(&name, &[2]),
+        "every KEK of version 2 of demo is lost"
+    );
+    assert_eq!(
+        doubted_loss_phrase(&name, &[2, 3]),
+        "no KEK of versions 2, 3 of demo will ever come back"
+    );
+}
