@@ -24,7 +24,7 @@ use crate::{
     config,
     crypto::{Dek, KeyringId, SigningKey},
     keks::Keks,
-    keyring::{self, Document, Manifest, Version, is_signed_by},
+    keyring::{self, Document, Manifest, NotUnwrapped, Version, is_signed_by},
     model::{KekScope, Location, SignerKey},
 };
 
@@ -45,6 +45,7 @@ pub struct Admin {
     pub(super) bases: Bases,
     /// A backup whose keys replace those that no KEK unwraps.
     backup: Option<Content>,
+    taken_from_backup: Mutex<BTreeMap<u32, String>>,
     pub(super) clock: Clock,
     /// The newest manifest that this command has read or written.
     seen: Mutex<Option<Document>>,
@@ -98,6 +99,7 @@ impl Admin {
             signing,
             bases: Bases::default(),
             backup: None,
+            taken_from_backup: Mutex::default(),
             clock,
             seen: Mutex::default(),
         })
@@ -126,12 +128,28 @@ impl Admin {
     }
 
     /// Returns the key of a version in the backup, if that was given and the manifest commits to
-    /// this key.
-    pub(super) fn dek_in_backup(&self, keyring: KeyringId, version: &Version) -> Option<Dek> {
+    /// this key. A KEK that returned another key is no reason to go on: someone replaced a wrap.
+    pub(super) fn dek_in_backup(
+        &self,
+        keyring: KeyringId,
+        version: &Version,
+        reason: &NotUnwrapped,
+    ) -> Option<Dek> {
         let dek = self.backup.as_ref()?.deks.get(&version.version)?;
-        version
-            .commits_to(&keyring, dek)
-            .then(|| Dek::from_slice(dek.expose()))?
+        if reason.is_exchanged || !version.commits_to(&keyring, dek) {
+            return None;
+        }
+        self.taken_from_backup
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(version.version, reason.message.clone());
+        Dek::from_slice(dek.expose())
+    }
+
+    /// Returns the versions whose keys were taken from the backup, each with the reason.
+    pub fn taken_from_backup(&self) -> BTreeMap<u32, String> {
+        let taken = self.taken_from_backup.lock();
+        taken.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Restricts unwrapping to KEKs in `scope`, whichever the manifest lists.

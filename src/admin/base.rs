@@ -8,6 +8,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -15,11 +16,14 @@ use jiff::Timestamp;
 use super::{access::Admin, error::AdminError, ops_client::Fleet, recover::fetch_manifests};
 use crate::{
     crypto::KeyringId,
-    files::{Allowed, NewFile, open_private},
+    files::{Allowed, NewFile, WriterLock, open_private},
     keyring::{Document, Expectations, Rejection, Sightings, Succession, examine},
 };
 
 use super::access::MANIFEST_LIMIT;
+
+/// How long a command waits for another one that remembers a manifest.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The manifests that a command's user has seen, one file for each keyring id.
 #[derive(Debug, Clone)]
@@ -84,13 +88,20 @@ impl Memory {
     /// Remembers a manifest and, from `now` on, the states that it shows.
     fn remember(&self, document: &Document, now: Timestamp) -> Result<(), AdminError> {
         let manifest = document.manifest();
+        let file = self.file(manifest.id);
+        let _lock = self.lock(&file)?;
+        // Another command may have gone on.
+        let newest = self.recall(manifest.id)?;
+        if newest.is_some_and(|newest| newest.manifest().generation > manifest.generation) {
+            return Ok(());
+        }
         // First: a manifest that is remembered without them would look as if it had just been seen.
         let mut sightings = self.sightings(manifest.id)?;
         sightings.observe(manifest, now);
         let text = serde_json::to_vec(&sightings)
             .map_err(|error| AdminError::System(format!("can't remember states: {error}")))?;
         self.write(&self.sightings_file(manifest.id), &text)?;
-        self.write(&self.file(manifest.id), document.bytes())
+        self.write(&file, document.bytes())
     }
 
     /// Returns when this user's commands first saw the state of each version.
@@ -116,20 +127,24 @@ impl Memory {
 
     fn write(&self, file: &Path, content: &[u8]) -> Result<(), AdminError> {
         let write = || {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.folder)?;
-            // Under a unique name: several commands may run at once.
             let mut new = NewFile::beside(file)?;
             new.write_all(content)?;
             new.file().sync_all()?;
             new.persist(file)
         };
-        write().map_err(|error| AdminError::Base {
-            file: file.to_owned(),
-            reason: format!("can't remember the manifest: {error}; give --state-dir DIR"),
-        })
+        write().map_err(|error| cant_remember(file, &error))
+    }
+
+    /// Waits for other commands of this user that remember the same keyring.
+    fn lock(&self, file: &Path) -> Result<WriterLock, AdminError> {
+        let lock = || {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.folder)?;
+            WriterLock::acquire(file, &fs::metadata(&self.folder)?, LOCK_PATIENCE)
+        };
+        lock().map_err(|error| cant_remember(file, &error))
     }
 }
 
@@ -280,6 +295,13 @@ pub(super) fn leads_to(
         ..Expectations::of(&base.manifest().name)
     };
     examine(Some(base), document, &expect)
+}
+
+fn cant_remember(file: &Path, error: &io::Error) -> AdminError {
+    AdminError::Base {
+        file: file.to_owned(),
+        reason: format!("can't remember the manifest: {error}; give --state-dir DIR"),
+    }
 }
 
 /// Reads a file that only this user may write, or returns `None` if there is none. Nothing in it is

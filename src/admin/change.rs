@@ -147,12 +147,11 @@ impl Admin {
 
     /// Returns when this user's commands or the sidecars first saw the state of a version.
     async fn first_seen(&self, manifest: &Manifest, version: u32) -> Result<Sighting, AdminError> {
-        let (name, id) = (&manifest.name, manifest.id);
-        let by_sidecars = ask_sightings(&self.bases.sidecars, name, id, version)
+        let by_sidecars = ask_sightings(&self.bases.sidecars, manifest, version)
             .await
             .map_err(AdminError::System)?;
         let here = match &self.bases.memory {
-            Some(memory) => memory.sightings(id)?.of(version),
+            Some(memory) => memory.sightings(manifest.id)?.of(version),
             None => Sighting::default(),
         };
         Ok(here.or_earlier(by_sidecars))

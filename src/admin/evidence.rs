@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     crypto::KeyringId,
-    keyring::{SidecarReport, Sighting, VersionUse},
+    keyring::{Manifest, SidecarReport, Sighting, VersionUse},
     model::KeyringName,
     wire::status::{ActiveManifest, KeyringStatus, Status},
 };
@@ -44,19 +44,21 @@ pub async fn ask_sidecars(
 }
 
 /// Returns the earliest time at which any of the sidecars saw the state of a version. A sidecar that
-/// doesn't answer, or serves another keyring, saw nothing.
+/// doesn't answer, or serves another keyring or generation, saw nothing.
 ///
 /// # Errors
 /// A TLS file can't be used.
 pub(super) async fn ask_sightings(
     fleet: &Fleet,
-    keyring: &KeyringName,
-    id: KeyringId,
+    manifest: &Manifest,
     version: u32,
 ) -> Result<Sighting, String> {
     let statuses = ask_status(fleet).await?;
     let seen = statuses.iter().filter_map(|(_, status)| {
-        let (_, active) = find(status.as_ref().ok()?, keyring, id).ok()?;
+        let (_, active) = find(status.as_ref().ok()?, &manifest.name, manifest.id).ok()?;
+        if active.generation != manifest.generation {
+            return None;
+        }
         let found = active
             .versions
             .iter()
@@ -64,6 +66,7 @@ pub(super) async fn ask_sightings(
         Some(Sighting {
             disabled: found.seen_disabled,
             superseded: found.seen_superseded,
+            end: None,
         })
     });
     Ok(seen.fold(Sighting::default(), Sighting::or_earlier))

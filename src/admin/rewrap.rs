@@ -113,7 +113,7 @@ impl Admin {
             let dek = match self.keks.unwrap(keyring, version, &self.scope).await {
                 Ok(dek) => dek,
                 Err(reason) => self
-                    .dek_in_backup(keyring, version)
+                    .dek_in_backup(keyring, version, &reason)
                     .ok_or_else(|| AdminError::NotUnwrapped(vec![(number, reason.message)]))?,
             };
             self.keks

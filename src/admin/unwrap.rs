@@ -72,7 +72,8 @@ impl Admin {
                 Ok(dek) => drop(keys.insert(version, dek.succession_key())),
                 Err(reason) => {
                     let listed = manifest.version(version);
-                    match listed.and_then(|listed| self.dek_in_backup(manifest.id, listed)) {
+                    match listed.and_then(|listed| self.dek_in_backup(manifest.id, listed, &reason))
+                    {
                         Some(dek) => drop(keys.insert(version, dek.succession_key())),
                         None => failed.push((version, reason.message)),
                     }

@@ -94,7 +94,7 @@ impl Bound {
         let settings = match config {
             Ok(settings) => settings,
             Err(error) => {
-                warn!("the config is not read again, and the old one stays: {error}");
+                warn!("can't reload the config; keeping the old one: {error}");
                 return;
             }
         };
@@ -108,6 +108,7 @@ impl Bound {
                     keyring = %keyring.name(), versions = ?settings.accept_lost,
                     "the config accepts the loss of other versions"
                 );
+                keyring.request(Trigger::Signal);
             }
         }
     }
@@ -134,16 +135,43 @@ impl Bound {
     }
 
     /// Serves until SIGTERM or SIGINT, then stops gracefully; a second one stops at once. SIGHUP
-    /// reads the config again with `load`, and refreshes.
+    /// refreshes, and reads the config again with `load`.
     pub async fn run(
         self,
         mut signals: Signals,
         load: impl Fn() -> Result<Settings, LoadError> + Clone + Send + 'static,
     ) {
-        while signals.next().await == Signal::Refresh {
-            info!("refreshing all keyrings and secrets");
-            self.reload(run_blocking(load.clone()).await.as_ref());
-            self.refresh();
+        // In a task: a config or a directory of users that hangs holds up no signal.
+        let mut loading: Option<JoinHandle<Result<Settings, LoadError>>> = None;
+        loop {
+            let loaded = async {
+                match &mut loading {
+                    Some(loading) => loading.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Stop => break,
+                    Signal::Refresh => {
+                        info!(
+                            "refreshing all keyrings and secrets; of the config, only accept_lost \
+                             is read again"
+                        );
+                        self.refresh();
+                        loading.get_or_insert_with(|| tokio::spawn(run_blocking(load.clone())));
+                    }
+                },
+                loaded = loaded => {
+                    loading = None;
+                    if let Ok(settings) = loaded {
+                        self.reload(settings.as_ref());
+                    }
+                }
+            }
+        }
+        if let Some(loading) = loading {
+            loading.abort();
         }
         info!(drain_timeout = ?self.drain, "stopping");
         notify_stopping();

@@ -363,6 +363,12 @@ pub(super) fn changed(
             .map(NearLimit::to_string)
             .collect(),
     };
+    for (version, reason) in admin.taken_from_backup() {
+        note(format_args!(
+            "{}: took the key of version {version} from the backup, because {reason}",
+            manifest.name
+        ));
+    }
     for warning in &report.warnings {
         note(format_args!("{}: {warning}", manifest.name));
     }

@@ -1,6 +1,10 @@
 //! Which version is primary: a pure function of activations, time and wave.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -176,6 +180,19 @@ pub(super) fn current_or_scheduled(activations: &[Activation], now: Timestamp) -
         .filter(|(activation, end)| !end.is_some_and(|end| has_ended(activation, end, now)))
         .map(|(activation, _)| activation.version)
         .collect()
+}
+
+/// Returns when each version that was ever activated stops being any wave's primary, according to
+/// all that is decided; `None` if that is open.
+pub(super) fn ends(activations: &[Activation]) -> BTreeMap<u32, Option<Timestamp>> {
+    let mut ends = BTreeMap::new();
+    for wave in waves(activations) {
+        for (activation, end) in with_end(activations, wave) {
+            let last = ends.entry(activation.version).or_insert(end);
+            *last = last.zip(end).map(|(last, end)| last.max(end));
+        }
+    }
+    ends
 }
 
 /// Every wave that an activation names, and `None` for any other.

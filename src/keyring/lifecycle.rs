@@ -356,10 +356,11 @@ fn push_version(manifest: &mut Manifest, new: NewVersion, now: Timestamp) {
 }
 
 pub(super) fn find(manifest: &mut Manifest, version: u32) -> Result<&mut Version, Refusal> {
-    let last = manifest.newest_version();
+    let (first, last) = (manifest.first_version(), manifest.newest_version());
     let missing = Refusal::NoSuchVersion {
         keyring: manifest.name.clone(),
         version,
+        first,
         last,
     };
     manifest

@@ -9,12 +9,14 @@ use crate::model::KeyringName;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The version was never created.
-    #[error("{keyring} has no version {version}; it has 1 to {last}")]
+    #[error("{keyring} has no version {version}; it has {first} to {last}")]
     NoSuchVersion {
         /// The keyring.
         keyring: KeyringName,
         /// The requested version.
         version: u32,
+        /// The first version that is listed.
+        first: u32,
         /// The newest version.
         last: u32,
     },

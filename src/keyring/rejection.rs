@@ -91,10 +91,18 @@ pub enum Rejection {
     LostVersion(Vec<u32>),
     /// A version that the base trusts is no longer listed.
     #[error(
-        "version {0}, which is in use here, was trimmed from the manifest; restart to take the \
-         manifest as new (set `anchor`)"
+        "version {0}, which is not destroyed in the manifest that is trusted here, was trimmed \
+         since; to take the manifest as new, set `anchor`, remove the cached copy in \
+         `refresh.cache_dir` and restart (a command: remove its file in --state-dir and pass \
+         --first-time)"
     )]
     TooFarBehind(u32),
+    /// The version that the config trusts is no longer listed.
+    #[error(
+        "version {0}, the `anchor` in the config, was trimmed from the manifest; set `anchor` to \
+         the one that `keyring status` prints"
+    )]
+    AnchorTrimmed(u32),
     /// A word or a testament doesn't verify.
     #[error(
         "the word or testament of version {0} doesn't verify: the manifest was not written by a \
@@ -140,7 +148,7 @@ impl Rejection {
             | Self::ActivationRemoved(_)
             | Self::CompromisedActivated(_) => "diverged",
             Self::LostVersion(_) => "lost_version",
-            Self::TooFarBehind(_) => "too_far_behind",
+            Self::TooFarBehind(_) | Self::AnchorTrimmed(_) => "too_far_behind",
             Self::Unauthenticated(_) | Self::NotVouched => "unauthenticated",
             Self::Unsigned => "unsigned",
             Self::NoPrimary(_) => "no_primary",

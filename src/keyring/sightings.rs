@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Manifest, State, activation::current_or_scheduled};
+use super::{Manifest, State, activation::ends};
 
 /// How far two clocks may differ.
 pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
@@ -21,22 +21,29 @@ pub struct Sighting {
     /// The first manifest in which it was disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<Timestamp>,
-    /// The first manifest in which other versions supersede it in every wave, at once or later.
+    /// The first manifest in which other versions supersede it in every wave at `end`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub superseded: Option<Timestamp>,
+    /// When they do, which may be in the future.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Timestamp>,
 }
 
 impl Sightings {
     /// Records what `manifest` shows at `now`. A state that ended is forgotten.
     pub fn observe(&mut self, manifest: &Manifest, now: Timestamp) {
-        let last = current_or_scheduled(&manifest.activations, Timestamp::MAX);
+        let ends = ends(&manifest.activations);
         let sighting = |version: u32, state: State| {
             let before = self.of(version);
             let since =
                 |holds: bool, before: Option<Timestamp>| holds.then(|| before.unwrap_or(now));
+            let end = ends.get(&version).copied().flatten();
+            // Another decision is another state: a slow clock may have brought the end forward.
+            let superseded = before.superseded.filter(|_| before.end == end);
             Sighting {
                 disabled: since(state == State::Disabled, before.disabled),
-                superseded: since(!last.contains(&version), before.superseded),
+                superseded: since(end.is_some(), superseded),
+                end,
             }
         };
         self.0 = manifest
@@ -53,7 +60,7 @@ impl Sightings {
 }
 
 impl Sighting {
-    /// Returns the earlier of two parties' sightings.
+    /// Returns the earlier of two parties' sightings. Both have seen the same generation.
     #[must_use]
     pub fn or_earlier(self, other: Self) -> Self {
         let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| match (one, other) {
@@ -63,6 +70,7 @@ impl Sighting {
         Self {
             disabled: earlier(self.disabled, other.disabled),
             superseded: earlier(self.superseded, other.superseded),
+            end: self.end.or(other.end),
         }
     }
 }

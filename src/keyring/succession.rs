@@ -299,7 +299,7 @@ impl<'a> Trust<'a> {
         while let Some(number) = open.pop() {
             let version = manifest
                 .version(number)
-                .ok_or_else(|| missing(number, manifest))?;
+                .ok_or_else(|| self.missing(number, manifest))?;
             if self
                 .anchor
                 .is_some_and(|anchor| anchor.version == number && anchor.key != *version.key.0)
@@ -343,6 +343,14 @@ impl<'a> Trust<'a> {
         })
     }
 
+    fn missing(&self, version: u32, manifest: &Manifest) -> Rejection {
+        match self.anchor {
+            _ if version >= manifest.first_version() => Rejection::Vanished(version),
+            Some(anchor) if anchor.version == version => Rejection::AnchorTrimmed(version),
+            _ => Rejection::TooFarBehind(version),
+        }
+    }
+
     fn flags(&self, version: u32) -> bool {
         self.base
             .and_then(|base| base.version(version))
@@ -362,13 +370,5 @@ impl<'a> Trust<'a> {
             && self.base.is_some_and(|base| {
                 base.version(version).is_some() && generation <= base.generation
             })
-    }
-}
-
-fn missing(version: u32, manifest: &Manifest) -> Rejection {
-    if version < manifest.first_version() {
-        Rejection::TooFarBehind(version)
-    } else {
-        Rejection::Vanished(version)
     }
 }

@@ -236,6 +236,10 @@ impl Refresher {
             && table.not_unwrapped().next().is_none()
         {
             self.candidate = None;
+            let lost = current.as_deref().map_or(&[][..], Snapshot::lost);
+            if !lost.is_empty() {
+                return Err(Rejection::LostVersion(lost.to_vec()).into());
+            }
             self.confirm(table, read_at);
             return Ok(RefreshOutcome::Unchanged);
         }
@@ -310,15 +314,23 @@ impl Refresher {
         } else {
             RefreshOutcome::Changed
         };
-        self.confirm(&table, read_at);
-        self.keyring.publish(Snapshot::new(
+        let snapshot = Snapshot::new(
             table,
             current.as_deref(),
             self.keyring.name(),
             &self.shared.registry,
             self.shared.clock.now(),
-        ));
-        Ok(outcome)
+        );
+        let lost = snapshot.lost().to_vec();
+        if lost.is_empty() {
+            self.confirm(&snapshot.table, read_at);
+        }
+        self.keyring.publish(snapshot);
+        if lost.is_empty() {
+            Ok(outcome)
+        } else {
+            Err(Rejection::LostVersion(lost).into())
+        }
     }
 
     /// Renews the lease, unless an older version encrypts because no KEK unwraps the primary: that

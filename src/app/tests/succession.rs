@@ -144,6 +144,14 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
     );
     assert_eq!(client.decrypt(&message.body).await.ok().body, "x");
     assert_eq!(app.keyring().await["active"]["lost"][0], 2);
+    // That someone puts the manifest before it back doesn't undo the loss.
+    let declared = world.store("demo").get().expect("a manifest");
+    let before = std::fs::read(world.path("cache/demo.json")).expect("the copy");
+    world.store("demo").set(before);
+    refresh(&world, &app).await;
+    assert_eq!(last_error(&app).await.as_deref(), Some("lost_version"));
+    assert_eq!(client.encrypt(b"x").await.problem(), "key_lost");
+    world.store("demo").set(declared);
     world.pass_time_until(app.stop()).await;
 
     // A restart alone accepts nothing; the config does.

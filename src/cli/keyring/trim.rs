@@ -14,7 +14,8 @@ pub(in crate::cli) struct Trim {
     /// Drop the first versions, as far as all of them were destroyed before this time (RFC 3339).
     ///
     /// It must be at least 400 days and two encrypt leases ago: sidecars, copies and backups that
-    /// still know one of the versions as not destroyed can't follow any more.
+    /// still know one of the versions as not destroyed can't follow any more, and an `anchor` in a
+    /// config must not name one.
     #[arg(long, value_name = "TIME")]
     before: Timestamp,
 }

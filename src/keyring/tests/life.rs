@@ -223,6 +223,7 @@ fn a_clock_that_is_wrong_destroys_nothing_early() {
             let just_seen = Sighting {
                 disabled: seen.disabled.map(|_| world.now),
                 superseded: seen.superseded.map(|_| world.now),
+                end: seen.end,
             };
             let early = destroy(&slow, number, Some(&phrase), just_seen, world.now);
             assert!(early.is_err(), "{what}: version {number}");

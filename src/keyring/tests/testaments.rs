@@ -103,6 +103,20 @@ fn destroyed_versions_can_be_trimmed() {
         };
         assert_eq!(verdict(base, &trimmed), expected);
     }
+    // A fresh reader that trusts the trimmed version by its config is told so.
+    let anchored = |version: u32| {
+        let listed = &world.history[0].manifest().versions[0];
+        let expect = Expectations {
+            anchor: Some(crate::model::Anchor {
+                version,
+                key: listed.key.0.as_slice().try_into().expect("32 bytes"),
+            }),
+            ..expectations(&trimmed)
+        };
+        examine(None, &trimmed, &expect)
+    };
+    assert_eq!(anchored(1), Err(Rejection::AnchorTrimmed(1)));
+    assert_eq!(anchored(9), Err(Rejection::Vanished(9)));
     // A rotation counts on.
     let (new, _) = new_version(trimmed.manifest().id, 4);
     assert_eq!(rotate(&trimmed, new, world.now).newest_version(), 4);

@@ -47,8 +47,10 @@ fn a_stamp_of_a_slow_clock_shortens_no_waiting_time() {
     let fleet = Sighting {
         disabled: Some(days(&world, -100)),
         superseded: Some(days(&world, -100)),
+        end: None,
     };
-    assert_eq!(fleet.or_earlier(seen), fleet);
+    let both = fleet.or_earlier(seen);
+    assert_eq!((both.disabled, both.end), (fleet.disabled, seen.end));
     assert_eq!(seen.or_earlier(Sighting::default()), seen);
     let honest = disabled_by_a_slow_clock(0);
     assert!(destroyed(&honest, fleet, at(9)).is_err());
@@ -84,6 +86,31 @@ fn a_lease_counts_from_when_the_takeover_was_seen() {
     let mut world = World::new();
     world.apply(&Step::Rotate);
     // A slow clock writes the takeover and the disabling.
+    let slow = days(&world, -61);
+    let next = activate(&world.document, 2, WaveSelector::Every, None, slow).expect("allowed");
+    world.publish(next);
+    let evidence = Evidence::Override("test".into());
+    world.publish(disable(&world.document, 1, &evidence, slow).expect("allowed"));
+    let after = |seconds: i64| {
+        let now = Timestamp::from_second(world.now.as_second() + seconds).expect("in range");
+        destroyed(&world, world.sightings.of(1), now)
+    };
+    let refused = after(29).expect_err("the lease is 30 s").to_string();
+    assert!(refused.contains("encrypt_lease (30s)"), "{refused}");
+    assert!(after(30).is_ok());
+}
+
+#[test]
+fn a_takeover_that_is_brought_forward_was_not_seen_before() {
+    let mut world = World::new();
+    world.apply(&Step::Rotate);
+    world.apply(&Step::Activate {
+        version: 2,
+        wave: None,
+        in_seconds: Some(500),
+    });
+    assert_eq!(world.sightings.of(1).superseded, Some(world.now));
+    world.apply(&Step::Wait(100));
     let slow = days(&world, -61);
     let next = activate(&world.document, 2, WaveSelector::Every, None, slow).expect("allowed");
     world.publish(next);
