@@ -4,6 +4,7 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use zeroize::Zeroizing;
 
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -39,14 +40,16 @@ pub(crate) fn decode_base64(text: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotB
     } else {
         STANDARD_INPUT
     };
-    let (mut block, mut length) = ([0; BLOCK], 0);
+    let (mut block, mut length) = (Zeroizing::new([0; BLOCK]), 0);
     for byte in text.iter().filter(|byte| !byte.is_ascii_whitespace()) {
         if length == BLOCK {
             // Padding ends the text.
             if block.ends_with(b"=") {
                 return Err(NotBase64);
             }
-            engine.decode_vec(block, bytes).map_err(|_| NotBase64)?;
+            engine
+                .decode_vec(&block[..], bytes)
+                .map_err(|_| NotBase64)?;
             length = 0;
         }
         block[length] = *byte;
