@@ -286,7 +286,7 @@ impl Head {
         let lock = file
             .metadata()
             .and_then(|like| WriterLock::acquire(log, &like, patience))
-            .map_err(on("can't lock it (FILE.lock)"))?;
+            .map_err(on("can't lock it"))?;
         let mut content = Vec::new();
         (&mut file)
             .take(MAX_HEAD)

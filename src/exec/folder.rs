@@ -2,9 +2,9 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::log::log;
+use crate::files::{self, Attribute};
 
 const PREFIX: &str = "sidekey-exec-";
 /// Link to the active set of files, named as in Kubernetes volumes.
@@ -74,23 +75,23 @@ impl FileAccess {
     }
 
     fn apply_to_folder(self, folder: &File) -> io::Result<()> {
-        Self::give(folder, None, self.group)?;
-        folder.set_permissions(Permissions::from_mode(self.folder_mode()))
+        self.give(folder, self.folder_mode(), None)
     }
 
     fn apply_to_file(self, file: &File) -> io::Result<()> {
-        Self::give(file, self.owner, self.group)?;
-        file.set_permissions(Permissions::from_mode(self.mode))
+        self.give(file, self.mode, self.owner)
     }
 
-    fn give(file: &File, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
-        if (owner, group) == (None, None) {
-            return Ok(());
-        }
-        fchown(file, owner, group).map_err(|error| {
-            let reason =
-                format!("can't set owner or group, which another user's needs root: {error}");
-            io::Error::new(error.kind(), reason)
+    fn give(self, file: &File, mode: u32, owner: Option<u32>) -> io::Result<()> {
+        files::give(file, self.group, mode, owner).map_err(|(attribute, error)| {
+            let what = match attribute {
+                Attribute::Group | Attribute::Owner => {
+                    "can't set the owner or group; giving files to another user requires root or \
+                     CAP_CHOWN"
+                }
+                Attribute::Mode => "can't set the mode",
+            };
+            io::Error::new(error.kind(), format!("{what}: {error}"))
         })
     }
 }
@@ -350,6 +351,24 @@ mod tests {
                 assert_eq!((mode(&set), mode(&set.join("a"))), expected, "{access:?}");
             }
         }
+    }
+
+    #[test]
+    fn files_of_another_owner_require_only_cap_chown() {
+        files::with_only_cap_chown(|| {
+            let access = FileAccess {
+                mode: 0o440,
+                owner: Some(1234),
+                group: Some(2345),
+            };
+            let mut folder = Folder::create(None, access).expect("a tmpfs");
+            write(&mut folder, &[("a", b"1")]);
+            let given = fs::metadata(folder.path().join("a")).expect("metadata");
+            assert_eq!(
+                (given.uid(), given.gid(), given.mode() & 0o7777),
+                (1234, 2345, 0o440)
+            );
+        });
     }
 
     fn write(folder: &mut Folder, files: &[(&str, &[u8])]) {

@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, process::geteuid};
+
+use super::NewFile;
 
 /// How often a lock that another process holds is tried.
 const TRY_EVERY: Duration = Duration::from_millis(5);
@@ -42,12 +44,14 @@ impl WriterLock {
     /// The lock can't be opened, or another process holds it for longer than `patience`.
     pub fn acquire(path: &Path, like: &Metadata, patience: Duration) -> io::Result<Self> {
         let path = lock_path(path);
-        let file = open(&path, like)?;
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file = open(&path, like).map_err(named)?;
         let deadline = Instant::now() + patience;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { _file: file }),
-                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::Error(error)) => return Err(named(error)),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     thread::sleep(TRY_EVERY);
                 }
@@ -65,44 +69,64 @@ impl WriterLock {
 }
 
 fn open(path: &Path, like: &Metadata) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    // Others may be able to create files here: no link is followed, and no pipe waited for.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    options.write(true).custom_flags(flags.bits().cast_signed());
-    match options.open(path) {
+    match open_existing(path, like) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return opened,
     }
-    match options.clone().create_new(true).mode(0o200).open(path) {
+    // It gets its name last: a process that is killed before that leaves no lock that the others
+    // can't open.
+    let new = NewFile::with_mode(path, 0o200)?;
+    share(new.file(), like)?;
+    let lock = new.file().try_clone()?;
+    match new.persist_noclobber(path) {
+        Ok(()) => Ok(lock),
         // Another writer was faster.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path),
-        created => {
-            let created = created?;
-            share(&created, like)?;
-            Ok(created)
-        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => open_existing(path, like),
+        Err(error) => Err(error),
     }
 }
 
-/// Gives a new lock to those who may write what has the attributes `like`.
+fn open_existing(path: &Path, like: &Metadata) -> io::Result<File> {
+    // Others may be able to create files here: no link is followed, and no pipe waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let lock = OpenOptions::new()
+        .write(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    let found = lock.metadata()?;
+    // Its writers may have changed. Anything but a lock of this user's is left alone: another file
+    // could have been linked or moved here, to open it to others.
+    let is_lock = found.is_file() && found.len() == 0 && found.nlink() == 1;
+    if is_lock && found.uid() == geteuid().as_raw() {
+        share(&lock, like)?;
+    }
+    Ok(lock)
+}
+
+/// Gives a lock to those who may write what has the attributes `like`. The owner comes last,
+/// because a process without CAP_FOWNER can't change the mode of a file that it doesn't own.
 fn share(lock: &File, like: &Metadata) -> io::Result<()> {
-    let own = lock.metadata()?;
-    if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-        // Only root can give it to another owner. A group is often enough.
-        if fchown(lock, Some(like.uid()), Some(like.gid())).is_err() {
-            let _ = fchown(lock, None, Some(like.gid()));
-        }
+    let present = lock.metadata()?;
+    // Only root can give it to any owner or group. One of them is often enough.
+    if present.gid() != like.gid() {
+        let _ = fchown(lock, None, Some(like.gid()));
     }
     let others = if like.mode() & STICKY == 0 { 0o022 } else { 0 };
     let writers = 0o200 | like.mode() & others;
-    lock.set_permissions(Permissions::from_mode(writers))
+    if present.mode() & 0o7777 != writers {
+        lock.set_permissions(Permissions::from_mode(writers))?;
+    }
+    if present.uid() != like.uid() {
+        let _ = fchown(lock, Some(like.uid()), None);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::chown};
 
-    use super::*;
+    use super::{super::with_only_cap_chown, *};
 
     struct Shared {
         folder: tempfile::TempDir,
@@ -159,11 +183,56 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_of_this_user_follows_the_folder_and_any_other_file_keeps_its_mode() {
+        let shared = Shared::new(0o775);
+        let lock = lock_path(&shared.path());
+        let mode = || fs::metadata(&lock).expect("lock").mode() & 0o7777;
+        let set = |mode| fs::set_permissions(&lock, Permissions::from_mode(mode)).expect("chmod");
+        shared.acquire().expect("free");
+        set(0o200);
+        shared.acquire().expect("free");
+        assert_eq!(mode(), 0o220);
+        set(0o600);
+        let link = shared.folder.path().join("private");
+        fs::hard_link(&lock, &link).expect("link");
+        shared.acquire().expect("free");
+        assert_eq!(mode(), 0o600, "it has another name");
+        fs::remove_file(link).expect("remove");
+        fs::write(&lock, "content").expect("write");
+        shared.acquire().expect("free");
+        assert_eq!(mode(), 0o600, "it is no lock");
+        assert_eq!(fs::read(&lock).expect("read"), b"content");
+    }
+
+    #[test]
+    fn a_lock_gets_its_owner_last_and_leaves_no_other_file() {
+        with_only_cap_chown(|| {
+            let mut shared = Shared::new(0o755);
+            // The attributes of another user's folder.
+            let theirs = Shared::new(0o775);
+            chown(theirs.folder.path(), Some(1234), Some(2345)).expect("chown");
+            shared.like = fs::metadata(theirs.folder.path()).expect("metadata");
+            shared.acquire().expect("free");
+            let lock = fs::metadata(lock_path(&shared.path())).expect("lock");
+            assert_eq!(
+                (lock.uid(), lock.gid(), lock.mode() & 0o7777),
+                (1234, 2345, 0o220)
+            );
+            let count = fs::read_dir(shared.folder.path()).expect("folder").count();
+            assert_eq!(count, 1);
+        });
+    }
+
+    #[test]
     fn a_link_or_a_pipe_in_its_place_is_an_error() {
         let shared = Shared::new(0o755);
         let lock = lock_path(&shared.path());
         std::os::unix::fs::symlink("elsewhere", &lock).expect("link");
-        shared.acquire().err().expect("not followed");
+        let error = shared.acquire().err().expect("not followed").to_string();
+        assert!(
+            error.starts_with(&format!("{}: ", lock.display())),
+            "{error}"
+        );
         assert!(!shared.folder.path().join("elsewhere").exists());
         fs::remove_file(&lock).expect("remove");
         rustix::fs::mknodat(

@@ -1,6 +1,7 @@
 //! Files on a local disk: blocking work, watches, atomic replacement, locks among writers, and
 //! files that other users must not read; and the standard streams.
 
+mod attributes;
 mod blocking;
 mod lock;
 mod poll;
@@ -18,6 +19,7 @@ use std::{
 
 use rustix::fs::OFlags;
 
+pub use attributes::{Attribute, give};
 pub use lock::{WriterLock, lock_path};
 pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,
@@ -26,6 +28,8 @@ pub use replacement::{NewFile, remove_leftover, replace, replace_durably, tempor
 pub use standard::Patient;
 pub use watch::{ChangeCallback, WatchGuard, watch};
 
+#[cfg(test)]
+pub(crate) use attributes::with_only_cap_chown;
 pub(crate) use blocking::{BlockingPool, run_blocking};
 
 /// Opens a regular file. Opening a named pipe would wait for a writer, forever without one.

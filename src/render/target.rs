@@ -1,10 +1,10 @@
 //! The file itself: replaced atomically, with its mode and owner, and only if it has to change.
 
 use std::{
-    fs::{File, Metadata, OpenOptions, Permissions},
+    fs::{File, Metadata, OpenOptions},
     hash::{BuildHasher, RandomState},
     io::{self, ErrorKind, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -16,7 +16,10 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::RenderFailure;
-use crate::{config, files};
+use crate::{
+    config,
+    files::{self, Attribute},
+};
 
 /// The mode bit of a directory that passes its group on to new files.
 const SET_GROUP: u32 = 0o2000;
@@ -181,22 +184,20 @@ impl Attributes {
         }
     }
 
-    /// Applies the attributes before the file gets its name. The owner comes last, because this
-    /// process may not change the mode of a file that it does not own.
+    /// Applies the attributes before the file gets its name.
     fn apply(&self, file: &File) -> Result<(), (String, io::Error)> {
-        let failed = |what: &'static str| move |error| (what.to_owned(), error);
-        let created = file.metadata().map_err(failed("can't access the file"))?;
-        if created.gid() != self.group {
-            let what = "can't set the group (requires membership, root or CAP_CHOWN)";
-            fchown(file, None, Some(self.group)).map_err(failed(what))?;
-        }
-        file.set_permissions(Permissions::from_mode(self.mode))
-            .map_err(failed("can't set the mode"))?;
-        if created.uid() != self.owner {
-            let what = "can't set the owner (requires root or CAP_CHOWN)";
-            fchown(file, Some(self.owner), None).map_err(failed(what))?;
-        }
-        let metadata = file.metadata().map_err(failed("can't access the file"))?;
+        let given = files::give(file, Some(self.group), self.mode, Some(self.owner));
+        given.map_err(|(attribute, error)| {
+            let what = match attribute {
+                Attribute::Group => "can't set the group (requires membership, root or CAP_CHOWN)",
+                Attribute::Mode => "can't set the mode",
+                Attribute::Owner => "can't set the owner (requires root or CAP_CHOWN)",
+            };
+            (what.to_owned(), error)
+        })?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| ("can't access the file".to_owned(), error))?;
         if self.match_those_of(&metadata) {
             Ok(())
         } else {
@@ -215,7 +216,11 @@ impl Attributes {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt,
+        time::Duration,
+    };
 
     use super::*;
     use crate::model::Conversion;
@@ -288,26 +293,12 @@ mod tests {
         assert_eq!(target.update(&render, b"one"), Ok(false));
     }
 
-    /// CAP_CHOWN changes the owner. It permits neither to change the mode afterwards nor to read
-    /// the file back.
     #[test]
     fn a_file_of_another_owner_requires_only_cap_chown_and_is_written_once() {
-        // Capabilities belong to a thread.
-        std::thread::spawn(change_owner_with_one_capability)
-            .join()
-            .expect("passed");
+        files::with_only_cap_chown(change_owner);
     }
 
-    fn change_owner_with_one_capability() {
-        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-
-        let keep = CapabilitySet::CHOWN;
-        let mut sets = capabilities(None).expect("capabilities");
-        if !geteuid().is_root() || !sets.effective.contains(keep) {
-            return;
-        }
-        (sets.effective, sets.permitted, sets.inheritable) = (keep, keep, CapabilitySet::empty());
-        set_capabilities(None, sets).expect("fewer capabilities");
+    fn change_owner() {
         let folder = tempfile::tempdir().expect("folder");
         let (mut render, mut target) = (render(folder.path().join("out")), Target::default());
         (render.mode, render.owner) = (0o600, Some(1234));

@@ -4,9 +4,9 @@ mod cache;
 mod secret;
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     time::Duration,
 };
@@ -91,14 +91,11 @@ impl FileStore {
         }
         let written = files::replace_durably(&target, new, |file| {
             // Owner, group and mode may give sidecars access, so all three are preserved.
-            if let Some(metadata) = &metadata {
-                fchown(file, Some(metadata.uid()), Some(metadata.gid()))?;
-            }
-            file.set_permissions(
-                metadata
-                    .as_ref()
-                    .map_or(Permissions::from_mode(0o644), fs::Metadata::permissions),
-            )
+            let metadata = metadata.as_ref();
+            let mode = metadata.map_or(0o644, |metadata| metadata.mode() & 0o7777);
+            let group = metadata.map(MetadataExt::gid);
+            files::give(file, group, mode, metadata.map(MetadataExt::uid))
+                .map_err(|(_, error)| error)
         });
         written.map_err(failed("can't write the manifest"))
     }
@@ -163,7 +160,10 @@ impl ManifestStore for FileStore {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{PermissionsExt, chown, symlink},
+    };
 
     use super::*;
 
@@ -214,6 +214,21 @@ mod tests {
         store
             .replace_now(Some(b"two"), b"three")
             .expect("free again");
+    }
+
+    #[test]
+    fn a_manifest_of_another_owner_requires_only_cap_chown() {
+        files::with_only_cap_chown(|| {
+            let (_folder, store) = store();
+            store.replace_now(None, b"one").expect("new");
+            chown(&store.path, Some(1234), Some(2345)).expect("chown");
+            store.replace_now(Some(b"one"), b"two").expect("swap");
+            let kept = fs::metadata(&store.path).expect("metadata");
+            assert_eq!(
+                (kept.uid(), kept.gid(), kept.mode() & 0o7777),
+                (1234, 2345, 0o644)
+            );
+        });
     }
 
     #[test]
