@@ -10,13 +10,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_config::{Region, default_provider::credentials::DefaultCredentialsChain};
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError, future};
 use aws_sdk_kms::config::Credentials;
 use futures_util::future::BoxFuture;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use tracing::info;
 
+use super::loader;
 use crate::config;
 
 /// How long credentials without an expiry are used before their sources are read again.
@@ -26,6 +29,11 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 const LEAD: Duration = Duration::from_secs(60);
 /// How often refused credentials are looked up again. A role's are requested from AWS each time.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// How long their sources may take together, as in the SDK's own cache.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after the start of a load that failed the next one starts, while those that are held
+/// can be used. Between them, a source that hangs delays no request.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 type Load =
     Box<dyn Fn() -> BoxFuture<'static, Result<Credentials, CredentialsError>> + Send + Sync>;
@@ -42,22 +50,24 @@ pub(super) struct ReloadingCredentials {
 struct Held {
     credentials: Credentials,
     loaded: Instant,
+    /// When a load started that should have replaced them, and failed or was abandoned.
+    tried: Option<Instant>,
 }
 
 impl ReloadingCredentials {
-    /// Uses the SDK's default chain, with the configured profile and region.
+    /// Uses the SDK's default chain as configured. It logs in at endpoints of the kind that all
+    /// services use, such as those validated by FIPS 140.
     pub(super) fn new(settings: &config::Aws) -> Arc<Self> {
-        let (profile, region) = (settings.profile.clone(), settings.region.clone());
+        let settings = settings.clone();
         Self::with(Box::new(move || {
-            let (profile, region) = (profile.clone(), region.clone());
+            let loader = loader(&settings);
             Box::pin(async move {
                 // A new chain reads environment, files and metadata again.
-                let mut chain = DefaultCredentialsChain::builder();
-                chain.set_region(region.map(Region::new));
-                if let Some(profile) = profile {
-                    chain = chain.profile_name(&profile);
-                }
-                chain.build().await.provide_credentials().await
+                let sdk = loader.load().await;
+                let chain = sdk
+                    .credentials_provider()
+                    .ok_or_else(CredentialsError::not_loaded_no_source)?;
+                chain.provide_credentials().await
             })
         }))
     }
@@ -82,7 +92,14 @@ impl ReloadingCredentials {
         {
             return Ok(held.credentials.clone());
         }
-        let credentials = match (self.load)().await {
+        if let Some(held) = &mut *held {
+            // Before the load: its caller may stop waiting.
+            held.tried = Some(Instant::now());
+        }
+        let loaded = timeout(LOAD_TIMEOUT, (self.load)()).await;
+        let credentials = match loaded
+            .unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(LOAD_TIMEOUT)))
+        {
             Ok(credentials) => credentials,
             // Those that are held may still be good.
             Err(error) => match &*held {
@@ -102,11 +119,16 @@ impl ReloadingCredentials {
         *held = Some(Held {
             credentials: credentials.clone(),
             loaded: Instant::now(),
+            tried: None,
         });
         Ok(credentials)
     }
 
     fn must_reload(&self, held: &Held) -> bool {
+        let was_tried = held.tried.is_some_and(|at| at.elapsed() < RETRY_AFTER);
+        if was_tried && !is_expired(&held.credentials, Duration::ZERO) {
+            return false;
+        }
         let age = held.loaded.elapsed();
         let are_refused = age >= MIN_INTERVAL && self.are_refused.load(Ordering::Relaxed);
         let may_have_changed = age >= MAX_AGE && held.credentials.expiry().is_none();
@@ -162,6 +184,9 @@ mod tests {
     /// The key that the chain finds next, if any, and its expiry.
     type Next = Arc<StdMutex<Option<(&'static str, Option<SystemTime>)>>>;
 
+    /// A key whose load never ends.
+    const HANGS: &str = "hangs";
+
     struct Script {
         credentials: Arc<ReloadingCredentials>,
         next: Next,
@@ -179,6 +204,9 @@ mod tests {
                 Box::pin(async move {
                     let (key, expiry) =
                         answer.ok_or_else(|| CredentialsError::not_loaded("none in this test"))?;
+                    if key == HANGS {
+                        std::future::pending::<()>().await;
+                    }
                     Ok(Credentials::new(key, "secret", None, expiry, "test"))
                 })
             }));
@@ -237,6 +265,52 @@ mod tests {
         script.set(None, None);
         advance(MAX_AGE).await;
         assert_eq!(script.key().await.as_deref(), Some("new"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_their_source_hangs_or_fails_credentials_stay_usable() {
+        let script = Script::new();
+        script.set(Some("old"), Some(LEAD / 2));
+        script.key().await;
+        script.set(Some(HANGS), None);
+        let started = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(script.key().await.as_deref(), Some("old"));
+        }
+        assert_eq!((started.elapsed(), script.loads()), (LOAD_TIMEOUT, 2));
+        // A caller that stops waiting leaves the next ones no second wait.
+        advance(RETRY_AFTER).await;
+        timeout(MIN_INTERVAL, script.key())
+            .await
+            .expect_err("abandoned");
+        assert_eq!(script.key().await.as_deref(), Some("old"));
+        assert_eq!(script.loads(), 3);
+        script.set(None, None);
+        advance(RETRY_AFTER).await;
+        for _ in 0..10 {
+            assert_eq!(script.key().await.as_deref(), Some("old"));
+        }
+        assert_eq!(script.loads(), 4);
+        script.set(Some("new"), None);
+        advance(RETRY_AFTER).await;
+        assert_eq!(script.key().await.as_deref(), Some("new"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_usable_credentials_a_source_that_hangs_is_an_error_and_tried_again() {
+        let script = Script::new();
+        script.set(Some(HANGS), None);
+        let error = script.credentials.get().await.expect_err("too late");
+        assert!(
+            matches!(error, CredentialsError::ProviderTimedOut(_)),
+            "{error}"
+        );
+        script.set(Some("first"), Some(Duration::ZERO));
+        assert_eq!(script.key().await.as_deref(), Some("first"));
+        script.set(None, None);
+        assert_eq!(script.key().await, None);
+        script.set(Some("second"), None);
+        assert_eq!(script.key().await.as_deref(), Some("second"));
     }
 
     #[tokio::test(start_paused = true)]

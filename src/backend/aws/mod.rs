@@ -16,7 +16,9 @@ mod secrets_manager;
 
 use std::sync::Arc;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig};
+use aws_config::{
+    BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig,
+};
 use aws_sdk_kms::config::{ProvideCredentials, SharedCredentialsProvider};
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
@@ -111,22 +113,13 @@ impl Client {
         let credentials = Arc::clone(&self.credentials) as Arc<dyn ProvideCredentials>;
         let load = async || {
             // Adaptive: the client slows down by itself while it is throttled.
-            let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            let mut loader = loader(&self.settings)
                 .retry_config(RetryConfig::adaptive())
                 .credentials_provider(SharedCredentialsProvider::new(credentials))
                 // They are kept there.
                 .identity_cache(IdentityCache::no_cache());
-            if let Some(region) = &self.settings.region {
-                loader = loader.region(Region::new(region.clone()));
-            }
-            if let Some(profile) = &self.settings.profile {
-                loader = loader.profile_name(profile);
-            }
             if let Some(endpoint) = &self.settings.endpoint {
                 loader = loader.endpoint_url(endpoint);
-            }
-            if self.settings.fips {
-                loader = loader.use_fips(true);
             }
             let sdk = loader.load().await;
             endpoint::check(&sdk, &self.plain_http)
@@ -135,6 +128,21 @@ impl Client {
         };
         self.sdk.get_or_try_init(load).await
     }
+}
+
+/// What applies to every service, including STS, which issues credentials.
+fn loader(settings: &config::Aws) -> ConfigLoader {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest());
+    if let Some(region) = &settings.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    if settings.fips {
+        loader = loader.use_fips(true);
+    }
+    loader
 }
 
 /// Returns the region in an ARN of `service`, or `None` if `name` is no such ARN.
