@@ -127,8 +127,8 @@ impl KvStore {
             Some((part @ ("data" | "metadata"), rest)) => {
                 let mount = &self.mount;
                 let message = format!(
-                    "there is no manifest; `{part}/` belongs to requests and is added by itself: \
-                     is it vault-kv:{mount}/{rest}?"
+                    "there is no manifest; `{part}/` is part of the request URL and is added \
+                     automatically: is it vault-kv:{mount}/{rest}?"
                 );
                 BackendError::new(ErrorKind::NotFound, &self.location, message)
             }

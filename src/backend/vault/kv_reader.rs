@@ -215,7 +215,7 @@ impl KvReader {
         });
         copied.map_or_else(String::new, |(part, mount, rest)| {
             format!(
-                "; `{part}/` belongs to requests and is added by itself: is it \
+                "; `{part}/` is part of the request URL and is added automatically: is it \
                  vault-kv:{mount}/{rest}?"
             )
         })

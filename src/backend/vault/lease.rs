@@ -138,9 +138,9 @@ async fn issue(
         if response.status == StatusCode::METHOD_NOT_ALLOWED
             || errors.contains("unsupported operation")
         {
-            let message = "Vault refuses to be read here: the engine issues credentials on a \
-                           write, as Kubernetes, PKI and SSH do; have Vault Agent render them to \
-                           a file, and use file:PATH";
+            let message = "Vault doesn't allow reads at this path: the engine issues credentials \
+                           on a write, as Kubernetes, PKI and SSH do; have Vault Agent render \
+                           them to a file, and use file:PATH";
             return Err(BackendError::new(ErrorKind::Misconfigured, source, message));
         }
         return Err(failed(response.failure_at(path, "read")));

@@ -1,4 +1,4 @@
-//! Who can replace the socket: whoever may write to its folder can put another one in its place.
+//! Who can replace the socket. Everyone who can write to the socket's folder can replace it.
 
 use std::{
     fs::{self, File, Metadata, Permissions},
