@@ -48,15 +48,16 @@ impl Renderer {
         changes: broadcast::Receiver<SecretChange>,
         parts: &Parts<'_>,
     ) -> Self {
+        let max_backoff = parts.settings.refresh.max_backoff;
         Self {
-            template: TemplateFile::of(&render.settings.content),
+            template: TemplateFile::of(&render.settings.content, max_backoff),
             render,
             source: ContentSource::new(Arc::clone(&secrets)),
             secrets,
             target: Target::default(),
             changes,
             audit: parts.audit.clone(),
-            max_backoff: parts.settings.refresh.max_backoff,
+            max_backoff,
             failures: 0,
             due: None,
         }
@@ -79,7 +80,8 @@ impl Renderer {
     async fn rendered(&mut self) -> Result<Rendered, RenderFailure> {
         match &mut self.template {
             Some(file) => {
-                file.read(&self.secrets).await;
+                let secrets = Arc::clone(&self.secrets);
+                file.read(move |name| secrets.is_configured(name)).await;
                 self.source.template(file.template()).await
             }
             None => self.source.render(&self.render.settings.content).await,
