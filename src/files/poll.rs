@@ -5,17 +5,25 @@ use std::{
     fs::{self, Metadata},
     hash::{DefaultHasher, Hash, Hasher},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
+    pin::pin,
     time::Duration,
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BlockingPool, ChangeCallback};
+use super::{ChangeCallback, run_blocking};
 
 /// How often a path is inspected: a change costs one read, and no change only the inspection.
 const POLL_EVERY: Duration = Duration::from_secs(2);
+
+/// Inspections take turns, a few at a time in the whole process. Reads don't wait for them: many
+/// files on a slow file system must not delay those of manifests and secrets.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// Calls `on_change` whenever the file at `path`, or a file in the folder there, is another one
 /// than now, until the handle is dropped. Blocks to inspect it for the first time.
@@ -23,28 +31,50 @@ const POLL_EVERY: Duration = Duration::from_secs(2);
 /// # Panics
 /// Outside a Tokio runtime.
 pub(super) fn poll(path: &Path, on_change: &ChangeCallback) -> AbortOnDropHandle<()> {
-    let seen = Fingerprint::of(path);
-    AbortOnDropHandle::new(tokio::spawn(follow(
-        path.to_owned(),
-        seen,
-        ChangeCallback::clone(on_change),
-    )))
+    poll_in_turn(path, on_change, &TURNS)
 }
 
-async fn follow(path: PathBuf, mut seen: Fingerprint, on_change: ChangeCallback) {
-    // A path that hangs holds one thread and is inspected again once it answers.
-    let pool = BlockingPool::new(1);
+fn poll_in_turn(
+    path: &Path,
+    on_change: &ChangeCallback,
+    turns: &'static Semaphore,
+) -> AbortOnDropHandle<()> {
+    let seen = Fingerprint::of(path);
+    let (path, on_change) = (path.to_owned(), ChangeCallback::clone(on_change));
+    let inspect = move || Fingerprint::of(&path);
+    AbortOnDropHandle::new(tokio::spawn(follow(inspect, seen, on_change, turns)))
+}
+
+async fn follow<T: PartialEq + Send + 'static>(
+    inspect: impl Fn() -> T + Clone + Send + 'static,
+    mut seen: T,
+    on_change: ChangeCallback,
+    turns: &Semaphore,
+) {
     loop {
         sleep(POLL_EVERY).await;
-        let inspected = path.clone();
-        let inspect = pool.run(move || Fingerprint::of(&inspected));
-        if let Ok(now) = timeout(POLL_EVERY, inspect).await
-            && now != seen
-        {
+        let now = inspect_in_turn(inspect.clone(), turns).await;
+        if now != seen {
             seen = now;
             on_change();
         }
     }
+}
+
+/// A path that hangs holds one thread until it answers, but its turn only for a while.
+async fn inspect_in_turn<T: Send + 'static>(
+    inspect: impl FnOnce() -> T + Send + 'static,
+    turns: &Semaphore,
+) -> T {
+    let Ok(turn) = turns.acquire().await else {
+        unreachable!("this semaphore is never closed")
+    };
+    let mut inspected = pin!(run_blocking(inspect));
+    if let Ok(now) = timeout(POLL_EVERY, &mut inspected).await {
+        return now;
+    }
+    drop(turn);
+    inspected.await
 }
 
 /// A hash of all that a change of a file changes: which file it is, its length, and its times.
@@ -85,9 +115,15 @@ fn inspected(found: std::io::Result<Metadata>) -> impl Hash {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, sync::Arc};
+    use std::{
+        os::unix::fs::symlink,
+        sync::{Arc, Mutex},
+    };
 
-    use tokio::sync::Notify;
+    use tokio::{
+        sync::{Notify, mpsc},
+        time::advance,
+    };
 
     use super::*;
 
@@ -96,7 +132,9 @@ mod tests {
         let changed = Arc::new(Notify::new());
         let notified = Arc::clone(&changed);
         let on_change: ChangeCallback = Arc::new(move || notified.notify_one());
-        let _polling = poll(path, &on_change);
+        // Its own, because paused time doesn't wait for the turns of other tests.
+        let turns = Box::leak(Box::new(Semaphore::new(1)));
+        let _polling = poll_in_turn(path, &on_change, turns);
         let quiet = timeout(3 * POLL_EVERY, changed.notified()).await;
         quiet.expect_err("nothing has changed yet");
         change();
@@ -148,5 +186,46 @@ mod tests {
         })
         .await;
         assert_noticed(&file, || fs::remove_dir_all(&late).expect("remove")).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn inspections_take_turns_and_a_path_that_hangs_gives_its_turn_back() {
+        static ONE_TURN: Semaphore = Semaphore::const_new(1);
+        let (started, mut starts) = mpsc::unbounded_channel();
+        let (release, hold) = std::sync::mpsc::channel::<()>();
+        let hold = Arc::new(Mutex::new(hold));
+        let hung = {
+            let started = started.clone();
+            move || {
+                started.send("hung").expect("test");
+                hold.lock().expect("lock").recv().expect("test");
+            }
+        };
+        let other = move || started.send("other").expect("test");
+        let on_change: ChangeCallback = Arc::new(|| ());
+        let _hung = AbortOnDropHandle::new(tokio::spawn(follow(
+            hung,
+            (),
+            ChangeCallback::clone(&on_change),
+            &ONE_TURN,
+        )));
+        // No thread is busy, so time passes.
+        assert_eq!(starts.recv().await, Some("hung"));
+        let _other = AbortOnDropHandle::new(tokio::spawn(follow(other, (), on_change, &ONE_TURN)));
+        tokio::task::yield_now().await;
+        // Time passes only by hand from here on.
+        advance(POLL_EVERY - Duration::from_millis(1)).await;
+        assert_eq!(ONE_TURN.available_permits(), 0);
+        assert!(starts.is_empty());
+        for _ in 0..3 {
+            advance(POLL_EVERY).await;
+            assert_eq!(starts.recv().await, Some("other"));
+            while ONE_TURN.available_permits() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        release.send(()).expect("held");
+        while starts.recv().await != Some("hung") {}
+        release.send(()).expect("held");
     }
 }
