@@ -27,6 +27,9 @@ pub struct Limits {
 impl Limits {
     /// The memory for a JSON request, as a multiple of its body: text, items and response.
     pub const JSON_COST: usize = 3;
+    /// The memory for a JSON response with a secret, as a multiple of the longest value: a copy of
+    /// it, and JSON, which may take six bytes for each of its bytes and 1 KiB around them.
+    pub const SECRET_COST: usize = 8;
     /// The memory for one result of a JSON batch, in addition to [`Limits::JSON_COST`]: the longest
     /// problem, or what a ciphertext adds to its plaintext.
     pub const JSON_ITEM_COST: usize = 1 << 10;

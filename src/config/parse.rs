@@ -187,9 +187,9 @@ fn wave(root: &Section<'_>) -> Parsed<Wave> {
 fn check_memory(root: &Section<'_>, limits: &Parsed<Limits>, secrets: &Parsed<Secrets>) {
     if let (Ok(limits), Ok(secrets)) = (limits, secrets)
         && !secrets.is_empty()
-        && limits.body_memory < Limits::JSON_COST * secrets.value_bytes
+        && limits.body_memory < Limits::SECRET_COST * secrets.value_bytes
     {
-        root.problem("limits.body_memory must be at least three times secrets.value_bytes");
+        root.problem("limits.body_memory must be at least eight times secrets.value_bytes");
     }
 }
 

@@ -29,6 +29,9 @@ const SECRET_STAGE: HeaderName = HeaderName::from_static("sidekey-secret-stage")
 /// For how many seconds the provider has failed to confirm the value.
 const STALE: HeaderName = HeaderName::from_static("sidekey-stale");
 
+/// The most that the JSON format has besides the value, in bytes.
+const AROUND_VALUE: usize = 512 + 2 * MAX_WORD;
+
 /// The JSON format of a value.
 #[derive(Serialize)]
 struct ValueJson<'a> {
@@ -101,7 +104,7 @@ async fn payload(
     account: &Arc<Account>,
 ) -> Result<Payload, Problem> {
     let value = &served.value;
-    // For JSON: the field or value, its escaped form, and the response.
+    // For a field, or a copy of the value, and what it is decoded from or to.
     let reserve = |len: usize| account.reserve(3 * len);
     let zeroizing = |bytes, share: MemoryShare| Payload::zeroizing(bytes, share);
     let is_whole = query.field.is_none() && query.conversion.is_none();
@@ -111,11 +114,11 @@ async fn payload(
             .json(|| Bytes::from_owner(to_json(secret, served, value.bytes())))
             .into(),
         Format::Json if is_whole => {
-            let share = reserve(value.bytes().len()).await?;
+            let share = account.reserve(json_memory(value.bytes())).await?;
             zeroizing(to_json(secret, served, value.bytes()), share)
         }
         format => {
-            let (part, share) = match &query.field {
+            let (part, mut share) = match &query.field {
                 Some(name) => {
                     let absent = |reason| no_field(secret, name, reason);
                     let field = value.field(name).map_err(absent)?;
@@ -129,15 +132,25 @@ async fn payload(
             };
             let part = query.conversion.apply(part);
             let part = part.map_err(|NotBase64| not_base64(secret))?;
-            zeroizing(
-                match format {
-                    Format::Octets => part,
-                    Format::Json => to_json(secret, served, &part),
-                },
-                share,
-            )
+            match format {
+                Format::Octets => zeroizing(part, share),
+                Format::Json => {
+                    charge_json(&part, &mut share, account).await?;
+                    zeroizing(to_json(secret, served, &part), share)
+                }
+            }
         }
     })
+}
+
+/// Adds what the JSON of `part` takes to the share that `part` has.
+async fn charge_json(
+    part: &Zeroizing<Vec<u8>>,
+    share: &mut MemoryShare,
+    account: &Arc<Account>,
+) -> Result<(), Problem> {
+    let held = part.capacity() + json_memory(part);
+    share.grow_to(account, held).await
 }
 
 fn to_json(secret: &Secret, served: &Served, value: &[u8]) -> Zeroizing<Vec<u8>> {
@@ -156,23 +169,36 @@ fn to_json(secret: &Secret, served: &Served, value: &[u8]) -> Zeroizing<Vec<u8>>
         stale: served.stale.is_some(),
     };
     // Large enough from the start: a buffer that grows leaves copies of the value behind.
-    let capacity = max_escaped_len(value) + 512 + 2 * MAX_WORD;
-    let mut json = Zeroizing::new(Vec::with_capacity(capacity));
+    let mut json = Zeroizing::new(Vec::with_capacity(escaped_len(value) + AROUND_VALUE));
     match serde_json::to_writer(&mut *json, &json_value) {
         Ok(()) => json,
         Err(error) => unreachable!("strings and times serialize: {error}"),
     }
 }
 
-/// The longest form of a value in JSON, in bytes.
-fn max_escaped_len(value: &[u8]) -> usize {
-    let length = |byte: &u8| match byte {
-        b'"' | b'\\' => 2,
+/// How much memory [`to_json`] takes, in bytes: base64, unless the value is text, and the JSON.
+fn json_memory(value: &[u8]) -> usize {
+    let is_text = std::str::from_utf8(value).is_ok();
+    let base64 = if is_text { 0 } else { base64_len(value) };
+    base64 + escaped_len(value) + AROUND_VALUE
+}
+
+/// The length of a value in JSON without quotes, in bytes (RFC 8259 §7).
+fn escaped_len(value: &[u8]) -> usize {
+    let length = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
         0..0x20 => 6,
         _ => 1,
     };
-    let base64 = value.len() / 3 * 4 + 4;
-    value.iter().map(length).sum::<usize>().max(base64)
+    match std::str::from_utf8(value) {
+        Ok(text) => text.bytes().map(length).sum(),
+        Err(_) => base64_len(value),
+    }
+}
+
+/// The length of a value in base64 with padding (RFC 4648 §4).
+fn base64_len(value: &[u8]) -> usize {
+    value.len().div_ceil(3) * 4
 }
 
 /// Compares entity tags weakly (RFC 9110 §13.1.2).
@@ -257,6 +283,30 @@ fn provider_problem(name: &str, which: &VersionSelector, error: &BackendError) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::Limits, http::account::testing::account};
+
+    #[tokio::test]
+    async fn all_that_a_json_response_holds_is_charged() {
+        const TOTAL: usize = 1 << 20;
+        const LEN: usize = 48 << 10;
+        for (byte, json) in [
+            // Escaped, each takes six bytes.
+            (1, 6 * LEN),
+            // Not text: base64 by itself and in the JSON.
+            (0xff, 2 * (LEN / 3 * 4)),
+        ] {
+            let part = Zeroizing::new(vec![byte; LEN]);
+            let account = account(TOTAL);
+            let mut share = account.reserve(2 * LEN).await.expect("free");
+            let charged = charge_json(&part, &mut share, &account).await;
+            charged.expect("free");
+            assert_eq!(account.free_memory(), TOTAL - LEN - json - AROUND_VALUE);
+            // Seven times its length and 1 KiB at most, so that `SECRET_COST` suffices.
+            assert!(LEN + json + AROUND_VALUE <= Limits::SECRET_COST * LEN);
+            drop(share);
+            assert_eq!(account.free_memory(), TOTAL);
+        }
+    }
 
     #[test]
     fn entity_tags_are_compared_weakly() {
@@ -274,19 +324,16 @@ mod tests {
     fn the_json_buffer_never_grows() {
         for value in [
             &b"plain"[..],
-            b"a\"b\\c\n\x01\x7f",
+            b"a\"b\\c\n\r\t\x08\x0c\0\x01\x0b\x1f\x7f",
             "\u{e9}\u{2028}".as_bytes(),
             &[0xff; 1000],
+            &[0xff; 1001],
         ] {
             let json = match std::str::from_utf8(value) {
                 Ok(text) => serde_json::to_string(text).expect("text").len() - 2,
                 Err(_) => STANDARD.encode(value).len(),
             };
-            assert!(
-                json <= max_escaped_len(value),
-                "{json} {}",
-                max_escaped_len(value)
-            );
+            assert_eq!(json, escaped_len(value), "{value:?}");
         }
     }
 }

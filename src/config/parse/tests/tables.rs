@@ -378,10 +378,10 @@ fn the_memory_for_bodies_must_hold_the_longest_secret() {
     let error = parse(Path::new("c.toml"), &format!("{limits}{secret}"))
         .expect_err("too little")
         .to_string();
-    assert!(error.contains("three times secrets.value_bytes"), "{error}");
+    assert!(error.contains("eight times secrets.value_bytes"), "{error}");
     parse(
         Path::new("c.toml"),
-        &format!("{limits}secrets.value_bytes = \"100KiB\"\n{secret}"),
+        &format!("{limits}secrets.value_bytes = \"50KiB\"\n{secret}"),
     )
     .expect("enough");
 }
