@@ -39,8 +39,8 @@ pub(super) struct Check {
     /// Config file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Check the file alone, as on a machine that isn't the sidecar's: no other file, user, group
-    /// or address but the files of templates.
+    /// Check the config alone, as on a machine that isn't the sidecar's. Other than template files,
+    /// nothing on this host is looked at.
     #[arg(long, conflicts_with = "online")]
     config_only: bool,
     /// Also read every manifest and secret and unwrap a version with every KEK, with the access

@@ -31,8 +31,8 @@ impl Deref for Text<'_> {
     }
 }
 
-/// An object with known members. Null stands for a member that is absent, because clients with
-/// typed models write it.
+/// An object with known members. Null means that a member is absent, because clients with typed
+/// models write it.
 pub(super) trait Item<'a>: Deserialize<'a> {
     /// The names of its members.
     const MEMBERS: &'static [&'static str];
