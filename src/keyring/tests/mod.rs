@@ -7,6 +7,7 @@ mod histories;
 mod life;
 mod model;
 mod rules;
+mod tables;
 mod testaments;
 mod waits;
 
