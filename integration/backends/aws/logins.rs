@@ -177,27 +177,51 @@ async fn fips_endpoints_are_used_if_configured() {
     let mut world = world_of(&moto.url());
     let kek = format!("aws-kms:{}", make_key(&kms(&moto.url()).await).await);
     init(&world, world.manifest("demo").to_str().unwrap(), &[&kek]);
-    // The proxy forwards nothing, but it sees the requested host.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    world.env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
-    world.env.push((
-        "HTTPS_PROXY",
-        format!("http://{}", listener.local_addr().unwrap()),
-    ));
     for (fips, host) in [
         ("true", "kms-fips.eu-west-1.amazonaws.com:443"),
         ("false", "kms.eu-west-1.amazonaws.com:443"),
     ] {
-        let config = format!(
-            "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\n\
-             location = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
-            world.path("one.sock")
-        );
-        let _sidecar = world.launch("one", &config, &[]);
-        let mut first = String::new();
-        BufReader::new(listener.accept().unwrap().0)
-            .read_line(&mut first)
-            .unwrap();
-        assert!(first.starts_with(&format!("CONNECT {host} ")), "{first}");
+        assert_eq!(first_host(&mut world, fips), host);
     }
+    // A web identity logs in first.
+    let mut world = without_credentials(&moto).await;
+    fs::write(world.path("projected"), "a.projected.token").unwrap();
+    world.env.push((
+        "AWS_ROLE_ARN",
+        "arn:aws:iam::123456789012:role/orders".into(),
+    ));
+    world.env.push((
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        world.path("projected").display().to_string(),
+    ));
+    for (fips, host) in [
+        ("true", "sts-fips.eu-west-1.amazonaws.com:443"),
+        ("false", "sts.eu-west-1.amazonaws.com:443"),
+    ] {
+        assert_eq!(first_host(&mut world, fips), host);
+    }
+}
+
+/// Returns the host that a sidecar connects to first. Its proxy forwards nothing, but sees that.
+fn first_host(world: &mut World, fips: &str) -> String {
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    world
+        .env
+        .retain(|(name, _)| *name != "AWS_ENDPOINT_URL" && *name != "HTTPS_PROXY");
+    world.env.push(("HTTPS_PROXY", url));
+    let config = format!(
+        "[listen]\nsocket = {:?}\n[aws]\nfips = {fips}\n[[keyring]]\nname = \"demo\"\n\
+         location = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
+        world.path("one.sock")
+    );
+    let _sidecar = world.launch("one", &config, &[]);
+    let mut first = String::new();
+    BufReader::new(proxy.accept().unwrap().0)
+        .read_line(&mut first)
+        .unwrap();
+    let host = first
+        .strip_prefix("CONNECT ")
+        .and_then(|rest| rest.split(' ').next());
+    host.expect("a request to a proxy").to_owned()
 }
