@@ -44,6 +44,10 @@ impl Route {
         Self::Network(Arc::new(Matcher::from_env()))
     }
 
+    #[cfg_attr(
+        not(feature = "vault"),
+        expect(dead_code, reason = "only an agent of Vault listens on a socket")
+    )]
     pub(in crate::backend) fn over(socket: &Path) -> Self {
         Self::Unix(Arc::new(socket.to_owned()))
     }
