@@ -129,10 +129,14 @@ impl Admin {
         confirm: Option<&str>,
     ) -> Result<Document, AdminError> {
         self.require_clock().await?;
-        let current = self.read_trusted().await?;
-        let seen = self.first_seen(current.manifest(), version).await?;
-        self.change(|current, now| keyring::destroy(current, version, confirm, seen, now))
-            .await
+        self.retry(async || {
+            let current = self.read_trusted().await?;
+            let seen = self.first_seen(current.manifest(), version).await?;
+            let next = keyring::destroy(&current, version, confirm, seen, self.clock.now())?;
+            let keys = self.unwrap_versions(&current, &[]).await?;
+            self.write(&current, next, &keys).await
+        })
+        .await
     }
 
     /// Drops versions that were destroyed before `before`.
@@ -306,8 +310,8 @@ impl Admin {
 }
 
 impl Admin {
-    /// Returns the limits of the format, the location and the sidecars' defaults of which a manifest
-    /// uses half or more.
+    /// Returns the limits of the format, the location and the sidecars' defaults of which a
+    /// manifest uses half or more.
     pub fn near_limits(&self, document: &Document) -> Vec<NearLimit> {
         let readable = config::Refresh::default().manifest_bytes;
         let capacity = self.store.capacity().unwrap_or(usize::MAX).min(readable);

@@ -43,8 +43,8 @@ pub async fn ask_sidecars(
     Ok(statuses.into_iter().map(report).collect())
 }
 
-/// Returns the earliest time at which any of the sidecars saw the state of a version. A sidecar that
-/// doesn't answer, or serves another keyring or generation, saw nothing.
+/// Returns the earliest time at which any of the sidecars saw the state of a version. A sidecar
+/// that doesn't answer, or serves another keyring or generation, saw nothing.
 ///
 /// # Errors
 /// A TLS file can't be used.

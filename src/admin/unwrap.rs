@@ -68,16 +68,15 @@ impl Admin {
             .await;
         let mut failed = Vec::new();
         for (version, result) in unwrapped {
-            match result {
+            let dek = result.or_else(|reason| {
+                let listed = manifest.version(version);
+                let dek =
+                    listed.and_then(|listed| self.dek_in_backup(manifest.id, listed, &reason));
+                dek.ok_or(reason)
+            });
+            match dek {
                 Ok(dek) => drop(keys.insert(version, dek.succession_key())),
-                Err(reason) => {
-                    let listed = manifest.version(version);
-                    match listed.and_then(|listed| self.dek_in_backup(manifest.id, listed, &reason))
-                    {
-                        Some(dek) => drop(keys.insert(version, dek.succession_key())),
-                        None => failed.push((version, reason.message)),
-                    }
-                }
+                Err(reason) => failed.push((version, reason.message)),
             }
         }
         // They arrive in the order in which KEKs answer.

@@ -21,14 +21,14 @@ pub trait ManifestStore: Send + Sync {
         new: Vec<u8>,
     ) -> BoxFuture<'_, Result<(), BackendError>>;
 
-    /// Returns the size of the largest manifest that the location stores, in bytes, if it has such a
-    /// limit.
+    /// Returns the size of the largest manifest that the location stores, in bytes, if it has such
+    /// a limit.
     fn capacity(&self) -> Option<usize> {
         None
     }
 
-    /// Returns the time on the location's own clock, as its last response stated, if it has one that
-    /// is independent of this machine's.
+    /// Returns the time on the location's own clock, as its last response stated, if it has one
+    /// that is independent of this machine's.
     fn server_time(&self) -> Option<Timestamp> {
         None
     }
@@ -37,8 +37,8 @@ pub trait ManifestStore: Send + Sync {
     /// for as long as the guard lives.
     ///
     /// Calls may be spurious or missing, so callers poll as well. Each read replaces the `former`
-    /// guard, because folders and links on the path may have changed. `None` means that the location
-    /// has no notifications.
+    /// guard, because folders and links on the path may have changed. `None` means that the
+    /// location has no notifications.
     fn read_watched(
         &self,
         limit: usize,

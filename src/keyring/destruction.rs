@@ -54,8 +54,8 @@ fn listed(versions: &[u32]) -> String {
 /// Destroys a version. What was encrypted under it is lost. The testament that names its heirs is
 /// still unsigned; [`authenticate`](super::authenticate) signs it with the version's own key.
 ///
-/// `confirm` is the phrase that replaces a verified backup; it is ignored if there is one. `seen` is
-/// when the version's state was first seen: waiting times count from the later of that and the
+/// `confirm` is the phrase that replaces a verified backup; it is ignored if there is one. `seen`
+/// is when the version's state was first seen: waiting times count from the later of that and the
 /// stamp, and from `now` if it wasn't seen before (I15).
 ///
 /// # Errors

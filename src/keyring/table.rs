@@ -232,8 +232,8 @@ impl KeyTable {
         &self.wave
     }
 
-    /// Returns what is held of a version, or `None` if it is unknown. A version that was trimmed was
-    /// destroyed.
+    /// Returns what is held of a version, or `None` if it is unknown. A version that was trimmed
+    /// was destroyed.
     pub fn slot(&self, version: u32) -> Option<&Slot> {
         if (1..self.manifest().first_version()).contains(&version) {
             return Some(&Slot::Destroyed);

@@ -1,5 +1,7 @@
 //! Dropping the tombstones of versions that were destroyed long ago.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -48,7 +50,7 @@ pub fn trim(current: &Document, before: Timestamp, now: Timestamp) -> Result<Man
         next.versions.drain(..dropped);
     }
     let activations = next.activations.len();
-    let live: Vec<u32> = next.live().map(|version| version.version).collect();
+    let live: BTreeSet<u32> = next.live().map(|version| version.version).collect();
     next.activations
         .retain(|activation| live.contains(&activation.version));
     if dropped == 0 && next.activations.len() == activations {

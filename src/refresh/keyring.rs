@@ -117,7 +117,8 @@ impl Keyring {
         &self.wave
     }
 
-    /// Replaces the versions that may be destroyed without a testament. Returns whether they differ.
+    /// Replaces the versions that may be destroyed without a testament. Returns whether they
+    /// differ.
     pub fn accept_losses(&self, versions: &[u32]) -> bool {
         let mut accepted = self.losses();
         let is_news = *accepted != versions;

@@ -43,8 +43,8 @@ impl Snapshot {
                 .unwrap_or_else(|| Arc::new(VersionUsage::new(name, version.version, registry)))
         };
         let usages = table.manifest().versions.iter().map(usage).collect();
-        // A manifest that declares a loss was refused; that its predecessor gets a late answer from a
-        // KEK, or is found again, doesn't undo the loss.
+        // A manifest that declares a loss was refused; that its predecessor gets a late answer from
+        // a KEK, or is found again, doesn't undo the loss.
         let lost = former
             .filter(|former| former.table.generation() == table.generation())
             .map_or_else(Vec::new, |former| former.lost.clone());

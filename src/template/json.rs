@@ -20,8 +20,8 @@ pub(super) fn value(text: &str) -> Option<Value> {
     Some(convert(raw, 0).unwrap_or_else(Value::from))
 }
 
-/// Converts an object; None if `bytes` is none. A member that can't be converted is an error when it
-/// is used.
+/// Converts an object; None if `bytes` is none. A member that can't be converted is an error when
+/// it is used.
 pub(super) fn object(bytes: &[u8]) -> Option<Value> {
     // Without the byte order mark that editors of Windows put in front.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);

@@ -25,8 +25,8 @@ pub use values::{Missing, SecretInput, Values, VersionedValue};
 const MAX_OUTPUT: usize = 16 << 20;
 /// How many steps a rendering may take: about a tenth of a second. An instruction of MiniJinja is
 /// one, and so are 64 bytes of anything that it makes, which bounds what a rendering holds to about
-/// 128 MB beside the secrets themselves. MiniJinja refuses most values before it makes them; but one
-/// that contains others many times over is charged only after it was converted to text.
+/// 128 MB beside the secrets themselves. MiniJinja refuses most values before it makes them; but
+/// one that contains others many times over is charged only after it was converted to text.
 const MAX_STEPS: u64 = 2_000_000;
 /// The stack size of a rendering, in bytes. Nested values are dropped recursively, and the steps
 /// limit how deep they can be nested. Memory that is not used is never allocated.

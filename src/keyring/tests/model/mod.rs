@@ -1,11 +1,12 @@
-//! An abstract model of succession (I13, I14), small enough to search exhaustively: honest histories
-//! and readers that lag, forgeries with leaked keys, and stores that are put back to an older
-//! generation. A key is a number, and a word is knowledge of that number. There is one wave, and
-//! every waiting time may be over.
+//! An abstract model of succession (I13, I14), small enough to search exhaustively: honest
+//! histories and readers that lag, forgeries with leaked keys, and stores that are put back to an
+//! older generation. A key is a number, and a word is knowledge of that number. There is one wave,
+//! and every waiting time may be over.
 //!
 //! Each search finds the fault in rules from which one condition was removed, so that it would find
 //! one in the rules themselves. The rules are those of the product: a sample of everything that was
-//! searched is turned into documents and compared with what [`examine`](super::super::examine) says.
+//! searched is turned into documents and compared with what [`examine`](super::super::examine)
+//! says.
 
 mod conformance;
 mod searches;
