@@ -68,6 +68,30 @@ fn a_manifest_that_records_a_backup_is_authentic() {
 }
 
 #[test]
+fn a_manifest_with_an_active_rollout_is_authentic() {
+    let document = Document::parse(golden("keyring-2-rollout.json")).unwrap();
+    keyring::verify_words(&document).unwrap();
+    assert_eq!(
+        document.canonical(),
+        golden("keyring-2-rollout.canonical.json")
+    );
+    let manifest = document.manifest();
+    let mark = manifest.rollout.as_ref().unwrap();
+    assert_eq!(mark.id.to_string(), "c0ffee00112233445566778899aabbcc");
+    assert_eq!((mark.step, mark.attempt, mark.plan.0.len()), (5, 2, 32));
+    assert_eq!(manifest.ended_rollouts.len(), 1);
+
+    let path = format!(
+        "{}/integration/golden/keyring-2-rollout.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let status = crate::support::harness::run(&["keyring", "status", &path]);
+    let text = String::from_utf8(status.stdout).unwrap();
+    let shown = "\nrollout c0ffee00112233445566778899aabbcc: active, at step 5, attempt 2\n";
+    assert!(text.contains(shown), "{text}");
+}
+
+#[test]
 fn a_backup_restores() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -236,6 +236,7 @@ fn malformed_manifests_are_rejected() {
         almost(vec![
             golden::golden("keyring-2.json"),
             golden::golden("keyring-2.canonical.json"),
+            golden::golden("keyring-2-rollout.json"),
         ]),
         |bytes| {
             if let Ok(document) = Document::parse(bytes.clone()) {

@@ -48,6 +48,8 @@ pub struct Bases {
     pub trust_clock: bool,
     /// Write over a manifest whose stamp is in the future, and repair its times.
     pub repair_time: bool,
+    /// Make changes by hand although a rollout is active.
+    pub despite_rollout: bool,
 }
 
 /// A manifest and its holder: a sidecar, a file, or the location.

@@ -17,7 +17,7 @@ use crate::{
     crypto::{Dek, KeyringId, SigningKey, WrapContext},
     keyring::{
         self, Document, Expectations, Loss, Manifest, NearLimit, NewVersion, Policy, Refusal,
-        Sighting, State, WaveSelector, examine,
+        RolloutMark, Sighting, State, WaveSelector, examine,
     },
     model::{KekUri, KeyringName},
 };
@@ -74,7 +74,9 @@ impl Admin {
             // Checked before anything is written.
             return Err(Refusal::InThePast { at }.into());
         }
-        let document = self.retry(async || self.add_version(keks).await).await?;
+        let document = self
+            .retry(async || self.add_version(keks, None).await)
+            .await?;
         let version = document.manifest().newest_version();
         let document = match takeover {
             Takeover::Later => document,
@@ -109,10 +111,19 @@ impl Admin {
         &self,
         change: impl Fn(&Document, Timestamp) -> Result<Manifest, Refusal>,
     ) -> Result<Document, AdminError> {
+        self.change_at(None, change).await
+    }
+
+    /// Makes a change, by hand or as the step `mark` of a rollout.
+    pub(super) async fn change_at(
+        &self,
+        mark: Option<&RolloutMark>,
+        change: impl Fn(&Document, Timestamp) -> Result<Manifest, Refusal>,
+    ) -> Result<Document, AdminError> {
         self.retry(async || {
             let current = self.read_trusted().await?;
             // Before any KEK is used, so that a refusal needs no rights.
-            let next = change(&current, self.clock.now())?;
+            let next = advanced(&current, change(&current, self.clock.now())?, mark)?;
             let keys = self.unwrap_versions(&current, &[]).await?;
             self.write(&current, next, &keys).await
         })
@@ -128,11 +139,22 @@ impl Admin {
         version: u32,
         confirm: Option<&str>,
     ) -> Result<Document, AdminError> {
+        self.destroy_at(None, version, confirm).await
+    }
+
+    /// Destroys a version, by hand or as the step `mark` of a rollout.
+    pub(super) async fn destroy_at(
+        &self,
+        mark: Option<&RolloutMark>,
+        version: u32,
+        confirm: Option<&str>,
+    ) -> Result<Document, AdminError> {
         self.require_clock().await?;
         self.retry(async || {
             let current = self.read_trusted().await?;
             let seen = self.first_seen(current.manifest(), version).await?;
             let next = keyring::destroy(&current, version, confirm, seen, self.clock.now())?;
+            let next = advanced(&current, next, mark)?;
             let keys = self.unwrap_versions(&current, &[]).await?;
             self.write(&current, next, &keys).await
         })
@@ -212,7 +234,12 @@ impl Admin {
         Err(Refusal::LossUnconfirmed { doubts, phrase }.into())
     }
 
-    async fn add_version(&self, keks: &[KekUri]) -> Result<Document, AdminError> {
+    /// Adds a version, by hand or as the step `mark` of a rollout.
+    pub(super) async fn add_version(
+        &self,
+        keks: &[KekUri],
+        mark: Option<&RolloutMark>,
+    ) -> Result<Document, AdminError> {
         let current = self.read_trusted().await?;
         let manifest = current.manifest();
         let mut keys = self.unwrap_versions(&current, &[]).await?;
@@ -236,8 +263,8 @@ impl Admin {
         let now = self.clock.now();
         let (new, new_keys) = self.new_version(manifest.id, number, keks).await?;
         keys.insert(number, new_keys);
-        self.write(&current, keyring::rotate(&current, new, now), &keys)
-            .await
+        let next = advanced(&current, keyring::rotate(&current, new, now), mark)?;
+        self.write(&current, next, &keys).await
     }
 
     async fn new_version(
@@ -275,6 +302,9 @@ impl Admin {
         next: Manifest,
         keys: &BTreeMap<u32, SigningKey>,
     ) -> Result<Document, AdminError> {
+        if !self.bases.despite_rollout {
+            keyring::require_no_rollout(current.manifest(), &next)?;
+        }
         self.require_signing(current)?;
         let next = self.with_times_repaired(current, next)?;
         let document = readable(Some(current), &self.authenticate(next, keys)?)?;
@@ -293,7 +323,7 @@ impl Admin {
     }
 
     /// Repeats `attempt` if another change intervened (I8).
-    async fn retry(
+    pub(super) async fn retry(
         &self,
         attempt: impl AsyncFn() -> Result<Document, AdminError>,
     ) -> Result<Document, AdminError> {
@@ -316,6 +346,18 @@ impl Admin {
         let readable = config::Refresh::default().manifest_bytes;
         let capacity = self.store.capacity().unwrap_or(usize::MAX).min(readable);
         keyring::near_limits(document, capacity)
+    }
+}
+
+/// Moves the rollout that makes a change on to its step `mark`; None if it is made by hand.
+fn advanced(
+    current: &Document,
+    next: Manifest,
+    mark: Option<&RolloutMark>,
+) -> Result<Manifest, Refusal> {
+    match mark {
+        Some(mark) => keyring::advance_rollout(current, next, mark.clone()),
+        None => Ok(next),
     }
 }
 

@@ -11,6 +11,7 @@ mod clocks;
 mod envelope;
 mod error;
 mod evidence;
+mod in_rollout;
 mod ops_client;
 mod payload;
 mod present;

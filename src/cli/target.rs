@@ -77,6 +77,7 @@ impl Place {
             accept_lost: trust.accept_lost,
             trust_clock: trust.trust_clock,
             repair_time: trust.repair_time,
+            despite_rollout: trust.despite_rollout,
         }))
     }
 
@@ -151,6 +152,9 @@ pub(super) struct TrustArgs {
     /// Write over a manifest whose stamp is in the future, and repair its times.
     #[arg(long)]
     repair_time: bool,
+    /// Make the change although a rollout is active, which may then fail.
+    #[arg(long)]
+    despite_rollout: bool,
     /// Sign the successor of the manifest with this digest, although no trusted key has signed it.
     #[arg(long, value_name = "DIGEST", requires = "sign_key")]
     adopt_unsigned: Option<String>,

@@ -22,7 +22,7 @@ pub use header::{
     peek,
 };
 pub use hex::{from_hex, to_hex};
-pub use id::KeyringId;
+pub use id::{KeyringId, RolloutId};
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MAC_LEN, MacKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};

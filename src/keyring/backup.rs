@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     BackupRecord, Document, Manifest, Refusal, Rejection, State, Wrap, lifecycle::successor,
+    rollout::end_active_rollout,
 };
 use crate::crypto::{KeyringId, to_hex};
 
@@ -51,7 +52,8 @@ pub fn record_backup(
 }
 
 /// Returns a successor of `base` with the number `generation`, with the wraps in `wraps` instead of
-/// its own, and with a record of the backup that it was restored from.
+/// its own, and with a record of the backup that it was restored from. What a rollout did since the
+/// backup is unknown, so it ends.
 pub fn restore(
     base: &Document,
     wraps: BTreeMap<u32, Vec<Wrap>>,
@@ -74,5 +76,6 @@ pub fn restore(
         verified_at: next.updated_at,
         ..backup.clone()
     });
+    end_active_rollout(&mut next);
     next
 }

@@ -9,19 +9,23 @@ use super::{
     activation::primary_for,
     lifecycle::{activate_all, limit_lineage, successor},
     primaries,
+    rollout::{end_active_rollout, merge_ended_rollouts},
 };
 
 /// Returns the next generation of the branch `chosen`, which also descends from `others`: it has
 /// their versions, destructions and flags, and the activations of all, and then activates the
-/// present primaries of `chosen` again. Another branch that made a version of the same number as
-/// `chosen` can't be merged and is left out; its readers won't follow.
+/// present primaries of `chosen` again. The rollouts of all of them end. Another branch that made a
+/// version of the same number as `chosen` can't be merged and is left out; its readers won't
+/// follow.
 ///
 /// # Errors
 /// [`Refusal::Unmergeable`] if another branch destroyed or flagged a primary of `chosen`.
 pub fn merge(chosen: &Document, others: &[&Document], now: Timestamp) -> Result<Manifest, Refusal> {
     let mut next = successor(chosen, now);
+    end_active_rollout(&mut next);
     for other in others {
         let branch = other.manifest();
+        merge_ended_rollouts(&mut next, branch);
         next.generation = next.generation.max(branch.generation.saturating_add(1));
         if can_merge(&next, branch) {
             merge_versions(&mut next, branch);

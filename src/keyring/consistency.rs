@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Manifest, State, Testament, Version, WaveSelector, activation::current_or_scheduled,
-    manifest::FORMAT,
+    ENDED_ROLLOUTS, Manifest, State, Testament, Version, WaveSelector,
+    activation::current_or_scheduled, manifest::FORMAT,
 };
-use crate::model::KekUri;
+use crate::{crypto::RolloutId, model::KekUri};
 
 /// How many ancestors a manifest lists at most.
 pub const LINEAGE: usize = 64;
@@ -60,6 +60,7 @@ pub(super) fn problems(manifest: &Manifest) -> Vec<String> {
     activation_problems(manifest, &mut problems);
     lineage_problems(manifest, &mut problems);
     backup_problem(manifest, &mut problems);
+    rollout_problem(manifest, &mut problems);
     authentication_problems(manifest, &mut problems);
     problems
 }
@@ -187,6 +188,23 @@ fn backup_problem(manifest: &Manifest, problems: &mut Vec<String>) {
         && (1..=manifest.newest_version()).contains(&backup.newest_version);
     if !is_valid {
         problems.push("last_backup has an invalid SHA-256, generation or version".into());
+    }
+}
+
+fn rollout_problem(manifest: &Manifest, problems: &mut Vec<String>) {
+    let (active, ended) = (&manifest.rollout, &manifest.ended_rollouts);
+    if active
+        .as_ref()
+        .is_some_and(|mark| mark.plan.0.len() != 32 || mark.attempt == 0)
+    {
+        problems.push("rollout has a plan that is not 32 bytes, or an attempt of 0".into());
+    }
+    let all = ended.iter().chain(active.as_ref().map(|mark| &mark.id));
+    let distinct: BTreeSet<&RolloutId> = all.clone().collect();
+    if ended.len() > ENDED_ROLLOUTS || distinct.len() != all.count() {
+        problems.push(format!(
+            "ended_rollouts lists more than {ENDED_ROLLOUTS}, one twice, or the active one"
+        ));
     }
 }
 

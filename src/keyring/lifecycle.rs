@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{
     Activation, Ancestor, Authentication, Base64, Document, LINEAGE, Manifest, Policy,
     PrimaryPeriod, Refusal, State, Version, WaveSelector, Wrap, primaries, primary_period,
-    scheduled,
+    rollout::end_active_rollout, scheduled,
 };
 use crate::{
     crypto::KeyringId,
@@ -205,7 +205,7 @@ pub fn enable(current: &Document, version: u32, now: Timestamp) -> Result<Manife
 }
 
 /// Marks a version as compromised. It still decrypts, but can't be activated again: wherever it was
-/// scheduled, the present primary stays.
+/// scheduled, the present primary stays. A rollout ends, because its plan is out of date.
 ///
 /// # Errors
 /// [`Refusal`] if there is no such version.
@@ -217,6 +217,7 @@ pub fn compromise(current: &Document, version: u32, now: Timestamp) -> Result<Ma
         .map(|activation| activation.wave.clone())
         .collect();
     reactivate_primaries(&mut next, &scheduled, now);
+    end_active_rollout(&mut next);
     Ok(next)
 }
 

@@ -7,9 +7,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::Activation;
+use super::{Activation, RolloutMark};
 use crate::{
-    crypto::{Dek, KeyringId},
+    crypto::{Dek, KeyringId, RolloutId},
     model::{KekUri, KeyringName, SignerKey, Span},
 };
 
@@ -54,6 +54,17 @@ pub struct Manifest {
         skip_serializing_if = "Option::is_none"
     )]
     pub last_backup: Option<BackupRecord>,
+    /// The active rollout, and how far it is.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rollout: Option<RolloutMark>,
+    /// The rollouts that ended last, newest first, at most
+    /// [`ENDED_ROLLOUTS`](super::ENDED_ROLLOUTS) of them. None of them goes on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended_rollouts: Vec<RolloutId>,
     /// Proof that holders of the keys wrote this manifest.
     pub authentication: Authentication,
 }
@@ -285,6 +296,8 @@ impl Manifest {
             activations: Vec::new(),
             policy,
             last_backup: None,
+            rollout: None,
+            ended_rollouts: Vec::new(),
             authentication: Authentication::default(),
         }
     }

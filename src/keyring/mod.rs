@@ -15,6 +15,7 @@ mod limits;
 mod manifest;
 mod refusal;
 mod rejection;
+mod rollout;
 mod sightings;
 mod succession;
 mod table;
@@ -44,6 +45,10 @@ pub use manifest::{
 };
 pub use refusal::Refusal;
 pub use rejection::Rejection;
+pub use rollout::{
+    ENDED_ROLLOUTS, RolloutMark, advance_rollout, end_rollout, replace_compromised,
+    require_last_rollout, require_no_rollout, roll_back,
+};
 pub use sightings::{CLOCK_TOLERANCE, Sighting, Sightings};
 pub use succession::{Expectations, Succession, descends_from, examine, is_vouched_for};
 pub use table::{KeyTable, NotUnwrapped, Role, Slot, UnwrapResults};

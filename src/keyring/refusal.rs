@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{Rejection, State, WaveSelector};
-use crate::model::KeyringName;
+use crate::{crypto::RolloutId, model::KeyringName};
 
 /// An invariant forbids a change. The message says what would help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +161,64 @@ pub enum Refusal {
         /// The phrase that confirms it.
         phrase: String,
     },
+    /// A change by hand would come in the way of a rollout.
+    #[error(
+        "rollout {id} is active, at step {step}: let it finish or end it, or make the change \
+         regardless with --despite-rollout"
+    )]
+    RolloutActive {
+        /// The active rollout.
+        id: RolloutId,
+        /// How far it is.
+        step: u32,
+    },
+    /// A rollout would go on while another one is active.
+    #[error(
+        "another rollout, {id}, is active, at step {step}; only one at a time changes a keyring"
+    )]
+    OtherRollout {
+        /// The active rollout.
+        id: RolloutId,
+        /// How far it is.
+        step: u32,
+    },
+    /// A rollout would go on by another plan than the one it began with.
+    #[error("rollout {0} began with another plan, and a plan doesn't change")]
+    OtherPlan(RolloutId),
+    /// The manifest already has what a rollout would write.
+    #[error(
+        "rollout {id} is already at step {step}, attempt {attempt}: this one is done or out of date"
+    )]
+    RolloutStepDone {
+        /// The rollout.
+        id: RolloutId,
+        /// The step found.
+        step: u32,
+        /// The attempt found.
+        attempt: u32,
+    },
+    /// The rollout has ended, so it can't go on.
+    #[error("rollout {0} has ended")]
+    RolloutEnded(RolloutId),
+    /// The rollout hasn't written anything, or ended long ago.
+    #[error("the keyring knows nothing of a rollout {0}")]
+    NoSuchRollout(RolloutId),
+    /// A former primary can't encrypt again.
+    #[error(
+        "there is no way back for wave {wave}: version {version}, its former primary, {why}. Roll \
+         forward instead: go on to the end, or add a new version with `keyring rotate`"
+    )]
+    RollForward {
+        /// The wave.
+        wave: WaveSelector,
+        /// Its former primary.
+        version: u32,
+        /// Why it can't encrypt.
+        why: &'static str,
+    },
+    /// A version would replace itself.
+    #[error("version {0} can't replace itself; create another one with `keyring rotate`")]
+    OwnSuccessor(u32),
     /// Two manifests of one keyring don't follow from each other.
     #[error("{0}")]
     Diverged(Rejection),

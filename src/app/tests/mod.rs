@@ -9,6 +9,7 @@ mod manifests;
 mod operators;
 mod outages;
 mod renders;
+mod rollouts;
 mod rotation;
 mod secrets;
 mod starting;

@@ -10,8 +10,8 @@ use crate::{
     },
     crypto::KeyringId,
     keyring::{
-        Activation, BackupRecord, Document, Manifest, Policy, State, WaveSelector, primaries,
-        scheduled,
+        Activation, BackupRecord, Document, Manifest, Policy, RolloutMark, State, WaveSelector,
+        primaries, scheduled,
     },
     model::{Anchor, KekUri, KeyringName},
 };
@@ -29,6 +29,9 @@ struct KeyringStatus<'a> {
     policy: &'a Policy,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_backup: Option<&'a BackupRecord>,
+    /// The active rollout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollout: Option<&'a RolloutMark>,
     primaries: BTreeMap<String, Option<u32>>,
     versions: Vec<VersionStatus<'a>>,
     activations: &'a [Activation],
@@ -83,6 +86,7 @@ fn status(document: &Document, now: Timestamp) -> KeyringStatus<'_> {
         anchor: anchor(manifest).map(|anchor| anchor.to_string()),
         policy: &manifest.policy,
         last_backup: manifest.last_backup.as_ref(),
+        rollout: manifest.rollout.as_ref(),
         versions: versions.collect(),
         primaries,
         activations: &manifest.activations,
@@ -134,6 +138,12 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
             backup.newest_version,
             backup.verified_at,
             backup.sha256_hex()
+        ));
+    }
+    if let Some(mark) = status.rollout {
+        text.push_str(&format!(
+            "\nrollout {}: active, at step {}, attempt {}\n",
+            mark.id, mark.step, mark.attempt
         ));
     }
     for activation in scheduled(status.activations, now) {

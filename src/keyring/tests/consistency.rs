@@ -49,6 +49,8 @@ fn wave_number(number: usize) -> WaveSelector {
 const TESTAMENT: &str = "its testament names an impossible generation, version or heir";
 const BACKUP: &str = "last_backup has an invalid SHA-256, generation or version";
 const LINEAGE_FAULT: &str = "lineage must list up to 64 earlier generations";
+const MARK: &str = "rollout has a plan that is not 32 bytes, or an attempt of 0";
+const ENDED: &str = "ended_rollouts lists more than 16, one twice, or the active one";
 const WORDS: &str = "authentication.words must have exactly one entry";
 const TOO_MANY: &str = "more than 10000 versions, 20000 activations, 256 waves or 64 signatures";
 
@@ -175,6 +177,24 @@ fn every_contradiction_is_named() {
         }),
         (BACKUP, |manifest| backup(manifest).newest_version = 0),
         (BACKUP, |manifest| backup(manifest).newest_version = 3),
+        (MARK, |manifest| {
+            manifest.rollout = Some(mark(1, 1, 0));
+        }),
+        (MARK, |manifest| {
+            let mut short = mark(1, 1, 1);
+            short.plan.0.pop();
+            manifest.rollout = Some(short);
+        }),
+        (ENDED, |manifest| {
+            manifest.rollout = Some(mark(1, 1, 1));
+            manifest.ended_rollouts = vec![id_of(1)];
+        }),
+        (ENDED, |manifest| {
+            manifest.ended_rollouts = vec![id_of(1), id_of(2), id_of(1)];
+        }),
+        (ENDED, |manifest| {
+            manifest.ended_rollouts = (0..17).map(id_of).collect();
+        }),
         (WORDS, |manifest| manifest.authentication.words.clear()),
         (WORDS, |manifest| {
             let word = manifest.authentication.words[0].clone();
@@ -268,6 +288,10 @@ fn what_just_fits_is_accepted() {
         |manifest| testament(manifest).generation = manifest.generation,
         |manifest| backup(manifest).generation = manifest.generation - 1,
         |manifest| backup(manifest).generation = 1,
+        |manifest| {
+            manifest.rollout = Some(mark(16, 0, 1));
+            manifest.ended_rollouts = (0..16).map(id_of).collect();
+        },
     ];
     for (index, edit) in edits.iter().enumerate() {
         let mut manifest = good.manifest().clone();

@@ -17,6 +17,13 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => version().prop_map(Step::Destroy),
         1 => version().prop_map(Step::Compromise),
         1 => Just(Step::Touch),
+        2 => (0..3u8, 0..6u32).prop_map(|(rollout, step)| Step::Advance { rollout, step }),
+        1 => (0..3u8).prop_map(Step::EndRollout),
+        2 => (0..20usize).prop_map(Step::RollBack),
+        1 => (version(), version()).prop_map(|(compromised, successor)| Step::Replace {
+            compromised,
+            successor,
+        }),
         4 => (0..60i64).prop_map(Step::Wait),
         4 => (0..WAVES.len()).prop_map(Step::Encrypt),
     ];

@@ -30,6 +30,12 @@ fn live(mut check: impl FnMut(&str, &World)) {
     step("rollback", &|world| world.apply(&activate(1, Some(0))));
     step("everywhere", &|world| world.apply(&activate(2, None)));
     step("touch", &|world| world.apply(&Step::Touch));
+    let advance = |step| Step::Advance { rollout: 1, step };
+    step("begin a rollout", &|world| world.apply(&advance(1)));
+    step("move it on", &|world| world.apply(&advance(2)));
+    step("end it", &|world| world.apply(&Step::EndRollout(1)));
+    step("roll back", &|world| world.apply(&Step::RollBack(6)));
+    step("roll forward", &|world| world.apply(&activate(2, None)));
     step("rewrap", &|world| {
         let wrap = |kek: &str| Wrap {
             kek: kek.parse().expect("uri"),

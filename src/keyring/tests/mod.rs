@@ -6,6 +6,7 @@ mod consistency;
 mod histories;
 mod life;
 mod model;
+mod rollouts;
 mod rules;
 mod tables;
 mod testaments;
@@ -17,7 +18,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    crypto::{Dek, KeyringId, Sealer, SigningKey, VersionKeys},
+    crypto::{Dek, KeyringId, RolloutId, Sealer, SigningKey, VersionKeys},
     model::{Span, Wave},
 };
 
@@ -39,8 +40,33 @@ enum Step {
     Destroy(u32),
     Compromise(u32),
     Touch,
+    Advance {
+        rollout: u8,
+        step: u32,
+    },
+    EndRollout(u8),
+    /// To the primaries that were there so many generations before.
+    RollBack(usize),
+    Replace {
+        compromised: u32,
+        successor: u32,
+    },
     Wait(i64),
     Encrypt(usize),
+}
+
+impl Step {
+    /// Whether the step may move the active rollout on, or end it.
+    fn concerns_rollouts(&self) -> bool {
+        matches!(
+            self,
+            Self::Advance { .. }
+                | Self::EndRollout(_)
+                | Self::RollBack(_)
+                | Self::Replace { .. }
+                | Self::Compromise(_)
+        )
+    }
 }
 
 /// A keyring, its operator, who can unwrap everything, and one sidecar per wave.
@@ -83,6 +109,20 @@ fn succession_keys(deks: &BTreeMap<u32, Dek>) -> BTreeMap<u32, SigningKey> {
 
 fn keys(dek: &Dek) -> VersionKeys {
     VersionKeys::derive(dek).expect("memory")
+}
+
+fn id_of(rollout: u8) -> RolloutId {
+    RolloutId([rollout; 16])
+}
+
+/// The mark of a rollout whose plan never changes.
+fn mark(rollout: u8, step: u32, attempt: u32) -> RolloutMark {
+    RolloutMark {
+        id: id_of(rollout),
+        plan: Base64(vec![rollout; 32]),
+        step,
+        attempt,
+    }
 }
 
 /// What one process writes and another reads.
@@ -252,13 +292,47 @@ impl World {
             }
             Step::Compromise(version) => compromise(&current, *version, self.now),
             Step::Touch => Ok(touch(&current, self.now)),
+            Step::Advance { rollout, step } => advance_rollout(
+                &current,
+                touch(&current, self.now),
+                mark(*rollout, *step, 1),
+            ),
+            Step::EndRollout(rollout) => end_rollout(&current, id_of(*rollout), self.now),
+            Step::RollBack(generations) => self.rolled_back(*generations),
+            Step::Replace {
+                compromised,
+                successor,
+            } => replace_compromised(&current, *compromised, *successor, self.now),
         };
         if let Ok(next) = change {
+            assert!(step.concerns_rollouts() || next.rollout == manifest.rollout);
             self.publish(next);
             if let Step::Destroy(version) = step {
                 self.deks.remove(version);
             }
         }
+    }
+
+    /// Rolls back to the primaries that were there so many generations before.
+    fn rolled_back(&self, generations: usize) -> Result<Manifest, Refusal> {
+        let before = self.history.iter().rev().nth(generations);
+        let before = before.unwrap_or(&self.history[0]).manifest();
+        let former: BTreeMap<WaveSelector, u32> = primaries(&before.activations, before.updated_at)
+            .into_iter()
+            .filter_map(|(wave, version)| Some((wave, version?)))
+            .collect();
+        let next = roll_back(&self.document, &former, self.now);
+        match &next {
+            Ok(next) => rollouts::assert_is_back(next, &former, self.now),
+            Err(refusal) => assert!(
+                matches!(refusal, Refusal::RollForward { version, .. }
+                if self.document.manifest().version(*version).is_none_or(|version| {
+                    version.compromised || version.state == State::Destroyed
+                })),
+                "{refusal}"
+            ),
+        }
+        next
     }
 
     /// Adds `version` and makes it the primary everywhere.

@@ -191,6 +191,13 @@ impl Contents {
             }
             if version.state == State::Disabled {
                 change(&|_, version| version.state = State::Enabled);
+                if !version.compromised {
+                    // A rollback to it.
+                    change(&|content, version| {
+                        version.state = State::Enabled;
+                        content.activations.push(number);
+                    });
+                }
                 let heirs: Vec<u32> = before
                     .live()
                     .filter(|(heir, version)| *heir != number && !version.compromised)
@@ -210,6 +217,15 @@ impl Contents {
             if version.state != State::Destroyed {
                 if !version.compromised {
                     change(&|_, version| version.compromised = true);
+                    let replaces = |other: &(u32, &Version)| {
+                        other.0 != number && other.1.state == State::Enabled && !other.1.compromised
+                    };
+                    for (successor, _) in before.live().filter(replaces) {
+                        change(&|content, version| {
+                            version.compromised = true;
+                            content.activations.push(successor);
+                        });
+                    }
                 }
                 if version.kek == 0 {
                     change(&|_, version| version.kek = 1);

@@ -256,9 +256,9 @@ fn replays(
     const LENGTH: u64 = 5;
     const VERSIONS: usize = 2;
     /// More than there are with a memory.
-    const STATES: usize = 60_000;
+    const STATES: usize = 300_000;
     /// Deeper, without removals of KEKs.
-    const DEEP_STATES: usize = 400_000;
+    const DEEP_STATES: usize = 1_000_000;
 
     let mut contents = Contents::default();
     let mut first = Content::first();
@@ -320,6 +320,11 @@ fn replays(
         }
         open.extend(next.into_iter().filter(|state| seen.insert(state.clone())));
     }
+    assert!(
+        operators == Operators::WithoutMemory || open.is_empty(),
+        "searched only {} states",
+        seen.len()
+    );
     faults
 }
 
