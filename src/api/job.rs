@@ -210,7 +210,7 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
-    use crate::telemetry::Registry;
+    use crate::{session::testing::empty_keyring, telemetry::Registry};
 
     type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, Problem>> + Send>>;
 
@@ -219,8 +219,8 @@ mod tests {
         length: Option<u64>,
     ) -> (Chunks, Arc<Registry>) {
         let registry = Arc::new(Registry::default());
-        let name = "demo".parse().expect("name");
-        let metrics = OperationMetrics::new(&registry, &name, Operation::Decrypt);
+        let keyring = empty_keyring("standard").keyring;
+        let metrics = OperationMetrics::new(&registry, &keyring, Operation::Decrypt);
         let received = Arc::new(AtomicU64::new(0));
         received.store(10, Ordering::Relaxed);
         let account = StreamAccount::new(Arc::new(metrics), Instant::now(), received);

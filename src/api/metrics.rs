@@ -11,7 +11,8 @@ use std::{
 use metrics::{Counter, Histogram};
 
 use crate::{
-    model::{KeyringName, Operation, SecretName},
+    model::{Operation, SecretName},
+    refresh::Keyring,
     secrets,
     telemetry::Registry,
     wire::Code,
@@ -56,7 +57,7 @@ pub(crate) fn describe_metrics(registry: &Registry) {
 /// The metrics of one operation on one keyring.
 pub(crate) struct OperationMetrics {
     registry: Arc<Registry>,
-    keyring: KeyringName,
+    keyring: Arc<Keyring>,
     operation: Operation,
     ok: Counter,
     duration: Histogram,
@@ -68,16 +69,16 @@ pub(crate) struct OperationMetrics {
 impl OperationMetrics {
     pub(crate) fn new(
         registry: &Arc<Registry>,
-        keyring: &KeyringName,
+        keyring: &Arc<Keyring>,
         operation: Operation,
     ) -> Self {
         let labels = [
-            ("keyring", keyring.as_str()),
+            ("keyring", keyring.name().as_str()),
             ("operation", operation.as_str()),
         ];
         Self {
             registry: Arc::clone(registry),
-            keyring: keyring.clone(),
+            keyring: Arc::clone(keyring),
             operation,
             ok: registry.counter(REQUESTS, &[labels[0], labels[1], ("code", "ok")]),
             duration: registry.histogram(DURATION, &labels),
@@ -95,7 +96,7 @@ impl OperationMetrics {
     }
 
     pub(crate) fn failed(&self, code: Code, took: Duration) {
-        self.error(REQUESTS, code.as_str());
+        self.error(REQUESTS, code);
         self.duration.record(took);
         if code == Code::Forbidden {
             self.denied.increment(1);
@@ -103,12 +104,17 @@ impl OperationMetrics {
     }
 
     pub(crate) fn item_failed(&self, code: Code) {
-        self.error(ITEM_ERRORS, code.as_str());
+        self.error(ITEM_ERRORS, code);
     }
 
-    fn error(&self, name: &'static str, code: &str) {
+    fn error(&self, name: &'static str, code: Code) {
+        self.keyring.failures().count(self.operation, code);
+        self.increment(name, code.as_str());
+    }
+
+    fn increment(&self, name: &'static str, code: &str) {
         let labels = [
-            ("keyring", self.keyring.as_str()),
+            ("keyring", self.keyring.name().as_str()),
             ("operation", self.operation.as_str()),
             ("code", code),
         ];
@@ -155,6 +161,14 @@ pub(crate) struct StreamAccount {
     is_settled: bool,
 }
 
+/// How a streamed response ends.
+enum Ending {
+    Complete,
+    Failed(Code),
+    /// By the peer.
+    Abandoned,
+}
+
 impl StreamAccount {
     /// `start` is when the request's head arrived; `received` counts the bytes of its body.
     pub(crate) fn new(
@@ -176,11 +190,11 @@ impl StreamAccount {
     }
 
     pub(crate) fn succeeded(&mut self) {
-        self.settle("ok");
+        self.settle(Ending::Complete);
     }
 
     pub(crate) fn failed(&mut self, code: Code) {
-        self.settle(code.as_str());
+        self.settle(Ending::Failed(code));
     }
 
     /// Prevents the account from counting the request.
@@ -188,14 +202,15 @@ impl StreamAccount {
         self.is_settled = true;
     }
 
-    fn settle(&mut self, code: &'static str) {
+    fn settle(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
         let metrics = &self.metrics;
-        match code {
-            "ok" => metrics.ok.increment(1),
-            code => metrics.error(REQUESTS, code),
+        match ending {
+            Ending::Complete => metrics.ok.increment(1),
+            Ending::Failed(code) => metrics.error(REQUESTS, code),
+            Ending::Abandoned => metrics.increment(REQUESTS, ABANDONED),
         }
         metrics
             .received
@@ -207,7 +222,7 @@ impl StreamAccount {
 
 impl Drop for StreamAccount {
     fn drop(&mut self) {
-        self.settle(ABANDONED);
+        self.settle(Ending::Abandoned);
     }
 }
 

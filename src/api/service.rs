@@ -95,9 +95,8 @@ impl Service {
             tls: _,
         } = parts;
         let serve = |keyring: Arc<Keyring>| {
-            let metrics = Operation::ALL.map(|operation| {
-                Arc::new(OperationMetrics::new(&registry, keyring.name(), operation))
-            });
+            let metrics = Operation::ALL
+                .map(|operation| Arc::new(OperationMetrics::new(&registry, &keyring, operation)));
             let name = keyring.name().to_string();
             (name, ServedKeyring { keyring, metrics })
         };

@@ -200,7 +200,7 @@ mod tests {
         fn new() -> Self {
             let keyring = keyring_with(table(manifest(2), "standard", &[]));
             let registry = Arc::new(Registry::default());
-            let metrics = OperationMetrics::new(&registry, keyring.name(), Operation::Encrypt);
+            let metrics = OperationMetrics::new(&registry, &keyring.keyring, Operation::Encrypt);
             let (clock, time) = Clock::manual(start());
             Self {
                 keyring,

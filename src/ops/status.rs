@@ -9,12 +9,13 @@ use crate::{
     crypto::lock_report,
     keks::KekHealth,
     keyring::{Slot, Version},
-    refresh::{Keyring, Snapshot, VersionUsage},
+    refresh::{self, Keyring, Snapshot, VersionUsage},
     render::{self, Render},
     secrets::{Secret, Usage},
     wire::status::{
-        ActiveManifest, AuditStatus, KekStatus, KeyMemory, KeyringStatus, LastError, NoticeStatus,
-        RenderStatus, RenderedSecret, SecretStatus, SecretVersionStatus, Status, VersionStatus,
+        ActiveManifest, AuditStatus, FailureCount, KekStatus, KeyMemory, KeyringStatus,
+        KeyringUses, LastError, NoticeStatus, RenderStatus, RenderedSecret, SecretStatus,
+        SecretVersionStatus, Status, VersionStatus, VersionUses,
     },
 };
 
@@ -96,7 +97,24 @@ fn keyring_status(keyring: &Keyring, now: Timestamp) -> KeyringStatus {
             code: failure.code.into(),
             message: failure.message,
         }),
+        uses: Some(keyring_uses(keyring, snapshot.as_deref())),
         active: snapshot.map(|snapshot| active_manifest(keyring, &snapshot, now)),
+    }
+}
+
+fn keyring_uses(keyring: &Keyring, snapshot: Option<&Snapshot>) -> KeyringUses {
+    let total = snapshot.map_or_else(refresh::Uses::default, Snapshot::uses);
+    let failed = keyring.failures().counts();
+    KeyringUses {
+        encrypted: total.encrypted,
+        decrypted: total.decrypted,
+        failed: failed
+            .map(|(operation, code, count)| FailureCount {
+                operation: operation.as_str().into(),
+                code: code.as_str().into(),
+                count,
+            })
+            .collect(),
     }
 }
 
@@ -122,16 +140,24 @@ fn active_manifest(keyring: &Keyring, snapshot: &Snapshot, now: Timestamp) -> Ac
     }
 }
 
+fn version_uses(uses: refresh::Uses) -> VersionUses {
+    VersionUses {
+        encrypted: uses.encrypted,
+        decrypted: uses.decrypted,
+    }
+}
+
 fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Option<VersionStatus> {
     let (table, number) = (&snapshot.table, version.version);
-    let seen = snapshot.sightings().of(number);
+    let (seen, usage) = (snapshot.sightings().of(number), snapshot.usage(number));
     Some(VersionStatus {
         version: number,
         state: version.state.to_string(),
         role: table.role(number, now)?.to_string(),
         compromised: version.compromised,
         created_at: version.created_at,
-        last_used: snapshot.usage(number).and_then(VersionUsage::last_used),
+        last_used: usage.and_then(VersionUsage::last_used),
+        uses: usage.map(|usage| version_uses(usage.uses())),
         seen_disabled: seen.disabled,
         seen_superseded: seen.superseded,
         unopened: match table.slot(number)? {

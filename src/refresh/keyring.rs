@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics};
+use super::{FailureCounts, RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics};
 use crate::{
     clock::Clock,
     config::{self, Confirm},
@@ -48,6 +48,7 @@ pub struct Keyring {
     /// The generation that `confirmed_at` is about; 0 for none.
     confirmed_generation: AtomicU64,
     observed_since: Timestamp,
+    failures: FailureCounts,
     clock: Clock,
     status: Mutex<RefreshStatus>,
     /// Versions that were found missing, and until when that is trusted.
@@ -97,6 +98,7 @@ impl Keyring {
             confirmed_uptime: AtomicI64::new(i64::MIN),
             confirmed_generation: AtomicU64::new(0),
             observed_since: shared.clock.now(),
+            failures: FailureCounts::default(),
             clock: shared.clock.clone(),
             status: Mutex::default(),
             misses: Mutex::default(),
@@ -144,6 +146,11 @@ impl Keyring {
     /// Returns since when uses of the versions are counted.
     pub fn observed_since(&self) -> Timestamp {
         self.observed_since
+    }
+
+    /// Returns the requests that failed since then.
+    pub fn failures(&self) -> &FailureCounts {
+        &self.failures
     }
 
     /// Returns the active generation; None until the first refresh succeeds.

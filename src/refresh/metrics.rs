@@ -6,7 +6,7 @@ use metrics::{Counter, Gauge};
 use super::{Keyring, Trigger, VersionUsage};
 use crate::{
     keyring::Role,
-    model::KeyringName,
+    model::{KeyringName, Operation},
     telemetry::{Registry, seconds},
 };
 
@@ -22,6 +22,7 @@ const LEASE: &str = "sidekey_keyring_encrypt_lease_remaining_seconds";
 const REFRESHED: &str = "sidekey_keyring_last_refresh_timestamp_seconds";
 const FAILING: &str = "sidekey_keyring_refresh_failing";
 const ROTATION_DUE: &str = "sidekey_keyring_rotation_due_timestamp_seconds";
+const OPERATIONS: &str = "sidekey_version_operations_total";
 const LAST_USE: &str = "sidekey_version_last_use_timestamp_seconds";
 
 /// The triggers of a keyring's refreshes.
@@ -74,6 +75,10 @@ pub(super) fn describe(registry: &Registry) {
     registry.describe_gauge(
         ROTATION_DUE,
         "When the policy (`rotate_every`) requires the next key version.",
+    );
+    registry.describe_counter(
+        OPERATIONS,
+        "Messages encrypted and decrypted under a key version; a rewrap counts as both.",
     );
     registry.describe_gauge(LAST_USE, "When this sidecar last used a key version.");
 }
@@ -149,7 +154,7 @@ impl KeyringMetrics {
 }
 
 impl Keyring {
-    /// Updates the gauges; called before metrics are rendered.
+    /// Updates what is counted elsewhere or changes with time; called before metrics are rendered.
     pub fn update_gauges(&self, registry: &Registry, now: Timestamp) {
         let metrics = &self.metrics;
         let status = self.status();
@@ -199,13 +204,25 @@ impl Keyring {
             gauge.set(roles.iter().filter(|found| *found == role).count() as f64);
         }
         for version in versions() {
-            if let Some(used) = snapshot.usage(version).and_then(VersionUsage::last_used) {
-                let labels = [
-                    ("keyring", self.name().as_str()),
-                    ("version", &version.to_string()),
-                ];
-                registry.gauge(LAST_USE, &labels).set(seconds(used));
+            if let Some(usage) = snapshot.usage(version) {
+                update_usage(registry, self.name(), version, usage);
             }
         }
+    }
+}
+
+/// Requests count in atomics of their own, which `/status` reads as well.
+fn update_usage(registry: &Registry, name: &KeyringName, version: u32, usage: &VersionUsage) {
+    let (version, uses) = (version.to_string(), usage.uses());
+    let labels = [("keyring", name.as_str()), ("version", version.as_str())];
+    for (operation, count) in [
+        (Operation::Encrypt, uses.encrypted),
+        (Operation::Decrypt, uses.decrypted),
+    ] {
+        let labels = [labels[0], labels[1], ("operation", operation.as_str())];
+        registry.counter(OPERATIONS, &labels).absolute(count);
+    }
+    if let Some(used) = usage.last_used() {
+        registry.gauge(LAST_USE, &labels).set(seconds(used));
     }
 }

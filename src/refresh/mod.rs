@@ -12,6 +12,7 @@ mod audit_observer;
 mod cache;
 mod candidate;
 mod failure;
+mod failures;
 mod keyring;
 mod metrics;
 mod report;
@@ -38,8 +39,9 @@ use crate::{
 
 pub use crate::schedule::Trigger;
 pub use failure::RefreshFailure;
+pub use failures::FailureCounts;
 pub use keyring::{Keyring, RefreshStatus};
-pub use snapshot::{Snapshot, VersionUsage};
+pub use snapshot::{Snapshot, Uses, VersionUsage};
 
 /// What all keyrings of a process share.
 #[derive(Clone)]
@@ -83,5 +85,4 @@ pub fn spawn(settings: &config::Keyring, shared: &Shared) -> Result<Arc<Keyring>
 /// Describes the metrics of keyrings.
 pub fn describe_metrics(registry: &Registry) {
     metrics::describe(registry);
-    VersionUsage::describe(registry);
 }

@@ -1,26 +1,24 @@
 //! What a request is served from: a key table and the usage of its versions.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    ops::Add,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
 };
 
 use jiff::Timestamp;
-use metrics::Counter;
 
-use crate::{
-    keyring::{KeyTable, Sightings, Version},
-    model::{KeyringName, Operation},
-    telemetry::Registry,
-};
-
-const OPERATIONS: &str = "sidekey_version_operations_total";
+use crate::keyring::{KeyTable, Sightings, Version};
 
 /// An active generation. A request takes one and uses it to its end (I4).
 pub struct Snapshot {
     pub(crate) table: KeyTable,
     /// One for each version of the manifest, in its order.
     usages: Vec<Arc<VersionUsage>>,
+    /// The uses of versions that earlier generations had.
+    former_uses: Uses,
     /// Versions that a manifest destroys without a testament: they must not encrypt.
     lost: Vec<u32>,
     sightings: Sightings,
@@ -29,20 +27,15 @@ pub struct Snapshot {
 impl Snapshot {
     /// Wraps `table`, which becomes active at `now`. Usage of versions that `former` has continues
     /// to be counted.
-    pub(super) fn new(
-        table: KeyTable,
-        former: Option<&Self>,
-        name: &KeyringName,
-        registry: &Registry,
-        now: Timestamp,
-    ) -> Self {
+    pub(super) fn new(table: KeyTable, former: Option<&Self>, now: Timestamp) -> Self {
         let usage = |version: &Version| {
             let known = former.and_then(|former| former.shared_usage(version.version));
             known
                 .cloned()
-                .unwrap_or_else(|| Arc::new(VersionUsage::new(name, version.version, registry)))
+                .unwrap_or_else(|| Arc::new(VersionUsage::new()))
         };
         let usages = table.manifest().versions.iter().map(usage).collect();
+        let former_uses = former.map_or_else(Uses::default, |former| former.uses_without(&table));
         // A manifest that declares a loss was refused; that its predecessor gets a late answer from
         // a KEK, or is found again, doesn't undo the loss.
         let lost = former
@@ -54,6 +47,7 @@ impl Snapshot {
         Self {
             table,
             usages,
+            former_uses,
             lost,
             sightings,
         }
@@ -64,6 +58,7 @@ impl Snapshot {
         Self {
             table: self.table.clone(),
             usages: self.usages.clone(),
+            former_uses: self.former_uses,
             lost,
             sightings: self.sightings.clone(),
         }
@@ -85,53 +80,74 @@ impl Snapshot {
         self.shared_usage(version).map(Arc::as_ref)
     }
 
+    /// Returns how often this process used any version of the keyring, trimmed ones included.
+    pub fn uses(&self) -> Uses {
+        self.usages
+            .iter()
+            .fold(self.former_uses, |sum, usage| sum + usage.uses())
+    }
+
+    /// Returns the uses of versions that `table` lacks.
+    fn uses_without(&self, table: &KeyTable) -> Uses {
+        let versions = &self.table.manifest().versions;
+        let gone = versions
+            .iter()
+            .zip(&self.usages)
+            .filter(|(version, _)| table.manifest().index_of(version.version).is_none());
+        gone.fold(self.former_uses, |sum, (_, usage)| sum + usage.uses())
+    }
+
     fn shared_usage(&self, version: u32) -> Option<&Arc<VersionUsage>> {
         self.usages.get(self.table.manifest().index_of(version)?)
     }
 }
 
+/// How many messages were encrypted and decrypted; a rewrap counts as both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// Messages encrypted.
+    pub encrypted: u64,
+    /// Messages decrypted.
+    pub decrypted: u64,
+}
+
+impl Add for Uses {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            encrypted: self.encrypted + other.encrypted,
+            decrypted: self.decrypted + other.decrypted,
+        }
+    }
+}
+
 /// Counts the uses of one key version: the evidence that it can be retired.
 pub struct VersionUsage {
-    encrypted: Counter,
-    decrypted: Counter,
+    encrypted: AtomicU64,
+    decrypted: AtomicU64,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     last_used: AtomicI64,
 }
 
 impl VersionUsage {
-    fn new(keyring: &KeyringName, version: u32, registry: &Registry) -> Self {
-        let version = version.to_string();
-        let counter = |operation: Operation| {
-            let labels = [
-                ("keyring", keyring.as_str()),
-                ("version", &version),
-                ("operation", operation.as_str()),
-            ];
-            registry.counter(OPERATIONS, &labels)
-        };
+    fn new() -> Self {
         Self {
-            encrypted: counter(Operation::Encrypt),
-            decrypted: counter(Operation::Decrypt),
+            encrypted: AtomicU64::new(0),
+            decrypted: AtomicU64::new(0),
             last_used: AtomicI64::new(i64::MIN),
         }
     }
 
-    pub(super) fn describe(registry: &Registry) {
-        registry.describe_counter(
-            OPERATIONS,
-            "Messages encrypted and decrypted under a key version; a rewrap counts as both.",
-        );
-    }
-
     /// Counts `count` messages encrypted under the version.
     pub fn record_encrypted(&self, count: u64, now: Timestamp) {
-        self.encrypted.increment(count);
+        self.encrypted.fetch_add(count, Ordering::Relaxed);
         self.touch(now);
     }
 
     /// Counts `count` messages decrypted under the version.
     pub fn record_decrypted(&self, count: u64, now: Timestamp) {
-        self.decrypted.increment(count);
+        self.decrypted.fetch_add(count, Ordering::Relaxed);
         self.touch(now);
     }
 
@@ -139,6 +155,14 @@ impl VersionUsage {
     pub fn touch(&self, now: Timestamp) {
         self.last_used
             .fetch_max(now.as_millisecond(), Ordering::Relaxed);
+    }
+
+    /// Returns how often this process used the version.
+    pub fn uses(&self) -> Uses {
+        Uses {
+            encrypted: self.encrypted.load(Ordering::Relaxed),
+            decrypted: self.decrypted.load(Ordering::Relaxed),
+        }
     }
 
     /// Returns when this sidecar last used the version.

@@ -314,13 +314,7 @@ impl Refresher {
         } else {
             RefreshOutcome::Changed
         };
-        let snapshot = Snapshot::new(
-            table,
-            current.as_deref(),
-            self.keyring.name(),
-            &self.shared.registry,
-            self.shared.clock.now(),
-        );
+        let snapshot = Snapshot::new(table, current.as_deref(), self.shared.clock.now());
         let lost = snapshot.lost().to_vec();
         if lost.is_empty() {
             self.confirm(&snapshot.table, read_at);

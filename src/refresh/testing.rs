@@ -13,14 +13,13 @@ use crate::{
     config::{self, Confirm},
     keks::Keks,
     keyring::KeyTable,
-    model::{KekScope, KeyringName, Location, Wave},
+    model::{KekScope, Location, Wave},
     telemetry::Registry,
 };
 
 pub(crate) struct ManualKeyring {
     pub(crate) keyring: Arc<Keyring>,
     requests: mpsc::Receiver<Request>,
-    registry: Arc<Registry>,
 }
 
 impl ManualKeyring {
@@ -38,7 +37,7 @@ impl ManualKeyring {
             settings,
             wave: wave.clone(),
             clock: clock.clone(),
-            registry: Arc::clone(&registry),
+            registry,
             backends,
             audit: Default::default(),
             shutdown: CancellationToken::new(),
@@ -55,23 +54,14 @@ impl ManualKeyring {
             wave: None,
         };
         let (keyring, requests) = Keyring::new(&settings, &shared);
-        Self {
-            keyring,
-            requests,
-            registry,
-        }
-    }
-
-    pub(crate) fn name(&self) -> &KeyringName {
-        self.keyring.name()
+        Self { keyring, requests }
     }
 
     /// Activates a table whose manifest was read at `read_at`.
     pub(crate) fn activate(&self, table: KeyTable, read_at: Timestamp) {
         let former = self.keyring.snapshot().clone();
         self.keyring.confirm(&table, read_at);
-        let (name, registry) = (self.name(), &self.registry);
-        let snapshot = Snapshot::new(table, former.as_deref(), name, registry, read_at);
+        let snapshot = Snapshot::new(table, former.as_deref(), read_at);
         self.keyring.publish(snapshot);
     }
 
@@ -85,11 +75,6 @@ impl ManualKeyring {
         refresh(self);
         waiter.done.send(()).expect("someone waits");
         waiter.version
-    }
-
-    /// Returns the metrics in the Prometheus text format.
-    pub(crate) fn metrics(&self) -> String {
-        self.registry.render()
     }
 
     pub(crate) fn has_requests(&mut self) -> bool {

@@ -277,17 +277,10 @@ fn a_stream_ends_when_its_version_is_disabled() {
 
 /// The keyring's counts of version 2, and when it was last used.
 fn usage(keyring: &ManualKeyring) -> ([u64; 2], Option<Timestamp>) {
-    let counts = ["encrypt", "decrypt"].map(|operation| {
-        let series = format!(
-            "sidekey_version_operations_total\
-             {{keyring=\"demo\",version=\"2\",operation=\"{operation}\"}} "
-        );
-        let metrics = keyring.metrics();
-        let count = metrics.lines().find_map(|line| line.strip_prefix(&series));
-        count.map_or(0, |count| count.parse().expect("a number"))
-    });
     let snapshot = keyring.keyring.snapshot().clone().expect("loaded");
-    (counts, snapshot.usage(2).expect("version 2").last_used())
+    let usage = snapshot.usage(2).expect("version 2");
+    let uses = usage.uses();
+    ([uses.encrypted, uses.decrypted], usage.last_used())
 }
 
 /// A keyring whose primary is version 2.

@@ -128,8 +128,42 @@ pub struct KeyringStatus {
     pub last_refresh: Option<Timestamp>,
     /// Why the last refresh failed.
     pub last_error: Option<LastError>,
+    /// What this process did with the keyring; None from builds that don't report it.
+    #[serde(default)]
+    pub uses: Option<KeyringUses>,
     /// The active manifest; None until the first refresh succeeds.
     pub active: Option<ActiveManifest>,
+}
+
+/// What a process did with a keyring since its start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyringUses {
+    /// Messages encrypted; a rewrap counts as a decryption, too.
+    pub encrypted: u64,
+    /// Messages decrypted.
+    pub decrypted: u64,
+    /// Requests and items of batches that failed. What never failed is left out.
+    pub failed: Vec<FailureCount>,
+}
+
+/// How often an operation failed for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureCount {
+    /// The operation, as in metrics.
+    pub operation: String,
+    /// The code of the problem (docs/errors.md).
+    pub code: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// How often a process used a version since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionUses {
+    /// Messages encrypted.
+    pub encrypted: u64,
+    /// Messages decrypted.
+    pub decrypted: u64,
 }
 
 /// The active manifest of a keyring.
@@ -177,6 +211,9 @@ pub struct VersionStatus {
     pub created_at: Timestamp,
     /// When it last encrypted or decrypted on this sidecar.
     pub last_used: Option<Timestamp>,
+    /// How often this process used it; None from builds that don't report it.
+    #[serde(default)]
+    pub uses: Option<VersionUses>,
     /// When this process first saw it disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_disabled: Option<Timestamp>,
