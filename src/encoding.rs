@@ -1,10 +1,14 @@
-//! Base64 as people and programs write it (RFC 4648).
+//! Base64 as people and programs write it, and hexadecimal digits (RFC 4648).
+
+mod hex;
 
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use zeroize::Zeroizing;
+
+pub use hex::{from_hex, to_hex};
 
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);

@@ -125,6 +125,17 @@ pub enum AdminError {
         list(.0)
     )]
     NotUnwrapped(Vec<(u32, String)>),
+    /// No KEK could unwrap a version whose proofs are to be checked.
+    #[error(
+        "what sidecars prove about version {version} can't be checked, because it can't be \
+         unwrapped: {reason}"
+    )]
+    NoProofKey {
+        /// The version.
+        version: u32,
+        /// The errors of its KEKs.
+        reason: String,
+    },
     /// No KEK could unwrap these versions for a backup, which must be complete.
     #[error(
         "a backup requires unwrapping every version, but {}\n\

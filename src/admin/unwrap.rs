@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{access::Admin, backup::CONCURRENT, error::AdminError};
 use crate::{
-    crypto::SigningKey,
-    keyring::{Document, Manifest, verify_signatures, verify_words},
+    crypto::{ProofKey, SigningKey},
+    keyring::{Document, Manifest, Refusal, State, verify_signatures, verify_words},
     model::SignerKey,
 };
 
@@ -20,6 +20,46 @@ impl Admin {
         verify_signatures(&document, trusted).map_err(|error| self.unauthentic(error))?;
         self.unwrap_versions(&document, &[]).await?;
         Ok(document)
+    }
+
+    /// Returns the key that verifies what sidecars prove about a version.
+    ///
+    /// # Errors
+    /// [`AdminError::NoProofKey`] if no KEK unwraps the version; a [`Refusal`] if it doesn't exist
+    /// or was destroyed; [`AdminError::Unauthentic`].
+    pub async fn proof_key(
+        &self,
+        document: &Document,
+        version: u32,
+    ) -> Result<ProofKey, AdminError> {
+        verify_words(document).map_err(|error| self.unauthentic(error))?;
+        let manifest = document.manifest();
+        let listed = manifest
+            .version(version)
+            .ok_or_else(|| Refusal::NoSuchVersion {
+                keyring: manifest.name.clone(),
+                version,
+                first: manifest.first_version(),
+                last: manifest.newest_version(),
+            })?;
+        if listed.state == State::Destroyed {
+            let (state, needed) = (listed.state, "its key can't be proven");
+            return Err(Refusal::WrongState {
+                version,
+                state,
+                needed,
+            }
+            .into());
+        }
+        let unwrapped = self.keks.unwrap(manifest.id, listed, &self.scope).await;
+        let dek = unwrapped.or_else(|reason| {
+            let dek = self.dek_in_backup(manifest.id, listed, &reason);
+            dek.ok_or(AdminError::NoProofKey {
+                version,
+                reason: reason.message,
+            })
+        })?;
+        Ok(dek.proof_key())
     }
 
     /// Unwraps all versions except the `lost` ones, and verifies the document.

@@ -26,7 +26,7 @@ use crate::{
     backend::{BackendError, Backends},
     clock::Clock,
     config::Settings,
-    crypto::lock_report,
+    crypto::{RandomnessUnavailable, lock_report},
     http::{Accounts, Tls, TlsError},
     keks::{self, Keks},
     lifecycle::{Readiness, Stopping},
@@ -34,6 +34,7 @@ use crate::{
     refresh::{self, Keyring},
     render::{self, Renders},
     secrets::{self, Secrets},
+    session::Prover,
     telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
 };
 
@@ -67,6 +68,9 @@ pub enum StartError {
     /// The audit log's key can't be read. An audit log that can't be written is no error here.
     #[error("{0} (`audit.key_file`)")]
     Audit(#[from] AuditError),
+    /// The process can't draw its identity.
+    #[error(transparent)]
+    Randomness(#[from] RandomnessUnavailable),
 }
 
 /// Starts a sidecar. The current runtime becomes its control plane.
@@ -123,7 +127,7 @@ async fn build_on(
         sockets.applications.tcp(),
     );
     let ops = sockets.ops_address;
-    let serving = serve(&context, &state, &tls, sockets, data_plane);
+    let serving = serve(&context, &state, &tls, sockets, data_plane)?;
     tokio::spawn(keep_metrics_up(
         Arc::clone(&context.registry),
         context.stopping.ending.clone(),
@@ -353,7 +357,7 @@ fn serve(
     tls: &ListenerTls,
     sockets: Sockets,
     data_plane: &Handle,
-) -> tokio::task::JoinHandle<()> {
+) -> Result<tokio::task::JoinHandle<()>, RandomnessUnavailable> {
     let Stopping { draining, ending } = &context.stopping;
     for tls in tls.all() {
         tokio::spawn(tls.follow_files(ending.clone()));
@@ -368,6 +372,7 @@ fn serve(
         secrets: Arc::clone(&state.secrets),
         renders: Arc::clone(&state.renders),
         keks: Arc::clone(&state.keks),
+        prover: Prover::new()?,
         registry: Arc::clone(&context.registry),
         audit: context.audit.clone(),
         clock: context.clock.clone(),
@@ -389,9 +394,10 @@ fn serve(
         clock: context.clock.clone(),
         tls: tls.applications.clone(),
     };
-    sockets
+    let (draining, ending) = (draining.clone(), ending.clone());
+    Ok(sockets
         .applications
-        .serve(parts, draining.clone(), ending.clone(), data_plane)
+        .serve(parts, draining, ending, data_plane))
 }
 
 /// Keeps histograms from growing without bound between scrapes, and counts lost lines of the log.

@@ -7,8 +7,8 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use zeroize::Zeroizing;
 
 use super::{
-    KeyringId, RandomnessUnavailable, SigningKey, equal_in_constant_time, memory::LockedBlock,
-    random,
+    KeyringId, ProofKey, RandomnessUnavailable, SigningKey, equal_in_constant_time,
+    memory::LockedBlock, random,
 };
 
 /// The length of every key, in bytes.
@@ -18,6 +18,7 @@ const MESSAGE_LABEL: &[u8] = b"sidekey message v1";
 const STREAM_LABEL: &[u8] = b"sidekey stream v1";
 const SUCCESSION_LABEL: &[u8] = b"sidekey succession v1";
 const CHECK_LABEL: &[u8] = b"sidekey check v1";
+const PROOF_LABEL: &[u8] = b"sidekey proof v1";
 
 /// A 256-bit key that is held briefly. It is zeroized on drop and has no `Debug`.
 pub struct SecretKey(Box<Zeroizing<[u8; KEY_LEN]>>);
@@ -88,6 +89,13 @@ impl Dek {
         SigningKey::from_seed(&seed)
     }
 
+    /// Derives the proof key, which shows that a sidecar holds the version.
+    pub fn proof_key(&self) -> ProofKey {
+        let mut key = Zeroizing::new([0; KEY_LEN]);
+        self.expand(&[PROOF_LABEL], &mut *key);
+        ProofKey::new(&key)
+    }
+
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
         struct Length(usize);
         impl KeyType for Length {
@@ -119,7 +127,7 @@ impl VersionKeys {
     /// The kernel provides no memory.
     pub fn derive(dek: &Dek) -> io::Result<Self> {
         let block = LockedBlock::new(Self::LEN, |bytes| {
-            let labels = [MESSAGE_LABEL, STREAM_LABEL];
+            let labels = [MESSAGE_LABEL, STREAM_LABEL, PROOF_LABEL];
             for (label, subkey) in labels.into_iter().zip(bytes.chunks_exact_mut(KEY_LEN)) {
                 dek.expand(&[label], subkey);
             }
@@ -129,13 +137,20 @@ impl VersionKeys {
         })
     }
 
-    const LEN: usize = 2 * KEY_LEN;
+    const LEN: usize = 3 * KEY_LEN;
 
     pub(super) fn message_key(&self) -> &[u8] {
         self.block.bytes(0..KEY_LEN)
     }
 
     pub(super) fn stream_key(&self) -> &[u8] {
-        self.block.bytes(KEY_LEN..Self::LEN)
+        self.block.bytes(KEY_LEN..2 * KEY_LEN)
+    }
+
+    /// Returns the proof key, which shows that this process holds the version.
+    pub fn proof_key(&self) -> ProofKey {
+        let mut key = Zeroizing::new([0; KEY_LEN]);
+        key.copy_from_slice(self.block.bytes(2 * KEY_LEN..Self::LEN));
+        ProofKey::new(&key)
     }
 }

@@ -6,12 +6,12 @@
 //! a file.
 
 mod header;
-mod hex;
 mod id;
 mod keys;
 mod mac;
 mod memory;
 mod message;
+mod proof;
 mod signature;
 mod stream;
 mod wrap;
@@ -21,12 +21,12 @@ pub use header::{
     CiphertextError, Header, OVERHEAD, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, SUITE_STREAM,
     peek,
 };
-pub use hex::{from_hex, to_hex};
 pub use id::{KeyringId, RolloutId};
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MAC_LEN, MacKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{Opener, Sealer, TEXT_PREFIX, from_text, to_text};
+pub use proof::ProofKey;
 pub use signature::{SigningKey, SigningKeyError, verify_signature};
 pub use stream::{
     CHUNK_LEN, SEALED_CHUNK_LEN, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len,
@@ -36,6 +36,8 @@ pub use wrap::{WrapContext, bind_dek, unbind_dek, unwrap_dek, wrap_dek};
 use std::io;
 
 use aws_lc_rs::constant_time;
+
+pub use crate::encoding::{from_hex, to_hex};
 
 /// The operating system's random generator failed, so nothing may be encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

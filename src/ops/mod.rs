@@ -1,8 +1,9 @@
-//! The operators' listener, on the control thread: health, metrics, status and active manifests. It
-//! serves no keys and no plaintexts.
+//! The operators' listener, on the control thread: health, metrics, status, active manifests,
+//! pushes and proofs. It serves no keys and no plaintexts.
 
 mod copy;
 mod host;
+mod prove;
 mod push;
 mod status;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use crate::{
     refresh::Keyring,
     render::Renders,
     secrets::{self, Secrets},
+    session::Prover,
     telemetry::{Registry, seconds},
     wire::{Code, JSON},
 };
@@ -76,6 +78,8 @@ pub struct OpsParts {
     pub renders: Arc<Renders>,
     /// The KEKs used.
     pub keks: Arc<Keks>,
+    /// Proves that keys are held.
+    pub prover: Prover,
     /// The metrics.
     pub registry: Arc<Registry>,
     /// The audit log.
@@ -110,6 +114,7 @@ enum Route {
     Status,
     Manifest,
     Push,
+    Prove,
 }
 
 impl OpsServer {
@@ -123,6 +128,10 @@ impl OpsServer {
         registry.describe_gauge(BUILD, "Always 1; the labels identify the build.");
         registry.describe_gauge(STARTED, "When the process started.");
         registry.describe_gauge(READY, "1 while /readyz reports ready.");
+        registry.describe_counter(
+            prove::PROOFS,
+            "Requests to prove that a key version is held, by result.",
+        );
         let started_at = parts.clock.now();
         registry
             .gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
@@ -177,15 +186,15 @@ impl OpsServer {
             Problem::new(
                 Code::NotFound,
                 "unknown path; valid paths: /livez, /readyz, /metrics, /status, \
-                 /manifests/{keyring}, /push",
+                 /manifests/{keyring}, /push, /prove",
             )
         })?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         match found.value {
-            Route::Push if head.method != Method::POST => {
+            Route::Push | Route::Prove if head.method != Method::POST => {
                 return Err(Problem::method_not_allowed("POST"));
             }
-            Route::Push => {}
+            Route::Push | Route::Prove => {}
             _ if !is_read => return Err(Problem::method_not_allowed("GET, HEAD")),
             _ => {}
         }
@@ -209,6 +218,7 @@ impl OpsServer {
             }),
             Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
             Route::Push => push::push(&self.parts, certificate, body),
+            Route::Prove => prove::prove(&self.parts, head, body),
         }
     }
 
@@ -318,6 +328,7 @@ fn router() -> Router<Route> {
         ("/status", Route::Status),
         ("/manifests/{keyring}", Route::Manifest),
         ("/push", Route::Push),
+        ("/prove", Route::Prove),
     ];
     for (path, route) in routes {
         if let Err(error) = router.insert(path, route) {

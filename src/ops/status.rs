@@ -25,6 +25,7 @@ pub(super) fn status(parts: &OpsParts, started_at: Timestamp) -> Status {
     let (secrets, renders) = (parts.secrets.all(), parts.renders.all());
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
+        instance: Some(parts.prover.instance()),
         now: Some(parts.clock.now()),
         started_at,
         ready: pending.is_empty(),

@@ -76,6 +76,7 @@ impl World {
             registry,
             audit: Recorder::default(),
             clock,
+            prover: Prover::new().expect("randomness"),
             pending: Box::new(move || shared.lock().expect("test").clone()),
             accounts: Accounts::new(&settings.limits, Duration::ZERO),
             hosts: Some(Vec::new()),

@@ -6,6 +6,7 @@
 
 mod error;
 mod item;
+mod proof;
 mod request;
 mod stream;
 #[cfg(test)]
@@ -14,9 +15,11 @@ pub(crate) mod testing;
 mod tests;
 mod version;
 
+pub use self::proof::Prover;
 pub(crate) use self::{
     error::SessionError,
     item::ItemProcessor,
+    proof::ProofError,
     request::{Session, message_buffer},
     stream::StreamDecryptor,
 };

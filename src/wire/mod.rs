@@ -1,10 +1,11 @@
 //! What both ends of Sidekey's APIs agree on: media types, problem codes, the binary batch,
-//! `/status`, and names in certificates. docs/api.md specifies the formats.
+//! `/status`, proofs, and names in certificates. docs/api.md specifies the formats.
 
 #[cfg(feature = "tls")]
 mod certificate;
 mod code;
 mod frames;
+pub mod proof;
 pub mod status;
 
 #[cfg(feature = "tls")]

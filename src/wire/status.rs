@@ -11,6 +11,9 @@ use crate::model::{KekUri, KeyringName, Wave};
 pub struct Status {
     /// The version of the build.
     pub version: String,
+    /// The process: 32 random hexadecimal digits, drawn at its start.
+    #[serde(default)]
+    pub instance: Option<String>,
     /// The time on the sidecar's clock. Commands compare it with theirs.
     #[serde(default)]
     pub now: Option<Timestamp>,
