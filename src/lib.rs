@@ -17,6 +17,7 @@ pub mod crypto;
 pub mod encoding;
 pub mod exec;
 pub mod files;
+pub mod fleet;
 pub mod http;
 pub mod in_place;
 pub mod keks;

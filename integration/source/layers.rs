@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 12] = [
     &["api", "ops"],
     &["http"],
     &["admin", "in_place", "exec", "scan", "client", "render"],
-    &["session"],
+    &["session", "fleet"],
     &["refresh", "secrets", "schedule", "keks"],
     &["policy", "audit", "backend"],
     &["keyring"],

@@ -13,10 +13,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{access::Admin, error::AdminError, ops_client::Fleet, recover::fetch_manifests};
+use super::{access::Admin, error::AdminError, recover::fetch_manifests};
 use crate::{
     crypto::KeyringId,
     files::{Allowed, NewFile, WriterLock, open_private},
+    fleet::Fleet,
     keyring::{Document, Expectations, Rejection, Sightings, Succession, examine},
 };
 

@@ -3,8 +3,11 @@
 
 use jiff::Timestamp;
 
-use super::{access::Admin, error::AdminError, evidence::ask_status};
-use crate::keyring::{self, CLOCK_TOLERANCE, Document, Manifest};
+use super::{access::Admin, error::AdminError};
+use crate::{
+    fleet::FleetClient,
+    keyring::{self, CLOCK_TOLERANCE, Document, Manifest},
+};
 
 impl Admin {
     /// Checks that there is a clock to compare with, or that the operator trusts this one. Every
@@ -13,7 +16,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError::NoClock`]; errors of reading the location, which may tell the time.
     pub async fn require_clock(&self) -> Result<(), AdminError> {
-        if self.bases.trust_clock || !self.bases.sidecars.urls.is_empty() {
+        if self.bases.trust_clock || !self.bases.sidecars.is_empty() {
             return Ok(());
         }
         self.read().await?;
@@ -59,11 +62,9 @@ impl Admin {
         if self.bases.trust_clock {
             return Ok(());
         }
-        let statuses = ask_status(&self.bases.sidecars)
-            .await
-            .map_err(AdminError::System)?;
+        let client = FleetClient::new(&self.bases.sidecars).map_err(AdminError::System)?;
         // A sidecar that doesn't answer is reported where it is needed as evidence or base.
-        for (sidecar, status) in statuses {
+        for (sidecar, status) in client.statuses().await {
             let Some(theirs) = status.ok().and_then(|status| status.now) else {
                 continue;
             };

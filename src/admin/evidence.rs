@@ -1,29 +1,12 @@
 //! Evidence from the fleet: the use of a version according to every sidecar's `/status`.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, client::conn::http1, header::HOST};
-use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
-
-use super::{
-    backup::CONCURRENT,
-    ops_client::{Fleet, OpsClient},
-};
 use crate::{
     crypto::KeyringId,
+    fleet::{Fleet, FleetClient},
     keyring::{Manifest, SidecarReport, Sighting, VersionUse},
     model::KeyringName,
     wire::status::{ActiveManifest, KeyringStatus, Status},
 };
-
-/// The time limit for a request to a sidecar.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest `/status`, in bytes.
-const MAX_STATUS: usize = 64 << 20;
 
 /// Asks sidecars for their use of a version. A failed request is part of the report.
 ///
@@ -35,7 +18,7 @@ pub async fn ask_sidecars(
     id: KeyringId,
     version: u32,
 ) -> Result<Vec<SidecarReport>, String> {
-    let statuses = ask_status(fleet).await?;
+    let statuses = FleetClient::new(fleet)?.statuses().await;
     let report = |(sidecar, status): (String, Result<Status, String>)| SidecarReport {
         sidecar,
         usage: status.and_then(|status| usage(&status, keyring, id, version)),
@@ -53,7 +36,7 @@ pub(super) async fn ask_sightings(
     manifest: &Manifest,
     version: u32,
 ) -> Result<Sighting, String> {
-    let statuses = ask_status(fleet).await?;
+    let statuses = FleetClient::new(fleet)?.statuses().await;
     let seen = statuses.iter().filter_map(|(_, status)| {
         let (_, active) = find(status.as_ref().ok()?, &manifest.name, manifest.id).ok()?;
         if active.generation != manifest.generation {
@@ -70,71 +53,6 @@ pub(super) async fn ask_sightings(
         })
     });
     Ok(seen.fold(Sighting::default(), Sighting::or_earlier))
-}
-
-/// Fetches the status of every sidecar. A failed request is part of the result.
-///
-/// # Errors
-/// A TLS file can't be used.
-pub(super) async fn ask_status(
-    fleet: &Fleet,
-) -> Result<Vec<(String, Result<Status, String>)>, String> {
-    let client = OpsClient::new(fleet)?;
-    let requests = stream::iter(&fleet.urls).map(async |url| {
-        let status = match timeout(TIMEOUT, status(&client, url)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no response within {TIMEOUT:?}")),
-        };
-        (url.to_string(), status)
-    });
-    Ok(requests.buffered(CONCURRENT).collect().await)
-}
-
-async fn status(client: &OpsClient, url: &Uri) -> Result<Status, String> {
-    let body = get(client, url, "/status", MAX_STATUS).await?;
-    serde_json::from_slice(&body).map_err(|error| {
-        format!("unexpected /status, maybe of another version of Sidekey: {error}")
-    })
-}
-
-/// Fetches `path` from an ops listener, up to `limit` bytes.
-pub(super) async fn get(
-    client: &OpsClient,
-    url: &Uri,
-    path: &str,
-    limit: usize,
-) -> Result<Bytes, String> {
-    let stream = client.connect(url).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(
-            HOST,
-            url.authority().map_or("", |authority| authority.as_str()),
-        )
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| error.to_string())?;
-    if response.status() == StatusCode::FORBIDDEN {
-        return Err(
-            "it requires a client certificate with a permitted name (--sidecar-cert, --sidecar-key)"
-                .into(),
-        );
-    }
-    if response.status() != StatusCode::OK {
-        return Err(format!("{path} returned {}", response.status()));
-    }
-    let body = Limited::new(response.into_body(), limit)
-        .collect()
-        .await
-        .map_err(|error| error.to_string())?;
-    driver.abort();
-    Ok(body.to_bytes())
 }
 
 fn usage(

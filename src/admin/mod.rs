@@ -12,7 +12,6 @@ mod envelope;
 mod error;
 mod evidence;
 mod in_rollout;
-mod ops_client;
 mod payload;
 mod present;
 mod probe;
@@ -29,7 +28,6 @@ pub use self::{
     envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in},
     error::AdminError,
     evidence::ask_sidecars,
-    ops_client::{Fleet, OpsTls},
     probe::{Probe, Purpose, probe},
     recover::{Recovered, Recovery},
     restore::{Restored, Restoring},

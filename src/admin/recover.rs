@@ -2,21 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use tokio::time::timeout;
-
-use super::{
-    access::{Admin, MANIFEST_LIMIT},
-    backup::CONCURRENT,
-    base::Held,
-    change::readable,
-    error::AdminError,
-    evidence::{TIMEOUT, get},
-    ops_client::{Fleet, OpsClient},
-    present::Present,
-};
+use super::{access::Admin, base::Held, change::readable, error::AdminError, present::Present};
 use crate::{
+    fleet::{Fleet, FleetClient, NoManifest},
     keyring::{
         self, Document, Refusal, descends_from, is_vouched_for, verify_signatures, verify_words,
     },
@@ -73,22 +61,13 @@ async fn fetch_valid(
     fleet: &Fleet,
     keyring: &KeyringName,
 ) -> Result<(Vec<Held>, Vec<String>), AdminError> {
-    let client = OpsClient::new(fleet).map_err(AdminError::System)?;
-    let path = format!("/manifests/{keyring}");
-    let requests = stream::iter(&fleet.urls).map(async |url| {
-        let response: Result<Bytes, String> =
-            match timeout(TIMEOUT, get(&client, url, &path, MANIFEST_LIMIT)).await {
-                Ok(response) => response,
-                Err(_) => Err(format!("no response within {TIMEOUT:?}")),
-            };
-        (url.to_string(), response)
-    });
+    let client = FleetClient::new(fleet).map_err(AdminError::System)?;
     let (mut held, mut invalid, mut failed) = (Vec::new(), Vec::new(), Vec::new());
-    for (holder, response) in requests.buffered(CONCURRENT).collect::<Vec<_>>().await {
-        match response.map(Document::parse) {
-            Ok(Ok(document)) => held.push(Held { holder, document }),
-            Ok(Err(error)) => invalid.push(format!("{holder}: {error}")),
-            Err(reason) => failed.push(format!("{holder}: {reason}")),
+    for (holder, manifest) in client.manifests(keyring).await {
+        match manifest {
+            Ok(document) => held.push(Held { holder, document }),
+            Err(NoManifest::Invalid(error)) => invalid.push(format!("{holder}: {error}")),
+            Err(NoManifest::Unanswered(reason)) => failed.push(format!("{holder}: {reason}")),
         }
     }
     if failed.is_empty() {

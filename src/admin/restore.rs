@@ -10,13 +10,13 @@ use super::{
     change::readable,
     envelope::DecryptWith,
     error::AdminError,
-    ops_client::Fleet,
     payload::{self, Content},
     present::Present,
     recover::fetch_manifests,
 };
 use crate::{
     crypto::{Dek, WrapContext},
+    fleet::Fleet,
     keyring::{self, Document, NotUnwrapped, Refusal, Version, Wrap, descends_from, verify_words},
     model::{KekScope, KekUri},
 };
@@ -73,7 +73,7 @@ impl Admin {
             document: present,
             damage,
         } = self.present().await?;
-        if present.is_none() && how.sidecars.urls.is_empty() && !how.no_sidecar {
+        if present.is_none() && how.sidecars.is_empty() && !how.no_sidecar {
             let what = if damage.is_some() {
                 "has no valid manifest"
             } else {

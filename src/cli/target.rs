@@ -8,7 +8,6 @@ use std::{
 };
 
 use clap::Args;
-use hyper::Uri;
 use serde::Serialize;
 use serde_json::Map;
 use zeroize::Zeroizing;
@@ -19,13 +18,16 @@ use super::{
     record::{AuditArgs, Completed},
 };
 use crate::{
-    admin::{Admin, Bases, Fleet, Memory, OpsTls, Signing},
+    admin::{Admin, Bases, Memory, Signing},
     backend,
     clock::Clock,
     config,
     crypto::{KeyringId, SigningKey},
+    fleet::{Fleet, OpsTls},
     keyring::{Document, NearLimit},
-    model::{CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, SignerKey},
+    model::{
+        CertificateName, KekPattern, KekScope, KekUri, KeyringName, Location, OpsUrl, SignerKey,
+    },
 };
 
 /// Where a keyring is, and how its changes are signed and recorded.
@@ -271,8 +273,8 @@ struct SidecarArgs {
     /// Ops listener of a live sidecar, such as https://10.1.2.3:9464; repeat for every one.
     ///
     /// The manifest in the location must follow from the one that each of them serves.
-    #[arg(long, value_name = "URL", value_parser = sidecar_url)]
-    sidecar: Vec<Uri>,
+    #[arg(long, value_name = "URL", value_parser = OpsUrl::from_str)]
+    sidecar: Vec<OpsUrl>,
     /// Trust the CA certificates in this file (PEM) instead of the system's.
     #[arg(long, value_name = "FILE", requires = "sidecar")]
     sidecar_ca: Option<PathBuf>,
@@ -296,33 +298,13 @@ struct SidecarArgs {
 
 impl From<SidecarArgs> for Fleet {
     fn from(arguments: SidecarArgs) -> Self {
-        Self {
-            urls: arguments.sidecar,
-            tls: OpsTls {
-                ca_file: arguments.sidecar_ca,
-                client: arguments.sidecar_cert.zip(arguments.sidecar_key),
-                name: arguments.sidecar_name,
-            },
-        }
+        let tls = OpsTls {
+            ca_file: arguments.sidecar_ca,
+            client: arguments.sidecar_cert.zip(arguments.sidecar_key),
+            name: arguments.sidecar_name,
+        };
+        Self::of(arguments.sidecar, tls)
     }
-}
-
-/// Parses a sidecar's URL. Credentials are refused, because URLs are logged and recorded.
-fn sidecar_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text
-        .parse()
-        .map_err(|error| format!("invalid URL: {error}"))?;
-    if url
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'))
-    {
-        return Err(
-            "a sidecar URL must not contain credentials; authenticate with --sidecar-cert \
-             and --sidecar-key"
-                .into(),
-        );
-    }
-    Ok(url)
 }
 
 /// Makes the paths in KEK URIs absolute, so that they stay valid in every working directory.

@@ -78,7 +78,7 @@ fn keyring<'t>(section: &Section<'t>, names: &mut KeyringNames<'t>) -> Parsed<Ke
     })
 }
 
-fn new_name<'t>(value: &Value<'t>, names: &mut KeyringNames<'t>) -> Parsed<KeyringName> {
+pub(super) fn new_name<'t>(value: &Value<'t>, names: &mut KeyringNames<'t>) -> Parsed<KeyringName> {
     let text = value.text()?;
     if let Some((_, line)) = names.iter().find(|(name, _)| *name == text) {
         return Err(value.problem(format_args!(
@@ -89,7 +89,7 @@ fn new_name<'t>(value: &Value<'t>, names: &mut KeyringNames<'t>) -> Parsed<Keyri
     value.parsed()
 }
 
-fn location(section: &Section<'_>, value: &Value<'_>) -> Parsed<Location> {
+pub(super) fn location(section: &Section<'_>, value: &Value<'_>) -> Parsed<Location> {
     match value.parsed_uri()? {
         Location::File(path) => Ok(Location::File(section.folder().join(path))),
         remote => Ok(remote),

@@ -122,7 +122,7 @@ fn address(value: &Value<'_>) -> Parsed<SocketAddr> {
     })
 }
 
-fn host(value: &Value<'_>) -> Parsed<String> {
+pub(super) fn host(value: &Value<'_>) -> Parsed<String> {
     let name = value.nonempty_text()?;
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     if name.bytes().all(is_part) {

@@ -4,6 +4,7 @@
 
 mod audit;
 mod backends;
+mod fleet;
 mod keyring;
 mod limits;
 mod listen;
@@ -19,6 +20,9 @@ mod tls;
 
 pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
+pub use fleet::{
+    FleetDiscovery, FleetFile, FleetKeyring, FleetSidecar, FleetTls, load_fleet, parse_fleet,
+};
 pub use keyring::{Confirm, Keyring};
 pub use limits::{Limits, Timeouts};
 pub use listen::{Listen, Ops, Tcp};

@@ -127,7 +127,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Settings, Problems> {
     }
 }
 
-fn folder(file: &Path) -> PathBuf {
+pub(super) fn folder(file: &Path) -> PathBuf {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     file.parent().map(Path::to_owned).unwrap_or_default()
 }

@@ -4,6 +4,7 @@
 
 mod api;
 mod clock;
+mod fleet;
 mod lifecycle;
 mod manifests;
 mod operators;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    admin::{Admin, AdminError, Bases, Fleet, Memory, Recovered, Recovery, Signing, Takeover},
+    admin::{Admin, AdminError, Bases, Memory, Recovered, Recovery, Signing, Takeover},
     app::testing::{DAY, HOUR, MINUTE, SECOND, TestApp, World},
     backend::Kek,
     clock::Clock,
     crypto::{Dek, SigningKey, WrapContext},
+    fleet::{Fleet, OpsTls},
     keyring::{self, Base64, Document, Evidence, Manifest, NewVersion, Policy, Refusal, Wrap},
     model::{SignerKey, Span},
 };
@@ -17,14 +18,11 @@ fn touch(current: &Document, now: jiff::Timestamp) -> Result<Manifest, Refusal> 
 }
 
 fn fleet(apps: &[&TestApp]) -> Fleet {
-    let url = |app: &&TestApp| format!("http://{}", app.ops_address());
-    Fleet {
-        urls: apps
-            .iter()
-            .map(|app| url(app).parse().expect("a URL"))
-            .collect(),
-        ..Fleet::default()
-    }
+    let url = |app: &&TestApp| {
+        let url = format!("http://{}", app.ops_address());
+        url.parse().expect("a URL")
+    };
+    Fleet::of(apps.iter().map(url), OpsTls::default())
 }
 
 /// What this world's operators remember.

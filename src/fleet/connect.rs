@@ -1,16 +1,15 @@
 //! Connections to the ops listeners of sidecars, with or without TLS.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
-use hyper::Uri;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::timeout,
 };
 
+use super::{CONNECT_TIMEOUT, Sidecar};
 use crate::model::CertificateName;
-
-const DEFAULT_PORT: u16 = 9464;
 
 /// TLS settings for the ops listeners of sidecars.
 #[derive(Debug, Clone, Default)]
@@ -23,28 +22,19 @@ pub struct OpsTls {
     pub name: Option<CertificateName>,
 }
 
-/// The sidecars to ask.
-#[derive(Debug, Clone, Default)]
-pub struct Fleet {
-    /// URLs of their ops listeners.
-    pub urls: Vec<Uri>,
-    /// TLS settings for `https://` URLs.
-    pub tls: OpsTls,
-}
-
 /// A connection with or without TLS.
 pub(super) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 /// Connects to ops listeners.
-pub(super) struct OpsClient {
+pub(super) struct Connector {
     #[cfg(feature = "tls")]
     tls: Option<tls::Connector>,
 }
 
-impl OpsClient {
-    /// Creates a client. TLS files are read only if a URL is `https://`.
+impl Connector {
+    /// Creates a connector. TLS files are read only if `needs_tls`.
     ///
     /// # Errors
     /// A TLS file can't be used.
@@ -52,16 +42,11 @@ impl OpsClient {
         not(feature = "tls"),
         allow(unused_variables, reason = "unused in builds without TLS")
     )]
-    pub(super) fn new(fleet: &Fleet) -> Result<Self, String> {
-        #[cfg(feature = "tls")]
-        let needs_tls = fleet
-            .urls
-            .iter()
-            .any(|url| url.scheme_str() == Some("https"));
+    pub(super) fn new(settings: &OpsTls, needs_tls: bool) -> Result<Self, String> {
         Ok(Self {
             #[cfg(feature = "tls")]
             tls: if needs_tls {
-                Some(tls::Connector::new(&fleet.tls)?)
+                Some(tls::Connector::new(settings)?)
             } else {
                 None
             },
@@ -69,28 +54,25 @@ impl OpsClient {
     }
 
     /// Connects to an ops listener. An error is a message for the operator.
-    pub(super) async fn connect(&self, url: &Uri) -> Result<Box<dyn Connection>, String> {
-        let authority = url
-            .authority()
-            .ok_or("the URL has no host; expected http://HOST:PORT or https://HOST:PORT")?;
-        let host = authority.host().trim_matches(['[', ']']);
-        let is_tls = match url.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err("invalid URL; expected http://HOST:PORT or https://HOST:PORT".into()),
-        };
-        let address = (host, authority.port_u16().unwrap_or(DEFAULT_PORT));
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| error.to_string())?;
-        if !is_tls {
+    pub(super) async fn connect(&self, sidecar: &Sidecar) -> Result<Box<dyn Connection>, String> {
+        let url = &sidecar.url;
+        let stream = soon(TcpStream::connect((url.host(), url.port()))).await?;
+        if !url.is_tls() {
             return Ok(Box::new(stream));
         }
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return Ok(Box::new(tls.connect(host, stream).await?));
+            return Ok(Box::new(tls.connect(sidecar.host(), stream).await?));
         }
         Err("this build lacks TLS (feature `tls`)".into())
+    }
+}
+
+/// Limits the time of a connection attempt, so that dead addresses don't cost a whole request's.
+pub(super) async fn soon<T>(connecting: impl Future<Output = io::Result<T>>) -> Result<T, String> {
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
     }
 }
 
@@ -180,11 +162,14 @@ mod tls {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
         match error.get_ref().and_then(|error| error.downcast_ref()) {
             Some(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                "its certificate is for another name; set the expected name with --sidecar-name"
+                "its certificate is for another name; set the expected name (--sidecar-name, or \
+                 `tls.name` in the fleet file)"
                     .into()
             }
             Some(Error::InvalidCertificate(UnknownIssuer)) => {
-                "its certificate is from an unknown CA; trust a CA with --sidecar-ca".into()
+                "its certificate is from an unknown CA; trust a CA (--sidecar-ca, or `tls.ca_file` \
+                 in the fleet file)"
+                    .into()
             }
             _ => error.to_string(),
         }

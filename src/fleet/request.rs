@@ -1,0 +1,114 @@
+//! One request to an ops listener.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+
+use super::{Sidecar, connect::Connector};
+use crate::wire::JSON;
+
+/// The longest problem that is read, in bytes.
+const MAX_PROBLEM: usize = 64 << 10;
+
+/// Fetches `path`, up to `limit` bytes.
+///
+/// # Errors
+/// A message for the operator.
+pub(super) async fn get(
+    connector: &Connector,
+    sidecar: &Sidecar,
+    path: &str,
+    limit: usize,
+) -> Result<Bytes, String> {
+    send(connector, sidecar, (Method::GET, path), Vec::new(), limit).await
+}
+
+/// Posts JSON to `path`, and returns the response, up to `limit` bytes.
+///
+/// # Errors
+/// A message for the operator.
+pub(super) async fn post(
+    connector: &Connector,
+    sidecar: &Sidecar,
+    path: &str,
+    json: Vec<u8>,
+    limit: usize,
+) -> Result<Bytes, String> {
+    send(connector, sidecar, (Method::POST, path), json, limit).await
+}
+
+async fn send(
+    connector: &Connector,
+    sidecar: &Sidecar,
+    (method, path): (Method, &str),
+    json: Vec<u8>,
+    limit: usize,
+) -> Result<Bytes, String> {
+    let stream = connector.connect(sidecar).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, sidecar.url.authority());
+    if !json.is_empty() {
+        request = request.header(CONTENT_TYPE, JSON);
+    }
+    let request = request
+        .body(Full::new(Bytes::from(json)))
+        .map_err(|error| error.to_string())?;
+    let exchange = async {
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
+        if response.status().is_success() {
+            read(response, limit).await
+        } else {
+            Err(refusal(response, path).await)
+        }
+    };
+    // In this task, so that the connection ends with the request.
+    tokio::select! {
+        biased;
+        answer = exchange => answer,
+        Err(error) = connection => Err(error.to_string()),
+    }
+}
+
+async fn read(response: Response<Incoming>, limit: usize) -> Result<Bytes, String> {
+    let body = Limited::new(response.into_body(), limit).collect().await;
+    body.map(|body| body.to_bytes())
+        .map_err(|error| error.to_string())
+}
+
+/// The members of a problem (RFC 9457) that say what to do.
+#[derive(Deserialize)]
+struct Refusal {
+    code: String,
+    detail: String,
+}
+
+async fn refusal(response: Response<Incoming>, path: &str) -> String {
+    let status = response.status();
+    let body = read(response, MAX_PROBLEM).await.unwrap_or_default();
+    let said = match serde_json::from_slice(&body) {
+        Ok(Refusal { code, detail }) => format!("{code}: {detail}"),
+        Err(_) => format!("{path} returned {status}"),
+    };
+    match status {
+        StatusCode::FORBIDDEN => format!(
+            "{said} (client certificate: --sidecar-cert and --sidecar-key, or \
+             `tls.certificate_file` and `tls.key_file` in the fleet file)"
+        ),
+        _ => said,
+    }
+}
