@@ -1,9 +1,10 @@
 //! Input and output of a transformation, in constant memory. Incomplete output is removed.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, IsTerminal, Read, Seek, Write},
     mem,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -17,7 +18,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use tokio::sync::mpsc;
 
 use super::output::{CliError, note, path_for_display};
-use crate::files::{self, NewFile, Patient};
+use crate::files::{self, Attribute, NewFile, Patient};
 
 /// Read size in bytes.
 const BLOCK: usize = 256 << 10;
@@ -211,13 +212,15 @@ impl Output {
             let sink = Sink::Pipe(file.into());
             return Ok(Self { sink, name });
         }
-        // The umask applies, as it does to a file that a shell creates.
-        let file = NewFile::with_mode(&target, 0o666).map_err(failed)?;
-        if let Some(former) = former {
-            file.file()
-                .set_permissions(former.permissions())
-                .map_err(failed)?;
-        }
+        let file = match former {
+            // The umask applies, as it does to a file that a shell creates.
+            None => NewFile::with_mode(&target, 0o666).map_err(failed)?,
+            Some(former) => {
+                let file = NewFile::beside(&target).map_err(failed)?;
+                keep_access(file.file(), &former).map_err(failed)?;
+                file
+            }
+        };
         let sink = Sink::New { file, target };
         Ok(Self { sink, name })
     }
@@ -275,6 +278,17 @@ impl Drop for Output {
             ));
         }
     }
+}
+
+/// Gives a file the mode and group of the one that it replaces. A group that can't be kept has no
+/// access to it, instead of another one.
+fn keep_access(file: &File, former: &Metadata) -> io::Result<()> {
+    let mode = former.mode() & 0o777;
+    let given = match files::give(file, Some(former.gid()), mode, None) {
+        Err((Attribute::Group, _)) => files::give(file, None, mode & !0o070, None),
+        given => given,
+    };
+    given.map_err(|(_, error)| error)
 }
 
 /// A progress bar, hidden unless only standard error is a terminal.

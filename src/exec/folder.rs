@@ -89,7 +89,7 @@ impl FileAccess {
                     "can't set the owner or group; giving files to another user requires root or \
                      CAP_CHOWN"
                 }
-                Attribute::Mode => "can't set the mode",
+                Attribute::Mode | Attribute::Extended => "can't set the mode",
             };
             io::Error::new(error.kind(), format!("{what}: {error}"))
         })

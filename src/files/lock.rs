@@ -6,9 +6,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{File, Metadata, OpenOptions, Permissions, TryLockError},
+    fs::{File, Metadata, OpenOptions, TryLockError},
     io::{self, ErrorKind},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -16,7 +16,10 @@ use std::{
 
 use rustix::{fs::OFlags, process::geteuid};
 
-use super::NewFile;
+use super::{
+    NewFile,
+    attributes::{Access, Step, steps},
+};
 
 /// How often a lock that another process holds is tried.
 const TRY_EVERY: Duration = Duration::from_millis(5);
@@ -103,28 +106,30 @@ fn open_existing(path: &Path, like: &Metadata) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Gives a lock to those who may write what has the attributes `like`. The owner comes last,
-/// because a process without CAP_FOWNER can't change the mode of a file that it doesn't own.
+/// Gives a lock to those who may write what has the attributes `like`.
 fn share(lock: &File, like: &Metadata) -> io::Result<()> {
-    let present = lock.metadata()?;
-    // Only root can give it to any owner or group. One of them is often enough.
-    if present.gid() != like.gid() {
-        let _ = fchown(lock, None, Some(like.gid()));
-    }
+    let present = Access::of(&lock.metadata()?);
     let others = if like.mode() & STICKY == 0 { 0o022 } else { 0 };
-    let writers = 0o200 | like.mode() & others;
-    if present.mode() & 0o7777 != writers {
-        lock.set_permissions(Permissions::from_mode(writers))?;
-    }
-    if present.uid() != like.uid() {
-        let _ = fchown(lock, Some(like.uid()), None);
+    let wanted = Access {
+        mode: 0o200 | like.mode() & others,
+        ..Access::of(like)
+    };
+    for step in steps(present, wanted, false) {
+        match (step, step.apply(lock)) {
+            // Only root can give it to any owner or group. One of them is often enough.
+            (Step::Group(_) | Step::Owner(_), Err(_)) => {}
+            (_, applied) => applied?,
+        }
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::chown};
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt, chown},
+    };
 
     use super::{super::with_only_cap_chown, *};
 

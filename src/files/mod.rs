@@ -19,7 +19,7 @@ use std::{
 
 use rustix::fs::OFlags;
 
-pub use attributes::{Attribute, give};
+pub use attributes::{Attribute, give, give_like};
 pub use lock::{WriterLock, lock_path};
 pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::CStr,
-    fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
+    fs::{self, File, Metadata, OpenOptions, TryLockError},
     io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +16,7 @@ use rustix::{
 
 use crate::{
     crypto::{fingerprint, to_hex},
-    files::{NewFile, sync_folder_of},
+    files::{self, NewFile, sync_folder_of},
 };
 
 /// The prefix of temporary files, followed by 16 hexadecimal digits.
@@ -148,7 +148,9 @@ impl Replacement {
             }
         };
         let new = NewFile::adopt(file, path)?;
-        keep_attributes(original, new.file()).map_err(FileError::Attributes)?;
+        let extend = || copy_extended(original, new.file());
+        files::give_like(new.file(), &original.metadata, extend)
+            .map_err(|(_, error)| FileError::Attributes(error))?;
         let out = BufWriter::with_capacity(256 << 10, new);
         Ok(Self { out })
     }
@@ -250,13 +252,8 @@ fn lock(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-fn keep_attributes(original: &Original, new: &File) -> io::Result<()> {
-    let (old, fresh) = (&original.metadata, new.metadata()?);
-    if (old.uid(), old.gid()) != (fresh.uid(), fresh.gid()) {
-        fchown(new, Some(old.uid()), Some(old.gid()))?;
-    }
-    // After the owner, because changing that clears some bits.
-    new.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+/// Copies the extended attributes, access lists among them.
+fn copy_extended(original: &Original, new: &File) -> io::Result<()> {
     let names = match read_sized(
         || flistxattr_query(&original.file),
         |buffer| flistxattr(&original.file, buffer),
@@ -306,6 +303,8 @@ fn temporary_beside(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     fn folder() -> (tempfile::TempDir, PathBuf) {

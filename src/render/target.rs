@@ -190,7 +190,7 @@ impl Attributes {
         given.map_err(|(attribute, error)| {
             let what = match attribute {
                 Attribute::Group => "can't set the group (requires membership, root or CAP_CHOWN)",
-                Attribute::Mode => "can't set the mode",
+                Attribute::Mode | Attribute::Extended => "can't set the mode",
                 Attribute::Owner => "can't set the owner (requires root or CAP_CHOWN)",
             };
             (what.to_owned(), error)

@@ -173,12 +173,13 @@ impl Prepared {
         let listener = private
             .bind()
             .map_err(failed(format!("can't listen on {shown}")))?;
-        private
-            .set_owner(owner, group)
-            .map_err(failed(format!("can't set owner and group of {shown}")))?;
+        let not_given = || failed(format!("can't set owner and group of {shown}"));
+        private.set_owner(None, group).map_err(not_given())?;
         private
             .set_mode(settings.mode)
             .map_err(failed(format!("can't set the mode of {shown}")))?;
+        // Last: without CAP_FOWNER, the mode of what another user owns can't be set.
+        private.set_owner(owner, None).map_err(not_given())?;
         let stat = private
             .stat()
             .map_err(failed(format!("can't inspect {shown}")))?;
