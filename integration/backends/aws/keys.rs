@@ -316,6 +316,17 @@ async fn errors_are_reported_with_a_remedy() {
         &verify,
         &["http://192.0.2.4", "AWS_ENDPOINT_URL_STS"],
     );
+    // So it would beside an endpoint for the other services.
+    let config = format!(
+        "[listen]\nsocket = {:?}\n[aws]\nendpoint = {:?}\n[[keyring]]\nname = \"demo\"\n\
+         location = \"demo.json\"\nkeks = [\"aws-kms:*\"]\n",
+        world.path("one.sock"),
+        moto.url(),
+    );
+    let sidecar = world.launch("one", &config, &[]);
+    wait("a refused endpoint", || {
+        sidecar.log().contains("AWS_ENDPOINT_URL_STS") && sidecar.log().contains("is not https")
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::loader;
+use super::{endpoint, loader};
 use crate::config;
 
 /// How long credentials without an expiry are used before their sources are read again.
@@ -56,14 +56,17 @@ struct Held {
 
 impl ReloadingCredentials {
     /// Uses the SDK's default chain as configured. It logs in at endpoints of the kind that all
-    /// services use, such as those validated by FIPS 140.
-    pub(super) fn new(settings: &config::Aws) -> Arc<Self> {
-        let settings = settings.clone();
+    /// services use, such as those validated by FIPS 140, and by plain HTTP only at those in
+    /// `plain_http`.
+    pub(super) fn new(settings: &config::Aws, plain_http: &[String]) -> Arc<Self> {
+        let (settings, plain_http) = (settings.clone(), plain_http.to_vec());
         Self::with(Box::new(move || {
-            let loader = loader(&settings);
+            let (loader, plain_http) = (loader(&settings), plain_http.clone());
             Box::pin(async move {
                 // A new chain reads environment, files and metadata again.
                 let sdk = loader.load().await;
+                endpoint::check(&sdk, endpoint::LOGIN_SERVICES, &plain_http)
+                    .map_err(CredentialsError::invalid_configuration)?;
                 let chain = sdk
                     .credentials_provider()
                     .ok_or_else(CredentialsError::not_loaded_no_source)?;

@@ -6,15 +6,22 @@ use hyper::Uri;
 
 use crate::backend::plain_http;
 
-/// The services in use, as the SDK names them. STS issues credentials for a web identity.
-const SERVICES: [&str; 5] = ["KMS", "S3", "Secrets Manager", "SSM", "STS"];
+/// The services in use, as the SDK names them.
+pub(super) const SERVICES: &[&str] = &["KMS", "S3", "Secrets Manager", "SSM"];
+/// The services that issue credentials. For them, `aws.endpoint` doesn't count: the SDK reads their
+/// endpoints from the environment and the profile only.
+pub(super) const LOGIN_SERVICES: &[&str] = &["STS"];
 
-/// Checks that every custom endpoint uses TLS, or plain HTTP to an allowed host.
+/// Checks that every custom endpoint of `services` uses TLS, or plain HTTP to an allowed host.
 ///
 /// # Errors
 /// A sentence that names the URL and the settings it may come from.
-pub(super) fn check(sdk: &SdkConfig, plain_http: &[String]) -> Result<(), String> {
-    for service in SERVICES {
+pub(super) fn check(
+    sdk: &SdkConfig,
+    services: &[&str],
+    plain_http: &[String],
+) -> Result<(), String> {
+    for service in services {
         let Some(endpoint) = custom_endpoint(sdk, service) else {
             continue;
         };

@@ -38,6 +38,7 @@ where
 fn kind_of_credentials_error(error: &CredentialsError) -> ErrorKind {
     match error {
         CredentialsError::ProviderTimedOut(_) => ErrorKind::Unavailable,
+        CredentialsError::InvalidConfiguration(_) => ErrorKind::Misconfigured,
         CredentialsError::ProviderError(_) if format!("{error:?}").contains("ConnectorError") => {
             ErrorKind::Unavailable
         }

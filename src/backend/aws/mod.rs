@@ -50,7 +50,7 @@ impl Client {
         Arc::new(Self {
             settings: settings.aws.clone(),
             plain_http: settings.plain_http.clone(),
-            credentials: ReloadingCredentials::new(&settings.aws),
+            credentials: ReloadingCredentials::new(&settings.aws, &settings.plain_http),
             sdk: OnceCell::new(),
             clock: Arc::default(),
             secrets_managers: Regions::default(),
@@ -112,6 +112,7 @@ impl Client {
     async fn sdk(&self) -> Result<&SdkConfig, Failure> {
         let credentials = Arc::clone(&self.credentials) as Arc<dyn ProvideCredentials>;
         let load = async || {
+            let login = loader(&self.settings);
             // Adaptive: the client slows down by itself while it is throttled.
             let mut loader = loader(&self.settings)
                 .retry_config(RetryConfig::adaptive())
@@ -122,7 +123,11 @@ impl Client {
                 loader = loader.endpoint_url(endpoint);
             }
             let sdk = loader.load().await;
-            endpoint::check(&sdk, &self.plain_http)
+            // Those of logins don't depend on `aws.endpoint`. They are checked again whenever
+            // credentials are loaded, because a profile may change.
+            let login = login.load().await;
+            endpoint::check(&sdk, endpoint::SERVICES, &self.plain_http)
+                .and_then(|()| endpoint::check(&login, endpoint::LOGIN_SERVICES, &self.plain_http))
                 .map_err(|reason| Failure::new(ErrorKind::Misconfigured, reason))?;
             Ok(sdk)
         };
