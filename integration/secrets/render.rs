@@ -14,8 +14,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
+    exec::Running,
     files,
-    harness::{Sidecar, World, uid, wait},
+    harness::{Sidecar, World, binary, uid, wait},
 };
 
 /// Writes a secret's file atomically: a new file is renamed over it.
@@ -391,6 +392,41 @@ fn a_change_during_a_command_runs_it_once_more() {
     });
     look_again(&sidecar, "out");
     assert_eq!(read(&world, "runs"), "run\nrun\n");
+}
+
+#[test]
+fn a_command_may_open_as_many_files_as_the_sidecar_when_it_was_started() {
+    let world = World::new();
+    put(&world, "a", "1");
+    // The limit is set a moment after the command has started.
+    let script = format!(
+        "until [ $(ulimit -Sn) = 512 ]; do sleep 0.02; done; echo ok > {}",
+        world.path("restored").display()
+    );
+    let config = format!(
+        "{}[[render]]\nfile = \"out\"\nsecret = \"a\"\ntimeout = \"50s\"\n\
+         command = [\"sh\", \"-c\", {script:?}]\n",
+        secret("a")
+    );
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 512; exec \"$@\"", "sh"])
+        .args([binary(), "serve", "--config"])
+        .arg(world.configure("one", &config, &[]))
+        .envs(world.env.iter().cloned());
+    let sidecar = Running::of(command);
+    wait_for(&world, "restored", "ok\n");
+    let own = soft_limit_of_files(sidecar.child.id());
+    assert!(own > Some(512), "the sidecar's own limit: {own:?}");
+}
+
+/// Returns the soft limit of open files of a process.
+fn soft_limit_of_files(process: u32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::{
     app, backend,
     clock::Clock,
     config::{self, LoadError, Settings},
-    lifecycle::{Signals, allow_connections, notify_ready, reap_orphans},
+    files::allow_connections,
+    lifecycle::{Signals, notify_ready, reap_orphans},
     model::{KeyringName, SecretName},
     telemetry,
 };

@@ -1,8 +1,9 @@
 //! Files on a local disk: blocking work, watches, atomic replacement, locks among writers, and
-//! files that other users must not read; and the standard streams.
+//! files that other users must not read; how many may be open; and the standard streams.
 
 mod attributes;
 mod blocking;
+mod descriptors;
 mod lock;
 mod poll;
 mod private;
@@ -20,6 +21,7 @@ use std::{
 use rustix::fs::OFlags;
 
 pub use attributes::{Attribute, give, give_like};
+pub use descriptors::{allow_connections, restore_limit};
 pub use lock::{WriterLock, lock_path};
 pub use private::{
     Allowed, PrivateFileError, create_private, open_private, read_at_most, read_private,

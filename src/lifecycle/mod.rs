@@ -1,7 +1,6 @@
 //! Readiness, signals, the service manager, orphans, the limit of open files, and the two stages of
 //! stopping.
 
-mod descriptors;
 mod orphans;
 mod readiness;
 mod signals;
@@ -9,7 +8,6 @@ mod systemd;
 
 use tokio_util::sync::CancellationToken;
 
-pub use descriptors::allow_connections;
 pub use orphans::reap_orphans;
 pub use readiness::Readiness;
 pub use signals::{Signal, Signals};

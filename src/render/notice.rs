@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock,
     config::{Notice, Signal},
-    files::{ChangeCallback, WatchGuard, open_regular, run_blocking, watch},
+    files::{ChangeCallback, WatchGuard, open_regular, restore_limit, run_blocking, watch},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -174,6 +174,9 @@ impl Notifier {
             .command(program, arguments)
             .spawn()
             .map_err(|error| failed("failed", format!("can't start {program}: {error}")))?;
+        if let Some(pid) = child.id() {
+            restore_limit(pid);
+        }
         let mut running = RunningCommand::new(child);
         let (ended, readers) = (CancellationToken::new(), TaskTracker::new());
         // The output is read all the time, because a full pipe would block the command.

@@ -1,17 +1,23 @@
 //! The limit of open files.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use tracing::warn;
 
 /// Descriptors for other things than applications' connections: operators' connections, KEKs and
 /// providers, files, watches.
 const OTHERS: u64 = 256;
 
+/// The limits before they were raised.
+static INHERITED: OnceLock<Rlimit> = OnceLock::new();
+
 /// Raises the soft limit of open files (`RLIMIT_NOFILE`), usually 1024, so that `connections` can
-/// be open at once; not further, because commands inherit it. Warns if the hard limit is too low.
+/// be open at once. Warns if the hard limit is too low.
 pub fn allow_connections(connections: u64) {
     let needed = connections.saturating_add(OTHERS);
     let limit = getrlimit(Resource::Nofile);
+    INHERITED.get_or_init(|| limit);
     let wanted = raised(limit.current, limit.maximum, needed);
     let raised = Rlimit {
         current: wanted,
@@ -27,6 +33,20 @@ pub fn allow_connections(connections: u64) {
              lower `limits.connections`"
         );
     }
+}
+
+/// Gives a command that this process has started the limit that this process itself was started
+/// with: programs that use select(2), or that close every descriptor, can't do with a higher one.
+///
+/// The command may run a moment before that. A limit can't be changed between fork and exec without
+/// unsafe code, and this process can't do with a lower one even for that long.
+pub fn restore_limit(command: u32) {
+    let (Some(inherited), Some(pid)) = (INHERITED.get(), Pid::from_raw(command.cast_signed()))
+    else {
+        return;
+    };
+    // Fails if it has ended, or runs as another user.
+    let _ = prlimit(Some(pid), Resource::Nofile, *inherited);
 }
 
 /// The soft limit to set; `None` is unlimited.
