@@ -306,6 +306,7 @@ impl Admin {
             keyring::require_no_rollout(current.manifest(), &next)?;
         }
         self.require_signing(current)?;
+        self.compare_with_keks()?;
         let next = self.with_times_repaired(current, next)?;
         let document = readable(Some(current), &self.authenticate(next, keys)?)?;
         self.replace(Some(current), &document).await?;

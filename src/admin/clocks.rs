@@ -14,16 +14,34 @@ impl Admin {
     /// change compares them.
     ///
     /// # Errors
-    /// [`AdminError::NoClock`]; errors of reading the location, which may tell the time.
+    /// [`AdminError::NoClock`]; errors of reading the location and of unwrapping, because both the
+    /// location and the KEKs may tell the time.
     pub async fn require_clock(&self) -> Result<(), AdminError> {
         if self.bases.trust_clock || !self.bases.sidecars.is_empty() {
             return Ok(());
         }
-        self.read().await?;
-        match self.store.server_time() {
-            Some(_) => Ok(()),
-            None => Err(AdminError::NoClock),
+        let current = self.read_trusted().await?;
+        if self.store.server_time().is_some() {
+            return Ok(());
         }
+        // A KEK has a time once it has responded.
+        self.unwrap_versions(&current, &[]).await?;
+        if self.keks.server_times().is_empty() {
+            return Err(AdminError::NoClock);
+        }
+        self.compare_with_keks()
+    }
+
+    /// Compares the clock with those of the KEKs, which have unwrapped every key of a manifest
+    /// before its successor is written.
+    ///
+    /// # Errors
+    /// [`AdminError::ClockDiffers`]
+    pub(super) fn compare_with_keks(&self) -> Result<(), AdminError> {
+        for (kek, theirs) in self.keks.server_times() {
+            self.compare_with(theirs, || kek.to_string())?;
+        }
+        Ok(())
     }
 
     /// Compares the clock with the location's, once that has answered.

@@ -78,7 +78,7 @@ pub enum AdminError {
         /// The digest of the manifest found.
         digest: String,
     },
-    /// The clock differs from that of a sidecar or of the location.
+    /// The clock differs from that of a sidecar, of the location or of a KEK.
     #[error(
         "the clock of this machine says {ours}, and that of {holder} says {theirs}; waiting times \
          count by it, so correct it, or vouch for it with --trust-clock"

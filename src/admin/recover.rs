@@ -249,6 +249,7 @@ impl Admin {
         let merged = keyring::merge(&chosen.document, &branches, self.now())?;
         let mut keys = BTreeMap::new();
         self.unwrap_keys(&mut keys, &merged, &[]).await?;
+        self.compare_with_keks()?;
         let document = readable(Some(&chosen.document), &self.authenticate(merged, &keys)?)?;
         let stranded = others.iter().filter_map(|held| {
             let error = self.leads_to(&held.document, &document).err()?;

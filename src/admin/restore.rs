@@ -104,6 +104,7 @@ impl Admin {
         others.extend(self.own_bases(base.manifest().id)?);
         let least = next_generation(&base, &others, how.at_least)?;
         let restored = keyring::restore(&base, wraps, &record, least, self.now());
+        self.compare_with_keks()?;
         let document = readable(Some(&base), &self.authenticate(restored, &keys)?)?;
         self.replace_bytes(bytes, &document).await?;
         self.remember(&document)?;

@@ -1,6 +1,7 @@
 //! What a system that holds KEKs can do.
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::BackendError;
 use crate::crypto::{Dek, WrapContext};
@@ -20,4 +21,10 @@ pub trait Kek: Send + Sync {
         wrap: &'a [u8],
         context: WrapContext,
     ) -> BoxFuture<'a, Result<Dek, BackendError>>;
+
+    /// Returns the time on the KEK's own clock, as its last response stated, if it has one that is
+    /// independent of this machine's.
+    fn server_time(&self) -> Option<Timestamp> {
+        None
+    }
 }

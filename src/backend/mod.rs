@@ -24,7 +24,7 @@ mod pkcs11;
 #[cfg(any(feature = "aws", feature = "https-client"))]
 mod plain_http;
 mod secret;
-#[cfg(any(feature = "aws", feature = "vault"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod server_clock;
 mod store;
 #[cfg(feature = "https-client")]

@@ -123,6 +123,11 @@ impl KekClient {
         }
     }
 
+    pub(super) fn server_time(&self) -> Option<(KekUri, Timestamp)> {
+        let time = self.kek.as_ref().ok()?.server_time()?;
+        Some((self.uri.clone(), time))
+    }
+
     /// Whether it ever wrapped or unwrapped a key.
     pub(super) fn has_worked(&self) -> bool {
         self.lock().last_success.is_some()

@@ -96,6 +96,14 @@ impl Keks {
         self.clients().all().map(KekClient::health).collect()
     }
 
+    /// Returns the time on the clock of each KEK that stated one in its last response.
+    pub fn server_times(&self) -> Vec<(KekUri, Timestamp)> {
+        self.clients()
+            .all()
+            .filter_map(KekClient::server_time)
+            .collect()
+    }
+
     /// Updates the gauges; called before metrics are rendered.
     pub fn update_gauges(&self) {
         for client in self.clients().all() {

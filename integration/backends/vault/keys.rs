@@ -69,6 +69,14 @@ async fn a_keyring_lives_in_vault(brand: Brand) {
     );
 }
 
+async fn a_transit_key_tells_the_time(brand: Brand) {
+    let vault = Vault::start_of(brand);
+    let world = world_of(&vault);
+    init(&world, world.manifest("demo").to_str().unwrap());
+    world.keyring("rotate", "demo", &["--activate", "now"]);
+    world.keyring("disable", "demo", &["--version", "1", "--override", "test"]);
+}
+
 async fn concurrent_changes_are_all_applied(brand: Brand) {
     let vault = Vault::start_of(brand);
     let world = world_of(&vault);
@@ -457,6 +465,7 @@ macro_rules! with_each_server {
 
 with_each_server!(
     a_keyring_lives_in_vault,
+    a_transit_key_tells_the_time,
     concurrent_changes_are_all_applied,
     an_approle_logs_in_again,
     a_revoked_token_is_replaced_from_its_file,

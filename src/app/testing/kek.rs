@@ -4,6 +4,7 @@ use std::sync::{
 };
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::mode::Mode;
 use crate::{
@@ -20,6 +21,7 @@ pub(crate) struct FakeKek {
     calls: Mutex<Vec<KekCall>>,
     /// Whether it returns a key of its own instead of the one that was wrapped.
     is_exchanging: AtomicBool,
+    time: Mutex<Option<Timestamp>>,
 }
 
 /// One request to a KEK.
@@ -37,6 +39,7 @@ impl FakeKek {
             mode: Mode::default(),
             calls: Mutex::default(),
             is_exchanging: AtomicBool::new(false),
+            time: Mutex::default(),
         }
     }
 
@@ -58,6 +61,11 @@ impl FakeKek {
     /// Returns another key at every unwrap from now on, or the right one again.
     pub(crate) fn exchange(&self, is_exchanging: bool) {
         self.is_exchanging.store(is_exchanging, Ordering::Relaxed);
+    }
+
+    /// Sets the clock that responses state.
+    pub(crate) fn set_time(&self, time: Timestamp) {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 
     /// Delays every call from now on.
@@ -87,6 +95,10 @@ impl FakeKek {
 }
 
 impl Kek for FakeKek {
+    fn server_time(&self) -> Option<Timestamp> {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wrap<'a>(
         &'a self,
         dek: &'a Dek,

@@ -13,6 +13,9 @@ use crate::{
     model::{SignerKey, Span},
 };
 
+/// The KEK of every keyring that a world makes.
+const KEK: &str = "fake:main";
+
 fn touch(current: &Document, now: jiff::Timestamp) -> Result<Manifest, Refusal> {
     Ok(keyring::touch(current, now))
 }
@@ -89,6 +92,36 @@ async fn the_clock_of_the_location_counts_as_another() {
     assert!(holder.ends_with("demo.json"), "{holder}");
     world.store("demo").set_time(world.now());
     destroy().await.expect("the clocks agree");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_a_kek_counts_as_another() {
+    let (world, _app) = with_a_disabled_version().await;
+    world.clock().advance(2 * HOUR);
+    let alone = || asking(&world, &[], Clock::manual(world.now()).0);
+    let unknown = alone().destroy(1, NO_BACKUP).await;
+    assert!(matches!(unknown, Err(AdminError::NoClock)));
+    world.main_kek().set_time(world.now() - 10 * MINUTE);
+    let is_refused = |changed: Result<Document, AdminError>| {
+        let Err(AdminError::ClockDiffers { holder, .. }) = changed else {
+            panic!("{changed:?}");
+        };
+        assert_eq!(holder, KEK);
+    };
+    is_refused(alone().destroy(1, NO_BACKUP).await);
+    // Changes that need no other clock compare it, too.
+    is_refused(alone().change(touch).await);
+    is_refused(
+        alone()
+            .rotate(&[], Takeover::Now)
+            .await
+            .map(|(document, _)| document),
+    );
+    world.main_kek().set_time(world.now());
+    alone()
+        .destroy(1, NO_BACKUP)
+        .await
+        .expect("the clocks agree");
 }
 
 /// A world in which version 1 of `demo` is disabled, and waits an hour until it may be destroyed.

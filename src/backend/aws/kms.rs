@@ -8,10 +8,11 @@ use aws_sdk_kms::{
     primitives::Blob,
 };
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
-use super::{Client, errors::explain, retries::AttemptRecorder};
+use super::{Client, dates::DateRecorder, errors::explain, retries::AttemptRecorder};
 use crate::{
     backend::{BackendError, ErrorKind, Kek, error::Failure},
     crypto::{Dek, WrapContext},
@@ -127,6 +128,7 @@ impl KmsKek {
                 config = config.region(Region::new(region.clone()));
             }
             let config = config
+                .interceptor(DateRecorder::new(&self.client.clock))
                 .interceptor(AttemptRecorder::<DecryptError>::new(
                     &self.client.credentials,
                 ))
@@ -254,6 +256,10 @@ impl Kek for KmsKek {
                 .await
                 .map_err(|failure| failure.on(&self.uri))
         })
+    }
+
+    fn server_time(&self) -> Option<Timestamp> {
+        self.client.clock.now()
     }
 }
 

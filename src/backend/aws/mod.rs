@@ -39,7 +39,7 @@ pub(super) struct Client {
     plain_http: Vec<String>,
     credentials: Arc<ReloadingCredentials>,
     sdk: OnceCell<SdkConfig>,
-    /// What the locations of manifests state.
+    /// What KMS and the locations of manifests state.
     clock: Arc<ServerClock>,
     secrets_managers: Regions<batch::BatchLoader>,
     systems_managers: Regions<aws_sdk_ssm::Client>,

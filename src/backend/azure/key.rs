@@ -8,6 +8,7 @@ use azure_security_keyvault_keys::{
     models::{EncryptionAlgorithm, KeyClientWrapKeyOptions, KeyOperationParameters, KeyType},
 };
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{
@@ -168,6 +169,10 @@ impl Kek for VaultKey {
                 .await
                 .map_err(|failure| failure.on(&self.uri))
         })
+    }
+
+    fn server_time(&self) -> Option<Timestamp> {
+        self.client.clock.now()
     }
 }
 

@@ -22,7 +22,7 @@ use hyper::Uri;
 use self::transport::HttpTransport;
 use super::{
     BackendError, ErrorKind, Kek, SecretProvider, client_tls::Identity, error::Failure,
-    http_client::HttpClient,
+    http_client::HttpClient, server_clock::ServerClock,
 };
 use crate::{
     config,
@@ -35,6 +35,8 @@ pub(super) struct Client {
     http: Arc<HttpClient>,
     /// For the platform's token endpoint of managed identities, which uses plain HTTP.
     platform_http: Arc<HttpClient>,
+    /// What vaults state.
+    clock: Arc<ServerClock>,
     credential: Mutex<Option<Arc<dyn TokenCredential>>>,
     key_clients: ClientsByVault<KeyClient>,
     secret_clients: ClientsByVault<SecretClient>,
@@ -53,6 +55,7 @@ impl Client {
             settings: settings.azure.clone(),
             http: Arc::new(HttpClient::new(identity, &settings.plain_http)),
             platform_http: Arc::new(HttpClient::new(Identity::default(), &platform_hosts)),
+            clock: Arc::default(),
             credential: Mutex::default(),
             key_clients: Mutex::default(),
             secret_clients: Mutex::default(),
@@ -78,8 +81,11 @@ impl Client {
         ))
     }
 
-    fn options(http: &Arc<HttpClient>) -> ClientOptions {
-        let transport = Transport::new(Arc::new(HttpTransport(Arc::clone(http))));
+    fn options(http: &Arc<HttpClient>, clock: Option<&Arc<ServerClock>>) -> ClientOptions {
+        let transport = Transport::new(Arc::new(HttpTransport {
+            http: Arc::clone(http),
+            clock: clock.map(Arc::clone),
+        }));
         // For throttling and server errors; well within the time limit of one unwrap.
         let retry = ExponentialRetryOptions {
             max_retries: 3,
@@ -103,8 +109,8 @@ impl Client {
         }
         let credential = login::credential(
             &self.settings,
-            Self::options(&self.http),
-            Self::options(&self.platform_http),
+            Self::options(&self.http, None),
+            Self::options(&self.platform_http, None),
         )?;
         Ok(Arc::clone(slot.insert(credential)))
     }
@@ -149,8 +155,11 @@ impl Client {
             .parse()
             .map_err(|_| misconfigured(format!("{vault} is not a URL")))?;
         self.http.check(&url)?;
-        let client = create(self.credential()?, Self::options(&self.http))
-            .map_err(|error| misconfigured(error.to_string()))?;
+        let client = create(
+            self.credential()?,
+            Self::options(&self.http, Some(&self.clock)),
+        )
+        .map_err(|error| misconfigured(error.to_string()))?;
         let client = Arc::new(client);
         clients.insert(vault.to_owned(), Arc::clone(&client));
         Ok(client)

@@ -11,12 +11,20 @@ use azure_core::{
     },
 };
 
-use crate::backend::{ErrorKind, error::Failure, http_client::HttpClient, last_error};
+use hyper::header::DATE;
+
+use crate::backend::{
+    ErrorKind, error::Failure, http_client::HttpClient, last_error, server_clock::ServerClock,
+};
 
 /// In bytes.
 const MAX_RESPONSE: usize = 4 << 20;
 
-pub(super) struct HttpTransport(pub(super) Arc<HttpClient>);
+pub(super) struct HttpTransport {
+    pub(super) http: Arc<HttpClient>,
+    /// Set by every response, if they are a vault's.
+    pub(super) clock: Option<Arc<ServerClock>>,
+}
 
 impl fmt::Debug for HttpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,7 +52,7 @@ impl SdkHttpClient for HttpTransport {
             .body(body)
             .map_err(|error| Error::with_error(SdkErrorKind::Other, error, "invalid request"))?;
         let response = self
-            .0
+            .http
             .send(request, MAX_RESPONSE)
             .await
             .map_err(|failure| {
@@ -53,6 +61,10 @@ impl SdkHttpClient for HttpTransport {
                 Error::with_error(SdkErrorKind::Other, TransportError(failure), message)
             })?;
         record_retried_status(response.status.as_u16());
+        if let Some(clock) = &self.clock {
+            let date = response.headers.get(DATE);
+            clock.set(date.and_then(|date| date.to_str().ok()));
+        }
         let headers: HashMap<_, _> = response
             .headers
             .iter()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
@@ -230,6 +231,10 @@ impl Kek for TransitKek {
                 .await
                 .map_err(|failure| failure.on(&self.uri))
         })
+    }
+
+    fn server_time(&self) -> Option<Timestamp> {
+        self.vault.clock.now()
     }
 }
 
