@@ -67,7 +67,7 @@ fn fromjson(state: &State<'_, '_>, text: String) -> Result<Value, Error> {
 }
 
 /// Returns a variable of the sidecar's environment; undefined if it is not set or not UTF-8.
-fn env(name: String) -> Value {
+fn env(name: &str) -> Value {
     // `std::env::var` panics on other names.
     let is_name = !name.is_empty() && !name.contains(['=', '\0']);
     is_name

@@ -3,20 +3,21 @@
 //! A template is one file. Nothing is escaped unless the template asks for it, and undefined values
 //! are errors. Plaintext passes through here. It is zeroized except in MiniJinja's own memory.
 
+mod bounds;
 mod check;
 mod filters;
 mod json;
-mod output;
 mod values;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use minijinja::{
-    AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig,
+    AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, context,
+    machinery::{self, CompiledTemplate, TemplateConfig},
+    syntax::SyntaxConfig,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
-use output::Output;
 use values::{SafeError, Trace};
 
 pub use values::{Missing, SecretInput, Values, VersionedValue};
@@ -25,8 +26,7 @@ pub use values::{Missing, SecretInput, Values, VersionedValue};
 const MAX_OUTPUT: usize = 16 << 20;
 /// How many steps a rendering may take: about a tenth of a second. An instruction of MiniJinja is
 /// one, and so are 64 bytes of anything that it makes, which bounds what a rendering holds to about
-/// 128 MB beside the secrets themselves. MiniJinja refuses most values before it makes them; but
-/// one that contains others many times over is charged only after it was converted to text.
+/// 128 MB beside the secrets themselves. What would be longer is refused before it is made.
 const MAX_STEPS: u64 = 2_000_000;
 /// The stack size of a rendering, in bytes. Nested values are dropped recursively, and the steps
 /// limit how deep they can be nested. Memory that is not used is never allocated.
@@ -91,6 +91,10 @@ impl Template {
             }]);
         }
         let mentions = check::examine(&environment, name, &source)?;
+        if let Ok(template) = environment.get_template(name) {
+            let compiled = machinery::get_compiled_template(&template);
+            bounds::refuse_chains(&compiled.instructions).map_err(|error| vec![error])?;
+        }
         Ok(Self {
             environment,
             name: name.to_owned(),
@@ -147,11 +151,37 @@ impl Template {
     }
 
     fn write(&self, trace: &Arc<Trace>) -> Result<Zeroizing<Vec<u8>>, minijinja::Error> {
-        let template = self.environment.get_template(&self.name)?;
-        let mut output = Output::new(MAX_OUTPUT);
+        let config = TemplateConfig {
+            syntax_config: syntax(),
+            default_auto_escape: Arc::new(|_| AutoEscape::None),
+        };
+        let mut compiled = CompiledTemplate::new(&self.name, &self.source, &config)?;
+        bounds::replace_operators(&mut compiled.instructions);
         let secrets = Value::from_object(values::Secrets::new(Arc::clone(trace)));
-        template.render_captured_to(context! { secret => secrets }, &mut output)?;
-        Ok(output.into_bytes())
+        // A buffer that doesn't grow leaves no copies. Memory that is not used is never allocated.
+        let mut text = String::with_capacity(MAX_OUTPUT);
+        let result = machinery::eval(
+            &self.environment,
+            &compiled.instructions,
+            context! { secret => secrets },
+            &compiled.blocks,
+            &mut machinery::make_string_output(&mut text),
+            AutoEscape::None,
+        );
+        let result = result.map(drop);
+        let mut written = text.into_bytes();
+        let is_too_long = written.len() > MAX_OUTPUT;
+        let output = Zeroizing::new(if is_too_long {
+            Vec::new()
+        } else {
+            written.clone()
+        });
+        // Only what was written, because the rest was never touched.
+        written.as_mut_slice().zeroize();
+        if is_too_long {
+            return Err(ErrorKind::WriteFailure.into());
+        }
+        result.map(|()| output)
     }
 
     /// Converts an error to what is safe to show: its kind, its line, and details written here.
@@ -202,12 +232,19 @@ fn syntax() -> SyntaxConfig {
 }
 
 fn environment() -> Environment<'static> {
+    let mut environment = plain_environment();
+    filters::add(&mut environment);
+    bounds::add(&mut environment);
+    environment
+}
+
+/// An environment with nothing but MiniJinja's own filters, tests and functions.
+fn plain_environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(syntax());
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(MAX_STEPS));
-    filters::add(&mut environment);
     environment
 }
 

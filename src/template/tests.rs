@@ -302,6 +302,23 @@ fn what_takes_too_much_memory_is_refused_before() {
         doubled("n.v|quote|quote ~ n.v"),
         doubled("n.v|urlencode|urlencode ~ n.v"),
         doubled("('[' ~ '0,' * 1000000 ~ '0]')|fromjson"),
+        doubled("[n.v, n.v]") + "{{ n.v }}",
+        doubled("[n.v, n.v]") + "{{ n.v ~ '' }}",
+        doubled("[n.v, n.v]") + "{{ '' ~ n.v }}",
+        doubled("{'a': n.v, 'b': n.v}") + "{{ n.v|string }}",
+        doubled("(n.v, n.v)") + "{{ n.v|tojson }}",
+        doubled("[n.v, n.v]") + "{{ [n.v]|map('upper')|join }}",
+        doubled("[n.v, n.v]") + "{{ 'x'|replace('x', n.v) }}",
+        doubled("[n.v, n.v]") + "{{ {'a': 1}|tojson(indent=n.v) }}",
+        doubled("[n.v, n.v]") + "{{ n.v in 'x' }}",
+        doubled("[n.v, n.v]") + "{{ n.v not in 'x' }}",
+        doubled("[n.v, n.v]") + "{{ 'x' is startingwith(n.v) }}",
+        doubled("[n.v, n.v]") + "{% set x %}{{ n.v }}{% endset %}",
+        doubled("[n.v, n.v]") + "{% macro m(x) %}{{ x ~ x }}{% endmacro %}{{ m(n.v) }}",
+        doubled("dict(a=n.v, b=n.v)") + "{{ n.v|quote }}",
+        doubled("[n.v] * 1000") + "{{ n.v|b64encode }}",
+        "{{ ['0123456789' * 1000] * 1000000 ~ '' }}".into(),
+        "{% set n = namespace() %}{% set n.n = n %}{{ n ~ '' }}".into(),
         "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}\
          {{ m('xxxxxxxx', 60) }}"
             .into(),
@@ -311,10 +328,47 @@ fn what_takes_too_much_memory_is_refused_before() {
     ] {
         let error = render(&source).expect_err(&source);
         assert!(
-            error.contains("steps") || error.contains("invalid"),
+            ["steps", "invalid", "exceeds", "too deeply"]
+                .iter()
+                .any(|reason| error.contains(reason)),
             "{source}: {error}"
         );
     }
+}
+
+#[test]
+fn operators_make_the_text_that_they_always_made() {
+    let long = "x".repeat(1_000_000);
+    for (source, expected) in [
+        ("{{ [1, 2] ~ [none] }}", "[1, 2][None]"),
+        ("{{ [secret('db').port] ~ 1 }}", "[5432]1"),
+        ("{{ secret('token') ~ 1 }}", "t0k\n1"),
+        ("{{ 1 ~ 2 }}", "12"),
+        ("{{ 'a' in 'ab' and 1 not in [2] }}", "True"),
+        ("{{ secret('db').port in [5432] }}", "True"),
+        ("{{ ['a'|upper]|join(',') }}", "A"),
+        ("{{ [2, 1]|sort(reverse=true) }}", "[2, 1]"),
+        ("{{ 'a' is in ['a'] }}", "True"),
+        (
+            "{% autoescape true %}{{ '<'|safe ~ secret('token').name ~ '<' }}{% endautoescape %}",
+            "<token&lt;",
+        ),
+        ("{{ ('x' * 1000000) ~ [] }}", &format!("{long}[]")),
+    ] {
+        assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
+    }
+    for source in ["{{ {}.a ~ '' }}", "{{ {}.a in 'x' }}", "{{ 1 in 2 }}"] {
+        render(source).expect_err(source);
+    }
+}
+
+#[test]
+fn a_comparison_has_two_sides() {
+    let error = Template::parse("t", "\n{{ 1 in [1] in [[1]] }}".into()).expect_err("a chain");
+    assert_eq!(
+        (error[0].line, error[0].message.contains("two sides")),
+        (Some(2), true)
+    );
 }
 
 #[test]

@@ -148,7 +148,7 @@ impl Object for Secrets {
 }
 
 /// One value of a secret. It renders as its text.
-struct Secret {
+pub(super) struct Secret {
     trace: Arc<Trace>,
     name: String,
     value: VersionedValue,
@@ -179,6 +179,11 @@ impl Secret {
             fields: OnceLock::new(),
             previous_secret: OnceLock::new(),
         }
+    }
+
+    /// The length of its text, in bytes.
+    pub(super) fn text_len(&self) -> usize {
+        self.value.bytes.len()
     }
 
     fn text(&self) -> Result<&str, Error> {
