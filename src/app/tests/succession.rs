@@ -173,6 +173,52 @@ async fn a_lost_version_stops_encrypting_until_the_loss_is_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kek_that_answers_late_does_not_undo_a_loss() {
+    let world = World::with_demo().await;
+    let (app, other) = (world.start().await, world.launch("", &["demo"]).await);
+    let (admin, store) = (world.admin("demo"), world.store("demo"));
+    let second = "fake:second".parse().expect("a URI");
+    store.mute();
+    admin
+        .rotate(&[second], Takeover::Now)
+        .await
+        .expect("rotated");
+    let rotated = store.get().expect("a manifest");
+    let kek = world.kek("fake:second");
+    kek.fail(ErrorKind::NotFound);
+    let loss = Loss {
+        versions: &[2],
+        confirm: Some("every KEK of version 2 of demo is lost"),
+        successor: Some(1),
+    };
+    admin.declare_lost(loss).await.expect("declared");
+    let declared = store.get().expect("a manifest");
+
+    store.set(rotated);
+    kek.work();
+    other.refresh();
+    other.wait_generation(3).await;
+    let message = other.client().await.encrypt(b"x").await.ok();
+    assert_eq!(message.version(), 2);
+
+    // This sidecar asks the KEK, and hears of the loss before it answers.
+    kek.hang();
+    app.refresh();
+    app.wait_generation(3).await;
+    store.set(declared);
+    refresh(&world, &app).await;
+    assert_eq!(last_error(&app).await.as_deref(), Some("lost_version"));
+    assert_eq!(app.keyring().await["active"]["lost"][0], 2);
+    kek.work();
+    let mut client = app.client().await;
+    world.advance(SECOND).await;
+    assert_eq!(client.decrypt(&message.body).await.ok().body, "x");
+    assert_eq!(client.encrypt(b"x").await.problem(), "key_lost");
+    assert_eq!(app.keyring().await["active"]["lost"][0], 2);
+    assert_eq!(last_error(&app).await.as_deref(), Some("lost_version"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cached_manifest_is_the_base_although_its_keys_cannot_be_unwrapped() {
     let world = World::with_demo().await;
     let old = world.store("demo").get().expect("a manifest");

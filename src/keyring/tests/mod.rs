@@ -1,6 +1,7 @@
 //! A keyring with its operator and a sidecar per wave, for the tests in this folder.
 
 mod attacks;
+mod boundaries;
 mod branches;
 mod consistency;
 mod histories;

@@ -1,6 +1,7 @@
 //! Served secrets: behavior common to all providers.
 
 mod changes;
+mod memory;
 mod requests;
 mod wildcards;
 
