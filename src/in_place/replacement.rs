@@ -357,6 +357,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_another_owner_requires_only_cap_chown() {
+        files::with_only_cap_chown(|| {
+            let (_folder, path) = folder();
+            fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("chmod");
+            std::os::unix::fs::chown(&path, Some(1234), None).expect("chown");
+            replace(&path, || ()).expect("replaced");
+            let new = fs::metadata(&path).expect("metadata");
+            assert_eq!((new.uid(), new.mode() & 0o7777), (1234, 0o640));
+        });
+    }
+
+    #[test]
     fn a_file_changed_replaced_or_removed_meanwhile_is_left_alone() {
         type Edit = fn(&Path);
         let edits: [(Edit, Option<&str>); 4] = [
