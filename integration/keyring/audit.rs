@@ -133,6 +133,24 @@ fn every_operation_is_recorded_before_and_after_with_caller_and_reason() {
 }
 
 #[test]
+fn a_change_of_the_policy_is_recorded_with_what_was_asked_for() {
+    let world = World::with_demo();
+    let log = world.path("audit.log");
+    let change = ["--class", "archive", "--decrypt-until", "never"];
+    let output = world.try_keyring(
+        "policy",
+        "demo",
+        &[&change[..], &["--despite-rollout", "--audit", &text(&log)]].concat(),
+    );
+    assert!(output.status.success(), "{output:?}");
+    let records = records(&log);
+    assert_eq!(records[0]["event"], "keyring.policy");
+    let asked = serde_json::json!({"class": "archive", "decrypt_until": "never"});
+    assert_eq!(records[0]["details"]["policy"], asked);
+    assert_eq!(records[0]["details"]["despite_rollout"], true);
+}
+
+#[test]
 fn nothing_is_changed_if_it_cannot_be_recorded() {
     let world = World::with_demo();
     let before = fs::read(world.manifest("demo")).unwrap();

@@ -92,6 +92,29 @@ fn a_manifest_with_an_active_rollout_is_authentic() {
 }
 
 #[test]
+fn a_manifest_that_keeps_former_policies_is_authentic() {
+    let document = Document::parse(golden("keyring-2-policy.json")).unwrap();
+    keyring::verify_words(&document).unwrap();
+    assert_eq!(
+        document.canonical(),
+        golden("keyring-2-policy.canonical.json")
+    );
+    let manifest = document.manifest();
+    let kept: Vec<String> = manifest
+        .versions
+        .iter()
+        .map(|version| version.kept.to_string())
+        .collect();
+    assert_eq!(
+        manifest.policy.to_string(),
+        "rotate_every 90d, quiet_period 7d, encrypt_lease 2d, destroy_after 1d, \
+         decrypt_until 180d, class archive"
+    );
+    let disabled = "quiet_period 30d, encrypt_lease 30d, destroy_after 30d, class kms";
+    assert_eq!(kept, [disabled, "encrypt_lease 30d"]);
+}
+
+#[test]
 fn a_backup_restores() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

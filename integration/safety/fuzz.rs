@@ -237,6 +237,7 @@ fn malformed_manifests_are_rejected() {
             golden::golden("keyring-2.json"),
             golden::golden("keyring-2.canonical.json"),
             golden::golden("keyring-2-rollout.json"),
+            golden::golden("keyring-2-policy.json"),
         ]),
         |bytes| {
             if let Ok(document) = Document::parse(bytes.clone()) {

@@ -120,6 +120,11 @@ impl Target {
         self.place.access(*self.trust)
     }
 
+    /// Whether the change is made although a rollout is active.
+    pub(super) fn is_despite_rollout(&self) -> bool {
+        self.trust.despite_rollout
+    }
+
     /// The sidecars to ask.
     pub(super) fn fleet(&self) -> Fleet {
         self.trust.sidecars.clone().into()

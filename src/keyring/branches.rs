@@ -8,15 +8,16 @@ use super::{
     Activation, Ancestor, Base64, Document, Manifest, Refusal, State, WaveSelector,
     activation::primary_for,
     lifecycle::{activate_all, limit_lineage, successor},
+    policy::keep_waits,
     primaries,
     rollout::{end_active_rollout, merge_ended_rollouts},
 };
 
 /// Returns the next generation of the branch `chosen`, which also descends from `others`: it has
 /// their versions, destructions and flags, and the activations of all, and then activates the
-/// present primaries of `chosen` again. The rollouts of all of them end. Another branch that made a
-/// version of the same number as `chosen` can't be merged and is left out; its readers won't
-/// follow.
+/// present primaries of `chosen` again. The policy is that of `chosen`, but no wait is shortened by
+/// it. The rollouts of all of them end. Another branch that made a version of the same number as
+/// `chosen` can't be merged and is left out; its readers won't follow.
 ///
 /// # Errors
 /// [`Refusal::Unmergeable`] if another branch destroyed or flagged a primary of `chosen`.
@@ -60,6 +61,9 @@ pub fn merge(chosen: &Document, others: &[&Document], now: Timestamp) -> Result<
         });
     }
     activate_all(&mut next, present);
+    for other in others {
+        keep_waits(&mut next, &other.manifest().policy);
+    }
     Ok(next)
 }
 
@@ -81,9 +85,11 @@ fn merge_versions(next: &mut Manifest, branch: &Manifest) {
             continue;
         };
         known.compromised |= version.compromised;
+        let kept = known.kept.or_longer(version.kept);
         if version.state == State::Destroyed && known.state != State::Destroyed {
             *known = version.clone();
         }
+        known.kept = kept;
     }
 }
 

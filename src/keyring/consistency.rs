@@ -85,6 +85,14 @@ fn version_problems(manifest: &Manifest, problems: &mut Vec<String>) {
         }
         problems
             .extend(own_problems(version).map(|problem| format!("version {expected}: {problem}")));
+        let is_needed = version.kept.exceeds(&manifest.policy)
+            && (version.state != State::Destroyed || version.kept == version.kept.once_destroyed());
+        if !is_needed {
+            problems.push(format!(
+                "version {expected}: it keeps a period or a class that the policy exceeds, or that \
+                 a destroyed version doesn't wait for"
+            ));
+        }
         if let Some(testament) = &version.testament
             && !is_possible(testament, version, manifest)
         {

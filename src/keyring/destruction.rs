@@ -127,6 +127,7 @@ fn bury(version: &mut Version, testament: Option<Testament>, now: Timestamp) {
     version.state_changed_at = now;
     version.wraps.clear();
     version.testament = testament;
+    version.kept = version.kept.once_destroyed();
 }
 
 fn backup_of(manifest: &Manifest, version: u32) -> Option<&BackupRecord> {
@@ -207,6 +208,10 @@ fn require_waiting_times(
         "only a disabled version can be destroyed (`keyring disable`)",
     )?;
     let version = target.version;
+    let (destroy_after, lease) = (
+        policy.destroy_after_of(target),
+        policy.encrypt_lease_of(target),
+    );
     let require_over = |from: Since, wait: Span, why: String| {
         let end = after(from.time, wait);
         if end <= now {
@@ -228,22 +233,18 @@ fn require_waiting_times(
     };
     require_over(
         Since::later(target.state_changed_at, seen.disabled, now),
-        policy.destroy_after,
-        format!(
-            "destroy_after ({}) must pass after it was disabled",
-            policy.destroy_after
-        ),
+        destroy_after,
+        format!("destroy_after ({destroy_after}) must pass after it was disabled"),
     )?;
     let PrimaryPeriod::Ended(end) = period else {
         return Ok(());
     };
     require_over(
         Since::later(end, seen.superseded, now),
-        policy.encrypt_lease,
+        lease,
         format!(
-            "a disconnected sidecar may encrypt with it until encrypt_lease ({}) ends after another \
-             version superseded it",
-            policy.encrypt_lease
+            "a disconnected sidecar may encrypt with it until encrypt_lease ({lease}) ends after \
+             another version superseded it"
         ),
     )
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{
-    Activation, Ancestor, Authentication, Base64, Document, LINEAGE, Manifest, Policy,
+    Activation, Ancestor, Authentication, Base64, Document, Kept, LINEAGE, Manifest, Policy,
     PrimaryPeriod, Refusal, State, Version, WaveSelector, Wrap, primaries, primary_period,
     rollout::end_active_rollout, scheduled,
 };
@@ -115,7 +115,8 @@ pub struct VersionUse {
 /// Suspends a version: requests to decrypt with it are refused until it is enabled again.
 ///
 /// # Errors
-/// [`Refusal`] if the version is a primary, or without evidence (I5).
+/// [`Refusal`] if the version is a primary, or without evidence (I5). For a class other than
+/// [`Class::Live`](super::Class::Live) the reports of sidecars are none.
 pub fn disable(
     current: &Document,
     version: u32,
@@ -134,19 +135,33 @@ pub fn disable(
     {
         return Err(Refusal::IsPrimary(version));
     }
-    let missing = match evidence {
-        Evidence::Override(_) => Vec::new(),
-        Evidence::Fleet(reports) => missing_evidence(reports, current.manifest(), now),
-    };
-    if !missing.is_empty() {
-        return Err(Refusal::EvidenceMissing { version, missing });
+    if let Evidence::Fleet(reports) = evidence {
+        let policy = &current.manifest().policy;
+        let class = policy.class_of(target);
+        if let Some(demanded) = class.demands() {
+            return Err(Refusal::UseIsNoEvidence {
+                version,
+                class,
+                demanded,
+            });
+        }
+        let quiet = policy.quiet_period_of(target);
+        let missing = missing_evidence(reports, current.manifest().generation, quiet, now);
+        if !missing.is_empty() {
+            return Err(Refusal::EvidenceMissing { version, missing });
+        }
     }
     target.state = State::Disabled;
     target.state_changed_at = now;
     Ok(next)
 }
 
-fn missing_evidence(reports: &[SidecarReport], current: &Manifest, now: Timestamp) -> Vec<String> {
+fn missing_evidence(
+    reports: &[SidecarReport],
+    generation: u64,
+    quiet: Span,
+    now: Timestamp,
+) -> Vec<String> {
     if reports.is_empty() {
         return vec![
             "no sidecar was asked: name every live one with --sidecar URL, or decide without \
@@ -154,13 +169,12 @@ fn missing_evidence(reports: &[SidecarReport], current: &Manifest, now: Timestam
                 .into(),
         ];
     }
-    let quiet = current.policy.quiet_period;
     let quiet_since = before(now, quiet);
     let objection = |usage: &VersionUse| {
-        if usage.generation != current.generation {
+        if usage.generation != generation {
             Some(format!(
-                "serves generation {}, not {}",
-                usage.generation, current.generation
+                "serves generation {}, not {generation}",
+                usage.generation
             ))
         } else if usage.last_used.is_some_and(|used| used > quiet_since) {
             usage
@@ -353,6 +367,7 @@ fn push_version(manifest: &mut Manifest, new: NewVersion, now: Timestamp) {
         check: Base64(new.check.to_vec()),
         key: Base64(new.key.to_vec()),
         testament: None,
+        kept: Kept::default(),
     });
 }
 

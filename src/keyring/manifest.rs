@@ -7,10 +7,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Activation, RolloutMark};
+use super::{Activation, Kept, Policy, RolloutMark};
 use crate::{
     crypto::{Dek, KeyringId, RolloutId},
-    model::{KekUri, KeyringName, SignerKey, Span},
+    model::{KekUri, KeyringName, SignerKey},
 };
 
 pub(super) const FORMAT: &str = "sidekey-keyring/2";
@@ -45,7 +45,7 @@ pub struct Manifest {
     pub versions: Vec<Version>,
     /// Every activation, in the order in which they were decided.
     pub activations: Vec<Activation>,
-    /// Periods and waiting times.
+    /// Class, periods and waiting times.
     pub policy: Policy,
     /// The last verified backup.
     #[serde(
@@ -96,6 +96,9 @@ pub struct Version {
         skip_serializing_if = "Option::is_none"
     )]
     pub testament: Option<Testament>,
+    /// What it keeps of former policies.
+    #[serde(default, skip_serializing_if = "Kept::is_empty")]
+    pub kept: Kept,
 }
 
 impl Version {
@@ -183,31 +186,6 @@ pub struct Wrap {
     pub wrapped_at: Timestamp,
 }
 
-/// A keyring's periods and waiting times.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Policy {
-    /// How often a new version is due.
-    pub rotate_every: Span,
-    /// How long a version must be unused before it is disabled.
-    pub quiet_period: Span,
-    /// How long a sidecar that can't confirm its manifest keeps encrypting.
-    pub encrypt_lease: Span,
-    /// How long a version must be disabled before it is destroyed.
-    pub destroy_after: Span,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            rotate_every: Span::from_days(90),
-            quiet_period: Span::from_days(30),
-            encrypt_lease: Span::from_days(30),
-            destroy_after: Span::from_days(30),
-        }
-    }
-}
-
 /// A backup that was decrypted and verified to contain the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -224,7 +202,7 @@ pub struct BackupRecord {
 }
 
 /// A member that is present is not null.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(super) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)

@@ -13,6 +13,7 @@ mod document;
 mod lifecycle;
 mod limits;
 mod manifest;
+mod policy;
 mod refusal;
 mod rejection;
 mod rollout;
@@ -40,9 +41,10 @@ pub use lifecycle::{
 };
 pub use limits::{NearLimit, near_limits};
 pub use manifest::{
-    Ancestor, Authentication, BackupRecord, Base64, Manifest, Policy, Signature, State, Testament,
-    Trimmed, Version, Word, Wrap,
+    Ancestor, Authentication, BackupRecord, Base64, Manifest, Signature, State, Testament, Trimmed,
+    Version, Word, Wrap,
 };
+pub use policy::{Class, Kept, Policy, overdue, set_policy};
 pub use refusal::Refusal;
 pub use rejection::Rejection;
 pub use rollout::{

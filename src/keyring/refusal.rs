@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Rejection, State, WaveSelector};
+use super::{Class, Rejection, State, WaveSelector};
 use crate::{crypto::RolloutId, model::KeyringName};
 
 /// An invariant forbids a change. The message says what would help.
@@ -103,6 +103,23 @@ pub enum Refusal {
         /// What is missing, one line each.
         missing: Vec<String>,
     },
+    /// For the class of the keyring, a version without use may still be needed.
+    #[error(
+        "version {version} is of class {class}: that no sidecar uses it doesn't show that it isn't \
+         needed. What does is {demanded}, or the word of a person who knows; record either with \
+         --override 'NAME: REASON'"
+    )]
+    UseIsNoEvidence {
+        /// The version.
+        version: u32,
+        /// Its class.
+        class: Class,
+        /// What counts instead.
+        demanded: &'static str,
+    },
+    /// A policy would be replaced by itself.
+    #[error("the policy says that already; nothing was changed")]
+    PolicyUnchanged,
     /// A waiting time has not passed.
     #[error("version {version} can't be destroyed before {from}: {why}")]
     TooEarly {

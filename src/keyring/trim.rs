@@ -1,6 +1,6 @@
 //! Dropping the tombstones of versions that were destroyed long ago.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -22,7 +22,14 @@ const LEAST_LEASES: u32 = 2;
 /// [`Refusal`] if `before` is less than 400 days or two encrypt leases ago, or if there is nothing
 /// to drop.
 pub fn trim(current: &Document, before: Timestamp, now: Timestamp) -> Result<Manifest, Refusal> {
-    let lease = current.manifest().policy.encrypt_lease.0;
+    let manifest = current.manifest();
+    let destroyed = manifest
+        .versions
+        .iter()
+        .filter(|version| version.state == State::Destroyed);
+    let lease = destroyed
+        .map(|version| manifest.policy.encrypt_lease_of(version).0)
+        .fold(manifest.policy.encrypt_lease.0, Duration::max);
     let latest = [
         now.checked_sub(LEAST_AGE),
         now.checked_sub(lease.saturating_mul(LEAST_LEASES)),

@@ -5,7 +5,7 @@ use metrics::{Counter, Gauge};
 
 use super::{Keyring, Trigger, VersionUsage};
 use crate::{
-    keyring::Role,
+    keyring::{Role, overdue},
     model::{KeyringName, Operation},
     telemetry::{Registry, seconds},
 };
@@ -18,6 +18,7 @@ const ENCRYPTING: &str = "sidekey_keyring_encrypting_version";
 const PRIMARY_AGE: &str = "sidekey_keyring_primary_age_seconds";
 const VERSIONS: &str = "sidekey_keyring_versions";
 const UNOPENED: &str = "sidekey_keyring_unopened_versions";
+const OVERDUE: &str = "sidekey_keyring_overdue_versions";
 const LEASE: &str = "sidekey_keyring_encrypt_lease_remaining_seconds";
 const REFRESHED: &str = "sidekey_keyring_last_refresh_timestamp_seconds";
 const FAILING: &str = "sidekey_keyring_refresh_failing";
@@ -64,6 +65,10 @@ pub(super) fn describe(registry: &Registry) {
         "Enabled key versions that no KEK has unwrapped yet.",
     );
     registry.describe_gauge(
+        OVERDUE,
+        "Superseded key versions that still decrypt although the policy's `decrypt_until` is over.",
+    );
+    registry.describe_gauge(
         LEASE,
         "Seconds until encryption stops unless the manifest is confirmed; negative afterwards.",
     );
@@ -91,6 +96,7 @@ pub(super) struct KeyringMetrics {
     primary_age: Gauge,
     versions: [(Role, Gauge); 5],
     unopened: Gauge,
+    overdue: Gauge,
     lease: Gauge,
     refreshed: Gauge,
     failing: Gauge,
@@ -131,6 +137,7 @@ impl KeyringMetrics {
                 )
             }),
             unopened: registry.gauge(UNOPENED, &labels),
+            overdue: registry.gauge(OVERDUE, &labels),
             lease: registry.gauge(LEASE, &labels),
             refreshed: registry.gauge(REFRESHED, &labels),
             failing: registry.gauge(FAILING, &labels),
@@ -190,6 +197,7 @@ impl Keyring {
         let due = newest.and_then(|made| made.checked_add(manifest.policy.rotate_every.0).ok());
         metrics.rotation_due.set(due.map_or(0.0, seconds));
         metrics.unopened.set(table.not_unwrapped().count() as f64);
+        metrics.overdue.set(overdue(manifest, now).len() as f64);
         let versions = || {
             table
                 .manifest()

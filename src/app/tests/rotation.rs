@@ -1,7 +1,8 @@
 use crate::{
     admin::{AdminError, Takeover},
     app::testing::{DAY, HOUR, SECOND, World},
-    keyring::{self, Evidence, Refusal, WaveSelector},
+    keyring::{self, Evidence, Policy, Refusal, WaveSelector},
+    model::Span,
 };
 
 #[tokio::test(start_paused = true)]
@@ -155,4 +156,28 @@ async fn an_expired_lease_stops_encryption_and_not_decryption() {
     app.refresh();
     world.advance(SECOND).await;
     client.encrypt(b"x").await.ok();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_version_that_decrypts_for_too_long_is_counted() {
+    let world = World::new();
+    let policy = Policy {
+        decrypt_until: Some(Span(HOUR)),
+        ..Policy::default()
+    };
+    world.init_with("demo", policy).await;
+    let app = world.start().await;
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+    app.wait_generation(3).await;
+    let overdue = "sidekey_keyring_overdue_versions{keyring=\"demo\"}";
+    app.wait_metric(&format!("{overdue} 0")).await;
+    world.clock().advance(HOUR);
+    app.wait_metric(&format!("{overdue} 1")).await;
+    let evidence = Evidence::Override("test".into());
+    admin
+        .change(|current, now| keyring::disable(current, 1, &evidence, now))
+        .await
+        .expect("disabled");
+    app.wait_metric(&format!("{overdue} 0")).await;
 }

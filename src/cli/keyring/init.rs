@@ -10,7 +10,7 @@ use crate::{
         record::Completed,
         target::{Place, anchored, changed},
     },
-    keyring::Policy,
+    keyring::{Class, Policy},
     model::{KekUri, KeyringName, Span},
 };
 
@@ -56,6 +56,13 @@ pub(in crate::cli) struct Init {
         value_parser = Span::from_str
     )]
     destroy_after: Span,
+    /// Time that a superseded version may decrypt before that is reported.
+    #[arg(long, value_name = "DURATION", value_parser = Span::from_str)]
+    decrypt_until: Option<Span>,
+    /// What shows that a version is no longer needed: no use (`live`), a scan or a person's word
+    /// (`archive`), or a storage migration (`kms`).
+    #[arg(long, value_name = "CLASS", default_value_t, value_parser = Class::from_str)]
+    class: Class,
 }
 
 impl Init {
@@ -66,6 +73,8 @@ impl Init {
             quiet_period: self.quiet_period,
             encrypt_lease: self.encrypt_lease,
             destroy_after: self.destroy_after,
+            decrypt_until: self.decrypt_until,
+            class: self.class,
         };
         let admin = self.place.admin()?;
         let document = admin

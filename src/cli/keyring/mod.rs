@@ -2,6 +2,7 @@
 
 mod backup;
 mod init;
+mod policy;
 mod restore;
 mod retire;
 mod rewrap_kek;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 use self::{
     backup::Backup,
     init::Init,
+    policy::ChangePolicy,
     restore::{Recover, Restore},
     retire::{Destroy, Disable, VersionArgs},
     rewrap_kek::RewrapKek,
@@ -47,6 +49,8 @@ pub(super) enum Command {
     Destroy(Destroy),
     /// Mark a version as compromised, so that it can never become the primary again.
     Compromise(VersionArgs),
+    /// Change periods, waiting times and class; what waits already keeps the longer time.
+    Policy(ChangePolicy),
     /// Write a new generation without changes, to confirm copies of the manifest.
     Touch(Target),
     /// Show versions, states and primaries without unwrapping any key.
@@ -78,53 +82,79 @@ impl Command {
 
     /// The name and details to record before the command runs; None for read-only commands.
     fn audit_record(&self) -> Option<(&'static str, &Place, Map<String, Value>)> {
-        let (name, place, version) = match self {
-            Self::Init(init) => ("keyring.init", &init.place, None),
-            Self::Rotate(rotate) => ("keyring.rotate", &rotate.target.place, None),
-            Self::Activate(activate) => (
-                "keyring.activate",
-                &activate.target.place,
-                Some(activate.version),
-            ),
-            Self::Disable(Disable { on, .. }) => {
-                ("keyring.disable", &on.target.place, Some(on.version))
-            }
-            Self::Enable(on) => ("keyring.enable", &on.target.place, Some(on.version)),
-            Self::Destroy(destroy) => (
-                "keyring.destroy",
-                &destroy.target.place,
-                destroy.version.first().copied(),
-            ),
-            Self::Compromise(on) => ("keyring.compromise", &on.target.place, Some(on.version)),
-            Self::Touch(target) => ("keyring.touch", &target.place, None),
-            Self::RewrapKek(rewrap) => ("keyring.rewrap-kek", &rewrap.target.place, None),
-            Self::Backup(backup) => ("keyring.backup", &backup.target.place, None),
-            Self::Trim(trim) => ("keyring.trim", &trim.target.place, None),
-            Self::Restore(restore) => ("keyring.restore", &restore.target.place, None),
-            Self::Recover(recover) => ("keyring.recover", &recover.target.place, None),
+        let (name, version) = match self {
+            Self::Init(_) => ("keyring.init", None),
+            Self::Rotate(_) => ("keyring.rotate", None),
+            Self::Activate(activate) => ("keyring.activate", Some(activate.version)),
+            Self::Disable(disable) => ("keyring.disable", Some(disable.on.version)),
+            Self::Enable(on) => ("keyring.enable", Some(on.version)),
+            Self::Destroy(destroy) => ("keyring.destroy", destroy.version.first().copied()),
+            Self::Compromise(on) => ("keyring.compromise", Some(on.version)),
+            Self::Policy(_) => ("keyring.policy", None),
+            Self::Touch(_) => ("keyring.touch", None),
+            Self::RewrapKek(_) => ("keyring.rewrap-kek", None),
+            Self::Backup(_) => ("keyring.backup", None),
+            Self::Trim(_) => ("keyring.trim", None),
+            Self::Restore(_) => ("keyring.restore", None),
+            Self::Recover(_) => ("keyring.recover", None),
             Self::Status(_) | Self::Verify(_) => return None,
         };
-        let mut details = Map::new();
+        let place = match self {
+            Self::Init(init) => &init.place,
+            _ => &self.target()?.place,
+        };
+        let mut details = self.reasons();
         details.insert("location".into(), place.location.to_string().into());
         if let Some(version) = version {
             details.insert("version".into(), version.into());
         }
+        Some((name, place, details))
+    }
+
+    /// What the operator states, for the audit log.
+    fn reasons(&self) -> Map<String, Value> {
+        let mut reasons = Map::new();
         match self {
             Self::Disable(Disable {
                 override_reason: Some(reason),
                 ..
             }) => {
-                details.insert("override".into(), reason.as_str().into());
+                reasons.insert("override".into(), reason.as_str().into());
             }
             Self::Destroy(Destroy {
                 confirm: Some(phrase),
                 ..
             }) => {
-                details.insert("confirmed".into(), phrase.as_str().into());
+                reasons.insert("confirmed".into(), phrase.as_str().into());
+            }
+            Self::Policy(change) => {
+                reasons.insert("policy".into(), change.record().into());
             }
             _ => {}
         }
-        Some((name, place, details))
+        if self.target().is_some_and(Target::is_despite_rollout) {
+            reasons.insert("despite_rollout".into(), true.into());
+        }
+        reasons
+    }
+
+    /// The keyring that the command may change; None for one that creates it or only reads it.
+    fn target(&self) -> Option<&Target> {
+        Some(match self {
+            Self::Init(_) | Self::Status(_) | Self::Verify(_) => return None,
+            Self::Rotate(rotate) => &rotate.target,
+            Self::Activate(activate) => &activate.target,
+            Self::Disable(disable) => &disable.on.target,
+            Self::Enable(on) | Self::Compromise(on) => &on.target,
+            Self::Destroy(destroy) => &destroy.target,
+            Self::Policy(change) => &change.target,
+            Self::Touch(target) => target,
+            Self::RewrapKek(rewrap) => &rewrap.target,
+            Self::Backup(backup) => &backup.target,
+            Self::Trim(trim) => &trim.target,
+            Self::Restore(restore) => &restore.target,
+            Self::Recover(recover) => &recover.target,
+        })
     }
 
     async fn perform(self, format: Format) -> Result<Completed, CliError> {
@@ -136,6 +166,7 @@ impl Command {
             Self::Enable(arguments) => arguments.enable(format).await,
             Self::Destroy(arguments) => arguments.run(format).await,
             Self::Compromise(arguments) => arguments.compromise(format).await,
+            Self::Policy(arguments) => arguments.run(format).await,
             Self::Touch(target) => touch(target, format).await,
             Self::Status(target) => {
                 status::run(target, format).await?;

@@ -10,8 +10,8 @@ use crate::{
     },
     crypto::KeyringId,
     keyring::{
-        Activation, BackupRecord, Document, Manifest, Policy, RolloutMark, State, WaveSelector,
-        primaries, scheduled,
+        Activation, BackupRecord, Document, Kept, Manifest, Policy, RolloutMark, State,
+        WaveSelector, overdue, primaries, scheduled,
     },
     model::{Anchor, KekUri, KeyringName},
 };
@@ -32,9 +32,19 @@ struct KeyringStatus<'a> {
     /// The active rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     rollout: Option<&'a RolloutMark>,
+    /// Superseded versions that still decrypt although `decrypt_until` is over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    overdue: Vec<Overdue>,
     primaries: BTreeMap<String, Option<u32>>,
     versions: Vec<VersionStatus<'a>>,
     activations: &'a [Activation],
+}
+
+#[derive(Serialize)]
+struct Overdue {
+    version: u32,
+    /// When `decrypt_until` ended.
+    since: Timestamp,
 }
 
 #[derive(Serialize)]
@@ -43,6 +53,9 @@ struct VersionStatus<'a> {
     state: State,
     compromised: bool,
     created_at: Timestamp,
+    /// What it keeps of former policies.
+    #[serde(skip_serializing_if = "Kept::is_empty")]
+    kept: Kept,
     /// Waves whose primary this version is.
     primary_for: Vec<String>,
     keks: Vec<&'a KekUri>,
@@ -70,6 +83,7 @@ fn status(document: &Document, now: Timestamp) -> KeyringStatus<'_> {
         state: version.state,
         compromised: version.compromised,
         created_at: version.created_at,
+        kept: version.kept,
         primary_for: primaries
             .iter()
             .filter(|(_, primary)| **primary == Some(version.version))
@@ -87,6 +101,10 @@ fn status(document: &Document, now: Timestamp) -> KeyringStatus<'_> {
         policy: &manifest.policy,
         last_backup: manifest.last_backup.as_ref(),
         rollout: manifest.rollout.as_ref(),
+        overdue: overdue(manifest, now)
+            .into_iter()
+            .map(|(version, since)| Overdue { version, since })
+            .collect(),
         versions: versions.collect(),
         primaries,
         activations: &manifest.activations,
@@ -113,7 +131,7 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
     if let Some(anchor) = &status.anchor {
         text.push_str(&format!("anchor {anchor}\n"));
     }
-    text.push('\n');
+    text.push_str(&format!("policy {}\n\n", status.policy));
     let heading = ["VERSION", "STATE", "PRIMARY FOR", "CREATED", "KEKS"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for version in &status.versions {
@@ -138,6 +156,22 @@ fn describe(status: &KeyringStatus<'_>, now: Timestamp) -> String {
             backup.newest_version,
             backup.verified_at,
             backup.sha256_hex()
+        ));
+    }
+    for version in status
+        .versions
+        .iter()
+        .filter(|version| !version.kept.is_empty())
+    {
+        text.push_str(&format!(
+            "\nkept: version {} has {} of a former policy\n",
+            version.version, version.kept
+        ));
+    }
+    for Overdue { version, since } in &status.overdue {
+        text.push_str(&format!(
+            "\noverdue: version {version} was to stop decrypting by {since:.3}; move what it \
+             encrypted, then disable it\n"
         ));
     }
     if let Some(mark) = status.rollout {

@@ -37,6 +37,7 @@ impl Attacker {
             check: Base64(new.check.to_vec()),
             key: Base64(new.key.to_vec()),
             testament: None,
+            kept: Kept::default(),
         });
         number
     }

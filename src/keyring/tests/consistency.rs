@@ -49,6 +49,7 @@ fn wave_number(number: usize) -> WaveSelector {
 const TESTAMENT: &str = "its testament names an impossible generation, version or heir";
 const BACKUP: &str = "last_backup has an invalid SHA-256, generation or version";
 const LINEAGE_FAULT: &str = "lineage must list up to 64 earlier generations";
+const KEPT: &str = "it keeps a period or a class that the policy exceeds, or that a destroyed";
 const MARK: &str = "rollout has a plan that is not 32 bytes, or an attempt of 0";
 const ENDED: &str = "ended_rollouts lists more than 16, one twice, or the active one";
 const WORDS: &str = "authentication.words must have exactly one entry";
@@ -177,6 +178,15 @@ fn every_contradiction_is_named() {
         }),
         (BACKUP, |manifest| backup(manifest).newest_version = 0),
         (BACKUP, |manifest| backup(manifest).newest_version = 3),
+        (KEPT, |manifest| {
+            newest(manifest).kept.encrypt_lease = Some(manifest.policy.encrypt_lease);
+        }),
+        (KEPT, |manifest| {
+            newest(manifest).kept.class = Some(Class::Live)
+        }),
+        (KEPT, |manifest| {
+            buried(manifest).kept.class = Some(Class::Kms)
+        }),
         (MARK, |manifest| {
             manifest.rollout = Some(mark(1, 1, 0));
         }),
@@ -288,6 +298,16 @@ fn what_just_fits_is_accepted() {
         |manifest| testament(manifest).generation = manifest.generation,
         |manifest| backup(manifest).generation = manifest.generation - 1,
         |manifest| backup(manifest).generation = 1,
+        |manifest| {
+            let longest = Some(Span::from_days(36_525));
+            buried(manifest).kept.encrypt_lease = longest;
+            newest(manifest).kept = Kept {
+                quiet_period: longest,
+                encrypt_lease: longest,
+                destroy_after: longest,
+                class: Some(Class::Archive),
+            };
+        },
         |manifest| {
             manifest.rollout = Some(mark(16, 0, 1));
             manifest.ended_rollouts = (0..16).map(id_of).collect();

@@ -18,6 +18,10 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => version().prop_map(Step::Compromise),
         1 => Just(Step::Touch),
         2 => (0..3u8, 0..6u32).prop_map(|(rollout, step)| Step::Advance { rollout, step }),
+        2 => (0..40u64, 1..50u64, 0..30u64, class())
+            .prop_map(|(quiet, lease, after, class)| {
+                Step::SetPolicy(policies::policy(quiet, lease, after, class))
+            }),
         1 => (0..3u8).prop_map(Step::EndRollout),
         2 => (0..20usize).prop_map(Step::RollBack),
         1 => (version(), version()).prop_map(|(compromised, successor)| Step::Replace {
@@ -28,6 +32,10 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..WAVES.len()).prop_map(Step::Encrypt),
     ];
     proptest::collection::vec(step, 1..60)
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop::sample::select(&[Class::Live, Class::Archive, Class::Kms][..])
 }
 
 impl World {
@@ -73,6 +81,7 @@ proptest! {
         for step in &steps {
             world.apply(step);
             world.check();
+            world.check_waits();
         }
         // However long a reader was away, it follows.
         for lagging in &world.history {

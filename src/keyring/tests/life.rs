@@ -30,6 +30,9 @@ fn live(mut check: impl FnMut(&str, &World)) {
     step("rollback", &|world| world.apply(&activate(1, Some(0))));
     step("everywhere", &|world| world.apply(&activate(2, None)));
     step("touch", &|world| world.apply(&Step::Touch));
+    step("change the policy", &|world| {
+        world.apply(&Step::SetPolicy(policies::policy(5, 20, 5, Class::Live)));
+    });
     let advance = |step| Step::Advance { rollout: 1, step };
     step("begin a rollout", &|world| world.apply(&advance(1)));
     step("move it on", &|world| world.apply(&advance(2)));

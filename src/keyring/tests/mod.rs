@@ -7,10 +7,12 @@ mod consistency;
 mod histories;
 mod life;
 mod model;
+mod policies;
 mod rollouts;
 mod rules;
 mod tables;
 mod testaments;
+#[allow(clippy::unwrap_used)]
 mod waits;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -41,6 +43,7 @@ enum Step {
     Destroy(u32),
     Compromise(u32),
     Touch,
+    SetPolicy(Policy),
     Advance {
         rollout: u8,
         step: u32,
@@ -293,6 +296,7 @@ impl World {
             }
             Step::Compromise(version) => compromise(&current, *version, self.now),
             Step::Touch => Ok(touch(&current, self.now)),
+            Step::SetPolicy(policy) => set_policy(&current, policy.clone(), self.now),
             Step::Advance { rollout, step } => advance_rollout(
                 &current,
                 touch(&current, self.now),
@@ -307,6 +311,9 @@ impl World {
         };
         if let Ok(next) = change {
             assert!(step.concerns_rollouts() || next.rollout == manifest.rollout);
+            if let Step::Destroy(version) = step {
+                self.check_no_sidecar_encrypts_with(*version);
+            }
             self.publish(next);
             if let Step::Destroy(version) = step {
                 self.deks.remove(version);

@@ -124,6 +124,7 @@ impl Forge {
             check: Base64(dek.check_value(&self.id, number).to_vec()),
             key: Base64(dek.succession_key().public_key().to_vec()),
             testament,
+            kept: Kept::default(),
         }
     }
 
