@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::reader::{Parsed, Section, Value};
 
 /// Where the audit log is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Audit {
     /// The sink.
     pub sink: AuditSink,

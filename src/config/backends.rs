@@ -7,7 +7,7 @@ use super::reader::{Parsed, Section, Value};
 
 /// How outside systems are reached. Settings that are missing come from each system's usual
 /// environment variables.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Backends {
     /// Vault or OpenBao.
     pub vault: Vault,
@@ -28,7 +28,7 @@ pub struct Backends {
 }
 
 /// Vault or OpenBao.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vault {
     /// The server's URL. Default: `VAULT_ADDR`.
     pub address: Option<String>,
@@ -74,7 +74,7 @@ pub enum VaultLogin {
 }
 
 /// Amazon Web Services. Credentials come from the SDK's default chain.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Aws {
     /// The region of keys and secrets that don't name one. Default: the SDK's default chain.
     pub region: Option<String>,
@@ -87,7 +87,7 @@ pub struct Aws {
 }
 
 /// Azure Key Vault and Managed HSM.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Azure {
     /// How to log in. Default: as the environment suggests.
     pub login: Option<AzureLogin>,
@@ -136,7 +136,7 @@ pub enum AzureLogin {
 }
 
 /// Web servers that serve manifests.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Web {
     /// The trusted authorities' certificates (PEM). Default: the system's.
     pub ca_file: Option<PathBuf>,
@@ -147,14 +147,14 @@ pub struct Web {
 }
 
 /// KEKs in local files.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Local {
     /// The file that holds the passphrase of encrypted KEKs.
     pub passphrase_file: Option<PathBuf>,
 }
 
 /// Hardware security modules.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pkcs11 {
     /// The module's library, for URIs that don't name one.
     pub module: Option<PathBuf>,

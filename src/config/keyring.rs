@@ -4,7 +4,7 @@ use super::reader::{Parsed, Section, Value};
 use crate::model::{Anchor, KekPattern, KekScope, KeyringName, Location, SignerKey, Wave};
 
 /// A keyring to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Keyring {
     /// The name, as in the manifest.
     pub name: KeyringName,

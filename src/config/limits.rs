@@ -6,7 +6,7 @@ use super::reader::{INSTANT, KIB, MIB, Parsed, Section, Value};
 use crate::model::Span;
 
 /// Limits on requests and connections. Sizes are in bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// The longest octet-stream body that becomes a message; longer ones become streams.
     pub body: usize,
@@ -56,7 +56,7 @@ impl Default for Limits {
 }
 
 /// Time-outs of requests and connections.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
     /// For a request's head, from its first byte.
     pub header: Duration,

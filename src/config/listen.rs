@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The applications' listeners.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Listen {
     /// The Unix socket's path, at most 107 bytes (`sun_path` of unix(7)).
     pub socket: PathBuf,
@@ -26,7 +26,7 @@ pub struct Listen {
 }
 
 /// A loopback TCP listener.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tcp {
     /// The address, which is always loopback.
     pub address: SocketAddr,
@@ -37,7 +37,7 @@ pub struct Tcp {
 }
 
 /// The operators' listener.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ops {
     /// The address.
     pub listen: SocketAddr,

@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 use super::reader::{Parsed, Section, Value};
 
 /// What is logged, and how.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Log {
     /// The format of log lines.
     pub format: LogFormat,

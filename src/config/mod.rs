@@ -4,6 +4,7 @@
 
 mod audit;
 mod backends;
+mod changes;
 mod fleet;
 mod keyring;
 mod limits;
@@ -20,6 +21,7 @@ mod tls;
 
 pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
+pub use changes::{Changes, changes};
 pub use fleet::{
     FleetDiscovery, FleetFile, FleetKeyring, FleetSidecar, FleetTls, load_fleet, parse_fleet,
 };
@@ -27,7 +29,7 @@ pub use keyring::{Confirm, Keyring};
 pub use limits::{Limits, Timeouts};
 pub use listen::{Listen, Ops, Tcp};
 pub use log::{Log, LogFormat};
-pub use parse::{LoadError, Problems, Settings, load, parse};
+pub use parse::{LoadError, Problems, Settings, load, parse, read, read_again};
 pub use policy::Rule;
 pub use reader::Problem;
 pub use refresh::{Refresh, Runtime};

@@ -1,7 +1,8 @@
 //! From a TOML file to [`Settings`], or to every problem in it.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -22,10 +23,10 @@ use super::{
     render::renders,
     secrets::secrets,
 };
-use crate::model::Wave;
+use crate::{files, model::Wave};
 
 /// A whole config file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// The sidecar's wave, which a keyring can override.
     pub wave: Wave,
@@ -101,11 +102,35 @@ impl std::error::Error for Problems {}
 /// # Errors
 /// Fails if the file can't be read or is invalid.
 pub fn load(file: &Path) -> Result<Settings, LoadError> {
-    let text = fs::read_to_string(file).map_err(|cause| LoadError::Unreadable {
+    Ok(parse(file, &read(file)?)?)
+}
+
+/// Reads the text of a config file, which may be a pipe.
+///
+/// # Errors
+/// [`LoadError::Unreadable`]
+pub fn read(file: &Path) -> Result<String, LoadError> {
+    fs::read_to_string(file).map_err(unreadable(file))
+}
+
+/// Reads the text of a config file again. A pipe can't be: its writer would have to return.
+///
+/// # Errors
+/// [`LoadError::Unreadable`]
+pub fn read_again(file: &Path) -> Result<String, LoadError> {
+    let read = || {
+        let mut text = String::new();
+        files::open_regular(file)?.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().map_err(unreadable(file))
+}
+
+fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> LoadError {
+    move |cause| LoadError::Unreadable {
         file: file.to_owned(),
         cause,
-    })?;
-    Ok(parse(file, &text)?)
+    }
 }
 
 /// Parses the text of a config file. Relative paths are resolved against the folder of `file`,

@@ -9,7 +9,7 @@ use crate::model::{KeyringName, NamePattern, Operation};
 
 /// Allows operations on keyrings and secrets to callers. Once there is a rule, anything that no
 /// rule allows is denied.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// The keyrings; `None` for all.
     pub keyrings: Option<Vec<KeyringName>>,

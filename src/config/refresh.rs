@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::reader::{INSTANT, KIB, LONGEST, MIB, Parsed, Section, Value};
 
 /// How manifests are kept fresh.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Refresh {
     /// How often a location is read without a notification. Spread by ±25 %, so that a fleet
     /// doesn't read in step.
@@ -46,7 +46,7 @@ impl Default for Refresh {
 }
 
 /// Threads.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Runtime {
     /// The data plane's worker threads. Default: one per CPU.
     pub workers: Option<usize>,

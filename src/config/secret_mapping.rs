@@ -4,7 +4,7 @@ use super::{CachePolicy, Secret};
 use crate::model::{NamePattern, SecretSource};
 
 /// A `[[secret]]` with a wildcard: the `*` in the name replaces the `*` in the source.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SecretMapping {
     pub(super) name: NamePattern,
     pub(super) source: String,

@@ -9,7 +9,7 @@ use super::{
 use crate::model::{Malformed, NamePattern, SecretName, SecretSource};
 
 /// All secrets, and what they share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Secrets {
     /// How long a missing value is reported missing without asking the provider again.
     pub miss_ttl: Duration,
@@ -60,7 +60,7 @@ impl Secrets {
 }
 
 /// A secret to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Secret {
     /// The name under which it is served.
     pub name: SecretName,
@@ -73,7 +73,7 @@ pub struct Secret {
 }
 
 /// How a secret's values are cached.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CachePolicy {
     /// How often the provider is asked without a notification. Spread by ±25 %.
     pub refresh: Duration,

@@ -6,7 +6,7 @@ use super::reader::{Parsed, Section, Value};
 use crate::model::CertificateName;
 
 /// A listener's certificate, and which clients may connect.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tls {
     /// The certificate chain (PEM), leaf first.
     pub certificate: PathBuf,
@@ -19,7 +19,7 @@ pub struct Tls {
 }
 
 /// Which client certificates are required.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TlsClients {
     /// The certificates (PEM) of the authorities that may issue them.
     pub ca: PathBuf,

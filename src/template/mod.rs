@@ -108,6 +108,11 @@ impl Template {
         &self.name
     }
 
+    /// Returns the text that was parsed.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Returns the secrets that the template names literally. It can compute further names.
     pub(crate) fn mentions(&self) -> &[Mention] {
         &self.mentions

@@ -44,6 +44,37 @@ pub enum Content {
     },
 }
 
+/// Whether the same is rendered. What is in a template's file doesn't count: the file is followed.
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Secret {
+                    name,
+                    field,
+                    conversion,
+                },
+                Self::Secret {
+                    name: other_name,
+                    field: other_field,
+                    conversion: other_conversion,
+                },
+            ) => (name, field, conversion) == (other_name, other_field, other_conversion),
+            (
+                Self::Template { template, file },
+                Self::Template {
+                    template: other_template,
+                    file: other_file,
+                },
+            ) => match (file, other_file) {
+                (None, None) => template.source() == other_template.source(),
+                (file, other_file) => file == other_file,
+            },
+            _ => false,
+        }
+    }
+}
+
 pub(super) fn content(
     section: &Section<'_>,
     secrets: Option<&Secrets>,

@@ -17,7 +17,7 @@ pub(crate) use content::load_template;
 pub use notice::{Notice, Signal};
 
 /// A file to render from secrets, and what follows a change of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Render {
     /// The file's path.
     pub file: PathBuf,
