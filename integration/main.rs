@@ -10,6 +10,7 @@ mod api {
     mod events;
     mod listeners;
     mod openapi;
+    mod reload;
 }
 mod docs {
     mod pages;

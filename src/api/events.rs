@@ -26,7 +26,7 @@ use crate::{
         share::Pool,
     },
     model::{KeyringName, Operation, SecretName},
-    policy::{Caller, Policy},
+    policy::{ActivePolicy, Caller, Policy},
     refresh::Keyring,
     secrets::{self, Secret, Secrets},
     wire::Code,
@@ -51,13 +51,23 @@ struct Event {
 enum Subject {
     Keyring(KeyringName),
     Secret(SecretName),
+    /// A secret that is no longer there.
+    GoneSecret(SecretName),
 }
 
 impl Subject {
+    fn of(change: &secrets::SecretChange) -> Self {
+        let name = change.secret.clone();
+        match change.version {
+            Some(_) => Self::Secret(name),
+            None => Self::GoneSecret(name),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Self::Keyring(_) => "keyring",
-            Self::Secret(_) => "secret",
+            Self::Secret(_) | Self::GoneSecret(_) => "secret",
         }
     }
 }
@@ -118,17 +128,11 @@ impl Events {
     async fn follow_secrets(&self, mut changes: broadcast::Receiver<secrets::SecretChange>) {
         loop {
             match changes.recv().await {
-                Ok(change) => self.publish(
-                    Subject::Secret(change.secret.clone()),
-                    &SecretEvent::to_json(&change),
-                ),
+                Ok(change) => self.publish(Subject::of(&change), &SecretEvent::to_json(&change)),
                 // Too many changes to report each: publish the current state instead.
                 Err(RecvError::Lagged(_)) => {
                     for change in self.secret_states() {
-                        self.publish(
-                            Subject::Secret(change.secret.clone()),
-                            &SecretEvent::to_json(&change),
-                        );
+                        self.publish(Subject::of(&change), &SecretEvent::to_json(&change));
                     }
                 }
                 Err(RecvError::Closed) => return,
@@ -223,6 +227,7 @@ impl Events {
     ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
         let place = self.place(&subscriber.account)?;
         let events = Arc::clone(self);
+        let mut view = View::new(subscriber);
         let (mut missed, mut receiver) = {
             let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             (self.missed(&recent, last_id), self.sender.subscribe())
@@ -232,14 +237,14 @@ impl Events {
             yield Ok(Bytes::from_static(b": sidekey\n\n"));
             // The newest event that the current state covers. The receiver may still have it.
             let mut covered = 0;
-            loop {
+            while view.is_allowed() {
                 let (backlog, share) = match missed.take() {
                     Some(missed) => (missed, MemoryShare::default()),
                     None => {
                         let (number, state) = events.current_state();
                         covered = number;
                         let length = state.iter().map(|event| event.text.len()).sum();
-                        let Some(share) = subscriber.account.try_reserve(length) else {
+                        let Some(share) = view.subscriber.account.try_reserve(length) else {
                             yield Err(overloaded());
                             return;
                         };
@@ -247,7 +252,7 @@ impl Events {
                     }
                 };
                 for event in backlog {
-                    if subscriber.may_see(&event.subject) {
+                    if view.shows(&event.subject) {
                         yield Ok(event.text.clone());
                     }
                 }
@@ -257,9 +262,7 @@ impl Events {
                 loop {
                     tokio::select! {
                         event = receiver.recv() => match event {
-                            Ok(event)
-                                if event.number > covered && subscriber.may_see(&event.subject) =>
-                            {
+                            Ok(event) if event.number > covered && view.shows(&event.subject) => {
                                 yield Ok(event.text.clone());
                                 beat_at = Instant::now() + events.heartbeat;
                             }
@@ -272,6 +275,8 @@ impl Events {
                             yield Ok(Bytes::from_static(b":\n\n"));
                             beat_at = Instant::now() + events.heartbeat;
                         }
+                        // Other rules may show more: send the current state.
+                        () = view.changed() => break,
                         () = draining.cancelled() => return,
                     }
                 }
@@ -335,11 +340,7 @@ impl Events {
             )))
         };
         let of_secret = |change: secrets::SecretChange| {
-            Arc::new(self.event(
-                number,
-                Subject::Secret(change.secret.clone()),
-                &SecretEvent::to_json(&change),
-            ))
+            Arc::new(self.event(number, Subject::of(&change), &SecretEvent::to_json(&change)))
         };
         let secrets = self.secret_states().into_iter().map(of_secret);
         let keyrings = self.keyrings.iter().filter_map(event);
@@ -364,17 +365,54 @@ impl Drop for Place {
 pub(crate) struct Subscriber {
     pub(crate) caller: Caller,
     pub(crate) account: Arc<Account>,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy: Arc<ActivePolicy>,
 }
 
-impl Subscriber {
-    fn may_see(&self, subject: &Subject) -> bool {
+/// What a subscriber sees under the current rules.
+struct View {
+    subscriber: Subscriber,
+    policy: Arc<Policy>,
+    /// The policy before the current one.
+    former: Arc<Policy>,
+}
+
+impl View {
+    fn new(subscriber: Subscriber) -> Self {
+        let policy = subscriber.policy.current();
+        Self {
+            subscriber,
+            former: Arc::clone(&policy),
+            policy,
+        }
+    }
+
+    /// Waits until other rules apply than at the last call of [`View::is_allowed`].
+    async fn changed(&self) {
+        self.subscriber.policy.replaced(&self.policy).await;
+    }
+
+    /// Takes the current rules. Returns whether they allow the subscriber anything.
+    fn is_allowed(&mut self) -> bool {
+        let current = self.subscriber.policy.current();
+        if !Arc::ptr_eq(&current, &self.policy) {
+            self.former = std::mem::replace(&mut self.policy, current);
+        }
+        self.policy.knows(&self.subscriber.caller)
+    }
+
+    fn shows(&self, subject: &Subject) -> bool {
+        let caller = &self.subscriber.caller;
+        // Not the policy that the view has: it may have been replaced a moment ago.
+        let current = self.subscriber.policy.current();
         match subject {
-            Subject::Keyring(keyring) => self
-                .policy
-                .permissions(&self.caller, keyring)
+            Subject::Keyring(keyring) => current
+                .permissions(caller, keyring)
                 .allow(Operation::Inspect),
-            Subject::Secret(secret) => self.policy.may_fetch(&self.caller, secret),
+            Subject::Secret(secret) => current.may_fetch(caller, secret),
+            // A config that removes a secret removes it from the rules, too.
+            Subject::GoneSecret(secret) => [&current, &self.policy, &self.former]
+                .into_iter()
+                .any(|policy| policy.may_fetch(caller, secret)),
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         response::{ResponseBody, ResponseStream},
     },
     model::Operation,
-    policy::{Caller, Policy},
+    policy::{ActivePolicy, Caller, Policy},
     refresh::Keyring,
     secrets::Secrets,
     telemetry::Registry,
@@ -44,8 +44,10 @@ const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 /// What the API serves, and how.
 pub struct Parts<'s> {
-    /// Limits, timeouts and policy.
+    /// Limits and timeouts.
     pub settings: &'s Settings,
+    /// Who may do what.
+    pub policy: Arc<ActivePolicy>,
     /// The keyrings to serve.
     pub keyrings: Vec<Arc<Keyring>>,
     /// The secrets to serve.
@@ -67,7 +69,7 @@ pub(crate) struct Service {
     routes: Routes,
     keyrings: BTreeMap<String, ServedKeyring>,
     secrets: SecretService,
-    policy: Arc<Policy>,
+    policy: Arc<ActivePolicy>,
     events: Arc<Events>,
     limits: Limits,
     bodies: Arc<BodyLimits>,
@@ -86,6 +88,7 @@ impl Service {
     pub(crate) fn new(parts: Parts<'_>, events: Arc<Events>, denials: Denials) -> Self {
         let Parts {
             settings,
+            policy,
             keyrings,
             secrets,
             registry,
@@ -100,7 +103,6 @@ impl Service {
             let name = keyring.name().to_string();
             (name, ServedKeyring { keyring, metrics })
         };
-        let policy = Arc::new(Policy::new(&settings.policy));
         Self {
             routes: Routes::new(),
             keyrings: keyrings.into_iter().map(serve).collect(),
@@ -134,9 +136,11 @@ impl Service {
         peer.certificate.verdict().require()?;
         if let Some(token) = &peer.token {
             token.verify(request.headers())?;
-            if self.policy.knows(&peer.caller) {
-                connection.activity.recognize();
-            }
+        }
+        let policy = self.policy.current();
+        // Only a request shows who holds the token, and rules that are new know others.
+        if !connection.activity.is_known() && policy.knows(&peer.caller) {
+            connection.activity.recognize();
         }
         let _head = match head_len {
             // Boxed, because most heads are short.
@@ -147,14 +151,14 @@ impl Service {
             let (route, name) = self.routes.find(request.method(), request.uri().path())?;
             match route {
                 Route::Keyrings | Route::Secrets | Route::Events | Route::OpenApi
-                    if !self.policy.knows(&peer.caller) =>
+                    if !policy.knows(&peer.caller) =>
                 {
                     return Err(Problem::new(
                         Code::Forbidden,
                         "no rule allows this caller anything",
                     ));
                 }
-                Route::Keyrings => return self.respond_json(&self.list_keyrings(peer)),
+                Route::Keyrings => return self.respond_json(&self.list_keyrings(&policy, peer)),
                 Route::Secrets => return self.respond_json(&self.secrets.list(peer)),
                 Route::Secret => {
                     let secrets = &self.secrets;
@@ -182,7 +186,7 @@ impl Service {
             http_version: request.version(),
             start,
         };
-        let error = match self.perform(&job, request).await {
+        let error = match self.perform(&job, &policy, request).await {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
@@ -218,9 +222,10 @@ impl Service {
     async fn perform(
         &self,
         job: &Job<'_>,
+        policy: &Policy,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, RequestError> {
-        self.authorize(job)?;
+        authorize(job, policy)?;
         match job.operation {
             Operation::Inspect => {
                 let json = to_json(&KeyringDescription::of(job.keyring, job.now())?)?;
@@ -233,31 +238,14 @@ impl Service {
         }
     }
 
-    fn authorize(&self, job: &Job<'_>) -> Result<(), Problem> {
-        let (operation, keyring) = (job.operation, job.keyring.name());
-        if self
-            .policy
-            .permissions(&job.caller, keyring)
-            .allow(operation)
-        {
-            return Ok(());
-        }
-        let name = operation.as_str();
-        let mut detail = format!("no rule allows this caller `{name}` on keyring {keyring}");
-        if !operation.is_implied() {
-            detail.push_str("; a rule must name this operation, \"*\" does not include it");
-        }
-        Err(Problem::new(Code::Forbidden, detail))
-    }
-
-    fn list_keyrings(&self, peer: &Peer) -> KeyringList {
+    fn list_keyrings(&self, policy: &Policy, peer: &Peer) -> KeyringList {
         let now = self.clock.now();
         let visible = self
             .keyrings
             .values()
             .map(|served| &served.keyring)
             .filter(|keyring| {
-                self.policy
+                policy
                     .permissions(&peer.caller, keyring.name())
                     .allow(Operation::Inspect)
             })
@@ -310,11 +298,14 @@ impl Handler for Service {
 
     /// The holder of the token is known only once a request presents it.
     fn knows(&self, peer: &Peer) -> bool {
-        peer.token.is_none() && self.policy.knows(&peer.caller)
+        peer.token.is_none() && self.policy.current().knows(&peer.caller)
     }
 
     async fn withdrawn(&self, peer: &Peer) {
-        peer.certificate.withdrawn().await;
+        tokio::select! {
+            () = peer.certificate.withdrawn() => {}
+            () = self.policy.withdrawn(&peer.caller) => {}
+        }
     }
 
     async fn respond(
@@ -333,6 +324,19 @@ impl Handler for Service {
             .add(&connection.peer.caller, resource, problem.code, None);
         problem.into_response()
     }
+}
+
+fn authorize(job: &Job<'_>, policy: &Policy) -> Result<(), Problem> {
+    let (operation, keyring) = (job.operation, job.keyring.name());
+    if policy.permissions(&job.caller, keyring).allow(operation) {
+        return Ok(());
+    }
+    let name = operation.as_str();
+    let mut detail = format!("no rule allows this caller `{name}` on keyring {keyring}");
+    if !operation.is_implied() {
+        detail.push_str("; a rule must name this operation, \"*\" does not include it");
+    }
+    Err(Problem::new(Code::Forbidden, detail))
 }
 
 /// Counts a failed job and responds with its problem.

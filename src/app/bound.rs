@@ -8,11 +8,12 @@ use std::{
 use tokio::{task::JoinHandle, time::timeout};
 use tracing::{info, warn};
 
-use super::data_plane::Workers;
+use super::{
+    config::{Config, ConfigFile, ConfigWatch, LiveConfig, ReloadError},
+    data_plane::Workers,
+};
 use crate::{
     audit::Recorder,
-    config::{LoadError, Settings},
-    files::run_blocking,
     http::Tls,
     lifecycle::{Readiness, Signal, Signals, Stopping, notify_stopping},
     refresh::{Keyring, Trigger},
@@ -33,6 +34,7 @@ pub struct Bound {
     pub(super) keyrings: Vec<Arc<Keyring>>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) renders: Arc<Renders>,
+    pub(super) config: Arc<LiveConfig>,
     pub(super) tls: Vec<Arc<Tls>>,
     pub(super) readiness: Arc<Readiness>,
     pub(super) audit: Recorder,
@@ -88,29 +90,10 @@ impl Bound {
         }
     }
 
-    /// Takes over what the config may change while a sidecar runs: the losses that each keyring
-    /// accepts. Everything else needs a restart. An invalid config changes nothing.
-    pub fn reload(&self, config: Result<&Settings, &LoadError>) {
-        let settings = match config {
-            Ok(settings) => settings,
-            Err(error) => {
-                warn!("can't reload the config; keeping the old one: {error}");
-                return;
-            }
-        };
-        for keyring in &self.keyrings {
-            let mut configured = settings.keyrings.iter();
-            let Some(settings) = configured.find(|found| found.name == *keyring.name()) else {
-                continue;
-            };
-            if keyring.accept_losses(&settings.accept_lost) {
-                info!(
-                    keyring = %keyring.name(), versions = ?settings.accept_lost,
-                    "the config accepts the loss of other versions"
-                );
-                keyring.request(Trigger::Signal);
-            }
-        }
+    /// Takes over what another config may change while the sidecar runs. An invalid one changes
+    /// nothing.
+    pub(super) fn reload(&self, config: Result<Config, ReloadError>) {
+        self.config.reload(config);
     }
 
     /// Accepts no more connections, then waits for requests in flight until the drain time-out
@@ -135,44 +118,24 @@ impl Bound {
     }
 
     /// Serves until SIGTERM or SIGINT, then stops gracefully; a second one stops at once. SIGHUP
-    /// refreshes, and reads the config again with `load`.
-    pub async fn run(
-        self,
-        mut signals: Signals,
-        load: impl Fn() -> Result<Settings, LoadError> + Clone + Send + 'static,
-    ) {
-        // In a task: a config or a directory of users that hangs holds up no signal.
-        let mut loading: Option<JoinHandle<Result<Settings, LoadError>>> = None;
+    /// refreshes, and reads the config in `file` again. So does a change of that file.
+    pub async fn run(self, mut signals: Signals, file: ConfigFile) {
+        // Reads in a task: a config or a directory of users that hangs holds up no signal.
+        let mut config = ConfigWatch::start(file, self.config.status().sha256);
         loop {
-            let loaded = async {
-                match &mut loading {
-                    Some(loading) => loading.await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 signal = signals.next() => match signal {
                     Signal::Stop => break,
                     Signal::Refresh => {
-                        info!(
-                            "refreshing all keyrings and secrets; of the config, only accept_lost \
-                             is read again"
-                        );
+                        info!("refreshing all keyrings and secrets, and reading the config again");
                         self.refresh();
-                        loading.get_or_insert_with(|| tokio::spawn(run_blocking(load.clone())));
+                        config.request();
                     }
                 },
-                loaded = loaded => {
-                    loading = None;
-                    if let Ok(settings) = loaded {
-                        self.reload(settings.as_ref());
-                    }
-                }
+                loaded = config.next() => self.reload(loaded),
             }
         }
-        if let Some(loading) = loading {
-            loading.abort();
-        }
+        drop(config);
         info!(drain_timeout = ?self.drain, "stopping");
         notify_stopping();
         let second = async { while signals.next().await != Signal::Stop {} };

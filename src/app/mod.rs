@@ -6,6 +6,7 @@
 
 mod bound;
 mod clock_watch;
+mod config;
 mod data_plane;
 mod rehearsal;
 #[cfg(test)]
@@ -19,7 +20,11 @@ use tokio::{net::TcpListener, runtime::Handle, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::{clock_watch::ClockWatch, data_plane::Workers};
+use self::{
+    clock_watch::ClockWatch,
+    config::{LiveConfig, LiveParts},
+    data_plane::Workers,
+};
 use crate::{
     api::{self, BindError, Listeners, Parts},
     audit::{self, AuditError, Recorder},
@@ -31,6 +36,7 @@ use crate::{
     keks::{self, Keks},
     lifecycle::{Readiness, Stopping},
     ops::{OpsParts, OpsServer},
+    policy::ActivePolicy,
     refresh::{self, Keyring},
     render::{self, Renders},
     secrets::{self, Secrets},
@@ -38,7 +44,11 @@ use crate::{
     telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
 };
 
-pub use self::{bound::Bound, rehearsal::rehearse};
+pub use self::{
+    bound::Bound,
+    config::{Config, ConfigFile},
+    rehearsal::rehearse,
+};
 
 const LOST_LOG_LINES: &str = "sidekey_log_lost_lines_total";
 
@@ -83,12 +93,12 @@ pub enum StartError {
 /// keyring or secret that can't be read yet is not an error: it is retried, and readiness waits
 /// for it.
 pub async fn build(
-    settings: &Settings,
+    config: &Config,
     backends: Arc<dyn Backends>,
     clock: Clock,
 ) -> Result<Bound, StartError> {
-    let workers = Workers::start(&settings.runtime).map_err(StartError::Threads)?;
-    let mut bound = build_on(workers.handle(), settings, backends, clock).await?;
+    let workers = Workers::start(&config.settings.runtime).map_err(StartError::Threads)?;
+    let mut bound = build_on(workers.handle(), config, backends, clock).await?;
     bound.workers = Some(workers);
     Ok(bound)
 }
@@ -100,10 +110,11 @@ pub async fn build(
 /// See [`build`].
 async fn build_on(
     data_plane: &Handle,
-    settings: &Settings,
+    config: &Config,
     backends: Arc<dyn Backends>,
     clock: Clock,
 ) -> Result<Bound, StartError> {
+    let settings = &config.settings;
     let registry = registry();
     let tls = ListenerTls::load(settings, &registry, &clock).await?;
     let sockets = Sockets::bind(settings).await?;
@@ -121,7 +132,7 @@ async fn build_on(
         backends,
         stopping: Stopping::default(),
     };
-    let state = State::start(&context)?;
+    let state = State::start(&context, config)?;
     let (socket, tcp) = (
         sockets.applications.socket().to_owned(),
         sockets.applications.tcp(),
@@ -151,6 +162,7 @@ async fn build_on(
         keyrings: state.keyrings,
         secrets: state.secrets,
         renders: state.renders,
+        config: state.config,
         tls: tls.all(),
         readiness: state.readiness,
         audit: context.audit,
@@ -180,6 +192,7 @@ fn registry() -> Arc<Registry> {
     api::describe_metrics(&registry);
     audit::describe_metrics(&registry);
     clock_watch::describe_metrics(&registry);
+    config::describe_metrics(&registry);
     registry.describe_counter(
         LOST_LOG_LINES,
         "Lines of the log that were lost, because standard error failed or was read too slowly.",
@@ -284,10 +297,12 @@ struct State {
     secrets: Arc<Secrets>,
     renders: Arc<Renders>,
     readiness: Arc<Readiness>,
+    policy: Arc<ActivePolicy>,
+    config: Arc<LiveConfig>,
 }
 
 impl State {
-    fn start(context: &Context<'_>) -> Result<Self, StartError> {
+    fn start(context: &Context<'_>, config: &Config) -> Result<Self, StartError> {
         let settings = context.settings;
         let keks = Arc::new(Keks::new(
             Arc::clone(&context.backends),
@@ -312,12 +327,25 @@ impl State {
         }));
         let readiness = Arc::new(Readiness::new(
             keyrings.clone(),
-            &secrets,
-            &renders,
+            Arc::clone(&secrets),
+            Arc::clone(&renders),
             context.stopping.draining.clone(),
             context.clock.clone(),
         ));
+        let policy = ActivePolicy::new(&settings.policy);
+        let parts = LiveParts {
+            keyrings: keyrings.clone(),
+            secrets: Arc::clone(&secrets),
+            renders: Arc::clone(&renders),
+            policy: Arc::clone(&policy),
+            readiness: Arc::clone(&readiness),
+            audit: context.audit.clone(),
+            clock: context.clock.clone(),
+        };
+        let config = Arc::new(LiveConfig::new(config, parts, &context.registry));
         Ok(Self {
+            policy,
+            config,
             keks,
             keyrings,
             secrets,
@@ -365,7 +393,7 @@ fn serve(
     let (limits, timeouts) = (&context.settings.limits, &context.settings.timeouts);
     // Half of the time is for waiting, so that a body that gets its share can still arrive.
     let accounts = Accounts::new(limits, timeouts.body / 2);
-    let readiness = Arc::clone(&state.readiness);
+    let (readiness, config) = (Arc::clone(&state.readiness), Arc::clone(&state.config));
     let ops = OpsServer::new(OpsParts {
         accounts: Arc::clone(&accounts),
         keyrings: state.keyrings.clone(),
@@ -376,6 +404,7 @@ fn serve(
         registry: Arc::clone(&context.registry),
         audit: context.audit.clone(),
         clock: context.clock.clone(),
+        config: Box::new(move || Some(config.status())),
         pending: Box::new(move || readiness.pending()),
         hosts: match &tls.operators {
             None => Some(context.settings.ops.hosts.clone()),
@@ -387,6 +416,7 @@ fn serve(
     let parts = Parts {
         accounts,
         settings: context.settings,
+        policy: Arc::clone(&state.policy),
         keyrings: state.keyrings.clone(),
         secrets: Arc::clone(&state.secrets),
         registry: Arc::clone(&context.registry),

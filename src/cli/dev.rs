@@ -18,10 +18,9 @@ use super::{
 };
 use crate::{
     admin::{Admin, Bases, Signing},
-    app,
+    app::{self, ConfigFile},
     backend::{self, local::LocalKek},
     clock::Clock,
-    config,
     crypto::{random, to_hex},
     files::create_private,
     keyring::Policy,
@@ -44,12 +43,9 @@ impl Dev {
             CliError::failed(format!("--dir {}: {error}", path_for_display(&self.dir)))
         })?;
         let config = block_on(prepare(&folder))?;
-        let mut settings = config::load(&config)?;
-        if let Some(ops) = self.ops {
-            settings.ops.listen = ops;
-        }
-        let reload = move || config::load(&config);
-        serve(&settings, reload, async |bound| {
+        let file = ConfigFile::new(config).with_ops(self.ops);
+        let config = file.load()?;
+        serve(&config, file, async |bound| {
             if tokio::time::timeout(Duration::from_secs(5), bound.ready())
                 .await
                 .is_err()
@@ -57,7 +53,7 @@ impl Dev {
                 // The log says why; the sidecar starts to serve once it is ready.
                 return Ok(());
             }
-            let has_secret = settings.secrets.find("demo").is_some();
+            let has_secret = config.settings.secrets.find("demo").is_some();
             let text = instructions(&folder, bound, has_secret);
             // Keeps serving meanwhile, read or unread.
             tokio::task::spawn_blocking(move || write_out(&text));

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     admin::{Purpose, probe},
-    app, backend,
+    app::{self, Config, ConfigFile},
+    backend,
     clock::Clock,
     config::{self, LoadError, Settings},
     files::allow_connections,
@@ -30,8 +31,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let load = move || config::load(&self.config);
-        serve(&load()?, load, async |_| Ok(()))
+        let file = ConfigFile::new(self.config);
+        serve(&file.load()?, file, async |_| Ok(()))
     }
 }
 
@@ -187,10 +188,11 @@ fn online(file: &str, settings: &Settings, format: Format) -> Result<(), CliErro
 }
 
 pub(super) fn serve(
-    settings: &Settings,
-    reload: impl Fn() -> Result<Settings, LoadError> + Clone + Send + 'static,
+    config: &Config,
+    file: ConfigFile,
     started: impl AsyncFnOnce(&app::Bound) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
+    let settings = &config.settings;
     telemetry::init_logging(&settings.log).map_err(CliError::failed)?;
     block_on(async {
         // First, so that an early signal doesn't kill the process.
@@ -200,10 +202,10 @@ pub(super) fn serve(
         let listeners = 1 + u64::from(settings.listen.tcp.is_some());
         allow_connections(listeners * settings.limits.connections as u64);
         let backends = backend::configured(&settings.backends);
-        let bound = app::build(settings, backends, Clock::system()).await?;
+        let bound = app::build(config, backends, Clock::system()).await?;
         notify_ready();
         started(&bound).await?;
-        bound.run(signals, reload).await;
+        bound.run(signals, file).await;
         Ok(())
     })
 }

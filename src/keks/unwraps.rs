@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::Keks;
 use crate::{
@@ -19,27 +20,30 @@ pub(crate) struct UnwrapTasks {
 }
 
 impl UnwrapTasks {
-    /// Starts to unwrap a version, unless that is already in progress.
+    /// Starts to unwrap a version, unless that is already in progress. No KEK is asked any more
+    /// once `withdrawn` is cancelled.
     pub(crate) fn start(
         &mut self,
         keks: &Arc<Keks>,
         keyring: KeyringId,
         version: &Version,
         scope: &Arc<KekScope>,
+        withdrawn: &CancellationToken,
     ) {
         if !self.in_progress.insert(version.version) {
             return;
         }
         let (keks, scope, version) = (Arc::clone(keks), Arc::clone(scope), version.clone());
+        let withdrawn = withdrawn.clone();
         self.tasks.spawn(async move {
-            let keys = keks
-                .unwrap(keyring, &version, &scope)
-                .await
-                .and_then(|dek| {
-                    VersionKeys::derive(&dek).map_err(|error| {
-                        NotUnwrapped::because(format!("can't allocate memory for keys: {error}"))
-                    })
-                });
+            let unwrap = keks.unwrap(keyring, &version, &scope);
+            let unwrapped = withdrawn.run_until_cancelled(unwrap).await;
+            let changed = || NotUnwrapped::because("the config changed meanwhile; asking again");
+            let keys = unwrapped.unwrap_or_else(|| Err(changed())).and_then(|dek| {
+                VersionKeys::derive(&dek).map_err(|error| {
+                    NotUnwrapped::because(format!("can't allocate memory for keys: {error}"))
+                })
+            });
             (version.version, keys)
         });
     }

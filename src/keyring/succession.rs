@@ -14,7 +14,7 @@ use super::{
 use crate::model::{Anchor, KeyringName, SignerKey};
 
 /// What the configuration requires of a manifest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectations {
     /// The keyring's name.
     pub name: KeyringName,

@@ -3,6 +3,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,8 +21,10 @@ use crate::{
 /// because the sidecar keeps serving from memory (I7).
 pub struct Readiness {
     keyrings: Vec<Arc<Keyring>>,
-    required: Vec<Arc<Secret>>,
-    files: Vec<Arc<Render>>,
+    secrets: Arc<Secrets>,
+    renders: Arc<Renders>,
+    /// Changes with what there is to wait for.
+    reconsidered: watch::Sender<()>,
     was_ready: AtomicBool,
     draining: CancellationToken,
     clock: Clock,
@@ -31,30 +34,38 @@ impl Readiness {
     /// Watches `keyrings`, and those of `secrets` and `renders` that are required.
     pub fn new(
         keyrings: Vec<Arc<Keyring>>,
-        secrets: &Secrets,
-        renders: &Renders,
+        secrets: Arc<Secrets>,
+        renders: Arc<Renders>,
         draining: CancellationToken,
         clock: Clock,
     ) -> Self {
-        let required = secrets
-            .all()
-            .into_iter()
-            .filter(|secret| secret.settings().required)
-            .collect();
-        let files = renders
-            .all()
-            .iter()
-            .filter(|render| render.settings().required)
-            .cloned()
-            .collect();
         Self {
             keyrings,
-            required,
-            files,
+            secrets,
+            renders,
+            reconsidered: watch::Sender::new(()),
             was_ready: AtomicBool::new(false),
             draining,
             clock,
         }
+    }
+
+    /// Looks again at which secrets and files there are, and which of them are required. A sidecar
+    /// that was ready stays so.
+    pub fn reconsider(&self) {
+        self.reconsidered.send_replace(());
+    }
+
+    fn required_secrets(&self) -> Vec<Arc<Secret>> {
+        let mut secrets = self.secrets.all();
+        secrets.retain(|secret| secret.is_required());
+        secrets
+    }
+
+    fn required_files(&self) -> Vec<Arc<Render>> {
+        let renders = self.renders.all();
+        let required = renders.iter().filter(|render| render.settings().required);
+        required.cloned().collect()
     }
 
     /// Returns what is pending, one line each. It is empty once the sidecar is ready.
@@ -69,11 +80,9 @@ impl Readiness {
             .keyrings
             .iter()
             .filter_map(|keyring| self.pending_keyring(keyring));
-        let secrets = self
-            .required
-            .iter()
-            .filter_map(|secret| pending_secret(secret));
-        let files = self.files.iter().filter_map(|file| pending_file(file));
+        let (secrets, files) = (self.required_secrets(), self.required_files());
+        let secrets = secrets.iter().filter_map(|secret| pending_secret(secret));
+        let files = files.iter().filter_map(|file| pending_file(file));
         let pending: Vec<String> = keyrings.chain(secrets).chain(files).collect();
         if pending.is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
@@ -83,21 +92,32 @@ impl Readiness {
 
     /// Resolves once nothing is pending.
     pub async fn reached(&self) {
+        let mut reconsidered = self.reconsidered.subscribe();
+        loop {
+            tokio::select! {
+                () = self.everything() => break,
+                // The sender lives as long as `self`, so this isn't an error.
+                _ = reconsidered.changed() => {}
+            }
+        }
+        // From now on it stays ready, even if no one has called `pending` yet.
+        self.was_ready.store(true, Ordering::Relaxed);
+    }
+
+    async fn everything(&self) {
         for keyring in &self.keyrings {
             let mut generations = keyring.generations();
             // The keyring lives as long as `self`, so the channel doesn't close.
             while self.pending_keyring(keyring).is_some() && generations.changed().await.is_ok() {}
         }
-        for secret in &self.required {
+        for secret in &self.required_secrets() {
             let mut attempts = secret.reads();
             while pending_secret(secret).is_some() && attempts.changed().await.is_ok() {}
         }
-        for file in &self.files {
+        for file in &self.required_files() {
             let mut attempts = file.attempts();
             while pending_file(file).is_some() && attempts.changed().await.is_ok() {}
         }
-        // From now on it stays ready, even if no one has called `pending` yet.
-        self.was_ready.store(true, Ordering::Relaxed);
     }
 
     fn pending_keyring(&self, keyring: &Keyring) -> Option<String> {

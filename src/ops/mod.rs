@@ -50,7 +50,7 @@ use crate::{
     secrets::{self, Secrets},
     session::Prover,
     telemetry::{Registry, seconds},
-    wire::{Code, JSON},
+    wire::{Code, JSON, status::ConfigStatus},
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -91,6 +91,8 @@ pub struct OpsParts {
     /// The names that requests may use besides addresses and localhost. None over TLS, where the
     /// certificate already decides.
     pub hosts: Option<Vec<String>>,
+    /// Returns what there is to say of the config.
+    pub config: Box<dyn Fn() -> Option<ConfigStatus> + Send + Sync>,
     /// Returns what readiness waits for; empty when ready.
     pub pending: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The TLS of every listener of this process.

@@ -30,6 +30,7 @@ pub(super) fn status(parts: &OpsParts, started_at: Timestamp) -> Status {
         started_at,
         ready: pending.is_empty(),
         pending,
+        config: (parts.config)(),
         key_memory: key_memory(),
         tls: parts.tls.iter().map(|tls| tls.status()).collect(),
         audit: parts.audit.health().map(audit_status),
@@ -170,7 +171,7 @@ fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Opt
 
 fn secret_status(secret: &Secret) -> SecretStatus {
     let status = secret.status();
-    let (settings, current) = (secret.settings(), status.current);
+    let current = status.current;
     let last_error = |(at, error): (Timestamp, BackendError)| LastError {
         at,
         code: error.kind.secret_code().into(),
@@ -182,9 +183,9 @@ fn secret_status(secret: &Secret) -> SecretStatus {
         last_used: usage.last(),
     };
     SecretStatus {
-        name: settings.name.to_string(),
-        source: settings.source.to_string(),
-        required: settings.required,
+        name: secret.name().to_string(),
+        source: secret.source().to_string(),
+        required: secret.is_required(),
         version: current.as_ref().map(|current| current.version.clone()),
         created_at: current.as_ref().and_then(|current| current.created_at),
         confirmed_at: current.map(|current| current.confirmed_at),

@@ -77,6 +77,7 @@ impl World {
             audit: Recorder::default(),
             clock,
             prover: Prover::new().expect("randomness"),
+            config: Box::new(|| None),
             pending: Box::new(move || shared.lock().expect("test").clone()),
             accounts: Accounts::new(&settings.limits, Duration::ZERO),
             hosts: Some(Vec::new()),

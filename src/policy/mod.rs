@@ -1,7 +1,10 @@
 //! Authorization: rules and a caller in, a decision out.
 
-use std::collections::BTreeSet;
+mod active;
 
+use std::{collections::BTreeSet, sync::Arc};
+
+pub use self::active::ActivePolicy;
 use crate::config::Rule;
 use crate::model::{KeyringName, NamePattern, Operation, SecretName};
 
@@ -26,6 +29,8 @@ pub enum Caller {
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     rules: Vec<Compiled>,
+    /// What must allow a request as well.
+    also: Option<Arc<Self>>,
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +57,10 @@ impl Compiled {
 pub struct Permissions(u8);
 
 impl Permissions {
+    fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Returns whether `operation` is allowed.
     pub fn allow(self, operation: Operation) -> bool {
         self.0 & bit(operation) != 0
@@ -83,17 +92,19 @@ impl Policy {
         };
         Self {
             rules: rules.iter().map(compile).collect(),
+            also: None,
         }
     }
 
     /// Returns whether `caller` may do anything at all, with any keyring or secret.
     pub fn knows(&self, caller: &Caller) -> bool {
         let allows_any = |rule: &Compiled| !rule.operations.is_empty() || !rule.secrets.is_empty();
-        self.rules.is_empty()
+        let is_known = self.rules.is_empty()
             || self
                 .rules
                 .iter()
-                .any(|rule| rule.applies_to(caller) && allows_any(rule))
+                .any(|rule| rule.applies_to(caller) && allows_any(rule));
+        is_known && self.also.as_ref().is_none_or(|also| also.knows(caller))
     }
 
     /// Returns whether `caller` may fetch `secret`.
@@ -103,15 +114,28 @@ impl Policy {
                 .iter()
                 .any(|pattern| pattern.covers(secret.as_str()))
         };
-        self.rules.is_empty()
+        let may_fetch = self.rules.is_empty()
             || self
                 .rules
                 .iter()
-                .any(|rule| rule.applies_to(caller) && covers(rule))
+                .any(|rule| rule.applies_to(caller) && covers(rule));
+        may_fetch
+            && self
+                .also
+                .as_ref()
+                .is_none_or(|also| also.may_fetch(caller, secret))
     }
 
     /// Returns what `caller` may do with `keyring`.
     pub fn permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
+        let own = self.own_permissions(caller, keyring);
+        match &self.also {
+            Some(also) => own.and(also.permissions(caller, keyring)),
+            None => own,
+        }
+    }
+
+    fn own_permissions(&self, caller: &Caller, keyring: &KeyringName) -> Permissions {
         if self.rules.is_empty() {
             return Permissions(
                 Operation::ALL

@@ -3,20 +3,23 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
-use super::{FailureCounts, RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics};
+use super::{
+    FailureCounts, RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics,
+    trust::Trust,
+};
 use crate::{
     clock::Clock,
     config::{self, Confirm},
@@ -37,8 +40,7 @@ pub struct Keyring {
     wave: Wave,
     location: Location,
     confirm: Confirm,
-    /// Versions that may be destroyed without a testament.
-    accepted_losses: Mutex<Vec<u32>>,
+    trust: ArcSwap<Trust>,
     snapshot: ArcSwapOption<Snapshot>,
     generations: watch::Sender<Option<u64>>,
     /// Milliseconds since the epoch; `i64::MIN` for never.
@@ -91,7 +93,7 @@ impl Keyring {
             wave: settings.wave.clone().unwrap_or_else(|| shared.wave.clone()),
             location: settings.location.clone(),
             confirm: settings.confirm,
-            accepted_losses: Mutex::new(settings.accept_lost.clone()),
+            trust: ArcSwap::new(Trust::new(settings)),
             snapshot: ArcSwapOption::empty(),
             generations: watch::Sender::new(None),
             confirmed_at: AtomicI64::new(i64::MIN),
@@ -119,23 +121,21 @@ impl Keyring {
         &self.wave
     }
 
-    /// Replaces the versions that may be destroyed without a testament. Returns whether they
-    /// differ.
-    pub fn accept_losses(&self, versions: &[u32]) -> bool {
-        let mut accepted = self.losses();
-        let is_news = *accepted != versions;
-        versions.clone_into(&mut accepted);
-        is_news
+    /// Takes over what another config lets the keyring trust: its KEKs, signers, lowest generation,
+    /// anchor and accepted losses. If that differs, unwraps in progress end, and the manifest is
+    /// read again. Returns whether it differs.
+    pub fn trust_as(&self, settings: &config::Keyring) -> bool {
+        let trust = Trust::new(settings);
+        if trust.is_same(&self.trust.load()) {
+            return false;
+        }
+        self.trust.swap(trust).replaced.cancel();
+        self.request(Trigger::Config);
+        true
     }
 
-    pub(super) fn accepted_losses(&self) -> Vec<u32> {
-        self.losses().clone()
-    }
-
-    fn losses(&self) -> MutexGuard<'_, Vec<u32>> {
-        self.accepted_losses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
     /// Returns where the manifest is read from.

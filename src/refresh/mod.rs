@@ -22,6 +22,7 @@ mod task;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::sync::Arc;
 

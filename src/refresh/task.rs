@@ -16,13 +16,13 @@ use super::{
     candidate::Candidate,
     keyring::{Request, Waiter},
     report::{RefreshOutcome, Reporter},
+    trust::Trust,
 };
 use crate::{
     backend::{self, ManifestStore},
     config,
     files::{self, ChangeCallback, WatchGuard},
-    keyring::{self, Document, Expectations, KeyTable, ManifestError, Rejection, Succession},
-    model::KekScope,
+    keyring::{self, Document, KeyTable, ManifestError, Rejection, Succession},
     schedule::{Schedule, settle},
 };
 
@@ -30,23 +30,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// Manifests larger than this, in bytes, are parsed on a blocking thread.
 const LARGE: usize = 64 << 10;
 
-impl From<&config::Keyring> for Expectations {
-    fn from(settings: &config::Keyring) -> Self {
-        Self {
-            name: settings.name.clone(),
-            min_generation: settings.min_generation,
-            trusted_signers: settings.trusted_signers.clone(),
-            anchor: settings.anchor.clone(),
-            accept_lost: settings.accept_lost.clone(),
-        }
-    }
-}
-
 pub(super) struct Refresher {
     keyring: Arc<Keyring>,
     store: Arc<dyn ManifestStore>,
-    expectations: Expectations,
-    scope: Arc<KekScope>,
+    /// What the candidate was examined by.
+    trust: Arc<Trust>,
     shared: Shared,
     cache: Option<CachedManifest>,
     /// The manifest from the cache: the base until one is active.
@@ -79,10 +67,9 @@ impl Refresher {
     ) -> Self {
         Self {
             reporter: Reporter::new(&keyring, &shared),
+            trust: keyring.trust(),
             keyring,
             store,
-            expectations: Expectations::from(settings),
-            scope: Arc::new(settings.keks.clone()),
             cache: CachedManifest::new(settings, &shared.settings),
             cached: None,
             schedule: Schedule::start(FIRST_BACKOFF, shared.settings.max_backoff),
@@ -159,6 +146,11 @@ impl Refresher {
 
     /// Publishes versions that were unwrapped after the grace.
     async fn publish_late(&mut self) {
+        if self.trust.replaced.is_cancelled() {
+            // The config that replaced it has requested a refresh.
+            self.candidate = None;
+            return;
+        }
         let Some(candidate) = &mut self.candidate else {
             return;
         };
@@ -223,12 +215,13 @@ impl Refresher {
         read_at: Timestamp,
         trigger: Trigger,
     ) -> Result<RefreshOutcome, RefreshFailure> {
+        self.trust_as_configured();
         let current = self.keyring.snapshot().clone();
         let active = current.as_deref().map(|snapshot| &snapshot.table);
         let base = active
             .map(|table| Arc::clone(table.document()))
             .or_else(|| self.cached.clone());
-        let succession = match examine(base, Arc::clone(&document), self.expectations()).await {
+        let succession = match examine(base, Arc::clone(&document), Arc::clone(&self.trust)).await {
             Ok(succession) => succession,
             Err(rejection) => return self.rejected(rejection, active),
         };
@@ -258,7 +251,8 @@ impl Refresher {
                     &self.shared.keks,
                     document.manifest().id,
                     version,
-                    &self.scope,
+                    &self.trust.scope,
+                    &self.trust.replaced,
                 );
             }
         }
@@ -266,11 +260,13 @@ impl Refresher {
         self.publish()
     }
 
-    /// What the config requires now: a reload may accept more losses.
-    fn expectations(&self) -> Expectations {
-        Expectations {
-            accept_lost: self.keyring.accepted_losses(),
-            ..self.expectations.clone()
+    /// Takes over what the config lets the keyring trust now. A candidate that was examined by
+    /// something else is given up.
+    fn trust_as_configured(&mut self) {
+        let trust = self.keyring.trust();
+        if !Arc::ptr_eq(&trust, &self.trust) {
+            self.candidate = None;
+            self.trust = trust;
         }
     }
 
@@ -344,7 +340,7 @@ impl Refresher {
             Ok(Some((bytes, confirmed))) => match parse(bytes).await {
                 Ok(document) => {
                     let document = Arc::new(document);
-                    examine(None, Arc::clone(&document), self.expectations())
+                    examine(None, Arc::clone(&document), self.keyring.trust())
                         .await
                         .map(|_| (document, confirmed))
                         .map_err(|rejection| rejection.to_string())
@@ -405,10 +401,10 @@ impl Refresher {
 async fn examine(
     base: Option<Arc<Document>>,
     candidate: Arc<Document>,
-    expectations: Expectations,
+    trust: Arc<Trust>,
 ) -> Result<Succession, Rejection> {
     let is_large = candidate.bytes().len() > LARGE;
-    let examine = move || keyring::examine(base.as_deref(), &candidate, &expectations);
+    let examine = move || keyring::examine(base.as_deref(), &candidate, &trust.expectations);
     if is_large {
         files::run_blocking(examine).await
     } else {

@@ -66,6 +66,16 @@ impl RenderMetrics {
         }
     }
 
+    /// Makes the gauges of a file that is no longer rendered say nothing: series last as long as the
+    /// process.
+    pub(super) fn clear(&self) {
+        self.failing.set(0.0);
+        self.last_success.set(f64::NAN);
+        if let Some(failing) = &self.notice_failing {
+            failing.set(0.0);
+        }
+    }
+
     pub(super) fn succeeded(&self, at: Timestamp, was_written: bool) {
         self.failing.set(0.0);
         self.last_success.set(seconds(at));

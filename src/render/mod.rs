@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -52,9 +53,21 @@ pub struct Parts<'s> {
     pub(crate) audit: Recorder,
 }
 
+/// What all files of a process share.
+struct Shared {
+    secrets: Arc<Secrets>,
+    clock: Clock,
+    registry: Arc<Registry>,
+    audit: Recorder,
+    max_backoff: Duration,
+}
+
 /// The rendered files of a process.
 pub struct Renders {
-    renders: Vec<Arc<Render>>,
+    shared: Shared,
+    renders: ArcSwap<Vec<Arc<Render>>>,
+    /// Those that another config removed, while their tasks end.
+    ending: Mutex<Vec<Arc<Render>>>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -62,42 +75,96 @@ pub struct Renders {
 impl Renders {
     /// Spawns the tasks of all configured files on the current runtime.
     pub(crate) fn start(parts: &Parts<'_>) -> Self {
-        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let start = |settings: &config::Render| {
-            let render = Arc::new(Render::new(settings.clone(), parts));
-            let changes = parts.secrets.changes();
-            let renderer = task::Renderer::new(
-                Arc::clone(&render),
-                Arc::clone(parts.secrets),
-                changes,
-                parts,
-            );
-            let (stop, written) = (stopping.clone(), CancellationToken::new());
-            let last_written = written.clone().drop_guard();
-            tasks.spawn(async move {
-                renderer.run(stop).await;
-                drop(last_written);
-            });
-            if let Some(notifier) = notice::Notifier::new(&render, stopping.clone(), written) {
-                tasks.spawn(notifier.run());
-            }
-            render
+        let renders = Self {
+            shared: Shared {
+                secrets: Arc::clone(parts.secrets),
+                clock: parts.clock.clone(),
+                registry: Arc::clone(&parts.registry),
+                audit: parts.audit.clone(),
+                max_backoff: parts.settings.refresh.max_backoff,
+            },
+            renders: ArcSwap::default(),
+            ending: Mutex::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
         };
-        let renders = parts.settings.renders.iter().map(start).collect();
-        Self {
-            renders,
-            stopping,
-            tasks,
-        }
+        renders.install(&parts.settings.renders);
+        renders
     }
 
-    pub(crate) fn all(&self) -> &[Arc<Render>] {
-        &self.renders
+    /// Renders the files of another config. What is the same in both goes on. A file that the other
+    /// one lacks stays as it is.
+    pub(crate) fn install(&self, settings: &[config::Render]) {
+        let former = self.all();
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.retain(|render| !render.tasks.is_empty());
+        let next = settings.iter().map(|settings| {
+            let same = former.iter().find(|render| render.settings == *settings);
+            same.cloned().unwrap_or_else(|| {
+                let of_file = former
+                    .iter()
+                    .chain(ending.iter())
+                    .find(|render| render.settings.file == settings.file);
+                self.spawn(settings, of_file.cloned())
+            })
+        });
+        let next: Vec<_> = next.collect();
+        for render in former.iter() {
+            if next.iter().any(|kept| Arc::ptr_eq(kept, render)) {
+                continue;
+            }
+            render.stopping.cancel();
+            render.tasks.close();
+            let file = &render.settings.file;
+            if !next.iter().any(|other| other.settings.file == *file) {
+                tracing::info!(file = %file.display(), "the file is no longer rendered; it stays");
+                let removed = Arc::clone(render);
+                ending.push(Arc::clone(render));
+                self.tasks.spawn(async move {
+                    removed.tasks.wait().await;
+                    removed.metrics.clear();
+                });
+            }
+        }
+        self.renders.store(Arc::new(next));
+    }
+
+    /// Spawns the tasks of a file. They begin once those of `former`, which is for the same file,
+    /// have ended.
+    fn spawn(&self, settings: &config::Render, former: Option<Arc<Render>>) -> Arc<Render> {
+        let stopping = self.stopping.child_token();
+        let render = Arc::new(Render::new(
+            settings.clone(),
+            &self.shared,
+            stopping.clone(),
+        ));
+        let changes = self.shared.secrets.changes();
+        let renderer = task::Renderer::new(Arc::clone(&render), changes, &self.shared);
+        let written = CancellationToken::new();
+        let last_written = written.clone().drop_guard();
+        let (own, stop) = (Arc::clone(&render), stopping.clone());
+        let run = async move {
+            if let Some(former) = former {
+                former.tasks.wait().await;
+                own.inherit(&former);
+            }
+            renderer.run(stop).await;
+            drop(last_written);
+        };
+        self.tasks.spawn(render.tasks.track_future(run));
+        if let Some(notifier) = notice::Notifier::new(&render, stopping, written) {
+            self.tasks.spawn(render.tasks.track_future(notifier.run()));
+        }
+        render
+    }
+
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<Render>>> {
+        self.renders.load_full()
     }
 
     /// Renders every file again, and repeats notices that failed.
     pub(crate) fn request(&self) {
-        for render in &self.renders {
+        for render in self.all().iter() {
             render.requested.notify_one();
             if render
                 .lock_status()
@@ -134,6 +201,9 @@ impl Drop for Renders {
 /// A rendered file, as seen from outside its tasks.
 pub struct Render {
     settings: config::Render,
+    /// Ends its tasks when it is cancelled.
+    stopping: CancellationToken,
+    tasks: TaskTracker,
     status: Mutex<RenderStatus>,
     /// How many attempts to render have ended.
     attempts: watch::Sender<u64>,
@@ -187,16 +257,18 @@ pub struct NoticeResult {
 }
 
 impl Render {
-    fn new(settings: config::Render, parts: &Parts<'_>) -> Self {
-        let metrics = RenderMetrics::new(&settings, &parts.registry);
+    fn new(settings: config::Render, shared: &Shared, stopping: CancellationToken) -> Self {
+        let metrics = RenderMetrics::new(&settings, &shared.registry);
         Self {
             settings,
+            stopping,
+            tasks: TaskTracker::new(),
             status: Mutex::default(),
             attempts: watch::Sender::default(),
             requested: Notify::new(),
             notice_due: Notify::new(),
             recent: Mutex::default(),
-            clock: parts.clock.clone(),
+            clock: shared.clock.clone(),
             metrics,
         }
     }
@@ -212,6 +284,11 @@ impl Render {
     /// Subscribes to the number of attempts that have ended.
     pub(crate) fn attempts(&self) -> watch::Receiver<u64> {
         self.attempts.subscribe()
+    }
+
+    /// Takes over what `former` wrote to the same file.
+    fn inherit(&self, former: &Self) {
+        *self.recent() = std::mem::take(&mut *former.recent());
     }
 
     /// Counts a use of the values in the file, except those that are also in `rendered`, which are

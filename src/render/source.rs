@@ -233,7 +233,7 @@ impl ContentSource {
         let ttl = self
             .secrets
             .get_or_add(name)
-            .map(|secret| secret.settings().cache.previous_ttl);
+            .map(|secret| secret.cache().previous_ttl);
         let end = current
             .created_at()
             .zip(ttl)

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    FileContent, Parts, Render, RenderFailure,
+    FileContent, Render, RenderFailure, Shared,
     source::{ContentSource, Rendered},
     target::Target,
     template_file::TemplateFile,
@@ -44,11 +44,10 @@ pub(super) struct Renderer {
 impl Renderer {
     pub(super) fn new(
         render: Arc<Render>,
-        secrets: Arc<Secrets>,
         changes: broadcast::Receiver<SecretChange>,
-        parts: &Parts<'_>,
+        shared: &Shared,
     ) -> Self {
-        let max_backoff = parts.settings.refresh.max_backoff;
+        let (secrets, max_backoff) = (Arc::clone(&shared.secrets), shared.max_backoff);
         Self {
             template: TemplateFile::of(&render.settings.content, max_backoff),
             render,
@@ -56,7 +55,7 @@ impl Renderer {
             secrets,
             target: Target::default(),
             changes,
-            audit: parts.audit.clone(),
+            audit: shared.audit.clone(),
             max_backoff,
             failures: 0,
             due: None,

@@ -26,6 +26,8 @@ pub enum Trigger {
     File,
     /// SIGHUP.
     Signal,
+    /// The config changed what may be read, or how.
+    Config,
     /// The machine slept, or its clock was set: leases may be over, and timers are late.
     Clock,
     /// An operator announced a change (`POST /push`).
@@ -50,6 +52,7 @@ impl Trigger {
             Self::CachedManifest => "copy",
             Self::File => "file",
             Self::Signal => "signal",
+            Self::Config => "config",
             Self::Clock => "clock",
             Self::Push => "push",
             Self::Poll => "poll",

@@ -58,7 +58,7 @@ impl ActiveLease {
                 Ok(())
             }
             Ok(Err(error)) => Err(error),
-            Err(late) => Err(super::timed_out(&secret.settings.source, late)),
+            Err(late) => Err(super::timed_out(secret.source(), late)),
         }
     }
 }
@@ -99,7 +99,7 @@ impl RetiredLeases {
 
 async fn revoke(secret: &Secret, lease: &dyn Lease) {
     let limit = secret.shared.read_timeout;
-    let (name, source) = (secret.name(), &secret.settings.source);
+    let (name, source) = (secret.name(), secret.source());
     let result = backend::within(limit, lease.revoke())
         .await
         .unwrap_or_else(|late| Err(super::timed_out(source, late)));

@@ -1,6 +1,9 @@
 //! The metrics of secrets.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use jiff::Timestamp;
 use metrics::{Counter, Gauge};
@@ -62,6 +65,8 @@ pub(super) struct Handles {
     age: Gauge,
     confirmed: Gauge,
     failing: Gauge,
+    /// Whether there is a gauge of its lease.
+    has_lease: AtomicBool,
 }
 
 impl SecretMetrics {
@@ -74,6 +79,7 @@ impl SecretMetrics {
                 age: registry.gauge(AGE, &labels),
                 confirmed: registry.gauge(CONFIRMED, &labels),
                 failing: registry.gauge(FAILING, &labels),
+                has_lease: AtomicBool::new(false),
             }
         })
     }
@@ -113,9 +119,30 @@ impl Secret {
             metrics.confirmed.set(seconds(current.confirmed_at));
         }
         if let Some(remaining) = status.lease_remaining {
+            metrics.has_lease.store(true, Ordering::Relaxed);
             registry
                 .gauge(LEASE, &[("secret", name.as_str())])
                 .set(remaining.as_secs_f64());
+        }
+    }
+}
+
+impl Secret {
+    /// Makes the gauges of a secret that was removed say nothing: series last as long as the
+    /// process.
+    pub(super) fn clear_gauges(&self) {
+        if !self.has_series() {
+            return;
+        }
+        let (name, registry) = (self.name(), &self.shared.registry);
+        let metrics = self.metrics.of(name, registry);
+        metrics.failing.set(0.0);
+        metrics.age.set(f64::NAN);
+        metrics.confirmed.set(f64::NAN);
+        if metrics.has_lease.load(Ordering::Relaxed) {
+            registry
+                .gauge(LEASE, &[("secret", name.as_str())])
+                .set(f64::NAN);
         }
     }
 }

@@ -15,6 +15,7 @@ mod publish;
 mod request;
 mod rollback;
 mod secret;
+mod set;
 mod state;
 mod status;
 mod task;
@@ -25,7 +26,7 @@ mod value;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -39,7 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Recorder,
-    backend::{BackendError, Backends, ErrorKind, TimedOut},
+    backend::{BackendError, Backends, ErrorKind, SecretProvider, TimedOut},
     clock::Clock,
     config,
     crypto::MacKey,
@@ -58,6 +59,8 @@ pub use self::{
 pub use crate::{backend::VersionSelector, schedule::Trigger};
 
 pub(crate) use self::metrics::{REQUESTS, describe as describe_metrics, render_versions};
+pub(crate) use self::set::PreparedSecrets;
+use self::set::Set;
 
 /// How many changes a subscriber can lag behind before it has to look at the current state instead.
 const CHANGES: usize = 256;
@@ -122,23 +125,35 @@ impl Shared {
         is_wildcard: bool,
     ) -> Result<Arc<Secret>, BackendError> {
         let provider = self.backends.secret(&settings.source)?;
+        Ok(self.spawn_after(None, provider, settings, is_wildcard))
+    }
+
+    /// Like [`Shared::spawn`], for a secret that serves what `former` did until it has a value.
+    fn spawn_after(
+        self: &Arc<Self>,
+        former: Option<&Arc<Secret>>,
+        provider: Arc<dyn SecretProvider>,
+        settings: config::Secret,
+        is_wildcard: bool,
+    ) -> Arc<Secret> {
         let (secret, requests) = Secret::new(settings, provider, self, is_wildcard);
+        if let Some(former) = former {
+            secret.inherit(former);
+        }
         self.tasks.spawn_on(
             task::Refresher::new(Arc::clone(&secret), requests).run(),
             &self.control,
         );
-        Ok(secret)
+        secret
     }
 }
 
 /// The secrets of a process.
 pub struct Secrets {
     shared: Arc<Shared>,
-    named: BTreeMap<String, Arc<Secret>>,
-    /// The secrets covered by a wildcard that were requested.
-    wildcard: ArcSwap<BTreeMap<String, Arc<Secret>>>,
-    /// Locked while a secret is added, so that each name has one task.
-    adding: Mutex<()>,
+    set: ArcSwap<Set>,
+    /// Locked while the set is changed, so that each name has one task.
+    changing: Mutex<()>,
 }
 
 /// What [`Secrets`] are started with.
@@ -193,19 +208,40 @@ impl Secrets {
             .map(start)
             .collect::<Result<_, BackendError>>()?;
         Ok(Arc::new(Self {
+            set: ArcSwap::from_pointee(Set {
+                settings: Arc::new(settings.secrets.clone()),
+                named: Arc::new(named),
+                wildcard: Default::default(),
+            }),
             shared,
-            named,
-            wildcard: ArcSwap::default(),
-            adding: Mutex::default(),
+            changing: Mutex::default(),
         }))
+    }
+
+    /// Does everything about another config's secrets that can fail. Changes nothing.
+    ///
+    /// # Errors
+    /// As for [`Secrets::start`].
+    pub(crate) fn prepare(
+        &self,
+        settings: &config::Secrets,
+    ) -> Result<PreparedSecrets, BackendError> {
+        self.set.load().prepare(settings, &self.shared)
+    }
+
+    /// Serves another config's secrets: one that is new is read, one that is gone is dropped, and
+    /// one with another source serves its former value until it was read.
+    pub(crate) fn install(&self, prepared: PreparedSecrets) {
+        let _guard = self.lock();
+        let former = self.set.load_full();
+        let next = former.succeeded_by(prepared, &self.shared);
+        self.set.store(Arc::new(next.clone()));
+        former.retire_for(&next);
     }
 
     /// Returns a secret that has a task already.
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Secret>> {
-        if let Some(secret) = self.named.get(name) {
-            return Some(Arc::clone(secret));
-        }
-        self.wildcard.load().get(name).map(Arc::clone)
+        self.set.load().get(name).map(Arc::clone)
     }
 
     /// Returns a secret that is configured by name or covered by a wildcard. From now on it is kept
@@ -213,29 +249,35 @@ impl Secrets {
     ///
     /// Returns None if the name is not configured, or if `secrets.wild_names` is exhausted.
     pub(crate) fn get_or_add(&self, name: &str) -> Option<Arc<Secret>> {
-        self.get(name)
-            .or_else(|| self.add(self.shared.settings.find(name)?))
+        self.get(name).or_else(|| self.add(name))
     }
 
     /// Whether a name is configured, or covered by a wildcard.
     pub(crate) fn is_configured(&self, name: &str) -> bool {
-        self.shared.settings.find(name).is_some()
+        self.set.load().settings.find(name).is_some()
     }
 
-    fn add(&self, settings: config::Secret) -> Option<Arc<Secret>> {
-        let _guard = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut secrets = BTreeMap::clone(&self.wildcard.load());
-        if let Some(secret) = secrets.get(settings.name.as_str()) {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, name: &str) -> Option<Arc<Secret>> {
+        let _guard = self.lock();
+        let mut set = Set::clone(&self.set.load());
+        if let Some(secret) = set.get(name) {
             return Some(Arc::clone(secret));
         }
+        let settings = set.settings.find(name)?;
+        let mut secrets = std::mem::take(&mut set.wildcard);
         if secrets.len() >= self.shared.settings.wild_names {
             // Names without a value make room for others.
             let (idle, kept) = secrets
                 .into_iter()
                 .partition(|(_, secret)| secret.is_idle());
             secrets = kept;
-            for secret in BTreeMap::into_values(idle) {
-                secret.stopping.cancel();
+            let idle: BTreeMap<String, Arc<Secret>> = idle;
+            for secret in idle.into_values() {
+                secret.end();
             }
         }
         let name = settings.name.clone();
@@ -250,17 +292,14 @@ impl Secrets {
         // The config check has already created a provider for this kind of source.
         let secret = self.shared.spawn(settings, true).ok()?;
         secrets.insert(name.to_string(), Arc::clone(&secret));
-        self.wildcard.store(Arc::new(secrets));
+        set.wildcard = secrets;
+        self.set.store(Arc::new(set));
         Some(secret)
     }
 
     /// Returns the configured secrets, and those covered by a wildcard that were requested.
     pub(crate) fn all(&self) -> Vec<Arc<Secret>> {
-        self.named
-            .values()
-            .cloned()
-            .chain(self.wildcard.load().values().cloned())
-            .collect()
+        self.set.load().all().cloned().collect()
     }
 
     /// Requests a read of every secret.

@@ -51,21 +51,20 @@ struct Entry {
 
 impl Entry {
     fn serve(&self, secret: &Secret, stage: Stage) -> Result<Served, GetError> {
-        let settings = &secret.settings;
         let now = secret.shared.clock.uptime();
         let stale = self.failure.as_ref().map(|(_, since)| now.since(*since));
         match (&self.value, &self.failure) {
             (Some(value), None) => Ok(Served::new(value, stage, None)),
             (Some(value), Some((error, _)))
                 if error.kind != ErrorKind::NotFound
-                    && stale.is_some_and(|age| age <= settings.cache.stale_if_error) =>
+                    && stale.is_some_and(|age| age <= secret.cache().stale_if_error) =>
             {
                 Ok(Served::new(value, stage, stale))
             }
             (_, Some((error, _))) => Err(GetError::Provider(error.clone())),
             (None, None) => Err(GetError::Provider(BackendError::new(
                 ErrorKind::Unavailable,
-                &settings.source,
+                secret.source(),
                 "the value is still being read",
             ))),
         }
@@ -179,7 +178,7 @@ impl OtherVersions {
 fn too_many_reads(secret: &Secret) -> GetError {
     GetError::Provider(BackendError::new(
         ErrorKind::Throttled,
-        &secret.settings.source,
+        secret.source(),
         "too many concurrent requests for other versions",
     ))
 }
@@ -218,7 +217,7 @@ async fn read(secret: &Arc<Secret>, selector: &VersionSelector, current: &Arc<Va
     *turn = Some(Instant::now());
     drop(turn);
     let now = secret.shared.clock.uptime();
-    let refresh = secret.settings.cache.refresh;
+    let refresh = secret.cache().refresh;
     let mut entries = other_versions.lock();
     let Some(entry) = entries
         .get_mut(selector)
@@ -250,7 +249,7 @@ async fn fetch(
     selector: &VersionSelector,
     current: &Value,
 ) -> Result<Arc<Value>, BackendError> {
-    let (shared, source) = (&secret.shared, &secret.settings.source);
+    let (shared, source) = (&secret.shared, secret.source());
     let limit = shared.read_timeout;
     let held = Some(HeldValue {
         version: current.version(),

@@ -9,13 +9,13 @@ use super::{
     state::{CurrentValue, PreviousValue, ReadFailure, State},
 };
 use crate::{
-    backend::{BackendError, FetchedValue},
+    backend::{BackendError, ErrorKind, FetchedValue},
     clock::Uptime,
 };
 
 /// Publishes that the provider confirmed the current value.
 pub(super) fn confirmation(secret: &Secret, valid_until: Option<Uptime>) {
-    let Some(state) = secret.state() else {
+    let Some(state) = secret.state().filter(|state| state.current.is_some()) else {
         return;
     };
     log_recovery(secret, &state);
@@ -39,6 +39,10 @@ pub(super) fn value(
     valid_until: Option<Uptime>,
     trigger: Trigger,
 ) {
+    if secret.stopping.is_cancelled() {
+        // Removed while it was read: nothing may serve it any more.
+        return;
+    }
     let now = secret.shared.clock.now();
     let former = secret.state();
     if let Some(state) = &former {
@@ -141,11 +145,38 @@ pub(super) fn failure(
     }
 }
 
-fn announce_deletion(secret: &Secret) {
-    let name = secret.name();
-    secret.shared.audit.record("secret.deleted", |event| {
-        event.with("secret", name.as_str())
+/// Publishes that the config no longer has the secret. Its values are dropped.
+pub(super) fn removal(secret: &Secret) {
+    let had_value = secret.had_value();
+    let message = "the config no longer has this secret";
+    let uptime = secret.shared.clock.uptime();
+    secret.publish(State {
+        current: None,
+        previous: None,
+        failure: Some(ReadFailure {
+            error: BackendError::new(ErrorKind::NotFound, secret.source(), message),
+            at: secret.shared.clock.now(),
+            uptime,
+            since: uptime,
+        }),
     });
+    secret.end();
+    secret.clear_gauges();
+    info!(secret = %secret.name(), "secret removed");
+    if had_value {
+        notify_of_end(secret);
+    }
+}
+
+fn announce_deletion(secret: &Secret) {
+    secret.shared.audit.record("secret.deleted", |event| {
+        event.with("secret", secret.name().as_str())
+    });
+    notify_of_end(secret);
+}
+
+fn notify_of_end(secret: &Secret) {
+    let name = secret.name();
     let change = SecretChange {
         secret: name.clone(),
         version: None,

@@ -1,8 +1,14 @@
 //! The handle of a secret, shared by the request path, the ops listener and the refresh task.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -17,8 +23,8 @@ use super::{
 use crate::{
     backend::{BackendError, ErrorKind, FetchedValue, SecretProvider},
     clock::Uptime,
-    config,
-    model::SecretName,
+    config::{self, CachePolicy},
+    model::{SecretName, SecretSource},
 };
 
 /// How many requests can wait for the task. While the queue is full, a read is due anyway.
@@ -26,7 +32,10 @@ const QUEUE: usize = 16;
 
 /// A secret that is kept fresh. Reading its current value takes no lock.
 pub struct Secret {
-    pub(super) settings: config::Secret,
+    name: SecretName,
+    source: SecretSource,
+    is_required: AtomicBool,
+    cache: ArcSwap<CachePolicy>,
     pub(super) shared: Arc<Shared>,
     pub(super) provider: Arc<dyn SecretProvider>,
     state: ArcSwapOption<State>,
@@ -62,9 +71,18 @@ impl Secret {
         is_wildcard: bool,
     ) -> (Arc<Self>, mpsc::Receiver<Trigger>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
+        let config::Secret {
+            name,
+            source,
+            required,
+            cache,
+        } = settings;
         let secret = Self {
             metrics: SecretMetrics::default(),
-            settings,
+            name,
+            source,
+            is_required: AtomicBool::new(required),
+            cache: ArcSwap::from_pointee(cache),
             shared: Arc::clone(shared),
             provider,
             state: ArcSwapOption::empty(),
@@ -79,11 +97,45 @@ impl Secret {
     }
 
     pub(crate) fn name(&self) -> &SecretName {
-        &self.settings.name
+        &self.name
     }
 
-    pub(crate) fn settings(&self) -> &config::Secret {
-        &self.settings
+    pub(crate) fn source(&self) -> &SecretSource {
+        &self.source
+    }
+
+    /// Whether readiness waits for it.
+    pub(crate) fn is_required(&self) -> bool {
+        self.is_required.load(Ordering::Relaxed)
+    }
+
+    /// Returns how values are cached, as the config says now.
+    pub(crate) fn cache(&self) -> Guard<Arc<CachePolicy>> {
+        self.cache.load()
+    }
+
+    /// Takes over what another config says of the same source, and reads it if that differs.
+    pub(super) fn configure(&self, settings: &config::Secret) {
+        self.is_required.store(settings.required, Ordering::Relaxed);
+        if **self.cache.load() != settings.cache {
+            self.cache.store(Arc::new(settings.cache.clone()));
+            self.request(Trigger::Config);
+        }
+    }
+
+    /// Takes over what `former` serves, until there is a value from this source. Leased values stay
+    /// behind: nothing would renew them.
+    pub(super) fn inherit(&self, former: &Self) {
+        let Some(state) = former.state() else { return };
+        let current = state.current.as_ref();
+        if current.is_some_and(|current| current.valid_until.is_none()) {
+            self.usages.inherit(&former.usages);
+            self.publish(State {
+                current: current.cloned(),
+                previous: state.previous.clone(),
+                failure: None,
+            });
+        }
     }
 
     /// Returns the requested value, after a read at the provider if the value in memory is not
@@ -233,13 +285,8 @@ impl Secret {
             ));
         };
         if current.valid_until.is_some_and(|end| self.uptime() >= end) {
-            let expired = || {
-                BackendError::new(
-                    ErrorKind::Unavailable,
-                    &self.settings.source,
-                    "the lease expired",
-                )
-            };
+            let expired =
+                || BackendError::new(ErrorKind::Unavailable, &self.source, "the lease expired");
             return Err(GetError::Provider(
                 state
                     .failure
@@ -260,7 +307,7 @@ impl Secret {
             return Ok(None);
         };
         let age = self.uptime().since(failure.since);
-        if age > self.settings.cache.stale_if_error {
+        if age > self.cache().stale_if_error {
             return Err(GetError::Provider(failure.error.clone()));
         }
         Ok(Some(age))
@@ -278,7 +325,7 @@ impl Secret {
     fn has_rotated_recently(&self, current: &Value) -> bool {
         let until = current
             .created_at()
-            .and_then(|created| created.checked_add(self.settings.cache.previous_ttl).ok());
+            .and_then(|created| created.checked_add(self.cache().previous_ttl).ok());
         until.is_some_and(|until| self.shared.clock.now() < until)
     }
 
@@ -291,7 +338,7 @@ impl Secret {
             "no response within {:?} (`refresh.read_timeout`)",
             self.shared.read_timeout
         );
-        BackendError::new(ErrorKind::Unavailable, &self.settings.source, message)
+        BackendError::new(ErrorKind::Unavailable, &self.source, message)
     }
 
     /// Counts a value that was served.
@@ -385,6 +432,12 @@ impl Secret {
 
     pub(super) fn publish(&self, state: State) {
         self.state.store(Some(Arc::new(state)));
+    }
+
+    /// Stops the task. No one waits for a read any more.
+    pub(super) fn end(&self) {
+        self.stopping.cancel();
+        self.reads.send_modify(|reads| reads.finished = u64::MAX);
     }
 
     pub(super) fn begin_read(&self) {

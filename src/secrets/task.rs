@@ -39,6 +39,8 @@ pub(super) struct Refresher {
     rollback: RollbackCheck,
     /// Whether the provider last said that there is no such secret.
     is_missing: bool,
+    /// Whether the current value is from another source, which the config named before.
+    is_inherited: bool,
 }
 
 enum ReadOutcome {
@@ -50,6 +52,7 @@ impl Refresher {
     pub(super) fn new(secret: Arc<Secret>, requests: mpsc::Receiver<Trigger>) -> Self {
         let schedule = Schedule::start(FIRST_BACKOFF, secret.shared.max_backoff);
         Self {
+            is_inherited: secret.state().is_some(),
             secret,
             requests,
             watch: None,
@@ -65,8 +68,8 @@ impl Refresher {
 
     pub(super) async fn run(mut self) {
         let stopping = self.secret.stopping.clone();
-        let revokes_leases = self.secret.settings.cache.revoke;
         while let Some(trigger) = stopping.run_until_cancelled(self.next()).await {
+            let revokes_leases = self.secret.cache().revoke;
             // Boxed, because most tasks are waiting and should not reserve memory for a read.
             let refresh = Box::pin(self.refresh(trigger));
             if revokes_leases {
@@ -76,7 +79,7 @@ impl Refresher {
                 return;
             }
         }
-        if revokes_leases {
+        if self.secret.cache().revoke {
             Box::pin(self.retired.revoke_all(&self.secret, self.lease)).await;
         }
     }
@@ -169,12 +172,12 @@ impl Refresher {
 
     async fn read(&mut self) -> Result<ReadOutcome, BackendError> {
         let secret = Arc::clone(&self.secret);
-        let (shared, source) = (&secret.shared, &secret.settings.source);
+        let (shared, source) = (&secret.shared, secret.source());
         let is_new = !secret.has_series();
         let Ok(_permit) = shared.reads(source, is_new).acquire_owned().await else {
             unreachable!("this semaphore is never closed")
         };
-        let rotate_after = secret.settings.cache.rotate_after;
+        let rotate_after = secret.cache().rotate_after;
         let is_due = self
             .expiry
             .is_some_and(|expiry| expiry.is_due(self.uptime(), rotate_after));
@@ -187,7 +190,8 @@ impl Refresher {
                 return renewed.map(|()| ReadOutcome::Unchanged);
             }
         }
-        let state = secret.state();
+        // What another source called by some version says nothing about this one.
+        let state = secret.state().filter(|_| !self.is_inherited);
         let current = state.as_ref().and_then(|state| state.current.as_ref());
         let held = current.map(|current| HeldValue {
             version: current.value.version(),
@@ -217,8 +221,8 @@ impl Refresher {
 
     fn install(&mut self, fetched: FetchedValue, trigger: Trigger) {
         let now = self.uptime();
-        let policy = &self.secret.settings.cache;
-        self.is_missing = false;
+        let policy = self.secret.cache();
+        (self.is_missing, self.is_inherited) = (false, false);
         let mut previous_until = now + policy.previous_ttl.min(FAR_FUTURE);
         if let Some(old) = self.lease.take() {
             previous_until = previous_until.min(old.end);
@@ -246,7 +250,8 @@ impl Refresher {
             .secret
             .state()
             .is_some_and(|state| state.current.is_some());
-        let is_missing = error.kind == ErrorKind::NotFound && self.lease.is_none();
+        let is_missing =
+            error.kind == ErrorKind::NotFound && self.lease.is_none() && !self.is_inherited;
         // A file that is being replaced, or a provider that is being restored, may lack the secret
         // for a moment. It counts as deleted when it is missing twice.
         let is_deleted = is_missing && self.is_missing && has_value;
@@ -275,12 +280,12 @@ impl Refresher {
             &self.secret.shared.clock,
             expires_at,
             created_at,
-            self.secret.settings.cache.rotate_after,
+            self.secret.cache().rotate_after,
         )
     }
 
     fn schedule_next(&mut self, is_success: bool) {
-        let policy = &self.secret.settings.cache;
+        let policy = self.secret.cache();
         if !is_success {
             self.schedule.failed();
             if !self.secret.has_series() {

@@ -59,6 +59,12 @@ impl Usages {
         self.lock().iter().cloned().collect()
     }
 
+    /// Takes over what `former` counts.
+    pub(super) fn inherit(&self, former: &Self) {
+        let usages = former.lock().clone();
+        *self.lock() = usages;
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

@@ -6,10 +6,11 @@ use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
     panic,
+    sync::OnceLock,
     time::Duration,
 };
 
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, reload};
 
 use super::lossy::stderr;
 use crate::{
@@ -20,33 +21,67 @@ use crate::{
 /// How long a process that ends waits for its log to be read.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+type ReplaceFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Replaces the filter of this process's log, once it is set up.
+static REPLACE_FILTER: OnceLock<ReplaceFilter> = OnceLock::new();
+
 /// Writes events to the log, in the configured format.
 ///
 /// # Errors
 /// Fails if the filter is invalid, logging is already set up, or no thread can be started.
 pub fn init(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::builder()
-        .parse(scoped(&log.filter))
-        .map_err(|error| error.to_string())?;
+    let filter = parse(log)?;
     let writer = stderr().ok_or("can't start a thread for the log")?;
     // Internal errors would be printed with `eprintln!`, which panics.
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(writer.clone())
         .log_internal_errors(false);
-    match log.format {
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .try_init(),
-        LogFormat::Text => builder
-            .with_ansi(io::stderr().is_terminal())
-            .with_target(false)
-            .try_init(),
+    let (started, replace): (_, ReplaceFilter) = match log.format {
+        LogFormat::Json => {
+            let builder = builder
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            let replace = Box::new(move |filter| handle.reload(filter));
+            (builder.try_init(), replace)
+        }
+        LogFormat::Text => {
+            let builder = builder
+                .with_ansi(io::stderr().is_terminal())
+                .with_target(false)
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            let replace = Box::new(move |filter| handle.reload(filter));
+            (builder.try_init(), replace)
+        }
+    };
+    started.map_err(|error| error.to_string())?;
+    // A second set-up would have failed above.
+    let _ = REPLACE_FILTER.set(replace);
+    Ok(())
+}
+
+/// Logs from now on what another config says. Does nothing if this process has set up no log.
+///
+/// # Errors
+/// Fails if the filter is invalid.
+pub fn change_filter(log: &Log) -> Result<(), String> {
+    let filter = parse(log)?;
+    match REPLACE_FILTER.get() {
+        Some(replace) => replace(filter).map_err(|error| error.to_string()),
+        None => Ok(()),
     }
-    .map_err(|error| error.to_string())
+}
+
+fn parse(log: &Log) -> Result<EnvFilter, String> {
+    EnvFilter::builder()
+        .parse(scoped(&log.filter))
+        .map_err(|error| error.to_string())
 }
 
 /// Returns the filter of all events: a level alone is that of Sidekey's own. Libraries log what we

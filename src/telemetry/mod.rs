@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
-pub use logging::{flush_log, init as init_logging, log_line, log_panics, lost_log_lines};
+pub use logging::{
+    change_filter, flush_log, init as init_logging, log_line, log_panics, lost_log_lines,
+};
 
 /// A label's name and value.
 pub type LabelPair<'a> = (&'static str, &'a str);

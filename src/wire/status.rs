@@ -23,6 +23,9 @@ pub struct Status {
     pub ready: bool,
     /// What readiness waits for; empty when ready.
     pub pending: Vec<String>,
+    /// The config in use.
+    #[serde(default)]
+    pub config: Option<ConfigStatus>,
     /// How much key memory is locked against swapping.
     pub key_memory: KeyMemory,
     /// The audit log, if one is configured.
@@ -41,6 +44,21 @@ pub struct Status {
     /// The files rendered from secrets.
     #[serde(default)]
     pub renders: Vec<RenderStatus>,
+}
+
+/// The config that a sidecar runs with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The path of the file.
+    pub file: String,
+    /// The SHA-256 of the file when it was loaded: 64 hexadecimal digits.
+    pub sha256: String,
+    /// When the file was last read and found valid.
+    pub loaded_at: Timestamp,
+    /// The settings in that file that are not in use yet, because they need a restart.
+    pub needs_restart: Vec<String>,
+    /// Why the current file changes nothing: every problem, one per line.
+    pub last_error: Option<LastError>,
 }
 
 /// The last error of something that is retried.

@@ -49,7 +49,7 @@ fn everyone() -> Subscriber {
     Subscriber {
         caller: CALLER,
         account: account(1 << 20),
-        policy: Arc::default(),
+        policy: ActivePolicy::new(&[]),
     }
 }
 
@@ -196,7 +196,7 @@ async fn events_of_others_do_not_delay_a_heartbeat() {
     let hidden = Subscriber {
         caller: CALLER,
         account: account(1 << 20),
-        policy: Arc::new(Policy::new(&[rule(None, &[], &["other"])])),
+        policy: ActivePolicy::new(&[rule(None, &[], &["other"])]),
     };
     let stream = events.subscribe(hidden, None, CancellationToken::new());
     let mut stream: Stream = Box::pin(stream.unwrap_or_else(|problem| panic!("{problem:?}")));
@@ -270,23 +270,28 @@ async fn an_unchanged_state_is_not_announced_again() {
 fn a_subscriber_sees_what_it_may_inspect_or_fetch() {
     let keyring = |name: &str| Subject::Keyring(name.parse().expect("a name"));
     let secret = |name: &str| Subject::Secret(name.parse().expect("a name"));
-    let subscriber = |caller| Subscriber {
-        caller,
-        account: account(1 << 20),
-        policy: Arc::new(Policy::new(&[
-            rule(Some("seen"), &[Operation::Inspect], &[]),
-            rule(Some("used"), &[Operation::Encrypt], &["team-*"]),
-        ])),
+    let subscriber = |caller| {
+        View::new(Subscriber {
+            caller,
+            account: account(1 << 20),
+            policy: ActivePolicy::new(&[
+                rule(Some("seen"), &[Operation::Inspect], &[]),
+                rule(Some("used"), &[Operation::Encrypt], &["team-*"]),
+            ]),
+        })
     };
     let holder = subscriber(CALLER);
-    assert!(holder.may_see(&keyring("seen")) && holder.may_see(&secret("team-a")));
-    assert!(!holder.may_see(&keyring("used")), "it may only encrypt");
-    assert!(!holder.may_see(&keyring("other")) && !holder.may_see(&secret("other")));
+    assert!(holder.shows(&keyring("seen")) && holder.shows(&secret("team-a")));
+    assert!(!holder.shows(&keyring("used")), "it may only encrypt");
+    assert!(!holder.shows(&keyring("other")) && !holder.shows(&secret("other")));
     let stranger = subscriber(Caller::Process {
         uid: 1,
         gid: 1,
         pid: None,
     });
-    assert!(!stranger.may_see(&keyring("seen")) && !stranger.may_see(&secret("team-a")));
-    assert!(everyone().may_see(&keyring("seen")) && everyone().may_see(&secret("team-a")));
+    assert!(!stranger.shows(&keyring("seen")) && !stranger.shows(&secret("team-a")));
+    assert!(
+        View::new(everyone()).shows(&keyring("seen"))
+            && View::new(everyone()).shows(&secret("team-a"))
+    );
 }

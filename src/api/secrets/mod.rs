@@ -20,7 +20,7 @@ use crate::{
         response::ResponseBody,
     },
     model::SecretName,
-    policy::Policy,
+    policy::{ActivePolicy, Policy},
     secrets::{Secret, Secrets},
     wire::Code,
 };
@@ -28,7 +28,7 @@ use crate::{
 /// Serves secrets.
 pub(crate) struct SecretService {
     pub(crate) secrets: Arc<Secrets>,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy: Arc<ActivePolicy>,
     pub(crate) metrics: SecretRequestMetrics,
     pub(crate) denials: Denials,
 }
@@ -57,14 +57,15 @@ impl SecretService {
     /// Lists the secrets that the caller may fetch and that have a value. Requesting one that is
     /// not listed returns the reason.
     pub(crate) fn list(&self, peer: &Peer) -> SecretList {
-        let visible = self
-            .secrets
-            .all()
-            .into_iter()
-            .filter(|secret| self.policy.may_fetch(&peer.caller, secret.name()));
+        let visible = self.policy.decide(|policy| {
+            let mut secrets = self.secrets.all();
+            secrets.retain(|secret| policy.may_fetch(&peer.caller, secret.name()));
+            secrets
+        });
         SecretList {
             secrets: visible
-                .filter_map(|secret| SecretDescription::of(&secret))
+                .iter()
+                .filter_map(|secret| SecretDescription::of(secret))
                 .collect(),
         }
     }
@@ -99,11 +100,11 @@ impl SecretService {
         request: &Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, FetchError> {
         let (peer, account) = (&connection.peer, &connection.account);
-        // The usual case first: a secret that is held and that the caller may fetch.
-        let secret = match self.secrets.get(name) {
-            Some(secret) if self.policy.may_fetch(&peer.caller, secret.name()) => secret,
-            _ => self.find(peer, name)?,
-        };
+        let secret = self.policy.decide(|policy| match self.secrets.get(name) {
+            // The usual case first: a secret that is held and that the caller may fetch.
+            Some(secret) if policy.may_fetch(&peer.caller, secret.name()) => Ok(secret),
+            _ => self.find(policy, peer, name),
+        })?;
         let with_name = |problem| (secret.has_series().then(|| secret.name().clone()), problem);
         let (uri, headers) = (request.uri(), request.headers());
         let query = SecretQuery::parse(uri.query(), headers).map_err(with_name)?;
@@ -119,13 +120,13 @@ impl SecretService {
         Ok(response)
     }
 
-    fn find(&self, peer: &Peer, name: &str) -> Result<Arc<Secret>, FetchError> {
+    fn find(&self, policy: &Policy, peer: &Peer, name: &str) -> Result<Arc<Secret>, FetchError> {
         let unknown = || {
             let detail = "GET /v1/secrets lists the secrets that are held and you may fetch";
             (None, Problem::new(Code::SecretNotFound, detail))
         };
         let parsed: SecretName = name.parse().map_err(|_| unknown())?;
-        if !self.policy.may_fetch(&peer.caller, &parsed) {
+        if !policy.may_fetch(&peer.caller, &parsed) {
             let held = self.secrets.get(name).map(|secret| secret.name().clone());
             let detail = format!("no rule allows this caller to fetch secret {parsed}");
             return Err((held, Problem::new(Code::Forbidden, detail)));

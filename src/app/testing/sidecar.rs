@@ -10,7 +10,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Client, EventStream, RawConnection, client::Stream, time::Time};
-use crate::{app::Bound, config::Settings};
+use crate::{
+    app::{Bound, Config},
+    config::LoadError,
+};
 
 /// A sidecar that runs in the test. Dropping it ends it at once, as SIGKILL would.
 pub(crate) struct TestApp {
@@ -81,8 +84,8 @@ impl TestApp {
         EventStream::open(self.client().await, last_id, Arc::clone(&self.time)).await
     }
 
-    pub(super) fn reload(&self, settings: &Settings) {
-        self.bound.reload(Ok(settings));
+    pub(super) fn reload(&self, config: Result<Config, LoadError>) {
+        self.bound.reload(config.map_err(Into::into));
     }
 
     /// Returns the Unix socket's path.

@@ -12,10 +12,11 @@ use tracing::subscriber::DefaultGuard;
 use super::{FakeKek, FakeSecret, FakeStore, TestApp, time::Time};
 use crate::{
     admin::{Admin, Bases, Memory, Signing},
-    app::{build_on, rehearse},
+    app::{Config, build_on, rehearse},
     backend::{BackendError, Backends, Kek, ManifestStore, SecretProvider},
     clock::{Clock, ManualClock},
-    config,
+    config::{self, LoadError},
+    crypto::{fingerprint, to_hex},
     keyring::Policy,
     model::{KekUri, Location, SecretSource},
 };
@@ -153,10 +154,10 @@ impl World {
 
     /// Like [`World::start_with`], but doesn't wait until the sidecar is ready.
     pub(crate) async fn launch(&self, config: &str, keyrings: &[&str]) -> TestApp {
-        let settings = self.settings(config, keyrings);
+        let config = self.config(config, keyrings);
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
         let runtime = tokio::runtime::Handle::current();
-        let bound = build_on(&runtime, &settings, backends, self.clock.clone())
+        let bound = build_on(&runtime, &config, backends, self.clock.clone())
             .await
             .expect("the sidecar starts");
         TestApp::new(bound, Arc::clone(&self.time))
@@ -164,30 +165,36 @@ impl World {
 
     /// Lets a sidecar read its config again, as SIGHUP does.
     pub(crate) fn reload(&self, app: &TestApp, config: &str, keyrings: &[&str]) {
-        app.reload(&self.settings(config, keyrings));
+        let text = self.config_text(config, app.socket(), keyrings);
+        app.reload(self.parse(&text));
     }
 
     /// Returns the reason why a sidecar can't start, and all reasons that a rehearsal finds.
     pub(crate) async fn faults(&self, config: &str) -> (Option<String>, Vec<String>) {
-        let settings = self.settings(config, &["demo"]);
+        let config = self.config(config, &["demo"]);
         let backends = Arc::clone(&self.backends) as Arc<dyn Backends>;
-        let found = rehearse(&settings, &backends, &self.clock).await;
+        let found = rehearse(&config.settings, &backends, &self.clock).await;
         let runtime = tokio::runtime::Handle::current();
-        let built = build_on(&runtime, &settings, backends, self.clock.clone()).await;
+        let built = build_on(&runtime, &config, backends, self.clock.clone()).await;
         let fault = built.err().map(|error| error.to_string());
         (fault, found.iter().map(ToString::to_string).collect())
     }
 
-    fn settings(&self, config: &str, keyrings: &[&str]) -> config::Settings {
+    fn config(&self, config: &str, keyrings: &[&str]) -> Config {
         let number = {
             let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
             *started += 1;
             *started
         };
+        let socket = self.path(format!("{number}.sock"));
+        self.parse(&self.config_text(config, &socket, keyrings))
+            .unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    fn config_text(&self, config: &str, socket: &Path, keyrings: &[&str]) -> String {
         let listen = if config.contains("[listen]") {
             String::new()
         } else {
-            let socket = self.path(format!("{number}.sock"));
             format!("[listen]\nsocket = {socket:?}\n")
         };
         let keyrings: String = keyrings
@@ -200,9 +207,16 @@ impl World {
             })
             .collect();
         // Config comes first, where no table has begun.
-        let text = format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}");
-        config::parse(&self.path("sidekey.toml"), &text)
-            .unwrap_or_else(|problems| panic!("{problems}"))
+        format!("{config}\n{listen}\n[ops]\nlisten = \"127.0.0.1:0\"\n{keyrings}")
+    }
+
+    fn parse(&self, text: &str) -> Result<Config, LoadError> {
+        let file = self.path("sidekey.toml");
+        Ok(Config {
+            settings: config::parse(&file, text)?,
+            sha256: to_hex(&fingerprint(text.as_bytes())),
+            file,
+        })
     }
 
     /// Returns the current time.

@@ -9,6 +9,7 @@ mod lifecycle;
 mod manifests;
 mod operators;
 mod outages;
+mod reload;
 mod renders;
 mod rollouts;
 mod rotation;
