@@ -73,7 +73,9 @@ struct Names(Vec<String>);
 
 /// Compares every field of two structs, each under the name of its key.
 macro_rules! add_fields {
-    ($names:ident, $type:ident { $($field:ident: $key:literal,)* }, $running:ident, $wanted:ident) => {
+    (
+        $names:ident, $type:ident { $($field:ident: $key:literal,)* }, $running:ident, $wanted:ident
+    ) => {
         let $type { $($field),* } = $running;
         $($names.add($key, *$field != $wanted.$field);)*
     };

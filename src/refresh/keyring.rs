@@ -17,8 +17,7 @@ use tokio::{
 };
 
 use super::{
-    FailureCounts, RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics,
-    trust::Trust,
+    FailureCounts, RefreshFailure, Shared, Snapshot, Trigger, metrics::KeyringMetrics, trust::Trust,
 };
 use crate::{
     clock::Clock,

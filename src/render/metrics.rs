@@ -66,8 +66,8 @@ impl RenderMetrics {
         }
     }
 
-    /// Makes the gauges of a file that is no longer rendered say nothing: series last as long as the
-    /// process.
+    /// Makes the gauges of a file that is no longer rendered say nothing: series last as long as
+    /// the process.
     pub(super) fn clear(&self) {
         self.failing.set(0.0);
         self.last_success.set(f64::NAN);
