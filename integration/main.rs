@@ -41,6 +41,7 @@ mod source {
 mod tools {
     mod commands;
     mod exec;
+    mod fleet;
     mod in_place;
     mod packages;
     mod scan;

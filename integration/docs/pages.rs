@@ -51,6 +51,12 @@ fn documented_configs_are_valid() {
 }
 
 #[test]
+fn the_documented_fleet_file_is_valid() {
+    let file = blocks(include_str!("../../docs/operations.md"), "toml")[0];
+    sidekey::config::parse_fleet(Path::new("/fleet.toml"), file).unwrap();
+}
+
+#[test]
 fn every_metric_is_documented() {
     let page = include_str!("../../docs/metrics.md");
     let documented: BTreeSet<&str> = page
@@ -117,7 +123,7 @@ fn documented_commands_and_options_exist() {
                 .skip(1)
                 .take_while(|word| *word != "--" && !word.starts_with('#'))
                 .collect();
-            let depth = if ["keyring", "audit"].contains(&words[0]) {
+            let depth = if ["keyring", "audit", "fleet"].contains(&words[0]) {
                 2
             } else {
                 1

@@ -6,6 +6,7 @@ mod decrypt_args;
 #[cfg(feature = "local")]
 mod dev;
 mod exec;
+mod fleet;
 mod in_place;
 mod keyring;
 mod lines;
@@ -63,6 +64,9 @@ enum Command {
     /// Create, change and inspect keyrings.
     #[command(subcommand)]
     Keyring(Box<keyring::Command>),
+    /// List the sidecars of a fleet, and the key versions that they hold.
+    #[command(subcommand)]
+    Fleet(fleet::Command),
     /// Encrypt a file or standard input.
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
@@ -121,6 +125,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Serve(arguments) => arguments.run(),
         Command::Check(arguments) => arguments.run(output),
         Command::Keyring(command) => block_on(command.run(output)),
+        Command::Fleet(command) => block_on(command.run(output)),
         Command::Encrypt(arguments) => block_on(unless_signalled(arguments.encrypt(output))),
         Command::Decrypt(arguments) => block_on(unless_signalled(arguments.decrypt(output))),
         Command::Rewrap(arguments) => block_on(unless_signalled(arguments.run(output))),
