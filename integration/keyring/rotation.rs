@@ -223,7 +223,7 @@ fn disabling_relies_on_reports_from_every_sidecar() {
     };
     let silent = disable(&["--sidecar", &url, "--sidecar", "http://127.0.0.1:9"]);
     assert_eq!(silent.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&silent.stderr).contains("http://127.0.0.1:9/ did not answer"));
+    assert!(String::from_utf8_lossy(&silent.stderr).contains("http://127.0.0.1:9 did not answer"));
     let unasked = disable(&[]);
     assert_eq!(unasked.status.code(), Some(3));
     wait("the quiet period", || {
