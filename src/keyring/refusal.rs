@@ -217,6 +217,18 @@ pub enum Refusal {
     /// The rollout has ended, so it can't go on.
     #[error("rollout {0} has ended")]
     RolloutEnded(RolloutId),
+    /// A wave was given another primary after the rollout that is to be rolled back.
+    #[error(
+        "wave {wave} was given another primary since the rollout ended; activate the version that \
+         you want (`keyring activate`)"
+    )]
+    DecidedSince {
+        /// The wave.
+        wave: WaveSelector,
+    },
+    /// A step of a rollout lacks approvals.
+    #[error("the step is not approved: {0}")]
+    NotApproved(String),
     /// The rollout hasn't written anything, or ended long ago.
     #[error("the keyring knows nothing of a rollout {0}")]
     NoSuchRollout(RolloutId),

@@ -1,0 +1,108 @@
+//! Rollouts in which nothing goes wrong.
+
+use super::simulation::*;
+use crate::{keyring::State as VersionState, rollout::*};
+
+#[test]
+fn waves_take_over_one_after_another_the_smallest_first() {
+    let mut world = World::new();
+    let (state, actions) = world.begin(quick(), Intent::Rotate);
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished);
+    assert_eq!(world.primaries(), [Some(2); 4]);
+    let order: Vec<String> = activated(&end)
+        .iter()
+        .map(|text| text.split(',').next().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(
+        order,
+        [
+            "wave canary",
+            "wave standard",
+            "wave critical",
+            "every other wave"
+        ]
+    );
+    assert_eq!(world.failed_decrypts, 0);
+    assert_eq!(world.manifest().rollout, None, "the mark is removed");
+}
+
+#[test]
+fn a_wave_soaks_for_its_whole_time_before_the_next() {
+    let mut world = World::new();
+    let (state, actions) = world.begin(quick(), Intent::Rotate);
+    let at_canary = |state: &State, action: &Action| {
+        let _ = state;
+        is_activation_of(action, "standard")
+    };
+    let state = world.run_until(state, actions, at_canary);
+    let soak = state
+        .entries
+        .iter()
+        .find(|entry| entry.text.starts_with("soak wave canary"))
+        .expect("a soak");
+    assert!(world.now.duration_since(soak.at).as_secs() >= 10);
+    assert_eq!(world.primaries(), [Some(2), Some(1), Some(1), Some(1)]);
+}
+
+#[test]
+fn the_old_version_is_retired_on_evidence_after_its_waits() {
+    let mut world = World::new();
+    let began = world.now;
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert_eq!(old.state, VersionState::Destroyed);
+    // Two soaks, the quiet period, which begins with the last activation, and the wait.
+    assert!(world.now.duration_since(began).as_secs() >= 20 + 60 + 90);
+    assert_eq!(world.failed_decrypts, 0);
+}
+
+#[test]
+fn a_pending_version_can_be_adopted() {
+    let mut world = World::new();
+    let version = world.rotate_by_hand();
+    world.pass(1);
+    let (state, actions) = world.begin(quick(), Intent::Adopt { version });
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished);
+    assert_eq!(world.primaries(), [Some(2); 4]);
+    assert_eq!(world.manifest().newest_version(), 2, "none was generated");
+}
+
+#[test]
+fn a_compromised_version_is_replaced_everywhere_in_one_generation() {
+    let mut world = World::new();
+    let intent = Intent::ReplaceCompromised { version: 1 };
+    let (state, actions) = world.begin(quick(), intent);
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished);
+    assert_eq!(world.primaries(), [Some(2); 4]);
+    assert!(world.manifest().version(1).expect("listed").compromised);
+    assert_eq!(world.writes.len(), 2, "{:?}", world.writes);
+    assert_eq!(world.failed_decrypts, 0);
+    let refusal = end.refusal(Verb::Rollback).expect("no way back");
+    assert!(refusal.contains("roll forward"), "{refusal}");
+}
+
+#[test]
+fn a_compromise_preempts_a_running_rollout() {
+    let mut world = World::new();
+    let (state, actions) = world.begin(quick(), Intent::Rotate);
+    let running = world.run_until(state, actions, |_, action| {
+        is_activation_of(action, "standard")
+    });
+    world.pass(1);
+    let intent = Intent::ReplaceCompromised { version: 2 };
+    let (state, actions) = world.begin(quick(), intent);
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished);
+    assert_eq!(world.primaries(), [Some(3); 4]);
+    // The one that was preempted finds out, and changes nothing.
+    let generation = world.manifest().generation;
+    let (state, actions) = step(running, Event::Resumed, world.now);
+    let state = world.run(state, actions);
+    assert!(matches!(state.phase, Phase::Halted(_)), "{:?}", state.phase);
+    assert_eq!(world.manifest().generation, generation);
+}
