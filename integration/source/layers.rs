@@ -7,15 +7,18 @@ use std::{
 };
 
 /// Layers from top to bottom.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 15] = [
     &["cli"],
     &["app", "lifecycle"],
     &["api", "ops"],
     &["http"],
+    &["runner"],
+    &["signer"],
     &["admin", "in_place", "exec", "scan", "client", "render"],
     &["session", "fleet"],
     &["refresh", "secrets", "schedule", "keks"],
     &["policy", "audit", "backend"],
+    &["rollout"],
     &["keyring"],
     &["crypto"],
     &["model", "wire"],
@@ -99,6 +102,23 @@ fn the_server_kit_knows_no_key() {
                 .map(move |used| (file.clone(), used))
         })
         .filter(|(_, used)| !is_allowed(used))
+        .map(|(file, used)| format!("{file} uses crate::{used}"))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_state_machine_of_rollouts_is_pure() {
+    const ROLLOUT: [&str; 5] = ["rollout", "keyring", "crypto", "model", "encoding"];
+    let wrong: Vec<String> = sources()
+        .into_iter()
+        .filter(|(_, module, _)| module == "rollout")
+        .flat_map(|(file, _, text)| {
+            uses(&text)
+                .into_iter()
+                .map(move |used| (file.clone(), used))
+        })
+        .filter(|(_, used)| !ROLLOUT.contains(&used.split("::").next().unwrap()))
         .map(|(file, used)| format!("{file} uses crate::{used}"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

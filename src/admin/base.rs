@@ -41,6 +41,9 @@ pub struct Bases {
     pub files: Vec<PathBuf>,
     /// Sidecars whose active manifest the operator trusts.
     pub sidecars: Fleet,
+    /// Other sidecars, which tell the time and what they have seen, and whose manifests aren't
+    /// compared.
+    pub clocks: Fleet,
     /// The digest of the manifest that the operator trusts without any base, in hexadecimal digits.
     pub first_time: Option<String>,
     /// Versions that the operator knows to be lost.

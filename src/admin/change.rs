@@ -173,9 +173,11 @@ impl Admin {
 
     /// Returns when this user's commands or the sidecars first saw the state of a version.
     async fn first_seen(&self, manifest: &Manifest, version: u32) -> Result<Sighting, AdminError> {
-        let by_sidecars = ask_sightings(&self.bases.sidecars, manifest, version)
-            .await
-            .map_err(AdminError::System)?;
+        let mut by_sidecars = Sighting::default();
+        for fleet in [&self.bases.sidecars, &self.bases.clocks] {
+            let seen = ask_sightings(fleet, manifest, version).await;
+            by_sidecars = by_sidecars.or_earlier(seen.map_err(AdminError::System)?);
+        }
         let here = match &self.bases.memory {
             Some(memory) => memory.sightings(manifest.id)?.of(version),
             None => Sighting::default(),

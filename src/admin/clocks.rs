@@ -17,7 +17,8 @@ impl Admin {
     /// [`AdminError::NoClock`]; errors of reading the location and of unwrapping, because both the
     /// location and the KEKs may tell the time.
     pub async fn require_clock(&self) -> Result<(), AdminError> {
-        if self.bases.trust_clock || !self.bases.sidecars.is_empty() {
+        let bases = &self.bases;
+        if bases.trust_clock || !bases.sidecars.is_empty() || !bases.clocks.is_empty() {
             return Ok(());
         }
         let current = self.read_trusted().await?;
@@ -80,13 +81,15 @@ impl Admin {
         if self.bases.trust_clock {
             return Ok(());
         }
-        let client = FleetClient::new(&self.bases.sidecars).map_err(AdminError::System)?;
-        // A sidecar that doesn't answer is reported where it is needed as evidence or base.
-        for (sidecar, status) in client.statuses().await {
-            let Some(theirs) = status.ok().and_then(|status| status.now) else {
-                continue;
-            };
-            self.compare_with(theirs, || sidecar)?;
+        for fleet in [&self.bases.sidecars, &self.bases.clocks] {
+            let client = FleetClient::new(fleet).map_err(AdminError::System)?;
+            // A sidecar that doesn't answer is reported where it is needed as evidence or base.
+            for (sidecar, status) in client.statuses().await {
+                let Some(theirs) = status.ok().and_then(|status| status.now) else {
+                    continue;
+                };
+                self.compare_with(theirs, || sidecar)?;
+            }
         }
         Ok(())
     }

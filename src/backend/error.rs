@@ -105,6 +105,11 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Returns whether a later try may succeed without any change of settings.
+    pub fn is_temporary(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Throttled)
+    }
+
     /// Returns the stable code of a KEK's error, for metrics and `/status`.
     pub fn kek_code(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use clap::Args;
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Bases, Memory, Signing},
-    backend,
+    backend::{self, Backends},
     clock::Clock,
     config,
     crypto::{KeyringId, SigningKey},
@@ -36,6 +37,13 @@ pub(super) struct Place {
     /// Location of the manifest: a URI such as `file:PATH` or `s3://BUCKET/KEY`, or a path.
     #[arg(value_parser = Location::from_str)]
     pub(super) location: Location,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+}
+
+/// How changes of a keyring are signed and recorded, and what they may use.
+#[derive(Debug, Args)]
+pub(super) struct AccessArgs {
     /// Sign the manifest with the Ed25519 key in this file (PKCS#8 PEM).
     #[arg(long, value_name = "FILE", conflicts_with = "unsigned")]
     sign_key: Option<PathBuf>,
@@ -56,10 +64,23 @@ pub(super) struct Place {
 impl Place {
     /// Access to a keyring that doesn't exist yet.
     pub(super) fn admin(self) -> Result<Admin, CliError> {
-        self.access(TrustArgs::default())
+        self.access.admin(self.location, TrustArgs::default())
+    }
+}
+
+impl AccessArgs {
+    /// Access to the keyring at `location`.
+    fn admin(self, location: Location, trust: TrustArgs) -> Result<Admin, CliError> {
+        self.admin_of_fleet(location, trust, Fleet::default())
     }
 
-    fn access(self, trust: TrustArgs) -> Result<Admin, CliError> {
+    /// Access to a keyring of which `fleet` may tell the time.
+    pub(super) fn admin_of_fleet(
+        self,
+        location: Location,
+        trust: TrustArgs,
+        clocks: Fleet,
+    ) -> Result<Admin, CliError> {
         let signing = match (&self.sign_key, self.unsigned) {
             (Some(file), _) => Signing::With {
                 key: signing_key(file)?,
@@ -69,18 +90,30 @@ impl Place {
             (None, true) => Signing::Drop,
             (None, false) => Signing::NoKey,
         };
-        let admin = self.backends.signing_admin(self.location, signing)?;
+        let admin = self.backends.signing_admin(location, signing)?;
         let admin = trust.backup.given_to(admin)?;
         Ok(admin.with_bases(Bases {
             memory: memory(self.state_dir),
             files: trust.base,
             sidecars: trust.sidecars.into(),
+            clocks,
             first_time: trust.first_time,
             accept_lost: trust.accept_lost,
             trust_clock: trust.trust_clock,
             repair_time: trust.repair_time,
             despite_rollout: trust.despite_rollout,
         }))
+    }
+
+    /// The public half of the key that signs changes, if there is one.
+    pub(super) fn signer(&self) -> Result<Option<SignerKey>, CliError> {
+        let key = self.sign_key.as_deref().map(signing_key).transpose()?;
+        Ok(key.map(|key| SignerKey(key.public_key())))
+    }
+
+    /// The backends.
+    pub(super) fn backends(&self) -> Result<Arc<dyn Backends>, CliError> {
+        self.backends.configured()
     }
 
     /// The config file, which may name an audit log.
@@ -117,7 +150,7 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn admin(self) -> Result<Admin, CliError> {
-        self.place.access(*self.trust)
+        self.place.access.admin(self.place.location, *self.trust)
     }
 
     /// Whether the change is made although a rollout is active.
@@ -201,7 +234,7 @@ impl KeysFromBackup {
     }
 }
 
-fn signing_key(file: &Path) -> Result<SigningKey, CliError> {
+pub(super) fn signing_key(file: &Path) -> Result<SigningKey, CliError> {
     let failed = |error: &dyn Display| {
         CliError::failed(format!("--sign-key {}: {error}", path_for_display(file)))
     };
@@ -247,15 +280,19 @@ struct BackendArgs {
 }
 
 impl BackendArgs {
-    fn signing_admin(self, location: Location, signing: Signing) -> Result<Admin, CliError> {
+    fn configured(&self) -> Result<Arc<dyn Backends>, CliError> {
         let mut settings = match &self.config {
             Some(file) => config::load(file)?.backends,
             None => config::Backends::default(),
         };
-        if self.kek_passphrase_file.is_some() {
-            settings.local.passphrase_file = self.kek_passphrase_file;
+        if let Some(file) = &self.kek_passphrase_file {
+            settings.local.passphrase_file = Some(file.clone());
         }
-        let backends = backend::configured(&settings);
+        Ok(backend::configured(&settings))
+    }
+
+    fn signing_admin(self, location: Location, signing: Signing) -> Result<Admin, CliError> {
+        let backends = self.configured()?;
         let admin = Admin::new(location, signing, &backends, Clock::system())?;
         if self.patterns.is_empty() {
             return Ok(admin);

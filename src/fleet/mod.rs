@@ -65,6 +65,17 @@ impl Fleet {
         }
     }
 
+    /// Returns a fleet of a few of these sidecars.
+    #[must_use]
+    pub fn sample(&self, count: usize) -> Self {
+        let mut sample = self.clone();
+        sample.sidecars.truncate(count);
+        if !sample.sidecars.is_empty() {
+            sample.discover.clear();
+        }
+        sample
+    }
+
     /// Returns whether there is no sidecar to ask.
     pub fn is_empty(&self) -> bool {
         self.sidecars.is_empty() && self.discover.is_empty()

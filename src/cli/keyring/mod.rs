@@ -74,7 +74,7 @@ impl Command {
         let Some((name, place, details)) = self.audit_record() else {
             return self.perform(format).await?.print();
         };
-        let (audit, config) = (place.audit.clone(), place.config().cloned());
+        let (audit, config) = (place.access.audit.clone(), place.access.config().cloned());
         audit
             .around(config.as_ref(), name, details, self.perform(format))
             .await
