@@ -44,6 +44,7 @@ mod tools {
     mod fleet;
     mod in_place;
     mod packages;
+    mod rollout;
     mod scan;
     mod streams;
 }

@@ -123,7 +123,7 @@ fn documented_commands_and_options_exist() {
                 .skip(1)
                 .take_while(|word| *word != "--" && !word.starts_with('#'))
                 .collect();
-            let depth = if ["keyring", "audit", "fleet"].contains(&words[0]) {
+            let depth = if ["keyring", "audit", "rollout", "fleet"].contains(&words[0]) {
                 2
             } else {
                 1

@@ -13,6 +13,7 @@ mod lines;
 mod output;
 mod pages;
 mod record;
+mod rollout;
 mod runtime;
 mod scan;
 mod sidecar;
@@ -67,6 +68,9 @@ enum Command {
     /// List the sidecars of a fleet, and the key versions that they hold.
     #[command(subcommand)]
     Fleet(fleet::Command),
+    /// Rotate a keyring over a fleet, wave by wave, and watch it.
+    #[command(subcommand)]
+    Rollout(rollout::Command),
     /// Encrypt a file or standard input.
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
@@ -126,6 +130,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Check(arguments) => arguments.run(output),
         Command::Keyring(command) => block_on(command.run(output)),
         Command::Fleet(command) => block_on(command.run(output)),
+        Command::Rollout(command) => block_on(command.run(output)),
         Command::Encrypt(arguments) => block_on(unless_signalled(arguments.encrypt(output))),
         Command::Decrypt(arguments) => block_on(unless_signalled(arguments.decrypt(output))),
         Command::Rewrap(arguments) => block_on(unless_signalled(arguments.run(output))),

@@ -14,7 +14,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::{
     admin::AdminError, app::StartError, audit::ActOutcome, client::SidecarError, config::LoadError,
-    files::Patient, keyring::Refusal, telemetry::log_line,
+    files::Patient, keyring::Refusal, runner::RunError, telemetry::log_line,
 };
 
 /// The output format.
@@ -94,6 +94,22 @@ impl CliError {
             ActOutcome::Refused
         } else {
             ActOutcome::Failed
+        }
+    }
+
+    /// Whether a signal ended the command.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.code == "interrupted"
+    }
+
+    /// A rollout that can't be run.
+    pub(super) fn from_run(error: RunError) -> Self {
+        match error {
+            RunError::Admin(error) => error.into(),
+            RunError::Taken { .. } | RunError::Changed(_) | RunError::Unfinished(_) => {
+                Self::refused(error.to_string())
+            }
+            RunError::Journal(_) | RunError::None(_) => Self::failed(error),
         }
     }
 

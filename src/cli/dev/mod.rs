@@ -1,4 +1,7 @@
-//! `sidekey dev`.
+//! `sidekey dev`: a sidecar or a fleet to try out.
+
+mod fleet;
+mod load;
 
 use std::{
     fs::{self, DirBuilder},
@@ -6,11 +9,13 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use clap::Args;
 
+use self::fleet::DevFleet;
 use super::{
     output::{CliError, path_for_display, write_out},
     runtime::block_on,
@@ -24,7 +29,7 @@ use crate::{
     crypto::{random, to_hex},
     files::create_private,
     keyring::Policy,
-    model::Location,
+    model::{Location, Wave},
 };
 
 #[derive(Debug, Args)]
@@ -33,8 +38,14 @@ pub(super) struct Dev {
     #[arg(long, default_value = ".sidekey")]
     dir: PathBuf,
     /// Address of the ops listener, instead of the one in the config.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", conflicts_with = "fleet")]
     ops: Option<SocketAddr>,
+    /// Run this many sidecars in three waves instead of one, with applications that use them.
+    #[arg(long, value_name = "N")]
+    fleet: Option<usize>,
+    /// Damage what applications of this wave encrypt under a new version, so that a rollout fails.
+    #[arg(long, value_name = "WAVE", requires = "fleet", value_parser = Wave::from_str)]
+    inject_fault: Option<Wave>,
 }
 
 impl Dev {
@@ -43,6 +54,10 @@ impl Dev {
             CliError::failed(format!("--dir {}: {error}", path_for_display(&self.dir)))
         })?;
         let config = block_on(prepare(&folder))?;
+        if let Some(size) = self.fleet {
+            let fault = self.inject_fault;
+            return DevFleet { size, fault }.run(&folder);
+        }
         let file = ConfigFile::new(config).with_ops(self.ops);
         let config = file.load()?;
         serve(&config, file, async |bound| {
