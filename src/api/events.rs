@@ -262,7 +262,11 @@ impl Events {
                 loop {
                     tokio::select! {
                         event = receiver.recv() => match event {
-                            Ok(event) if event.number > covered && view.shows(&event.subject) => {
+                            Ok(event)
+                                if view.shows(&event.subject)
+                                    && (event.number > covered
+                                        || events.is_gone(&event.subject)) =>
+                            {
                                 yield Ok(event.text.clone());
                                 beat_at = Instant::now() + events.heartbeat;
                             }
@@ -298,6 +302,17 @@ impl Events {
             events: Arc::clone(self),
             account: Arc::clone(account),
         })
+    }
+
+    /// Returns whether an event says that a secret is gone, and it still is. The current state
+    /// doesn't: a secret that was removed from the config isn't part of it.
+    fn is_gone(&self, subject: &Subject) -> bool {
+        let Subject::GoneSecret(name) = subject else {
+            return false;
+        };
+        let secrets = self.secrets.all();
+        let found = secrets.iter().find(|secret| secret.name() == name);
+        found.is_none_or(|secret| secret.status().current.is_none())
     }
 
     /// Returns the events after `last_id`; None if they are not known.
