@@ -4,13 +4,14 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use sidekey::{crypto::SigningKey, model::SignerKey};
 
-use crate::support::harness::{World, binary, wait};
+use crate::support::harness::{PATIENCE, World, binary, wait};
 
 /// `sidekey dev --fleet`, killed when dropped.
 struct DevFleet {
@@ -26,7 +27,7 @@ name = "fast"
 poll = "100ms"
 [each_wave]
 within = "1m"
-soak = { for = "1s" }
+soak = { for = "1s", analysis = { minimum_samples = 0 } }
 "#;
 
 impl DevFleet {
@@ -68,7 +69,23 @@ impl DevFleet {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        // A rollout that pauses waits for a person.
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > PATIENCE {
+                child.kill().unwrap();
+                panic!("{arguments:?} doesn't end: {:?}", child.wait_with_output());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.wait_with_output().unwrap()
     }
 
     fn rollout(&self, verb: &str, extra: &[&str]) -> Output {
@@ -144,6 +161,11 @@ fn twenty_sidecars_rotate_under_load_without_one_failed_decrypt() {
     assert!(text(&run).contains("20 sidecars proved"), "{}", text(&run));
     let sidecars = fleet.sidecars();
     assert_eq!(encrypting(&sidecars), [2; 20]);
+    wait("messages under the new version everywhere", || {
+        let output = fleet.run(&["--output", "json", "fleet", "keys"]);
+        let keys: Value = serde_json::from_slice(&output.stdout).unwrap();
+        keys["keys"][1]["uses"]["decrypted"].as_u64() > Some(400)
+    });
     let log = fs::read_to_string(fleet.world.path("log")).unwrap();
     for code in ["decryption_failed", "key_version", "no_primary", "lease"] {
         assert!(!log.contains(code), "an application was refused: {log}");
@@ -174,7 +196,13 @@ fn twenty_sidecars_rotate_under_load_without_one_failed_decrypt() {
 #[test]
 fn a_fault_in_a_wave_is_found_and_rolled_back() {
     let fleet = DevFleet::start(5, &["--inject-fault", "standard"]);
-    let run = fleet.rollout("run", &["--strategy", &fleet.path("fast.toml")]);
+    // The faulty wave soaks until the fault shows.
+    let strategy = "name = \"patient\"\npoll = \"100ms\"\n\
+                    [[wave]]\nname = \"canary\"\n\
+                    [[wave]]\nname = \"standard\"\nsoak = { for = \"1h\" }\n\
+                    [[wave]]\nname = \"critical\"\nsoak = { for = \"1h\" }\n";
+    fs::write(fleet.world.path("patient.toml"), strategy).unwrap();
+    let run = fleet.rollout("run", &["--strategy", &fleet.path("patient.toml")]);
     assert_eq!(run.status.code(), Some(3), "{}", text(&run));
     let said = text(&run);
     assert!(said.contains("verdict: fail: failed decrypts"), "{said}");
@@ -231,10 +259,7 @@ fn a_killed_runner_is_followed_by_another_and_two_at_once_are_refused() {
 
     runner.kill().unwrap();
     runner.wait().unwrap();
-    let resumed = fleet
-        .command(&["rollout", "promote", "demo", "--full"])
-        .output()
-        .unwrap();
+    let resumed = fleet.rollout("promote", &["--full"]);
     assert!(resumed.status.success(), "{}", text(&resumed));
     assert_eq!(encrypting(&fleet.sidecars()), [2; 5]);
     assert_eq!(fleet.manifest()["versions"].as_array().unwrap().len(), 2);
@@ -278,7 +303,7 @@ fn a_pause_for_approvals_needs_as_many_people_as_the_strategy_says() {
     let strategy = format!(
         "name = \"approved\"\npoll = \"100ms\"\n\
          [approvals]\nrequired = 2\napprovers = [\"{ann_public}\", \"{ben_public}\"]\n\
-         [[wave]]\nname = \"canary\"\nsoak = {{ for = \"1s\" }}\n\
+         [[wave]]\nname = \"canary\"\nsoak = {{ for = \"1s\", analysis = {{ minimum_samples = 0 }} }}\n\
          pause = {{ until = \"approval\" }}\n\
          [[wave]]\nname = \"standard\"\n[[wave]]\nname = \"critical\"\n"
     );
@@ -316,7 +341,12 @@ fn a_pause_for_approvals_needs_as_many_people_as_the_strategy_says() {
     );
     fleet.wait_for("an approval", |state| state["order"]["approvals"] == 1);
     assert!(approve(&ben, &order).status.success());
-    assert!(runner.wait().unwrap().success());
+    let mut status = None;
+    wait("the rollout's end", || {
+        status = runner.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
     assert_eq!(encrypting(&fleet.sidecars()), [2; 3]);
     let report = fleet.rollout("report", &[]);
     assert!(text(&report).contains("2 of 2"), "{}", text(&report));

@@ -1,9 +1,10 @@
 //! The applications of `sidekey dev --fleet`: each encrypts through its own sidecar, and what it
-//! encrypted is decrypted through every one.
+//! encrypted is decrypted through others, too.
 
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hyper::{Method, StatusCode, header::CONTENT_TYPE};
 use tokio::time::sleep;
 use tracing::warn;
@@ -30,19 +31,25 @@ pub(super) async fn run(applications: Vec<Application>) {
         .iter()
         .map(|application| Socket::new(application.socket.clone()))
         .collect();
-    let mut first_versions: Vec<Option<String>> = vec![None; sockets.len()];
-    loop {
-        for (index, application) in applications.iter().enumerate() {
-            let Some((mut message, version)) = encrypt(&sockets[index]).await else {
-                continue;
-            };
-            let first = first_versions[index].get_or_insert_with(|| version.clone());
-            if application.is_faulty && version != *first {
+    let users = applications
+        .iter()
+        .enumerate()
+        .map(|(own, application)| use_sidecars(&sockets, own, application.is_faulty));
+    join_all(users).await;
+}
+
+/// Encrypts through the application's own sidecar, and decrypts through that and another one, each
+/// time the next.
+async fn use_sidecars(sockets: &[Socket], own: usize, is_faulty: bool) {
+    let mut first_version = None;
+    for round in 1.. {
+        if let Some((mut message, version)) = encrypt(&sockets[own]).await {
+            let first = first_version.get_or_insert_with(|| version.clone());
+            if is_faulty && version != *first {
                 damage(&mut message);
             }
-            for socket in &sockets {
-                decrypt(socket, message.clone()).await;
-            }
+            decrypt(&sockets[own], message.clone()).await;
+            decrypt(&sockets[(own + round) % sockets.len()], message).await;
         }
         sleep(PAUSE).await;
     }

@@ -203,7 +203,9 @@ impl World {
 
     fn refresh(&mut self) {
         for sidecar in self.sidecars.values_mut() {
-            if sidecar.is_up && sidecar.refreshes && self.has_store {
+            let is_behind =
+                sidecar.document.manifest().generation != self.document.manifest().generation;
+            if is_behind && sidecar.is_up && sidecar.refreshes && self.has_store {
                 sidecar.document = self.document.clone();
             }
         }
