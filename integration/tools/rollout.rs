@@ -92,6 +92,20 @@ impl DevFleet {
         self.run(&[&["rollout", verb, "demo"], extra].concat())
     }
 
+    /// Starts a rollout that goes on in the background, and waits until its state is stored.
+    fn begin(&self, extra: &[&str]) -> Child {
+        let runner = self
+            .command(&[&["rollout", "run", "demo"], extra].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait("a journal", || {
+            self.world.path("dev/keyrings/demo.json.rollout").exists()
+        });
+        runner
+    }
+
     fn path(&self, name: &str) -> String {
         self.world.path(name).display().to_string()
     }
@@ -220,15 +234,7 @@ fn a_killed_runner_is_followed_by_another_and_two_at_once_are_refused() {
     let slow = FAST.replace("1s", "1h");
     fs::write(fleet.world.path("slow.toml"), slow).unwrap();
     let strategy = fleet.path("slow.toml");
-    let mut runner = fleet
-        .command(&["rollout", "run", "demo", "--strategy", &strategy])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait("a journal", || {
-        fleet.world.path("dev/keyrings/demo.json.rollout").exists()
-    });
+    let mut runner = fleet.begin(&["--strategy", &strategy]);
     let soaks = |state: &Value| state["step_text"].as_str().unwrap().starts_with("soak");
     fleet.wait_for("the first soak", soaks);
 
@@ -303,7 +309,8 @@ fn a_pause_for_approvals_needs_as_many_people_as_the_strategy_says() {
     let strategy = format!(
         "name = \"approved\"\npoll = \"100ms\"\n\
          [approvals]\nrequired = 2\napprovers = [\"{ann_public}\", \"{ben_public}\"]\n\
-         [[wave]]\nname = \"canary\"\nsoak = {{ for = \"1s\", analysis = {{ minimum_samples = 0 }} }}\n\
+         [[wave]]\nname = \"canary\"\n\
+         soak = {{ for = \"1s\", analysis = {{ minimum_samples = 0 }} }}\n\
          pause = {{ until = \"approval\" }}\n\
          [[wave]]\nname = \"standard\"\n[[wave]]\nname = \"critical\"\n"
     );
@@ -312,15 +319,7 @@ fn a_pause_for_approvals_needs_as_many_people_as_the_strategy_says() {
     let arguments = ["--strategy", &strategy, "--requester-key", &requester];
     let anonymous = fleet.rollout("run", &arguments[..2]);
     assert_eq!(anonymous.status.code(), Some(2), "{}", text(&anonymous));
-    let mut runner = fleet
-        .command(&[&["rollout", "run", "demo"], &arguments[..]].concat())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait("a journal", || {
-        fleet.world.path("dev/keyrings/demo.json.rollout").exists()
-    });
+    let mut runner = fleet.begin(&arguments);
     fleet.wait_for("an order", |state| state["order"].is_object());
     let order = fleet.state()["order"]["digest"]
         .as_str()

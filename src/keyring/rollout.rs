@@ -39,8 +39,8 @@ pub struct RolloutMark {
 /// the change ends that.
 ///
 /// # Errors
-/// [`Refusal::RolloutStepDone`] if the rollout is at this step or beyond; [`Refusal::RolloutEnded`];
-/// [`Refusal::OtherRollout`]; [`Refusal::OtherPlan`].
+/// [`Refusal::RolloutStepDone`] if the rollout is at this step or beyond;
+/// [`Refusal::RolloutEnded`]; [`Refusal::OtherRollout`]; [`Refusal::OtherPlan`].
 pub fn advance_rollout(
     current: &Document,
     mut next: Manifest,

@@ -73,8 +73,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// Returns whether a request is still about what the person saw. Whoever wants to pause or end
-    /// a rollout wants that at any step.
+    /// Returns whether a request is still about what the person saw. To pause, end or roll back
+    /// makes sense at any step.
     pub(super) fn is_current(&self, state: &State) -> bool {
         match self {
             // The order says what it is for.

@@ -15,7 +15,7 @@ async fn the_json_of_what_was_decoded_counts_beside_the_value() {
                   [limits]\nbody = \"1MiB\"\njson_body = \"1MiB\"\nbody_memory = \"4MiB\"\n";
     let config = format!("{limits}{}", entry("db", "file:db", ""));
     let sidecar = world.start_with(&config, &["demo"]).await;
-    // Responses that nobody reads. A body that is sent no further would give way to a request that
+    // Responses that are left unread. A body that is sent no further would give way to a request that
     // waits for its memory.
     let mut unread = Vec::new();
     for _ in 0..2 {
