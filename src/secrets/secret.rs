@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub struct Secret {
     pub(super) provider: Arc<dyn SecretProvider>,
     state: ArcSwapOption<State>,
     reads: watch::Sender<ReadCount>,
+    /// How many reads must have started to satisfy every caller.
+    wanted_reads: AtomicU64,
     requests: mpsc::Sender<Trigger>,
     pub(super) other_versions: OtherVersions,
     usages: Usages,
@@ -87,6 +89,7 @@ impl Secret {
             provider,
             state: ArcSwapOption::empty(),
             reads: watch::Sender::default(),
+            wanted_reads: AtomicU64::new(0),
             requests,
             other_versions: OtherVersions::default(),
             usages: Usages::default(),
@@ -233,6 +236,9 @@ impl Secret {
     /// Waits for a read unless the value in memory is fresh enough. Returns false if the read did
     /// not finish in time.
     async fn refresh_if_needed(&self, freshness: &Freshness) -> bool {
+        // Before the state: a read that finishes in between has published its value.
+        let mut reads = self.reads.subscribe();
+        let ReadCount { started, finished } = *reads.borrow_and_update();
         let wants_newer = {
             let state = self.state.load();
             let current = state.as_ref().and_then(|state| state.current.as_ref());
@@ -256,8 +262,6 @@ impl Secret {
                 }
             }
         };
-        let mut reads = self.reads.subscribe();
-        let ReadCount { started, finished } = *reads.borrow_and_update();
         // A read in progress may predate the change that this caller knows of.
         let wanted = if started > finished && !wants_newer {
             started
@@ -265,6 +269,7 @@ impl Secret {
             started + 1
         };
         if wanted > started {
+            self.wanted_reads.fetch_max(wanted, Ordering::AcqRel);
             self.request(Trigger::OnDemand);
         }
         let limit = self.shared.read_timeout + self.shared.settings.force_interval;
@@ -355,6 +360,12 @@ impl Secret {
     pub(crate) fn request(&self, trigger: Trigger) {
         // A full queue means that a read is due anyway.
         let _ = self.requests.try_send(trigger);
+    }
+
+    /// Whether a caller waits for a read that has not started. A request can arrive after a read
+    /// that satisfies it.
+    pub(super) fn is_read_wanted(&self) -> bool {
+        self.wanted_reads.load(Ordering::Acquire) > self.reads.borrow().started
     }
 
     pub(crate) fn status(&self) -> SecretStatus {

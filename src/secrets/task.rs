@@ -94,7 +94,7 @@ impl Refresher {
             let (retirement, on_demand_allowed) = (self.next_retirement(), self.on_demand_allowed);
             tokio::select! {
                 Some(trigger) = self.requests.recv() => match trigger {
-                    Trigger::OnDemand => is_requested = true,
+                    Trigger::OnDemand => is_requested = self.secret.is_read_wanted(),
                     trigger => break trigger,
                 },
                 trigger = self.schedule.elapsed() => break trigger,

@@ -145,6 +145,18 @@ async fn concurrent_first_requests_share_one_read_and_a_refusal_is_remembered() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_a_finished_read_has_met_causes_no_further_read() {
+    let script = Script::new("1", "value");
+    let world = World::new(&script, KEEPING);
+    assert_eq!(world.current().await.as_deref(), Ok("value"));
+    assert_eq!(script.fetches(), 1);
+    // As sent by a caller that looked before the read began, and was delayed.
+    world.secret.request(Trigger::OnDemand);
+    world.pass(5).await;
+    assert_eq!(script.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn revalidating_requests_share_reads_at_a_bounded_rate() {
     let script = Script::new("1", "old");
     let world = Arc::new(World::new(&script, KEEPING));
