@@ -1,10 +1,14 @@
 //! What both ends of Sidekey's APIs agree on: media types, problem codes, the binary batch,
-//! `/status`, proofs, and names in certificates. docs/api.md specifies the formats.
+//! `/status`, proofs, what a sidecar and a hub exchange, and names in certificates. docs/api.md
+//! specifies the formats.
 
 #[cfg(feature = "tls")]
 mod certificate;
 mod code;
 mod frames;
+pub mod hub;
+mod in_base64;
+mod in_hex;
 pub mod proof;
 pub mod status;
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{in_base64, in_hex};
 use crate::model::KeyringName;
 
 /// Asks a sidecar to show that it holds the key of a version.
@@ -57,51 +58,6 @@ impl ProvenRole {
             Self::Primary => 2,
             Self::DecryptOnly => 3,
         }
-    }
-}
-
-mod in_hex {
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    use crate::encoding::{from_hex, to_hex};
-
-    pub(super) fn serialize<S: Serializer, const N: usize>(
-        bytes: &[u8; N],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&to_hex(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
-        deserializer: D,
-    ) -> Result<[u8; N], D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let expected = || de::Error::custom(format!("expected {} hexadecimal digits", 2 * N));
-        from_hex(text.as_bytes()).ok_or_else(expected)
-    }
-}
-
-mod in_base64 {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    use crate::encoding::decode_base64;
-
-    pub(super) fn serialize<S: Serializer, const N: usize>(
-        bytes: &[u8; N],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
-        deserializer: D,
-    ) -> Result<[u8; N], D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let expected = || de::Error::custom(format!("expected {N} bytes in base64"));
-        let mut bytes = Vec::new();
-        decode_base64(text.as_bytes(), &mut bytes).map_err(|_| expected())?;
-        bytes.try_into().map_err(|_| expected())
     }
 }
 
