@@ -266,6 +266,24 @@ pub struct NamedProof {
     pub result: ProofResult,
 }
 
+/// The body of `POST /v1/barriers`: asks every sidecar for a report at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarrierRequest {
+    /// For how long the hub waits for the reports, in seconds: 0 to 30.
+    pub wait_seconds: u32,
+}
+
+/// What `POST /v1/barriers` returns, at once when every connected sidecar has answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Its number: what reports name in [`Report::answers`].
+    pub barrier: u64,
+    /// When it was set, on the hub's clock. What was used before is in the reports that answer it.
+    pub at: Timestamp,
+    /// The names of the sidecars that have not ended and not answered, connected or not.
+    pub unanswered: Vec<String>,
+}
+
 mod optional_mac {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use serde::{Deserializer, Serialize, Serializer};
