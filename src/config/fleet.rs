@@ -1,4 +1,5 @@
-//! A fleet file: the sidecars that a command asks, and the keyrings that it finds by name.
+//! A fleet file: the sidecars that a command asks, the hub that others have joined, and the keyrings
+//! that it finds by name.
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,8 @@ pub struct FleetFile {
     pub discover: Vec<FleetDiscovery>,
     /// TLS settings for `https` URLs.
     pub tls: FleetTls,
+    /// The hub that others have joined.
+    pub hub: Option<FleetHub>,
 }
 
 /// A keyring and where its manifest is.
@@ -72,6 +75,17 @@ pub struct FleetTls {
     pub client: Option<(PathBuf, PathBuf)>,
     /// The name to expect in certificates instead of the URL's host.
     pub name: Option<CertificateName>,
+}
+
+/// A hub that sidecars have joined.
+#[derive(Debug, Clone)]
+pub struct FleetHub {
+    /// The URL of its API.
+    pub url: OpsUrl,
+    /// The operator's bearer token.
+    pub token_file: Option<PathBuf>,
+    /// How it is reached.
+    pub tls: FleetTls,
 }
 
 /// Reads and parses a fleet file; see [`parse_fleet`].
@@ -120,17 +134,33 @@ fn fleet(root: &Section<'_>) -> Parsed<FleetFile> {
     let mut taken = BTreeMap::new();
     let sidecars = root.sections("sidecar", |section| sidecar(section, &mut taken));
     let discover = root.sections("discover", discovery);
-    let tls = root.section("tls", tls);
-    if !root.has("sidecar") && !root.has("discover") {
+    let tls = root.section("tls", |section| tls(section, "tls"));
+    let hub = root.maybe("hub", |value| value.section(hub));
+    if !["sidecar", "discover", "hub"]
+        .iter()
+        .any(|key| root.has(key))
+    {
         root.missing(
             "sidecar",
-            "at least one [[sidecar]] or [[discover]] is required",
+            "at least one [[sidecar]] or [[discover]], or a [hub], is required",
         );
     }
     Ok(FleetFile {
         keyrings: keyrings?,
         sidecars: sidecars?,
         discover: discover?,
+        tls: tls?,
+        hub: hub?,
+    })
+}
+
+fn hub(section: &Section<'_>) -> Parsed<FleetHub> {
+    let url = section.required("url").and_then(|url| url.parsed_uri());
+    let token_file = section.maybe("token_file", Value::path);
+    let tls = tls(section, "hub");
+    Ok(FleetHub {
+        url: url?,
+        token_file: token_file?,
         tls: tls?,
     })
 }
@@ -181,15 +211,18 @@ fn discovery(section: &Section<'_>) -> Parsed<FleetDiscovery> {
     })
 }
 
-fn tls(section: &Section<'_>) -> Parsed<FleetTls> {
+/// `table` is the name of the section, for errors.
+fn tls(section: &Section<'_>, table: &str) -> Parsed<FleetTls> {
     let ca_file = section.maybe("ca_file", Value::path);
     let certificate = section.optional("certificate_file");
     let key = section.optional("key_file");
     let name = section.maybe("name", Value::parsed);
     let client = match (certificate, key) {
         (None, None) => Ok(None),
-        (Some(certificate), None) => Err(certificate.missing("requires tls.key_file")),
-        (None, Some(key)) => Err(key.missing("requires tls.certificate_file")),
+        (Some(certificate), None) => {
+            Err(certificate.missing(format_args!("requires {table}.key_file")))
+        }
+        (None, Some(key)) => Err(key.missing(format_args!("requires {table}.certificate_file"))),
         (Some(certificate), Some(key)) => {
             let (certificate, key) = (certificate.path(), key.path());
             certificate.and_then(|certificate| Ok(Some((certificate, key?))))
@@ -240,6 +273,11 @@ mod tests {
             certificate_file = "operator.crt"
             key_file = "/run/operator.key"
             name = "spiffe://example.org/ns/shop/*"
+
+            [hub]
+            url = "https://hub.example.org:9470"
+            token_file = "hub.token"
+            ca_file = "hub-ca.crt"
             "#,
         )
         .expect("valid");
@@ -274,6 +312,10 @@ mod tests {
             fleet.tls.name,
             Some(CertificateName::UriPrefix(_))
         ));
+        let hub = fleet.hub.expect("a hub");
+        assert_eq!(hub.url.host(), "hub.example.org");
+        assert_eq!(hub.token_file, Some("/etc/sidekey/hub.token".into()));
+        assert_eq!(hub.tls.ca_file, Some("/etc/sidekey/hub-ca.crt".into()));
     }
 
     #[test]
@@ -296,6 +338,8 @@ dns = "http://name"
 kind = "srv"
 [tls]
 key_file = "key"
+[hub]
+certificate_file = "crt"
 "#;
         let problems = parse(text).expect_err("invalid");
         let expected = [
@@ -310,6 +354,8 @@ key_file = "key"
              \"sidekey.prod.svc\", found \"http://name\"",
             "16: discover[0].kind: expected one of \"a\", found \"srv\"",
             "18: tls.key_file: requires tls.certificate_file",
+            "19: hub.url: is required",
+            "20: hub.certificate_file: requires hub.key_file",
         ];
         let lines: Vec<&str> = problems.lines().collect();
         let expected: Vec<String> = expected
@@ -322,7 +368,7 @@ key_file = "key"
     #[test]
     fn a_fleet_has_sidecars() {
         let problems = parse("").expect_err("no sidecar");
-        assert!(problems.contains("at least one [[sidecar]]"), "{problems}");
+        assert!(problems.contains("or a [hub], is required"), "{problems}");
         let problems = parse("[[sidecar]]\nurl = \"http://a:b@host\"").expect_err("credentials");
         assert!(
             problems.contains("must not contain credentials"),

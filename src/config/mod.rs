@@ -23,7 +23,8 @@ pub use audit::{Audit, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
 pub use changes::{Changes, changes};
 pub use fleet::{
-    FleetDiscovery, FleetFile, FleetKeyring, FleetSidecar, FleetTls, load_fleet, parse_fleet,
+    FleetDiscovery, FleetFile, FleetHub, FleetKeyring, FleetSidecar, FleetTls, load_fleet,
+    parse_fleet,
 };
 pub use keyring::{Confirm, Keyring};
 pub use limits::{Limits, Timeouts};

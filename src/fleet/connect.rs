@@ -8,10 +8,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CONNECT_TIMEOUT, Sidecar};
-use crate::model::CertificateName;
+use super::{CONNECT_TIMEOUT, request::Target};
+use crate::{config::FleetTls, model::CertificateName};
 
-/// TLS settings for the ops listeners of sidecars.
+/// TLS settings for the ops listeners of sidecars, or for a hub.
 #[derive(Debug, Clone, Default)]
 pub struct OpsTls {
     /// CA certificates (PEM) to trust instead of the system's.
@@ -20,6 +20,16 @@ pub struct OpsTls {
     pub client: Option<(PathBuf, PathBuf)>,
     /// The name to expect in certificates instead of the URL's host.
     pub name: Option<CertificateName>,
+}
+
+impl From<FleetTls> for OpsTls {
+    fn from(settings: FleetTls) -> Self {
+        Self {
+            ca_file: settings.ca_file,
+            client: settings.client,
+            name: settings.name,
+        }
+    }
 }
 
 /// A connection with or without TLS.
@@ -54,15 +64,15 @@ impl Connector {
     }
 
     /// Connects to an ops listener. An error is a message for the operator.
-    pub(super) async fn connect(&self, sidecar: &Sidecar) -> Result<Box<dyn Connection>, String> {
-        let url = &sidecar.url;
+    pub(super) async fn connect(&self, to: &Target<'_>) -> Result<Box<dyn Connection>, String> {
+        let url = to.url;
         let stream = soon(TcpStream::connect((url.host(), url.port()))).await?;
         if !url.is_tls() {
             return Ok(Box::new(stream));
         }
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return Ok(Box::new(tls.connect(sidecar.host(), stream).await?));
+            return Ok(Box::new(tls.connect(to.host, stream).await?));
         }
         Err("this build lacks TLS (feature `tls`)".into())
     }

@@ -32,7 +32,7 @@ impl From<FleetDiscovery> for Discovery {
 }
 
 /// A sidecar, or what DNS has none for, with the reason.
-pub type Found = Result<Sidecar, (String, String)>;
+pub(super) type Found = Result<Sidecar, (String, String)>;
 
 /// Returns the sidecars that are known, and those that DNS has now, each once.
 pub(super) async fn find(known: &[Sidecar], discover: &[Discovery]) -> Vec<Found> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Found, Sidecar};
+use super::Member;
 use crate::{
     model::{KeyringName, Wave},
     wire::status::{ActiveManifest, KeyringStatus, Status, VersionStatus, VersionUses},
@@ -16,9 +16,10 @@ use crate::{
 pub struct SidecarRow {
     /// What the fleet calls it.
     pub sidecar: String,
-    /// The URL of its ops listener; None for a name that DNS doesn't know.
+    /// The URL of its ops listener; None for one that has joined a hub, or a name that DNS doesn't
+    /// know.
     pub url: Option<String>,
-    /// The workload that it serves, if the fleet file says so.
+    /// The workload that it serves, if the fleet file or the hub says so.
     pub workload: Option<String>,
     /// Why it gave no status.
     pub unreachable: Option<String>,
@@ -88,7 +89,7 @@ pub struct KeyRow {
 }
 
 /// Lists the sidecars, in the order of the fleet.
-pub fn sidecars(answers: Vec<(Found, Result<Status, String>)>) -> Vec<SidecarRow> {
+pub fn sidecars(answers: Vec<(Member, Result<Status, String>)>) -> Vec<SidecarRow> {
     let mut highest: BTreeMap<(KeyringName, String), u64> = BTreeMap::new();
     for (keyring, active) in statuses(&answers).flat_map(actives) {
         let known = highest
@@ -98,24 +99,15 @@ pub fn sidecars(answers: Vec<(Found, Result<Status, String>)>) -> Vec<SidecarRow
     }
     answers
         .into_iter()
-        .map(|(found, status)| row(found, status, &highest))
+        .map(|(member, status)| row(member, status, &highest))
         .collect()
 }
 
 fn row(
-    found: Found,
+    member: Member,
     status: Result<Status, String>,
     highest: &BTreeMap<(KeyringName, String), u64>,
 ) -> SidecarRow {
-    let (sidecar, url, workload) = match found {
-        Ok(Sidecar {
-            name,
-            url,
-            workload,
-            ..
-        }) => (name, Some(url.to_string()), workload),
-        Err((name, _)) => (name, None, None),
-    };
     let (status, unreachable) = match status {
         Ok(status) => (Some(status), None),
         Err(reason) => (None, Some(reason)),
@@ -137,9 +129,9 @@ fn row(
     };
     let keyrings = status.iter().flat_map(|status| &status.keyrings);
     SidecarRow {
-        sidecar,
-        url,
-        workload,
+        sidecar: member.name,
+        url: member.url,
+        workload: member.workload,
         unreachable,
         build: status.as_ref().map(|status| status.version.clone()),
         instance: status.as_ref().and_then(|status| status.instance.clone()),
@@ -150,7 +142,7 @@ fn row(
 
 /// Lists the versions of every keyring that a sidecar serves. Keyrings of one name with different
 /// ids are different keyrings.
-pub fn keys(answers: &[(Found, Result<Status, String>)]) -> Vec<KeyRow> {
+pub fn keys(answers: &[(Member, Result<Status, String>)]) -> Vec<KeyRow> {
     let mut views: Vec<View<'_>> = statuses(answers)
         .flat_map(actives)
         .map(|(keyring, active)| View { keyring, active })
@@ -232,7 +224,7 @@ fn key_row(number: u32, views: &[&View<'_>]) -> Option<KeyRow> {
     Some(row)
 }
 
-fn statuses(answers: &[(Found, Result<Status, String>)]) -> impl Iterator<Item = &Status> {
+fn statuses(answers: &[(Member, Result<Status, String>)]) -> impl Iterator<Item = &Status> {
     answers
         .iter()
         .filter_map(|(_, status)| status.as_ref().ok())
@@ -276,7 +268,7 @@ mod tests {
         })
     }
 
-    fn answer(name: &str, keyring: Value) -> (Found, Result<Status, String>) {
+    fn answer(name: &str, keyring: Value) -> (Member, Result<Status, String>) {
         // As builds before this one write it, without what they don't report.
         let status = json!({
             "version": "0.1.0", "started_at": "2026-11-24T12:00:00Z", "ready": true, "pending": [],
@@ -284,11 +276,7 @@ mod tests {
             "keks": [], "keyrings": [keyring],
         });
         let status = serde_json::from_value(status).expect("a status");
-        (Ok(sidecar(name)), Ok(status))
-    }
-
-    fn sidecar(name: &str) -> Sidecar {
-        Sidecar::at(format!("http://{name}").parse().expect("a URL"))
+        (Member::named(name), Ok(status))
     }
 
     #[test]
@@ -300,8 +288,8 @@ mod tests {
             answer("b", keyring("standard", ID, 5, &[])),
             answer("c", keyring("standard", "00", 2, &[])),
             answer("d", empty),
-            (Ok(sidecar("e")), Err("no connection within 2s".into())),
-            (Err(("f.svc:9464".into(), "why".into())), Err("why".into())),
+            (Member::named("e"), Err("no connection within 2s".into())),
+            (Member::named("f.svc:9464"), Err("why".into())),
         ]);
         let lags: Vec<_> = rows
             .iter()
@@ -376,7 +364,7 @@ mod tests {
                     ],
                 ),
             ),
-            (Ok(sidecar("d")), Err("unreachable".into())),
+            (Member::named("d"), Err("unreachable".into())),
         ]);
         let [first, second] = &rows[..] else {
             panic!("two versions: {rows:?}")

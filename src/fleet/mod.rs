@@ -1,15 +1,19 @@
-//! The sidecars that a command dials: listed by URL, in a fleet file or in DNS. All of them are
-//! asked at once, up to a bound, and one that doesn't answer is part of the result.
+//! The sidecars that a command asks: it dials those that are listed by URL, in a fleet file or in
+//! DNS, and asks a hub for those that have joined it. All of them are asked at once, up to a bound,
+//! and one that doesn't answer is part of the result.
 
 mod client;
 mod connect;
 mod discovery;
+mod hub;
 pub mod inventory;
+mod member;
 mod parallel;
 mod request;
 
 use std::{path::Path, time::Duration};
 
+use self::request::Target;
 use crate::{
     config::{self, FleetFile, FleetKeyring, FleetSidecar, LoadError},
     model::{KeyringName, Location, OpsUrl},
@@ -18,7 +22,9 @@ use crate::{
 pub use self::{
     client::{FleetClient, NoManifest},
     connect::OpsTls,
-    discovery::{Discovery, Found},
+    discovery::Discovery,
+    hub::Hub,
+    member::Member,
 };
 
 /// The number of sidecars that are asked at once.
@@ -39,6 +45,8 @@ pub struct Fleet {
     pub discover: Vec<Discovery>,
     /// TLS settings for `https://` URLs.
     pub tls: OpsTls,
+    /// The hub that others have joined.
+    pub hub: Option<Hub>,
 }
 
 impl Fleet {
@@ -72,13 +80,14 @@ impl Fleet {
         sample.sidecars.truncate(count);
         if !sample.sidecars.is_empty() {
             sample.discover.clear();
+            sample.hub = None;
         }
         sample
     }
 
     /// Returns whether there is no sidecar to ask.
     pub fn is_empty(&self) -> bool {
-        self.sidecars.is_empty() && self.discover.is_empty()
+        self.sidecars.is_empty() && self.discover.is_empty() && self.hub.is_none()
     }
 
     /// Returns where the keyring `name` is, if the fleet file says so.
@@ -99,11 +108,8 @@ impl From<FleetFile> for Fleet {
             keyrings: file.keyrings,
             sidecars: file.sidecars.into_iter().map(Sidecar::from).collect(),
             discover: file.discover.into_iter().map(Discovery::from).collect(),
-            tls: OpsTls {
-                ca_file: file.tls.ca_file,
-                client: file.tls.client,
-                name: file.tls.name,
-            },
+            tls: file.tls.into(),
+            hub: file.hub.map(Hub::from),
         }
     }
 }
@@ -132,10 +138,13 @@ impl Sidecar {
         }
     }
 
-    /// The name to expect in its certificate, unless the settings name another.
-    #[cfg(feature = "tls")]
-    fn host(&self) -> &str {
-        self.found_as.as_deref().unwrap_or(self.url.host())
+    /// Where requests to it go.
+    fn target(&self) -> Target<'_> {
+        Target {
+            url: &self.url,
+            host: self.found_as.as_deref().unwrap_or(self.url.host()),
+            token: None,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One request to an ops listener.
+//! One request to an ops listener or a hub.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -6,16 +6,29 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
-use super::{Sidecar, connect::Connector};
-use crate::wire::JSON;
+use super::{connect::Connector, hub};
+use crate::{model::OpsUrl, wire::JSON};
 
 /// The longest problem that is read, in bytes.
 const MAX_PROBLEM: usize = 64 << 10;
+
+/// Where a request goes.
+pub(super) struct Target<'t> {
+    pub(super) url: &'t OpsUrl,
+    /// The name to expect in its certificate, unless the settings name another.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(dead_code, reason = "unused in builds without TLS")
+    )]
+    pub(super) host: &'t str,
+    /// The value of the header `Authorization`.
+    pub(super) token: Option<&'t HeaderValue>,
+}
 
 /// Fetches `path`, up to `limit` bytes.
 ///
@@ -23,11 +36,11 @@ const MAX_PROBLEM: usize = 64 << 10;
 /// A message for the operator.
 pub(super) async fn get(
     connector: &Connector,
-    sidecar: &Sidecar,
+    to: &Target<'_>,
     path: &str,
     limit: usize,
 ) -> Result<Bytes, String> {
-    send(connector, sidecar, (Method::GET, path), Vec::new(), limit).await
+    send(connector, to, (Method::GET, path), Vec::new(), limit).await
 }
 
 /// Posts JSON to `path`, and returns the response, up to `limit` bytes.
@@ -36,29 +49,32 @@ pub(super) async fn get(
 /// A message for the operator.
 pub(super) async fn post(
     connector: &Connector,
-    sidecar: &Sidecar,
+    to: &Target<'_>,
     path: &str,
     json: Vec<u8>,
     limit: usize,
 ) -> Result<Bytes, String> {
-    send(connector, sidecar, (Method::POST, path), json, limit).await
+    send(connector, to, (Method::POST, path), json, limit).await
 }
 
 async fn send(
     connector: &Connector,
-    sidecar: &Sidecar,
+    to: &Target<'_>,
     (method, path): (Method, &str),
     json: Vec<u8>,
     limit: usize,
 ) -> Result<Bytes, String> {
-    let stream = connector.connect(sidecar).await?;
+    let stream = connector.connect(to).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
     let mut request = Request::builder()
         .method(method)
         .uri(path)
-        .header(HOST, sidecar.url.authority());
+        .header(HOST, to.url.authority());
+    if let Some(token) = to.token {
+        request = request.header(AUTHORIZATION, token);
+    }
     if !json.is_empty() {
         request = request.header(CONTENT_TYPE, JSON);
     }
@@ -105,7 +121,7 @@ async fn refusal(response: Response<Incoming>, path: &str) -> String {
         Err(_) => format!("{path} returned {status}"),
     };
     match status {
-        StatusCode::FORBIDDEN => format!(
+        StatusCode::FORBIDDEN if !path.starts_with(hub::PATHS) => format!(
             "{said} (client certificate: --sidecar-cert and --sidecar-key, or \
              `tls.certificate_file` and `tls.key_file` in the fleet file)"
         ),

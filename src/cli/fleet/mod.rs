@@ -44,7 +44,7 @@ pub(super) enum Command {
 /// A fleet to ask, and the form of the answer.
 #[derive(Debug, Args)]
 pub(super) struct Inventory {
-    /// TOML file that lists the sidecars to ask.
+    /// TOML file that lists the sidecars to ask, or names the hub that they have joined.
     #[arg(long, value_name = "FILE", env = "SIDEKEY_FLEET")]
     fleet: PathBuf,
     /// Print comma-separated values (RFC 4180) with a heading.
@@ -74,7 +74,7 @@ impl Command {
         }
         let fleet = Fleet::load(&arguments.fleet)?;
         let client = FleetClient::new(&fleet).map_err(CliError::failed)?;
-        let answers = client.sidecars_and_statuses().await;
+        let answers = client.members_and_statuses().await;
         let keys = inventory::keys(&answers);
         let sidecars = inventory::sidecars(answers);
         match &self {
