@@ -14,6 +14,7 @@ mod api {
 }
 mod docs {
     mod pages;
+    mod runbooks;
 }
 mod keyring {
     mod audit;

@@ -216,7 +216,7 @@ fn pages() -> Vec<PathBuf> {
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension() == Some(OsStr::new("md")))
     };
-    ["", "docs", "docs/backends"]
+    ["", "docs", "docs/backends", "docs/runbooks"]
         .into_iter()
         .flat_map(markdown)
         .collect()

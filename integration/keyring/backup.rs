@@ -13,7 +13,10 @@ use sidekey::{
     keyring::Document,
 };
 
-use crate::support::harness::{Sidecar, World};
+use crate::support::{
+    harness::{Sidecar, World},
+    holder::Holder,
+};
 
 const PASSPHRASE: &str = "correct horse battery staple";
 
@@ -27,38 +30,19 @@ fn failed(output: &Output, exit: i32, says: &str) {
     assert!(stderr.contains(says), "{stderr}");
 }
 
-struct Identity {
-    file: PathBuf,
-    recipient: String,
-}
-
-/// An identity in age-keygen's format.
-fn identity(world: &World, name: &str) -> Identity {
-    use age::secrecy::ExposeSecret;
-    let identity = age::x25519::Identity::generate();
-    let recipient = identity.to_public().to_string();
-    let file = world.path(name);
-    fs::write(
-        &file,
-        format!(
-            "# public key: {recipient}\n{}\n",
-            identity.to_string().expose_secret()
-        ),
-    )
-    .unwrap();
-    Identity { file, recipient }
-}
-
 /// Makes a backup of `demo` for a fresh identity, verified and recorded.
-fn back_up(world: &World, name: &str) -> (PathBuf, Identity) {
-    let (file, identity) = (world.path(name), identity(world, &format!("{name}.key")));
+fn back_up(world: &World, name: &str) -> (PathBuf, Holder) {
+    let (file, identity) = (
+        world.path(name),
+        Holder::new(&world.path(&format!("{name}.key"))),
+    );
     let arguments = [
         "--to",
         &text(&file),
         "--recipient",
-        &identity.recipient,
+        identity.recipient(),
         "--identity",
-        &text(&identity.file),
+        identity.file(),
     ];
     world.keyring("backup", "demo", &arguments);
     (file, identity)
@@ -107,7 +91,7 @@ async fn a_restored_keyring_decrypts_old_ciphertexts() {
         "--from",
         &text(&file),
         "--identity",
-        &text(&identity.file),
+        identity.file(),
         "--no-sidecar",
     ];
     failed(
@@ -161,8 +145,8 @@ fn a_backup_is_recorded_only_once_it_is_verified() {
     let world = World::with_demo();
     let (file, holder, stranger) = (
         world.path("backup.age"),
-        identity(&world, "holder"),
-        identity(&world, "stranger"),
+        Holder::new(&world.path("holder")),
+        Holder::new(&world.path("stranger")),
     );
     let printed = world.keyring(
         "backup",
@@ -171,7 +155,7 @@ fn a_backup_is_recorded_only_once_it_is_verified() {
             "--to",
             &text(&file),
             "--recipient",
-            &holder.recipient,
+            holder.recipient(),
             "--output",
             "json",
         ],
@@ -184,15 +168,15 @@ fn a_backup_is_recorded_only_once_it_is_verified() {
     assert_eq!(report["sha256"], sha256(&file));
     assert_eq!(world.read_manifest("demo")["generation"], 1);
 
-    let verify = |identity: &Identity| {
+    let verify = |identity: &Holder| {
         [
             "--verify".into(),
             text(&file),
             "--identity".into(),
-            text(&identity.file),
+            identity.file().to_owned(),
         ]
     };
-    let run = |identity: &Identity| {
+    let run = |identity: &Holder| {
         world.try_keyring(
             "backup",
             "demo",
@@ -210,9 +194,9 @@ fn a_backup_is_recorded_only_once_it_is_verified() {
         "--to",
         &text(&other),
         "--recipient",
-        &holder.recipient,
+        holder.recipient(),
         "--identity",
-        &text(&stranger.file),
+        stranger.file(),
     ];
     failed(
         &world.try_keyring("backup", "demo", &arguments),
@@ -326,7 +310,7 @@ fn a_damaged_backup_restores_nothing() {
                 "--from",
                 &text(&file),
                 "--identity",
-                &text(&identity.file),
+                identity.file(),
                 "--no-sidecar",
             ],
         )
@@ -357,7 +341,7 @@ fn a_damaged_backup_restores_nothing() {
 fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
     let world = World::with_demo();
     let (file, identity) = back_up(&world, "backup.age");
-    let from = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    let from = ["--from", &text(&file), "--identity", identity.file()];
     let newer = fs::read(world.manifest("demo")).unwrap();
     failed(
         &world.try_keyring("restore", "demo", &from),
@@ -427,7 +411,7 @@ fn a_restore_never_lowers_the_generation_or_replaces_another_keyring() {
     fs::remove_file(world.manifest("demo")).unwrap();
     world.forget();
     world.keyring("restore", "demo", &alone);
-    let fork = ["--from", &text(&later), "--identity", &text(&key.file)];
+    let fork = ["--from", &text(&later), "--identity", key.file()];
     failed(
         &world.try_keyring("restore", "demo", &fork),
         3,
@@ -455,7 +439,7 @@ async fn a_lost_kek_is_replaced_from_a_backup_older_than_the_manifest() {
         "--from",
         &text(&file),
         "--identity",
-        &text(&identity.file),
+        identity.file(),
         "--onto-newer",
         "--kek",
         &second,
@@ -537,7 +521,7 @@ fn any_change_takes_keys_that_no_kek_unwraps_from_a_backup() {
         "--from-backup",
         &text(&file),
         "--from-backup-identity",
-        &text(&identity.file),
+        identity.file(),
     ];
     let touched = world.try_keyring("touch", "demo", &from_backup);
     failed(&touched, 0, "took the key of version 2 from the backup");
@@ -557,7 +541,7 @@ fn any_change_takes_keys_that_no_kek_unwraps_from_a_backup() {
         "--from-backup",
         &text(&file),
         "--from-backup-identity",
-        &text(&identity.file),
+        identity.file(),
     ];
     failed(
         &world.try_keyring("touch", "demo", &of_another),
@@ -716,7 +700,7 @@ fn recovery_replaces_a_damaged_manifest_but_not_an_unknown_format() {
         "--base",
         &text(&base),
     ];
-    let restore = ["--from", &text(&file), "--identity", &text(&identity.file)];
+    let restore = ["--from", &text(&file), "--identity", identity.file()];
     for damaged in [&b""[..], &whole[..whole.len() / 2], &[0; 100]] {
         fs::write(world.manifest("demo"), damaged).unwrap();
         failed(

@@ -12,6 +12,7 @@ pub mod fault_proxy;
 pub mod files;
 pub mod golden;
 pub mod harness;
+pub mod holder;
 pub mod in_place;
 pub mod namespace;
 pub mod served_secrets;

@@ -1,4 +1,4 @@
-use clap::{ArgGroup, Args};
+use clap::Args;
 
 use crate::{
     admin::{AdminError, ask_sidecars},
@@ -51,11 +51,10 @@ impl VersionArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("evidence").args(["sidecar", "override_reason"])))]
 pub(in crate::cli) struct Disable {
     #[command(flatten)]
     pub(super) on: VersionArgs,
-    /// Disable the version without evidence, for this reason.
+    /// Disable the version without evidence, for this reason; sidecars then only show the time.
     #[arg(long = "override", value_name = "REASON")]
     pub(super) override_reason: Option<String>,
 }
