@@ -13,7 +13,7 @@ use super::{
     proof::{Proof, ProofRequest},
     status::Status,
 };
-use crate::model::KeyringName;
+use crate::model::{KeyringName, Span};
 
 /// The version of these messages.
 pub const PROTOCOL: u32 = 1;
@@ -282,6 +282,25 @@ pub struct Barrier {
     pub at: Timestamp,
     /// The names of the sidecars that have not ended and not answered, connected or not.
     pub unanswered: Vec<String>,
+}
+
+/// The body of `POST /v1/evidence`: asks for what shows that a version of a keyring is out of use.
+/// The hub sets a barrier first, and returns the ledger's verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceRequest {
+    /// The keyring's id; 32 hexadecimal digits.
+    #[serde(with = "in_hex")]
+    pub id: [u8; 16],
+    /// The version.
+    pub version: u32,
+    /// What shows that it isn't needed, as in the keyring's policy.
+    pub class: String,
+    /// How long it must have been unused.
+    pub quiet_period: Span,
+    /// When it was superseded in every wave.
+    pub superseded_at: Timestamp,
+    /// The generation that every sidecar must have reached.
+    pub generation: u64,
 }
 
 mod optional_mac {
