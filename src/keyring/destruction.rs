@@ -59,9 +59,8 @@ fn listed(versions: &[u32]) -> String {
 /// stamp, and from `now` if it wasn't seen before (I15).
 ///
 /// # Errors
-/// [`Refusal`] unless the version is disabled, both waiting times are over (I5, I11), another
-/// version can speak for it (I13), and a verified backup holds it or the operator confirmed that
-/// none does.
+/// [`Refusal`] unless the version is disabled, all waiting times are over (I5, I11), another version
+/// can speak for it (I13), and a verified backup holds it or the operator confirmed that none does.
 pub fn destroy(
     current: &Document,
     version: u32,
@@ -195,6 +194,23 @@ fn testament(next: &Manifest, version: u32, now: Timestamp) -> Result<Testament,
     })
 }
 
+/// Returns when a disabled version may be destroyed at the earliest, by the manifest's stamps.
+/// [`destroy`] counts from the first sightings if those are later. None if the version isn't
+/// disabled.
+pub fn destroyable_from(manifest: &Manifest, version: u32, now: Timestamp) -> Option<Timestamp> {
+    let target = manifest
+        .version(version)
+        .filter(|target| target.state == State::Disabled)?;
+    let period = primary_period(&manifest.activations, version, now);
+    let stamps = Sighting {
+        disabled: Some(Timestamp::MIN),
+        superseded: Some(Timestamp::MIN),
+        end: None,
+    };
+    let waits = waits(&manifest.policy, target, period, stamps, now);
+    waits.iter().map(Wait::end).max()
+}
+
 fn require_waiting_times(
     policy: &Policy,
     target: &Version,
@@ -207,49 +223,85 @@ fn require_waiting_times(
         State::Disabled,
         "only a disabled version can be destroyed (`keyring disable`)",
     )?;
-    let version = target.version;
-    let (destroy_after, lease) = (
-        policy.destroy_after_of(target),
-        policy.encrypt_lease_of(target),
-    );
-    let require_over = |from: Since, wait: Span, why: String| {
-        let end = after(from.time, wait);
-        if end <= now {
-            return Ok(());
-        }
-        let why = match from.was_seen_late {
-            true => format!(
-                "{why}; that was first seen here at {}, after it was written: name sidecars that \
-                 saw it earlier with --sidecar URL",
-                from.time
+    let waits = waits(policy, target, period, seen, now);
+    // Of several that end together, the first is the simplest.
+    let last = waits.iter().rev().max_by_key(|wait| wait.end());
+    match last.filter(|last| last.end() > now) {
+        None => Ok(()),
+        Some(last) => Err(Refusal::TooEarly {
+            version: target.version,
+            from: last.end(),
+            why: last.why(),
+        }),
+    }
+}
+
+/// Returns what must pass before a disabled version is destroyed: the time in which someone may
+/// still miss it, and the leases of sidecars that are cut off.
+fn waits(
+    policy: &Policy,
+    target: &Version,
+    period: PrimaryPeriod,
+    seen: Sighting,
+    now: Timestamp,
+) -> Vec<Wait> {
+    let destroy_after = policy.destroy_after_of(target);
+    let lease = policy.encrypt_lease_of(target);
+    let disabled = Since::later(target.state_changed_at, seen.disabled, now);
+    let mut waits = vec![Wait {
+        since: disabled,
+        length: destroy_after,
+        reason: format!("destroy_after ({destroy_after}) must pass after it was disabled"),
+    }];
+    // A sidecar encrypts only with what it knows as activated.
+    if let PrimaryPeriod::Ended(end) = period {
+        let cut_off = "a disconnected sidecar may encrypt with it";
+        waits.push(Wait {
+            since: disabled,
+            length: lease,
+            reason: format!(
+                "{cut_off} while no KEK unwraps the primary, until encrypt_lease ({lease}) ends \
+                 after it was disabled"
             ),
-            false => why,
-        };
-        Err(Refusal::TooEarly {
-            version,
-            from: end,
-            why,
-        })
-    };
-    require_over(
-        Since::later(target.state_changed_at, seen.disabled, now),
-        destroy_after,
-        format!("destroy_after ({destroy_after}) must pass after it was disabled"),
-    )?;
-    let PrimaryPeriod::Ended(end) = period else {
-        return Ok(());
-    };
-    require_over(
-        Since::later(end, seen.superseded, now),
-        lease,
+        });
+        waits.push(Wait {
+            since: Since::later(end, seen.superseded, now),
+            length: lease,
+            reason: format!(
+                "{cut_off} until encrypt_lease ({lease}) ends after another version superseded it"
+            ),
+        });
+    }
+    waits
+}
+
+/// A waiting time before a version is destroyed.
+struct Wait {
+    since: Since,
+    length: Span,
+    reason: String,
+}
+
+impl Wait {
+    fn end(&self) -> Timestamp {
+        after(self.since.time, self.length)
+    }
+
+    fn why(&self) -> String {
+        let Self { since, reason, .. } = self;
+        if !since.was_seen_late {
+            return reason.clone();
+        }
         format!(
-            "a disconnected sidecar may encrypt with it until encrypt_lease ({lease}) ends after \
-             another version superseded it"
-        ),
-    )
+            "{reason}; that was first seen here at {}, after it was written: name sidecars that \
+             saw it earlier with --sidecar URL",
+            since.time
+        )
+    }
 }
 
 /// The start of a waiting time.
+#[derive(Clone, Copy)]
 struct Since {
     time: Timestamp,
     /// The stamp is earlier, by more than clocks may differ.

@@ -32,7 +32,7 @@ pub use backup::{record_backup, restore};
 pub use branches::merge;
 pub use consistency::LINEAGE;
 pub use destruction::{
-    Loss, backup_phrase, declare_lost, destroy, doubted_loss_phrase, lost_phrase,
+    Loss, backup_phrase, declare_lost, destroy, destroyable_from, doubted_loss_phrase, lost_phrase,
 };
 pub use document::{Document, ManifestError, is_of_another_format};
 pub use lifecycle::{

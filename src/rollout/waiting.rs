@@ -4,12 +4,12 @@ use jiff::Timestamp;
 
 use super::{
     fleet::{FleetView, SidecarView},
-    machine::{Observation, after},
+    machine::Observation,
     state::State,
 };
 use crate::{
     encoding::to_hex,
-    keyring::{Class, State as VersionState, WaveSelector},
+    keyring::{self, Class, WaveSelector},
 };
 
 /// Returns the sidecars that don't have the new version, each with the reason.
@@ -129,17 +129,17 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
 }
 
 /// Returns when the replaced version may be destroyed at the earliest, by what the manifest says.
-/// The signer decides. `None` if the manifest can't be read.
-pub(super) fn for_destruction(state: &State, observation: &Observation) -> Option<Timestamp> {
+/// The signer decides, and refuses a version that isn't disabled. `None` if the manifest can't be
+/// read.
+pub(super) fn for_destruction(
+    state: &State,
+    observation: &Observation,
+    now: Timestamp,
+) -> Option<Timestamp> {
     let manifest = observation.manifest.as_ref().ok()?;
-    let version = manifest.version(state.plan.replaced.version)?;
-    match version.state {
-        VersionState::Disabled => Some(after(
-            version.state_changed_at,
-            manifest.policy.destroy_after_of(version),
-        )),
-        _ => Some(manifest.updated_at),
-    }
+    let version = manifest.version(state.plan.replaced.version)?.version;
+    let from = keyring::destroyable_from(manifest, version, now);
+    Some(from.unwrap_or(manifest.updated_at))
 }
 
 /// Returns the sidecars of interest to which `objection` has something to say, or that don't

@@ -14,6 +14,22 @@ pub(super) fn policy(quiet: u64, lease: u64, destroy_after: u64, class: Class) -
     }
 }
 
+/// Whether a sidecar of this generation may encrypt with a version: it is the primary, or one that
+/// was, as long as no KEK unwraps those after it (I10).
+fn may_encrypt(held: &Manifest, version: u32, at: Timestamp, wave: &Wave) -> bool {
+    let is_usable = held
+        .version(version)
+        .is_some_and(|held| held.state == State::Enabled && !held.compromised);
+    let was_primary = || {
+        held.activations.iter().any(|activation| {
+            activation.version == version
+                && activation.at <= at
+                && activation.wave.covers(Some(wave))
+        })
+    };
+    primary_at(&held.activations, at, wave) == Some(version) || (is_usable && was_primary())
+}
+
 fn was_activated(manifest: &Manifest, version: u32) -> bool {
     ends(&manifest.activations).contains_key(&version)
 }
@@ -79,10 +95,8 @@ impl World {
             let times = takeovers.chain([self.now]);
             for at in times.filter(|at| (self.now..until).contains(at)) {
                 for index in 0..WAVES.len() {
-                    let primary = primary_at(&held.activations, at, &wave(index));
-                    assert_ne!(
-                        primary,
-                        Some(version),
+                    assert!(
+                        !may_encrypt(held, version, at, &wave(index)),
                         "generation {} encrypts at {at}, and it is {}",
                         held.generation,
                         self.now
@@ -170,23 +184,29 @@ fn what_waits_keeps_the_longer_period_and_the_stricter_class() {
 #[test]
 fn a_shortened_time_does_not_bring_a_destruction_forward() {
     let mut world = waiting();
+    world.apply(&Step::Disable {
+        version: 3,
+        with_evidence: true,
+    });
     world.set(policy(20, 1, 1, Class::Live));
-    let phrase = backup_phrase(&world.document.manifest().name, 1);
-    let after = |world: &World, seconds: u64| {
+    let after = |world: &World, version: u32, seconds: u64| {
+        let phrase = backup_phrase(&world.document.manifest().name, version);
         let now = world.now + std::time::Duration::from_secs(seconds);
-        let seen = world.sightings.of(1);
-        destroy(&world.document, 1, Some(&phrase), seen, now)
+        let seen = world.sightings.of(version);
+        destroy(&world.document, version, Some(&phrase), seen, now)
     };
-    let text = after(&world, 9).expect_err("refused").to_string();
+    let text = after(&world, 3, 9).expect_err("refused").to_string();
     assert!(text.contains("destroy_after (10s)"), "{text}");
-    let text = after(&world, 29).expect_err("refused").to_string();
+    assert!(after(&world, 3, 10).is_ok(), "no lease: it never encrypted");
+    let text = after(&world, 1, 29).expect_err("refused").to_string();
     assert!(text.contains("encrypt_lease (30s)"), "{text}");
-    let next = after(&world, 30).expect("over");
+    let next = after(&world, 1, 30).expect("over");
     let lease = next.versions[0].kept;
     assert_eq!(lease.encrypt_lease, Some(Span::from_secs(30)));
     assert_eq!(lease, lease.once_destroyed());
 
     // Version 2 was the primary when the lease was shortened, so it waits for the former one too.
+    world.apply(&Step::Enable(3));
     world.apply(&Step::Activate {
         version: 3,
         wave: None,

@@ -98,6 +98,42 @@ fn assert_the_lease_counts_from_now(mut world: World) {
 }
 
 #[test]
+fn a_lease_passes_after_a_version_that_encrypted_is_disabled() {
+    let mut world = World::new();
+    world.rotate_to(2);
+    world.apply(&Step::Rotate);
+    // The lease since the takeover is over, but a sidecar may have fallen back to version 1.
+    world.apply(&Step::Wait(100));
+    for version in [1, 3] {
+        world.apply(&Step::Disable {
+            version,
+            with_evidence: true,
+        });
+    }
+    let manifest = world.document.manifest();
+    for (version, wait, reason) in [
+        (1, 30, "encrypt_lease (30s) ends after it was disabled"),
+        (3, 10, "destroy_after (10s)"),
+    ] {
+        let after = |seconds: i64| {
+            Timestamp::from_second(world.now.as_second() + seconds).expect("in range")
+        };
+        let destroyed = |now| {
+            let phrase = backup_phrase(&manifest.name, version);
+            let seen = world.sightings.of(version);
+            destroy(&world.document, version, Some(&phrase), seen, now)
+        };
+        let early = destroyed(after(wait - 1)).expect_err("too early");
+        let text = early.to_string();
+        assert!(text.contains(reason), "{text}");
+        assert!(destroyed(after(wait)).is_ok());
+        let from = destroyable_from(manifest, version, world.now);
+        assert_eq!(from, Some(after(wait)));
+    }
+    assert_eq!(destroyable_from(manifest, 2, world.now), None);
+}
+
+#[test]
 fn a_lease_counts_from_when_the_takeover_was_seen() {
     let mut world = World::new();
     world.apply(&Step::Rotate);

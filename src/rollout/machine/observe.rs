@@ -50,7 +50,7 @@ impl State {
                 self.soaked(verdict, now)
             }
             Step::Observe { within } => self.observed_use(observation, within, now),
-            Step::Wait => match waiting::for_destruction(self, observation) {
+            Step::Wait => match waiting::for_destruction(self, observation, now) {
                 Some(until) if now < until => {
                     self.waiting_for = vec![format!("{until}, when its waiting time ends")];
                     vec![Action::Sleep { until }]

@@ -1,7 +1,11 @@
 //! Rollouts in which nothing goes wrong.
 
 use super::simulation::*;
-use crate::{keyring::State as VersionState, rollout::*};
+use crate::{
+    keyring::{self, Policy, State as VersionState},
+    model::Span,
+    rollout::*,
+};
 
 #[test]
 fn waves_take_over_one_after_another_the_smallest_first() {
@@ -57,6 +61,31 @@ fn the_old_version_is_retired_on_evidence_after_its_waits() {
     // Two soaks, the quiet period, which begins with the last activation, and the wait.
     assert!(world.now.duration_since(began).as_secs() >= 20 + 60 + 90);
     assert_eq!(world.failed_decrypts, 0);
+}
+
+#[test]
+fn the_wait_ends_when_the_signer_may_destroy() {
+    let mut world = World::new();
+    let (began, lease) = (world.now, Span::from_secs(7200));
+    world.by_hand(|current, now| {
+        let policy = Policy {
+            encrypt_lease: lease,
+            ..current.manifest().policy.clone()
+        };
+        keyring::set_policy(current, policy, now)
+    });
+    world.pass(1);
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let mut tries = 0;
+    let end = world.run_until(state, actions, |_, action| {
+        tries += usize::from(matches!(action, Action::Write(Write::Destroy { .. })));
+        false
+    });
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert_eq!(old.state, VersionState::Destroyed);
+    assert!(world.now >= began + lease.0);
+    assert_eq!(tries, 1, "the signer never said that it was too early");
 }
 
 #[test]
