@@ -174,11 +174,20 @@ impl Keyring {
         });
     }
 
-    /// Refreshes because a ciphertext names a version that the active table lacks (I2).
+    /// Refreshes because a ciphertext names a version that the caller's snapshot lacks (I2), unless
+    /// the active one has it by now.
     ///
     /// Returns the snapshot that is active afterwards, whether it has the version or not. Returns
     /// None if no refresh was made, because the version was recently found missing.
     pub async fn refresh_for_version(&self, version: u32) -> Option<Arc<Snapshot>> {
+        // A refresh may have ended since the caller looked.
+        let newest = self.snapshot.load_full();
+        if newest
+            .as_deref()
+            .is_some_and(|newest| newest.lists(version))
+        {
+            return newest;
+        }
         self.metrics.unknown_versions.increment(1);
         if self.is_known_missing(version) {
             return None;
@@ -194,9 +203,9 @@ impl Keyring {
         // The snapshot shows the result, whether the refresh finished in time or not.
         let _ = timeout(self.refresh_timeout, finished).await;
         let newest = self.snapshot.load_full();
-        if newest
-            .as_ref()
-            .is_none_or(|snapshot| snapshot.table.slot(version).is_none())
+        if !newest
+            .as_deref()
+            .is_some_and(|newest| newest.lists(version))
         {
             self.remember_miss(version);
         }

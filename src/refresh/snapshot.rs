@@ -64,6 +64,11 @@ impl Snapshot {
         }
     }
 
+    /// Returns whether the manifest has a version, in whatever state.
+    pub(super) fn lists(&self, version: u32) -> bool {
+        self.table.slot(version).is_some()
+    }
+
     /// Returns the versions that must not encrypt, because a manifest that isn't accepted yet
     /// destroys them without a testament.
     pub(crate) fn lost(&self) -> &[u32] {

@@ -100,17 +100,22 @@ impl Refresher {
 
     /// Waits until a refresh is due and returns all requests for it, or until a KEK answers late.
     async fn next(&mut self) -> WakeUp {
-        let candidate = &mut self.candidate;
-        let late = async {
-            match candidate {
-                Some(candidate) => candidate.gather_one().await,
-                None => std::future::pending().await,
+        let first = loop {
+            let candidate = &mut self.candidate;
+            let late = async {
+                match candidate {
+                    Some(candidate) => candidate.gather_one().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let request = tokio::select! {
+                Some(request) = self.requests.recv() => request,
+                trigger = self.schedule.elapsed() => Request { trigger, waiter: None },
+                () = late => return WakeUp::Unwrapped,
+            };
+            if let Some(request) = self.if_unmet(request) {
+                break request;
             }
-        };
-        let first = tokio::select! {
-            Some(request) = self.requests.recv() => request,
-            trigger = self.schedule.elapsed() => Request { trigger, waiter: None },
-            () = late => return WakeUp::Unwrapped,
         };
         settle(first.trigger).await;
         let mut batch = vec![first];
@@ -129,6 +134,21 @@ impl Refresher {
             batch.push(request);
         }
         WakeUp::Due(batch)
+    }
+
+    /// Returns a request, unless the refresh that was running when it was made has met it: that
+    /// found the version. Then nothing needs to be read.
+    fn if_unmet(&mut self, request: Request) -> Option<Request> {
+        let snapshot = self.keyring.snapshot().clone();
+        let is_listed = |version| snapshot.is_some_and(|snapshot| snapshot.lists(version));
+        match request.waiter {
+            Some(waiter) if is_listed(waiter.version) => {
+                self.waiters.push(waiter);
+                self.answer_waiters();
+                None
+            }
+            waiter => Some(Request { waiter, ..request }),
+        }
     }
 
     async fn handle(&mut self, batch: Vec<Request>) {
@@ -172,6 +192,11 @@ impl Refresher {
         }
         self.candidate
             .take_if(|candidate| candidate.unwraps.is_empty());
+        self.answer_waiters();
+    }
+
+    /// Answers the waiters whose version no KEK is asked for any more.
+    fn answer_waiters(&mut self) {
         let candidate = self.candidate.as_ref();
         let is_decided = |waiter: &mut Waiter| {
             !candidate.is_some_and(|candidate| candidate.unwraps.is_in_progress(waiter.version))

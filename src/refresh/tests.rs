@@ -406,6 +406,18 @@ async fn an_unknown_version_is_looked_up_once_and_then_remembered_as_missing() {
 }
 
 #[tokio::test]
+async fn a_version_that_came_since_the_caller_looked_is_not_looked_up() {
+    let world = World::new();
+    world.write(|manifest, _| manifest).await;
+    let keyring = world.serve(Confirm::Read).await;
+    let looked = keyring.status().last_success;
+    world.manual.advance(MINUTE);
+    let newest = keyring.refresh_for_version(2).await;
+    assert!(newest.is_some_and(|newest| newest.table.slot(2).is_some()));
+    assert_eq!(keyring.status().last_success, looked, "nothing was read");
+}
+
+#[tokio::test]
 async fn usage_is_counted_across_a_refresh() {
     let world = World::new();
     let document = world.write(|manifest, _| manifest).await;

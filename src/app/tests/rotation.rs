@@ -126,6 +126,32 @@ async fn a_lagging_sidecar_and_a_fresh_one_decrypt_each_others_messages() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_version_that_a_running_refresh_finds_is_not_read_again() {
+    let world = World::with_demo().await;
+    let behind = world.start().await;
+    let store = world.store("demo");
+    store.mute();
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+    let ahead = world.start().await;
+    let message = ahead.client().await.encrypt(b"new").await.ok().body;
+    let mut client = behind.client().await;
+    store.hang();
+    let reads = store.reads();
+    behind.refresh();
+    world.wait("the read", || store.reads() > reads).await;
+    // The location is being read when the ciphertext comes.
+    let decrypted = tokio::spawn(async move { client.decrypt(&message).await.ok().body });
+    let asked = "sidekey_unknown_versions_total{keyring=\"demo\"} 1";
+    behind.wait_metric(asked).await;
+    store.work();
+    let decrypted = world.pass_time_until(decrypted).await.expect("no panic");
+    assert_eq!(decrypted, "new");
+    world.advance(10 * SECOND).await;
+    assert_eq!(store.reads(), reads + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_signal_refreshes_every_keyring() {
     let world = World::with_demo().await;
     let app = world.start().await;
