@@ -1,6 +1,10 @@
 //! Machines that sleep, and clocks that are set.
 
-use crate::app::testing::{DAY, HOUR, MINUTE, SECOND, World};
+use crate::{
+    app::testing::{DAY, HOUR, MINUTE, SECOND, World},
+    keyring::Policy,
+    model::Span,
+};
 
 #[tokio::test(start_paused = true)]
 async fn after_sleep_no_dead_lease_counts_and_everything_is_read_again() {
@@ -59,13 +63,18 @@ async fn a_clock_that_is_set_is_reported_and_everything_is_read_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_is_set_back_extends_no_encrypt_lease() {
-    let world = World::with_demo().await;
+    let world = World::new();
+    let policy = Policy {
+        encrypt_lease: Span(30 * HOUR),
+        ..Policy::default()
+    };
+    world.init_with("demo", policy).await;
     let sidecar = world.start().await;
     world.store("demo").fail();
     world.clock().go_back(365 * DAY);
-    world.advance(29 * DAY).await;
+    world.advance(29 * HOUR).await;
     sidecar.client().await.encrypt(b"x").await.ok();
-    world.advance(2 * DAY).await;
+    world.advance(2 * HOUR).await;
     let refused = sidecar.client().await.encrypt(b"x").await;
     assert_eq!(refused.problem(), "lease_expired");
 }
