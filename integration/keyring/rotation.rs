@@ -15,6 +15,7 @@ use sidekey::{
     admin::{Admin, Bases, Memory, Signing, Takeover},
     backend,
     clock::Clock,
+    keyring::Policy,
     model::Location,
 };
 use tokio::sync::watch;
@@ -275,4 +276,43 @@ fn a_change_of_a_signed_keyring_is_signed_or_expressly_unsigned() {
         &[&sign[..], &["--adopt-unsigned", digest]].concat(),
     );
     world.keyring("verify", "demo", &trust);
+}
+
+#[tokio::test]
+async fn a_change_long_after_the_last_one_is_a_warning() {
+    let world = World::new();
+    let kek = format!("local:{}", world.path("kek").display());
+    for name in ["demo", "trusted"] {
+        let (clock, _) = Clock::manual("2020-01-01T00:00:00Z".parse().unwrap());
+        let location = Location::File(world.manifest(name));
+        let backends = backend::configured(&Default::default());
+        Admin::new(location, Signing::NoKey, &backends, clock)
+            .unwrap()
+            .with_bases(Bases {
+                memory: Some(Memory::in_folder(world.path("state"))),
+                ..Bases::default()
+            })
+            .init(
+                name.parse().unwrap(),
+                &[kek.parse().unwrap()],
+                Policy::default(),
+            )
+            .await
+            .unwrap();
+    }
+    let touch = |name, extra: &[&str]| {
+        let json = ["--output", "json"];
+        let output = world.try_keyring("touch", name, &[&json, extra].concat());
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        (report["warnings"][0].as_str().map(str::to_owned), log)
+    };
+    let (warning, log) = touch("demo", &[]);
+    let warning = warning.unwrap();
+    assert!(warning.contains("days after the last one"), "{warning}");
+    assert_eq!(log, format!("sidekey: demo: {warning}\n"));
+    assert_eq!(touch("demo", &[]), (None, String::new()));
+    let trusted = touch("trusted", &["--trust-clock"]);
+    assert_eq!(trusted, (None, String::new()));
 }

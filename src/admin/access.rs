@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     backup::{open_content, read_file},
     base::Bases,
+    clocks::ClockEvidence,
     envelope::DecryptWith,
     error::AdminError,
     payload::Content,
@@ -47,6 +48,7 @@ pub struct Admin {
     backup: Option<Content>,
     taken_from_backup: Mutex<BTreeMap<u32, String>>,
     pub(super) clock: Clock,
+    pub(super) clock_evidence: ClockEvidence,
     /// The newest manifest that this command has read or written.
     seen: Mutex<Option<Document>>,
 }
@@ -101,6 +103,7 @@ impl Admin {
             backup: None,
             taken_from_backup: Mutex::default(),
             clock,
+            clock_evidence: ClockEvidence::default(),
             seen: Mutex::default(),
         })
     }

@@ -50,6 +50,7 @@ impl Admin {
         let id = KeyringId::generate()?;
         let now = self.clock.now();
         let (new, keys) = self.new_version(id, 1, keks).await?;
+        self.compare_before_init().await?;
         let manifest = keyring::init(name, id, policy, new, now);
         let document = self.authenticate(manifest, &BTreeMap::from([(1, keys)]))?;
         let document = readable(None, &document)?;
@@ -312,6 +313,7 @@ impl Admin {
         let next = self.with_times_repaired(current, next)?;
         let document = readable(Some(current), &self.authenticate(next, keys)?)?;
         self.replace(Some(current), &document).await?;
+        self.note_stamp(current.manifest(), document.manifest());
         self.remember(&document)?;
         Ok(document)
     }

@@ -1,6 +1,15 @@
 //! Whether this machine's clock can be trusted: it stamps changes and decides when waiting times
 //! are over (I15).
 
+use std::{
+    fmt,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
 use jiff::Timestamp;
 
 use super::{access::Admin, error::AdminError};
@@ -8,6 +17,42 @@ use crate::{
     fleet::FleetClient,
     keyring::{self, CLOCK_TOLERANCE, Document, Manifest},
 };
+
+/// A step of the stamps up to this one is unremarkable, however short the lease is.
+const SHORT_STEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a command knows about its clock.
+#[derive(Debug, Default)]
+pub(super) struct ClockEvidence {
+    /// Another clock agreed with it.
+    is_compared: AtomicBool,
+    /// The first large step of a manifest's stamps that this command made.
+    large_step: Mutex<Option<StampStep>>,
+}
+
+/// A manifest is stamped long after its predecessor, and no other clock than this machine's says
+/// that so much time has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StampStep {
+    /// The stamp of the predecessor.
+    pub from: Timestamp,
+    /// The stamp of the manifest.
+    pub to: Timestamp,
+}
+
+impl fmt::Display for StampStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let days = self.to.duration_since(self.from).as_hours() / 24;
+        write!(
+            f,
+            "the change is stamped {}, {days} days after the last one, by the clock of this \
+             machine, and there was no other to compare it with; if it is ahead, correct it and \
+             run `keyring touch --repair-time`; otherwise name a sidecar with --sidecar URL, or \
+             vouch for the clock with --trust-clock",
+            self.to
+        )
+    }
+}
 
 impl Admin {
     /// Checks that there is a clock to compare with, or that the operator trusts this one. Every
@@ -17,19 +62,51 @@ impl Admin {
     /// [`AdminError::NoClock`]; errors of reading the location and of unwrapping, because both the
     /// location and the KEKs may tell the time.
     pub async fn require_clock(&self) -> Result<(), AdminError> {
-        let bases = &self.bases;
-        if bases.trust_clock || !bases.sidecars.is_empty() || !bases.clocks.is_empty() {
+        self.compare_clocks().await?;
+        if self.is_clock_vouched_for() {
             return Ok(());
         }
         let current = self.read_trusted().await?;
-        if self.store.server_time().is_some() {
+        if self.is_clock_vouched_for() {
             return Ok(());
         }
         // A KEK has a time once it has responded.
         self.unwrap_versions(&current, &[]).await?;
-        if self.keks.server_times().is_empty() {
-            return Err(AdminError::NoClock);
+        self.compare_with_keks()?;
+        if self.is_clock_vouched_for() {
+            return Ok(());
         }
+        Err(AdminError::NoClock)
+    }
+
+    /// Returns whether another clock agreed with this one, or the operator trusts it.
+    fn is_clock_vouched_for(&self) -> bool {
+        self.bases.trust_clock || self.clock_evidence.is_compared.load(Ordering::Relaxed)
+    }
+
+    /// Compares the clock before there is a manifest, with those of the KEKs or else with the
+    /// location's.
+    ///
+    /// # Errors
+    /// [`AdminError::ClockDiffers`]
+    pub(super) async fn compare_before_init(&self) -> Result<(), AdminError> {
+        self.compare_with_keks()?;
+        if !self.is_clock_vouched_for() {
+            // Every response states the time. Whether the location is empty, the write finds out.
+            let _ = self.read_bytes().await;
+            self.compare_with_location()?;
+        }
+        Ok(())
+    }
+
+    /// Compares the clock with all others before a manifest is repaired, once the location and the
+    /// KEKs have answered.
+    ///
+    /// # Errors
+    /// [`AdminError::ClockDiffers`]
+    pub(super) async fn compare_before_repair(&self) -> Result<(), AdminError> {
+        self.compare_clocks().await?;
+        self.compare_with_location()?;
         self.compare_with_keks()
     }
 
@@ -62,7 +139,12 @@ impl Admin {
         holder: impl FnOnce() -> String,
     ) -> Result<(), AdminError> {
         let ours = self.now();
-        if self.bases.trust_clock || theirs.duration_since(ours).abs() <= CLOCK_TOLERANCE {
+        if self.bases.trust_clock {
+            return Ok(());
+        }
+        if theirs.duration_since(ours).abs() <= CLOCK_TOLERANCE {
+            let is_compared = &self.clock_evidence.is_compared;
+            is_compared.store(true, Ordering::Relaxed);
             return Ok(());
         }
         Err(AdminError::ClockDiffers {
@@ -113,6 +195,32 @@ impl Admin {
             });
         }
         Ok(keyring::repair_times(current.manifest(), next, now))
+    }
+
+    /// Notes that a manifest was written after `current`. Stamps that follow each other closely
+    /// show nothing wrong: the writer of the former one had a clock, too.
+    pub(super) fn note_stamp(&self, current: &Manifest, next: &Manifest) {
+        let step = StampStep {
+            from: current.updated_at,
+            to: next.updated_at,
+        };
+        // Half of it is when sidecars that rely on stamps begin to warn.
+        let usual = SHORT_STEP.max(current.policy.encrypt_lease.0 / 2);
+        let passed = step.to.duration_since(step.from);
+        if passed.is_positive() && passed.unsigned_abs() > usual {
+            self.large_step().get_or_insert(step);
+        }
+    }
+
+    /// Returns how far the clock took the stamps of the keyring, if that is far and no other clock
+    /// agreed.
+    pub fn unconfirmed_step(&self) -> Option<StampStep> {
+        self.large_step().filter(|_| !self.is_clock_vouched_for())
+    }
+
+    fn large_step(&self) -> MutexGuard<'_, Option<StampStep>> {
+        let step = self.clock_evidence.large_step.lock();
+        step.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

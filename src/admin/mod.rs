@@ -25,6 +25,7 @@ pub use self::{
     backup::{Backup, Proof},
     base::{Bases, Memory},
     change::Takeover,
+    clocks::StampStep,
     envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in},
     error::AdminError,
     evidence::ask_sidecars,

@@ -249,8 +249,10 @@ impl Admin {
         let merged = keyring::merge(&chosen.document, &branches, self.now())?;
         let mut keys = BTreeMap::new();
         self.unwrap_keys(&mut keys, &merged, &[]).await?;
-        self.compare_with_keks()?;
+        self.compare_before_repair().await?;
+        let merged = self.with_times_repaired(&chosen.document, merged)?;
         let document = readable(Some(&chosen.document), &self.authenticate(merged, &keys)?)?;
+        self.note_stamp(chosen.document.manifest(), document.manifest());
         let stranded = others.iter().filter_map(|held| {
             let error = self.leads_to(&held.document, &document).err()?;
             Some(format!("{}: {error}", held.holder))

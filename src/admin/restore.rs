@@ -103,10 +103,12 @@ impl Admin {
         // What is remembered here only raises the number: the sidecars know whether it is in use.
         others.extend(self.own_bases(base.manifest().id)?);
         let least = next_generation(&base, &others, how.at_least)?;
+        self.compare_before_repair().await?;
         let restored = keyring::restore(&base, wraps, &record, least, self.now());
-        self.compare_with_keks()?;
+        let restored = self.with_times_repaired(&base, restored)?;
         let document = readable(Some(&base), &self.authenticate(restored, &keys)?)?;
         self.replace_bytes(bytes, &document).await?;
+        self.note_stamp(base.manifest(), document.manifest());
         self.remember(&document)?;
         Ok(Restored {
             document,

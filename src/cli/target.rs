@@ -63,8 +63,12 @@ pub(super) struct AccessArgs {
 
 impl Place {
     /// Access to a keyring that doesn't exist yet.
-    pub(super) fn admin(self) -> Result<Admin, CliError> {
-        self.access.admin(self.location, TrustArgs::default())
+    pub(super) fn admin_of_new(self, trust_clock: bool) -> Result<Admin, CliError> {
+        let trust = TrustArgs {
+            trust_clock,
+            ..TrustArgs::default()
+        };
+        self.access.admin(self.location, trust)
     }
 }
 
@@ -364,9 +368,16 @@ struct Changed<'a> {
     generation: u64,
     version: Option<u32>,
     message: &'a str,
-    /// Limits of which half is used.
+    /// Limits of which half is used, and a clock that nothing confirms.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+}
+
+fn warnings(admin: &Admin, document: &Document) -> Vec<String> {
+    let limits = admin.near_limits(document);
+    let clock = admin.unconfirmed_step().map(|step| step.to_string());
+    let limits = limits.iter().map(NearLimit::to_string);
+    limits.chain(clock).collect()
 }
 
 /// Reports that a keyring was changed.
@@ -385,11 +396,7 @@ pub(super) fn changed(
         generation: manifest.generation,
         version,
         message,
-        warnings: admin
-            .near_limits(document)
-            .iter()
-            .map(NearLimit::to_string)
-            .collect(),
+        warnings: warnings(admin, document),
     };
     for (version, reason) in admin.taken_from_backup() {
         note(format_args!(

@@ -266,8 +266,8 @@ fn failure(error: AdminError) -> WriteFailure {
             }
             _ => WriteFailure::Refused(reason),
         },
-        // KEKs that are down; they are named.
-        AdminError::NotUnwrapped(_) | AdminError::BackupIncomplete(_) => {
+        // KEKs that are down; they are named. The fleet tells the time once it answers.
+        AdminError::NotUnwrapped(_) | AdminError::BackupIncomplete(_) | AdminError::NoClock => {
             WriteFailure::Unavailable(reason)
         }
         _ => WriteFailure::Refused(reason),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    admin::{Admin, AdminError, Bases, Memory, Recovered, Recovery, Signing, Takeover},
+    admin::{Admin, AdminError, Bases, Memory, Recovered, Recovery, Signing, StampStep, Takeover},
     app::testing::{DAY, HOUR, MINUTE, SECOND, TestApp, World},
     backend::Kek,
     clock::Clock,
@@ -122,6 +122,140 @@ async fn the_clock_of_a_kek_counts_as_another() {
         .destroy(1, NO_BACKUP)
         .await
         .expect("the clocks agree");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_that_does_not_answer_tells_no_time() {
+    let (world, _app) = with_a_disabled_version().await;
+    world.clock().advance(2 * HOUR);
+    let silent = "http://127.0.0.1:1".parse().expect("a URL");
+    let admin = world.admin("demo").with_bases(Bases {
+        memory: memory(&world, "state"),
+        clocks: Fleet::of([silent], OpsTls::default()),
+        ..Bases::default()
+    });
+    let destroyed = admin.destroy(1, NO_BACKUP).await;
+    assert!(
+        matches!(destroyed, Err(AdminError::NoClock)),
+        "{destroyed:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_step_of_the_stamps_needs_another_clock_or_is_a_warning() {
+    let world = World::with_demo().await;
+    let app = world.start().await;
+    // The lease is thirty days.
+    world.clock().advance(14 * DAY);
+    let admin = asking(&world, &[], Clock::manual(world.now()).0);
+    admin.change(touch).await.expect("touched");
+    assert_eq!(admin.unconfirmed_step(), None, "what weekly changes do");
+    let from = world.now();
+    let later = async |trust_clock, apps: &[&TestApp]| {
+        world.clock().advance(400 * DAY);
+        let clock = Clock::manual(world.now()).0;
+        let admin = world
+            .admin_at("demo", Signing::NoKey, clock)
+            .with_bases(Bases {
+                memory: memory(&world, "state"),
+                sidecars: fleet(apps),
+                trust_clock,
+                ..Bases::default()
+            });
+        admin.change(touch).await.expect("a year is no reason");
+        admin.unconfirmed_step()
+    };
+    let step = later(false, &[]).await.expect("a warning");
+    let to = world.now();
+    assert_eq!(step, StampStep { from, to });
+    let text = step.to_string();
+    for expected in [
+        "400 days",
+        "--repair-time",
+        "--sidecar URL",
+        "--trust-clock",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert_eq!(later(true, &[]).await, None, "the operator vouches for it");
+    assert_eq!(later(false, &[&app]).await, None, "a sidecar agrees");
+    world.main_kek().set_time(world.now() + 400 * DAY);
+    assert_eq!(later(false, &[]).await, None, "the KEK agrees");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_change_of_a_command_counts() {
+    let world = World::with_demo().await;
+    world.clock().advance(400 * DAY);
+    let admin = asking(&world, &[], Clock::manual(world.now()).0);
+    admin.rotate(&[], Takeover::Now).await.expect("two changes");
+    assert!(admin.unconfirmed_step().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keyring_is_not_created_with_a_clock_that_differs() {
+    let world = World::new();
+    let init = async |name: &str, trust_clock| {
+        let admin = world
+            .admin_at(name, Signing::NoKey, Clock::manual(world.now()).0)
+            .with_bases(Bases {
+                memory: memory(&world, "state"),
+                trust_clock,
+                ..Bases::default()
+            });
+        let kek = KEK.parse().expect("a URI");
+        let name = name.parse().expect("a name");
+        admin.init(name, &[kek], Policy::default()).await
+    };
+    let assert_differs = |result: Result<Document, AdminError>, expected: &str| {
+        let Err(AdminError::ClockDiffers { holder, .. }) = result else {
+            panic!("{result:?}");
+        };
+        assert!(holder.ends_with(expected), "{holder}");
+    };
+    world.store("first").set_time(world.now() - 10 * MINUTE);
+    assert_differs(init("first", false).await, "first.json");
+    world.main_kek().set_time(world.now() + 10 * MINUTE);
+    assert_differs(init("second", false).await, KEK);
+    assert_eq!(world.store("second").get(), None);
+    init("second", true).await.expect("the operator vouches");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_is_not_stamped_by_a_clock_that_differs() {
+    let world = World::with_demo().await;
+    let fork = world.store("demo").get().expect("a manifest");
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Now).await.expect("rotated");
+    let app = world.start().await;
+    world.store("copy").set(fork);
+    let stranger = world.admin("copy").with_bases(Bases {
+        memory: memory(&world, "elsewhere"),
+        first_time: Some(held(&world, "copy").digest_hex()),
+        ..Bases::default()
+    });
+    stranger.change(touch).await.expect("another branch");
+    let other = world.start_with(&demo_in("copy"), &[]).await;
+    let merge = async |admin: Admin, app: &TestApp, other: &TestApp| {
+        let fleet = fleet(&[app, other]);
+        let how = Recovery {
+            name: None,
+            fleet: &fleet,
+            trusted: &[],
+            branch: Some(&held(&world, "demo").digest_hex()),
+        };
+        admin.recover(&how).await
+    };
+    world.store("demo").set_time(world.now() - 10 * MINUTE);
+    let alone = asking(&world, &[], Clock::manual(world.now()).0);
+    let differs = merge(alone, &app, &other).await;
+    assert!(
+        matches!(differs, Err(AdminError::ClockDiffers { .. })),
+        "{differs:?}"
+    );
+    merge(world.admin("demo"), &app, &other)
+        .await
+        .expect("the operator vouches for the clock");
 }
 
 /// A world in which version 1 of `demo` is disabled, and waits an hour until it may be destroyed.

@@ -63,6 +63,9 @@ pub(in crate::cli) struct Init {
     /// (`archive`), or a storage migration (`kms`).
     #[arg(long, value_name = "CLASS", default_value_t, value_parser = Class::from_str)]
     class: Class,
+    /// Trust the clock of this machine, although it differs from that of a KEK or the location.
+    #[arg(long)]
+    trust_clock: bool,
 }
 
 impl Init {
@@ -76,7 +79,7 @@ impl Init {
             decrypt_until: self.decrypt_until,
             class: self.class,
         };
-        let admin = self.place.admin()?;
+        let admin = self.place.admin_of_new(self.trust_clock)?;
         let document = admin
             .init(self.name, &keks, policy)
             .await

@@ -76,7 +76,12 @@ impl Command {
         };
         let (audit, config) = (place.access.audit.clone(), place.access.config().cloned());
         audit
-            .around(config.as_ref(), name, details, self.perform(format))
+            .around(
+                config.as_ref(),
+                name,
+                details,
+                Box::pin(self.perform(format)),
+            )
             .await
     }
 
