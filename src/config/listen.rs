@@ -113,7 +113,7 @@ fn loopback(value: &Value<'_>) -> Parsed<SocketAddr> {
     }
 }
 
-fn address(value: &Value<'_>) -> Parsed<SocketAddr> {
+pub(super) fn address(value: &Value<'_>) -> Parsed<SocketAddr> {
     let text = value.text()?;
     text.parse().map_err(|_| {
         value.problem(format_args!(

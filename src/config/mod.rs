@@ -6,6 +6,8 @@ mod audit;
 mod backends;
 mod changes;
 mod fleet;
+#[cfg(feature = "hub")]
+mod hub;
 mod keyring;
 mod limits;
 mod listen;
@@ -25,6 +27,11 @@ pub use changes::{Changes, changes};
 pub use fleet::{
     FleetDiscovery, FleetFile, FleetHub, FleetKeyring, FleetSidecar, FleetTls, load_fleet,
     parse_fleet,
+};
+#[cfg(feature = "hub")]
+pub use hub::{
+    Credential, HubDatabase, HubLimits, HubRole, HubSettings, Operator, SidecarIdentity, Workload,
+    load_hub, parse_hub,
 };
 pub use keyring::{Confirm, Keyring};
 pub use limits::{Limits, Timeouts};

@@ -140,9 +140,18 @@ fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> LoadError {
 /// Returns all problems at once. After a syntax error, no setting is reported as missing, because
 /// the error may have swallowed it.
 pub fn parse(file: &Path, text: &str) -> Result<Settings, Problems> {
+    parse_with(file, text, settings)
+}
+
+/// Parses the text of a file with `read`.
+pub(super) fn parse_with<T>(
+    file: &Path,
+    text: &str,
+    read: impl FnOnce(&Section<'_>) -> Parsed<T>,
+) -> Result<T, Problems> {
     let (table, syntax_errors) = DeTable::parse_recoverable(text);
     let context = Context::new(&folder(file), text, &syntax_errors);
-    let settings = Section::file(&context, table.get_ref(), settings);
+    let settings = Section::file(&context, table.get_ref(), read);
     match (settings, context.into_problems()) {
         (Ok(settings), items) if items.is_empty() => Ok(settings),
         (_, items) => Err(Problems {

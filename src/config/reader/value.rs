@@ -109,6 +109,12 @@ impl<'t> Value<'t> {
             .map(|text| self.context.folder.join(text))
     }
 
+    /// Resolves a path that this value contains against the config file's folder.
+    #[cfg(feature = "hub")]
+    pub(in crate::config) fn resolved(&self, path: &str) -> PathBuf {
+        self.context.folder.join(path)
+    }
+
     /// Parses a string. A problem quotes it, so it must not hold a secret.
     pub(in crate::config) fn parsed<T: FromStr<Err = Malformed>>(&self) -> Parsed<T> {
         let text = self.text()?;
