@@ -16,6 +16,9 @@ mod docs {
     mod pages;
     mod runbooks;
 }
+mod hub {
+    mod process;
+}
 mod keyring {
     mod audit;
     mod backup;

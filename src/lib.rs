@@ -19,6 +19,8 @@ pub mod exec;
 pub mod files;
 pub mod fleet;
 pub mod http;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod in_place;
 pub mod keks;
 pub mod keyring;

@@ -57,6 +57,12 @@ fn the_documented_fleet_file_is_valid() {
 }
 
 #[test]
+fn the_documented_config_of_a_hub_is_valid() {
+    let config = blocks(include_str!("../../docs/hub.md"), "toml")[0];
+    sidekey::config::parse_hub(Path::new("/hub.toml"), config).unwrap();
+}
+
+#[test]
 fn every_metric_is_documented() {
     let page = include_str!("../../docs/metrics.md");
     let documented: BTreeSet<&str> = page

@@ -13,6 +13,7 @@ pub mod files;
 pub mod golden;
 pub mod harness;
 pub mod holder;
+pub mod hub;
 pub mod in_place;
 pub mod namespace;
 pub mod served_secrets;

@@ -7,6 +7,8 @@ mod decrypt_args;
 mod dev;
 mod exec;
 mod fleet;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod in_place;
 mod keyring;
 mod lines;

@@ -135,9 +135,19 @@ impl CliError {
     }
 
     pub(super) fn report(self, format: Format) -> ExitCode {
+        self.report_as("sidekey", format)
+    }
+
+    /// Prints the error of `program`.
+    pub(super) fn report_as(self, program: &str, format: Format) -> ExitCode {
         match format {
             _ if self.is_silent => {}
-            Format::Text => log_line(format_args!("sidekey: {}", printable_lines(&self.message))),
+            Format::Text => {
+                log_line(format_args!(
+                    "{program}: {}",
+                    printable_lines(&self.message)
+                ));
+            }
             Format::Json => {
                 log_line(json!({ "error": { "code": self.code, "message": self.message } }));
             }

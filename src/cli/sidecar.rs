@@ -66,8 +66,8 @@ struct ProbeResult {
 impl Check {
     pub(super) fn run(self, format: Format) -> Result<(), CliError> {
         let file = path_for_display(&self.config);
-        match (config::load(&self.config), format) {
-            (Ok(settings), _) => {
+        match config::load(&self.config) {
+            Ok(settings) => {
                 if !self.config_only {
                     require_start(&file, &settings, format)?;
                 }
@@ -87,23 +87,25 @@ impl Check {
                     || format!("{file}: valid, {keyrings} keyrings, {secrets} secrets\n"),
                 )
             }
-            (Err(LoadError::Invalid(problems)), Format::Json) => {
-                let items: Vec<_> = problems
-                    .items
-                    .iter()
-                    .map(|item| {
-                        json!({ "line": item.line, "key": item.key, "message": item.message })
-                    })
-                    .collect();
-                print(
-                    format,
-                    &json!({ "file": file, "valid": false, "problems": items }),
-                    String::new,
-                )?;
-                Err(CliError::failed(format!("{file}: invalid config")))
-            }
-            (Err(error), _) => Err(error.into()),
+            Err(error) => Err(invalid(&file, error, format)),
         }
+    }
+}
+
+/// Prints why a config file can't be used, if the format is JSON, and returns the error.
+pub(super) fn invalid(file: &str, error: LoadError, format: Format) -> CliError {
+    let (LoadError::Invalid(problems), Format::Json) = (&error, format) else {
+        return error.into();
+    };
+    let items: Vec<_> = problems
+        .items
+        .iter()
+        .map(|item| json!({ "line": item.line, "key": item.key, "message": item.message }))
+        .collect();
+    let answer = json!({ "file": file, "valid": false, "problems": items });
+    match print(format, &answer, String::new) {
+        Ok(()) => CliError::failed(format!("{file}: invalid config")),
+        Err(unwritable) => unwritable,
     }
 }
 

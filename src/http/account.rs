@@ -84,6 +84,12 @@ impl Accounts {
         account
     }
 
+    /// An account for one more caller, which keeps it.
+    #[cfg(feature = "hub")]
+    pub(crate) fn of_another(&self) -> Arc<Account> {
+        Arc::new(Account::new(&self.resources))
+    }
+
     pub(crate) fn of_token_holder(&self) -> &Arc<Account> {
         &self.token_holder
     }

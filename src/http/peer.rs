@@ -34,6 +34,15 @@ impl PeerCertificate {
         }
     }
 
+    /// The names in a certificate that was accepted.
+    #[cfg(all(feature = "hub", feature = "tls"))]
+    pub(crate) fn names(&self) -> Option<crate::wire::CertificateNames> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Accepted(client) => Some(client.names()),
+        }
+    }
+
     /// Resolves when a certificate that was accepted no longer is.
     pub(crate) async fn withdrawn(&self) {
         match self {

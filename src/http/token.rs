@@ -52,22 +52,21 @@ impl Token {
     /// # Errors
     /// [`Code::Unauthorized`]
     pub(crate) fn verify(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let presented = headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.as_bytes().split_at_checked(7));
-        match presented {
-            Some((scheme, token))
-                if scheme.eq_ignore_ascii_case(b"bearer ")
-                    && equal_in_constant_time(token, &self.0) =>
-            {
-                Ok(())
-            }
+        match bearer(headers) {
+            Some(token) if equal_in_constant_time(token, &self.0) => Ok(()),
             _ => Err(Problem::new(
                 Code::Unauthorized,
                 "send `Authorization: Bearer TOKEN` with the token in `listen.token_file`",
             )),
         }
     }
+}
+
+/// The token that a request presents (RFC 6750, section 2.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
 }
 
 #[cfg(test)]

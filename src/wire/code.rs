@@ -65,6 +65,10 @@ codes! {
     ProviderDenied = "provider_denied", BAD_GATEWAY, "Access denied by the provider";
     ProviderThrottled = "provider_throttled", SERVICE_UNAVAILABLE, "Rate limited by the provider";
     ProviderUnavailable = "provider_unavailable", SERVICE_UNAVAILABLE, "Provider unavailable";
+    InvalidSignature = "invalid_signature", FORBIDDEN, "Invalid signature";
+    OtherKey = "other_key", CONFLICT, "Another key was first";
+    ReportConflict = "report_conflict", CONFLICT, "Contradicts an earlier report";
+    ProofNotPending = "proof_not_pending", NOT_FOUND, "No such proof awaited";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Internal error";
 }
 

@@ -47,6 +47,15 @@ impl AcceptedClient {
         }
     }
 
+    /// The names in the certificate.
+    #[cfg(feature = "hub")]
+    pub(crate) fn names(&self) -> CertificateNames {
+        let first = self.chain.first();
+        first
+            .map(|first| CertificateNames::of(first))
+            .unwrap_or_default()
+    }
+
     /// Whether a new connection with this certificate would be accepted now, or up to a minute ago.
     pub(crate) fn verdict(&self) -> ClientCertificate {
         match self.verify() {

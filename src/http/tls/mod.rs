@@ -62,9 +62,9 @@ struct ReloadState {
 
 /// A listener's files can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{table}.tls: {}", .problems.join("; "))]
+#[error("{table}: {}", .problems.join("; "))]
 pub struct TlsError {
-    /// The listener's table in the config.
+    /// Its table in the config.
     table: &'static str,
     problems: Vec<String>,
 }
@@ -80,7 +80,7 @@ impl Tls {
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        let names = ("listen", "tcp");
+        let names = ("listen.tls", "tcp");
         Self::load(settings, names, ClientAuth::Required, registry, clock).await
     }
 
@@ -94,7 +94,21 @@ impl Tls {
         registry: &Registry,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        let names = ("ops", "ops");
+        let names = ("ops.tls", "ops");
+        Self::load(settings, names, ClientAuth::Optional, registry, clock).await
+    }
+
+    /// Loads the TLS of a hub's listener. Peers with a token have no certificate.
+    ///
+    /// # Errors
+    /// Lists everything wrong with the files.
+    #[cfg(feature = "hub")]
+    pub async fn for_hub(
+        settings: &config::Tls,
+        registry: &Registry,
+        clock: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
+        let names = ("tls", "hub");
         Self::load(settings, names, ClientAuth::Optional, registry, clock).await
     }
 

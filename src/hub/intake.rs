@@ -1,0 +1,154 @@
+//! Reports on their way to the registry: many in one write, acknowledged once they are durable.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    barriers::Barriers,
+    caller::Identity,
+    hints::Hints,
+    metrics::ReportMetrics,
+    registry::{Outcome, Registry},
+    report::Received,
+    streams::Streams,
+};
+use crate::{http::problem::Problem, wire::Code};
+
+/// How long a report may wait for others to be written with it.
+const GATHER: Duration = Duration::from_millis(500);
+/// The most reports in one write.
+const MAX_BATCH: usize = 1000;
+/// The most reports that wait for a write to end. Their bodies have a share of the memory, too.
+const MAX_WAITING: usize = 4000;
+/// How long a report waits for a place among them.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes reports.
+pub(super) struct Intake {
+    waiting: mpsc::Sender<Waiting>,
+}
+
+/// A report, and who sent it and waits for its answer.
+struct Waiting {
+    received: Received,
+    identity: Arc<Identity>,
+    answer: oneshot::Sender<Result<(), Problem>>,
+}
+
+/// Writes reports.
+pub(super) struct Writer {
+    pub(super) registry: Arc<Registry>,
+    pub(super) streams: Arc<Streams>,
+    pub(super) hints: Arc<Hints>,
+    pub(super) barriers: Arc<Barriers>,
+    pub(super) metrics: ReportMetrics,
+}
+
+impl Intake {
+    /// Starts the task that writes reports, which ends once the intake is dropped and everything is
+    /// written.
+    pub(super) fn start(writer: Writer) -> (Self, JoinHandle<()>) {
+        let (waiting, receiver) = mpsc::channel(MAX_WAITING);
+        (Self { waiting }, tokio::spawn(writer.run(receiver)))
+    }
+
+    /// Resolves once the report is durable, or known to be covered by what is.
+    ///
+    /// # Errors
+    /// [`Code::OtherKey`], [`Code::ReportConflict`], and [`Code::Overloaded`] if writes take too
+    /// long.
+    pub(super) async fn take(
+        &self,
+        received: Received,
+        identity: Arc<Identity>,
+    ) -> Result<(), Problem> {
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting {
+            received,
+            identity,
+            answer,
+        };
+        match timeout(PATIENCE, self.waiting.send(waiting)).await {
+            Ok(Ok(())) => answered.await.unwrap_or_else(|_| Err(stopped())),
+            Ok(Err(_)) => Err(stopped()),
+            Err(_) => Err(Problem::new(
+                Code::Overloaded,
+                "more reports arrive than the database takes; the last one that is sent counts, so \
+                 nothing is lost",
+            )
+            .retry_after(5)),
+        }
+    }
+}
+
+impl Writer {
+    async fn run(self, mut receiver: mpsc::Receiver<Waiting>) {
+        while let Some(first) = receiver.recv().await {
+            let batch = gather(first, &mut receiver).await;
+            self.write(batch);
+        }
+    }
+
+    fn write(&self, batch: Vec<Waiting>) {
+        let start = Instant::now();
+        let mut reports = Vec::with_capacity(batch.len());
+        let mut senders = Vec::with_capacity(batch.len());
+        for waiting in batch {
+            reports.push(waiting.received);
+            senders.push((waiting.identity, waiting.answer));
+        }
+        let outcomes = self.registry.take(&reports);
+        self.metrics.wrote(start);
+        for ((received, (identity, answer)), outcome) in reports.iter().zip(senders).zip(outcomes) {
+            self.metrics.stored(outcome);
+            let result = match outcome {
+                Outcome::Taken => {
+                    self.streams.reported(&received.report, &identity);
+                    self.hints.catch_up(&self.streams, &received.report);
+                    Ok(())
+                }
+                Outcome::Known => Ok(()),
+                Outcome::Refused(refusal) => Err(refusal.into()),
+            };
+            // The sender may be gone. It sends its report again.
+            let _ = answer.send(result);
+        }
+        self.barriers.reported.notify_waiters();
+    }
+}
+
+/// Waits for more reports, unless one can't wait.
+async fn gather(first: Waiting, receiver: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
+    let mut is_urgent = first.received.is_urgent();
+    let mut batch = vec![first];
+    let end = sleep(GATHER);
+    tokio::pin!(end);
+    while batch.len() < MAX_BATCH {
+        let next = match receiver.try_recv() {
+            Ok(next) => Some(next),
+            Err(_) if is_urgent => None,
+            Err(_) => tokio::select! {
+                next = receiver.recv() => next,
+                () = &mut end => None,
+            },
+        };
+        let Some(next) = next else {
+            break;
+        };
+        is_urgent |= next.received.is_urgent();
+        batch.push(next);
+    }
+    batch
+}
+
+fn stopped() -> Problem {
+    Problem::new(Code::Overloaded, "the hub stops; report to another replica").retry_after(1)
+}
