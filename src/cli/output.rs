@@ -106,10 +106,11 @@ impl CliError {
     pub(super) fn from_run(error: RunError) -> Self {
         match error {
             RunError::Admin(error) => error.into(),
-            RunError::Taken { .. } | RunError::Changed(_) | RunError::Unfinished(_) => {
-                Self::refused(error.to_string())
-            }
-            RunError::Journal(_) | RunError::None(_) => Self::failed(error),
+            RunError::Taken { .. }
+            | RunError::Changed(_)
+            | RunError::Unfinished(_)
+            | RunError::Untrusted(..) => Self::refused(error.to_string()),
+            RunError::Journal(_) | RunError::None(_) | RunError::Stopped => Self::failed(error),
         }
     }
 

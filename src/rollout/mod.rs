@@ -5,6 +5,7 @@
 //! be done. A runner does it. Nothing here opens a connection or reads a clock.
 
 mod analysis;
+mod asked;
 mod assess;
 mod display;
 mod fleet;
@@ -12,6 +13,7 @@ mod machine;
 mod order;
 mod plan;
 mod report;
+mod start;
 mod state;
 mod strategy;
 #[cfg(test)]
@@ -20,6 +22,7 @@ mod waiting;
 
 pub use self::{
     analysis::{Analysis, Counted, Measure, Verdict},
+    asked::Asked,
     assess::{Assessment, Finding, Level, assess},
     fleet::{Counters, FleetView, SidecarView, VersionView},
     machine::{
@@ -28,6 +31,7 @@ pub use self::{
     order::{Approval, ApprovalRule, Base, Order, Requester},
     plan::{FormerPrimary, Intent, NamedVersion, Plan, Step},
     report::{Report, StepReport},
+    start::{LONGEST_ORDER, SignedStart, StartOrder, StartRefusal, StartRules},
     state::{Baseline, Entry, Kind, PauseReason, Phase, Progress, State},
     strategy::{
         AfterActivation, BackUp, Generate, Observe, OnFailure, Pause, Retire, Soak, Strategy,

@@ -54,6 +54,9 @@ pub struct Plan {
     pub intent: Intent,
     /// Who runs it.
     pub requester: Requester,
+    /// SHA-256 of the start order that it follows, if a signer runs it for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Base64>,
     /// When it was made.
     pub created_at: Timestamp,
     /// The primary of each wave before the rollout.
@@ -239,6 +242,7 @@ impl Plan {
             },
             intent,
             requester,
+            order: None,
             created_at: now,
             former: former
                 .map(|(wave, version)| FormerPrimary {

@@ -1,16 +1,16 @@
-//! The stored state of a keyring's rollouts, beside its manifest: `NAME.rollout`. It is a cache.
-//! What a rollout may do, the manifest decides.
+//! The stored state of a keyring's rollouts, beside its manifest (`NAME.rollout`) or in a hub. It is
+//! a cache. What a rollout may do, the manifest decides.
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::kept::{KeptError, KeptState};
 use crate::{
     backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
-    crypto::RolloutId,
     model::Location,
-    rollout::{Approval, State, Verb},
+    rollout::{Approval, Asked, State, Verb},
 };
 
 const FORMAT: &str = "sidekey-rollout/1";
@@ -58,16 +58,7 @@ pub struct RunnerId {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// A verb.
-    Asked {
-        /// The rollout that the person saw.
-        rollout: RolloutId,
-        /// The index of the step that they saw.
-        step: usize,
-        /// The verb.
-        verb: Verb,
-        /// The person.
-        by: String,
-    },
+    Asked(Asked),
     /// An approval.
     Approved(Approval),
 }
@@ -79,12 +70,12 @@ impl Request {
         match self {
             // The order says what it is for.
             Self::Approved(_) => true,
-            Self::Asked {
+            Self::Asked(Asked {
                 rollout,
                 step,
                 verb,
                 ..
-            } => {
+            }) => {
                 let is_for_any_step = matches!(
                     verb,
                     Verb::Pause | Verb::Abort | Verb::Rollback | Verb::PromoteFull
@@ -105,13 +96,16 @@ pub enum JournalError {
     #[error("{place}: not a rollout's journal: {reason}; move it away to begin without")]
     Damaged {
         /// Its place.
-        place: Location,
+        place: String,
         /// The reason.
         reason: String,
     },
     /// It was removed.
     #[error("{0}: the journal is gone, so the request can't be left there")]
-    Gone(Location),
+    Gone(String),
+    /// What this machine keeps of it can't be used.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The location of the manifest has no place beside it.
     #[error("{0} has no place for a rollout's journal beside it; give one with --journal LOCATION")]
     NoPlace(Location),
@@ -119,14 +113,16 @@ pub enum JournalError {
 
 /// The place of a journal.
 pub struct Journal {
-    place: Location,
+    place: String,
     store: Arc<dyn ManifestStore>,
+    kept: Option<KeptState>,
 }
 
 /// A journal as it was read, to be replaced by compare-and-swap.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    bytes: Vec<u8>,
+    /// None if its place has none, and only its state was kept.
+    bytes: Option<Vec<u8>>,
     /// Its content.
     pub record: Record,
 }
@@ -150,6 +146,29 @@ impl Record {
     }
 }
 
+impl Stored {
+    /// Replaces what a place says about the rollout by what is known. If it has gone over to
+    /// another one, an unfinished one still comes first.
+    fn with_state(self, own: State) -> Self {
+        let record = self.record;
+        let record = if record.state.id == own.id {
+            Record {
+                state: own,
+                ..record
+            }
+        } else if own.phase.is_over() {
+            record
+        } else {
+            Record {
+                requests: record.requests.clone(),
+                runner: record.runner.clone(),
+                ..Record::new(own, Some(record))
+            }
+        };
+        Self { record, ..self }
+    }
+}
+
 impl Journal {
     /// Returns the journal at `place` or, by default, beside the manifest.
     ///
@@ -165,11 +184,29 @@ impl Journal {
             None => beside(manifest).ok_or_else(|| JournalError::NoPlace(manifest.clone()))?,
         };
         let store = backends.store(&place)?;
-        Ok(Self { place, store })
+        Ok(Self::at(place.to_string(), store))
+    }
+
+    /// Returns the journal in `store`. `place` is what errors call it.
+    pub fn at(place: String, store: Arc<dyn ManifestStore>) -> Self {
+        Self {
+            place,
+            store,
+            kept: None,
+        }
+    }
+
+    /// Trusts the place with requests alone: the state of a rollout is the one that `kept` has.
+    #[must_use]
+    pub fn keeping(self, kept: KeptState) -> Self {
+        Self {
+            kept: Some(kept),
+            ..self
+        }
     }
 
     /// Where it is.
-    pub fn place(&self) -> &Location {
+    pub fn place(&self) -> &str {
         &self.place
     }
 
@@ -178,6 +215,45 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]
     pub async fn read(&self) -> Result<Option<Stored>, JournalError> {
+        let found = self.read_place().await?;
+        let own = match &self.kept {
+            None => return Ok(found),
+            Some(kept) => kept.read()?,
+        };
+        Ok(match (found, own) {
+            (found, None) => found,
+            (None, Some(own)) => Some(Stored {
+                bytes: None,
+                record: Record::new(own, None),
+            }),
+            (Some(found), Some(own)) => Some(found.with_state(own)),
+        })
+    }
+
+    /// Returns whether this process has run the rollout of a record, so that its state is known to
+    /// be true.
+    ///
+    /// # Errors
+    /// [`JournalError::Kept`]
+    pub(super) fn is_own(&self, state: &State) -> Result<bool, JournalError> {
+        let Some(kept) = &self.kept else {
+            return Ok(true);
+        };
+        Ok(kept.read()?.is_some_and(|own| own == *state))
+    }
+
+    /// Returns the state of the last rollout that was run here, whatever its place says.
+    ///
+    /// # Errors
+    /// [`JournalError::Kept`]
+    pub(super) fn own_state(&self) -> Result<Option<State>, JournalError> {
+        match &self.kept {
+            Some(kept) => Ok(kept.read()?),
+            None => Ok(None),
+        }
+    }
+
+    async fn read_place(&self) -> Result<Option<Stored>, JournalError> {
         let read = backend::within(TIMEOUT, self.store.read(LIMIT)).await;
         let bytes = match read.unwrap_or_else(|late| Err(late.on(&self.place, None))) {
             Ok(bytes) => bytes.to_vec(),
@@ -196,10 +272,14 @@ impl Journal {
         if record.state.plan.steps.is_empty() {
             return Err(damaged("its plan has no steps".into()));
         }
-        Ok(Some(Stored { bytes, record }))
+        Ok(Some(Stored {
+            bytes: Some(bytes),
+            record,
+        }))
     }
 
-    /// Replaces the journal, unless it changed since it was read.
+    /// Replaces the journal, unless it changed since it was read. What this machine keeps comes
+    /// first: what its place says later doesn't matter.
     ///
     /// # Errors
     /// [`JournalError`]; with [`ErrorKind::Conflict`] if it changed.
@@ -213,10 +293,16 @@ impl Journal {
             Err(error) => unreachable!("a record has only string keys: {error}"),
         };
         bytes.push(b'\n');
-        let expected = expected.map(|stored| stored.bytes);
+        if let Some(kept) = &self.kept {
+            kept.write(&record.state)?;
+        }
+        let expected = expected.and_then(|stored| stored.bytes);
         let replaced = backend::within(TIMEOUT, self.store.replace(expected, bytes.clone())).await;
         replaced.unwrap_or_else(|late| Err(late.on(&self.place, None)))?;
-        Ok(Stored { bytes, record })
+        Ok(Stored {
+            bytes: Some(bytes),
+            record,
+        })
     }
 
     /// Adds a request for the runner.

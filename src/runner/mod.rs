@@ -2,7 +2,12 @@
 //! came of it.
 
 mod journal;
+mod kept;
 mod observe;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod writing;
 
 use std::{collections::VecDeque, fs, time::Duration};
 
@@ -11,26 +16,25 @@ use rustix::{
     io::Errno,
     process::{Pid, test_kill_process},
 };
-use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-pub use self::journal::{Journal, JournalError, Record, Request, RunnerId, Stored};
 use self::observe::fleet_view;
+pub use self::{
+    journal::{Journal, JournalError, Record, Request, RunnerId, Stored},
+    kept::{KeptError, KeptState},
+};
 use crate::{
-    admin::AdminError,
-    backend::ErrorKind,
+    admin::{Admin, AdminError},
     clock::Clock,
     crypto::RolloutId,
+    model::SignerKey,
     rollout::{
         Action, Assessment, Event, Intent, Observation, Plan, Requester, State, Strategy, assess,
-        begin, step,
+        begin,
     },
     signer::Signer,
 };
 
-/// How often the journal is read for requests.
-const LISTEN: Duration = Duration::from_secs(1);
-/// How often a runner says that it is alive.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 /// After this time without a word, a runner counts as ended.
 const LEASE: Duration = Duration::from_secs(45);
 
@@ -55,6 +59,15 @@ pub enum RunError {
     /// Another process went on with the rollout.
     #[error("another process went on with rollout {0} meanwhile; see `rollout status`")]
     Changed(RolloutId),
+    /// The state of the rollout comes from a place that isn't trusted with it.
+    #[error(
+        "rollout {0} was not run here, and what {1} says about it may not be true: restore the \
+         signer's `state_dir`, or end the rollout with `rollout abort` as an operator of the keyring"
+    )]
+    Untrusted(RolloutId, String),
+    /// The process ends. The rollout stays where it is.
+    #[error("the process was told to stop; the rollout stays where it is")]
+    Stopped,
     /// Another process runs the rollout.
     #[error(
         "rollout {rollout} is run by process {} on {}, since {}, and was last heard of at {}",
@@ -81,6 +94,9 @@ pub struct Runner {
     taking: Option<Request>,
     /// Whether the journal is taken from a process that is at work.
     preempts: bool,
+    /// Whose verbs count. None: those of everyone who can write the journal.
+    requesters: Option<Vec<SignerKey>>,
+    stop: CancellationToken,
 }
 
 impl Runner {
@@ -101,7 +117,29 @@ impl Runner {
             written_at: now,
             taking: None,
             preempts: false,
+            requesters: None,
+            stop: CancellationToken::new(),
         }
+    }
+
+    /// Runs rollouts for others: verbs count if one of `requesters` has signed them.
+    #[must_use]
+    pub fn for_requesters(self, requesters: Vec<SignerKey>) -> Self {
+        Self {
+            requesters: Some(requesters),
+            ..self
+        }
+    }
+
+    /// Stops between two actions when `stop` is cancelled, and leaves the rollout to the next
+    /// runner.
+    pub fn stop_at(&mut self, stop: CancellationToken) {
+        self.stop = stop;
+    }
+
+    /// Access to the keyring.
+    pub fn admin(&self) -> &Admin {
+        self.signer.admin()
     }
 
     /// Assesses the keyring and plans a rollout. Nothing is changed.
@@ -181,7 +219,7 @@ impl Runner {
     /// [`RunError::None`]; the journal can't be read.
     pub async fn record(&self) -> Result<Record, RunError> {
         let stored = self.journal.read().await?;
-        let stored = stored.ok_or_else(|| RunError::None(self.journal.place().to_string()))?;
+        let stored = stored.ok_or_else(|| RunError::None(self.journal.place().into()))?;
         Ok(stored.record)
     }
 
@@ -192,7 +230,7 @@ impl Runner {
     /// [`RunError::None`]; the journal can't be used.
     pub async fn ask(&self, request: &Request) -> Result<bool, RunError> {
         let stored = self.journal.read().await?;
-        let stored = stored.ok_or_else(|| RunError::None(self.journal.place().to_string()))?;
+        let stored = stored.ok_or_else(|| RunError::None(self.journal.place().into()))?;
         if !self.is_run(&stored.record) {
             return Ok(false);
         }
@@ -206,8 +244,8 @@ impl Runner {
         runner.is_some_and(|runner| self.is_alive(runner))
     }
 
-    /// Begins a rollout and runs it until it ends, or halts. `watch` is
-    /// called after every change of the state.
+    /// Begins a rollout and runs it until it ends, halts, or is stopped. `watch` is called after
+    /// every change of the state.
     ///
     /// # Errors
     /// [`RunError::Unfinished`] if an earlier rollout has not ended; the journal can't be written.
@@ -215,6 +253,7 @@ impl Runner {
         &mut self,
         plan: Plan,
         assessment: Assessment,
+        id: RolloutId,
         watch: &mut impl FnMut(&State),
     ) -> Result<State, RunError> {
         let is_emergency = !plan.can_roll_back();
@@ -226,7 +265,6 @@ impl Runner {
         {
             return Err(RunError::Unfinished(before.id));
         }
-        let id = RolloutId::generate().map_err(AdminError::from)?;
         let (state, actions) = begin(plan, assessment.findings, id, self.clock.now());
         let former = self.stored.as_ref().map(|stored| stored.record.clone());
         let record = Record::new(state, former);
@@ -247,12 +285,61 @@ impl Runner {
         let state = self
             .take_over(false)
             .await?
-            .ok_or_else(|| RunError::None(self.journal.place().to_string()))?;
+            .ok_or_else(|| RunError::None(self.journal.place().into()))?;
+        self.require_true(&state)?;
         let actions = self.take(state, event).await?;
         self.drive(actions, watch).await
     }
 
-    /// Does what is ordered until the rollout ends or halts.
+    /// Continues the stored rollout if it has not ended or halted, or if a person asks for it.
+    /// Returns `None` if there is nothing to do.
+    ///
+    /// # Errors
+    /// [`RunError::Taken`], [`RunError::Untrusted`]; the journal can't be used.
+    pub async fn attend(
+        &mut self,
+        watch: &mut impl FnMut(&State),
+    ) -> Result<Option<State>, RunError> {
+        let Some(state) = self.take_over(false).await? else {
+            return Ok(None);
+        };
+        let is_at_rest = state.phase.is_over() || state.is_halted();
+        let is_asked = |stored: &Stored| !stored.record.requests.is_empty();
+        if is_at_rest && !self.stored.as_ref().is_some_and(is_asked) {
+            return Ok(None);
+        }
+        self.require_true(&state)?;
+        let event = if is_at_rest {
+            self.next_request().await?
+        } else {
+            Some(Event::Resumed)
+        };
+        let Some(event) = event else {
+            self.leave().await;
+            return Ok(None);
+        };
+        let actions = self.take(state, event).await?;
+        self.drive(actions, watch).await.map(Some)
+    }
+
+    /// Returns the rollout that was begun here and has not ended.
+    ///
+    /// # Errors
+    /// What this machine keeps of it can't be read.
+    pub fn unfinished(&self) -> Result<Option<RolloutId>, RunError> {
+        let own = self.journal.own_state()?;
+        let unfinished = own.filter(|state| !state.phase.is_over());
+        Ok(unfinished.map(|state| state.id))
+    }
+
+    fn require_true(&self, state: &State) -> Result<(), RunError> {
+        if self.journal.is_own(state)? {
+            return Ok(());
+        }
+        Err(RunError::Untrusted(state.id, self.journal.place().into()))
+    }
+
+    /// Does what is ordered until the rollout ends or halts, or this process is to stop.
     async fn drive(
         &mut self,
         actions: Vec<Action>,
@@ -261,20 +348,20 @@ impl Runner {
         let mut actions = VecDeque::from(actions);
         loop {
             let Some(state) = self.state() else {
-                return Err(RunError::None(self.journal.place().to_string()));
+                return Err(RunError::None(self.journal.place().into()));
             };
             watch(&state);
-            if state.phase.is_over() || state.is_halted() {
+            if state.phase.is_over() || state.is_halted() || self.stop.is_cancelled() {
                 self.leave().await;
                 return Ok(state);
             }
             let event = match actions.pop_front() {
                 Some(Action::Sleep { until }) => self.listen(Some(until)).await?,
                 None => self.listen(None).await?,
-                Some(action) => match Box::pin(self.perform(&state, action)).await {
-                    Some(event) => event,
-                    None => continue,
-                },
+                Some(action) => Box::pin(self.perform(&state, action)).await,
+            };
+            let Some(event) = event else {
+                continue;
             };
             actions = self.take(state, event).await?.into();
         }
@@ -328,172 +415,6 @@ impl Runner {
                 .map(|document| document.manifest().clone())
                 .map_err(|error| error.to_string()),
         }
-    }
-
-    /// Waits for a request, or until a time.
-    async fn listen(&mut self, until: Option<Timestamp>) -> Result<Event, RunError> {
-        loop {
-            if let Some(event) = self.next_request().await? {
-                return Ok(event);
-            }
-            let now = self.clock.now();
-            let left = match until {
-                Some(until) if until <= now => return Ok(Event::Woken),
-                Some(until) => until.duration_since(now).unsigned_abs(),
-                None => LISTEN,
-            };
-            sleep(left.min(LISTEN)).await;
-        }
-    }
-
-    /// Takes the oldest request from the journal.
-    async fn next_request(&mut self) -> Result<Option<Event>, RunError> {
-        let now = self.clock.now();
-        let read = self.journal.read().await;
-        let stored = match read {
-            Ok(Some(stored)) => stored,
-            // Someone moved it away; the next write creates it again.
-            Ok(None) => return Ok(None),
-            // Requests wait until the location answers again.
-            Err(JournalError::Backend(error)) if error.kind.is_temporary() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        self.require_own(&stored)?;
-        let record = stored.record.clone();
-        self.stored = Some(stored);
-        let Some(request) = record.requests.first().cloned() else {
-            let silence = now.duration_since(self.written_at).unsigned_abs();
-            if silence >= HEARTBEAT {
-                self.replace(record).await?;
-            }
-            return Ok(None);
-        };
-        let is_current = request.is_current(&record.state);
-        self.taking = Some(request.clone());
-        if !is_current {
-            // It was about a step that is over.
-            self.replace(record).await?;
-            return Ok(None);
-        }
-        Ok(Some(match request {
-            Request::Asked { verb, by, .. } => Event::Asked { verb, by },
-            Request::Approved(approval) => Event::Approved(approval),
-        }))
-    }
-
-    fn require_own(&self, stored: &Stored) -> Result<(), RunError> {
-        match &stored.record.runner {
-            Some(runner)
-                if (&runner.host, runner.pid, runner.since)
-                    != (&self.own.host, self.own.pid, self.own.since) =>
-            {
-                Err(RunError::Taken {
-                    rollout: stored.record.state.id,
-                    runner: runner.clone(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes an event and stores the next state, before anything is done.
-    async fn take(&mut self, state: State, event: Event) -> Result<Vec<Action>, RunError> {
-        let (next, actions) = step(state, event, self.clock.now());
-        let Some(stored) = &self.stored else {
-            return Ok(actions);
-        };
-        let mut record = stored.record.clone();
-        record.state = next;
-        self.replace(record).await?;
-        Ok(actions)
-    }
-
-    /// Leaves the journal to the next runner. Requests that were not taken are void. That
-    /// it can't be written doesn't change how the rollout ended.
-    async fn leave(&mut self) {
-        let Some(stored) = self.stored.take() else {
-            return;
-        };
-        let record = Record {
-            runner: None,
-            requests: Vec::new(),
-            ..stored.record.clone()
-        };
-        let left = match self.journal.replace(Some(stored), record.clone()).await {
-            // A request came meanwhile.
-            Err(JournalError::Backend(error)) if error.kind == ErrorKind::Conflict => {
-                match self.journal.read().await {
-                    Ok(Some(latest)) if self.require_own(&latest).is_ok() => {
-                        self.journal.replace(Some(latest), record).await.map(drop)
-                    }
-                    other => other.map(drop),
-                }
-            }
-            other => other.map(drop),
-        };
-        if let Err(error) = left {
-            tracing::warn!("the journal still names this process as its runner: {error}");
-        }
-    }
-
-    /// Replaces the journal as its runner, in one write with the removal of the request that the
-    /// state comes from. Requests that came meanwhile are kept. If another runner came or changed
-    /// the state, this one ends. A location that is unavailable is tried until it answers: nothing
-    /// is done meanwhile.
-    async fn replace(&mut self, mut record: Record) -> Result<(), RunError> {
-        loop {
-            if let Some(stored) = &self.stored {
-                record.requests.clone_from(&stored.record.requests);
-            }
-            if let Some(taken) = &self.taking
-                && let Some(index) = record.requests.iter().position(|request| request == taken)
-            {
-                record.requests.remove(index);
-            }
-            let now = self.clock.now();
-            self.own.alive_at = now;
-            record.runner = Some(self.own.clone());
-            let written = self
-                .journal
-                .replace(self.stored.clone(), record.clone())
-                .await;
-            let error = match written {
-                Ok(stored) => {
-                    self.stored = Some(stored);
-                    self.written_at = now;
-                    self.taking = None;
-                    return Ok(());
-                }
-                Err(JournalError::Backend(error)) => error,
-                Err(error) => return Err(error.into()),
-            };
-            match error.kind {
-                ErrorKind::Conflict => self.read_again(&record).await?,
-                kind if kind.is_temporary() => sleep(LISTEN).await,
-                _ => return Err(JournalError::from(error).into()),
-            }
-        }
-    }
-
-    /// Reads the journal after a conflict. Others may only have added requests, or this process has
-    /// written `record` and didn't learn of it.
-    async fn read_again(&mut self, record: &Record) -> Result<(), RunError> {
-        let latest = match self.journal.read().await {
-            Err(JournalError::Backend(error)) if error.kind.is_temporary() => return Ok(()),
-            latest => latest?,
-        };
-        if let Some(latest) = &latest
-            && !self.preempts
-        {
-            self.require_own(latest)?;
-            let known = self.stored.as_ref().map(|stored| &stored.record.state);
-            let is_known = Some(&latest.record.state) == known;
-            if !is_known && latest.record.state != record.state {
-                return Err(RunError::Changed(latest.record.state.id));
-            }
-        }
-        self.stored = latest;
-        Ok(())
     }
 }
 

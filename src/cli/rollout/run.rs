@@ -15,6 +15,7 @@ use crate::{
         record::Completed,
         runtime::unless_signalled,
     },
+    crypto::RolloutId,
     rollout::{Assessment, Finding, Intent, Plan, Strategy},
 };
 
@@ -98,10 +99,11 @@ impl Run {
                 printable(&finding.message)
             ));
         }
+        let id = RolloutId::generate().map_err(failed)?;
         let work = async {
             let mut progress = Progress::new(format, 0);
-            let state = runner
-                .run(plan, assessment, &mut |state| progress.show(state))
+            let mut watch = |state: &_| progress.show(state);
+            let state = Box::pin(runner.run(plan, assessment, id, &mut watch))
                 .await
                 .map_err(CliError::from_run)?;
             drop(progress);

@@ -17,7 +17,7 @@ use crate::{
         runtime::unless_signalled,
         target::{AccessArgs, signing_key},
     },
-    rollout::{Event, State, Verb},
+    rollout::{Asked, Event, State, Verb},
     runner::{Journal, Request, RunError, Runner},
 };
 
@@ -69,12 +69,13 @@ impl Target {
             if let Some(refusal) = before.refusal(verb).filter(|_| !continues) {
                 return Err(CliError::refused(format!("can't {verb}: {refusal}")));
             }
-            let request = Request::Asked {
+            let request = Request::Asked(Asked {
                 rollout: before.id,
                 step: before.step,
                 verb,
                 by: by.clone(),
-            };
+                signature: None,
+            });
             if runner.ask(&request).await.map_err(CliError::from_run)? {
                 let state = taken(&runner, &request).await?;
                 print(format, &state.phase, || {

@@ -35,6 +35,8 @@ pub enum Event {
     },
     /// A person approved the order of the state.
     Approved(Approval),
+    /// A request was not taken, because no requester has signed it.
+    Unsigned(Verb),
 }
 
 /// A generation that was written.

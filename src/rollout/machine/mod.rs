@@ -77,6 +77,7 @@ pub fn step(mut state: State, event: Event, now: Timestamp) -> (State, Vec<Actio
     let actions = match event {
         Event::Asked { verb, by } => state.asked(verb, &by, now),
         Event::Approved(approval) => state.approved(approval, now),
+        Event::Unsigned(verb) => state.unsigned(verb, now),
         _ if state.phase.is_over() => Vec::new(),
         // Nothing was watched meanwhile: a soak begins again, and what was waited for has its whole
         // time again.

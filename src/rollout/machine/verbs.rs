@@ -8,6 +8,9 @@ use crate::rollout::{
     state::{Kind, PauseReason, Phase, Progress, State},
 };
 
+/// How the entry begins that says that a request was not taken.
+const UNSIGNED: &str = "refused to";
+
 impl State {
     pub(super) fn asked(&mut self, verb: Verb, by: &str, now: Timestamp) -> Vec<Action> {
         if let Some(refusal) = self.refusal(verb) {
@@ -51,6 +54,22 @@ impl State {
                 self.roll_back(format!("by {by}"), now)
             }
         }
+    }
+
+    /// Says that a request was not taken, once for each attempt of a step: others may send as many
+    /// as they like.
+    pub(super) fn unsigned(&mut self, verb: Verb, now: Timestamp) -> Vec<Action> {
+        let text = format!("{UNSIGNED} {verb}: no requester of the signer has signed it");
+        let place = (self.number(), self.attempt);
+        let is_known = self
+            .entries
+            .iter()
+            .rev()
+            .any(|entry| (entry.step, entry.attempt) == place && entry.text == text);
+        if !is_known {
+            self.record(now, Kind::Anomaly, text);
+        }
+        self.go_on_unless_over(now)
     }
 
     /// Goes on after a pause. A soak begins again, because the wave was not watched meanwhile.

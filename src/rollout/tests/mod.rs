@@ -7,6 +7,7 @@ mod crashes;
 mod faults;
 mod reports;
 mod simulation;
+mod starts;
 mod strategies;
 mod verbs;
 mod whole;
