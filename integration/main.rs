@@ -50,5 +50,6 @@ mod tools {
     mod packages;
     mod rollout;
     mod scan;
+    mod signer;
     mod streams;
 }

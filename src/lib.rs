@@ -27,6 +27,7 @@ pub mod keyring;
 pub mod lifecycle;
 pub mod model;
 pub mod ops;
+pub mod orders;
 pub mod policy;
 pub mod refresh;
 pub mod render;

@@ -63,6 +63,14 @@ fn the_documented_config_of_a_hub_is_valid() {
 }
 
 #[test]
+fn the_documented_signer_file_is_valid() {
+    let page = include_str!("../../docs/rollout.md");
+    let mut files = blocks(page, "toml").into_iter();
+    let file = files.find(|block| block.starts_with("state_dir")).unwrap();
+    sidekey::config::parse_signer(Path::new("/signer.toml"), file).unwrap();
+}
+
+#[test]
 fn every_metric_is_documented() {
     let page = include_str!("../../docs/metrics.md");
     let documented: BTreeSet<&str> = page

@@ -7,11 +7,12 @@ use std::{
 };
 
 /// Layers from top to bottom.
-const LAYERS: [&[&str]; 15] = [
+const LAYERS: [&[&str]; 16] = [
     &["cli"],
     &["app", "lifecycle"],
     &["api", "ops", "hub"],
     &["http"],
+    &["orders"],
     &["runner"],
     &["signer"],
     &["admin", "in_place", "exec", "scan", "client", "render"],

@@ -19,6 +19,7 @@ mod rollout;
 mod runtime;
 mod scan;
 mod sidecar;
+mod signer;
 mod target;
 mod transfer;
 mod watch;
@@ -73,6 +74,8 @@ enum Command {
     /// Rotate a keyring over a fleet, wave by wave, and watch it.
     #[command(subcommand)]
     Rollout(rollout::Command),
+    /// Run the rollouts that people order through a hub, with the rights to keys that they lack.
+    Signer(signer::Signer),
     /// Encrypt a file or standard input.
     Encrypt(client::Transform),
     /// Decrypt a file or standard input.
@@ -133,6 +136,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Keyring(command) => block_on(command.run(output)),
         Command::Fleet(command) => block_on(command.run(output)),
         Command::Rollout(command) => block_on(command.run(output)),
+        Command::Signer(arguments) => arguments.run(output),
         Command::Encrypt(arguments) => block_on(unless_signalled(arguments.encrypt(output))),
         Command::Decrypt(arguments) => block_on(unless_signalled(arguments.decrypt(output))),
         Command::Rewrap(arguments) => block_on(unless_signalled(arguments.run(output))),

@@ -14,7 +14,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::{
     admin::AdminError, app::StartError, audit::ActOutcome, client::SidecarError, config::LoadError,
-    files::Patient, keyring::Refusal, runner::RunError, telemetry::log_line,
+    files::Patient, keyring::Refusal, orders::SignerError, runner::RunError, telemetry::log_line,
 };
 
 /// The output format.
@@ -178,6 +178,12 @@ impl From<LoadError> for CliError {
             LoadError::Unreadable { .. } => Self::failed(error),
             LoadError::Invalid(problems) => Self::failed(format!("invalid config\n{problems}")),
         }
+    }
+}
+
+impl From<SignerError> for CliError {
+    fn from(error: SignerError) -> Self {
+        Self::failed(error)
     }
 }
 

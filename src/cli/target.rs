@@ -115,6 +115,11 @@ impl AccessArgs {
         Ok(key.map(|key| SignerKey(key.public_key())))
     }
 
+    /// The key that signs changes, if there is one.
+    pub(super) fn sign_key(&self) -> Result<Option<SigningKey>, CliError> {
+        self.sign_key.as_deref().map(signing_key).transpose()
+    }
+
     /// The backends.
     pub(super) fn backends(&self) -> Result<Arc<dyn Backends>, CliError> {
         self.backends.configured()

@@ -131,11 +131,7 @@ fn fleet(root: &Section<'_>) -> Parsed<FleetFile> {
             location: location?,
         })
     });
-    let mut taken = BTreeMap::new();
-    let sidecars = root.sections("sidecar", |section| sidecar(section, &mut taken));
-    let discover = root.sections("discover", discovery);
-    let tls = root.section("tls", |section| tls(section, "tls"));
-    let hub = root.maybe("hub", |value| value.section(hub));
+    let members = members(root);
     if !["sidecar", "discover", "hub"]
         .iter()
         .any(|key| root.has(key))
@@ -147,6 +143,19 @@ fn fleet(root: &Section<'_>) -> Parsed<FleetFile> {
     }
     Ok(FleetFile {
         keyrings: keyrings?,
+        ..members?
+    })
+}
+
+/// Reads the tables that say which sidecars there are.
+pub(super) fn members(root: &Section<'_>) -> Parsed<FleetFile> {
+    let mut taken = BTreeMap::new();
+    let sidecars = root.sections("sidecar", |section| sidecar(section, &mut taken));
+    let discover = root.sections("discover", discovery);
+    let tls = root.section("tls", |section| tls(section, "tls"));
+    let hub = root.maybe("hub", |value| value.section(hub));
+    Ok(FleetFile {
+        keyrings: Vec::new(),
         sidecars: sidecars?,
         discover: discover?,
         tls: tls?,

@@ -97,7 +97,7 @@ pub(super) fn location(section: &Section<'_>, value: &Value<'_>) -> Parsed<Locat
 }
 
 /// Without signers, only the KEKs vouch for a manifest's author, so they must be listed.
-fn keks(section: &Section<'_>, is_required: bool) -> Parsed<KekScope> {
+pub(super) fn keks(section: &Section<'_>, is_required: bool) -> Parsed<KekScope> {
     match section.optional("keks") {
         Some(value) => {
             let patterns = value.list(|item| {

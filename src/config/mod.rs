@@ -19,6 +19,7 @@ mod refresh;
 mod render;
 mod secret_mapping;
 mod secrets;
+mod signer;
 mod tls;
 
 pub use audit::{Audit, AuditSink};
@@ -45,4 +46,7 @@ pub(crate) use render::load_template;
 pub use render::{Content, Notice, Render, Signal};
 pub use secret_mapping::SecretMapping;
 pub use secrets::{CachePolicy, Secret, Secrets};
+pub use signer::{
+    SignerApprovals, SignerBackup, SignerFile, SignerKeyring, load_signer, parse_signer,
+};
 pub use tls::{Tls, TlsClients, TlsVersion};

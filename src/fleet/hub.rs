@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use hyper::header::HeaderValue;
+use bytes::Bytes;
+use hyper::{Method, StatusCode, header::HeaderValue};
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{
     Member, OpsTls, REQUEST_TIMEOUT,
     connect::Connector,
-    request::{Target, get, post},
+    request::{Message, Target, exchange, refusal},
 };
 use crate::{
     config::FleetHub,
@@ -162,25 +163,44 @@ impl HubClient {
         path: &str,
         json: Option<Vec<u8>>,
     ) -> Result<T, String> {
+        let method = match json {
+            Some(_) => Method::POST,
+            None => Method::GET,
+        };
+        let message = Message {
+            method,
+            path,
+            condition: None,
+            json: json.unwrap_or_default(),
+        };
+        let (status, answer) = self.exchange(message, MAX_RESPONSE).await?;
+        if !status.is_success() {
+            return Err(refusal(status, &answer, path));
+        }
+        serde_json::from_slice(&answer).map_err(|error| {
+            format!("unexpected response to {path}, maybe of another version of Sidekey: {error}")
+        })
+    }
+
+    /// Sends a request, and returns the status and body of the response.
+    ///
+    /// # Errors
+    /// A message for the operator: there is no response, or it is longer than `limit`.
+    pub(super) async fn exchange(
+        &self,
+        message: Message<'_>,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), String> {
         let token = self.token()?;
         let to = Target {
             url: &self.hub.url,
             host: self.hub.url.host(),
             token: token.as_ref(),
         };
-        let limit = REQUEST_TIMEOUT + Duration::from_secs(REPORT_WAIT.into());
-        let answer = timeout(limit, async {
-            match json {
-                Some(json) => post(&self.connector, &to, path, json, MAX_RESPONSE).await,
-                None => get(&self.connector, &to, path, MAX_RESPONSE).await,
-            }
-        });
-        let answer = answer
+        let patience = REQUEST_TIMEOUT + Duration::from_secs(REPORT_WAIT.into());
+        timeout(patience, exchange(&self.connector, &to, message, limit))
             .await
-            .map_err(|_| format!("no response within {limit:?}"))??;
-        serde_json::from_slice(&answer).map_err(|error| {
-            format!("unexpected response to {path}, maybe of another version of Sidekey: {error}")
-        })
+            .map_err(|_| format!("no response within {patience:?}"))?
     }
 
     fn token(&self) -> Result<Option<HeaderValue>, String> {

@@ -10,6 +10,7 @@ pub mod inventory;
 mod member;
 mod parallel;
 mod request;
+mod rollouts;
 
 use std::{path::Path, time::Duration};
 
@@ -25,6 +26,7 @@ pub use self::{
     discovery::Discovery,
     hub::Hub,
     member::Member,
+    rollouts::HubRollouts,
 };
 
 /// The number of sidecars that are asked at once.

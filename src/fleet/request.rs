@@ -6,7 +6,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -64,32 +64,74 @@ async fn send(
     json: Vec<u8>,
     limit: usize,
 ) -> Result<Bytes, String> {
+    let message = Message {
+        method,
+        path,
+        condition: None,
+        json,
+    };
+    let (status, body) = exchange(connector, to, message, limit).await?;
+    if status.is_success() {
+        Ok(body)
+    } else {
+        Err(refusal(status, &body, path))
+    }
+}
+
+/// A request.
+pub(super) struct Message<'m> {
+    pub(super) method: Method,
+    pub(super) path: &'m str,
+    /// A header that makes it conditional (RFC 9110, 13.1).
+    pub(super) condition: Option<(HeaderName, HeaderValue)>,
+    /// Its body, unless that is empty.
+    pub(super) json: Vec<u8>,
+}
+
+/// Sends a request, and returns the status and body of the response. The body of a success may have
+/// up to `limit` bytes.
+///
+/// # Errors
+/// A message for the operator: there is no response.
+pub(super) async fn exchange(
+    connector: &Connector,
+    to: &Target<'_>,
+    message: Message<'_>,
+    limit: usize,
+) -> Result<(StatusCode, Bytes), String> {
     let stream = connector.connect(to).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
     let mut request = Request::builder()
-        .method(method)
-        .uri(path)
+        .method(message.method)
+        .uri(message.path)
         .header(HOST, to.url.authority());
     if let Some(token) = to.token {
         request = request.header(AUTHORIZATION, token);
     }
-    if !json.is_empty() {
+    if let Some((name, value)) = message.condition {
+        request = request.header(name, value);
+    }
+    if !message.json.is_empty() {
         request = request.header(CONTENT_TYPE, JSON);
     }
     let request = request
-        .body(Full::new(Bytes::from(json)))
+        .body(Full::new(Bytes::from(message.json)))
         .map_err(|error| error.to_string())?;
     let exchange = async {
         let response = sender
             .send_request(request)
             .await
             .map_err(|error| error.to_string())?;
-        if response.status().is_success() {
-            read(response, limit).await
+        let status = response.status();
+        if status.is_success() {
+            Ok((status, read(response, limit).await?))
         } else {
-            Err(refusal(response, path).await)
+            Ok((
+                status,
+                read(response, MAX_PROBLEM).await.unwrap_or_default(),
+            ))
         }
     };
     // In this task, so that the connection ends with the request.
@@ -113,10 +155,9 @@ struct Refusal {
     detail: String,
 }
 
-async fn refusal(response: Response<Incoming>, path: &str) -> String {
-    let status = response.status();
-    let body = read(response, MAX_PROBLEM).await.unwrap_or_default();
-    let said = match serde_json::from_slice(&body) {
+/// Describes the response to a request that failed.
+pub(super) fn refusal(status: StatusCode, body: &[u8], path: &str) -> String {
+    let said = match serde_json::from_slice(body) {
         Ok(Refusal { code, detail }) => format!("{code}: {detail}"),
         Err(_) => format!("{path} returned {status}"),
     };

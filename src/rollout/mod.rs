@@ -26,7 +26,8 @@ pub use self::{
     assess::{Assessment, Finding, Level, assess},
     fleet::{Counters, FleetView, SidecarView, VersionView},
     machine::{
-        Action, Authorization, Event, Observation, Verb, Write, WriteFailure, Written, begin, step,
+        Action, Authorization, Event, Observation, UNSIGNED, Verb, Write, WriteFailure, Written,
+        begin, step,
     },
     order::{Approval, ApprovalRule, Base, Order, Requester},
     plan::{FormerPrimary, Intent, NamedVersion, Plan, Step},

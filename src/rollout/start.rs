@@ -161,7 +161,7 @@ impl SignedStart {
         now: Timestamp,
     ) -> Result<(), StartRefusal> {
         let order = &self.order;
-        self.check_signature(&rules.requesters)?;
+        self.check_requester(&rules.requesters)?;
         if now > order.not_after {
             return Err(StartRefusal::Late(order.not_after));
         }
@@ -185,7 +185,11 @@ impl SignedStart {
         rules.check_strategy(&order.strategy)
     }
 
-    fn check_signature(&self, requesters: &[SignerKey]) -> Result<(), StartRefusal> {
+    /// Checks that a listed requester has signed the order.
+    ///
+    /// # Errors
+    /// [`StartRefusal::Stranger`], [`StartRefusal::Forged`]
+    pub fn check_requester(&self, requesters: &[SignerKey]) -> Result<(), StartRefusal> {
         let requester = &self.order.requester;
         let Some(key) = requester.key.filter(|key| requesters.contains(key)) else {
             let key = requester.key.map(|key| key.to_string());
@@ -202,6 +206,11 @@ impl SignedStart {
 }
 
 impl StartRules {
+    /// Returns whether a listed requester has signed an order, whatever it says.
+    pub fn is_signed(&self, start: &SignedStart) -> bool {
+        start.check_requester(&self.requesters).is_ok()
+    }
+
     /// `created_at` of versions is part of the manifest, which is trusted.
     fn check_versions(
         &self,

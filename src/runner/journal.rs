@@ -1,5 +1,5 @@
-//! The stored state of a keyring's rollouts, beside its manifest (`NAME.rollout`) or in a hub. It is
-//! a cache. What a rollout may do, the manifest decides.
+//! The stored state of a keyring's rollouts, beside its manifest (`NAME.rollout`) or in a hub. It
+//! is a cache. What a rollout may do, the manifest decides.
 
 use std::{sync::Arc, time::Duration};
 

@@ -62,7 +62,7 @@ pub enum RunError {
     /// The state of the rollout comes from a place that isn't trusted with it.
     #[error(
         "rollout {0} was not run here, and what {1} says about it may not be true: restore the \
-         signer's `state_dir`, or end the rollout with `rollout abort` as an operator of the keyring"
+         signer's `state_dir`, or end it with `rollout abort` as an operator of the keyring"
     )]
     Untrusted(RolloutId, String),
     /// The process ends. The rollout stays where it is.
@@ -322,14 +322,13 @@ impl Runner {
         self.drive(actions, watch).await.map(Some)
     }
 
-    /// Returns the rollout that was begun here and has not ended.
+    /// Returns the state of the last rollout that was begun here, whatever the place of the journal
+    /// says; `None` for a runner that trusts that place.
     ///
     /// # Errors
     /// What this machine keeps of it can't be read.
-    pub fn unfinished(&self) -> Result<Option<RolloutId>, RunError> {
-        let own = self.journal.own_state()?;
-        let unfinished = own.filter(|state| !state.phase.is_over());
-        Ok(unfinished.map(|state| state.id))
+    pub fn last(&self) -> Result<Option<State>, RunError> {
+        Ok(self.journal.own_state()?)
     }
 
     fn require_true(&self, state: &State) -> Result<(), RunError> {

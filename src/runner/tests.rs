@@ -223,7 +223,7 @@ async fn an_invented_rollout_is_not_continued() {
         matches!(attended, Err(RunError::Untrusted(..))),
         "{attended:?}"
     );
-    assert_eq!(runner.unfinished().expect("readable"), None);
+    assert_eq!(runner.last().expect("readable"), None);
     let resumed = runner.resume(Event::Resumed, &mut |_| {}).await;
     assert!(
         matches!(resumed, Err(RunError::Untrusted(..))),
@@ -285,7 +285,8 @@ async fn a_process_that_stops_leaves_requests_to_the_next() {
     assert_eq!(left.expect("a rollout").phase, Phase::Running);
     let record = place.record().expect("a record");
     assert_eq!((record.requests.len(), record.runner), (1, None));
-    assert_eq!(runner.unfinished().expect("readable"), Some(state.id));
+    let last = runner.last().expect("readable").expect("kept");
+    assert_eq!(last.id, state.id);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod frames;
 pub mod hub;
 mod in_base64;
 mod in_hex;
+pub mod orders;
 pub mod proof;
 pub mod status;
 

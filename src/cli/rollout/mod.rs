@@ -5,6 +5,7 @@ mod run;
 mod show;
 mod target;
 mod verbs;
+mod via_hub;
 
 use clap::Subcommand;
 

@@ -71,6 +71,18 @@ impl Run {
         let mut details = self.target.details();
         details.insert("strategy".into(), strategy.name.as_str().into());
         let is_dry = self.dry_run;
+        if let Some(via) = self.target.on.via_hub()? {
+            if is_dry {
+                return Err(CliError::usage(
+                    "--dry-run reads the manifest, so it needs the keyring's location: list it in \
+                     the fleet file, and leave out --via-hub",
+                ));
+            }
+            let key = self.target.key_of_requester()?;
+            let work = via.order(strategy, intent, &key, format);
+            let work = audit.around(config.as_ref(), "rollout.order", details, work);
+            return unless_signalled(Box::pin(work)).await.map_err(left_alone);
+        }
         let Opened {
             mut runner,
             requester,
@@ -119,6 +131,15 @@ impl Run {
 pub(super) fn interrupted(error: CliError) -> CliError {
     if error.is_interrupted() {
         error.with_hint("the rollout stays where it is; `rollout resume` continues it")
+    } else {
+        error
+    }
+}
+
+/// Says what happens to a rollout that is run elsewhere.
+fn left_alone(error: CliError) -> CliError {
+    if error.is_interrupted() {
+        error.with_hint("the signer goes on with the rollout; `rollout pause` stops it")
     } else {
         error
     }

@@ -16,7 +16,7 @@ use crate::{
     },
     crypto::RolloutId,
     rollout::{self, Order, State},
-    runner::{Journal, Record, RunnerId},
+    runner::{Record, RunnerId},
 };
 
 /// How many of the last entries `status` shows.
@@ -68,10 +68,7 @@ struct Listed {
 
 impl Show {
     async fn record(&self) -> Result<Option<Record>, CliError> {
-        let (_, location) = self.on.load()?;
-        let backends = self.access.backends()?;
-        let journal =
-            Journal::new(&location, self.on.journal.clone(), &backends).map_err(failed)?;
+        let journal = self.on.journal(&self.access)?;
         let stored = journal.read().await.map_err(failed)?;
         Ok(stored.map(|stored| stored.record))
     }

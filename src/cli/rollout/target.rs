@@ -11,7 +11,8 @@ use crate::{
         target::{AccessArgs, TrustArgs, signing_key},
     },
     clock::Clock,
-    fleet::Fleet,
+    crypto::SigningKey,
+    fleet::{Fleet, HubRollouts},
     model::{KeyringName, Location, SignerKey},
     rollout::Requester,
     runner::{Journal, Runner},
@@ -31,32 +32,89 @@ pub(super) struct FleetTarget {
     pub(super) fleet: PathBuf,
     /// Keep the rollout's state at this location instead of beside the manifest.
     #[arg(long, value_name = "LOCATION", value_parser = Location::from_str)]
-    pub(super) journal: Option<Location>,
+    journal: Option<Location>,
+    /// Let the signer of the fleet file's hub run the rollout; the hub keeps its state.
+    ///
+    /// The default for a keyring that the fleet file doesn't list, if it has a hub.
+    #[arg(long, conflicts_with = "journal")]
+    via_hub: bool,
+}
+
+/// A keyring whose rollouts a signer runs.
+pub(super) struct ViaHub {
+    pub(super) keyring: KeyringName,
+    pub(super) fleet: Fleet,
+    pub(super) hub: HubRollouts,
+}
+
+impl ViaHub {
+    /// The journal that the hub keeps.
+    pub(super) fn journal(&self) -> Journal {
+        Journal::at(self.hub.name(), self.hub.journal(&self.keyring))
+    }
 }
 
 impl FleetTarget {
-    pub(super) fn load(&self) -> Result<(Fleet, Location), CliError> {
+    fn load(&self) -> Result<(Fleet, Location), CliError> {
         let fleet = Fleet::load(&self.fleet)?;
-        let named = self
-            .keyring
-            .parse::<KeyringName>()
-            .ok()
-            .and_then(|name| fleet.keyring(&name).cloned());
-        let location = match named {
-            Some(location) => location,
+        match self.location(&fleet)? {
+            Some(location) => Ok((fleet, location)),
+            None => Err(CliError::usage(format!(
+                "{} lists no keyring {} and no hub; add a [[keyring]] with its location, or give \
+                 the location itself",
+                self.fleet.display(),
+                self.keyring
+            ))),
+        }
+    }
+
+    /// The location of the manifest, if it is known.
+    fn location(&self, fleet: &Fleet) -> Result<Option<Location>, CliError> {
+        let name = self.keyring.parse::<KeyringName>().ok();
+        let listed = name.and_then(|name| fleet.keyring(&name).cloned());
+        match listed {
             None if self.keyring.contains(['/', ':']) => {
-                self.keyring.parse().map_err(CliError::failed)?
+                Ok(Some(self.keyring.parse().map_err(CliError::failed)?))
             }
-            None => {
+            listed => Ok(listed),
+        }
+    }
+
+    /// Returns the hub, if a signer runs the keyring's rollouts.
+    pub(super) fn via_hub(&self) -> Result<Option<ViaHub>, CliError> {
+        let fleet = Fleet::load(&self.fleet)?;
+        let is_known = self.location(&fleet)?.is_some();
+        let hub = match (&fleet.hub, self.via_hub) {
+            (Some(hub), true) => hub,
+            (Some(hub), false) if !is_known && self.journal.is_none() => hub,
+            (None, true) => {
                 return Err(CliError::usage(format!(
-                    "{} lists no keyring {}; add a [[keyring]] with its location, or give the \
-                     location itself",
-                    self.fleet.display(),
-                    self.keyring
+                    "{} has no [hub]",
+                    self.fleet.display()
                 )));
             }
+            _ => return Ok(None),
         };
-        Ok((fleet, location))
+        let keyring = self
+            .keyring
+            .parse()
+            .map_err(|error| CliError::usage(format!("a hub knows keyrings by name: {error}")))?;
+        let hub = HubRollouts::new(hub).map_err(CliError::failed)?;
+        Ok(Some(ViaHub {
+            keyring,
+            hub,
+            fleet,
+        }))
+    }
+
+    /// Returns the journal of the keyring's rollouts.
+    pub(super) fn journal(&self, access: &AccessArgs) -> Result<Journal, CliError> {
+        if let Some(via) = self.via_hub()? {
+            return Ok(via.journal());
+        }
+        let (_, location) = self.load()?;
+        let backends = access.backends()?;
+        Journal::new(&location, self.journal.clone(), &backends).map_err(failed)
     }
 }
 
@@ -92,14 +150,27 @@ impl Target {
         let clocks = fleet.sample(CLOCKS);
         let admin = self.access.admin_of_fleet(location, *self.trust, clocks)?;
         let signer = Signer::new(admin, fleet)?;
-        let host = host();
         let requester = Requester {
-            name: format!("{}@{host}", user()),
+            name: person(),
             key,
         };
         Ok(Opened {
-            runner: Runner::new(signer, journal, &host, Clock::system()),
+            runner: Runner::new(signer, journal, &host(), Clock::system()),
             requester,
+        })
+    }
+
+    /// The requester's key, which a signer requires.
+    pub(super) fn key_of_requester(&self) -> Result<SigningKey, CliError> {
+        let key = match &self.requester_key {
+            Some(file) => Some(signing_key(file)?),
+            None => self.access.sign_key()?,
+        };
+        key.ok_or_else(|| {
+            CliError::usage(
+                "a signer takes signed requests alone: name the requester's key with \
+                 --requester-key",
+            )
         })
     }
 
@@ -122,6 +193,11 @@ pub(super) fn failed(error: impl std::fmt::Display) -> CliError {
 fn host() -> String {
     let name = rustix::system::uname();
     name.nodename().to_string_lossy().into_owned()
+}
+
+/// Who runs the command.
+pub(super) fn person() -> String {
+    format!("{}@{}", user(), host())
 }
 
 /// The name of the user who runs the command, or their number.

@@ -18,7 +18,7 @@ use crate::{
         target::{AccessArgs, signing_key},
     },
     rollout::{Asked, Event, State, Verb},
-    runner::{Journal, Request, RunError, Runner},
+    runner::{Request, RunError, Runner},
 };
 
 /// How often a command looks whether the runner has taken its request.
@@ -50,6 +50,12 @@ impl Target {
         let (audit, config) = (self.access.audit.clone(), self.access.config().cloned());
         let mut details = self.details();
         details.insert("verb".into(), verb.to_string().into());
+        if let Some(via) = self.on.via_hub()? {
+            let key = self.key_of_requester()?;
+            let work = via.ask(verb, &key, format);
+            let work = audit.around(config.as_ref(), "rollout.ask", details, work);
+            return unless_signalled(Box::pin(work)).await;
+        }
         let Opened {
             mut runner,
             requester,
@@ -160,9 +166,8 @@ pub(in crate::cli) struct Approve {
 
 impl Approve {
     pub(super) async fn run(self, format: Format) -> Result<(), CliError> {
-        let (_, location) = self.on.load()?;
-        let backends = self.access.backends()?;
-        let journal = Journal::new(&location, self.on.journal, &backends).map_err(failed)?;
+        let is_via_hub = self.on.via_hub()?.is_some();
+        let journal = self.on.journal(&self.access)?;
         let stored = journal.read().await.map_err(failed)?;
         let state = stored
             .map(|stored| stored.record.state)
@@ -195,7 +200,11 @@ impl Approve {
             .ask(&Request::Approved(approval))
             .await
             .map_err(failed)?;
-        note("the approval waits for the process that runs the rollout (`rollout resume`)");
+        note(if is_via_hub {
+            "the approval waits for the signer"
+        } else {
+            "the approval waits for the process that runs the rollout (`rollout resume`)"
+        });
         print(format, order, || format!("approved: {}\n", order.action))
     }
 }

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 pub use self::{
     action::{Action, Authorization, Write},
     event::{Event, Observation, Verb, WriteFailure, Written},
+    verbs::UNSIGNED,
 };
 use super::{
     assess::Finding,

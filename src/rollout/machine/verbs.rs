@@ -9,7 +9,7 @@ use crate::rollout::{
 };
 
 /// How the entry begins that says that a request was not taken.
-const UNSIGNED: &str = "refused to";
+pub const UNSIGNED: &str = "refused to";
 
 impl State {
     pub(super) fn asked(&mut self, verb: Verb, by: &str, now: Timestamp) -> Vec<Action> {
