@@ -24,6 +24,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
+    sync::Mutex,
     task::JoinHandle,
     time::{interval, timeout},
 };
@@ -129,6 +130,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         limits: settings.limits.clone(),
         bodies: BodyLimits::new(&timeouts),
         seats: Seats::new(settings.limits.instances),
+        inventories: Mutex::default(),
         report_seconds: settings.report_seconds,
         heads: limits.clone(),
     });
@@ -154,6 +156,10 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         drop(listening);
         acceptor.finished().await;
     });
+    warn!(
+        "reports are kept in memory until this hub stops: `database`, `lost_after` and `workload` \
+         are not used by this build"
+    );
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     Ok(Hub {
         address,

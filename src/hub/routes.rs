@@ -16,6 +16,7 @@ pub(super) enum Route {
     Report,
     ProofAnswer,
     Sidecars,
+    Keyrings,
     Hint,
     Proofs,
     Barrier,
@@ -74,7 +75,7 @@ impl Entry {
 }
 
 /// Every route.
-pub(super) const ROUTES: [Entry; 10] = [
+pub(super) const ROUTES: [Entry; 11] = [
     Entry::get("/healthz", Route::Health, Access::Open),
     Entry::get("/v1/openapi.json", Route::OpenApi, Access::Open),
     Entry::get("/v1/stream", Route::Stream, Access::Report),
@@ -82,6 +83,7 @@ pub(super) const ROUTES: [Entry; 10] = [
     Entry::post("/v1/proof-answers", Route::ProofAnswer, Access::Report),
     Entry::get("/metrics", Route::Metrics, Access::Read),
     Entry::get("/v1/sidecars", Route::Sidecars, Access::Read),
+    Entry::get("/v1/keyrings", Route::Keyrings, Access::Read),
     Entry::post("/v1/hints", Route::Hint, Access::Act),
     Entry::post("/v1/proofs", Route::Proofs, Access::Act),
     Entry::post("/v1/barriers", Route::Barrier, Access::Act),

@@ -8,6 +8,7 @@ use hyper::{
     http::request,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Mutex;
 
 use super::{
     barriers::{Barriers, MAX_WAIT},
@@ -21,7 +22,7 @@ use super::{
     report::{self, Received},
     routes::{Entry, Route, Routes},
     seats::Seats,
-    sidecars,
+    sidecars::{self, Joined},
     streams::Streams,
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) struct Server {
     pub(super) clock: Clock,
     pub(super) limits: HubLimits,
     pub(super) seats: Seats,
+    pub(super) inventories: Mutex<()>,
     pub(super) heads: Limits,
     pub(super) bodies: BodyLimits,
     pub(super) report_seconds: u32,
@@ -288,9 +290,14 @@ impl Server {
         match route {
             Route::Metrics => charged(self.registry.render(), PROMETHEUS, account),
             Route::Sidecars => {
-                let list = sidecars::list(Arc::clone(&self.instances), Arc::clone(&self.streams));
+                let list = sidecars::list(self.joined());
                 let body = ResponseBody::from(ResponseStream::new(list, None));
                 Ok(respond_with(JSON, body))
+            }
+            Route::Keyrings => {
+                // One at a time: each holds the statuses of the whole fleet.
+                let _turn = self.inventories.lock().await;
+                json(&sidecars::inventory(self.joined()).await, account)
             }
             Route::Hint => {
                 let body = self.read(account, asked.body, size).await?;
@@ -313,6 +320,10 @@ impl Server {
                 self.set_barrier(&request, account).await
             }
         }
+    }
+
+    fn joined(&self) -> Joined {
+        Joined::new(Arc::clone(&self.instances), Arc::clone(&self.streams))
     }
 
     async fn set_barrier(

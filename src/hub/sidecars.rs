@@ -1,59 +1,142 @@
-//! The list of sidecars, written piece by piece: a fleet's statuses don't fit into memory at once.
+//! The sidecars that have joined: listed piece by piece, for a fleet's statuses don't fit into
+//! memory at once; and the inventory of the keys that they hold.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use async_stream::stream;
 use bytes::Bytes;
 use futures_util::Stream;
+use serde::Serialize;
 
 use super::{
-    registry::{Instance, Registry},
+    registry::{Instance, InstanceId, Registry},
     streams::Streams,
 };
 use crate::{
+    files::run_blocking,
+    fleet::{
+        Member,
+        inventory::{self, KeyRow},
+    },
     http::problem::Problem,
-    wire::{Code, hub::JoinedSidecar},
+    wire::{Code, hub::JoinedSidecar, status::Status},
 };
 
 /// The instances that are read at a time.
 const PAGE: usize = 256;
 
-/// Returns [`JoinedSidecars`](crate::wire::hub::JoinedSidecars) as JSON.
-///
-/// A name may have several instances. One that isn't connected is left out if a later one reports:
-/// its process was replaced, and only the ledger has to remember that its end was not seen.
-pub(super) fn list(
+/// Reads the sidecars that have joined and not ended, by name.
+pub(super) struct Joined {
     registry: Arc<Registry>,
     streams: Arc<Streams>,
-) -> impl Stream<Item = Result<Bytes, Problem>> + Send {
+    /// What was read and not returned.
+    waiting: VecDeque<JoinedSidecar>,
+    /// The last one that was read.
+    after: Option<(String, InstanceId)>,
+    is_end: bool,
+}
+
+impl Joined {
+    pub(super) fn new(registry: Arc<Registry>, streams: Arc<Streams>) -> Self {
+        Self {
+            registry,
+            streams,
+            waiting: VecDeque::new(),
+            after: None,
+            is_end: false,
+        }
+    }
+
+    /// Returns those of the next name.
+    ///
+    /// One that isn't connected is left out if a later one reports: its process was replaced, and
+    /// only the ledger has to remember that its end was not seen.
+    fn next(&mut self) -> Option<Vec<JoinedSidecar>> {
+        let name = loop {
+            let first = self.waiting.front().map(|first| &first.name);
+            match (first, self.waiting.back()) {
+                // All of its instances were read, for another name follows.
+                (Some(first), Some(last)) if self.is_end || *first != last.name => {
+                    break first.clone();
+                }
+                (None, _) if self.is_end => return None,
+                _ => self.read(),
+            }
+        };
+        let count = self
+            .waiting
+            .iter()
+            .take_while(|sidecar| sidecar.name == name)
+            .count();
+        let group: Vec<JoinedSidecar> = self.waiting.drain(..count).collect();
+        let newest = group.iter().map(|sidecar| sidecar.received_at).max();
+        let is_current = |one: &JoinedSidecar| one.connected || Some(one.received_at) == newest;
+        Some(group.into_iter().filter(is_current).collect())
+    }
+
+    fn read(&mut self) {
+        let page = self.registry.open(self.after.as_ref(), PAGE);
+        self.is_end = page.len() < PAGE;
+        if let Some(last) = page.last() {
+            self.after = Some((last.name.clone(), last.id));
+        }
+        let streams = Arc::clone(&self.streams);
+        let joined = page.into_iter().map(|instance| joined(instance, &streams));
+        self.waiting.extend(joined);
+    }
+}
+
+/// Returns [`JoinedSidecars`](crate::wire::hub::JoinedSidecars) as JSON.
+pub(super) fn list(mut joined: Joined) -> impl Stream<Item = Result<Bytes, Problem>> + Send {
     stream! {
         let mut text = Vec::from(b"{\"sidecars\":[");
-        let mut group: Vec<JoinedSidecar> = Vec::new();
-        let (mut after, mut is_first, mut is_end) = (None, true, false);
-        while !is_end {
-            let page = registry.open(after.as_ref(), PAGE);
-            is_end = page.len() < PAGE;
-            after = page.last().map(|last| (last.name.clone(), last.id));
-            for instance in page {
-                let sidecar = joined(instance, &streams);
-                let is_next = group.first().is_some_and(|first| first.name != sidecar.name);
-                if is_next && let Err(problem) = write(&mut text, &mut group, &mut is_first) {
-                    yield Err(problem);
+        let mut separator: &[u8] = b"";
+        while let Some(sidecars) = joined.next() {
+            for sidecar in sidecars {
+                text.extend_from_slice(separator);
+                separator = b",";
+                if let Err(error) = serde_json::to_writer(&mut text, &sidecar) {
+                    yield Err(Problem::new(Code::Internal, error.to_string()));
                     return;
                 }
-                group.push(sidecar);
             }
-            if !text.is_empty() {
+            if text.len() >= CHUNK {
                 yield Ok(Bytes::from(std::mem::take(&mut text)));
             }
-        }
-        if let Err(problem) = write(&mut text, &mut group, &mut is_first) {
-            yield Err(problem);
-            return;
         }
         text.extend_from_slice(b"]}");
         yield Ok(Bytes::from(text));
     }
+}
+
+/// How much of the list is sent at a time, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// The key versions that the sidecars hold, as `sidekey fleet keys` shows them.
+#[derive(Serialize)]
+pub(super) struct Inventory {
+    keys: Vec<KeyRow>,
+}
+
+/// Returns the inventory of the sidecars that have joined.
+pub(super) async fn inventory(mut joined: Joined) -> Inventory {
+    let mut statuses: Vec<(Member, Result<Status, String>)> = Vec::new();
+    while let Some(sidecars) = joined.next() {
+        statuses.extend(sidecars.into_iter().map(|sidecar| {
+            let mut status = sidecar.status;
+            // What the inventory has no use for.
+            status.secrets.clear();
+            status.renders.clear();
+            let member = Member {
+                name: sidecar.name,
+                url: None,
+                workload: Some(sidecar.workload),
+            };
+            (member, Ok(status))
+        }));
+    }
+    let keys = run_blocking(move || inventory::keys(&statuses)).await;
+    Inventory { keys }
 }
 
 fn joined(instance: Instance, streams: &Streams) -> JoinedSidecar {
@@ -65,24 +148,4 @@ fn joined(instance: Instance, streams: &Streams) -> JoinedSidecar {
         received_at: instance.received_at,
         status: instance.status,
     }
-}
-
-/// Writes the instances of one name, but for those that were replaced.
-fn write(
-    text: &mut Vec<u8>,
-    group: &mut Vec<JoinedSidecar>,
-    is_first: &mut bool,
-) -> Result<(), Problem> {
-    let newest = group.iter().map(|sidecar| sidecar.received_at).max();
-    for sidecar in group.drain(..) {
-        if !sidecar.connected && Some(sidecar.received_at) < newest {
-            continue;
-        }
-        if !std::mem::take(is_first) {
-            text.push(b',');
-        }
-        serde_json::to_writer(&mut *text, &sidecar)
-            .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-    }
-    Ok(())
 }

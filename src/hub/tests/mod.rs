@@ -1,6 +1,7 @@
 //! A hub on loopback, and clients of it.
 
 mod access;
+mod certificates;
 mod reports;
 mod streams;
 mod waiting;

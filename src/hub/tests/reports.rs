@@ -213,3 +213,40 @@ async fn instances_are_shared_by_identity() {
     }
     assert_eq!(world.report(&fourth, 1).await, "ok");
 }
+
+#[tokio::test]
+async fn the_inventory_counts_the_sidecars_that_hold_each_version() {
+    let world = World::new().await;
+    let time = "2026-11-30T11:00:00Z";
+    for (number, role, uses) in [(1, "primary", 2), (2, "decrypt-only", 3)] {
+        let sidecar = TestSidecar::orders(number);
+        let mut report = sidecar.report(1);
+        report["status"]["keyrings"] = json!([{
+            "name": "demo", "location": "file:demo.json", "wave": format!("wave-{number}"),
+            "observed_since": time, "last_refresh": time, "last_error": null,
+            "active": {
+                "id": KEYRING_ID, "generation": 4, "updated_at": time, "primary": 1,
+                "encrypting": 1, "primary_since": time, "confirmed_at": time,
+                "encrypt_until": time,
+                "versions": [{
+                    "version": 1, "state": "enabled", "role": role, "compromised": false,
+                    "created_at": time, "last_used": null,
+                    "uses": {"encrypted": uses, "decrypted": 0},
+                }],
+            },
+        }]);
+        let answer = world
+            .post_report(ORDERS, &sidecar.key, &report.to_string())
+            .await;
+        assert_eq!(code(answer), "ok");
+    }
+    let (_, inventory) = world.get(VIEWER, "/v1/keyrings").await;
+    let keys = inventory["keys"].as_array().expect("a list");
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0]["generations"], json!({"4": 2}));
+    assert_eq!(
+        keys[0]["roles"],
+        json!({"wave-1": "primary", "wave-2": "decrypt-only"})
+    );
+    assert_eq!(keys[0]["uses"]["encrypted"], 5);
+}
