@@ -16,23 +16,41 @@ use sidekey::{
     backend,
     clock::Clock,
     keyring::Policy,
-    model::Location,
+    model::{KekUri, Location},
 };
 use tokio::sync::watch;
 
 use crate::support::harness::{OCTETS, World, wait};
 
-/// Fifty keyrings with twenty rotations each, ten at the same time. Each change unwraps every
-/// version, so that more rotations of one keyring would only be slower.
+/// An operator's access to a keyring, without a process.
+fn operator(world: &World, name: &str, clock: Clock) -> Admin {
+    let location = Location::File(world.manifest(name));
+    let backends = backend::configured(&Default::default());
+    Admin::new(location, Signing::NoKey, &backends, clock)
+        .unwrap()
+        .with_bases(Bases {
+            memory: Some(Memory::in_folder(world.path("state"))),
+            ..Bases::default()
+        })
+}
+
+/// A hundred keyrings with ten rotations each, ten at the same time. Each change unwraps every
+/// version and verifies all words, so that more rotations of one keyring would only be slower.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_rotations_under_load_fail_no_request() {
-    const KEYRINGS: usize = 50;
-    const ROTATIONS: u32 = 20;
+    const KEYRINGS: usize = 100;
+    const ROTATIONS: u32 = 10;
     const OPERATORS: usize = 10;
     let world = World::new();
     let names: Vec<String> = (0..KEYRINGS).map(|index| format!("ring-{index}")).collect();
+    let kek: KekUri = format!("local:{}", world.path("kek").display())
+        .parse()
+        .unwrap();
     for name in &names {
-        world.init(name, &[]);
+        let admin = operator(&world, name, Clock::system());
+        let name = name.parse().unwrap();
+        let created = admin.init(name, std::slice::from_ref(&kek), Policy::default());
+        created.await.unwrap();
     }
     let borrowed: Vec<&str> = names.iter().map(String::as_str).collect();
     let sidecar = world.start_with("one", "", &borrowed);
@@ -76,19 +94,7 @@ async fn a_thousand_rotations_under_load_fail_no_request() {
             }
         });
     }
-    let admin = |name: &String| {
-        Admin::new(
-            Location::File(world.manifest(name)),
-            Signing::NoKey,
-            &backend::configured(&Default::default()),
-            Clock::system(),
-        )
-        .unwrap()
-        .with_bases(Bases {
-            memory: Some(Memory::in_folder(world.path("state"))),
-            ..Bases::default()
-        })
-    };
+    let admin = |name: &String| operator(&world, name, Clock::system());
     let operate = |names: &[String]| {
         let admins: Vec<Admin> = names.iter().map(admin).collect();
         let changes = changes.clone();
@@ -284,14 +290,7 @@ async fn a_change_long_after_the_last_one_is_a_warning() {
     let kek = format!("local:{}", world.path("kek").display());
     for name in ["demo", "trusted"] {
         let (clock, _) = Clock::manual("2020-01-01T00:00:00Z".parse().unwrap());
-        let location = Location::File(world.manifest(name));
-        let backends = backend::configured(&Default::default());
-        Admin::new(location, Signing::NoKey, &backends, clock)
-            .unwrap()
-            .with_bases(Bases {
-                memory: Some(Memory::in_folder(world.path("state"))),
-                ..Bases::default()
-            })
+        operator(&world, name, clock)
             .init(
                 name.parse().unwrap(),
                 &[kek.parse().unwrap()],
