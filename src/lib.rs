@@ -22,6 +22,11 @@ pub mod http;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod in_place;
+#[cfg(feature = "tls")]
+pub mod join;
+#[cfg(not(feature = "tls"))]
+#[path = "join/no_tls.rs"]
+pub mod join;
 pub mod keks;
 pub mod keyring;
 pub mod lifecycle;

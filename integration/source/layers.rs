@@ -10,7 +10,7 @@ use std::{
 const LAYERS: [&[&str]; 16] = [
     &["cli"],
     &["app", "lifecycle"],
-    &["api", "ops", "hub"],
+    &["api", "ops", "hub", "join"],
     &["http"],
     &["orders"],
     &["runner"],

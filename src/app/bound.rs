@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     audit::Recorder,
     http::Tls,
+    join::Membership,
     lifecycle::{Readiness, Signal, Signals, Stopping, notify_stopping},
     refresh::{Keyring, Trigger},
     render::Renders,
@@ -25,6 +27,8 @@ use crate::{
 const STOPPED: &str = "sidecar.stopped";
 /// How long stopping waits for the audit log to write what is queued.
 const AUDIT_FLUSH: Duration = Duration::from_secs(2);
+/// How long connections may take to close that are cut off.
+const CUT_OFF: Duration = Duration::from_millis(500);
 
 /// A running sidecar. Dropping it stops everything at once; [`Bound::stop`] drains first.
 pub struct Bound {
@@ -40,6 +44,10 @@ pub struct Bound {
     pub(super) audit: Recorder,
     pub(super) stopping: Stopping,
     pub(super) serving: JoinHandle<()>,
+    /// Closes the connections of applications.
+    pub(super) closing: CancellationToken,
+    /// `None` if no hub is configured.
+    pub(super) membership: Option<Membership>,
     /// `None` if the caller lent the data plane's runtime.
     pub(super) workers: Option<Workers>,
     pub(super) drain: Duration,
@@ -97,24 +105,48 @@ impl Bound {
     }
 
     /// Accepts no more connections, then waits for requests in flight until the drain time-out
-    /// (`timeouts.drain`) or until `hurry` resolves.
+    /// (`timeouts.drain`) or until `hurry` resolves. Then the hub gets its last report.
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         self.stopping.draining.cancel();
+        let secrets = Arc::clone(&self.secrets);
+        tokio::select! {
+            () = self.stop_orderly() => {}
+            () = hurry => {
+                warn!("stopping immediately");
+                secrets.close().await;
+            }
+        }
+        self.audit.close(STOPPED, AUDIT_FLUSH);
+    }
+
+    async fn stop_orderly(&mut self) {
         // Files are no longer written; running commands may finish meanwhile.
         let (drain, serving, renders) = (self.drain, &mut self.serving, Arc::clone(&self.renders));
-        let orderly = async { tokio::join!(timeout(drain, serving), renders.close()).0 };
-        tokio::select! {
-            result = orderly => match result {
-                Ok(_) => info!("drained"),
-                Err(_) => warn!(
-                    drain_timeout = ?self.drain,
-                    "drain timed out with requests still in flight"
-                ),
-            },
-            () = hurry => warn!("stopping immediately"),
+        let is_drained = tokio::join!(timeout(drain, serving), renders.close())
+            .0
+            .is_ok();
+        if is_drained {
+            info!("drained");
+        } else {
+            warn!(
+                drain_timeout = ?self.drain,
+                "drain timed out with requests still in flight"
+            );
         }
-        self.secrets.close().await;
-        self.audit.close(STOPPED, AUDIT_FLUSH);
+        let secrets = Arc::clone(&self.secrets);
+        tokio::join!(secrets.close(), self.leave(is_drained));
+    }
+
+    /// Tells the hub that no version is used any more. A request that may still use one is cut off;
+    /// while one can't be, the hub has to assume that it did.
+    async fn leave(&mut self, is_drained: bool) {
+        let Some(membership) = self.membership.take() else {
+            return;
+        };
+        self.closing.cancel();
+        if is_drained || timeout(CUT_OFF, &mut self.serving).await.is_ok() {
+            membership.end().await;
+        }
     }
 
     /// Serves until SIGTERM or SIGINT, then stops gracefully; a second one stops at once. SIGHUP

@@ -9,6 +9,7 @@ mod clock_watch;
 mod config;
 mod data_plane;
 mod rehearsal;
+mod serving;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -24,23 +25,24 @@ use self::{
     clock_watch::ClockWatch,
     config::{LiveConfig, LiveParts},
     data_plane::Workers,
+    serving::{Serving, serve},
 };
 use crate::{
-    api::{self, BindError, Listeners, Parts},
+    api::{self, BindError, Listeners},
     audit::{self, AuditError, Recorder},
     backend::{BackendError, Backends},
     clock::Clock,
     config::Settings,
     crypto::{RandomnessUnavailable, lock_report},
-    http::{Accounts, Tls, TlsError},
+    http::{Tls, TlsError},
+    join::{self, Hub, HubError},
     keks::{self, Keks},
     lifecycle::{Readiness, Stopping},
-    ops::{OpsParts, OpsServer},
+    ops::OpsServer,
     policy::ActivePolicy,
     refresh::{self, Keyring},
     render::{self, Renders},
     secrets::{self, Secrets},
-    session::Prover,
     telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
 };
 
@@ -69,6 +71,9 @@ pub enum StartError {
     /// A listener's TLS files can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The files with which the sidecar joins its hub can't be used.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The worker threads can't be started.
     #[error("can't start worker threads: {0}")]
     Threads(io::Error),
@@ -117,6 +122,7 @@ async fn build_on(
     let settings = &config.settings;
     let registry = registry();
     let tls = ListenerTls::load(settings, &registry, &clock).await?;
+    let hub = load_hub(settings, &registry, &clock).await?;
     let sockets = Sockets::bind(settings).await?;
     let audit = open_audit(settings, &clock, &registry)?;
     audit.record("sidecar.started", |event| {
@@ -138,7 +144,11 @@ async fn build_on(
         sockets.applications.tcp(),
     );
     let ops = sockets.ops_address;
-    let serving = serve(&context, &state, &tls, sockets, data_plane)?;
+    let Serving {
+        applications,
+        closing,
+        membership,
+    } = serve(&context, &state, &tls, hub, sockets, data_plane)?;
     tokio::spawn(keep_metrics_up(
         Arc::clone(&context.registry),
         context.stopping.ending.clone(),
@@ -167,7 +177,9 @@ async fn build_on(
         readiness: state.readiness,
         audit: context.audit,
         stopping: context.stopping,
-        serving,
+        serving: applications,
+        closing,
+        membership,
         workers: None,
         drain: settings.timeouts.drain,
     })
@@ -193,11 +205,23 @@ fn registry() -> Arc<Registry> {
     audit::describe_metrics(&registry);
     clock_watch::describe_metrics(&registry);
     config::describe_metrics(&registry);
+    join::describe_metrics(&registry);
     registry.describe_counter(
         LOST_LOG_LINES,
         "Lines of the log that were lost, because standard error failed or was read too slowly.",
     );
     registry
+}
+
+async fn load_hub(
+    settings: &Settings,
+    registry: &Registry,
+    clock: &Clock,
+) -> Result<Option<Hub>, HubError> {
+    match &settings.hub {
+        Some(hub) => Hub::load(hub, registry, clock).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// TLS of each listener that has it.
@@ -375,59 +399,6 @@ fn start_keyrings(
         .iter()
         .map(|keyring| refresh::spawn(keyring, &shared))
         .collect()
-}
-
-/// Serves operators on the current runtime and applications on `data_plane`. The handle resolves
-/// when the last application connection is closed.
-fn serve(
-    context: &Context<'_>,
-    state: &State,
-    tls: &ListenerTls,
-    sockets: Sockets,
-    data_plane: &Handle,
-) -> Result<tokio::task::JoinHandle<()>, RandomnessUnavailable> {
-    let Stopping { draining, ending } = &context.stopping;
-    for tls in tls.all() {
-        tokio::spawn(tls.follow_files(ending.clone()));
-    }
-    let (limits, timeouts) = (&context.settings.limits, &context.settings.timeouts);
-    // Half of the time is for waiting, so that a body that gets its share can still arrive.
-    let accounts = Accounts::new(limits, timeouts.body / 2);
-    let (readiness, config) = (Arc::clone(&state.readiness), Arc::clone(&state.config));
-    let ops = OpsServer::new(OpsParts {
-        accounts: Arc::clone(&accounts),
-        keyrings: state.keyrings.clone(),
-        secrets: Arc::clone(&state.secrets),
-        renders: Arc::clone(&state.renders),
-        keks: Arc::clone(&state.keks),
-        prover: Prover::new()?,
-        registry: Arc::clone(&context.registry),
-        audit: context.audit.clone(),
-        clock: context.clock.clone(),
-        config: Box::new(move || Some(config.status())),
-        pending: Box::new(move || readiness.pending()),
-        hosts: match &tls.operators {
-            None => Some(context.settings.ops.hosts.clone()),
-            Some(_) => None,
-        },
-        tls: tls.all(),
-    });
-    tokio::spawn(ops.run(sockets.ops, tls.operators.clone(), ending.clone()));
-    let parts = Parts {
-        accounts,
-        settings: context.settings,
-        policy: Arc::clone(&state.policy),
-        keyrings: state.keyrings.clone(),
-        secrets: Arc::clone(&state.secrets),
-        registry: Arc::clone(&context.registry),
-        audit: context.audit.clone(),
-        clock: context.clock.clone(),
-        tls: tls.applications.clone(),
-    };
-    let (draining, ending) = (draining.clone(), ending.clone());
-    Ok(sockets
-        .applications
-        .serve(parts, draining, ending, data_plane))
 }
 
 /// Keeps histograms from growing without bound between scrapes, and counts lost lines of the log.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ListenerTls, StartError, registry};
+use super::{ListenerTls, StartError, load_hub, registry};
 use crate::{api, audit, backend::Backends, clock::Clock, config::Settings, http::tcp};
 
 /// Does all that [`build`](super::build) may fail in, in the same order, but doesn't listen, read
@@ -23,6 +23,7 @@ pub async fn rehearse(
     note(fault(
         ListenerTls::applications(settings, &registry, clock).await,
     ));
+    note(fault(load_hub(settings, &registry, clock).await));
     let address = settings.ops.listen;
     let failed = |error| StartError::Ops { address, error };
     note(tcp::rehearse(address).map_err(failed).err());

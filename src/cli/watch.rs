@@ -15,8 +15,9 @@ use super::{
     output::{CliError, Format, note, printable},
 };
 use crate::{
-    client::{EventStream, ServerEvent, StreamItem},
+    client::{EventStream, StreamItem},
     files::Patient,
+    wire::ServerEvent,
 };
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ mod socket;
 
 pub use self::{
     error::SidecarError,
-    events::{EventStream, ServerEvent, StreamItem},
+    events::{EventStream, StreamItem},
     response::{MAX_RESPONSE, Problem, error_of, incomplete, read_body},
     secrets::{Fetched, fetch_secret},
     socket::{RequestBody, Socket, full_body, request},

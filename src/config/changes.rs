@@ -29,6 +29,7 @@ pub fn changes(running: &Settings, wanted: Settings) -> Changes {
         refresh,
         runtime,
         audit,
+        hub,
         backends,
         keyrings,
         secrets,
@@ -42,6 +43,7 @@ pub fn changes(running: &Settings, wanted: Settings) -> Changes {
     names.add_timeouts(&running.timeouts, &timeouts);
     let log = names.merge_log(&running.log, log);
     names.add("audit", audit != running.audit);
+    names.add("hub", hub != running.hub);
     names.add_refresh(&running.refresh, &refresh);
     names.add_runtime(&running.runtime, &runtime);
     let has_other_backends = names.add_backends(&running.backends, &backends);

@@ -8,6 +8,7 @@ mod changes;
 mod fleet;
 #[cfg(feature = "hub")]
 mod hub;
+mod join;
 mod keyring;
 mod limits;
 mod listen;
@@ -34,6 +35,7 @@ pub use hub::{
     Credential, HubDatabase, HubLimits, HubRole, HubSettings, Operator, SidecarIdentity, Workload,
     load_hub, parse_hub,
 };
+pub use join::{Hub, HubLogin};
 pub use keyring::{Confirm, Keyring};
 pub use limits::{Limits, Timeouts};
 pub use listen::{Listen, Ops, Tcp};

@@ -9,10 +9,11 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    Audit, Backends, Keyring, Limits, Listen, Log, Ops, Problem, Refresh, Render, Rule, Runtime,
-    Secrets, Timeouts,
+    Audit, Backends, Hub, Keyring, Limits, Listen, Log, Ops, Problem, Refresh, Render, Rule,
+    Runtime, Secrets, Timeouts,
     audit::audit,
     backends::backends,
+    join::hub,
     keyring::keyrings,
     limits::{limits, timeouts},
     listen::{listen, ops},
@@ -46,6 +47,8 @@ pub struct Settings {
     pub runtime: Runtime,
     /// The audit log, if there is one.
     pub audit: Option<Audit>,
+    /// The hub to join, if there is one.
+    pub hub: Option<Hub>,
     /// How outside systems are reached.
     pub backends: Backends,
     /// The keyrings to serve.
@@ -177,6 +180,7 @@ fn settings(root: &Section<'_>) -> Parsed<Settings> {
     let refresh = root.section("refresh", refresh);
     let runtime = root.section("runtime", runtime);
     let audit = root.section("audit", audit);
+    let hub = hub(root);
     let backends = backends(root);
     let (keyrings, keyring_names) = keyrings(root);
     let (secrets, secret_names) = secrets(root);
@@ -200,6 +204,7 @@ fn settings(root: &Section<'_>) -> Parsed<Settings> {
         refresh: refresh?,
         runtime: runtime?,
         audit: audit?,
+        hub: hub?,
         backends: backends?,
         keyrings: keyrings?,
         secrets: secrets?,

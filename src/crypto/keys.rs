@@ -7,7 +7,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use zeroize::Zeroizing;
 
 use super::{
-    KeyringId, ProofKey, RandomnessUnavailable, SigningKey, equal_in_constant_time,
+    KeyringId, ProofKey, RandomnessUnavailable, ReportKey, SigningKey, equal_in_constant_time,
     memory::LockedBlock, random,
 };
 
@@ -19,6 +19,7 @@ const STREAM_LABEL: &[u8] = b"sidekey stream v1";
 const SUCCESSION_LABEL: &[u8] = b"sidekey succession v1";
 const CHECK_LABEL: &[u8] = b"sidekey check v1";
 const PROOF_LABEL: &[u8] = b"sidekey proof v1";
+const REPORT_LABEL: &[u8] = b"sidekey report v1";
 
 /// A 256-bit key that is held briefly. It is zeroized on drop and has no `Debug`.
 pub struct SecretKey(Box<Zeroizing<[u8; KEY_LEN]>>);
@@ -96,6 +97,14 @@ impl Dek {
         ProofKey::new(&key)
     }
 
+    /// Derives the report key, which shows that a report's counts come from a holder of the
+    /// version.
+    pub fn report_key(&self) -> ReportKey {
+        let mut key = Zeroizing::new([0; KEY_LEN]);
+        self.expand(&[REPORT_LABEL], &mut *key);
+        ReportKey::new(&key)
+    }
+
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
         struct Length(usize);
         impl KeyType for Length {
@@ -127,7 +136,7 @@ impl VersionKeys {
     /// The kernel provides no memory.
     pub fn derive(dek: &Dek) -> io::Result<Self> {
         let block = LockedBlock::new(Self::LEN, |bytes| {
-            let labels = [MESSAGE_LABEL, STREAM_LABEL, PROOF_LABEL];
+            let labels = [MESSAGE_LABEL, STREAM_LABEL, PROOF_LABEL, REPORT_LABEL];
             for (label, subkey) in labels.into_iter().zip(bytes.chunks_exact_mut(KEY_LEN)) {
                 dek.expand(&[label], subkey);
             }
@@ -137,7 +146,7 @@ impl VersionKeys {
         })
     }
 
-    const LEN: usize = 3 * KEY_LEN;
+    const LEN: usize = 4 * KEY_LEN;
 
     pub(super) fn message_key(&self) -> &[u8] {
         self.block.bytes(0..KEY_LEN)
@@ -149,8 +158,17 @@ impl VersionKeys {
 
     /// Returns the proof key, which shows that this process holds the version.
     pub fn proof_key(&self) -> ProofKey {
+        ProofKey::new(&self.copy(2 * KEY_LEN))
+    }
+
+    /// Returns the report key, which authenticates the counts of a report.
+    pub fn report_key(&self) -> ReportKey {
+        ReportKey::new(&self.copy(3 * KEY_LEN))
+    }
+
+    fn copy(&self, from: usize) -> Zeroizing<[u8; KEY_LEN]> {
         let mut key = Zeroizing::new([0; KEY_LEN]);
-        key.copy_from_slice(self.block.bytes(2 * KEY_LEN..Self::LEN));
-        ProofKey::new(&key)
+        key.copy_from_slice(self.block.bytes(from..from + KEY_LEN));
+        key
     }
 }

@@ -12,6 +12,7 @@ mod mac;
 mod memory;
 mod message;
 mod proof;
+mod report;
 mod signature;
 mod stream;
 mod wrap;
@@ -27,6 +28,7 @@ pub use mac::{MAC_LEN, MacKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};
 pub use message::{Opener, Sealer, TEXT_PREFIX, from_text, to_text};
 pub use proof::ProofKey;
+pub use report::ReportKey;
 pub use signature::{SigningKey, SigningKeyError, verify_signature};
 pub use stream::{
     CHUNK_LEN, SEALED_CHUNK_LEN, StreamOpener, StreamSealer, opened_stream_len, sealed_stream_len,

@@ -1,10 +1,13 @@
-//! Ed25519 signatures (RFC 8032, section 5.1) over manifests and testaments.
+//! Ed25519 signatures (RFC 8032, section 5.1) over manifests, testaments and reports.
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
+use zeroize::Zeroizing;
 
-/// An Ed25519 private key (RFC 8032): an operator's, or the succession key of a version. AWS-LC
-/// zeroizes it when it is freed.
+use super::{RandomnessUnavailable, random};
+
+/// An Ed25519 private key (RFC 8032): an operator's, the succession key of a version, or that of a
+/// process. AWS-LC zeroizes it when it is freed.
 pub struct SigningKey(Ed25519KeyPair);
 
 /// The input is not a signing key.
@@ -30,6 +33,14 @@ impl SigningKey {
         Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
             .map(Self)
             .map_err(|_| SigningKeyError::NotEd25519)
+    }
+
+    /// Generates a key that lives only in this process.
+    ///
+    /// # Errors
+    /// [`RandomnessUnavailable`]
+    pub fn generate() -> Result<Self, RandomnessUnavailable> {
+        Ok(Self::from_seed(&Zeroizing::new(random()?)))
     }
 
     /// Returns the key with this seed (the private key of RFC 8032, section 5.1.5).

@@ -200,10 +200,7 @@ fn key_row(number: u32, views: &[&View<'_>]) -> Option<KeyRow> {
         generations: BTreeMap::new(),
         unopened: 0,
         last_used: None,
-        uses: VersionUses {
-            encrypted: 0,
-            decrypted: 0,
-        },
+        uses: VersionUses::default(),
         uses_are_complete: true,
     };
     for (view, version) in listing {
@@ -216,6 +213,7 @@ fn key_row(number: u32, views: &[&View<'_>]) -> Option<KeyRow> {
         match version.uses {
             Some(uses) => {
                 row.uses.encrypted += uses.encrypted;
+                row.uses.refused += uses.refused;
                 row.uses.decrypted += uses.decrypted;
             }
             None => row.uses_are_complete = false,

@@ -32,6 +32,11 @@ impl Problem {
         }
     }
 
+    /// What failed and what the caller can do about it.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Creates a problem that lists the allowed methods.
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
         Self {

@@ -4,6 +4,7 @@
 mod anchor;
 mod certificate;
 mod conversion;
+mod hub_url;
 mod names;
 mod operation;
 mod ops_url;
@@ -15,6 +16,7 @@ mod uris;
 pub use anchor::Anchor;
 pub use certificate::CertificateName;
 pub use conversion::Conversion;
+pub use hub_url::HubUrl;
 pub use names::{KeyringName, Malformed, SecretName, Wave};
 pub use operation::Operation;
 pub use ops_url::OpsUrl;

@@ -50,7 +50,12 @@ use crate::{
     secrets::{self, Secrets},
     session::Prover,
     telemetry::{Registry, seconds},
-    wire::{Code, JSON, status::ConfigStatus},
+    wire::{
+        Code, JSON,
+        hub::ProofResult,
+        proof::ProofRequest,
+        status::{ConfigStatus, HubStatus, Status},
+    },
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -93,6 +98,8 @@ pub struct OpsParts {
     pub hosts: Option<Vec<String>>,
     /// Returns what there is to say of the config.
     pub config: Box<dyn Fn() -> Option<ConfigStatus> + Send + Sync>,
+    /// Returns what there is to say of the hub, if the sidecar joins one.
+    pub hub: Box<dyn Fn() -> Option<HubStatus> + Send + Sync>,
     /// Returns what readiness waits for; empty when ready.
     pub pending: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The TLS of every listener of this process.
@@ -215,12 +222,25 @@ impl OpsServer {
                 self.shared(&self.metrics, PROMETHEUS, write)
             }
             Route::Status => self.shared(&self.status, JSON, || {
-                serde_json::to_vec(&status::status(&self.parts, self.started_at))
+                serde_json::to_vec(&self.state())
                     .map_err(|error| Problem::new(Code::Internal, error.to_string()))
             }),
             Route::Manifest => self.manifest(found.params.get("keyring").unwrap_or_default()),
             Route::Push => push::push(&self.parts, certificate, body),
             Route::Prove => prove::prove(&self.parts, head, body),
+        }
+    }
+
+    /// What `/status` says.
+    pub fn state(&self) -> Status {
+        status::status(&self.parts, self.started_at)
+    }
+
+    /// Answers a hub's request for a proof, like that of an operator.
+    pub fn prove(&self, request: &ProofRequest) -> ProofResult {
+        match prove::answer(&self.parts, request) {
+            Ok(proof) => ProofResult::Proof(proof),
+            Err(problem) => ProofResult::Refused(problem.detail().into()),
         }
     }
 

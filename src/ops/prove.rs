@@ -6,7 +6,10 @@ use super::{OpsParts, find_keyring, response};
 use crate::{
     http::{problem::Problem, response::ResponseBody},
     session::ProofError,
-    wire::{Code, JSON, proof::ProofRequest},
+    wire::{
+        Code, JSON,
+        proof::{Proof, ProofRequest},
+    },
 };
 
 pub(super) const PROOFS: &str = "sidekey_proofs_total";
@@ -33,19 +36,24 @@ pub(super) fn prove(
         );
         Problem::new(Code::InvalidRequest, detail)
     })?;
+    let json = serde_json::to_vec(&answer(parts, &request)?)
+        .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
+    Ok(response(StatusCode::OK, JSON, json))
+}
+
+/// Proves that a key is held, and counts the request, whoever asks.
+pub(super) fn answer(parts: &OpsParts, request: &ProofRequest) -> Result<Proof, Problem> {
     let keyring = find_keyring(parts, request.keyring.as_str())?;
     let proof = parts
         .prover
-        .prove(keyring, &request, parts.clock.now())
+        .prove(keyring, request, parts.clock.now())
         .map_err(problem);
     let result = proof
         .as_ref()
         .map_or_else(|problem| problem.code.as_str(), |_| "ok");
     let labels = [("keyring", keyring.name().as_str()), ("result", result)];
     parts.registry.counter(PROOFS, &labels).increment(1);
-    let json = serde_json::to_vec(&proof?)
-        .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-    Ok(response(StatusCode::OK, JSON, json))
+    proof
 }
 
 fn problem(error: ProofError) -> Problem {

@@ -33,6 +33,7 @@ pub(super) fn status(parts: &OpsParts, started_at: Timestamp) -> Status {
         config: (parts.config)(),
         key_memory: key_memory(),
         tls: parts.tls.iter().map(|tls| tls.status()).collect(),
+        hub: (parts.hub)(),
         audit: parts.audit.health().map(audit_status),
         keks: parts.keks.health().into_iter().map(kek_status).collect(),
         keyrings: parts
@@ -146,6 +147,7 @@ fn version_uses(uses: refresh::Uses) -> VersionUses {
     VersionUses {
         encrypted: uses.encrypted,
         decrypted: uses.decrypted,
+        refused: uses.refused,
     }
 }
 

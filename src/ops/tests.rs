@@ -78,6 +78,7 @@ impl World {
             clock,
             prover: Prover::new().expect("randomness"),
             config: Box::new(|| None),
+            hub: Box::new(|| None),
             pending: Box::new(move || shared.lock().expect("test").clone()),
             accounts: Accounts::new(&settings.limits, Duration::ZERO),
             hosts: Some(Vec::new()),

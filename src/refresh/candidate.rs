@@ -18,7 +18,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Candidate {
     pub(super) document: Arc<Document>,
     pub(super) succession: Succession,
-    pub(super) read_at: Timestamp,
+    /// When it was read from the location; None if it didn't come from there.
+    pub(super) read_at: Option<Timestamp>,
     pub(super) trigger: Trigger,
     pub(super) unwraps: UnwrapTasks,
     /// The versions that are unwrapped but not published yet, and those that failed to unwrap.
@@ -32,7 +33,7 @@ impl Candidate {
         former: Option<Self>,
         document: Arc<Document>,
         succession: Succession,
-        read_at: Timestamp,
+        read_at: Option<Timestamp>,
         trigger: Trigger,
     ) -> Self {
         let candidate = match former {
@@ -48,7 +49,7 @@ impl Candidate {
         };
         Self {
             succession,
-            read_at,
+            read_at: read_at.or(candidate.read_at),
             trigger,
             ..candidate
         }

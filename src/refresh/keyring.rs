@@ -3,16 +3,17 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
@@ -50,10 +51,14 @@ pub struct Keyring {
     confirmed_generation: AtomicU64,
     observed_since: Timestamp,
     failures: FailureCounts,
+    /// Notified of each refused use of a version.
+    refusals: Notify,
     clock: Clock,
     status: Mutex<RefreshStatus>,
     /// Versions that were found missing, and until when that is trusted.
     misses: Mutex<BTreeMap<u32, Instant>>,
+    /// A manifest that didn't come from the location, until the task examines it.
+    offered: Mutex<Option<Bytes>>,
     miss_ttl: Duration,
     refresh_timeout: Duration,
     requests: mpsc::Sender<Request>,
@@ -100,9 +105,11 @@ impl Keyring {
             confirmed_generation: AtomicU64::new(0),
             observed_since: shared.clock.now(),
             failures: FailureCounts::default(),
+            refusals: Notify::new(),
             clock: shared.clock.clone(),
             status: Mutex::default(),
             misses: Mutex::default(),
+            offered: Mutex::default(),
             miss_ttl: shared.settings.miss_ttl,
             refresh_timeout: shared.settings.read_timeout,
             requests,
@@ -152,6 +159,19 @@ impl Keyring {
         &self.failures
     }
 
+    /// Counts a request that `snapshot` refused because the version is disabled or destroyed.
+    pub(crate) fn count_refusal(&self, snapshot: &Snapshot, version: u32) {
+        if let Some(usage) = snapshot.usage(version) {
+            usage.record_refused();
+        }
+        self.refusals.notify_one();
+    }
+
+    /// Waits until a use of a version was refused since the last call. For one caller at a time.
+    pub(crate) async fn refused(&self) {
+        self.refusals.notified().await;
+    }
+
     /// Returns the active generation; None until the first refresh succeeds.
     pub fn snapshot(&self) -> Guard<Option<Arc<Snapshot>>> {
         self.snapshot.load()
@@ -172,6 +192,22 @@ impl Keyring {
             trigger,
             waiter: None,
         });
+    }
+
+    /// Offers a manifest that didn't come from the location, in place of one that was offered and
+    /// isn't examined yet. It has to pass as one from the location would, and confirms nothing
+    /// (I11).
+    pub fn offer(&self, manifest: Bytes) {
+        *self.offered() = Some(manifest);
+        self.request(Trigger::Offer);
+    }
+
+    pub(super) fn take_offer(&self) -> Option<Bytes> {
+        self.offered().take()
+    }
+
+    fn offered(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refreshes because a ciphertext names a version that the caller's snapshot lacks (I2), unless

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Keyring, RefreshFailure, Shared, Trigger, audit_observer::AuditObserver};
 use crate::{clock::Clock, keyring::KeyTable, telemetry::Registry};
@@ -67,6 +67,39 @@ impl Reporter {
         self.warn_of_lease(now);
     }
 
+    /// Reports what came of a manifest that didn't come from the location. Whoever sends them can
+    /// send any number of bad ones.
+    pub(super) fn report_offer(&mut self, result: &Result<RefreshOutcome, RefreshFailure>) {
+        let (trigger, now) = (Trigger::Offer, self.clock.now());
+        let label = match result {
+            Ok(outcome) => outcome.as_str(),
+            Err(failure) => failure.code,
+        };
+        self.keyring
+            .metrics
+            .refreshed(&self.registry, trigger, label);
+        match result {
+            Ok(RefreshOutcome::Changed) => self.log_active(trigger, now),
+            Ok(_) => {}
+            Err(failure) => debug!(
+                keyring = %self.keyring.name(), code = failure.code,
+                "a manifest that was sent here is refused: {failure}"
+            ),
+        }
+        self.observer.observe(&self.keyring, now);
+    }
+
+    fn log_active(&self, trigger: Trigger, now: Timestamp) {
+        if let Some(snapshot) = self.keyring.snapshot().as_deref() {
+            let table = &snapshot.table;
+            info!(
+                keyring = %self.keyring.name(), trigger = trigger.as_str(),
+                generation = table.generation(), primary = table.primary(now),
+                "keyring active"
+            );
+        }
+    }
+
     /// Logs a failure when it first occurs, and the recovery from it.
     fn log(
         &self,
@@ -103,12 +136,8 @@ impl Reporter {
             Ok(RefreshOutcome::Partial) => is_news,
             Ok(RefreshOutcome::Unchanged | RefreshOutcome::Behind) | Err(_) => false,
         };
-        if let Some(table) = table.filter(|_| is_changed) {
-            info!(
-                keyring = %name, trigger = trigger.as_str(),
-                generation = table.generation(), primary = table.primary(now),
-                "keyring active"
-            );
+        if is_changed {
+            self.log_active(trigger, now);
         }
     }
 

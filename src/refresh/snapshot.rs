@@ -10,15 +10,14 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::keyring::{KeyTable, Sightings, Version};
+use crate::keyring::{KeyTable, Sightings};
 
 /// An active generation. A request takes one and uses it to its end (I4).
 pub struct Snapshot {
     pub(crate) table: KeyTable,
-    /// One for each version of the manifest, in its order.
-    usages: Vec<Arc<VersionUsage>>,
-    /// The uses of versions that earlier generations had.
-    former_uses: Uses,
+    /// One for each version that this process has seen, by number: trimmed ones as well, because a
+    /// request may have begun before.
+    usages: Vec<(u32, Arc<VersionUsage>)>,
     /// Versions that a manifest destroys without a testament: they must not encrypt.
     lost: Vec<u32>,
     sightings: Sightings,
@@ -28,14 +27,7 @@ impl Snapshot {
     /// Wraps `table`, which becomes active at `now`. Usage of versions that `former` has continues
     /// to be counted.
     pub(super) fn new(table: KeyTable, former: Option<&Self>, now: Timestamp) -> Self {
-        let usage = |version: &Version| {
-            let known = former.and_then(|former| former.shared_usage(version.version));
-            known
-                .cloned()
-                .unwrap_or_else(|| Arc::new(VersionUsage::new()))
-        };
-        let usages = table.manifest().versions.iter().map(usage).collect();
-        let former_uses = former.map_or_else(Uses::default, |former| former.uses_without(&table));
+        let usages = usages(&table, former);
         // A manifest that declares a loss was refused; that its predecessor gets a late answer from
         // a KEK, or is found again, doesn't undo the loss.
         let lost = former
@@ -47,7 +39,6 @@ impl Snapshot {
         Self {
             table,
             usages,
-            former_uses,
             lost,
             sightings,
         }
@@ -58,7 +49,6 @@ impl Snapshot {
         Self {
             table: self.table.clone(),
             usages: self.usages.clone(),
-            former_uses: self.former_uses,
             lost,
             sightings: self.sightings.clone(),
         }
@@ -80,40 +70,53 @@ impl Snapshot {
         &self.sightings
     }
 
-    /// Returns the usage of a version, or None if the table does not contain it.
+    /// Returns the usage of a version, or None if this process has not seen it.
     pub fn usage(&self, version: u32) -> Option<&VersionUsage> {
-        self.shared_usage(version).map(Arc::as_ref)
+        find(&self.usages, version).map(Arc::as_ref)
+    }
+
+    /// Returns the usage of every version that this process has seen, by number.
+    pub fn usages(&self) -> impl Iterator<Item = (u32, &VersionUsage)> {
+        let usages = self.usages.iter();
+        usages.map(|(version, usage)| (*version, usage.as_ref()))
     }
 
     /// Returns how often this process used any version of the keyring, trimmed ones included.
     pub fn uses(&self) -> Uses {
-        self.usages
-            .iter()
-            .fold(self.former_uses, |sum, usage| sum + usage.uses())
-    }
-
-    /// Returns the uses of versions that `table` lacks.
-    fn uses_without(&self, table: &KeyTable) -> Uses {
-        let versions = &self.table.manifest().versions;
-        let gone = versions
-            .iter()
-            .zip(&self.usages)
-            .filter(|(version, _)| table.manifest().index_of(version.version).is_none());
-        gone.fold(self.former_uses, |sum, (_, usage)| sum + usage.uses())
-    }
-
-    fn shared_usage(&self, version: u32) -> Option<&Arc<VersionUsage>> {
-        self.usages.get(self.table.manifest().index_of(version)?)
+        self.usages()
+            .fold(Uses::default(), |sum, (_, usage)| sum + usage.uses())
     }
 }
 
-/// How many messages were encrypted and decrypted; a rewrap counts as both.
+/// The usages of the versions that `former` or `table` has.
+fn usages(table: &KeyTable, former: Option<&Snapshot>) -> Vec<(u32, Arc<VersionUsage>)> {
+    let mut usages = former.map_or_else(Vec::new, |former| former.usages.clone());
+    let known = usages.len();
+    for version in &table.manifest().versions {
+        if find(&usages[..known], version.version).is_none() {
+            usages.push((version.version, Arc::new(VersionUsage::new())));
+        }
+    }
+    usages.sort_unstable_by_key(|(version, _)| *version);
+    usages
+}
+
+fn find(usages: &[(u32, Arc<VersionUsage>)], version: u32) -> Option<&Arc<VersionUsage>> {
+    let found = usages.binary_search_by_key(&version, |(known, _)| *known);
+    found.ok().map(|index| &usages[index].1)
+}
+
+/// How many messages were encrypted and decrypted, where a rewrap counts as both, and how many
+/// requests were refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Uses {
     /// Messages encrypted.
     pub encrypted: u64,
     /// Messages decrypted.
     pub decrypted: u64,
+    /// Requests and items of batches that were refused because the version is disabled or
+    /// destroyed.
+    pub refused: u64,
 }
 
 impl Add for Uses {
@@ -123,14 +126,19 @@ impl Add for Uses {
         Self {
             encrypted: self.encrypted + other.encrypted,
             decrypted: self.decrypted + other.decrypted,
+            refused: self.refused + other.refused,
         }
     }
 }
 
 /// Counts the uses of one key version: the evidence that it can be retired.
+///
+/// A use is counted before its response is sent. So whoever has seen the response finds the use in
+/// [`VersionUsage::uses`].
 pub struct VersionUsage {
     encrypted: AtomicU64,
     decrypted: AtomicU64,
+    refused: AtomicU64,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     last_used: AtomicI64,
 }
@@ -140,6 +148,7 @@ impl VersionUsage {
         Self {
             encrypted: AtomicU64::new(0),
             decrypted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             last_used: AtomicI64::new(i64::MIN),
         }
     }
@@ -156,6 +165,12 @@ impl VersionUsage {
         self.touch(now);
     }
 
+    /// Counts a request that was refused because the version is disabled or destroyed. That is no
+    /// use.
+    pub(super) fn record_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Records that the version is still in use, for an operation that is already counted.
     pub fn touch(&self, now: Timestamp) {
         self.last_used
@@ -164,9 +179,13 @@ impl VersionUsage {
 
     /// Returns how often this process used the version.
     pub fn uses(&self) -> Uses {
+        // A load may return an earlier value. A read-modify-write returns the last one, so no use
+        // is missing that was counted by now.
+        let last = |count: &AtomicU64| count.fetch_add(0, Ordering::AcqRel);
         Uses {
-            encrypted: self.encrypted.load(Ordering::Relaxed),
-            decrypted: self.decrypted.load(Ordering::Relaxed),
+            encrypted: last(&self.encrypted),
+            decrypted: last(&self.decrypted),
+            refused: last(&self.refused),
         }
     }
 

@@ -152,9 +152,14 @@ impl Refresher {
     }
 
     async fn handle(&mut self, batch: Vec<Request>) {
-        let trigger = batch
-            .first()
-            .map_or(Trigger::Poll, |request| request.trigger);
+        let is_settled = self.examine_offer().await;
+        let mut triggers = batch.iter().map(|request| request.trigger);
+        let trigger = match triggers.find(|trigger| *trigger != Trigger::Offer) {
+            Some(trigger) => trigger,
+            // The location has nothing newer.
+            None if is_settled => return self.finish_candidate(),
+            None => Trigger::Offer,
+        };
         let result = self.refresh(trigger).await;
         if trigger == Trigger::UnknownVersion {
             self.unknown_allowed = Instant::now() + self.shared.settings.unknown_interval;
@@ -180,8 +185,7 @@ impl Refresher {
         self.finish(trigger, result);
     }
 
-    /// Reports and schedules after a refresh, and answers the waiters whose version is
-    /// decided.
+    /// Reports and schedules after a refresh, and answers waiters.
     fn finish(&mut self, trigger: Trigger, result: Result<RefreshOutcome, RefreshFailure>) {
         self.reporter.report(trigger, &result);
         match result {
@@ -190,6 +194,11 @@ impl Refresher {
             }
             Ok(RefreshOutcome::Partial) | Err(_) => self.schedule.failed(),
         }
+        self.finish_candidate();
+    }
+
+    /// Forgets the candidate if nothing is left of it, and answers waiters.
+    fn finish_candidate(&mut self) {
         self.candidate
             .take_if(|candidate| candidate.unwraps.is_empty());
         self.answer_waiters();
@@ -205,6 +214,26 @@ impl Refresher {
             // A caller that gave up needs no answer.
             let _ = waiter.done.send(());
         }
+    }
+
+    /// Publishes a manifest that was offered, if there is one and it passes. What is wrong with it
+    /// is no failure of the keyring. Returns whether the location needn't be read because of it.
+    async fn examine_offer(&mut self) -> bool {
+        let Some(bytes) = self.keyring.take_offer() else {
+            return true;
+        };
+        // A fresh sidecar trusts its location alone.
+        let active = self.keyring.snapshot().clone();
+        let Some(active) = active.map(|snapshot| snapshot.table.generation()) else {
+            return false;
+        };
+        let result = match parse(bytes).await {
+            Ok(document) if document.manifest().generation <= active => return true,
+            Ok(document) => self.apply(Arc::new(document), None, Trigger::Offer).await,
+            Err(error) => Err(error.into()),
+        };
+        self.reporter.report_offer(&result);
+        matches!(result, Ok(RefreshOutcome::Changed))
     }
 
     async fn refresh(&mut self, trigger: Trigger) -> Result<RefreshOutcome, RefreshFailure> {
@@ -230,14 +259,15 @@ impl Refresher {
             Some(document) if *document.bytes() == bytes => Arc::clone(document),
             _ => Arc::new(parse(bytes).await?),
         };
-        self.apply(document, read_at, trigger).await
+        self.apply(document, Some(read_at), trigger).await
     }
 
-    /// Examines a manifest, unwraps the versions that are new in it, and publishes it.
+    /// Examines a manifest, unwraps the versions that are new in it, and publishes it. `read_at` is
+    /// when it was read from the location, or when that confirmed the cached copy.
     async fn apply(
         &mut self,
         document: Arc<Document>,
-        read_at: Timestamp,
+        read_at: Option<Timestamp>,
         trigger: Trigger,
     ) -> Result<RefreshOutcome, RefreshFailure> {
         self.trust_as_configured();
@@ -348,10 +378,12 @@ impl Refresher {
         }
     }
 
-    /// Renews the lease, unless an older version encrypts because no KEK unwraps the primary: that
-    /// must end at some point (I11).
-    fn confirm(&self, table: &KeyTable, read_at: Timestamp) {
-        if table.has_unwrapped_primary(self.shared.clock.now()) {
+    /// Renews the lease if the manifest was read from the location, unless an older version
+    /// encrypts because no KEK unwraps the primary: that must end at some point (I11).
+    fn confirm(&self, table: &KeyTable, read_at: Option<Timestamp>) {
+        if let Some(read_at) = read_at
+            && table.has_unwrapped_primary(self.shared.clock.now())
+        {
             self.keyring.confirm(table, read_at);
         }
     }
@@ -383,7 +415,7 @@ impl Refresher {
                 }
                 self.cached = Some(Arc::clone(&document));
                 let trigger = Trigger::CachedManifest;
-                let result = self.apply(document, confirmed, trigger).await;
+                let result = self.apply(document, Some(confirmed), trigger).await;
                 self.finish(trigger, result);
             }
             Err(reason) => warn!(

@@ -30,8 +30,10 @@ pub enum Trigger {
     Config,
     /// The machine slept, or its clock was set: leases may be over, and timers are late.
     Clock,
-    /// An operator announced a change (`POST /push`).
+    /// An operator or a hub announced a change (`POST /push`).
     Push,
+    /// A hub sent a manifest.
+    Offer,
     /// The poll interval elapsed.
     Poll,
     /// The previous read failed, or left versions that are not unwrapped.
@@ -55,6 +57,7 @@ impl Trigger {
             Self::Config => "config",
             Self::Clock => "clock",
             Self::Push => "push",
+            Self::Offer => "offer",
             Self::Poll => "poll",
             Self::Retry => "retry",
             Self::UnknownVersion => "unknown_version",

@@ -74,6 +74,11 @@ impl Prover {
         })
     }
 
+    /// Returns the identity of this process, which no other process has.
+    pub fn id(&self) -> [u8; 16] {
+        self.instance
+    }
+
     /// Returns the identity of this process: 32 hexadecimal digits, which no other process has.
     pub fn instance(&self) -> String {
         to_hex(&self.instance)

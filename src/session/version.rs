@@ -42,7 +42,7 @@ impl PinnedVersion {
         now: Timestamp,
     ) -> Result<(), SessionError> {
         if let Some(newest) = keyring.snapshot().as_ref() {
-            version_keys(newest, self.version)?;
+            keys_for_request(keyring, newest, self.version)?;
             if newest.lost().contains(&self.version) {
                 return Err(SessionError::KeyLost {
                     version: self.version,
@@ -83,6 +83,20 @@ impl PinnedVersion {
             usage.touch(now);
         }
     }
+}
+
+/// Like [`version_keys`], for a request: a refusal is counted.
+pub(super) fn keys_for_request<'s>(
+    keyring: &Keyring,
+    snapshot: &'s Snapshot,
+    version: u32,
+) -> Result<&'s VersionKeys, SessionError> {
+    let keys = version_keys(snapshot, version);
+    if let Err(SessionError::VersionDisabled { .. } | SessionError::VersionDestroyed { .. }) = keys
+    {
+        keyring.count_refusal(snapshot, version);
+    }
+    keys
 }
 
 /// Returns the keys of a version.

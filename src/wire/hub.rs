@@ -73,8 +73,9 @@ pub struct KeyringUsage {
     /// The version whose report key made the MAC; None if the process holds no key.
     #[serde(default)]
     pub mac_version: Option<u32>,
-    /// HMAC-SHA-256 by that key over the report's instance and sequence and all of the above
-    /// (docs/format.md); in base64. The signer verifies it: a hub has no keys.
+    /// HMAC-SHA-256 by that key over the report's instance, sequence and finality, and over id,
+    /// generation and versions (docs/format.md); in base64. The signer verifies it: a hub has no
+    /// keys.
     #[serde(default, with = "optional_mac")]
     pub mac: Option<[u8; 32]>,
 }

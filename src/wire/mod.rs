@@ -1,6 +1,6 @@
 //! What both ends of Sidekey's APIs agree on: media types, problem codes, the binary batch,
-//! `/status`, proofs, what a sidecar and a hub exchange, and names in certificates. docs/api.md
-//! specifies the formats.
+//! `/status`, proofs, events, what a sidecar and a hub exchange, and names in certificates.
+//! docs/api.md specifies the formats.
 
 #[cfg(feature = "tls")]
 mod certificate;
@@ -11,12 +11,14 @@ mod in_base64;
 mod in_hex;
 pub mod orders;
 pub mod proof;
+mod server_events;
 pub mod status;
 
 #[cfg(feature = "tls")]
 pub use certificate::CertificateNames;
 pub use code::Code;
 pub use frames::{Frame, Frames};
+pub use server_events::{EventParser, EventTooLong, ServerEvent};
 
 /// Media type of raw bytes.
 pub const OCTETS: &str = "application/octet-stream";

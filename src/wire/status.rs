@@ -34,6 +34,9 @@ pub struct Status {
     /// The certificates of the listeners with TLS.
     #[serde(default)]
     pub tls: Vec<TlsStatus>,
+    /// The hub that the sidecar has joined, if one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubStatus>,
     /// The KEKs used since the start.
     pub keks: Vec<KekStatus>,
     /// The keyrings served.
@@ -62,7 +65,7 @@ pub struct ConfigStatus {
 }
 
 /// The last error of something that is retried.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     /// When it occurred.
     pub at: Timestamp,
@@ -114,6 +117,19 @@ pub struct TlsStatus {
     /// When the active certificate was loaded.
     pub loaded_at: Timestamp,
     /// Why the current files can't be used.
+    pub last_error: Option<LastError>,
+}
+
+/// The state of a sidecar's connection to its hub. Nothing that a sidecar serves depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubStatus {
+    /// The URL of the hub.
+    pub url: String,
+    /// Since when the sidecar is connected; None while it isn't.
+    pub connected_since: Option<Timestamp>,
+    /// When the hub last accepted a report.
+    pub last_report: Option<Timestamp>,
+    /// Why the last connection or report failed; None once a report is accepted.
     pub last_error: Option<LastError>,
 }
 
@@ -179,12 +195,16 @@ pub struct FailureCount {
 }
 
 /// How often a process used a version since its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionUses {
     /// Messages encrypted.
     pub encrypted: u64,
     /// Messages decrypted.
     pub decrypted: u64,
+    /// Requests and items of batches that were refused because the version is disabled or
+    /// destroyed.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// The active manifest of a keyring.

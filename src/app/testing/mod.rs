@@ -18,6 +18,7 @@
 //!   subscription to its events.
 //! - [`FakeKek`], [`FakeStore`] and [`FakeSecret`] record their calls, and fail, hang or change as
 //!   the test says. Each is made on first use, under the URI that names it.
+//! - [`FakeHub`] is a hub that sidecars join.
 //!
 //! # Time
 //!
@@ -35,6 +36,7 @@
 
 mod client;
 mod events;
+mod hub;
 mod kek;
 mod mode;
 mod raw;
@@ -48,6 +50,7 @@ mod world;
 pub(crate) use self::{
     client::{Answer, Client, JSON, OCTETS, RequestBody, channel, unannounced, whole},
     events::{Event, EventStream},
+    hub::FakeHub,
     kek::{FakeKek, KekCall},
     raw::RawConnection,
     secret::{FakeLease, FakeSecret},

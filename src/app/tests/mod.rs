@@ -5,6 +5,7 @@
 mod api;
 mod clock;
 mod fleet;
+mod hub;
 mod lifecycle;
 mod manifests;
 mod operators;

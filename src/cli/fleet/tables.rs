@@ -230,6 +230,7 @@ mod tests {
             uses: VersionUses {
                 encrypted: 3,
                 decrypted: 0,
+                refused: 0,
             },
             uses_are_complete: false,
         }

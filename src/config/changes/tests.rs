@@ -19,6 +19,14 @@ const BASE: &[(&str, &[&str])] = &[
     ("[timeouts]", &[]),
     ("[log]", &[]),
     ("[audit]", &["file = \"audit.log\""]),
+    (
+        "[hub]",
+        &[
+            "url = \"http://127.0.0.1:1\"",
+            "name = \"a\"",
+            "workload = \"shop\"",
+        ],
+    ),
     ("[refresh]", &[]),
     ("[runtime]", &[]),
     ("[secrets]", &[]),
@@ -112,6 +120,8 @@ const CASES: &[(&str, &str, &[&str])] = &[
     ("[log]", "level = \"debug\"", &[]),
     ("[audit]", "file = \"other.log\"", &["audit"]),
     ("[audit]", "key_file = \"key\"", &["audit"]),
+    ("[hub]", "url = \"http://127.0.0.1:2\"", &["hub"]),
+    ("[hub]", "token_file = \"other\"", &["hub"]),
     ("[refresh]", "poll = \"1s\"", &["refresh.poll"]),
     (
         "[refresh]",

@@ -385,3 +385,87 @@ fn the_memory_for_bodies_must_hold_the_longest_secret() {
     )
     .expect("enough");
 }
+
+#[cfg(feature = "tls")]
+mod hub {
+    use super::*;
+    use crate::config::HubLogin;
+
+    fn hub(more: &str) -> crate::config::Hub {
+        let text = format!("{}\n[hub]\nworkload = \"shop\"\n{more}", MINIMAL.trim());
+        parsed(&text).hub.expect("a hub")
+    }
+
+    #[test]
+    fn a_sidecar_joins_one_hub_under_the_name_of_its_machine() {
+        assert_eq!(parsed(MINIMAL).hub, None);
+        let with_token = hub("url = \"https://hub:8443\"\ntoken_file = \"/token\"");
+        assert_eq!(with_token.url.to_string(), "https://hub:8443");
+        assert_eq!(with_token.login, HubLogin::Token("/token".into()));
+        assert_eq!(with_token.workload, "shop");
+        let host = rustix::system::uname();
+        assert_eq!(Ok(with_token.name.as_str()), host.nodename().to_str());
+        let named = hub(
+            "url = \"https://hub:1\"\nname = \"shop-1\"\nca_file = \"/ca\"\n\
+             certificate_file = \"/c\"\nkey_file = \"/k\"",
+        );
+        assert_eq!(named.name, "shop-1");
+        assert_eq!(named.ca_file.as_deref(), Some(Path::new("/ca")));
+        let login = HubLogin::Certificate {
+            certificate: "/c".into(),
+            key: "/k".into(),
+        };
+        assert_eq!(named.login, login);
+        let plain = hub("url = \"http://127.0.0.1:1\"");
+        assert_eq!(plain.login, HubLogin::Anonymous);
+    }
+
+    #[test]
+    fn a_sidecar_says_who_it_is_in_one_way() {
+        let https = "workload = \"w\"\nurl = \"https://hub:1\"\n";
+        let plain = "workload = \"w\"\nurl = \"http://localhost:1\"\n";
+        let long = "n".repeat(254);
+        for (text, expected) in [
+            (
+                "url = \"https://hub:1\"\ntoken_file = \"t\"".into(),
+                "hub.workload: is required",
+            ),
+            (
+                "workload = \"w\"\ntoken_file = \"t\"".into(),
+                "hub.url: is required",
+            ),
+            (
+                "workload = \"w\"\nurl = \"http://hub:1\"".into(),
+                "hub.url: plain http",
+            ),
+            (https.to_owned(), "hub.token_file: is required"),
+            (
+                format!("{https}token_file = \"t\"\nkey_file = \"k\""),
+                "hub.token_file: can't be combined",
+            ),
+            (
+                format!("{https}certificate_file = \"c\""),
+                "hub.certificate_file: requires hub.key_file",
+            ),
+            (
+                format!("{https}key_file = \"k\""),
+                "hub.key_file: requires hub.certificate_file",
+            ),
+            (
+                format!("{plain}certificate_file = \"c\"\nkey_file = \"k\""),
+                "hub.certificate_file: has no effect without TLS",
+            ),
+            (
+                format!("{plain}name = \"{long}\""),
+                "hub.name: must have at most 253",
+            ),
+            (
+                format!("{plain}name = \"a\\nb\""),
+                "hub.name: must have at most 253",
+            ),
+        ] {
+            let problems = problems_with(&format!("[hub]\n{text}"));
+            assert!(problems.contains(expected), "{text}: {problems}");
+        }
+    }
+}
