@@ -1,4 +1,4 @@
-//! A hub for orders and journals that a test can make lie. Nobody has joined it.
+//! A hub for orders and journals that a test can make lie. No sidecar has joined it.
 
 use std::{
     collections::BTreeMap,

@@ -127,6 +127,8 @@ pub enum HubRole {
     Operator,
     /// Read, and approve what others do.
     Approver,
+    /// What an operator may, and decide about orders and keep the state of their rollouts.
+    Signer,
 }
 
 /// A workload that uses keyrings.
@@ -335,6 +337,7 @@ fn operator(
         ("viewer", HubRole::Viewer),
         ("operator", HubRole::Operator),
         ("approver", HubRole::Approver),
+        ("signer", HubRole::Signer),
     ];
     let role = section
         .required("role")
@@ -512,8 +515,8 @@ keyrings = []
             "7: sidecar_identity[0].workloads: must not be empty",
             "8: sidecar_identity[1].workloads: is required",
             "9: sidecar_identity[1].certificate: has no effect without tls.client_ca",
-            "13: operator[0].role: expected one of \"viewer\", \"operator\", \"approver\", found \
-             \"root\"",
+            "13: operator[0].role: expected one of \"viewer\", \"operator\", \"approver\", \"signer\", \
+             found \"root\"",
             "15: operator[1].name: duplicate operator \"sam\", already defined on line 11",
             "17: operator[1].certificate: excludes token_file; use another table",
             "21: workload[0].keyrings: must not be empty",

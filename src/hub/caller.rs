@@ -46,8 +46,10 @@ pub(super) enum Access {
     Report,
     /// An operator of any role.
     Read,
-    /// An operator who may act.
+    /// An operator who may act, or a signer.
     Act,
+    /// A signer.
+    Sign,
 }
 
 /// A file of token digests can't be used.
@@ -140,15 +142,23 @@ impl Caller {
             | (Access::Report, Self::Sidecar(_))
             | (Access::Read, Self::Operator(_)) => return Ok(()),
             (Access::Act, Self::Operator(person)) => match person.role {
-                HubRole::Operator => return Ok(()),
+                HubRole::Operator | HubRole::Signer => return Ok(()),
                 HubRole::Viewer | HubRole::Approver => "this requires the role operator",
             },
+            (Access::Sign, Self::Operator(person)) if person.is_signer() => return Ok(()),
+            (Access::Sign, Self::Operator(_)) => "this requires the role signer",
             (Access::Report, Self::Operator(_)) => "this is for sidecars, not for operators",
-            (Access::Read | Access::Act, Self::Sidecar(_)) => {
+            (Access::Read | Access::Act | Access::Sign, Self::Sidecar(_)) => {
                 "this is for operators, not for sidecars"
             }
         };
         Err(Problem::new(Code::Forbidden, detail))
+    }
+}
+
+impl Person {
+    pub(super) fn is_signer(&self) -> bool {
+        self.role == HubRole::Signer
     }
 }
 

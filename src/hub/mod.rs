@@ -12,6 +12,8 @@ mod metrics;
 mod proofs;
 mod registry;
 mod report;
+mod rollouts;
+mod rollouts_api;
 mod routes;
 mod seats;
 mod server;
@@ -125,6 +127,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         hints,
         proofs: proofs::PendingProofs::new(),
         barriers,
+        rollouts: rollouts::Rollouts::default(),
         registry: Arc::clone(&registry),
         clock,
         limits: settings.limits.clone(),

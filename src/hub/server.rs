@@ -20,6 +20,7 @@ use super::{
     proofs::PendingProofs,
     registry::{InstanceId, Registry as Instances},
     report::{self, Received},
+    rollouts::Rollouts,
     routes::{Entry, Route, Routes},
     seats::Seats,
     sidecars::{self, Joined},
@@ -58,7 +59,7 @@ const MAX_ANSWER: usize = 16 << 10;
 /// The longest request of an operator: a manifest, or many names.
 const MAX_REQUEST: usize = 4 << 20;
 /// The memory for such a request, as a multiple of its body.
-const REQUEST_COST: usize = 3;
+pub(super) const REQUEST_COST: usize = 3;
 
 /// Answers requests.
 pub(super) struct Server {
@@ -71,6 +72,7 @@ pub(super) struct Server {
     pub(super) hints: Arc<Hints>,
     pub(super) proofs: Arc<PendingProofs>,
     pub(super) barriers: Arc<Barriers>,
+    pub(super) rollouts: Rollouts,
     pub(super) registry: Arc<Registry>,
     pub(super) clock: Clock,
     pub(super) limits: HubLimits,
@@ -82,10 +84,10 @@ pub(super) struct Server {
 }
 
 /// A request whose route and caller are known.
-struct Asked<'c> {
-    connection: &'c Connection<HubPeer>,
-    head: request::Parts,
-    body: RequestBody,
+pub(super) struct Asked<'c> {
+    pub(super) connection: &'c Connection<HubPeer>,
+    pub(super) head: request::Parts,
+    pub(super) body: RequestBody,
 }
 
 impl Handler for Server {
@@ -114,7 +116,7 @@ impl Handler for Server {
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let (head, body) = request.into_parts();
-        let entry = match self.routes.find(head.uri.path()) {
+        let entry = match self.routes.find(head.uri.path(), &head.method) {
             Ok(entry) => entry,
             Err(problem) => return problem.into_response(),
         };
@@ -154,8 +156,13 @@ impl Server {
         match caller {
             Caller::Sidecar(identity) => self.serve_sidecar(entry.route, &identity, asked).await,
             Caller::Operator(person) => {
-                let result = self.serve_operator(entry.route, asked).await;
-                if entry.access == Access::Act {
+                let result = if entry.route.is_about_rollouts() {
+                    self.serve_rollouts(entry.route, &person, asked).await
+                } else {
+                    self.serve_operator(entry.route, asked).await
+                };
+                // A signer writes all the time, and logs itself.
+                if entry.access == Access::Act && !person.is_signer() {
                     let code = result
                         .as_ref()
                         .map_or_else(|problem| problem.code.as_str(), |_| "ok");
@@ -345,7 +352,7 @@ impl Server {
         json(&barrier, account)
     }
 
-    async fn read(
+    pub(super) async fn read(
         &self,
         account: &Arc<Account>,
         body: RequestBody,
@@ -377,7 +384,7 @@ fn instance(query: &str) -> Result<InstanceId, Problem> {
         })
 }
 
-fn parse<T: DeserializeOwned>(body: &BufferedBody, what: &str) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(body: &BufferedBody, what: &str) -> Result<T, Problem> {
     serde_json::from_slice(&body.bytes).map_err(|error| {
         Problem::new(
             Code::InvalidRequest,
@@ -386,7 +393,10 @@ fn parse<T: DeserializeOwned>(body: &BufferedBody, what: &str) -> Result<T, Prob
     })
 }
 
-fn json(value: &impl Serialize, account: &Arc<Account>) -> Result<Response<ResponseBody>, Problem> {
+pub(super) fn json(
+    value: &impl Serialize,
+    account: &Arc<Account>,
+) -> Result<Response<ResponseBody>, Problem> {
     let text = serde_json::to_string(value)
         .map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
     charged(text, JSON, account)
@@ -405,11 +415,17 @@ fn charged(
     Ok(respond_with(content_type, payload.into()))
 }
 
-fn response(content_type: &'static str, body: impl Into<Payload>) -> Response<ResponseBody> {
+pub(super) fn response(
+    content_type: &'static str,
+    body: impl Into<Payload>,
+) -> Response<ResponseBody> {
     respond_with(content_type, ResponseBody::from(body))
 }
 
-fn respond_with(content_type: &'static str, body: ResponseBody) -> Response<ResponseBody> {
+pub(super) fn respond_with(
+    content_type: &'static str,
+    body: ResponseBody,
+) -> Response<ResponseBody> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();

@@ -1,5 +1,5 @@
-//! Start orders: what a person signs so that a signer begins a rollout for them. Whoever carries
-//! the order can't change it, and a signer that has its own rules takes it once.
+//! Start orders: what a person signs so that a signer begins a rollout for them. Those who carry an
+//! order can't change it, and a signer, which has its own rules, takes it once.
 
 use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};

@@ -54,6 +54,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE,
         "Unsupported media type";
     NotFound = "not_found", NOT_FOUND, "Unknown path";
+    NoSuchRollout = "no_such_rollout", NOT_FOUND, "Unknown order or rollout";
+    PreconditionFailed = "precondition_failed", PRECONDITION_FAILED, "Changed meanwhile";
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "Method not allowed";
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "Request timed out";
     TooManyConnections = "too_many_connections", SERVICE_UNAVAILABLE, "Too many connections";

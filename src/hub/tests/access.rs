@@ -14,15 +14,16 @@ const WRONG: &str = "orders-0123456789abcdef0123456789abcdee";
 async fn each_route_is_for_its_callers() {
     let world = World::new().await;
     for entry in &ROUTES {
-        for token in [NONE, WRONG, ORDERS, VIEWER, OPERATOR, APPROVER] {
+        for token in [NONE, WRONG, ORDERS, VIEWER, OPERATOR, APPROVER, SIGNER] {
             let allowed: &[&str] = match entry.access {
-                Access::Open => &[NONE, WRONG, ORDERS, VIEWER, OPERATOR, APPROVER],
+                Access::Open => &[NONE, WRONG, ORDERS, VIEWER, OPERATOR, APPROVER, SIGNER],
                 Access::Report => &[ORDERS],
-                Access::Read => &[VIEWER, OPERATOR, APPROVER],
-                Access::Act => &[OPERATOR],
+                Access::Read => &[VIEWER, OPERATOR, APPROVER, SIGNER],
+                Access::Act => &[OPERATOR, SIGNER],
+                Access::Sign => &[SIGNER],
             };
             let response = world
-                .send(token, entry.method(), entry.path, &[], "not JSON")
+                .send(token, entry.method().clone(), entry.path, &[], "not JSON")
                 .await;
             let code = code(parts(response).await);
             let refused = ["unauthorized", "forbidden"].contains(&&*code);

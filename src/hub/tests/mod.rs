@@ -38,6 +38,7 @@ const ORDERS: &str = "orders-0123456789abcdef0123456789abcdef";
 const BILLING: &str = "billing-0123456789abcdef0123456789abcdef";
 const VIEWER: &str = "viewer-0123456789abcdef0123456789abcdef";
 const OPERATOR: &str = "operator-0123456789abcdef0123456789abcdef";
+const SIGNER: &str = "signer-0123456789abcdef0123456789abcdef";
 const APPROVER: &str = "approver-0123456789abcdef0123456789abcdef";
 
 const KEYRING_ID: &str = "6aa04d462abfa7a377ccded916eb6fd8";
@@ -160,12 +161,13 @@ fn settings(folder: &Path, more: &str) -> HubSettings {
         ("viewer", VIEWER),
         ("operator", OPERATOR),
         ("approver", APPROVER),
+        ("signer", SIGNER),
     ] {
         let digest = format!("{}  -\n", to_hex(&fingerprint(token.as_bytes())));
         fs::write(folder.join(name), digest).expect("write");
         rustix::fs::chmod(folder.join(name), rustix::fs::Mode::RUSR).expect("chmod");
     }
-    let operators: String = ["viewer", "operator", "approver"]
+    let operators: String = ["viewer", "operator", "approver", "signer"]
         .iter()
         .map(|role| {
             format!("[[operator]]\nname = \"{role}\"\ntoken_file = \"{role}\"\nrole = \"{role}\"\n")
