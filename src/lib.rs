@@ -29,6 +29,7 @@ pub mod join;
 pub mod join;
 pub mod keks;
 pub mod keyring;
+pub mod ledger;
 pub mod lifecycle;
 pub mod model;
 pub mod ops;

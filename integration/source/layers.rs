@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Layers from top to bottom.
-const LAYERS: [&[&str]; 16] = [
+const LAYERS: [&[&str]; 17] = [
     &["cli"],
     &["app", "lifecycle"],
     &["api", "ops", "hub", "join"],
@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 16] = [
     &["refresh", "secrets", "schedule", "keks"],
     &["policy", "audit", "backend"],
     &["rollout"],
+    &["ledger"],
     &["keyring"],
     &["crypto"],
     &["model", "wire"],
@@ -149,16 +150,28 @@ fn a_hub_holds_no_key() {
 
 #[test]
 fn the_state_machine_of_rollouts_is_pure() {
-    const ROLLOUT: [&str; 5] = ["rollout", "keyring", "crypto", "model", "encoding"];
+    const ROLLOUT: [&str; 6] = [
+        "rollout", "ledger", "keyring", "crypto", "model", "encoding",
+    ];
+    uses_only("rollout", &ROLLOUT);
+}
+
+#[test]
+fn the_ledger_is_pure() {
+    const LEDGER: [&str; 6] = ["ledger", "keyring", "crypto", "model", "wire", "encoding"];
+    uses_only("ledger", &LEDGER);
+}
+
+fn uses_only(module: &str, allowed: &[&str]) {
     let wrong: Vec<String> = sources()
         .into_iter()
-        .filter(|(_, module, _)| module == "rollout")
+        .filter(|(_, found, _)| found == module)
         .flat_map(|(file, _, text)| {
             uses(&text)
                 .into_iter()
                 .map(move |used| (file.clone(), used))
         })
-        .filter(|(_, used)| !ROLLOUT.contains(&used.split("::").next().unwrap()))
+        .filter(|(_, used)| !allowed.contains(&used.split("::").next().unwrap()))
         .map(|(file, used)| format!("{file} uses crate::{used}"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -72,6 +72,12 @@ random_id!(
     RolloutId,
     "a rollout id is 32 lower-case hexadecimal digits"
 );
+random_id!(
+    /// A process's random 128-bit id, drawn at its start and written as 32 lower-case hexadecimal
+    /// digits.
+    InstanceId,
+    "an instance is 32 lower-case hexadecimal digits"
+);
 
 impl KeyringId {
     /// Returns the first four bytes, which every ciphertext carries.

@@ -22,7 +22,7 @@ pub use header::{
     CiphertextError, Header, OVERHEAD, PEEK_LEN, PREFIX_LEN, Peek, SUITE_MESSAGE, SUITE_STREAM,
     peek,
 };
-pub use id::{KeyringId, RolloutId};
+pub use id::{InstanceId, KeyringId, RolloutId};
 pub use keys::{Dek, KEY_LEN, SecretKey, VersionKeys};
 pub use mac::{MAC_LEN, MacKey};
 pub use memory::{LockReport, harden_process, hide_process, lock_report};

@@ -1,0 +1,323 @@
+//! What a verdict demands.
+
+use super::{super::*, *};
+
+/// A ledger that has watched one process since long ago.
+fn watched() -> Ledger {
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &report(1, 1, 0), day(-100));
+    ledger
+}
+
+#[test]
+fn an_unused_version_is_quiet() {
+    let mut ledger = watched();
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(1));
+    assert_eq!(missing(&verdict), [""; 0]);
+    assert!(verdict.is_quiet());
+    assert_eq!(verdict.workloads[0].quiet_since, Some(day(-100)));
+}
+
+#[test]
+fn a_use_blocks_for_the_quiet_period() {
+    let mut ledger = watched();
+    take(&mut ledger, &report(1, 2, 1), day(1));
+    let verdict = ask(&mut ledger, &[(1, 3, 1)], day(30));
+    assert_eq!(missing(&verdict), ["used"]);
+    assert_eq!(verdict.quiet_from(), Some(day(31)));
+    let message = &verdict.workloads[0].reasons[0].message;
+    assert!(message.contains("orders-1 (instance 0101"), "{message}");
+    assert!(ask(&mut ledger, &[(1, 4, 1)], day(31)).is_quiet());
+}
+
+#[test]
+fn a_use_between_the_barrier_and_the_answer_blocks() {
+    let mut ledger = watched();
+    let question = question(day(1));
+    let delivery = answer(&question.barrier, 1, 2, 1);
+    take(&mut ledger, &delivery, day(2));
+    assert_eq!(missing(&judge(&ledger, &question)), ["used"]);
+}
+
+#[test]
+fn an_ended_process_counts_after_its_book_is_gone() {
+    let mut ledger = watched();
+    take(&mut ledger, &last_report(2, 1, 1), day(10));
+    ledger.fold(day(20));
+    assert_eq!(ledger.books.len(), 1);
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(20));
+    assert_eq!(missing(&verdict), ["used"]);
+    assert!(ask(&mut ledger, &[(1, 3, 0)], day(40)).is_quiet());
+}
+
+#[test]
+fn every_open_book_must_answer_the_barrier() {
+    let mut ledger = watched();
+    take(&mut ledger, &report(2, 1, 0), day(-100));
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(1));
+    assert_eq!(missing(&verdict), ["silent"]);
+    assert_eq!(verdict.quiet_from(), None, "time alone doesn't help");
+    // Received after the barrier, and made before it.
+    take(&mut ledger, &report(2, 2, 0), day(1));
+    assert_eq!(missing(&judge(&ledger, &question(day(1)))), ["silent"]);
+}
+
+#[test]
+fn what_was_not_watched_counts_as_use() {
+    let gap = |workload: Option<&str>| Gap {
+        until: day(5),
+        from: Some(day(4)),
+        workload: workload.map(Into::into),
+        cause: Cause::HubDown,
+    };
+    for (workload, expected) in [
+        (None, &["unwatched"][..]),
+        (Some(WORKLOAD), &["unwatched"]),
+        (Some("other"), &[]),
+    ] {
+        let mut ledger = watched();
+        ledger.gaps.push(gap(workload));
+        let verdict = ask(&mut ledger, &[(1, 2, 0)], day(34));
+        assert_eq!(missing(&verdict), expected);
+        assert!(ask(&mut ledger, &[(1, 3, 0)], day(35)).is_quiet());
+    }
+}
+
+#[test]
+fn a_workload_that_is_new_was_not_watched_before() {
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &report(1, 1, 0), day(0));
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(29));
+    assert_eq!(missing(&verdict), ["unwatched"]);
+    assert!(ask(&mut ledger, &[(1, 3, 0)], day(30)).is_quiet());
+}
+
+#[test]
+fn processes_that_are_behind_or_do_not_count_block() {
+    let mut ledger = watched();
+    let question = question(day(1));
+    let mut delivery = answer(&question.barrier, 1, 2, 0);
+    delivery.usage[0].generation = GENERATION - 1;
+    take(&mut ledger, &delivery, day(1));
+    let mut delivery = answer(&question.barrier, 2, 1, 0);
+    delivery.usage[0].versions.remove(0);
+    take(&mut ledger, &delivery, day(1));
+    let verdict = judge(&ledger, &question);
+    assert_eq!(missing(&verdict), ["behind", "uncounted"]);
+}
+
+#[test]
+fn a_listed_process_that_never_reported_blocks() {
+    let mut ledger = watched();
+    ledger.list("pod-9", WORKLOAD, day(0));
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(1));
+    assert_eq!(missing(&verdict), ["not_joined"]);
+    ledger.confirm_end("pod-9", day(2));
+    let verdict = ask(&mut ledger, &[(1, 3, 0)], day(2));
+    assert_eq!(missing(&verdict), ["unwatched"]);
+    assert!(ask(&mut ledger, &[(1, 4, 0)], day(32)).is_quiet());
+}
+
+#[test]
+fn no_process_is_no_evidence() {
+    let ledger = Ledger::default();
+    assert_eq!(
+        missing(&judge(&ledger, &question(day(1)))),
+        ["no_instances"]
+    );
+    let mut nothing = question(day(1));
+    nothing.workloads.clear();
+    assert_eq!(missing(&judge(&ledger, &nothing)), ["no_workloads"]);
+}
+
+#[test]
+fn a_primary_is_in_use() {
+    let mut ledger = watched();
+    let mut question = question(day(1));
+    question.superseded = None;
+    let delivery = answer(&question.barrier, 1, 2, 0);
+    take(&mut ledger, &delivery, day(1));
+    assert_eq!(missing(&judge(&ledger, &question)), ["not_superseded"]);
+}
+
+#[test]
+fn another_source_only_adds_uses() {
+    let mut ledger = watched();
+    let mut question = question(day(1));
+    let delivery = answer(&question.barrier, 1, 2, 0);
+    take(&mut ledger, &delivery, day(1));
+    question.further_uses.push(FurtherUse {
+        source: "Prometheus".into(),
+        at: day(-40),
+    });
+    assert!(judge(&ledger, &question).is_quiet());
+    question.further_uses[0].at = day(-20);
+    assert_eq!(missing(&judge(&ledger, &question)), ["used"]);
+}
+
+/// A workload that runs every 90 days.
+fn rare(at: Timestamp) -> Question {
+    let mut question = question(at);
+    question.workloads[0].max_interval = Some(Span::from_days(90));
+    question
+}
+
+#[test]
+fn a_workload_that_runs_rarely_must_have_run() {
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &last_report(1, 1, 0), day(-200));
+    assert_eq!(missing(&judge(&ledger, &rare(day(60)))), ["not_run"]);
+    // Begun before the version was superseded; and behind.
+    take(&mut ledger, &report(2, 1, 0), day(-1));
+    take(&mut ledger, &last_report(2, 2, 0), day(1));
+    let mut behind = last_report(3, 1, 0);
+    behind.usage[0].generation = GENERATION - 1;
+    take(&mut ledger, &behind, day(2));
+    assert_eq!(missing(&judge(&ledger, &rare(day(60)))), ["not_run"]);
+    // Crashed.
+    ledger.list("job-4", WORKLOAD, day(3));
+    let crashed = Delivery {
+        member: Some("job-4".into()),
+        ..report(4, 1, 0)
+    };
+    take(&mut ledger, &crashed, day(3));
+    ledger.confirm_end("job-4", day(4));
+    let verdict = judge(&ledger, &rare(day(60)));
+    assert_eq!(missing(&verdict), ["unwatched", "not_run"]);
+    take(&mut ledger, &last_report(5, 1, 0), day(50));
+    for now in [day(51), day(100)] {
+        ledger.fold(now);
+        let verdict = judge(&ledger, &rare(day(100)));
+        assert_eq!(missing(&verdict), [""; 0]);
+        assert_eq!(
+            verdict.workloads[0].run.map(|run| run.ended_at),
+            Some(day(50))
+        );
+    }
+}
+
+#[test]
+fn a_workload_that_runs_rarely_is_quiet_for_an_interval() {
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &last_report(1, 1, 0), day(-200));
+    take(&mut ledger, &last_report(2, 1, 1), day(10));
+    let verdict = judge(&ledger, &rare(day(60)));
+    assert_eq!(missing(&verdict), ["used"], "and will use it again");
+    assert_eq!(verdict.quiet_from(), Some(day(100)));
+    take(&mut ledger, &last_report(3, 1, 0), day(95));
+    assert!(judge(&ledger, &rare(day(100))).is_quiet());
+}
+
+fn statement(at: Timestamp, subject: Subject) -> Statement {
+    Statement {
+        by: "alice".into(),
+        at,
+        version: OLD,
+        subject,
+        note: "asked its owners".into(),
+    }
+}
+
+#[test]
+fn an_attestation_replaces_a_run_and_no_counter() {
+    let not_needed = |workload: Option<&str>| Subject::NotNeeded {
+        workload: workload.map(Into::into),
+    };
+    let cases = [
+        (statement(day(1), not_needed(Some(WORKLOAD))), true),
+        (statement(day(1), not_needed(None)), true),
+        (statement(day(1), not_needed(Some("other"))), false),
+        (statement(day(-1), not_needed(None)), false),
+        (
+            Statement {
+                by: " ".into(),
+                ..statement(day(1), not_needed(None))
+            },
+            false,
+        ),
+        (
+            Statement {
+                version: OLD + 1,
+                ..statement(day(1), not_needed(None))
+            },
+            false,
+        ),
+    ];
+    for (statement, counts) in cases {
+        let mut ledger = Ledger::default();
+        let mut question = question(day(2));
+        question.statements.push(statement.clone());
+        let is_quiet = judge(&ledger, &question).is_quiet();
+        assert_eq!(is_quiet, counts, "{statement:?}");
+        take(&mut ledger, &report(1, 1, 1), day(2));
+        assert!(!judge(&ledger, &question).is_quiet());
+    }
+}
+
+#[test]
+fn other_classes_demand_more_than_no_use() {
+    let scan = |day_of: i64, found| statement(day(day_of), Subject::Scan { found });
+    let anyone = statement(day(1), Subject::NotNeeded { workload: None });
+    let migration = |day_of: i64| statement(day(day_of), Subject::StorageMigration);
+    let no_evidence = &["use_is_no_evidence"][..];
+    let cases = [
+        (Class::Archive, vec![], no_evidence),
+        (Class::Archive, vec![scan(-1, 0)], no_evidence),
+        (Class::Archive, vec![migration(1)], no_evidence),
+        (Class::Archive, vec![scan(1, 0)], &[]),
+        (Class::Archive, vec![anyone.clone()], &[]),
+        (Class::Archive, vec![scan(1, 2)], &["found_by_scan"]),
+        (Class::Archive, vec![scan(1, 2), scan(2, 0)], &[]),
+        (Class::Live, vec![scan(1, 2)], &["found_by_scan"]),
+        (Class::Kms, vec![], no_evidence),
+        (Class::Kms, vec![anyone], no_evidence),
+        (Class::Kms, vec![scan(1, 0)], no_evidence),
+        (Class::Kms, vec![migration(2), scan(1, 0)], no_evidence),
+        (Class::Kms, vec![migration(1), scan(2, 0)], &[]),
+    ];
+    for (class, statements, expected) in cases {
+        let mut ledger = watched();
+        let mut question = question(day(3));
+        question.class = class;
+        question.statements = statements;
+        let delivery = answer(&question.barrier, 1, 2, 0);
+        take(&mut ledger, &delivery, day(3));
+        let verdict = judge(&ledger, &question);
+        assert_eq!(
+            missing(&verdict),
+            expected,
+            "{class}: {:?}",
+            question.statements
+        );
+        assert!(
+            !verdict
+                .reasons
+                .iter()
+                .any(|reason| reason.message.is_empty())
+        );
+    }
+}
+
+#[test]
+fn a_message_names_few_and_counts_all() {
+    let mut ledger = watched();
+    for number in 10..40 {
+        take(&mut ledger, &report(number, 1, 0), day(-90));
+    }
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(1));
+    let reason = &verdict.workloads[0].reasons[0];
+    assert_eq!((reason.code, reason.count), (Code::Silent, 30));
+    assert_eq!(reason.message.matches("orders-").count(), 10);
+    assert!(reason.message.contains("and 20 more"), "{}", reason.message);
+}
+
+#[test]
+fn a_verdict_has_a_digest_and_survives_its_storage() {
+    let mut ledger = watched();
+    let verdict = ask(&mut ledger, &[(1, 2, 0)], day(1));
+    let text = serde_json::to_string(&verdict).expect("JSON");
+    let read: Verdict = serde_json::from_str(&text).expect("a verdict");
+    assert_eq!((&read, read.digest()), (&verdict, verdict.digest()));
+    let later = ask(&mut ledger, &[(1, 3, 1)], day(1));
+    assert_ne!(later.digest(), verdict.digest());
+}
