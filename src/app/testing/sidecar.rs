@@ -134,6 +134,11 @@ impl TestApp {
         self.time.wait("readiness", is_ready).await;
     }
 
+    /// Returns the generation that the first keyring serves.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        *self.bound.keyrings()[0].generations().borrow()
+    }
+
     /// Waits until the first keyring serves at least `generation`.
     pub(crate) async fn wait_generation(&self, generation: u64) {
         let keyring = &self.bound.keyrings()[0];

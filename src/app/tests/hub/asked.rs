@@ -45,7 +45,7 @@ async fn a_hint_of_a_newer_generation_refreshes() {
     assert_eq!(world.store("demo").reads(), reads, "neither is news");
     let newest = Document::parse(world.store("demo").get().unwrap()).unwrap();
     hub.send(&hint("demo", newest.manifest().generation));
-    app.wait_generation(newest.manifest().generation).await;
+    serves(&world, &app, newest.manifest().generation).await;
 
     // However many there are, the location is read once a second.
     let reads = world.store("demo").reads();
@@ -83,7 +83,7 @@ async fn a_manifest_that_a_hub_sends_counts_like_one_of_the_location_but_confirm
         assert_eq!(app.keyring().await["active"]["generation"], 1);
     }
     hub.send(&hint_with(&newest));
-    app.wait_generation(3).await;
+    serves(&world, &app, 3).await;
     let status = app.keyring().await;
     assert_eq!(status["active"]["confirmed_at"], confirmed);
     reported(&world, &hub, &[(1, 0, 0, 0), (2, 0, 0, 0)]).await;
