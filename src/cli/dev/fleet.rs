@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 
-use super::load;
+use super::{hub::DevHub, load};
 use crate::{
     app::{self, Bound, Config, ConfigFile},
     backend,
@@ -19,6 +19,7 @@ use crate::{
         runtime::block_on,
     },
     clock::Clock,
+    config::Log,
     lifecycle::{Signal, Signals},
     model::Wave,
     telemetry,
@@ -26,6 +27,8 @@ use crate::{
 
 /// How long the sidecars may take to start.
 const START: Duration = Duration::from_secs(30);
+/// What the sidecars log.
+const LEVEL: &str = "warn";
 /// The most that one machine should run for a trial.
 const MOST: usize = 64;
 
@@ -46,17 +49,19 @@ impl DevFleet {
                 self.size
             )));
         }
-        let configs = self.configure(folder)?;
-        let configs: Vec<Config> = configs
-            .into_iter()
-            .map(|file| ConfigFile::new(file).load())
-            .collect::<Result<_, _>>()?;
-        let Some(first) = configs.first() else {
-            return Ok(());
+        let log = Log {
+            filter: LEVEL.into(),
+            ..Log::default()
         };
-        telemetry::init_logging(&first.settings.log).map_err(CliError::failed)?;
+        telemetry::init_logging(&log).map_err(CliError::failed)?;
         block_on(async {
             let mut signals = Signals::listen().map_err(CliError::failed)?;
+            let hub = DevHub::start(folder).await?;
+            let configs: Vec<Config> = self
+                .configure(folder, &hub)?
+                .into_iter()
+                .map(|file| ConfigFile::new(file).load())
+                .collect::<Result<_, _>>()?;
             let mut sidecars = Vec::new();
             for config in &configs {
                 let backends = backend::configured(&config.settings.backends);
@@ -66,7 +71,7 @@ impl DevFleet {
             if tokio::time::timeout(START, ready).await.is_err() {
                 return Err(CliError::failed("the sidecars did not start; see the log"));
             }
-            let file = describe(folder, &configs, &sidecars)?;
+            let file = describe(folder, &configs, &sidecars, &hub)?;
             let sockets = sidecars.iter().zip(&configs);
             let load = load::run(
                 sockets
@@ -82,17 +87,19 @@ impl DevFleet {
                 () = until_stopped(&mut signals) => {}
             }
             join_all(sidecars.into_iter().map(|sidecar| sidecar.stop(async {}))).await;
+            hub.stop().await;
             Ok(())
         })
     }
 
     /// Writes a config for each sidecar.
-    fn configure(&self, folder: &Path) -> Result<Vec<PathBuf>, CliError> {
+    fn configure(&self, folder: &Path, hub: &DevHub) -> Result<Vec<PathBuf>, CliError> {
         (0..self.size)
             .map(|index| {
                 let name = name(index);
                 let config = folder.join(format!("{name}.toml"));
-                let text = sidecar_config(&name, wave(index, self.size));
+                let text =
+                    sidecar_config(&name, wave(index, self.size)) + &hub.sidecar_config(&name);
                 fs::write(&config, text)
                     .map_err(|error| CliError::failed(format!("{}: {error}", config.display())))?;
                 Ok(config)
@@ -132,7 +139,7 @@ mode = "0600"
 listen = "127.0.0.1:0"
 
 [log]
-level = "warn"
+level = "{LEVEL}"
 
 [backends]
 local_keks = true
@@ -146,7 +153,12 @@ keks = ["local:kek"]
 }
 
 /// Writes the fleet file, and returns its path.
-fn describe(folder: &Path, configs: &[Config], sidecars: &[Bound]) -> Result<PathBuf, CliError> {
+fn describe(
+    folder: &Path,
+    configs: &[Config],
+    sidecars: &[Bound],
+    hub: &DevHub,
+) -> Result<PathBuf, CliError> {
     let mut text = String::from(
         "# Written by `sidekey dev --fleet` at every start.\n\
          [[keyring]]\nname = \"demo\"\nlocation = \"file:keyrings/demo.json\"\n",
@@ -161,6 +173,7 @@ fn describe(folder: &Path, configs: &[Config], sidecars: &[Bound]) -> Result<Pat
             sidecar.ops()
         );
     }
+    text.push_str(&hub.fleet_config());
     let file = folder.join("fleet.toml");
     fs::write(&file, text)
         .map_err(|error| CliError::failed(format!("{}: {error}", file.display())))?;

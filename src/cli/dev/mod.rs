@@ -1,6 +1,8 @@
 //! `sidekey dev`: a sidecar or a fleet to try out.
 
 mod fleet;
+#[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
+mod hub;
 mod load;
 
 use std::{
