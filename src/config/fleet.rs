@@ -284,7 +284,7 @@ mod tests {
             name = "spiffe://example.org/ns/shop/*"
 
             [hub]
-            url = "https://hub.example.org:9470"
+            url = "https://hub.example.org:9465"
             token_file = "hub.token"
             ca_file = "hub-ca.crt"
             "#,

@@ -16,8 +16,10 @@ use super::{
 };
 use crate::{
     keyring::{Document, ManifestError},
+    ledger::Verdict,
     model::KeyringName,
     wire::{
+        hub::EvidenceRequest,
         proof::{Proof, ProofRequest},
         status::Status,
     },
@@ -98,6 +100,19 @@ impl FleetClient {
         let joined = OptionFuture::from(self.hub.as_ref().map(HubClient::statuses));
         let (dialled, joined) = Box::pin(join(dialled, joined)).await;
         with_joined(dialled, joined.unwrap_or_default())
+    }
+
+    /// Returns the status of every sidecar that is dialled.
+    pub async fn dialled_statuses(&self) -> Vec<(String, Result<Status, String>)> {
+        self.ask_every(async |sidecar| self.status(sidecar).await)
+            .await
+    }
+
+    /// Returns what the hub's ledger says about a version. `None` without a hub.
+    pub async fn evidence(&self, request: &EvidenceRequest) -> Option<Result<Verdict, String>> {
+        let hub = self.hub.as_ref()?;
+        let verdict = hub.evidence(request).await;
+        Some(verdict.map_err(|reason| format!("{}: {reason}", hub.name())))
     }
 
     async fn status(&self, sidecar: &Sidecar) -> Result<Status, String> {
@@ -224,15 +239,19 @@ impl FleetClient {
 }
 
 /// Adds the sidecars that have joined a hub to those that were dialled. One that was dialled as well
-/// counts once.
+/// counts once, as one that has joined.
 fn with_joined(
     mut dialled: Vec<(Member, Result<Status, String>)>,
     joined: Vec<(Member, Result<Status, String>)>,
 ) -> Vec<(Member, Result<Status, String>)> {
-    let instances: BTreeSet<String> = dialled
-        .iter()
-        .filter_map(|(_, status)| status.as_ref().ok()?.instance.clone())
-        .collect();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for (place, (_, status)) in dialled.iter().enumerate() {
+        let instance = status
+            .as_ref()
+            .ok()
+            .and_then(|status| status.instance.clone());
+        places.extend(instance.map(|instance| (instance, place)));
+    }
     let names: BTreeSet<String> = dialled
         .iter()
         .map(|(member, _)| member.name.clone())
@@ -242,7 +261,9 @@ fn with_joined(
             .as_ref()
             .ok()
             .and_then(|status| status.instance.as_ref());
-        if instance.is_some_and(|instance| instances.contains(instance)) {
+        let place = instance.and_then(|instance| places.get(instance));
+        if let Some((known, _)) = place.and_then(|place| dialled.get_mut(*place)) {
+            known.is_joined = true;
             continue;
         }
         if names.contains(&member.name) {
@@ -273,12 +294,20 @@ mod tests {
         (Member::named(name), Ok(status))
     }
 
+    fn joined(name: &str, instance: &str) -> (Member, Result<Status, String>) {
+        let (mut member, status) = answer(name, instance);
+        member.is_joined = true;
+        (member, status)
+    }
+
     #[test]
     fn a_sidecar_that_is_dialled_and_has_joined_counts_once() {
-        let joined = vec![answer("pod-a", "01"), answer("b", "03"), answer("c", "04")];
+        let joined = vec![joined("pod-a", "01"), joined("b", "03"), joined("c", "04")];
         let all = with_joined(vec![answer("a", "01"), answer("b", "02")], joined);
         let names: Vec<&str> = all.iter().map(|(member, _)| member.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "b (joined)", "c"]);
         assert_eq!(joined_name(names[2]), "b");
+        let is_joined: Vec<bool> = all.iter().map(|(member, _)| member.is_joined).collect();
+        assert_eq!(is_joined, [true, false, true, true]);
     }
 }

@@ -17,11 +17,12 @@ use super::{
 use crate::{
     config::FleetHub,
     files::{Allowed, read_private},
+    ledger::Verdict,
     model::{KeyringName, OpsUrl},
     wire::{
         hub::{
-            Barrier, BarrierRequest, HintRequest, Hinted, JoinedSidecar, JoinedSidecars,
-            NamedProof, ProofResult, Proofs, ProofsRequest,
+            Barrier, BarrierRequest, EvidenceRequest, HintRequest, Hinted, JoinedSidecar,
+            JoinedSidecars, NamedProof, ProofResult, Proofs, ProofsRequest,
         },
         proof::{Proof, ProofRequest},
         status::Status,
@@ -116,6 +117,11 @@ impl HubClient {
                 .collect(),
             Err(reason) => vec![(self.name(), Err(reason))],
         }
+    }
+
+    /// Returns what the ledger says about a version, after every sidecar was asked for a report.
+    pub(super) async fn evidence(&self, request: &EvidenceRequest) -> Result<Verdict, String> {
+        self.post("/v1/evidence", request).await
     }
 
     /// Asks the sidecars with these names for a proof.
@@ -253,6 +259,7 @@ fn members(
                 name: sidecar.name,
                 url: None,
                 workload: Some(sidecar.workload),
+                is_joined: true,
             };
             (member, status)
         })

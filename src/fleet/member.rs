@@ -9,6 +9,8 @@ pub struct Member {
     pub url: Option<String>,
     /// The workload that it serves, if that is known.
     pub workload: Option<String>,
+    /// Whether it has joined a hub, whose ledger counts its uses.
+    pub is_joined: bool,
 }
 
 impl Member {
@@ -18,6 +20,7 @@ impl Member {
             name: name.into(),
             url: None,
             workload: None,
+            is_joined: false,
         }
     }
 }
@@ -34,6 +37,7 @@ impl From<Found> for Member {
                 name,
                 url: Some(url.to_string()),
                 workload,
+                is_joined: false,
             },
             Err((name, _)) => Self::named(name),
         }

@@ -75,15 +75,15 @@ impl Fleet {
         }
     }
 
-    /// Returns a fleet of a few of these sidecars.
+    /// Returns a fleet of a few of the sidecars that are dialled.
     #[must_use]
     pub fn sample(&self, count: usize) -> Self {
         let mut sample = self.clone();
         sample.sidecars.truncate(count);
         if !sample.sidecars.is_empty() {
             sample.discover.clear();
-            sample.hub = None;
         }
+        sample.hub = None;
         sample
     }
 

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     barriers::Barriers,
     caller::Identity,
+    evidence::Evidence,
     hints::Hints,
     metrics::ReportMetrics,
     registry::{Outcome, Registry},
@@ -46,6 +47,7 @@ struct Waiting {
 /// Writes reports.
 pub(super) struct Writer {
     pub(super) registry: Arc<Registry>,
+    pub(super) evidence: Arc<Evidence>,
     pub(super) streams: Arc<Streams>,
     pub(super) hints: Arc<Hints>,
     pub(super) barriers: Arc<Barriers>,
@@ -109,6 +111,10 @@ impl Writer {
         self.metrics.wrote(start);
         for ((received, (identity, answer)), outcome) in reports.iter().zip(senders).zip(outcomes) {
             self.metrics.stored(outcome);
+            // One that is late, repeated or contradictory may show that something was missed.
+            if outcome.is_by_its_key() {
+                self.evidence.take(&received.report, received.at);
+            }
             let result = match outcome {
                 Outcome::Taken => {
                     self.streams.reported(&received.report, &identity);

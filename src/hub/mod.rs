@@ -5,6 +5,7 @@
 
 mod barriers;
 mod caller;
+mod evidence;
 mod hints;
 mod intake;
 mod listener;
@@ -35,9 +36,11 @@ use tracing::{info, warn};
 
 use self::{
     caller::Callers,
+    evidence::Evidence,
     intake::{Intake, Writer},
     listener::HubListener,
     metrics::{ReportMetrics, StreamMetrics},
+    registry::Registry as Instances,
     routes::Routes,
     seats::Seats,
     server::Server,
@@ -109,9 +112,13 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
     let address = listener.local_addr().map_err(failed)?;
     let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
     let streams = streams::Streams::new(limits.connections, StreamMetrics::new(&registry));
-    let (instances, hints, barriers) = (Arc::default(), Arc::default(), Arc::default());
+    let now = clock.now();
+    let instances = Arc::new(Instances::new(settings.limits.instances, now));
+    let (hints, barriers) = (Arc::default(), Arc::default());
+    let evidence = Evidence::new(settings, now);
     let (intake, writing) = Intake::start(Writer {
         registry: Arc::clone(&instances),
+        evidence: Arc::clone(&evidence),
         streams: Arc::clone(&streams),
         hints: Arc::clone(&hints),
         barriers: Arc::clone(&barriers),
@@ -121,7 +128,8 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         routes: Routes::new(),
         callers: Arc::clone(&callers),
         accounts,
-        instances,
+        instances: Arc::clone(&instances),
+        evidence: Arc::clone(&evidence),
         streams,
         intake,
         hints,
@@ -129,7 +137,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         barriers,
         rollouts: rollouts::Rollouts::default(),
         registry: Arc::clone(&registry),
-        clock,
+        clock: clock.clone(),
         limits: settings.limits.clone(),
         bodies: BodyLimits::new(&timeouts),
         seats: Seats::new(settings.limits.instances),
@@ -149,6 +157,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         tokio::spawn(Arc::clone(tls).follow_files(ending.clone()));
     }
     tokio::spawn(keep_metrics_up(registry, ending.clone()));
+    tokio::spawn(evidence.keep(instances, clock, ending.clone()));
     let listening = HubListener {
         listener,
         tls: tls.clone(),
@@ -160,8 +169,8 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         acceptor.finished().await;
     });
     warn!(
-        "reports are kept in memory until this hub stops: `database`, `lost_after` and `workload` \
-         are not used by this build"
+        "reports are kept in memory: this build doesn't use `database`, and a restart counts as a \
+         use of every version when `lost_after` has passed"
     );
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     Ok(Hub {

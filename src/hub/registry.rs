@@ -8,7 +8,12 @@ use std::{
 use jiff::Timestamp;
 
 use super::report::Received;
-use crate::{http::problem::Problem, wire::Code, wire::status::Status};
+use crate::{
+    http::problem::Problem,
+    ledger::KEEP_CLOSED,
+    model::Span,
+    wire::{Code, status::Status},
+};
 
 /// Names an instance: 16 random bytes that its process drew.
 pub(super) type InstanceId = [u8; 16];
@@ -23,6 +28,13 @@ pub(super) enum Outcome {
     Refused(Refusal),
 }
 
+impl Outcome {
+    /// Whether the report is by the key of its instance, whatever became of it.
+    pub(super) fn is_by_its_key(self) -> bool {
+        !matches!(self, Self::Refused(Refusal::OtherKey | Refusal::TooMany))
+    }
+}
+
 /// Why a report with a valid signature changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -32,6 +44,8 @@ pub(super) enum Refusal {
     Conflict,
     /// The instance's last report said that it ends.
     Ended,
+    /// There is no room for another instance.
+    TooMany,
 }
 
 impl From<Refusal> for Problem {
@@ -50,8 +64,16 @@ impl From<Refusal> for Problem {
                 Code::ReportConflict,
                 "this instance has sent its final report; a new process draws a new instance",
             ),
+            Refusal::TooMany => (
+                Code::Overloaded,
+                "too many instances have come and gone; raise `limits.instances` of the hub",
+            ),
         };
-        Self::new(code, detail)
+        let problem = Self::new(code, detail);
+        match refusal {
+            Refusal::TooMany => problem.retry_after(60),
+            _ => problem,
+        }
     }
 }
 
@@ -68,15 +90,18 @@ pub(super) struct Instance {
     pub(super) status: Status,
 }
 
+/// How many instances are remembered, as a multiple of those that report: those that have ended,
+/// or were silent for an hour, are remembered longer than they count.
+const REMEMBERED: usize = 4;
+
 /// The instances that have reported.
-#[derive(Default)]
 pub(super) struct Registry {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     entries: BTreeMap<InstanceId, Entry>,
+    most: usize,
     barrier: u64,
 }
 
@@ -88,7 +113,40 @@ struct Entry {
     instance: Instance,
 }
 
+impl Entry {
+    /// Whether it can't report any more, or hasn't for `lost_after`.
+    fn is_over(&self, lost_after: Span, now: Timestamp) -> bool {
+        let kept = if self.has_ended {
+            KEEP_CLOSED
+        } else {
+            lost_after
+        };
+        let end = self.instance.received_at.checked_add(kept.0);
+        end.is_ok_and(|end| end <= now)
+    }
+}
+
 impl Registry {
+    /// Creates a registry for `instances` that report. Numbers of barriers begin with the time, so
+    /// that an answer to a former process of the hub answers none of them.
+    pub(super) fn new(instances: usize, now: Timestamp) -> Self {
+        Self {
+            state: Mutex::new(State {
+                entries: BTreeMap::new(),
+                most: instances.saturating_mul(REMEMBERED),
+                barrier: u64::try_from(now.as_millisecond()).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Forgets instances that have ended a while ago, or were silent for `lost_after`.
+    pub(super) fn forget(&self, lost_after: Span, now: Timestamp) {
+        let mut state = self.lock();
+        state
+            .entries
+            .retain(|_, entry| !entry.is_over(lost_after, now));
+    }
+
     /// Returns the name and workload of an instance that has reported.
     pub(super) fn find(&self, id: &InstanceId) -> Option<(String, String)> {
         let state = self.lock();
@@ -157,6 +215,8 @@ impl State {
                 return Outcome::Refused(Refusal::Ended);
             }
             answered = answered.max(instance.answered);
+        } else if self.entries.len() >= self.most {
+            return Outcome::Refused(Refusal::TooMany);
         }
         let instance = Instance {
             id: report.instance,
@@ -164,7 +224,12 @@ impl State {
             workload: report.workload.clone(),
             received_at: received.at,
             answered,
-            status: report.status.clone(),
+            status: if report.is_final {
+                // No one asks for it any more.
+                without_details(&report.status)
+            } else {
+                report.status.clone()
+            },
         };
         let entry = Entry {
             key: report.key,
@@ -175,5 +240,19 @@ impl State {
         };
         self.entries.insert(report.instance, entry);
         Outcome::Taken
+    }
+}
+
+fn without_details(status: &Status) -> Status {
+    Status {
+        keks: Vec::new(),
+        keyrings: Vec::new(),
+        secrets: Vec::new(),
+        renders: Vec::new(),
+        tls: Vec::new(),
+        pending: Vec::new(),
+        config: None,
+        audit: None,
+        ..status.clone()
     }
 }

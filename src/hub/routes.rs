@@ -22,6 +22,7 @@ pub(super) enum Route {
     Hint,
     Proofs,
     Barrier,
+    Evidence,
     SubmitOrder,
     WaitingOrders,
     OrderStatus,
@@ -109,7 +110,7 @@ impl Entry {
 }
 
 /// Every route.
-pub(super) static ROUTES: [Entry; 17] = [
+pub(super) static ROUTES: [Entry; 18] = [
     Entry::get("/healthz", Route::Health, Access::Open),
     Entry::get("/v1/openapi.json", Route::OpenApi, Access::Open),
     Entry::get("/v1/stream", Route::Stream, Access::Report),
@@ -121,6 +122,7 @@ pub(super) static ROUTES: [Entry; 17] = [
     Entry::post("/v1/hints", Route::Hint, Access::Act),
     Entry::post("/v1/proofs", Route::Proofs, Access::Act),
     Entry::post("/v1/barriers", Route::Barrier, Access::Act),
+    Entry::post("/v1/evidence", Route::Evidence, Access::Act),
     Entry::post("/v1/orders", Route::SubmitOrder, Access::Act),
     Entry::get("/v1/orders/waiting", Route::WaitingOrders, Access::Sign),
     Entry::get("/v1/orders/{id}", Route::OrderStatus, Access::Read),

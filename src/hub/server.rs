@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::{
     barriers::{Barriers, MAX_WAIT},
     caller::{Access, Caller, Callers, Identity},
+    evidence::{self, Evidence},
     hints::Hints,
     intake::Intake,
     listener::HubPeer,
@@ -44,8 +45,8 @@ use crate::{
     wire::{
         Code, EVENTS, JSON,
         hub::{
-            BarrierRequest, HintRequest, Hinted, PROTOCOL, ProofAnswer, ProofsRequest, StreamEvent,
-            Welcome,
+            BarrierRequest, EvidenceRequest, HintRequest, Hinted, PROTOCOL, ProofAnswer,
+            ProofsRequest, StreamEvent, Welcome,
         },
     },
 };
@@ -67,6 +68,7 @@ pub(super) struct Server {
     pub(super) callers: Arc<Callers>,
     pub(super) accounts: Arc<Accounts>,
     pub(super) instances: Arc<Instances>,
+    pub(super) evidence: Arc<Evidence>,
     pub(super) streams: Arc<Streams>,
     pub(super) intake: Intake,
     pub(super) hints: Arc<Hints>,
@@ -320,6 +322,22 @@ impl Server {
                 let proofs = self.proofs.ask(&self.streams, request).await?;
                 metrics::count_events(&self.registry, "prove", asked);
                 json(&proofs, account)
+            }
+            Route::Evidence => {
+                let body = self.read(account, asked.body, size).await?;
+                let request: EvidenceRequest = parse(&body, "a request for evidence")?;
+                let barrier = self
+                    .barriers
+                    .set(
+                        &self.instances,
+                        &self.streams,
+                        &self.clock,
+                        evidence::PATIENCE,
+                    )
+                    .await;
+                metrics::barrier_set(&self.registry, barrier.at);
+                let verdict = self.evidence.judge(&request, &barrier, self.clock.now())?;
+                json(&verdict, account)
             }
             _ => {
                 let body = self.read(account, asked.body, size).await?;

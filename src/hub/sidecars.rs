@@ -131,6 +131,7 @@ pub(super) async fn inventory(mut joined: Joined) -> Inventory {
                 name: sidecar.name,
                 url: None,
                 workload: Some(sidecar.workload),
+                is_joined: true,
             };
             (member, Ok(status))
         }));

@@ -86,10 +86,38 @@ pub fn activate(
 /// The evidence that a version is unused.
 #[derive(Debug, Clone)]
 pub enum Evidence {
-    /// The reports of every sidecar in the fleet.
-    Fleet(Vec<SidecarReport>),
+    /// What the fleet says.
+    Fleet(FleetEvidence),
     /// None: the operator decides, and states this reason.
     Override(String),
+}
+
+/// What a fleet says about one version.
+#[derive(Debug, Clone, Default)]
+pub struct FleetEvidence {
+    /// The reports of every sidecar that was asked.
+    pub reports: Vec<SidecarReport>,
+    /// What a hub's ledger says of those that joined it; None without a hub.
+    pub ledger: Option<LedgerEvidence>,
+}
+
+/// What the usage ledger of a hub says about one version.
+#[derive(Debug, Clone)]
+pub struct LedgerEvidence {
+    /// The generation that every sidecar was required to have reached.
+    pub generation: u64,
+    /// What is missing, one line each; empty if the version is out of use. The ledger takes the
+    /// class into account.
+    pub missing: Vec<String>,
+}
+
+impl From<Vec<SidecarReport>> for FleetEvidence {
+    fn from(reports: Vec<SidecarReport>) -> Self {
+        Self {
+            reports,
+            ledger: None,
+        }
+    }
 }
 
 /// One sidecar's report on one version.
@@ -116,7 +144,8 @@ pub struct VersionUse {
 ///
 /// # Errors
 /// [`Refusal`] if the version is a primary, or without evidence (I5). For a class other than
-/// [`Class::Live`](super::Class::Live) the reports of sidecars are none.
+/// [`Class::Live`](super::Class::Live) the reports of sidecars are none, but a ledger knows of
+/// statements that are.
 pub fn disable(
     current: &Document,
     version: u32,
@@ -135,10 +164,12 @@ pub fn disable(
     {
         return Err(Refusal::IsPrimary(version));
     }
-    if let Evidence::Fleet(reports) = evidence {
+    if let Evidence::Fleet(evidence) = evidence {
         let policy = &current.manifest().policy;
         let class = policy.class_of(target);
-        if let Some(demanded) = class.demands() {
+        if let Some(demanded) = class.demands()
+            && evidence.ledger.is_none()
+        {
             return Err(Refusal::UseIsNoEvidence {
                 version,
                 class,
@@ -146,7 +177,7 @@ pub fn disable(
             });
         }
         let quiet = policy.quiet_period_of(target);
-        let missing = missing_evidence(reports, current.manifest().generation, quiet, now);
+        let missing = missing_evidence(evidence, current.manifest().generation, quiet, now);
         if !missing.is_empty() {
             return Err(Refusal::EvidenceMissing { version, missing });
         }
@@ -157,12 +188,13 @@ pub fn disable(
 }
 
 fn missing_evidence(
-    reports: &[SidecarReport],
+    evidence: &FleetEvidence,
     generation: u64,
     quiet: Span,
     now: Timestamp,
 ) -> Vec<String> {
-    if reports.is_empty() {
+    let FleetEvidence { reports, ledger } = evidence;
+    if reports.is_empty() && ledger.is_none() {
         return vec![
             "no sidecar was asked: name every live one with --sidecar URL, or decide without \
              evidence with --override REASON"
@@ -189,16 +221,23 @@ fn missing_evidence(
             None
         }
     };
-    reports
-        .iter()
-        .filter_map(|report| {
-            let objection = match &report.usage {
-                Ok(usage) => objection(usage)?,
-                Err(reason) => format!("did not answer ({reason})"),
-            };
-            Some(format!("{} {objection}", report.sidecar))
-        })
-        .collect()
+    let in_reports = reports.iter().filter_map(|report| {
+        let objection = match &report.usage {
+            Ok(usage) => objection(usage)?,
+            Err(reason) => format!("did not answer ({reason})"),
+        };
+        Some(format!("{} {objection}", report.sidecar))
+    });
+    let in_ledger = ledger.iter().flat_map(|ledger| {
+        let is_outdated = ledger.generation != generation;
+        let outdated = format!(
+            "the hub's ledger was asked about generation {}, and it is {generation} now",
+            ledger.generation
+        );
+        let outdated = is_outdated.then_some(outdated);
+        ledger.missing.iter().cloned().chain(outdated)
+    });
+    in_reports.chain(in_ledger).collect()
 }
 
 /// Lets a disabled version decrypt again.

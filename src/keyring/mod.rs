@@ -36,8 +36,8 @@ pub use destruction::{
 };
 pub use document::{Document, ManifestError, is_of_another_format};
 pub use lifecycle::{
-    Evidence, NewVersion, SidecarReport, VersionUse, activate, compromise, disable, enable, init,
-    repair_times, rewrap, rotate, touch,
+    Evidence, FleetEvidence, LedgerEvidence, NewVersion, SidecarReport, VersionUse, activate,
+    compromise, disable, enable, init, repair_times, rewrap, rotate, touch,
 };
 pub use limits::{NearLimit, near_limits};
 pub use manifest::{

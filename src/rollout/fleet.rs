@@ -18,6 +18,8 @@ pub struct FleetView {
 pub struct SidecarView {
     /// A random id of the process. Counters start again when it changes.
     pub instance: String,
+    /// Whether it has joined a hub, whose ledger counts its uses.
+    pub is_joined: bool,
     /// The wave that the keyring is served for.
     pub wave: Wave,
     /// Whether the sidecar is ready.

@@ -227,6 +227,11 @@ impl State {
         matches!(self.phase, Phase::Halted(_))
     }
 
+    /// Returns whether the rollout waits until the replaced version is out of use.
+    pub fn observes_disuse(&self) -> bool {
+        self.phase == Phase::Running && matches!(self.present(), Step::Observe { .. })
+    }
+
     /// Returns the number of the present step, from 1.
     pub fn number(&self) -> u32 {
         u32::try_from(self.step + 1).unwrap_or(u32::MAX)

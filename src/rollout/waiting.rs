@@ -77,7 +77,8 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
         Ok(manifest) => manifest,
         Err(reason) => return vec![format!("the location can't be read: {reason}")],
     };
-    if observation.fleet.sidecars.is_empty() {
+    let ledger = observation.ledger.as_ref();
+    if observation.fleet.sidecars.is_empty() && ledger.is_none() {
         return vec!["there is no sidecar, so there is no evidence".into()];
     }
     let replaced = state.plan.replaced.version;
@@ -85,7 +86,8 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
         return vec![format!("version {replaced} is not listed")];
     };
     let class = manifest.policy.class_of(version);
-    if class != Class::Live {
+    // A ledger takes the class into account.
+    if class != Class::Live && ledger.is_none() {
         return vec![format!(
             "the class of version {replaced} is {class}, so that it isn't used is no evidence"
         )];
@@ -95,6 +97,10 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
     let objection = |sidecar: &SidecarView| {
         if let Some(reason) = lags(state, sidecar) {
             return Some(reason);
+        }
+        if sidecar.is_joined {
+            let asked = ledger.is_some();
+            return (!asked).then(|| "has joined a hub, whose ledger was not asked".into());
         }
         let last_used = sidecar
             .versions
@@ -125,7 +131,8 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
         (is_gone && *last > quiet_since)
             .then(|| format!("{name} was last seen at {last}, within the quiet period of {quiet}"))
     });
-    present.chain(gone).collect()
+    let in_ledger = ledger.into_iter().flatten().cloned();
+    present.chain(gone).chain(in_ledger).collect()
 }
 
 /// Returns when the replaced version may be destroyed at the earliest, by what the manifest says.

@@ -24,7 +24,7 @@ pub use self::{
     kept::{KeptError, KeptState},
 };
 use crate::{
-    admin::{Admin, AdminError},
+    admin::{Admin, AdminError, ask_ledger},
     clock::Clock,
     crypto::RolloutId,
     model::SignerKey,
@@ -406,13 +406,23 @@ impl Runner {
     /// Asks the sidecars, then reads the manifest: a sidecar that is ahead of it shows that the
     /// location went back.
     async fn observe(&self, state: &State) -> Observation {
-        let fleet = fleet_view(self.signer.fleet(), &state.plan.keyring).await;
+        let client = self.signer.fleet();
+        let fleet = fleet_view(client, &state.plan.keyring).await;
         let manifest = self.signer.admin().read_checked().await;
+        let manifest = manifest
+            .map(|document| document.manifest().clone())
+            .map_err(|error| error.to_string());
+        let ledger = match &manifest {
+            Ok(manifest) if state.observes_disuse() => {
+                let replaced = state.plan.replaced.version;
+                ask_ledger(client, manifest, replaced, self.clock.now()).await
+            }
+            _ => None,
+        };
         Observation {
             fleet,
-            manifest: manifest
-                .map(|document| document.manifest().clone())
-                .map_err(|error| error.to_string()),
+            manifest,
+            ledger: ledger.map(|ledger| ledger.missing),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    fleet::FleetClient,
+    fleet::{FleetClient, Member},
     model::KeyringName,
     rollout::{Counters, FleetView, SidecarView, VersionView},
     wire::status::{KeyringStatus, KeyringUses, Status},
@@ -11,17 +11,21 @@ use crate::{
 
 /// Asks every sidecar for its status.
 pub(super) async fn fleet_view(fleet: &FleetClient, keyring: &KeyringName) -> FleetView {
-    let statuses = fleet.statuses().await;
-    let sidecars = statuses.into_iter().map(|(name, status)| {
-        let view = status.and_then(|status| sidecar_view(status, keyring));
-        (name, view)
+    let statuses = fleet.members_and_statuses().await;
+    let sidecars = statuses.into_iter().map(|(member, status)| {
+        let view = status.and_then(|status| sidecar_view(&member, status, keyring));
+        (member.name, view)
     });
     FleetView {
         sidecars: sidecars.collect(),
     }
 }
 
-fn sidecar_view(status: Status, keyring: &KeyringName) -> Result<SidecarView, String> {
+fn sidecar_view(
+    member: &Member,
+    status: Status,
+    keyring: &KeyringName,
+) -> Result<SidecarView, String> {
     let failing_keks = status
         .keks
         .iter()
@@ -68,6 +72,7 @@ fn sidecar_view(status: Status, keyring: &KeyringName) -> Result<SidecarView, St
         .collect();
     Ok(SidecarView {
         instance: instance.unwrap_or_default(),
+        is_joined: member.is_joined,
         wave,
         ready,
         now,

@@ -289,6 +289,8 @@ pub struct Barrier {
 /// The hub sets a barrier first, and returns the ledger's verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvidenceRequest {
+    /// The keyring's name, under which workloads are declared.
+    pub name: KeyringName,
     /// The keyring's id; 32 hexadecimal digits.
     #[serde(with = "in_hex")]
     pub id: [u8; 16],

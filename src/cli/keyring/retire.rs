@@ -1,7 +1,7 @@
 use clap::Args;
 
 use crate::{
-    admin::{AdminError, ask_sidecars},
+    admin::{AdminError, ask_fleet},
     cli::{
         output::{CliError, Format},
         record::Completed,
@@ -68,11 +68,10 @@ impl Disable {
             Some(reason) => Evidence::Override(reason),
             None => {
                 let current = admin.read().await?;
-                let manifest = current.manifest();
                 // If the keyring changes after this, the reports name an older generation and
                 // `disable` refuses them.
-                let reports = ask_sidecars(&fleet, &manifest.name, manifest.id, version).await;
-                let evidence = Evidence::Fleet(reports.map_err(CliError::failed)?);
+                let evidence = ask_fleet(&fleet, current.manifest(), version, admin.now()).await;
+                let evidence = Evidence::Fleet(evidence.map_err(CliError::failed)?);
                 // Before the sidecars are asked for more: a refusal names what each one lacks.
                 keyring::disable(&current, version, &evidence, admin.now())
                     .map_err(AdminError::from)?;

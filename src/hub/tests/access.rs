@@ -63,7 +63,7 @@ async fn unknown_paths_and_methods_are_problems() {
 #[tokio::test]
 async fn malformed_requests_of_operators_are_problems() {
     let world = World::new().await;
-    for path in ["/v1/hints", "/v1/proofs", "/v1/barriers"] {
+    for path in ["/v1/hints", "/v1/proofs", "/v1/barriers", "/v1/evidence"] {
         for body in [json!(null), json!([]), json!({})] {
             let answer = world.post(OPERATOR, path, &body).await;
             assert_eq!(code(answer), "invalid_request", "{path} {body}");

@@ -182,6 +182,9 @@ fn settings(folder: &Path, more: &str) -> HubSettings {
     config::parse_hub(&folder.join("hub.toml"), &text).expect("valid")
 }
 
+/// The number of the first barrier: one after the milliseconds of the clock's time.
+const FIRST_BARRIER: u64 = 1_796_040_000_001;
+
 /// A sidecar as a hub sees it.
 struct TestSidecar {
     token: &'static str,

@@ -99,19 +99,19 @@ async fn a_barrier_is_answered_by_reports_and_names_those_who_did_not() {
             let (name, data) = events.next().await.expect("an event");
             assert_eq!(
                 (name.as_str(), &data),
-                ("report-now", &json!({"barrier": 1}))
+                ("report-now", &json!({"barrier": FIRST_BARRIER}))
             );
-            sidecar.answers = 1;
+            sidecar.answers = FIRST_BARRIER;
             assert_eq!(world.report(sidecar, 2).await, "ok");
         }
     };
     let ((_, barrier), ()) = tokio::join!(barrier, reporting);
-    assert_eq!(
-        barrier,
-        json!({ "barrier": 1, "at": "2026-11-30T12:00:00Z", "unanswered": ["orders-3"] })
-    );
+    let expected = json!({
+        "barrier": FIRST_BARRIER, "at": "2026-11-30T12:00:00Z", "unanswered": ["orders-3"],
+    });
+    assert_eq!(barrier, expected);
     let mut late = world.join(&absent).await;
-    let expected = Some(("report-now".into(), json!({"barrier": 1})));
+    let expected = Some(("report-now".into(), json!({"barrier": FIRST_BARRIER})));
     assert_eq!(
         late.next().await,
         expected,
@@ -136,4 +136,44 @@ async fn streams_are_shared_by_identity() {
     };
     world.join(&other).await;
     drop(streams);
+}
+
+#[tokio::test]
+async fn evidence_ends_at_a_barrier_and_names_what_is_missing() {
+    let world = World::with("[[workload]]\nname = \"orders\"\nkeyrings = [\"demo\"]").await;
+    let mut sidecar = TestSidecar::orders(1);
+    assert_eq!(world.report(&sidecar, 1).await, "ok");
+    let mut events = world.join(&sidecar).await;
+    let body = json!({
+        "name": "demo", "id": KEYRING_ID, "version": 1, "class": "live", "quiet_period": "1d",
+        "superseded_at": "2026-11-30T12:00:00Z", "generation": 2,
+    });
+    let asked = world.post(OPERATOR, "/v1/evidence", &body);
+    let reporting = async {
+        let event = events.next().await.expect("an event");
+        assert_eq!(event.0, "report-now");
+        sidecar.answers = FIRST_BARRIER;
+        assert_eq!(world.report(&sidecar, 2).await, "ok");
+    };
+    let ((status, verdict), ()) = tokio::join!(asked, reporting);
+    assert_eq!(status, StatusCode::OK, "{verdict}");
+    assert_eq!(verdict["barrier"]["number"], FIRST_BARRIER);
+    let workload = &verdict["workloads"][0];
+    assert_eq!(
+        (&workload["workload"], &workload["running"]),
+        (&json!("orders"), &json!(1))
+    );
+    let codes: Vec<&str> = workload["reasons"]
+        .as_array()
+        .expect("reasons")
+        .iter()
+        .map(|reason| reason["code"].as_str().expect("a code"))
+        .collect();
+    // The hub has just started, the version was used, and the sidecar lags.
+    assert_eq!(codes, ["used", "unwatched", "behind"]);
+
+    let mut other = body.clone();
+    other["class"] = json!("dead");
+    let (_, problem) = world.post(OPERATOR, "/v1/evidence", &other).await;
+    assert_eq!(problem["code"], "invalid_request", "{problem}");
 }

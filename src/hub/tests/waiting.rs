@@ -12,6 +12,7 @@ use crate::{
     hub::{
         barriers::Barriers,
         caller::{Caller, Callers, Identity},
+        evidence::Evidence,
         hints::Hints,
         intake::{Intake, Writer},
         metrics::{ReportMetrics, StreamMetrics},
@@ -216,7 +217,10 @@ async fn a_proof_ends_with_its_stream() {
 #[tokio::test(start_paused = true)]
 async fn a_barrier_waits_for_connected_sidecars_and_no_longer_than_asked() {
     let room = Room::new();
-    let (instances, barriers) = (Arc::new(Instances::default()), Barriers::default());
+    let (instances, barriers) = (
+        Arc::new(Instances::new(16, Timestamp::UNIX_EPOCH)),
+        Barriers::default(),
+    );
     let (clock, _) = Clock::manual(Timestamp::UNIX_EPOCH);
     let set = async |seconds| {
         let wait = Duration::from_secs(seconds);
@@ -246,8 +250,11 @@ async fn a_barrier_waits_for_connected_sidecars_and_no_longer_than_asked() {
 #[tokio::test(start_paused = true)]
 async fn reports_wait_for_others_unless_someone_waits_for_them() {
     let room = Room::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = settings(folder.path(), "");
     let (intake, writing) = Intake::start(Writer {
-        registry: Arc::default(),
+        registry: Arc::new(Instances::new(16, Timestamp::UNIX_EPOCH)),
+        evidence: Evidence::new(&settings, Timestamp::UNIX_EPOCH),
         streams: Arc::clone(&room.streams),
         hints: Arc::new(Hints::default()),
         barriers: Arc::default(),

@@ -35,7 +35,7 @@ fn a_version_is_quiet_once_its_quiet_period_is_over_to_the_millisecond() {
         disable(
             &world.document,
             1,
-            &Evidence::Fleet(vec![report]),
+            &Evidence::Fleet(vec![report].into()),
             world.now,
         )
         .is_ok()

@@ -275,10 +275,11 @@ impl World {
                 let evidence = if *with_evidence {
                     Evidence::Override("test".into())
                 } else {
-                    Evidence::Fleet(vec![SidecarReport {
+                    let silent = SidecarReport {
                         sidecar: "a".into(),
                         usage: Err("down".into()),
-                    }])
+                    };
+                    Evidence::Fleet(vec![silent].into())
                 };
                 let change = disable(&current, *version, &evidence, self.now);
                 assert!(

@@ -269,7 +269,7 @@ fn only_live_versions_are_disabled_because_they_are_unused() {
         disable(
             &world.document,
             1,
-            &Evidence::Fleet(vec![report]),
+            &Evidence::Fleet(vec![report].into()),
             world.now,
         )
     };

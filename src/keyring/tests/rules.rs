@@ -135,8 +135,9 @@ fn disabling_requires_that_every_sidecar_answered_and_was_quiet() {
             last_used: last_used.map(second),
         }),
     };
-    let verdict =
-        |reports: Vec<SidecarReport>| disable(current, 1, &Evidence::Fleet(reports), world.now);
+    let verdict = |reports: Vec<SidecarReport>| {
+        disable(current, 1, &Evidence::Fleet(reports.into()), world.now)
+    };
     assert!(verdict(vec![report(3, 90, Some(21))]).is_ok());
     assert!(verdict(vec![report(3, 90, None)]).is_ok());
     let silent = SidecarReport {

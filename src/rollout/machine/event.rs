@@ -79,6 +79,9 @@ pub struct Observation {
     pub fleet: FleetView,
     /// The manifest, read after the sidecars were asked, or why it can't be read.
     pub manifest: Result<Manifest, String>,
+    /// What the ledger of a hub lacks to show that the replaced version is out of use, while that
+    /// is what the rollout waits for. None without a hub.
+    pub ledger: Option<Vec<String>>,
 }
 
 /// What a person can ask for.

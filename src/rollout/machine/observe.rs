@@ -183,7 +183,9 @@ impl State {
         within: Option<Span>,
         now: Timestamp,
     ) -> Vec<Action> {
-        for (name, _) in observation.fleet.answering() {
+        // The ledger remembers those that have joined a hub.
+        let dialled = observation.fleet.answering();
+        for (name, _) in dialled.filter(|(_, sidecar)| !sidecar.is_joined) {
             self.seen.insert(name.clone(), now);
         }
         let missing = waiting::for_disuse(self, observation, now);

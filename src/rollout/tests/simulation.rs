@@ -5,8 +5,8 @@ use jiff::{Timestamp, ToSpan};
 use crate::{
     crypto::{Dek, KeyringId, RolloutId, SigningKey},
     keyring::{
-        self, Base64, Document, Evidence, Manifest, NewVersion, Policy, Refusal, Sighting,
-        State as VersionState, VersionUse, WaveSelector, Wrap,
+        self, Base64, Document, Evidence, FleetEvidence, LedgerEvidence, Manifest, NewVersion,
+        Policy, Refusal, Sighting, State as VersionState, VersionUse, WaveSelector, Wrap,
     },
     model::{Span, Wave},
     rollout::*,
@@ -27,6 +27,8 @@ pub(super) struct World {
     /// What each change was, in order.
     pub(super) writes: Vec<String>,
     pub(super) has_backup: bool,
+    /// From when on the ledger of a hub says that version 1 is out of use.
+    pub(super) quiet_from: Option<Timestamp>,
 }
 
 pub(super) struct Sidecar {
@@ -34,6 +36,8 @@ pub(super) struct Sidecar {
     pub(super) instance: u32,
     /// What it runs.
     pub(super) document: Document,
+    /// Whether it has joined a hub.
+    pub(super) is_joined: bool,
     /// Whether it answers.
     pub(super) is_up: bool,
     /// Whether it refreshes.
@@ -99,6 +103,7 @@ impl World {
                 wave: wave(in_wave),
                 instance: 0,
                 document: document.clone(),
+                is_joined: false,
                 is_up: true,
                 refreshes: true,
                 proves: true,
@@ -117,6 +122,7 @@ impl World {
             keys,
             sidecars: sidecars.into(),
             failed_decrypts: 0,
+            quiet_from: None,
             has_store: true,
             has_keks: true,
             writes: Vec::new(),
@@ -269,7 +275,13 @@ impl World {
         }
     }
 
-    fn observe(&self) -> Observation {
+    fn ledger(&self) -> Option<Vec<String>> {
+        let from = self.quiet_from?;
+        let used = (self.now < from).then(|| "workload shop: version 1 was used".into());
+        Some(used.into_iter().collect())
+    }
+
+    pub(super) fn observe(&self) -> Observation {
         Observation {
             fleet: self.view(),
             manifest: if self.has_store {
@@ -277,6 +289,7 @@ impl World {
             } else {
                 Err("the location is down".into())
             },
+            ledger: self.ledger(),
         }
     }
 
@@ -440,7 +453,13 @@ impl World {
                 keyring::activate(current, *version, wave.clone(), None, now)?
             }
             Write::Disable { version, .. } => {
-                let evidence = Evidence::Fleet(self.reports(*version));
+                let evidence = Evidence::Fleet(FleetEvidence {
+                    reports: self.reports(*version),
+                    ledger: self.ledger().map(|missing| LedgerEvidence {
+                        generation: current.manifest().generation,
+                        missing,
+                    }),
+                });
                 keyring::disable(current, *version, &evidence, now)?
             }
             Write::Destroy { version, .. } => {
@@ -461,6 +480,7 @@ impl World {
     fn reports(&self, version: u32) -> Vec<keyring::SidecarReport> {
         let sidecars = self.sidecars.iter();
         sidecars
+            .filter(|(_, sidecar)| !sidecar.is_joined)
             .map(|(name, sidecar)| keyring::SidecarReport {
                 sidecar: name.clone(),
                 usage: if sidecar.is_up {
@@ -522,6 +542,7 @@ impl Sidecar {
         });
         SidecarView {
             instance: self.instance.to_string(),
+            is_joined: self.is_joined,
             wave: self.wave.clone(),
             ready: true,
             now: Some(now),

@@ -1,5 +1,7 @@
 //! Rollouts in which nothing goes wrong.
 
+use jiff::ToSpan;
+
 use super::simulation::*;
 use crate::{
     keyring::{self, Policy, State as VersionState},
@@ -86,6 +88,52 @@ fn the_wait_ends_when_the_signer_may_destroy() {
     assert_eq!(old.state, VersionState::Destroyed);
     assert!(world.now >= began + lease.0);
     assert_eq!(tries, 1, "the signer never said that it was too early");
+}
+
+#[test]
+fn a_ledger_speaks_for_sidecars_that_are_replaced_more_often_than_the_quiet_period() {
+    let mut world = World::new();
+    let began = world.now;
+    for sidecar in world.sidecars.values_mut() {
+        sidecar.is_joined = true;
+    }
+    let quiet_from = began + 300.seconds();
+    world.quiet_from = Some(quiet_from);
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let observing = world.run_until(state, actions, |state, _| state.observes_disuse());
+    // Counting begins again, as after every deployment.
+    let now = world.now;
+    for sidecar in world.sidecars.values_mut() {
+        sidecar.restart(now);
+    }
+    let end = world.run(observing, vec![Action::Observe]);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert_eq!(old.state, VersionState::Destroyed);
+    let out_of_use = end
+        .entries
+        .iter()
+        .find(|entry| entry.text == "the old version is out of use")
+        .expect("an entry");
+    assert!(out_of_use.at >= quiet_from, "{out_of_use:?}");
+}
+
+#[test]
+fn without_the_word_of_a_ledger_joined_sidecars_are_no_evidence() {
+    let mut world = World::new();
+    for sidecar in world.sidecars.values_mut() {
+        sidecar.is_joined = true;
+    }
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let is_waiting = |state: &State, _: &Action| {
+        let mut waits = state.waiting_for.iter();
+        state.observes_disuse() && waits.any(|wait| wait.contains("ledger was not asked"))
+    };
+    let state = world.run_until(state, actions, is_waiting);
+    // However long it is quiet.
+    world.pass(3600);
+    let (state, _) = step(state, Event::Observed(Box::new(world.observe())), world.now);
+    assert!(state.observes_disuse(), "{:?}", state.phase);
 }
 
 #[test]
