@@ -111,7 +111,7 @@ fn the_server_kit_knows_no_key() {
 
 #[test]
 fn a_hub_holds_no_key() {
-    const HUB: [&str; 15] = [
+    const HUB: [&str; 17] = [
         "hub",
         "http",
         "fleet",
@@ -119,11 +119,13 @@ fn a_hub_holds_no_key() {
         "clock",
         "config",
         "crypto::equal_in_constant_time",
+        "crypto::KeyringId",
         "crypto::RolloutId",
         "crypto::fingerprint",
         "crypto::verify_signature",
         "encoding",
         "files",
+        "keyring::Class",
         "model",
         "rollout",
         "telemetry",

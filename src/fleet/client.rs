@@ -264,6 +264,7 @@ fn with_joined(
         let place = instance.and_then(|instance| places.get(instance));
         if let Some((known, _)) = place.and_then(|place| dialled.get_mut(*place)) {
             known.is_joined = true;
+            known.workload = known.workload.take().or(member.workload);
             continue;
         }
         if names.contains(&member.name) {
