@@ -294,18 +294,24 @@ fn a_file_is_written_only_if_it_differs() {
     look_again(&sidecar, "out");
     assert_eq!((inode(), read(&world, "runs").as_str()), (first, ""));
     // The file was changed by others: its mode, its contents, or removed.
+    // A command that is due while another one runs covers both, so each one is waited for.
+    let wait_for_command = |count| {
+        wait("the command", || {
+            read(&world, "runs").lines().count() == count
+        });
+    };
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     sidecar.signal("HUP");
     wait("the mode", || mode(&path) == 0o600);
+    wait_for_command(1);
     fs::write(&path, "two").unwrap();
     sidecar.signal("HUP");
     wait_for(&world, "out", "one");
+    wait_for_command(2);
     fs::remove_file(&path).unwrap();
     sidecar.signal("HUP");
     wait_for(&world, "out", "one");
-    wait("the last command", || {
-        read(&world, "runs").lines().count() == 3
-    });
+    wait_for_command(3);
     assert_eq!(
         metric(&sidecar, "sidekey_render_writes_total", "out", ""),
         3.0
