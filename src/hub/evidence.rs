@@ -54,7 +54,7 @@ impl Evidence {
             watched_at: now,
         };
         let lost_at = now.checked_add(settings.lost_after);
-        state.add_gap(None, lost_at.unwrap_or(Timestamp::MAX));
+        state.add_gap(hub_down(None, lost_at.unwrap_or(Timestamp::MAX)));
         Arc::new(Self {
             state: Mutex::new(state),
             workloads: settings.workloads.clone(),
@@ -62,16 +62,35 @@ impl Evidence {
         })
     }
 
-    /// Takes a report that was stored, received at `now`.
-    pub(super) fn take(&self, report: &Report, now: Timestamp) {
+    /// Takes a report that was stored, received at `now`. `answers` is the barrier of this hub that
+    /// it answers.
+    pub(super) fn take(&self, report: &Report, answers: Option<u64>, now: Timestamp) {
         let mut state = self.lock();
         // The time before is over, whatever it was.
         state.watch(now);
-        let delivery = Delivery::of(report, to_hex(&report.key), None);
+        let delivery = Delivery {
+            answers,
+            ..Delivery::of(report, to_hex(&report.key), None)
+        };
         // The registry has refused reports by another key.
         if let Err(error) = state.ledger.take(&delivery, now) {
             tracing::warn!(name = report.name, "{error}");
         }
+    }
+
+    /// A report of a workload was refused: what it would have said counts as a use.
+    pub(super) fn miss(&self, workload: &str, now: Timestamp) {
+        let is_declared = self.workloads.iter().any(|known| known.name == workload);
+        // Names that no one declared could be any number.
+        let workload = is_declared.then(|| workload.to_owned());
+        let mut state = self.lock();
+        state.watch(now);
+        state.add_gap(Gap {
+            until: now,
+            from: None,
+            workload,
+            cause: Cause::Vanished,
+        });
     }
 
     /// Answers a question, whose barrier every sidecar had the time to answer.
@@ -159,24 +178,33 @@ impl State {
     fn watch(&mut self, now: Timestamp) {
         let unwatched = now.duration_since(self.watched_at);
         if unwatched.unsigned_abs() > WATCHED_WITHIN {
-            self.add_gap(Some(self.watched_at), now.max(self.watched_at));
+            self.add_gap(hub_down(Some(self.watched_at), now.max(self.watched_at)));
         }
         self.watched_at = now;
     }
 
-    /// The last one is enough: they count by their end.
-    fn add_gap(&mut self, from: Option<Timestamp>, until: Timestamp) {
+    /// The last one of a workload is enough: they count by their end.
+    fn add_gap(&mut self, gap: Gap) {
         let gaps = &mut self.ledger.gaps;
-        if gaps.iter().any(|gap| gap.until >= until) {
+        let same = |known: &Gap| known.workload == gap.workload;
+        if gaps
+            .iter()
+            .any(|known| same(known) && known.until >= gap.until)
+        {
             return;
         }
-        gaps.clear();
-        gaps.push(Gap {
-            until,
-            from,
-            workload: None,
-            cause: Cause::HubDown,
-        });
+        gaps.retain(|known| !same(known));
+        gaps.push(gap);
+    }
+}
+
+/// A time in which no hub ran.
+fn hub_down(from: Option<Timestamp>, until: Timestamp) -> Gap {
+    Gap {
+        until,
+        from,
+        workload: None,
+        cause: Cause::HubDown,
     }
 }
 
@@ -247,6 +275,10 @@ mod tests {
         }
     }
 
+    fn take(evidence: &Evidence, report: Report, now: Timestamp) {
+        evidence.take(&report, report.answers, now);
+    }
+
     fn lacks(evidence: &Evidence, number: u64, at: Timestamp) -> Vec<Lacks> {
         let barrier = Barrier {
             barrier: number,
@@ -269,40 +301,60 @@ mod tests {
     #[test]
     fn a_start_of_the_hub_counts_as_a_use_and_then_quiet_time_passes() {
         let evidence = evidence();
-        evidence.take(&report(1, 1, 0, None), start());
+        take(&evidence, report(1, 1, 0, None), start());
         // It is as long as nothing watched, and one that was cut off before may live.
         watch_until(&evidence, start() + 23.hours());
-        evidence.take(&report(1, 2, 0, None), start() + 23.hours());
+        take(&evidence, report(1, 2, 0, None), start() + 23.hours());
         let before = start() + 46.hours();
         watch_until(&evidence, before);
-        evidence.take(&report(1, 3, 0, Some(1)), before);
+        take(&evidence, report(1, 3, 0, Some(1)), before);
         assert_eq!(lacks(&evidence, 1, before), [Lacks::Unwatched]);
         let after = start() + 49.hours();
         watch_until(&evidence, after);
         assert_eq!(lacks(&evidence, 2, after), [Lacks::Silent], "no answer");
-        evidence.take(&report(1, 4, 0, Some(2)), after);
+        take(&evidence, report(1, 4, 0, Some(2)), after);
         assert_eq!(lacks(&evidence, 2, after), []);
     }
 
     #[test]
     fn a_use_and_a_time_without_heartbeats_begin_the_quiet_period_again() {
         let evidence = evidence();
-        evidence.take(&report(1, 1, 0, None), start());
+        take(&evidence, report(1, 1, 0, None), start());
         for (sequence, hours) in [(2, 20), (3, 40)] {
             watch_until(&evidence, start() + hours.hours());
-            evidence.take(&report(1, sequence, 0, None), start() + hours.hours());
+            take(
+                &evidence,
+                report(1, sequence, 0, None),
+                start() + hours.hours(),
+            );
         }
         let used = start() + 45.hours();
         watch_until(&evidence, used);
-        evidence.take(&report(1, 4, 1, None), used);
+        take(&evidence, report(1, 4, 1, None), used);
         let later = start() + 50.hours();
         watch_until(&evidence, later);
-        evidence.take(&report(1, 5, 1, Some(1)), later);
+        take(&evidence, report(1, 5, 1, Some(1)), later);
         assert_eq!(lacks(&evidence, 1, later), [Lacks::Used]);
         // The machine is suspended.
         let resumed = later + 30.hours();
-        evidence.take(&report(1, 6, 1, Some(2)), resumed);
+        take(&evidence, report(1, 6, 1, Some(2)), resumed);
         assert_eq!(lacks(&evidence, 2, resumed), [Lacks::Unwatched]);
+    }
+
+    #[test]
+    fn a_report_that_was_refused_counts_as_a_use() {
+        let evidence = evidence();
+        for hours in [0, 20, 40] {
+            let (now, sequence) = (start() + hours.hours(), hours as u64 + 1);
+            watch_until(&evidence, now);
+            take(&evidence, report(1, sequence, 0, None), now);
+        }
+        let later = start() + 49.hours();
+        watch_until(&evidence, later);
+        take(&evidence, report(1, 90, 0, Some(1)), later);
+        assert_eq!(lacks(&evidence, 1, later), []);
+        evidence.miss("shop", later);
+        assert_eq!(lacks(&evidence, 1, later), [Lacks::Unwatched]);
     }
 
     #[test]

@@ -112,8 +112,12 @@ impl Writer {
         for ((received, (identity, answer)), outcome) in reports.iter().zip(senders).zip(outcomes) {
             self.metrics.stored(outcome);
             // One that is late, repeated or contradictory may show that something was missed.
+            let (report, at) = (&received.report, received.at);
             if outcome.is_by_its_key() {
-                self.evidence.take(&received.report, received.at);
+                let answers = self.registry.answer(report.answers);
+                self.evidence.take(report, answers, at);
+            } else {
+                self.evidence.miss(&report.workload, at);
             }
             let result = match outcome {
                 Outcome::Taken => {

@@ -181,6 +181,11 @@ impl Registry {
         open.into_iter().cloned().collect()
     }
 
+    /// Returns the barrier of this process that a report answers.
+    pub(super) fn answer(&self, answers: Option<u64>) -> Option<u64> {
+        self.lock().answer(answers)
+    }
+
     /// Draws the number of a barrier: higher than any before.
     pub(super) fn next_barrier(&self) -> u64 {
         let mut state = self.lock();
@@ -194,9 +199,14 @@ impl Registry {
 }
 
 impl State {
+    /// Returns the barrier that a report answers. One that this process hasn't set is another hub's.
+    fn answer(&self, answers: Option<u64>) -> Option<u64> {
+        answers.filter(|answers| *answers <= self.barrier)
+    }
+
     fn take(&mut self, received: &Received) -> Outcome {
         let report = &received.report;
-        let mut answered = report.answers.unwrap_or(0).min(self.barrier);
+        let mut answered = self.answer(report.answers).unwrap_or(0);
         if let Some(known) = self.entries.get(&report.instance) {
             if known.key != report.key {
                 return Outcome::Refused(Refusal::OtherKey);

@@ -272,7 +272,10 @@ impl Server {
         identity.require(&report.name, &report.workload)?;
         let instance = report.instance;
         let is_final = report.is_final;
-        self.seats.take(&instance, identity)?;
+        if let Err(problem) = self.seats.take(&instance, identity) {
+            self.evidence.miss(&report.workload, self.clock.now());
+            return Err(problem);
+        }
         let received = Received {
             report,
             digest,
