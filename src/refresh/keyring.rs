@@ -168,6 +168,7 @@ impl Keyring {
     }
 
     /// Waits until a use of a version was refused since the last call. For one caller at a time.
+    #[cfg(feature = "tls")]
     pub(crate) async fn refused(&self) {
         self.refusals.notified().await;
     }
