@@ -113,7 +113,7 @@ impl Member {
             self.report_end().await;
             self.connection = None;
             self.hub.state.left();
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = done.send(());
         }
     }

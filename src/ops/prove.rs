@@ -41,7 +41,7 @@ pub(super) fn prove(
     Ok(response(StatusCode::OK, JSON, json))
 }
 
-/// Proves that a key is held, and counts the request, whoever asks.
+/// Proves that a key is held, and counts the request, for any caller.
 pub(super) fn answer(parts: &OpsParts, request: &ProofRequest) -> Result<Proof, Problem> {
     let keyring = find_keyring(parts, request.keyring.as_str())?;
     let proof = parts

@@ -133,8 +133,8 @@ impl Add for Uses {
 
 /// Counts the uses of one key version: the evidence that it can be retired.
 ///
-/// A use is counted before its response is sent. So whoever has seen the response finds the use in
-/// [`VersionUsage::uses`].
+/// A use is counted before its response is sent. So a caller that has seen the response finds the
+/// use in [`VersionUsage::uses`].
 pub struct VersionUsage {
     encrypted: AtomicU64,
     decrypted: AtomicU64,
