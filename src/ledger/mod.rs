@@ -7,8 +7,8 @@
 //! every version at its end ([`Cause`]): it delays a retirement and never blocks it without end. A
 //! [`Verdict`] speaks about the time before a barrier: every process has reported after it.
 //!
-//! Pure: no I/O, no clock, no async. A [`Ledger`] may be the part that a change needs: the hub loads
-//! that from its database and stores it again.
+//! Pure: no I/O, no clock, no async. A [`Ledger`] may be the part that a change needs: the hub
+//! loads that from its database and stores it again.
 
 mod book;
 mod gap;
