@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use sidekey::{crypto::SigningKey, model::SignerKey};
 
-use crate::support::harness::{PATIENCE, World, binary, wait};
+use crate::support::harness::{World, binary, wait};
 
 /// `sidekey dev --fleet`, killed when dropped.
 struct DevFleet {
@@ -20,6 +20,9 @@ struct DevFleet {
     /// Kept open: the fleet prints to it.
     _output: BufReader<ChildStdout>,
 }
+
+/// How long a whole rollout may take; its steps have shorter limits of their own.
+const WHOLE_ROLLOUT: Duration = Duration::from_secs(600);
 
 /// A strategy that soaks for a second, so that a test is short.
 const FAST: &str = r#"
@@ -79,7 +82,7 @@ impl DevFleet {
             .unwrap();
         let start = Instant::now();
         while child.try_wait().unwrap().is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > WHOLE_ROLLOUT {
                 child.kill().unwrap();
                 panic!("{arguments:?} doesn't end: {:?}", child.wait_with_output());
             }

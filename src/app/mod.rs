@@ -33,7 +33,7 @@ use crate::{
     backend::{BackendError, Backends},
     clock::Clock,
     config::Settings,
-    crypto::{RandomnessUnavailable, lock_report},
+    crypto::{InstanceId, RandomnessUnavailable, lock_report},
     http::{Tls, TlsError},
     join::{self, Hub, HubError},
     keks::{self, Keks},
@@ -334,7 +334,8 @@ impl State {
             context.clock.clone(),
             Arc::clone(&context.registry),
         ));
-        let keyrings = start_keyrings(context, &keks)?;
+        let instance = InstanceId::generate()?;
+        let keyrings = start_keyrings(context, &keks, instance)?;
         let secrets = Secrets::start(secrets::Parts {
             settings,
             clock: context.clock.clone(),
@@ -382,6 +383,7 @@ impl State {
 fn start_keyrings(
     context: &Context<'_>,
     keks: &Arc<Keks>,
+    instance: InstanceId,
 ) -> Result<Vec<Arc<Keyring>>, BackendError> {
     let shared = refresh::Shared {
         settings: context.settings.refresh.clone(),
@@ -390,6 +392,7 @@ fn start_keyrings(
         registry: Arc::clone(&context.registry),
         keks: Arc::clone(keks),
         audit: context.audit.clone(),
+        instance,
         backends: Arc::clone(&context.backends),
         shutdown: context.stopping.ending.clone(),
     };

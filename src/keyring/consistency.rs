@@ -56,6 +56,13 @@ pub(super) fn problems(manifest: &Manifest) -> Vec<String> {
     if manifest.policy.encrypt_lease.0.is_zero() {
         problems.push("policy.encrypt_lease is zero, so nothing could encrypt".into());
     }
+    if manifest
+        .policy
+        .spread
+        .is_some_and(|window| window.0.is_zero())
+    {
+        problems.push("policy.spread is zero: leave it out".into());
+    }
     version_problems(manifest, &mut problems);
     activation_problems(manifest, &mut problems);
     lineage_problems(manifest, &mut problems);

@@ -18,6 +18,7 @@ mod refusal;
 mod rejection;
 mod rollout;
 mod sightings;
+mod spread;
 mod succession;
 mod table;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use rollout::{
     require_last_rollout, require_no_rollout, roll_back,
 };
 pub use sightings::{CLOCK_TOLERANCE, Sighting, Sightings};
+pub use spread::waiting;
 pub use succession::{Expectations, Succession, descends_from, examine, is_vouched_for};
 pub use table::{KeyTable, NotUnwrapped, Role, Slot, UnwrapResults};
 pub use trim::trim;

@@ -35,6 +35,14 @@ pub struct Policy {
         skip_serializing_if = "Option::is_none"
     )]
     pub decrypt_until: Option<Span>,
+    /// The window after a version's creation over which sidecars unwrap it, each at a point of its
+    /// own; `None` for all at once.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub spread: Option<Span>,
     /// What shows that a version is no longer needed.
     #[serde(default)]
     pub class: Class,
@@ -48,6 +56,7 @@ impl Default for Policy {
             encrypt_lease: Span::from_days(30),
             destroy_after: Span::from_days(30),
             decrypt_until: None,
+            spread: None,
             class: Class::Live,
         }
     }
@@ -190,6 +199,9 @@ impl fmt::Display for Policy {
         )?;
         if let Some(term) = self.decrypt_until {
             write!(f, ", decrypt_until {term}")?;
+        }
+        if let Some(window) = self.spread {
+            write!(f, ", spread {window}")?;
         }
         write!(f, ", class {}", self.class)
     }

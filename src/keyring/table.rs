@@ -53,6 +53,8 @@ pub enum Slot {
     Unwrapped(VersionKeys),
     /// It is enabled, but no KEK has unwrapped it; the reason.
     NotUnwrapped(NotUnwrapped),
+    /// It is enabled and new: unwrapped at this time, or once a request names it (`spread`).
+    Waiting(Timestamp),
     /// Suspended; its key is not in memory.
     Disabled,
     /// Only a tombstone is left.
@@ -133,7 +135,7 @@ impl KeyTable {
 
     /// Builds the next table from the keys that `current` holds and those in `unwrapped`. Both were
     /// compared with the manifest's check values and succession keys. A version that is in neither
-    /// waits for its KEKs.
+    /// waits for its KEKs or, if it is in `waiting`, for that time.
     ///
     /// # Errors
     /// [`Rejection`]
@@ -142,6 +144,7 @@ impl KeyTable {
         candidate: Arc<Document>,
         succession: Succession,
         unwrapped: &UnwrapResults,
+        waiting: &BTreeMap<u32, Timestamp>,
         wave: Wave,
         now: Timestamp,
     ) -> Result<Self, Rejection> {
@@ -161,7 +164,10 @@ impl KeyTable {
                     Slot::Unwrapped(keys.clone())
                 }
                 (_, Some(Err(reason))) => Slot::NotUnwrapped(reason.clone()),
-                (_, None) => Slot::NotUnwrapped(NotUnwrapped::because(UNANSWERED)),
+                (_, None) => match waiting.get(&version.version) {
+                    Some(turn) => Slot::Waiting(*turn),
+                    None => Slot::NotUnwrapped(NotUnwrapped::because(UNANSWERED)),
+                },
             },
         });
         let slots = slots.collect();
@@ -316,10 +322,12 @@ impl KeyTable {
         Some(match self.slot(version)? {
             Slot::Disabled => Role::Disabled,
             Slot::Destroyed => Role::Destroyed,
-            Slot::Unwrapped(_) | Slot::NotUnwrapped(_) if self.primary(now) == Some(version) => {
+            Slot::Unwrapped(_) | Slot::NotUnwrapped(_) | Slot::Waiting(_)
+                if self.primary(now) == Some(version) =>
+            {
                 Role::Primary
             }
-            Slot::Unwrapped(_) | Slot::NotUnwrapped(_) => {
+            Slot::Unwrapped(_) | Slot::NotUnwrapped(_) | Slot::Waiting(_) => {
                 let activated = self
                     .schedule
                     .iter()
@@ -333,7 +341,16 @@ impl KeyTable {
         })
     }
 
-    /// Returns the enabled versions that are not unwrapped, with the reasons.
+    /// Returns the time of the first turn of a version that waits for one.
+    pub fn next_turn(&self) -> Option<Timestamp> {
+        let turns = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Waiting(turn) => Some(*turn),
+            _ => None,
+        });
+        turns.min()
+    }
+
+    /// Returns the enabled versions that no KEK has unwrapped, with the reasons.
     pub fn not_unwrapped(&self) -> impl Iterator<Item = (u32, &NotUnwrapped)> {
         (self.manifest().first_version()..)
             .zip(&self.slots)

@@ -166,6 +166,7 @@ fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Opt
         seen_superseded: seen.superseded,
         unopened: match table.slot(number)? {
             Slot::NotUnwrapped(reason) => Some(reason.to_string()),
+            Slot::Waiting(turn) => Some(format!("its turn is at {turn} (`spread` of the policy)")),
             _ => None,
         },
     })

@@ -100,6 +100,7 @@ impl AuditObserver {
             let event = match slot {
                 Slot::Unwrapped(_) => "version.opened",
                 Slot::NotUnwrapped(_) => "version.unopened",
+                Slot::Waiting(_) => "version.waiting",
                 Slot::Disabled => "version.disabled",
                 Slot::Destroyed => "version.destroyed",
             };

@@ -1,6 +1,6 @@
 //! A manifest on its way to being published.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::timeout;
@@ -24,6 +24,8 @@ pub(super) struct Candidate {
     pub(super) unwraps: UnwrapTasks,
     /// The versions that are unwrapped but not published yet, and those that failed to unwrap.
     pub(super) opened: UnwrapResults,
+    /// The versions that are left for later, each with the time of its turn.
+    pub(super) waiting: BTreeMap<u32, Timestamp>,
 }
 
 impl Candidate {
@@ -35,6 +37,7 @@ impl Candidate {
         succession: Succession,
         read_at: Option<Timestamp>,
         trigger: Trigger,
+        waiting: BTreeMap<u32, Timestamp>,
     ) -> Self {
         let candidate = match former {
             Some(former) if former.document.canonical() == document.canonical() => former,
@@ -45,12 +48,14 @@ impl Candidate {
                 trigger,
                 unwraps: UnwrapTasks::default(),
                 opened: UnwrapResults::new(),
+                waiting: BTreeMap::new(),
             },
         };
         Self {
             succession,
             read_at: read_at.or(candidate.read_at),
             trigger,
+            waiting,
             ..candidate
         }
     }

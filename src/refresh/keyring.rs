@@ -211,8 +211,8 @@ impl Keyring {
         self.offered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refreshes because a ciphertext names a version that the caller's snapshot lacks (I2), unless
-    /// the active one has it by now.
+    /// Refreshes because a ciphertext names a version that the caller's snapshot lacks, or hasn't
+    /// unwrapped because it waits for its turn (I2), unless the active one has it by now.
     ///
     /// Returns the snapshot that is active afterwards, whether it has the version or not. Returns
     /// None if no refresh was made, because the version was recently found missing.
@@ -221,7 +221,7 @@ impl Keyring {
         let newest = self.snapshot.load_full();
         if newest
             .as_deref()
-            .is_some_and(|newest| newest.lists(version))
+            .is_some_and(|newest| newest.has_met(version))
         {
             return newest;
         }
@@ -240,10 +240,8 @@ impl Keyring {
         // The snapshot shows the result, whether the refresh finished in time or not.
         let _ = timeout(self.refresh_timeout, finished).await;
         let newest = self.snapshot.load_full();
-        if !newest
-            .as_deref()
-            .is_some_and(|newest| newest.lists(version))
-        {
+        let is_listed = |newest: &Snapshot| newest.table.slot(version).is_some();
+        if !newest.as_deref().is_some_and(is_listed) {
             self.remember_miss(version);
         }
         newest

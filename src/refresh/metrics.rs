@@ -27,7 +27,7 @@ const OPERATIONS: &str = "sidekey_version_operations_total";
 const LAST_USE: &str = "sidekey_version_last_use_timestamp_seconds";
 
 /// The triggers of a keyring's refreshes.
-const TRIGGERS: [Trigger; 8] = [
+const TRIGGERS: [Trigger; 9] = [
     Trigger::Start,
     Trigger::CachedManifest,
     Trigger::File,
@@ -35,6 +35,7 @@ const TRIGGERS: [Trigger; 8] = [
     Trigger::Push,
     Trigger::Poll,
     Trigger::Retry,
+    Trigger::Turn,
     Trigger::UnknownVersion,
 ];
 

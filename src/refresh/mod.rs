@@ -33,6 +33,7 @@ use crate::{
     backend::{BackendError, Backends},
     clock::Clock,
     config,
+    crypto::InstanceId,
     keks::Keks,
     model::Wave,
     telemetry::Registry,
@@ -56,6 +57,8 @@ pub struct Shared {
     pub(crate) backends: Arc<dyn Backends>,
     pub(crate) keks: Arc<Keks>,
     pub(crate) audit: Recorder,
+    /// Names this process: it decides when a new version is unwrapped (`spread`).
+    pub(crate) instance: InstanceId,
     /// Stops the tasks when it is cancelled.
     pub(crate) shutdown: CancellationToken,
 }

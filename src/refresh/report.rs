@@ -67,10 +67,15 @@ impl Reporter {
         self.warn_of_lease(now);
     }
 
-    /// Reports what came of a manifest that didn't come from the location. Whoever sends them can
-    /// send any number of bad ones.
-    pub(super) fn report_offer(&mut self, result: &Result<RefreshOutcome, RefreshFailure>) {
-        let (trigger, now) = (Trigger::Offer, self.clock.now());
+    /// Reports what came of a manifest that wasn't read from the location: it was sent here, or is
+    /// the active one, whose versions have had their turn. It says nothing about the location, and
+    /// anyone who may send manifests can send any number of bad ones.
+    pub(super) fn report_aside(
+        &mut self,
+        trigger: Trigger,
+        result: &Result<RefreshOutcome, RefreshFailure>,
+    ) {
+        let now = self.clock.now();
         let label = match result {
             Ok(outcome) => outcome.as_str(),
             Err(failure) => failure.code,
@@ -82,8 +87,8 @@ impl Reporter {
             Ok(RefreshOutcome::Changed) => self.log_active(trigger, now),
             Ok(_) => {}
             Err(failure) => debug!(
-                keyring = %self.keyring.name(), code = failure.code,
-                "a manifest that was sent here is refused: {failure}"
+                keyring = %self.keyring.name(), trigger = trigger.as_str(), code = failure.code,
+                "nothing changes: {failure}"
             ),
         }
         self.observer.observe(&self.keyring, now);

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::keyring::{KeyTable, Sightings};
+use crate::keyring::{KeyTable, Sightings, Slot};
 
 /// An active generation. A request takes one and uses it to its end (I4).
 pub struct Snapshot {
@@ -54,9 +54,9 @@ impl Snapshot {
         }
     }
 
-    /// Returns whether the manifest has a version, in whatever state.
-    pub(super) fn lists(&self, version: u32) -> bool {
-        self.table.slot(version).is_some()
+    /// Returns whether the manifest has a version, in whatever state, and it waits for no turn.
+    pub(crate) fn has_met(&self, version: u32) -> bool {
+        !matches!(self.table.slot(version), None | Some(Slot::Waiting(_)))
     }
 
     /// Returns the versions that must not encrypt, because a manifest that isn't accepted yet

@@ -1,6 +1,10 @@
 //! The task that refreshes a keyring.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -22,11 +26,13 @@ use crate::{
     backend::{self, ManifestStore},
     config,
     files::{self, ChangeCallback, WatchGuard},
-    keyring::{self, Document, KeyTable, ManifestError, Rejection, Succession},
+    keyring::{self, Document, KeyTable, ManifestError, Rejection, Slot, Succession},
     schedule::{Schedule, settle},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// The least time between two turns of versions that wait for one.
+const TURN_INTERVAL: Duration = Duration::from_secs(1);
 /// Manifests larger than this, in bytes, are parsed on a blocking thread.
 const LARGE: usize = 64 << 10;
 
@@ -46,6 +52,10 @@ pub(super) struct Refresher {
     schedule: Schedule,
     /// When the next refresh for an unknown version may start.
     unknown_allowed: Instant,
+    /// Versions that requests name although their turn hasn't come.
+    demanded: BTreeSet<u32>,
+    /// When the next turn may be taken.
+    turn_allowed: Instant,
     reporter: Reporter,
 }
 
@@ -79,6 +89,8 @@ impl Refresher {
             candidate: None,
             waiters: Vec::new(),
             unknown_allowed: Instant::now(),
+            demanded: BTreeSet::new(),
+            turn_allowed: Instant::now(),
         }
     }
 
@@ -101,6 +113,7 @@ impl Refresher {
     /// Waits until a refresh is due and returns all requests for it, or until a KEK answers late.
     async fn next(&mut self) -> WakeUp {
         let first = loop {
+            let turn = self.next_turn();
             let candidate = &mut self.candidate;
             let late = async {
                 match candidate {
@@ -111,6 +124,7 @@ impl Refresher {
             let request = tokio::select! {
                 Some(request) = self.requests.recv() => request,
                 trigger = self.schedule.elapsed() => Request { trigger, waiter: None },
+                () = turn => Request { trigger: Trigger::Turn, waiter: None },
                 () = late => return WakeUp::Unwrapped,
             };
             if let Some(request) = self.if_unmet(request) {
@@ -136,13 +150,33 @@ impl Refresher {
         WakeUp::Due(batch)
     }
 
-    /// Returns a request, unless the refresh that was running when it was made has met it: that
-    /// found the version. Then nothing needs to be read.
+    /// Waits for the next turn of a version; forever if none waits for one.
+    fn next_turn(&self) -> impl Future<Output = ()> + use<> {
+        let snapshot = self.keyring.snapshot();
+        let turn = snapshot
+            .as_ref()
+            .and_then(|active| active.table.next_turn());
+        let at = turn.map(|turn| {
+            let left = turn.duration_since(self.shared.clock.now());
+            // Times of day are rounded to milliseconds.
+            let left = Duration::try_from(left).unwrap_or_default() + Duration::from_millis(1);
+            (Instant::now() + left).max(self.turn_allowed)
+        });
+        async move {
+            match at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Returns a request, unless what was done since it was made has met it: that found the
+    /// version. Then nothing needs to be read.
     fn if_unmet(&mut self, request: Request) -> Option<Request> {
         let snapshot = self.keyring.snapshot().clone();
-        let is_listed = |version| snapshot.is_some_and(|snapshot| snapshot.lists(version));
+        let is_met = |version| snapshot.is_some_and(|snapshot| snapshot.has_met(version));
         match request.waiter {
-            Some(waiter) if is_listed(waiter.version) => {
+            Some(waiter) if is_met(waiter.version) => {
                 self.waiters.push(waiter);
                 self.answer_waiters();
                 None
@@ -153,8 +187,14 @@ impl Refresher {
 
     async fn handle(&mut self, batch: Vec<Request>) {
         let is_settled = self.examine_offer().await;
+        self.take_turns(&batch).await;
+        let batch: Vec<Request> = batch
+            .into_iter()
+            .filter_map(|request| self.if_unmet(request))
+            .collect();
         let mut triggers = batch.iter().map(|request| request.trigger);
-        let trigger = match triggers.find(|trigger| *trigger != Trigger::Offer) {
+        let needs_no_read = |trigger: &Trigger| matches!(trigger, Trigger::Offer | Trigger::Turn);
+        let trigger = match triggers.find(|trigger| !needs_no_read(trigger)) {
             Some(trigger) => trigger,
             // The location has nothing newer.
             None if is_settled => return self.finish_candidate(),
@@ -167,6 +207,47 @@ impl Refresher {
         self.waiters
             .extend(batch.into_iter().filter_map(|request| request.waiter));
         self.finish(trigger, result);
+    }
+
+    /// Unwraps versions of the active manifest that wait for their turn, if it has come or a
+    /// request names them. What the location holds doesn't matter for them.
+    async fn take_turns(&mut self, batch: &[Request]) {
+        let current = self.keyring.snapshot().clone();
+        let Some(table) = current.as_deref().map(|snapshot| &snapshot.table) else {
+            return;
+        };
+        let waits = |version: &u32| matches!(table.slot(*version), Some(Slot::Waiting(_)));
+        let waiters = batch.iter().filter_map(|request| request.waiter.as_ref());
+        self.demanded = waiters.map(|waiter| waiter.version).filter(waits).collect();
+        let now = self.shared.clock.now();
+        let trigger = if table.next_turn().is_some_and(|turn| turn <= now) {
+            Trigger::Turn
+        } else if self.demanded.is_empty() {
+            return;
+        } else {
+            Trigger::UnknownVersion
+        };
+        let result = self
+            .apply(Arc::clone(table.document()), None, trigger)
+            .await;
+        self.demanded.clear();
+        self.turn_allowed = Instant::now() + TURN_INTERVAL;
+        self.reporter.report_aside(trigger, &result);
+        if matches!(result, Ok(RefreshOutcome::Partial) | Err(_)) {
+            self.schedule.failed();
+        }
+    }
+
+    /// Returns the versions of a manifest that are left for later, each with the time of its turn.
+    fn waiting(&self, document: &Document, active: Option<&KeyTable>) -> BTreeMap<u32, Timestamp> {
+        if active.is_none() {
+            // It serves nothing yet.
+            return BTreeMap::new();
+        }
+        let now = self.shared.clock.now();
+        let mut waiting = keyring::waiting(document.manifest(), self.shared.instance, now);
+        waiting.retain(|version, _| !self.demanded.contains(version));
+        waiting
     }
 
     /// Publishes versions that were unwrapped after the grace.
@@ -232,7 +313,7 @@ impl Refresher {
             Ok(document) => self.apply(Arc::new(document), None, Trigger::Offer).await,
             Err(error) => Err(error.into()),
         };
-        self.reporter.report_offer(&result);
+        self.reporter.report_aside(Trigger::Offer, &result);
         matches!(result, Ok(RefreshOutcome::Changed))
     }
 
@@ -280,8 +361,11 @@ impl Refresher {
             Ok(succession) => succession,
             Err(rejection) => return self.rejected(rejection, active),
         };
+        let waiting = self.waiting(&document, active);
+        let mut missing = KeyTable::versions_to_unwrap(active, &document);
+        missing.retain(|version| !waiting.contains_key(&version.version));
         if let (Succession::Unchanged, Some(table)) = (succession, active)
-            && table.not_unwrapped().next().is_none()
+            && missing.is_empty()
         {
             self.candidate = None;
             let lost = current.as_deref().map_or(&[][..], Snapshot::lost);
@@ -298,9 +382,10 @@ impl Refresher {
             succession,
             read_at,
             trigger,
+            waiting,
         );
         let candidate = self.candidate.insert(candidate);
-        for version in KeyTable::versions_to_unwrap(active, &document) {
+        for version in missing {
             if !matches!(candidate.opened.get(&version.version), Some(Ok(_))) {
                 candidate.unwraps.start(
                     &self.shared.keks,
@@ -354,6 +439,7 @@ impl Refresher {
             Arc::clone(&candidate.document),
             candidate.succession,
             &candidate.opened,
+            &candidate.waiting,
             self.keyring.wave().clone(),
             self.shared.clock.now(),
         )?;

@@ -11,6 +11,7 @@ use crate::{
     backend,
     clock::Clock,
     config::{self, Confirm},
+    crypto::InstanceId,
     keks::Keks,
     keyring::KeyTable,
     model::{KekScope, Location, Wave},
@@ -40,6 +41,7 @@ impl ManualKeyring {
             registry,
             backends,
             audit: Default::default(),
+            instance: InstanceId([7; 16]),
             shutdown: CancellationToken::new(),
         };
         let settings = config::Keyring {

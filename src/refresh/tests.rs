@@ -10,7 +10,7 @@ use crate::{
     backend::{self, local::LocalKek},
     clock::{Clock, ManualClock},
     config::{self, Confirm},
-    crypto::{Dek, KeyringId, WrapContext},
+    crypto::{Dek, InstanceId, KeyringId, WrapContext},
     keks::Keks,
     keyring::{self, Activation, Document, Manifest, NewVersion, Policy, Slot, WaveSelector},
     model::{KekScope, Location},
@@ -50,6 +50,7 @@ impl World {
             )),
             backends,
             audit: Default::default(),
+            instance: InstanceId([7; 16]),
             shutdown: CancellationToken::new(),
         };
         Self {

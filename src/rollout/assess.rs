@@ -100,6 +100,7 @@ pub fn assess(
         assess_unfinished_work(manifest, intent, now, &mut findings);
     }
     assess_backup(manifest, strategy, &mut findings);
+    assess_spread(manifest, fleet, (strategy, intent), &mut findings);
     let obstacle = if is_emergency {
         Level::Warning
     } else {
@@ -282,6 +283,34 @@ fn assess_retirement(
         );
         findings.add(Level::Blocker, "no_use_evidence", message);
     }
+}
+
+/// Says at what rate KEKs will be asked. A window that outlasts the step would fail it by design.
+fn assess_spread(
+    manifest: &Manifest,
+    fleet: &FleetView,
+    (strategy, intent): (&Strategy, &Intent),
+    findings: &mut Findings,
+) {
+    let Some(spread) = manifest.policy.spread.filter(|_| *intent == Intent::Rotate) else {
+        return;
+    };
+    let within = strategy.distribute.within;
+    if spread >= within {
+        let message = format!(
+            "sidecars unwrap a new version over {spread} (`spread` of the policy), and the step \
+             `distribute` waits for {within}; raise distribute.within of the strategy, or shorten \
+             the window (`keyring policy --spread`)"
+        );
+        return findings.add(Level::Blocker, "spread_too_long", message);
+    }
+    let count = fleet.sidecars.len();
+    let rate = count as f64 / spread.0.as_secs_f64();
+    let message = format!(
+        "{count} sidecars unwrap the version over {spread}: {rate:.1} requests a second to its \
+         KEKs, on average"
+    );
+    findings.add(Level::Note, "spread", message);
 }
 
 fn assess_backup(manifest: &Manifest, strategy: &Strategy, findings: &mut Findings) {

@@ -38,6 +38,8 @@ pub enum Trigger {
     Poll,
     /// The previous read failed, or left versions that are not unwrapped.
     Retry,
+    /// The turn of a new version has come.
+    Turn,
     /// A ciphertext named a version that the key table lacks (I2).
     UnknownVersion,
     /// A secret's value or its lease is about to expire.
@@ -60,6 +62,7 @@ impl Trigger {
             Self::Offer => "offer",
             Self::Poll => "poll",
             Self::Retry => "retry",
+            Self::Turn => "turn",
             Self::UnknownVersion => "unknown_version",
             Self::Lease => "lease",
             Self::OnDemand => "demand",

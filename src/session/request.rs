@@ -147,7 +147,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         let is_missing = |snapshot: &Snapshot| {
             matches!(
                 snapshot.table.slot(version),
-                None | Some(Slot::NotUnwrapped(_))
+                None | Some(Slot::NotUnwrapped(_) | Slot::Waiting(_))
             )
         };
         if is_missing(&self.snapshot) {
@@ -158,7 +158,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
                 self.snapshot = Arc::clone(newest);
             }
         }
-        if self.snapshot.table.slot(version).is_none()
+        if !self.snapshot.has_met(version)
             && !self.has_refreshed
             && let Some(newest) = self.keyring.refresh_for_version(version).await
         {

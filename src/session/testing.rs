@@ -1,6 +1,6 @@
 //! Keyrings that are built in memory.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -83,6 +83,7 @@ pub(crate) fn table(manifest: Manifest, name: &str, not_unwrapped: &[u32]) -> Ke
         document,
         Succession::Newer,
         &unwrapped,
+        &BTreeMap::new(),
         wave(name),
         start(),
     )

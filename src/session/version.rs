@@ -110,7 +110,9 @@ pub(super) fn version_keys(
     let unavailable = |reason| SessionError::VersionUnavailable { version, reason };
     match snapshot.table.slot(version) {
         Some(Slot::Unwrapped(keys)) => Ok(keys),
-        Some(Slot::NotUnwrapped(_)) => Err(unavailable(UnavailableReason::NotUnwrapped)),
+        Some(Slot::NotUnwrapped(_) | Slot::Waiting(_)) => {
+            Err(unavailable(UnavailableReason::NotUnwrapped))
+        }
         Some(Slot::Disabled) => Err(SessionError::VersionDisabled { version }),
         Some(Slot::Destroyed) => Err(SessionError::VersionDestroyed { version }),
         None => Err(unavailable(UnavailableReason::Unknown)),

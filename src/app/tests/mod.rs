@@ -15,6 +15,7 @@ mod renders;
 mod rollouts;
 mod rotation;
 mod secrets;
+mod spread;
 mod starting;
 mod succession;
 mod timeouts;

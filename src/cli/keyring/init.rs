@@ -59,6 +59,9 @@ pub(in crate::cli) struct Init {
     /// Time that a superseded version may decrypt before that is reported.
     #[arg(long, value_name = "DURATION", value_parser = Span::from_str)]
     decrypt_until: Option<Span>,
+    /// Window after a version's creation over which sidecars unwrap it, each at a point of its own.
+    #[arg(long, value_name = "DURATION", value_parser = Span::from_str)]
+    spread: Option<Span>,
     /// What shows that a version is no longer needed: no use (`live`), a scan or a person's word
     /// (`archive`), or a storage migration (`kms`).
     #[arg(long, value_name = "CLASS", default_value_t, value_parser = Class::from_str)]
@@ -77,6 +80,7 @@ impl Init {
             encrypt_lease: self.encrypt_lease,
             destroy_after: self.destroy_after,
             decrypt_until: self.decrypt_until,
+            spread: self.spread,
             class: self.class,
         };
         let admin = self.place.admin_of_new(self.trust_clock)?;

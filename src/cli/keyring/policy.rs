@@ -23,7 +23,8 @@ pub(in crate::cli) struct ChangePolicy {
 
 #[derive(Debug, Clone, Copy, Args)]
 #[command(group(ArgGroup::new("change").required(true).multiple(true).args([
-    "rotate_every", "quiet_period", "encrypt_lease", "destroy_after", "decrypt_until", "class",
+    "rotate_every", "quiet_period", "encrypt_lease", "destroy_after", "decrypt_until", "spread",
+    "class",
 ])))]
 struct Change {
     /// Interval after which a new version is due.
@@ -41,12 +42,16 @@ struct Change {
     /// Time that a superseded version may decrypt before that is reported; `never` for no limit.
     #[arg(long, value_name = "DURATION|never", value_parser = Term::from_str)]
     decrypt_until: Option<Term>,
+    /// Window after a version's creation over which sidecars unwrap it, each at a point of its own;
+    /// `never` for all at once.
+    #[arg(long, value_name = "DURATION|never", value_parser = Term::from_str)]
+    spread: Option<Term>,
     /// What shows that a version is no longer needed: `live`, `archive` or `kms`.
     #[arg(long, value_name = "CLASS", value_parser = Class::from_str)]
     class: Option<Class>,
 }
 
-/// How long superseded versions may decrypt unreported; None for any time.
+/// A period that may be left out.
 #[derive(Debug, Clone, Copy)]
 struct Term(Option<Span>);
 
@@ -75,22 +80,24 @@ impl Change {
                 Some(Term(term)) => term,
                 None => policy.decrypt_until,
             },
+            spread: match self.spread {
+                Some(Term(window)) => window,
+                None => policy.spread,
+            },
             class: self.class.unwrap_or(policy.class),
         }
     }
 
     fn record(self) -> Map<String, Value> {
         let text = |span: Span| span.to_string();
+        let term = |Term(term): Term| term.map_or("never".into(), text);
         let members = [
             ("rotate_every", self.rotate_every.map(text)),
             ("quiet_period", self.quiet_period.map(text)),
             ("encrypt_lease", self.encrypt_lease.map(text)),
             ("destroy_after", self.destroy_after.map(text)),
-            (
-                "decrypt_until",
-                self.decrypt_until
-                    .map(|Term(term)| term.map_or("never".into(), text)),
-            ),
+            ("decrypt_until", self.decrypt_until.map(term)),
+            ("spread", self.spread.map(term)),
             ("class", self.class.map(|class| class.to_string())),
         ];
         members

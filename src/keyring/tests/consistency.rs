@@ -71,6 +71,9 @@ fn every_contradiction_is_named() {
         ("policy.encrypt_lease is zero", |manifest| {
             manifest.policy.encrypt_lease = Span::from_secs(0);
         }),
+        ("policy.spread is zero", |manifest| {
+            manifest.policy.spread = Some(Span::from_secs(0));
+        }),
         ("there are no versions", |manifest| {
             manifest.versions.clear();
         }),

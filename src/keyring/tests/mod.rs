@@ -10,6 +10,7 @@ mod model;
 mod policies;
 mod rollouts;
 mod rules;
+mod spread;
 mod tables;
 mod testaments;
 #[allow(clippy::unwrap_used)]
@@ -195,6 +196,7 @@ impl World {
             Arc::clone(&self.document),
             examine(None, &self.document, &expectations(&self.document)).expect("genuine"),
             &self.unwrap(None),
+            &BTreeMap::new(),
             wave(index),
             self.now,
         )
@@ -221,6 +223,7 @@ impl World {
                 Arc::clone(&self.document),
                 succession,
                 &self.unwrap(Some(current)),
+                &BTreeMap::new(),
                 wave(index),
                 self.now,
             );

@@ -84,6 +84,7 @@ fn a_version_that_no_kek_unwraps_affects_no_other() {
         Arc::clone(&world.document),
         Succession::Newer,
         &unwrapped,
+        &BTreeMap::new(),
         wave(0),
         world.now,
     )
@@ -97,7 +98,15 @@ fn a_version_that_no_kek_unwraps_affects_no_other() {
     let failed = UnwrapResults::from([(2, Err(down))]);
     let build = |next| {
         let newer = Succession::Newer;
-        KeyTable::build(Some(&table), next, newer, &failed, wave(0), world.now)
+        KeyTable::build(
+            Some(&table),
+            next,
+            newer,
+            &failed,
+            &BTreeMap::new(),
+            wave(0),
+            world.now,
+        )
     };
     let fallback = build(Arc::clone(&next)).expect("serves");
     assert!(!fallback.has_unwrapped_primary(world.now));

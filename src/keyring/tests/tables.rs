@@ -72,6 +72,7 @@ fn a_fresh_sidecar_says_why_no_version_opens() {
         Arc::clone(&world.document),
         Succession::Newer,
         &failed,
+        &BTreeMap::new(),
         wave(0),
         world.now,
     );

@@ -1,7 +1,7 @@
 //! What an assessment finds.
 
 use super::simulation::*;
-use crate::{keyring, rollout::*};
+use crate::{keyring, model::Span, rollout::*};
 
 fn codes(assessment: &Assessment, level: Level) -> Vec<&str> {
     let findings = assessment.findings.iter();
@@ -135,6 +135,35 @@ fn only_a_pending_version_is_adopted() {
             "{version}"
         );
     }
+}
+
+#[test]
+fn a_window_that_outlasts_the_distribution_blocks_at_the_start() {
+    let mut world = World::new();
+    let mut found_with = |spread: Span| {
+        world.by_hand(|current, now| {
+            let policy = keyring::Policy {
+                spread: Some(spread),
+                ..current.manifest().policy.clone()
+            };
+            keyring::set_policy(current, policy, now)
+        });
+        world.pass(1);
+        [Intent::Rotate, Intent::ReplaceCompromised { version: 1 }].map(|intent| {
+            let assessment = world.assess(&quick(), &intent);
+            let blockers = codes(&assessment, Level::Blocker).into_iter();
+            blockers.map(str::to_owned).collect::<Vec<_>>()
+        })
+    };
+    let within = quick().distribute.within;
+    let shorter = Span(within.0 - std::time::Duration::from_secs(1));
+    assert_eq!(
+        found_with(within),
+        [vec!["spread_too_long".to_owned()], vec![]]
+    );
+    assert_eq!(found_with(shorter), [vec![], vec![]] as [Vec<String>; 2]);
+    let assessment = world.assess(&quick(), &Intent::Rotate);
+    assert!(codes(&assessment, Level::Note).contains(&"spread"));
 }
 
 #[test]
