@@ -3,14 +3,15 @@
 
 use jiff::Timestamp;
 
+use super::error::AdminError;
 use crate::{
     crypto::KeyringId,
     fleet::{Fleet, FleetClient, Member},
     keyring::{
-        FleetEvidence, LedgerEvidence, Manifest, PrimaryPeriod, SidecarReport, Sighting,
-        VersionUse, primary_period,
+        self, FleetEvidence, LedgerEvidence, Manifest, PrimaryPeriod, SidecarReport, Sighting,
+        State, VersionUse, primary_period, superseding_generation,
     },
-    ledger::{Reason, Verdict},
+    ledger::{Code, Reason, Superseded, Verdict},
     model::KeyringName,
     wire::{
         hub::EvidenceRequest,
@@ -52,29 +53,82 @@ pub async fn ask_ledger(
 ) -> Option<LedgerEvidence> {
     let generation = manifest.generation;
     let found = manifest.version(version)?;
+    let policy = &manifest.policy;
     let superseded_at = match primary_period(&manifest.activations, version, now) {
         PrimaryPeriod::Ended(at) => at,
         PrimaryPeriod::Never => found.created_at,
         // It can't be disabled, whatever the ledger says.
         PrimaryPeriod::CurrentOrScheduled => now,
     };
+    let superseded_in = superseding_generation(&manifest.activations, version, now);
     let request = EvidenceRequest {
         name: manifest.name.clone(),
         id: manifest.id.0,
         version,
-        class: manifest.policy.class_of(found).to_string(),
-        quiet_period: manifest.policy.quiet_period_of(found),
+        class: policy.class_of(found).to_string(),
+        quiet_period: policy.quiet_period_of(found),
         superseded_at,
-        generation,
+        // Older builds didn't record it, and it was not after the present one.
+        generation: superseded_in.unwrap_or(generation),
+        encrypt_lease: policy.encrypt_lease_of(found),
+        destroy_after: (found.state == State::Disabled).then(|| policy.destroy_after_of(found)),
     };
-    let missing = match client.evidence(&request).await? {
-        Ok(verdict) => lines(&verdict),
-        Err(reason) => vec![reason],
+    let (missing, asking) = match client.evidence(&request).await? {
+        Ok(verdict) if is_about(&verdict, &request) => (lines(&verdict), asking(&verdict)),
+        Ok(_) => (vec!["the hub answered another question".into()], Vec::new()),
+        Err(reason) => (vec![reason], Vec::new()),
     };
     Some(LedgerEvidence {
         generation,
         missing,
+        asking,
     })
+}
+
+/// Returns whether a verdict answers a request, rather than an easier one.
+fn is_about(verdict: &Verdict, request: &EvidenceRequest) -> bool {
+    let superseded = Some(Superseded {
+        at: request.superseded_at,
+        generation: request.generation,
+    });
+    verdict.keyring.0 == request.id
+        && verdict.version == request.version
+        && verdict.class.to_string() == request.class
+        && verdict.quiet_period == request.quiet_period
+        && verdict.destroy_after == request.destroy_after
+        && verdict.superseded == superseded
+}
+
+/// Returns the workloads that ask for a version although it is disabled.
+fn asking(verdict: &Verdict) -> Vec<String> {
+    let asks = |reason: &Reason| reason.code == Code::Refused;
+    let workloads = verdict.workloads.iter();
+    workloads
+        .filter(|workload| workload.reasons.iter().any(asks))
+        .map(|workload| format!("workload {}", workload.workload))
+        .collect()
+}
+
+/// Refuses to destroy a disabled version that the fleet still asks for. A fleet without sidecars
+/// and hub says nothing.
+///
+/// # Errors
+/// [`Refusal::StillAskedFor`](crate::keyring::Refusal::StillAskedFor); a TLS file can't be used.
+pub async fn require_unasked(
+    fleet: &Fleet,
+    manifest: &Manifest,
+    version: u32,
+    now: Timestamp,
+) -> Result<(), AdminError> {
+    let is_disabled = manifest
+        .version(version)
+        .is_some_and(|found| found.state == State::Disabled);
+    if fleet.is_empty() || !is_disabled {
+        return Ok(());
+    }
+    let evidence = ask_fleet(fleet, manifest, version, now).await;
+    let evidence = evidence.map_err(AdminError::System)?;
+    Ok(keyring::require_unasked(manifest, version, &evidence, now)?)
 }
 
 /// What a verdict lacks, one line each.
@@ -124,15 +178,16 @@ fn usage(
     version: u32,
 ) -> Result<VersionUse, String> {
     let (found, active) = find(status, keyring, id)?;
-    let last_used = active
-        .versions
-        .iter()
-        .find(|found| found.version == version)
-        .and_then(|found| found.last_used);
+    let mut versions = active.versions.iter();
+    let version = versions.find(|found| found.version == version);
     Ok(VersionUse {
         generation: active.generation,
         observed_since: found.observed_since,
-        last_used,
+        last_used: version.and_then(|version| version.last_used),
+        open: version
+            .and_then(|version| version.uses)
+            .map_or(0, |uses| uses.open),
+        last_refused: version.and_then(|version| version.last_refused),
     })
 }
 

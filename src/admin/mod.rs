@@ -28,7 +28,7 @@ pub use self::{
     clocks::StampStep,
     envelope::{DecryptWith, EncryptFor, EnvelopeError, Passphrase, recipient, recipients_in},
     error::AdminError,
-    evidence::{ask_fleet, ask_ledger},
+    evidence::{ask_fleet, ask_ledger, require_unasked},
     probe::{Probe, Purpose, probe},
     recover::{Recovered, Recovery},
     restore::{Restored, Restoring},

@@ -2,14 +2,14 @@
 //! a holder of the version can have counted. docs/format.md specifies every byte.
 
 use super::{KEY_LEN, MAC_LEN, mac::MacKey};
-use crate::wire::hub::KeyringUsage;
+use crate::wire::hub::{KeyringUsage, VersionUsage};
 
 /// Separates this statement from any other under the same key.
 const DOMAIN: &[u8; 17] = b"sidekey report v1";
 /// The bytes before the versions: domain, keyring, instance, sequence, final, generation and count.
 const HEAD_LEN: usize = DOMAIN.len() + 16 + 16 + 8 + 1 + 8 + 4;
 /// The bytes of one version.
-const VERSION_LEN: usize = 4 + 3 * 8;
+const VERSION_LEN: usize = 4 + 4 * 8;
 
 /// The key of a version's reports. The library zeroizes it on drop.
 pub struct ReportKey(MacKey);
@@ -65,7 +65,14 @@ fn statement(instance: [u8; 16], sequence: u64, is_final: bool, usage: &KeyringU
     bytes.extend_from_slice(&count.to_be_bytes());
     for version in &usage.versions {
         bytes.extend_from_slice(&version.version.to_be_bytes());
-        for uses in [version.encrypted, version.decrypted, version.refused] {
+        let VersionUsage {
+            encrypted,
+            decrypted,
+            refused,
+            open,
+            ..
+        } = *version;
+        for uses in [encrypted, decrypted, refused, open] {
             bytes.extend_from_slice(&uses.to_be_bytes());
         }
     }
@@ -75,10 +82,7 @@ fn statement(instance: [u8; 16], sequence: u64, is_final: bool, usage: &KeyringU
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        crypto::{Dek, VersionKeys, to_hex},
-        wire::hub::VersionUsage,
-    };
+    use crate::crypto::{Dek, VersionKeys, to_hex};
 
     const INSTANCE: [u8; 16] = [4; 16];
 
@@ -92,6 +96,7 @@ mod tests {
             encrypted: 2,
             decrypted: 3,
             refused: 4,
+            open: 5,
         }
     }
 
@@ -123,13 +128,14 @@ mod tests {
         assert!(!key.verify([5; 16], 5, false, &usage()));
         assert!(!key.verify(INSTANCE, 6, false, &usage()));
         assert!(!key.verify(INSTANCE, 5, true, &usage()));
-        let changes: [fn(&mut KeyringUsage); 10] = [
+        let changes: [fn(&mut KeyringUsage); 11] = [
             |usage| usage.id[0] ^= 1,
             |usage| usage.generation ^= 1,
             |usage| usage.versions[0].version ^= 1,
             |usage| usage.versions[0].encrypted ^= 1,
             |usage| usage.versions[1].decrypted ^= 1,
             |usage| usage.versions[1].refused ^= 1,
+            |usage| usage.versions[1].open ^= 1,
             |usage| usage.versions.truncate(1),
             |usage| usage.versions.push(version(3)),
             |usage| usage.mac = usage.mac.map(|mac| mac.map(|byte| byte ^ 1)),
@@ -161,17 +167,19 @@ mod tests {
             &number(2),
             &number(3),
             &number(4),
+            &number(5),
             &[0, 0, 0, 2],
             &number(2),
             &number(3),
             &number(4),
+            &number(5),
         ];
         assert_eq!(statement, expected.concat());
         assert_eq!(statement.len(), HEAD_LEN + 2 * VERSION_LEN);
-        assert_eq!(statement.len(), 126);
+        assert_eq!(statement.len(), 142);
         let mac = dek().report_key().mac(INSTANCE, 5, true, &usage());
         assert_eq!(to_hex(&mac), GOLDEN);
     }
 
-    const GOLDEN: &str = "69118612cae7c74f85ba881051f35ddfd0981916080e501528570a446ab7002a";
+    const GOLDEN: &str = "8b84c8c74fbce3758b2853cae67aae67accde08202e54b8a6e7753721d2e1e4b";
 }

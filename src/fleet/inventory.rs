@@ -214,6 +214,7 @@ fn key_row(number: u32, views: &[&View<'_>]) -> Option<KeyRow> {
             Some(uses) => {
                 row.uses.encrypted += uses.encrypted;
                 row.uses.refused += uses.refused;
+                row.uses.open += uses.open;
                 row.uses.decrypted += uses.decrypted;
             }
             None => row.uses_are_complete = false,

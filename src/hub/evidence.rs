@@ -112,6 +112,9 @@ impl Evidence {
             version: request.version,
             class,
             quiet_period: request.quiet_period,
+            destroy_after: request.destroy_after,
+            encrypt_lease: request.encrypt_lease,
+            lost_after: self.lost_after,
             superseded: Some(Superseded {
                 at: request.superseded_at,
                 generation: request.generation,
@@ -236,6 +239,7 @@ mod tests {
             encrypted: 0,
             decrypted,
             refused: 0,
+            open: 0,
         };
         Report {
             protocol: 1,
@@ -272,6 +276,8 @@ mod tests {
             quiet_period: Span::from_days(1),
             superseded_at: start(),
             generation: 3,
+            encrypt_lease: Span::from_days(1),
+            destroy_after: None,
         }
     }
 

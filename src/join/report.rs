@@ -114,6 +114,7 @@ fn versions(snapshot: &Snapshot) -> Vec<VersionUsage> {
             encrypted: uses.encrypted,
             decrypted: uses.decrypted,
             refused: uses.refused,
+            open: uses.open,
         }
     });
     versions.collect()

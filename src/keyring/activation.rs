@@ -9,6 +9,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::manifest::present;
 use crate::model::{Malformed, Wave};
 
 /// The waves of an activation: one by name, or every wave, written `*`.
@@ -81,6 +82,21 @@ pub struct Activation {
     pub wave: WaveSelector,
     /// When it becomes primary.
     pub at: Timestamp,
+    /// The generation that decided it; None in manifests of older builds.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub generation: Option<u64>,
+}
+
+impl Activation {
+    /// Returns whether both are the same decision. A merge of branches makes the decisions of one
+    /// those of a later generation.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.version, &self.wave, self.at) == (other.version, &other.wave, other.at)
+    }
 }
 
 /// Returns the primary of `wave` at `now`, which the last due activation of that wave in the list
@@ -172,6 +188,37 @@ pub fn primary_period(activations: &[Activation], version: u32, now: Timestamp) 
     last_end.map_or(PrimaryPeriod::Never, PrimaryPeriod::Ended)
 }
 
+/// Returns the first generation in which `version` is superseded in every wave for good, as known
+/// at `now`: who serves that one or a later one never encrypts with it again. 0 if the version was
+/// never activated. None if it isn't superseded, or the generation isn't known.
+pub fn superseding_generation(
+    activations: &[Activation],
+    version: u32,
+    now: Timestamp,
+) -> Option<u64> {
+    let mut last = 0;
+    for wave in waves(activations) {
+        let of_wave: Vec<&Activation> = activations
+            .iter()
+            .filter(|activation| activation.wave.covers(wave))
+            .collect();
+        for (index, activation) in of_wave.iter().enumerate() {
+            if activation.version != version {
+                continue;
+            }
+            // What comes later in the list wins, once it is due: now, or whenever the other one is.
+            let due = activation.at.max(now);
+            let later = of_wave[index + 1..].iter();
+            let decided = later
+                .filter(|later| later.version != version && later.at <= due)
+                .filter_map(|later| later.generation)
+                .min()?;
+            last = last.max(decided);
+        }
+    }
+    Some(last)
+}
+
 /// Returns every version whose [`PrimaryPeriod`] is current or scheduled at `now`.
 pub(super) fn current_or_scheduled(activations: &[Activation], now: Timestamp) -> BTreeSet<u32> {
     waves(activations)
@@ -244,6 +291,7 @@ mod tests {
             version,
             wave,
             at: at(second),
+            generation: None,
         }
     }
 
@@ -317,6 +365,50 @@ mod tests {
             scheduled(&list, at(5)).collect::<Vec<_>>(),
             [&list[1], &list[2]]
         );
+    }
+
+    /// Activations that were decided in these generations.
+    fn decided<const N: usize>(list: [(u64, Activation); N]) -> [Activation; N] {
+        list.map(|(generation, activation)| Activation {
+            generation: Some(generation),
+            ..activation
+        })
+    }
+
+    #[test]
+    fn the_generation_that_superseded_a_version_is_that_of_the_last_wave() {
+        let list = decided([
+            (1, activation(1, "*", 0)),
+            (3, activation(2, "canary", 10)),
+            (4, activation(2, "*", 30)),
+            (8, activation(3, "*", 40)),
+        ]);
+        let found = |list: &[Activation], now| superseding_generation(list, 1, at(now));
+        assert_eq!(found(&list, 50), Some(4), "whatever came later");
+        assert_eq!(found(&list[..2], 50), None, "still the primary");
+        assert_eq!(found(&list[..3], 29), None, "not due yet");
+        assert_eq!(superseding_generation(&list, 9, at(50)), Some(0));
+        let back = decided([
+            (1, activation(1, "*", 0)),
+            (2, activation(2, "*", 10)),
+            (3, activation(1, "*", 20)),
+            (4, activation(2, "*", 30)),
+            (5, activation(2, "canary", 35)),
+        ]);
+        assert_eq!(found(&back, 40), Some(4), "it came back in between");
+        let mut unknown = back.clone();
+        unknown[3].generation = None;
+        assert_eq!(found(&unknown, 40), None, "canary alone is known");
+    }
+
+    #[test]
+    fn a_schedule_that_was_cancelled_is_superseded_where_that_was_decided() {
+        let list = decided([
+            (1, activation(1, "*", 0)),
+            (2, activation(2, "*", 100)),
+            (3, activation(1, "*", 50)),
+        ]);
+        assert_eq!(superseding_generation(&list, 2, at(10)), Some(3));
     }
 
     #[test]

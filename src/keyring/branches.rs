@@ -39,6 +39,11 @@ pub fn merge(chosen: &Document, others: &[&Document], now: Timestamp) -> Result<
         }
     }
     sort_lineage(&mut next.lineage);
+    // A reader of `chosen` learns of these now, whatever generation decided them.
+    let known = chosen.manifest().activations.len();
+    for activation in &mut next.activations[known..] {
+        activation.generation = Some(next.generation);
+    }
     // Last, so that what another branch activated doesn't win over the chosen one.
     let decided = &chosen.manifest().activations;
     let mut present = Vec::new();
@@ -58,6 +63,7 @@ pub fn merge(chosen: &Document, others: &[&Document], now: Timestamp) -> Result<
             version,
             wave,
             at: now,
+            generation: Some(next.generation),
         });
     }
     activate_all(&mut next, present);
@@ -98,7 +104,7 @@ fn merge_activations(activations: &mut Vec<Activation>, branch: &[Activation]) {
     let common = activations
         .iter()
         .zip(branch)
-        .take_while(|(one, other)| one == other)
+        .take_while(|(one, other)| one.is_same(other))
         .count();
     activations.extend_from_slice(&branch[common..]);
 }

@@ -162,6 +162,15 @@ fn activation_problems(manifest: &Manifest, problems: &mut Vec<String>) {
                 activation.version
             ));
         }
+        if activation
+            .generation
+            .is_some_and(|decided| !(1..=manifest.generation).contains(&decided))
+        {
+            problems.push(format!(
+                "the activation of version {} at {} was decided in a generation that isn't yet",
+                activation.version, activation.at
+            ));
+        }
     }
     let primaries = current_or_scheduled(&manifest.activations, manifest.updated_at);
     let suspended = manifest

@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 
 use super::{
-    BackupRecord, Base64, CLOCK_TOLERANCE, Document, Manifest, Policy, PrimaryPeriod, Refusal,
-    Sighting, State, Testament, Version, WaveSelector,
+    BackupRecord, Base64, CLOCK_TOLERANCE, Document, FleetEvidence, Manifest, Policy,
+    PrimaryPeriod, Refusal, SidecarReport, Sighting, State, Testament, Version, WaveSelector,
     consistency::NEWEST_HEIRS,
-    lifecycle::{activate, after, find, require, successor},
+    lifecycle::{activate, after, before, find, open, require, successor},
     primaries, primary_period,
 };
 use crate::model::{KeyringName, Span};
@@ -209,6 +209,50 @@ pub fn destroyable_from(manifest: &Manifest, version: u32, now: Timestamp) -> Op
     };
     let waits = waits(&manifest.policy, target, period, stamps, now);
     waits.iter().map(Wait::end).max()
+}
+
+/// Refuses to destroy a disabled version that was asked for within the time that it must be
+/// disabled before: every refused request begins that time again.
+///
+/// # Errors
+/// [`Refusal::StillAskedFor`] names who asked for it, and who can't be asked.
+pub fn require_unasked(
+    manifest: &Manifest,
+    version: u32,
+    evidence: &FleetEvidence,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let Some(found) = manifest.version(version) else {
+        return Ok(());
+    };
+    let wait = manifest.policy.destroy_after_of(found);
+    let since = before(now, wait);
+    let objection = |report: &SidecarReport| {
+        let name = &report.sidecar;
+        match &report.usage {
+            Err(reason) => Some(format!("{name} did not answer ({reason})")),
+            Ok(usage) if usage.open > 0 => Some(format!("{name} {}", open(usage.open))),
+            Ok(usage) => {
+                let asked = usage.last_refused.filter(|asked| *asked > since)?;
+                let until = after(asked, wait);
+                Some(format!(
+                    "{name} was asked for it at {asked}, so that its wait ends at {until}"
+                ))
+            }
+        }
+    };
+    let FleetEvidence { reports, ledger } = evidence;
+    let in_ledger = ledger.iter().flat_map(|ledger| ledger.missing.clone());
+    let missing: Vec<String> = reports
+        .iter()
+        .filter_map(objection)
+        .chain(in_ledger)
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::StillAskedFor { version, missing })
+    }
 }
 
 fn require_waiting_times(

@@ -41,6 +41,7 @@ pub fn init(
         version: 1,
         wave: WaveSelector::Every,
         at: now,
+        generation: Some(1),
     });
     manifest.generation = 1;
     manifest
@@ -79,7 +80,13 @@ pub fn activate(
     if at < now {
         return Err(Refusal::InThePast { at });
     }
-    next.activations.push(Activation { version, wave, at });
+    let generation = Some(next.generation);
+    next.activations.push(Activation {
+        version,
+        wave,
+        at,
+        generation,
+    });
     Ok(next)
 }
 
@@ -104,11 +111,13 @@ pub struct FleetEvidence {
 /// What the usage ledger of a hub says about one version.
 #[derive(Debug, Clone)]
 pub struct LedgerEvidence {
-    /// The generation that every sidecar was required to have reached.
+    /// The generation of the manifest that was asked about.
     pub generation: u64,
     /// What is missing, one line each; empty if the version is out of use. The ledger takes the
     /// class into account.
     pub missing: Vec<String>,
+    /// The workloads that still ask for the version although it is disabled.
+    pub asking: Vec<String>,
 }
 
 impl From<Vec<SidecarReport>> for FleetEvidence {
@@ -138,6 +147,10 @@ pub struct VersionUse {
     pub observed_since: Timestamp,
     /// The last use since then.
     pub last_used: Option<Timestamp>,
+    /// The requests that use it at present, and may go on to.
+    pub open: u64,
+    /// The last request since then that was refused because the version is disabled.
+    pub last_refused: Option<Timestamp>,
 }
 
 /// Suspends a version: requests to decrypt with it are refused until it is enabled again.
@@ -208,10 +221,16 @@ fn missing_evidence(
                 "serves generation {}, not {generation}",
                 usage.generation
             ))
-        } else if usage.last_used.is_some_and(|used| used > quiet_since) {
-            usage
-                .last_used
-                .map(|used| format!("used it at {used}, within the quiet period of {quiet}"))
+        } else if usage.open > 0 {
+            Some(open(usage.open))
+        } else if let Some(used) = usage.last_used.filter(|used| *used > quiet_since) {
+            Some(format!(
+                "used it at {used}, within the quiet period of {quiet}"
+            ))
+        } else if let Some(asked) = usage.last_refused.filter(|asked| *asked > quiet_since) {
+            Some(format!(
+                "asked for it at {asked}, when it was disabled, within the quiet period of {quiet}"
+            ))
         } else if usage.observed_since > quiet_since {
             Some(format!(
                 "has been counting only since {}, less than the quiet period of {quiet}",
@@ -290,6 +309,7 @@ fn reactivate_primaries(next: &mut Manifest, selectors: &[WaveSelector], now: Ti
                 version: primary?,
                 wave,
                 at: now,
+                generation: Some(next.generation),
             })
         })
         .filter(|activation| is_usable(next, activation.version))
@@ -327,6 +347,7 @@ pub fn repair_times(current: &Manifest, mut next: Manifest, now: Timestamp) -> M
                     version: primary?,
                     wave,
                     at: now,
+                    generation: Some(next.generation),
                 })
             })
             .filter(|activation| is_usable(&next, activation.version))
@@ -441,10 +462,15 @@ pub(super) fn require(
     }
 }
 
+/// Says that a sidecar uses a version at present.
+pub(super) fn open(count: u64) -> String {
+    format!("has {count} requests in progress that use it, such as a stream")
+}
+
 pub(super) fn after(time: Timestamp, span: Span) -> Timestamp {
     time.checked_add(span.0).unwrap_or(Timestamp::MAX)
 }
 
-fn before(time: Timestamp, span: Span) -> Timestamp {
+pub(super) fn before(time: Timestamp, span: Span) -> Timestamp {
     time.checked_sub(span.0).unwrap_or(Timestamp::MIN)
 }

@@ -27,6 +27,7 @@ mod trim;
 
 pub use activation::{
     Activation, PrimaryPeriod, WaveSelector, primaries, primary_at, primary_period, scheduled,
+    superseding_generation,
 };
 pub use authentication::{authenticate, is_signed_by, verify_signatures, verify_words};
 pub use backup::{record_backup, restore};
@@ -34,6 +35,7 @@ pub use branches::merge;
 pub use consistency::LINEAGE;
 pub use destruction::{
     Loss, backup_phrase, declare_lost, destroy, destroyable_from, doubted_loss_phrase, lost_phrase,
+    require_unasked,
 };
 pub use document::{Document, ManifestError, is_of_another_format};
 pub use lifecycle::{

@@ -103,6 +103,17 @@ pub enum Refusal {
         /// What is missing, one line each.
         missing: Vec<String>,
     },
+    /// A disabled version is destroyed only once no one asks for it (I5).
+    #[error(
+        "version {version} may still be needed:\n{}\nWait, or enable it again (`keyring enable`)",
+        list(.missing)
+    )]
+    StillAskedFor {
+        /// The version.
+        version: u32,
+        /// Who asked for it, and who can't be asked, one line each.
+        missing: Vec<String>,
+    },
     /// For the class of the keyring, a version without use may still be needed.
     #[error(
         "version {version} is of class {class}: that no sidecar uses it doesn't show that it isn't \

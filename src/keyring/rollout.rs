@@ -175,6 +175,7 @@ pub fn roll_back(
             version: *version,
             wave: (*wave).clone(),
             at: now,
+            generation: Some(next.generation),
         })
         .collect();
     activate_all(&mut next, activations);

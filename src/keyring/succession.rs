@@ -206,7 +206,7 @@ fn keeps_activations(before: &Manifest, after: &Manifest) -> Result<(), Rejectio
     let counts = |activation: &&Activation| !is_gone(activation.version);
     let mut kept = before.activations.iter().filter(counts).peekable();
     for activation in after.activations.iter().filter(counts) {
-        if kept.next_if_eq(&activation).is_some() {
+        if kept.next_if(|kept| kept.is_same(activation)).is_some() {
             continue;
         }
         let is_flagged = before

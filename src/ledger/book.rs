@@ -66,6 +66,9 @@ pub struct Book {
     pub opened_at: Timestamp,
     /// When the last report that said something new was received.
     pub reported_at: Timestamp,
+    /// The sequence of the first report that was received.
+    #[serde(default)]
+    pub first: u64,
     /// The highest sequence.
     pub sequence: u64,
     /// The highest barrier that was answered; 0 if none was.
@@ -92,8 +95,11 @@ pub struct Account {
     /// Requests refused since the start of the process, because the version is disabled.
     #[serde(default)]
     pub refused: u64,
-    /// The receipt of the last report in which one of the counters had risen: the last use was
-    /// then or before.
+    /// Requests that held the version at the last report.
+    #[serde(default)]
+    pub open: u64,
+    /// The receipt of the last report in which messages had been added, or before or at which
+    /// requests held the version: the last use was then or before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_use: Option<Timestamp>,
     /// The receipt of the last report in which the refused requests had risen.
@@ -103,17 +109,18 @@ pub struct Account {
 
 impl Account {
     fn take(&mut self, usage: &VersionUsage, now: Timestamp) {
-        if (usage.encrypted, usage.decrypted, usage.refused)
-            != (self.encrypted, self.decrypted, self.refused)
-        {
+        let is_changed = (usage.encrypted, usage.decrypted) != (self.encrypted, self.decrypted);
+        // A stream counts once, and may have gone on until this report.
+        if is_changed || self.open > 0 || usage.open > 0 {
             self.last_use = Some(now);
         }
-        if usage.refused > self.refused {
+        if usage.refused != self.refused {
             self.last_refusal = Some(now);
         }
         self.encrypted = usage.encrypted;
         self.decrypted = usage.decrypted;
         self.refused = usage.refused;
+        self.open = usage.open;
     }
 
     /// Returns whether a counter of `usage` is higher.
@@ -160,6 +167,7 @@ impl Book {
             workload: delivery.workload.clone(),
             opened_at: now,
             reported_at: now,
+            first: delivery.sequence,
             sequence: 0,
             answered: 0,
             generation: usage.generation,
@@ -238,11 +246,19 @@ impl Book {
         })
     }
 
+    fn differs_in_open(&self, usage: &KeyringUsage) -> bool {
+        usage.versions.iter().any(|version| {
+            let account = self.accounts.get(&version.version);
+            account.map_or(0, |account| account.open) != version.open
+        })
+    }
+
     fn says_the_same(&self, delivery: &Delivery, usage: &KeyringUsage) -> bool {
         let ends = self.end.is_some_and(|end| end.how == How::Final);
         self.generation == usage.generation
             && !self.is_exceeded_by(usage)
             && !self.exceeds(usage)
+            && !self.differs_in_open(usage)
             && (ends || !delivery.is_final)
     }
 

@@ -16,6 +16,13 @@ pub struct Question {
     pub class: Class,
     /// How long it must have been unused.
     pub quiet_period: Span,
+    /// How long it must have been disabled without a request for it, if the question is whether it
+    /// may be destroyed. None if the question is whether it may be disabled.
+    pub destroy_after: Option<Span>,
+    /// For how long a process that is cut off may encrypt with it.
+    pub encrypt_lease: Span,
+    /// After which silence the ledger gives up a process.
+    pub lost_after: Span,
     /// Since when it is no wave's primary; None while it is one or is to become one.
     pub superseded: Option<Superseded>,
     /// The end of the time that the evidence covers.
@@ -28,12 +35,19 @@ pub struct Question {
     pub statements: Vec<Statement>,
 }
 
-/// When a version was superseded in every wave.
+impl Question {
+    /// Returns how long the version must have been unused, or disabled without a request for it.
+    pub(super) fn quiet_time(&self) -> Span {
+        self.destroy_after.unwrap_or(self.quiet_period)
+    }
+}
+
+/// When a version was superseded in every wave, the last time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superseded {
     /// The time.
     pub at: Timestamp,
-    /// The generation that says so.
+    /// The first generation that says so. Later ones don't matter.
     pub generation: u64,
 }
 

@@ -41,7 +41,7 @@ impl<'a> Reasons<'a> {
                 named.sort_by(|one, other| other.cmp(one));
                 let last = named.first().and_then(|(at, _)| *at);
                 let until = match code {
-                    Code::Used | Code::Unwatched => {
+                    Code::Used | Code::Unwatched | Code::Refused => {
                         last.and_then(|last| last.checked_add(quiet_period.0).ok())
                     }
                     _ => None,
@@ -93,6 +93,23 @@ fn message(
         Code::Unwatched => format!(
             "version {version} may have been used while nothing watched: {names}; {}",
             wait()
+        ),
+        Code::Refused => format!(
+            "version {version} is disabled, and it was asked for: {names}; {}, or enable it again \
+             (`keyring enable`)",
+            match until {
+                Some(until) => format!("the wait of {quiet_period} ends at {until}"),
+                None => format!("the wait of {quiet_period} has begun again"),
+            }
+        ),
+        Code::Open => format!(
+            "these have requests in progress that use version {version}, such as streams: {names}; \
+             let them end"
+        ),
+        Code::LostTooSoon => format!(
+            "the hub gives up silent processes after {}, and they may encrypt for {}; set its \
+             `lost_after` to at least the longest encrypt lease",
+            question.lost_after, question.encrypt_lease
         ),
         Code::Silent => format!(
             "no answer to the barrier of {} from: {names}; restore their connection to the hub, or \

@@ -38,9 +38,13 @@ pub struct Run {
 }
 
 impl Run {
-    /// Returns the run of a book that was closed by a final report.
+    /// Returns the run of a book that was closed by a final report, unless that was the only one:
+    /// then nothing was watched.
     pub(super) fn of(book: &Book) -> Option<Self> {
         let end = book.end.filter(|end| end.how == How::Final)?;
+        if book.sequence <= book.first {
+            return None;
+        }
         Some(Self {
             started_at: book.opened_at,
             ended_at: end.at,

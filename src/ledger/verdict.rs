@@ -32,6 +32,9 @@ pub struct Verdict {
     pub class: Class,
     /// How long it must have been unused.
     pub quiet_period: Span,
+    /// How long it must have been disabled without a request for it, if it is to be destroyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroy_after: Option<Span>,
     /// When it was superseded.
     pub superseded: Option<Superseded>,
     /// The end of the time that the verdict covers.
@@ -92,6 +95,12 @@ pub enum Code {
     Used,
     /// It may have been used.
     Unwatched,
+    /// It is disabled, and a request for it was refused.
+    Refused,
+    /// A process has a request that uses it and has not ended.
+    Open,
+    /// Processes are given up while they may still encrypt.
+    LostTooSoon,
     /// A process has not answered the barrier.
     Silent,
     /// A listed process has never reported.
@@ -182,6 +191,7 @@ pub fn judge(ledger: &Ledger, question: &Question) -> Verdict {
         version: question.version,
         class: question.class,
         quiet_period: question.quiet_period,
+        destroy_after: question.destroy_after,
         superseded: question.superseded,
         barrier: question.barrier,
         workloads: workloads.collect(),
@@ -212,7 +222,12 @@ fn general_reasons(question: &Question, statements: &[Statement]) -> Vec<Reason>
     if question.superseded.is_none() {
         reasons.add(Code::NotSuperseded);
     }
-    if question.workloads.is_empty() {
+    if question.lost_after < question.encrypt_lease {
+        reasons.add(Code::LostTooSoon);
+    }
+    // What shows that it isn't needed was decided about when it was disabled.
+    let is_disabled = question.destroy_after.is_some();
+    if question.workloads.is_empty() && !is_disabled {
         reasons.add(Code::NoWorkloads);
     }
     let last_scan = statements
@@ -240,16 +255,16 @@ fn general_reasons(question: &Question, statements: &[Statement]) -> Vec<Reason>
             statement.subject == Subject::StorageMigration && is_clean_since(statement.at)
         }),
     };
-    if !is_shown {
+    if !is_shown && !is_disabled {
         reasons.add(Code::UseIsNoEvidence);
     }
     for further in &question.further_uses {
-        if further.at > before(question.barrier.at, question.quiet_period) {
+        if further.at > before(question.barrier.at, question.quiet_time()) {
             let name = format!("{} at {}", further.source, further.at);
             reasons.name(Code::Used, Some(further.at), name);
         }
     }
-    reasons.finish(question.quiet_period)
+    reasons.finish(question.quiet_time())
 }
 
 /// What is known about one workload.
@@ -267,17 +282,19 @@ impl View<'_> {
         let mut declarations = question.workloads.iter();
         let declared = declarations.find(|declared| declared.workload == self.workload);
         let max_interval = declared.and_then(|declared| declared.max_interval);
+        let quiet_time = question.quiet_time();
+        let is_disabled = question.destroy_after.is_some();
         // What runs every quarter says nothing in a month.
-        let quiet_period = max_interval.map_or(question.quiet_period, |interval| {
-            interval.max(question.quiet_period)
-        });
+        let quiet_period = max_interval
+            .filter(|_| !is_disabled)
+            .map_or(quiet_time, |interval| interval.max(quiet_time));
         let since = before(question.barrier.at, quiet_period);
         let mut reasons = Reasons::new(question);
         let quiet_since = self.add_uses(since, &mut reasons);
         self.add_open_books(&mut reasons);
         self.add_listings(&mut reasons);
         let run = self.last_run();
-        if declared.is_some() && !self.is_attested() {
+        if declared.is_some() && !is_disabled && !self.is_attested() {
             let is_running = self.books.iter().any(|(_, book)| book.is_open());
             match max_interval {
                 Some(_) if run.is_none() => reasons.add(Code::NotRun),
@@ -306,11 +323,21 @@ impl View<'_> {
             }
         };
         let version = self.question.version;
+        // Who asks for a version uses it, as far as it may.
+        let refused = match self.question.destroy_after {
+            Some(_) => Code::Refused,
+            None => Code::Used,
+        };
         for (instance, book) in self.books {
             let account = book.accounts.get(&version);
             if let Some(at) = account.and_then(|account| account.last_use) {
                 add(Code::Used, at, &|| {
                     format!("{} at {at}", named(*instance, book))
+                });
+            }
+            if let Some(at) = account.and_then(|account| account.last_refusal) {
+                add(refused, at, &|| {
+                    format!("{} at {at} (refused)", named(*instance, book))
                 });
             }
             if let Some(Unwatched { until, cause }) = book.gap {
@@ -324,6 +351,10 @@ impl View<'_> {
             add(Code::Unwatched, at, &|| format!("at {at} ({cause})"));
             if let Some(at) = summary.last_uses.get(&version) {
                 add(Code::Used, *at, &|| format!("one that has ended, at {at}"));
+            }
+            if let Some(at) = summary.last_refusals.get(&version) {
+                let name = || format!("one that has ended, at {at} (refused)");
+                add(refused, *at, &name);
             }
             if let Some(Unwatched { until, cause }) = summary.gap {
                 let name = || format!("one that has ended, at {until} ({cause})");
@@ -348,11 +379,19 @@ impl View<'_> {
                 let name = format!("{}, last at {}", named(*instance, book), book.reported_at);
                 reasons.name(Code::Silent, at, name);
             }
-            if oldest.is_some_and(|oldest| book.generation < oldest) {
+            let is_behind = oldest.is_some_and(|oldest| book.generation < oldest);
+            if is_behind {
                 let name = format!("{} ({})", named(*instance, book), book.generation);
                 reasons.name(Code::Behind, at, name);
-            } else if !book.accounts.contains_key(&question.version) {
-                reasons.name(Code::Uncounted, at, named(*instance, book));
+            }
+            match book.accounts.get(&question.version) {
+                Some(account) if account.open > 0 => {
+                    let name = format!("{} ({})", named(*instance, book), account.open);
+                    reasons.name(Code::Open, at, name);
+                }
+                Some(_) => {}
+                None if is_behind => {}
+                None => reasons.name(Code::Uncounted, at, named(*instance, book)),
             }
         }
     }

@@ -148,6 +148,7 @@ fn version_uses(uses: refresh::Uses) -> VersionUses {
         encrypted: uses.encrypted,
         decrypted: uses.decrypted,
         refused: uses.refused,
+        open: uses.open,
     }
 }
 
@@ -162,6 +163,7 @@ fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Opt
         created_at: version.created_at,
         last_used: usage.and_then(VersionUsage::last_used),
         uses: usage.map(|usage| version_uses(usage.uses())),
+        last_refused: usage.and_then(VersionUsage::last_refused),
         seen_disabled: seen.disabled,
         seen_superseded: seen.superseded,
         unopened: match table.slot(number)? {

@@ -160,9 +160,9 @@ impl Keyring {
     }
 
     /// Counts a request that `snapshot` refused because the version is disabled or destroyed.
-    pub(crate) fn count_refusal(&self, snapshot: &Snapshot, version: u32) {
+    pub(crate) fn count_refusal(&self, snapshot: &Snapshot, version: u32, now: Timestamp) {
         if let Some(usage) = snapshot.usage(version) {
-            usage.record_refused();
+            usage.record_refused(now);
         }
         self.refusals.notify_one();
     }

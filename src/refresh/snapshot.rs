@@ -117,6 +117,8 @@ pub struct Uses {
     /// Requests and items of batches that were refused because the version is disabled or
     /// destroyed.
     pub refused: u64,
+    /// Requests that hold the version at present, and may use it until they end.
+    pub open: u64,
 }
 
 impl Add for Uses {
@@ -127,6 +129,7 @@ impl Add for Uses {
             encrypted: self.encrypted + other.encrypted,
             decrypted: self.decrypted + other.decrypted,
             refused: self.refused + other.refused,
+            open: self.open + other.open,
         }
     }
 }
@@ -139,8 +142,11 @@ pub struct VersionUsage {
     encrypted: AtomicU64,
     decrypted: AtomicU64,
     refused: AtomicU64,
+    open: AtomicU64,
     /// Milliseconds since the epoch; `i64::MIN` for never.
     last_used: AtomicI64,
+    /// As for `last_used`.
+    last_refused: AtomicI64,
 }
 
 impl VersionUsage {
@@ -149,7 +155,9 @@ impl VersionUsage {
             encrypted: AtomicU64::new(0),
             decrypted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             last_used: AtomicI64::new(i64::MIN),
+            last_refused: AtomicI64::new(i64::MIN),
         }
     }
 
@@ -167,8 +175,21 @@ impl VersionUsage {
 
     /// Counts a request that was refused because the version is disabled or destroyed. That is no
     /// use.
-    pub(super) fn record_refused(&self) {
+    pub(super) fn record_refused(&self, now: Timestamp) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.last_refused
+            .fetch_max(now.as_millisecond(), Ordering::Relaxed);
+    }
+
+    /// Counts a request that holds the version, until [`VersionUsage::close`]. What it uses counts
+    /// as well.
+    pub fn open(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The request has ended.
+    pub fn close(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Records that the version is still in use, for an operation that is already counted.
@@ -186,11 +207,18 @@ impl VersionUsage {
             encrypted: last(&self.encrypted),
             decrypted: last(&self.decrypted),
             refused: last(&self.refused),
+            open: last(&self.open),
         }
     }
 
     /// Returns when this sidecar last used the version.
     pub fn last_used(&self) -> Option<Timestamp> {
         Timestamp::from_millisecond(self.last_used.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Returns when this sidecar last refused a request because the version is disabled or
+    /// destroyed.
+    pub fn last_refused(&self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(self.last_refused.load(Ordering::Relaxed)).ok()
     }
 }

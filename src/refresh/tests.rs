@@ -138,6 +138,7 @@ fn activated(mut manifest: Manifest, version: u32, at: Timestamp) -> Manifest {
         version,
         wave: WaveSelector::Every,
         at,
+        generation: None,
     });
     manifest
 }

@@ -53,6 +53,10 @@ pub struct VersionView {
     pub unopened: Option<String>,
     /// When it was last used.
     pub last_used: Option<Timestamp>,
+    /// How many requests use it at present, and may go on to.
+    pub open: u64,
+    /// When a request was last refused because it is disabled.
+    pub last_refused: Option<Timestamp>,
 }
 
 /// Messages since the start of a process.

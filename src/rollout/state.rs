@@ -232,6 +232,12 @@ impl State {
         self.phase == Phase::Running && matches!(self.present(), Step::Observe { .. })
     }
 
+    /// Returns whether the rollout waits until the replaced version, which is disabled, may be
+    /// destroyed.
+    pub fn awaits_destruction(&self) -> bool {
+        self.phase == Phase::Running && matches!(self.present(), Step::Wait)
+    }
+
     /// Returns the number of the present step, from 1.
     pub fn number(&self) -> u32 {
         u32::try_from(self.step + 1).unwrap_or(u32::MAX)
@@ -259,6 +265,19 @@ impl State {
             && mark.step == self.number()
             && is_marked
             && (is_same_attempt || matches!(write, Write::Generate { .. }))
+    }
+
+    /// Records what may come any number of times: once for each attempt of a step.
+    pub(super) fn record_once(&mut self, now: Timestamp, kind: Kind, text: String) {
+        let place = (self.number(), self.attempt);
+        let is_known = self
+            .entries
+            .iter()
+            .rev()
+            .any(|entry| (entry.step, entry.attempt) == place && entry.text == text);
+        if !is_known {
+            self.record(now, kind, text);
+        }
     }
 
     pub(super) fn record(&mut self, now: Timestamp, kind: Kind, text: impl Into<String>) {

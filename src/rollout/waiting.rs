@@ -106,9 +106,17 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
             .versions
             .get(&replaced)
             .and_then(|view| view.last_used);
-        match last_used {
-            Some(used) if used > quiet_since => Some(format!(
+        let version = sidecar.versions.get(&replaced);
+        let asked = version.and_then(|view| view.last_refused);
+        match (last_used, asked) {
+            _ if version.is_some_and(|view| view.open > 0) => Some(format!(
+                "has requests in progress that use version {replaced}"
+            )),
+            (Some(used), _) if used > quiet_since => Some(format!(
                 "used version {replaced} at {used}, within the quiet period of {quiet}"
+            )),
+            (_, Some(asked)) if asked > quiet_since => Some(format!(
+                "asked for version {replaced} at {asked}, within the quiet period of {quiet}"
             )),
             _ if sidecar.observed_since > quiet_since => Some(format!(
                 "has been counting only since {}, less than the quiet period of {quiet}",
@@ -131,7 +139,7 @@ pub(super) fn for_disuse(state: &State, observation: &Observation, now: Timestam
         (is_gone && *last > quiet_since)
             .then(|| format!("{name} was last seen at {last}, within the quiet period of {quiet}"))
     });
-    let in_ledger = ledger.into_iter().flatten().cloned();
+    let in_ledger = ledger.into_iter().flat_map(|ledger| ledger.missing.clone());
     present.chain(gone).chain(in_ledger).collect()
 }
 
@@ -147,6 +155,58 @@ pub(super) fn for_destruction(
     let version = manifest.version(state.plan.replaced.version)?.version;
     let from = keyring::destroyable_from(manifest, version, now);
     Some(from.unwrap_or(manifest.updated_at))
+}
+
+/// What speaks against destroying the replaced version, which is disabled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// Who asked for it since it was disabled.
+    pub(super) asking: Vec<String>,
+    /// What has to end, or to pass, before it is destroyed.
+    pub(super) missing: Vec<String>,
+}
+
+/// Returns who still asks for the replaced version. The signer decides.
+pub(super) fn demand(state: &State, observation: &Observation, now: Timestamp) -> Demand {
+    let mut demand = Demand::default();
+    let replaced = state.plan.replaced.version;
+    let manifest = observation.manifest.as_ref().ok();
+    let Some((manifest, version)) = manifest
+        .and_then(|manifest| Some((manifest, manifest.version(replaced)?)))
+        .filter(|(_, version)| version.state == keyring::State::Disabled)
+    else {
+        return demand;
+    };
+    let wait = manifest.policy.destroy_after_of(version);
+    let since = now.checked_sub(wait.0).unwrap_or(Timestamp::MIN);
+    for (name, view) in &observation.fleet.sidecars {
+        let view = match view {
+            Ok(sidecar) if sidecar.is_joined => continue,
+            Ok(sidecar) => sidecar.versions.get(&replaced),
+            Err(reason) => {
+                demand
+                    .missing
+                    .push(format!("{name} did not answer: {reason}"));
+                continue;
+            }
+        };
+        let Some(view) = view else { continue };
+        if view.open > 0 {
+            let reason = format!("{name} has requests in progress that use version {replaced}");
+            demand.missing.push(reason);
+        }
+        let Some(asked) = view.last_refused.filter(|asked| *asked > since) else {
+            continue;
+        };
+        demand.asking.push(name.clone());
+        let reason = format!("{name} asked for version {replaced} at {asked}; the wait is {wait}");
+        demand.missing.push(reason);
+    }
+    if let Some(ledger) = &observation.ledger {
+        demand.asking.extend(ledger.asking.iter().cloned());
+        demand.missing.extend(ledger.missing.iter().cloned());
+    }
+    demand
 }
 
 /// Returns the sidecars of interest to which `objection` has something to say, or that don't

@@ -413,7 +413,7 @@ impl Runner {
             .map(|document| document.manifest().clone())
             .map_err(|error| error.to_string());
         let ledger = match &manifest {
-            Ok(manifest) if state.observes_disuse() => {
+            Ok(manifest) if state.observes_disuse() || state.awaits_destruction() => {
                 let replaced = state.plan.replaced.version;
                 ask_ledger(client, manifest, replaced, self.clock.now()).await
             }
@@ -422,7 +422,7 @@ impl Runner {
         Observation {
             fleet,
             manifest,
-            ledger: ledger.map(|ledger| ledger.missing),
+            ledger,
         }
     }
 }

@@ -66,6 +66,8 @@ fn sidecar_view(
             let view = VersionView {
                 unopened: version.unopened,
                 last_used: version.last_used,
+                open: version.uses.map_or(0, |uses| uses.open),
+                last_refused: version.last_refused,
             };
             (version.version, view)
         })

@@ -72,7 +72,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         };
         let primary = table.primary(self.now).ok_or_else(no_primary)?;
         let Some(found) = table.encryption_key(self.now) else {
-            keys_for_request(&self.keyring, &self.snapshot, primary)?;
+            keys_for_request(&self.keyring, &self.snapshot, primary, self.now)?;
             return Err(no_primary());
         };
         if self.snapshot.lost().contains(&found.0) {
@@ -94,7 +94,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         ciphertext: &'m mut [u8],
     ) -> Result<(&'m mut [u8], u32), SessionError> {
         let header = self.find_version(ciphertext).await?;
-        let keys = keys_for_request(&self.keyring, &self.snapshot, header.version)?;
+        let keys = keys_for_request(&self.keyring, &self.snapshot, header.version, self.now)?;
         let id = self.snapshot.table.id();
         let plaintext = self.opener.open(keys, &id, &header, aad, ciphertext)?;
         if let Some(usage) = self.snapshot.usage(header.version) {
@@ -113,7 +113,7 @@ impl<K: Deref<Target = Keyring>> Session<K> {
         let mut shortest = [0; OVERHEAD];
         shortest[..PREFIX_LEN].copy_from_slice(prefix);
         let header = self.find_version(&shortest).await?;
-        let keys = keys_for_request(&self.keyring, &self.snapshot, header.version)?;
+        let keys = keys_for_request(&self.keyring, &self.snapshot, header.version, self.now)?;
         let opener = StreamOpener::new(keys, &self.snapshot.table.id(), prefix, aad);
         let version = self.pin(header.version);
         version.count_decrypted(self.now);

@@ -61,7 +61,12 @@ fn document(manifest: Manifest) -> Document {
 }
 
 pub(crate) fn activate(manifest: &mut Manifest, version: u32, wave: WaveSelector, at: Timestamp) {
-    manifest.activations.push(Activation { version, wave, at });
+    manifest.activations.push(Activation {
+        version,
+        wave,
+        at,
+        generation: None,
+    });
 }
 
 /// The table of a manifest. Versions in `not_unwrapped` have no keys.

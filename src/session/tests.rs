@@ -333,6 +333,25 @@ async fn a_stream_counts_once_and_is_in_use_until_its_last_chunk() {
     assert_eq!(usage(&keyring), ([1, 1], Some(after(3))));
 }
 
+#[tokio::test]
+async fn streams_hold_their_version_until_they_end() {
+    let keyring = rotated_keyring();
+    let open = || {
+        let snapshot = keyring.keyring.snapshot().clone().expect("loaded");
+        snapshot.usage(2).expect("version 2").uses().open
+    };
+    let session = || Session::new(Arc::clone(&keyring.keyring), after(1)).expect("loaded");
+    let (encryptor, prefix) = session().stream_encryptor(AAD).expect("encrypts");
+    assert_eq!(open(), 1);
+    let decryptor = session().stream_decryptor(AAD, &prefix).await;
+    let decryptor = decryptor.expect("version 2 is unwrapped");
+    assert_eq!(open(), 2);
+    drop(encryptor);
+    assert_eq!(open(), 1);
+    drop(decryptor);
+    assert_eq!(open(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_long_batch_refreshes_again_after_its_time_moved_on() {
     let mut keyring = keyring_with(table(manifest(1), "standard", &[]));

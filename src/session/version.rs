@@ -11,7 +11,8 @@ use crate::{
     refresh::{Keyring, Snapshot},
 };
 
-/// A version of the generation that a request sees, for as long as the request takes.
+/// A version of the generation that a request sees, for as long as the request takes. Meanwhile the
+/// version is in use, whether or not bytes arrive.
 pub(super) struct PinnedVersion {
     snapshot: Arc<Snapshot>,
     version: u32,
@@ -20,6 +21,9 @@ pub(super) struct PinnedVersion {
 
 impl PinnedVersion {
     pub(super) fn new(keyring: &Keyring, snapshot: &Arc<Snapshot>, version: u32) -> Self {
+        if let Some(usage) = snapshot.usage(version) {
+            usage.open();
+        }
         Self {
             snapshot: Arc::clone(snapshot),
             version,
@@ -42,7 +46,7 @@ impl PinnedVersion {
         now: Timestamp,
     ) -> Result<(), SessionError> {
         if let Some(newest) = keyring.snapshot().as_ref() {
-            keys_for_request(keyring, newest, self.version)?;
+            keys_for_request(keyring, newest, self.version, now)?;
             if newest.lost().contains(&self.version) {
                 return Err(SessionError::KeyLost {
                     version: self.version,
@@ -85,16 +89,25 @@ impl PinnedVersion {
     }
 }
 
+impl Drop for PinnedVersion {
+    fn drop(&mut self) {
+        if let Some(usage) = self.snapshot.usage(self.version) {
+            usage.close();
+        }
+    }
+}
+
 /// Like [`version_keys`], for a request: a refusal is counted.
 pub(super) fn keys_for_request<'s>(
     keyring: &Keyring,
     snapshot: &'s Snapshot,
     version: u32,
+    now: Timestamp,
 ) -> Result<&'s VersionKeys, SessionError> {
     let keys = version_keys(snapshot, version);
     if let Err(SessionError::VersionDisabled { .. } | SessionError::VersionDestroyed { .. }) = keys
     {
-        keyring.count_refusal(snapshot, version);
+        keyring.count_refusal(snapshot, version, now);
     }
     keys
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use self::authorization::check_authorization;
 use crate::{
-    admin::{Admin, AdminError},
+    admin::{Admin, AdminError, require_unasked},
     backend::ErrorKind,
     fleet::{Fleet, FleetClient},
     keyring::{self, Document, Refusal, WaveSelector},
@@ -136,6 +136,8 @@ impl Signer {
                     &current,
                     admin.now(),
                 )?;
+                let manifest = current.manifest();
+                require_unasked(&self.fleet, manifest, *version, admin.now()).await?;
                 admin.destroy_in_rollout(*version, None, mark).await
             }
             Write::BackUp(_) | Write::End | Write::RollBack { .. } => {
@@ -251,7 +253,9 @@ fn failure(error: AdminError) -> WriteFailure {
         AdminError::Refused(Refusal::TooEarly { from, .. }) => {
             WriteFailure::TooEarly { from, reason }
         }
-        AdminError::Refused(Refusal::EvidenceMissing { .. }) => WriteFailure::NoEvidence(reason),
+        AdminError::Refused(Refusal::EvidenceMissing { .. } | Refusal::StillAskedFor { .. }) => {
+            WriteFailure::NoEvidence(reason)
+        }
         AdminError::Refused(Refusal::NotApproved(_)) => WriteFailure::NotApproved(reason),
         AdminError::Refused(
             Refusal::OtherRollout { .. }

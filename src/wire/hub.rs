@@ -92,6 +92,9 @@ pub struct VersionUsage {
     /// Requests that were refused because the version is disabled or destroyed.
     #[serde(default)]
     pub refused: u64,
+    /// Requests that hold the version now and may use it until they end, such as streams.
+    #[serde(default)]
+    pub open: u64,
 }
 
 /// What a hub sends on a sidecar's stream.
@@ -302,8 +305,14 @@ pub struct EvidenceRequest {
     pub quiet_period: Span,
     /// When it was superseded in every wave.
     pub superseded_at: Timestamp,
-    /// The generation that every sidecar must have reached.
+    /// The generation that superseded it: what every sidecar must have reached.
     pub generation: u64,
+    /// For how long a sidecar that is cut off may encrypt with it.
+    pub encrypt_lease: Span,
+    /// How long it must have been disabled without a request for it, if the question is whether it
+    /// may be destroyed. None if the question is whether it may be disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroy_after: Option<Span>,
 }
 
 mod optional_mac {

@@ -205,6 +205,9 @@ pub struct VersionUses {
     /// destroyed.
     #[serde(default)]
     pub refused: u64,
+    /// Requests that hold the version at present and may use it until they end, such as streams.
+    #[serde(default)]
+    pub open: u64,
 }
 
 /// The active manifest of a keyring.
@@ -255,6 +258,9 @@ pub struct VersionStatus {
     /// How often this process used it; None from builds that don't report it.
     #[serde(default)]
     pub uses: Option<VersionUses>,
+    /// When this process last refused a request because the version is disabled or destroyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refused: Option<Timestamp>,
     /// When this process first saw it disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_disabled: Option<Timestamp>,

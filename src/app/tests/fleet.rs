@@ -115,7 +115,7 @@ async fn the_signer_verifies_who_holds_a_version() {
     assert!(reason.starts_with("key_version_unavailable: "), "{reason}");
 
     let versions = app.keyring().await["active"]["versions"].clone();
-    let unused = json!({ "encrypted": 0, "decrypted": 0, "refused": 0 });
+    let unused = json!({ "encrypted": 0, "decrypted": 0, "refused": 0, "open": 0 });
     assert_eq!([&versions[0]["uses"], &versions[1]["uses"]], [&unused; 2]);
     assert_eq!(versions[1]["last_used"], Value::Null, "a proof is no use");
     let metrics = app.ops("/metrics").await.1;
@@ -198,6 +198,6 @@ async fn status_counts_what_a_process_did_with_a_keyring() {
         })
     );
     let version = &keyring["active"]["versions"][0];
-    let uses = json!({ "encrypted": 2, "decrypted": 1, "refused": 0 });
+    let uses = json!({ "encrypted": 2, "decrypted": 1, "refused": 0, "open": 0 });
     assert_eq!(version["uses"], uses);
 }

@@ -231,6 +231,7 @@ mod tests {
                 encrypted: 3,
                 decrypted: 0,
                 refused: 0,
+                open: 0,
             },
             uses_are_complete: false,
         }

@@ -1,7 +1,7 @@
 use clap::Args;
 
 use crate::{
-    admin::{AdminError, ask_fleet},
+    admin::{AdminError, ask_fleet, require_unasked},
     cli::{
         output::{CliError, Format},
         record::Completed,
@@ -97,6 +97,10 @@ pub(in crate::cli) struct Destroy {
     /// Confirm with the phrase that the refusal names, for example if there is no backup.
     #[arg(long, value_name = "PHRASE")]
     pub(super) confirm: Option<String>,
+    /// Destroy the version although it was asked for since it was disabled, or sidecars can't say,
+    /// for this reason.
+    #[arg(long = "override", value_name = "REASON", conflicts_with = "lost")]
+    pub(super) override_reason: Option<String>,
     /// Skip the waiting time, because every KEK of the version is permanently lost.
     #[arg(long)]
     lost: bool,
@@ -107,6 +111,7 @@ pub(in crate::cli) struct Destroy {
 
 impl Destroy {
     pub(super) async fn run(self, format: Format) -> Result<Completed, CliError> {
+        let fleet = self.target.fleet();
         let admin = self.target.admin()?;
         let confirm = self.confirm.as_deref();
         let document = if self.lost {
@@ -122,6 +127,10 @@ impl Destroy {
                     "give --version once, unless they are --lost",
                 ));
             };
+            if self.override_reason.is_none() {
+                let current = admin.read().await?;
+                require_unasked(&fleet, current.manifest(), version, admin.now()).await?;
+            }
             admin.destroy(version, confirm).await?
         };
         let message = match self.version[..] {

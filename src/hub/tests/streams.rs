@@ -146,7 +146,7 @@ async fn evidence_ends_at_a_barrier_and_names_what_is_missing() {
     let mut events = world.join(&sidecar).await;
     let body = json!({
         "name": "demo", "id": KEYRING_ID, "version": 1, "class": "live", "quiet_period": "1d",
-        "superseded_at": "2026-11-30T12:00:00Z", "generation": 2,
+        "superseded_at": "2026-11-30T12:00:00Z", "generation": 2, "encrypt_lease": "1d",
     });
     let asked = world.post(OPERATOR, "/v1/evidence", &body);
     let reporting = async {

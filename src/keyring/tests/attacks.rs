@@ -78,6 +78,7 @@ pub(super) fn activate_everywhere(manifest: &mut Manifest, version: u32) {
         version,
         wave: WaveSelector::Every,
         at: manifest.updated_at,
+        generation: None,
     });
 }
 

@@ -12,6 +12,7 @@ fn activation(version: u32, wave: usize, at: Timestamp) -> Activation {
         version,
         wave: WaveSelector::One(super::wave(wave)),
         at,
+        generation: None,
     }
 }
 
@@ -30,6 +31,8 @@ fn a_version_is_quiet_once_its_quiet_period_is_over_to_the_millisecond() {
                 generation: world.document.manifest().generation,
                 observed_since: millis(since),
                 last_used: Some(millis(used)),
+                open: 0,
+                last_refused: None,
             }),
         };
         disable(
@@ -96,7 +99,11 @@ fn where_a_compromised_version_was_scheduled_the_primary_stays_and_nowhere_else(
     let next = compromise(&world.document, 2, world.now).expect("possible");
     assert_eq!(primaries_later(&next), [Some(1), Some(3), Some(1)]);
     let added = &next.activations[world.document.manifest().activations.len()..];
-    assert_eq!(added, [activation(1, 0, world.now)]);
+    let expected = Activation {
+        generation: Some(next.generation),
+        ..activation(1, 0, world.now)
+    };
+    assert_eq!(added, [expected]);
 }
 
 #[test]

@@ -264,6 +264,8 @@ fn only_live_versions_are_disabled_because_they_are_unused() {
                 generation: world.document.manifest().generation,
                 observed_since: Timestamp::UNIX_EPOCH,
                 last_used: None,
+                open: 0,
+                last_refused: None,
             }),
         };
         disable(

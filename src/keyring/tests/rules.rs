@@ -1,6 +1,6 @@
 //! What is accepted and what is refused, case by case.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::*;
 
@@ -142,6 +142,8 @@ fn disabling_requires_that_every_sidecar_answered_and_was_quiet() {
             generation,
             observed_since: second(since),
             last_used: last_used.map(second),
+            open: 0,
+            last_refused: None,
         }),
     };
     let verdict = |reports: Vec<SidecarReport>| {
@@ -406,4 +408,62 @@ fn only_a_backup_of_this_keyring_and_its_past_is_recorded() {
         record(other, &good),
         Err(Refusal::Diverged(Rejection::OtherKeyring { .. }))
     ));
+}
+
+#[test]
+fn a_disabled_version_that_is_asked_for_is_not_destroyed() {
+    let mut world = World::new();
+    world.rotate_to(2);
+    world.apply(&Step::Wait(100));
+    let manifest = world.document.manifest();
+    let wait = manifest.policy.destroy_after.0;
+    let now = world.now;
+    let asked = |last_refused, open| {
+        let usage = VersionUse {
+            generation: manifest.generation,
+            observed_since: now,
+            last_used: Some(now),
+            open,
+            last_refused,
+        };
+        let report = SidecarReport {
+            sidecar: "pod-1".into(),
+            usage: Ok(usage),
+        };
+        require_unasked(manifest, 1, &vec![report].into(), now)
+    };
+    assert_eq!(asked(None, 0), Ok(()), "uses are no matter");
+    assert_eq!(asked(Some(now - wait), 0), Ok(()));
+    let just = now - wait + Duration::from_millis(1);
+    for (last_refused, open, expected) in [
+        (Some(just), 0, "pod-1 was asked for it at "),
+        (None, 1, "pod-1 has 1 requests in progress that use it"),
+    ] {
+        let refusal = asked(last_refused, open).expect_err("it may be needed");
+        let Refusal::StillAskedFor { version, missing } = &refusal else {
+            panic!("{refusal:?}");
+        };
+        assert_eq!(*version, 1);
+        assert!(missing[0].starts_with(expected), "{missing:?}");
+        assert!(refusal.to_string().contains("keyring enable"), "{refusal}");
+    }
+    let silent = SidecarReport {
+        sidecar: "pod-2".into(),
+        usage: Err("no response".into()),
+    };
+    let ledger = FleetEvidence {
+        reports: vec![silent],
+        ledger: Some(LedgerEvidence {
+            generation: 1,
+            missing: vec!["workload shop: version 1 is disabled, and it was asked for".into()],
+            asking: vec!["workload shop".into()],
+        }),
+    };
+    let refusal = require_unasked(manifest, 1, &ledger, now).expect_err("it may be needed");
+    let text = refusal.to_string();
+    assert!(
+        text.contains("pod-2 did not answer (no response)"),
+        "{text}"
+    );
+    assert!(text.contains("workload shop"), "{text}");
 }

@@ -216,6 +216,7 @@ fn half_of_a_limit_is_reported_with_a_remedy() {
             version: 1,
             wave: WaveSelector::One(format!("wave-{wave}").parse().expect("name")),
             at: world.now,
+            generation: None,
         });
     }
     let wrap = large.versions[0].wraps[0].clone();

@@ -165,14 +165,17 @@ fn rare(at: Timestamp) -> Question {
 #[test]
 fn a_workload_that_runs_rarely_must_have_run() {
     let mut ledger = Ledger::default();
-    take(&mut ledger, &last_report(1, 1, 0), day(-200));
+    run(&mut ledger, 1, 0, day(-200));
     assert_eq!(missing(&judge(&ledger, &rare(day(60)))), ["not_run"]);
     // Begun before the version was superseded; and behind.
     take(&mut ledger, &report(2, 1, 0), day(-1));
     take(&mut ledger, &last_report(2, 2, 0), day(1));
-    let mut behind = last_report(3, 1, 0);
-    behind.usage[0].generation = GENERATION - 1;
-    take(&mut ledger, &behind, day(2));
+    for sequence in [1, 2] {
+        let mut behind = report(3, sequence, 0);
+        behind.usage[0].generation = GENERATION - 1;
+        behind.is_final = sequence == 2;
+        take(&mut ledger, &behind, day(2));
+    }
     assert_eq!(missing(&judge(&ledger, &rare(day(60)))), ["not_run"]);
     // Crashed.
     ledger.list("job-4", WORKLOAD, day(3));
@@ -184,7 +187,7 @@ fn a_workload_that_runs_rarely_must_have_run() {
     ledger.confirm_end("job-4", day(4));
     let verdict = judge(&ledger, &rare(day(60)));
     assert_eq!(missing(&verdict), ["unwatched", "not_run"]);
-    take(&mut ledger, &last_report(5, 1, 0), day(50));
+    run(&mut ledger, 5, 0, day(50));
     for now in [day(51), day(100)] {
         ledger.fold(now);
         let verdict = judge(&ledger, &rare(day(100)));
@@ -199,12 +202,12 @@ fn a_workload_that_runs_rarely_must_have_run() {
 #[test]
 fn a_workload_that_runs_rarely_is_quiet_for_an_interval() {
     let mut ledger = Ledger::default();
-    take(&mut ledger, &last_report(1, 1, 0), day(-200));
-    take(&mut ledger, &last_report(2, 1, 1), day(10));
+    run(&mut ledger, 1, 0, day(-200));
+    run(&mut ledger, 2, 1, day(10));
     let verdict = judge(&ledger, &rare(day(60)));
     assert_eq!(missing(&verdict), ["used"], "and will use it again");
     assert_eq!(verdict.quiet_from(), Some(day(100)));
-    take(&mut ledger, &last_report(3, 1, 0), day(95));
+    run(&mut ledger, 3, 0, day(95));
     assert!(judge(&ledger, &rare(day(100))).is_quiet());
 }
 
@@ -320,4 +323,155 @@ fn a_verdict_has_a_digest_and_survives_its_storage() {
     assert_eq!((&read, read.digest()), (&verdict, verdict.digest()));
     let later = ask(&mut ledger, &[(1, 3, 1)], day(1));
     assert_ne!(later.digest(), verdict.digest());
+}
+
+#[test]
+fn a_final_report_alone_is_no_run() {
+    let mut ledger = Ledger::default();
+    run(&mut ledger, 1, 0, day(-200));
+    take(&mut ledger, &last_report(2, 1, 0), day(10));
+    // A resend of it adds nothing.
+    take(&mut ledger, &last_report(2, 1, 0), day(10));
+    for now in [day(10), day(12)] {
+        ledger.fold(now);
+        assert_eq!(missing(&judge(&ledger, &rare(day(60)))), ["not_run"]);
+    }
+    run(&mut ledger, 3, 0, day(20));
+    assert!(judge(&ledger, &rare(day(60))).is_quiet());
+}
+
+#[test]
+fn generations_after_the_one_that_superseded_the_version_do_not_matter() {
+    let mut ledger = Ledger::default();
+    run(&mut ledger, 1, 0, day(-200));
+    run(&mut ledger, 2, 0, day(10));
+    // The keyring is touched every hour, and others run at later generations.
+    let mut later = report(3, 1, 0);
+    later.workload = "other".into();
+    later.usage[0].generation = GENERATION + 2000;
+    take(&mut ledger, &later, day(-100));
+    let question = rare(day(100));
+    let mut answer = answer(&question.barrier, 3, 2, 0);
+    answer.workload = "other".into();
+    answer.usage[0].generation = GENERATION + 2000;
+    take(&mut ledger, &answer, day(100));
+    assert_eq!(missing(&judge(&ledger, &question)), [""; 0]);
+}
+
+/// A report of process 1 with these counts of the old version.
+fn with_counts(sequence: u64, counts: impl FnOnce(&mut VersionUsage)) -> Delivery {
+    let mut delivery = report(1, sequence, 0);
+    counts(&mut delivery.usage[0].versions[0]);
+    delivery
+}
+
+/// Asks whether the version, which is disabled, may be destroyed after 20 days.
+fn about_destroying(at: Timestamp) -> Question {
+    Question {
+        destroy_after: Some(Span::from_days(20)),
+        class: Class::Archive,
+        workloads: Vec::new(),
+        ..question(at)
+    }
+}
+
+#[test]
+fn a_refused_use_resets_the_wait_for_destroying() {
+    let mut ledger = watched();
+    let mut sequence = 1;
+    let mut ask = |ledger: &mut Ledger, refused, today| {
+        sequence += 1;
+        let question = about_destroying(day(today));
+        let mut delivery = with_counts(sequence, |usage| usage.refused = refused);
+        delivery.answers = Some(question.barrier.number);
+        take(ledger, &delivery, day(today));
+        judge(ledger, &question)
+    };
+    assert!(
+        ask(&mut ledger, 0, 40).is_quiet(),
+        "whatever its class demands"
+    );
+    let verdict = ask(&mut ledger, 1, 45);
+    assert_eq!(missing(&verdict), ["refused"]);
+    assert_eq!(verdict.quiet_from(), Some(day(65)));
+    let message = &verdict.workloads[0].reasons[0].message;
+    assert!(message.contains("orders-1 (instance 0101"), "{message}");
+    assert!(message.contains("keyring enable"), "{message}");
+    assert_eq!(missing(&ask(&mut ledger, 1, 64)), ["refused"]);
+    assert!(ask(&mut ledger, 1, 65).is_quiet());
+    assert_eq!(missing(&ask(&mut ledger, 2, 66)), ["refused"]);
+}
+
+#[test]
+fn a_refused_use_counts_after_its_process_has_ended_and_as_a_use_before_it_is_disabled_again() {
+    let mut ledger = watched();
+    take(&mut ledger, &report(2, 1, 0), day(-90));
+    let mut refused = last_report(2, 2, 0);
+    refused.usage[0].versions[0].refused = 1;
+    take(&mut ledger, &refused, day(45));
+    ledger.fold(day(50));
+    let asked = about_destroying(day(50));
+    let delivery = answer(&asked.barrier, 1, 2, 0);
+    take(&mut ledger, &delivery, day(50));
+    assert_eq!(missing(&judge(&ledger, &asked)), ["refused"]);
+    assert_eq!(missing(&judge(&ledger, &question(day(50)))), ["used"]);
+}
+
+#[test]
+fn what_is_not_watched_may_have_asked_for_a_disabled_version() {
+    let mut ledger = watched();
+    take(&mut ledger, &report(2, 1, 0), day(-90));
+    let asked = about_destroying(day(45));
+    let delivery = answer(&asked.barrier, 1, 2, 0);
+    take(&mut ledger, &delivery, day(45));
+    assert_eq!(missing(&judge(&ledger, &asked)), ["silent"]);
+    ledger.close_lost(Span::from_days(30), day(45));
+    assert_eq!(missing(&judge(&ledger, &asked)), ["unwatched"]);
+}
+
+#[test]
+fn a_stream_is_a_use_for_as_long_as_it_is_open() {
+    let mut ledger = watched();
+    take(&mut ledger, &with_counts(2, |usage| usage.open = 1), day(1));
+    let open = |ledger: &mut Ledger, sequence, open, today: i64| {
+        let question = question(day(today));
+        let mut delivery = with_counts(sequence, |usage| usage.open = open);
+        delivery.answers = Some(question.barrier.number);
+        take(ledger, &delivery, day(today));
+        judge(ledger, &question)
+    };
+    let verdict = open(&mut ledger, 3, 2, 40);
+    assert_eq!(missing(&verdict), ["used", "open"]);
+    assert_eq!(verdict.quiet_from(), None, "until they end");
+    let message = &verdict.workloads[0].reasons[1].message;
+    assert!(message.contains("orders-1 (instance 0101"), "{message}");
+    assert!(message.contains("(2)"), "{message}");
+    // It ended after the last report, and was in use until then.
+    let verdict = open(&mut ledger, 4, 0, 41);
+    assert_eq!(missing(&verdict), ["used"]);
+    assert_eq!(verdict.quiet_from(), Some(day(71)));
+    assert!(open(&mut ledger, 5, 0, 71).is_quiet());
+    // Another count under one number is another report.
+    let other = with_counts(5, |usage| usage.open = 1);
+    take(&mut ledger, &other, day(72));
+    assert_eq!(missing(&open(&mut ledger, 6, 0, 73)), ["unwatched"]);
+}
+
+#[test]
+fn a_hub_that_gives_up_too_soon_is_no_evidence() {
+    let mut ledger = watched();
+    for destroy_after in [None, Some(Span::from_days(1))] {
+        let mut question = question(day(1));
+        question.destroy_after = destroy_after;
+        question.lost_after = Span::from_days(29);
+        let delivery = answer(&question.barrier, 1, 2, 0);
+        take(&mut ledger, &delivery, day(1));
+        let verdict = judge(&ledger, &question);
+        assert_eq!(missing(&verdict), ["lost_too_soon"]);
+        let message = &verdict.reasons[0].message;
+        assert!(
+            message.contains("29d") && message.contains("30d"),
+            "{message}"
+        );
+    }
 }

@@ -57,6 +57,12 @@ fn last_report(number: u8, sequence: u64, uses: u64) -> Delivery {
     }
 }
 
+/// Lets process `number` run from its first report to its last one.
+fn run(ledger: &mut Ledger, number: u8, uses: u64, at: Timestamp) {
+    take(ledger, &report(number, 1, 0), at);
+    take(ledger, &last_report(number, 2, uses), at);
+}
+
 fn answer(barrier: &Barrier, number: u8, sequence: u64, uses: u64) -> Delivery {
     Delivery {
         answers: Some(barrier.number),
@@ -70,6 +76,7 @@ fn usage(uses: u64) -> KeyringUsage {
         encrypted: 0,
         decrypted,
         refused: 0,
+        open: 0,
     };
     KeyringUsage {
         name: "orders".parse().expect("a name"),
@@ -94,6 +101,9 @@ fn question(at: Timestamp) -> Question {
         version: OLD,
         class: Class::Live,
         quiet_period: Span::from_days(30),
+        destroy_after: None,
+        encrypt_lease: Span::from_days(30),
+        lost_after: Span::from_days(30),
         superseded: Some(Superseded {
             at: day(0),
             generation: GENERATION,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    keyring::Manifest,
+    keyring::{LedgerEvidence, Manifest},
     rollout::{fleet::FleetView, order::Approval, plan::NamedVersion},
 };
 
@@ -79,9 +79,9 @@ pub struct Observation {
     pub fleet: FleetView,
     /// The manifest, read after the sidecars were asked, or why it can't be read.
     pub manifest: Result<Manifest, String>,
-    /// What the ledger of a hub lacks to show that the replaced version is out of use, while that
-    /// is what the rollout waits for. None without a hub.
-    pub ledger: Option<Vec<String>>,
+    /// What the ledger of a hub says of the replaced version, while the rollout waits until that is
+    /// out of use or may be destroyed. None without a hub.
+    pub ledger: Option<LedgerEvidence>,
 }
 
 /// What a person can ask for.

@@ -34,6 +34,8 @@ const WRITE_PATIENCE: Span = Span::from_secs(15 * 60);
 const LONGEST_BACKOFF: u64 = 60;
 /// How long an order can be approved.
 const APPROVAL_DAYS: i64 = 7;
+/// How often a version that waits to be destroyed is looked after.
+const LOOK: Span = Span::from_secs(10 * 60);
 /// How many reasons are kept of what a step waits for.
 const SHOWN: usize = 10;
 

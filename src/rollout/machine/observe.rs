@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Action, Observation, SHOWN, after, baseline, shortened};
+use super::{Action, LOOK, Observation, SHOWN, after, baseline, shortened};
 use crate::{
     keyring::{WaveSelector, primary_at},
     model::{Span, Wave},
@@ -50,14 +50,7 @@ impl State {
                 self.soaked(verdict, now)
             }
             Step::Observe { within } => self.observed_use(observation, within, now),
-            Step::Wait => match waiting::for_destruction(self, observation, now) {
-                Some(until) if now < until => {
-                    self.waiting_for = vec![format!("{until}, when its waiting time ends")];
-                    vec![Action::Sleep { until }]
-                }
-                Some(_) => self.advance(now),
-                None => vec![self.poll(now)],
-            },
+            Step::Wait => self.await_destruction(observation, now),
             _ => Vec::new(),
         }
     }
@@ -199,6 +192,30 @@ impl State {
         }
         self.waiting_for = missing.into_iter().take(SHOWN).collect();
         vec![self.poll(now)]
+    }
+
+    /// Waits until the replaced version may be destroyed. Meanwhile, who asks for it is named at
+    /// once, and its wait begins again.
+    fn await_destruction(&mut self, observation: &Observation, now: Timestamp) -> Vec<Action> {
+        let demand = waiting::demand(self, observation, now);
+        for name in demand.asking {
+            let replaced = self.plan.replaced.version;
+            let text = format!("{name} asks for version {replaced}, which is disabled");
+            self.record_once(now, Kind::Anomaly, text);
+        }
+        let Some(from) = waiting::for_destruction(self, observation, now) else {
+            return vec![self.poll(now)];
+        };
+        if now >= from && demand.missing.is_empty() {
+            return self.advance(now);
+        }
+        let end = format!("{from}, when its waiting time ends");
+        let end = (now < from).then_some(end);
+        let missing = end.into_iter().chain(demand.missing);
+        self.waiting_for = missing.take(SHOWN).collect();
+        let look = after(now, LOOK.max(self.plan.strategy.poll));
+        let until = if now < from { look.min(from) } else { look };
+        vec![Action::Sleep { until }]
     }
 
     pub(super) fn observed_rollback(

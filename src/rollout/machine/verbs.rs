@@ -60,15 +60,7 @@ impl State {
     /// as they like.
     pub(super) fn unsigned(&mut self, verb: Verb, now: Timestamp) -> Vec<Action> {
         let text = format!("{UNSIGNED} {verb}: no requester of the signer has signed it");
-        let place = (self.number(), self.attempt);
-        let is_known = self
-            .entries
-            .iter()
-            .rev()
-            .any(|entry| (entry.step, entry.attempt) == place && entry.text == text);
-        if !is_known {
-            self.record(now, Kind::Anomaly, text);
-        }
+        self.record_once(now, Kind::Anomaly, text);
         self.go_on_unless_over(now)
     }
 

@@ -107,10 +107,10 @@ impl State {
         vec![sleep(now, Span::from_secs(pause))]
     }
 
-    /// Goes back to the step that collects the evidence.
+    /// Goes back to the step that collects the evidence, or waits for it.
     fn observe_again(&mut self, reason: String, now: Timestamp) -> Vec<Action> {
         let before = self.step.checked_sub(1).map(|step| &self.plan.steps[step]);
-        if !matches!(before, Some(Step::Observe { .. })) {
+        if !matches!(before, Some(Step::Observe { .. } | Step::Wait)) {
             return self.fail(reason, now);
         }
         self.record(now, Kind::Retrying, reason);

@@ -29,6 +29,8 @@ pub(super) struct World {
     pub(super) has_backup: bool,
     /// From when on the ledger of a hub says that version 1 is out of use.
     pub(super) quiet_from: Option<Timestamp>,
+    /// Until when it says that version 1 was asked for, although it is disabled.
+    pub(super) asked_until: Option<Timestamp>,
 }
 
 pub(super) struct Sidecar {
@@ -53,6 +55,10 @@ pub(super) struct Sidecar {
     pub(super) counters: Counters,
     pub(super) since: Timestamp,
     last_used: BTreeMap<u32, Timestamp>,
+    /// When a request for version 1 was last refused.
+    pub(super) last_refused: Option<Timestamp>,
+    /// How many streams use version 1.
+    pub(super) open: u64,
 }
 
 pub(super) fn wave(name: &str) -> Wave {
@@ -113,6 +119,8 @@ impl World {
                 counters: Counters::default(),
                 since: now,
                 last_used: BTreeMap::new(),
+                last_refused: None,
+                open: 0,
             };
             (name.to_owned(), sidecar)
         });
@@ -123,6 +131,7 @@ impl World {
             sidecars: sidecars.into(),
             failed_decrypts: 0,
             quiet_from: None,
+            asked_until: None,
             has_store: true,
             has_keks: true,
             writes: Vec::new(),
@@ -275,10 +284,19 @@ impl World {
         }
     }
 
-    fn ledger(&self) -> Option<Vec<String>> {
+    fn ledger(&self) -> Option<LedgerEvidence> {
         let from = self.quiet_from?;
         let used = (self.now < from).then(|| "workload shop: version 1 was used".into());
-        Some(used.into_iter().collect())
+        let is_asked = self.asked_until.is_some_and(|until| self.now < until);
+        let asked = is_asked.then(|| "workload shop: version 1 was asked for".into());
+        Some(LedgerEvidence {
+            generation: self.manifest().generation,
+            missing: used.into_iter().chain(asked).collect(),
+            asking: is_asked
+                .then(|| "workload shop".into())
+                .into_iter()
+                .collect(),
+        })
     }
 
     pub(super) fn observe(&self) -> Observation {
@@ -394,7 +412,7 @@ impl World {
                 | Refusal::NoSuchRollout(_)
                 | Refusal::RolloutStepDone { .. }),
             ) => return Err(WriteFailure::Preempted(refusal.to_string())),
-            Err(refusal @ Refusal::EvidenceMissing { .. }) => {
+            Err(refusal @ (Refusal::EvidenceMissing { .. } | Refusal::StillAskedFor { .. })) => {
                 return Err(WriteFailure::NoEvidence(refusal.to_string()));
             }
             Err(refusal) => return Err(WriteFailure::Refused(refusal.to_string())),
@@ -455,14 +473,16 @@ impl World {
             Write::Disable { version, .. } => {
                 let evidence = Evidence::Fleet(FleetEvidence {
                     reports: self.reports(*version),
-                    ledger: self.ledger().map(|missing| LedgerEvidence {
-                        generation: current.manifest().generation,
-                        missing,
-                    }),
+                    ledger: self.ledger(),
                 });
                 keyring::disable(current, *version, &evidence, now)?
             }
             Write::Destroy { version, .. } => {
+                let evidence = FleetEvidence {
+                    reports: self.reports(*version),
+                    ledger: self.ledger(),
+                };
+                keyring::require_unasked(current.manifest(), *version, &evidence, now)?;
                 let phrase = keyring::backup_phrase(&current.manifest().name, *version);
                 let confirm = self.has_backup.then_some(phrase.as_str());
                 let changed = current.manifest().version(*version);
@@ -488,6 +508,8 @@ impl World {
                         generation: sidecar.document.manifest().generation,
                         observed_since: sidecar.since,
                         last_used: sidecar.last_used.get(&version).copied(),
+                        open: sidecar.open,
+                        last_refused: sidecar.last_refused,
                     })
                 } else {
                     Err("no response within 10s".into())
@@ -537,6 +559,8 @@ impl Sidecar {
             let view = VersionView {
                 unopened: self.unopened.clone().filter(|_| number == newest),
                 last_used: self.last_used.get(&number).copied(),
+                open: if number == 1 { self.open } else { 0 },
+                last_refused: self.last_refused.filter(|_| number == 1),
             };
             (number, view)
         });

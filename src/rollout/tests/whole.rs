@@ -183,3 +183,107 @@ fn a_compromise_preempts_a_running_rollout() {
     assert!(matches!(state.phase, Phase::Halted(_)), "{:?}", state.phase);
     assert_eq!(world.manifest().generation, generation);
 }
+
+/// A rollout that waits until version 1 may be destroyed.
+fn waiting(world: &mut World) -> State {
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    world.run_until(state, actions, |state, _| state.awaits_destruction())
+}
+
+fn anomalies(state: &State) -> Vec<&str> {
+    let entries = state.entries.iter();
+    entries
+        .filter(|entry| entry.kind == Kind::Anomaly)
+        .map(|entry| entry.text.as_str())
+        .collect()
+}
+
+#[test]
+fn a_refused_use_of_the_disabled_version_alarms_and_begins_its_wait_again() {
+    let mut world = World::new();
+    let state = waiting(&mut world);
+    world.pass(80);
+    let asked = world.now;
+    world.sidecar("b").last_refused = Some(asked);
+    let end = world.run(state, vec![Action::Observe]);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert_eq!(old.state, VersionState::Destroyed);
+    // The world's `destroy_after`.
+    assert!(old.state_changed_at >= asked + 90.seconds());
+    assert_eq!(
+        anomalies(&end),
+        ["b asks for version 1, which is disabled"],
+        "once"
+    );
+}
+
+#[test]
+fn a_ledger_alarms_of_a_refused_use_too() {
+    let mut world = World::new();
+    for sidecar in world.sidecars.values_mut() {
+        sidecar.is_joined = true;
+    }
+    world.quiet_from = Some(world.now);
+    let state = waiting(&mut world);
+    let until = world.now + 3.hours();
+    world.asked_until = Some(until);
+    let end = world.run(state, vec![Action::Observe]);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert!(old.state_changed_at >= until);
+    assert_eq!(
+        anomalies(&end),
+        ["workload shop asks for version 1, which is disabled"]
+    );
+}
+
+#[test]
+fn a_refused_use_just_before_the_destruction_is_seen_by_the_signer() {
+    let mut world = World::new();
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let is_destroying =
+        |_: &State, action: &Action| matches!(action, Action::Write(Write::Destroy { .. }));
+    let state = world.run_until(state, actions, is_destroying);
+    let asked = world.now;
+    world.sidecar("c").last_refused = Some(asked);
+    let write = state_write(&state);
+    let end = world.run(state, vec![write]);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let old = world.manifest().version(1).expect("listed");
+    assert!(old.state_changed_at >= asked + 90.seconds());
+}
+
+fn state_write(state: &State) -> Action {
+    Action::Write(Write::Destroy {
+        version: state.plan.replaced.version,
+        authorization: None,
+    })
+}
+
+#[test]
+fn a_stream_under_the_old_version_keeps_it_from_being_disabled_and_destroyed() {
+    let mut world = World::new();
+    let (state, actions) = world.begin_despite_blockers(retiring());
+    let state = world.run_until(state, actions, |state, _| state.observes_disuse());
+    world.sidecar("d").open = 1;
+    let named = |state: &State, _: &Action| {
+        let mut waits = state.waiting_for.iter();
+        waits.any(|wait| wait.starts_with("d has requests in progress that use version 1"))
+    };
+    let state = world.run_until(state, vec![Action::Observe], named);
+    world.pass(120);
+    let state = world.run_until(state, vec![Action::Observe], named);
+    assert!(state.observes_disuse(), "{:?}", state.present());
+    world.sidecar("d").open = 0;
+    let state = world.run_until(state, vec![Action::Observe], |state, _| {
+        state.awaits_destruction()
+    });
+    world.sidecar("d").open = 1;
+    world.pass(120);
+    let state = world.run_until(state, vec![Action::Observe], named);
+    assert!(state.awaits_destruction(), "{:?}", state.present());
+    world.sidecar("d").open = 0;
+    let end = world.run(state, vec![Action::Observe]);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+}

@@ -75,6 +75,7 @@ impl Forge {
                 version: *version,
                 wave: WaveSelector::Every,
                 at: self.now,
+                generation: None,
             })
             .collect();
         let keys = content.keys();
