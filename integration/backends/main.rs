@@ -1,5 +1,5 @@
 //! Tests against real backends and tools: Vault, OpenBao, moto, kube-apiserver, Redis, SoftHSM,
-//! promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require root.
+//! rsyslog, promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require root.
 //! `integration/run` installs all of them and runs this target; plain `cargo test` leaves it out.
 //! Any missing tool fails a test.
 
@@ -28,6 +28,7 @@ mod pkcs11;
 mod prometheus;
 mod readme;
 mod recipes;
+mod syslog;
 mod tls;
 mod vault {
     mod habits;

@@ -35,10 +35,11 @@ const LAYERS: [&[&str]; 17] = [
 ];
 
 /// Uses within a layer. None is circular.
-const BESIDE: [(&str, &str); 12] = [
+const BESIDE: [(&str, &str); 13] = [
     ("app", "lifecycle"),
     ("in_place", "client"),
     ("in_place", "scan"),
+    ("audit", "backend"),
     ("exec", "client"),
     ("refresh", "schedule"),
     ("refresh", "keks"),

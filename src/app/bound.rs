@@ -117,6 +117,7 @@ impl Bound {
             }
         }
         self.audit.close(STOPPED, AUDIT_FLUSH);
+        self.audit.finish_forwards(AUDIT_FLUSH).await;
     }
 
     async fn stop_orderly(&mut self) {

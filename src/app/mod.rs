@@ -306,12 +306,15 @@ impl Sockets {
 fn open_audit(
     settings: &Settings,
     clock: &Clock,
-    registry: &Registry,
+    registry: &Arc<Registry>,
 ) -> Result<Recorder, StartError> {
     let Some(settings) = &settings.audit else {
         return Ok(Recorder::default());
     };
-    Recorder::start(audit::open(settings)?, clock.clone(), registry).map_err(StartError::Threads)
+    let recorder = Recorder::start(audit::open(settings)?, clock.clone(), registry)
+        .map_err(StartError::Threads)?;
+    recorder.forward_to(&settings.forwards);
+    Ok(recorder)
 }
 
 /// The keyrings, secrets and files that the control plane keeps fresh.

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
@@ -52,7 +53,7 @@ struct Open {
 }
 
 /// Records were written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
     /// The log that they are in.
     pub log: LogId,
@@ -60,11 +61,14 @@ pub struct Appended {
     pub last: Link,
     /// What was wrong with the log before. The first of the records reports it.
     pub damage: Option<Damage>,
+    /// Their lines, as they were written.
+    pub lines: Bytes,
 }
 
 impl Appended {
-    pub(super) fn after(position: Position) -> Self {
+    pub(super) fn after(position: Position, lines: Bytes) -> Self {
         Self {
+            lines,
             log: position.log,
             last: position.link,
             damage: None,
@@ -208,7 +212,7 @@ impl AuditFile {
         open.last = Some((begin + bytes.len() as u64, last));
         Ok(Appended {
             damage,
-            ..Appended::after(last)
+            ..Appended::after(last, bytes.into())
         })
     }
 }

@@ -14,10 +14,11 @@ use metrics::{Counter, Gauge};
 use tracing::{error, info, warn};
 
 use super::{
-    Appended, Event, Link, LogId, Origin, Sink,
+    Appended, Event, ForwardHealth, Link, LogId, Origin, Sink,
+    forward::{self, Forwards},
     refusals::{self, AccessRefusal, RefusalCounts},
 };
-use crate::{clock::Clock, telemetry::Registry};
+use crate::{clock::Clock, config::AuditForward, telemetry::Registry};
 
 /// The capacity of the queue, in events.
 const QUEUE: usize = 1024;
@@ -36,6 +37,7 @@ const LAST: &str = "sidekey_audit_last_record";
 
 /// Registers the descriptions of the audit log's metrics.
 pub fn describe_metrics(registry: &Registry) {
+    forward::describe_metrics(registry);
     registry.describe_counter(RECORDS, "Audit records that this process has written.");
     registry.describe_counter(
         LOST,
@@ -68,6 +70,7 @@ struct Shared {
     failing: Gauge,
     damage: Counter,
     last: Gauge,
+    forwards: Forwards,
 }
 
 #[derive(Default)]
@@ -107,6 +110,8 @@ pub struct LogHealth {
     pub lost: u64,
     /// When the current failure began, and why.
     pub failure: Option<(Timestamp, String)>,
+    /// The collectors that get copies.
+    pub forwards: Vec<ForwardHealth>,
 }
 
 impl Recorder {
@@ -114,10 +119,11 @@ impl Recorder {
     ///
     /// # Errors
     /// The thread can't be spawned.
-    pub fn start(mut sink: Sink, clock: Clock, registry: &Registry) -> std::io::Result<Self> {
+    pub fn start(mut sink: Sink, clock: Clock, registry: &Arc<Registry>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
+            forwards: Forwards::new(clock.clone(), Arc::clone(registry)),
             clock,
             sink: sink.name(),
             has_key: sink.has_key(),
@@ -136,6 +142,13 @@ impl Recorder {
             .name("sidekey-audit".into())
             .spawn(move || writer.write_all(sink))?;
         Ok(Self(Some(shared)))
+    }
+
+    /// Offers what is written from now on to these collectors, in tasks of the current runtime.
+    pub fn forward_to(&self, collectors: &[AuditForward]) {
+        if let Some(shared) = &self.0 {
+            shared.forwards.install(collectors);
+        }
     }
 
     /// Records an event with the details that `describe` adds. Never waits for the disk.
@@ -197,6 +210,14 @@ impl Recorder {
         }
     }
 
+    /// Forwards what waits for collectors, after [`Self::close`]. Returns after `patience` at the
+    /// latest.
+    pub async fn finish_forwards(&self, patience: Duration) {
+        if let Some(shared) = &self.0 {
+            shared.forwards.finish(patience).await;
+        }
+    }
+
     /// Returns the health of the log, or `None` if none is configured.
     pub fn health(&self) -> Option<LogHealth> {
         let shared = self.0.as_ref()?;
@@ -216,6 +237,7 @@ impl Recorder {
             waiting: state.waiting(),
             lost: state.lost,
             failure,
+            forwards: shared.forwards.health(),
         })
     }
 }
@@ -339,10 +361,15 @@ impl Shared {
         loop {
             self.state().write_began = Some((Instant::now(), self.clock.now()));
             let result = sink.append(origin, events);
+            if let Ok(appended) = &result {
+                self.forwards.offer(&appended.lines);
+            }
             let mut state = self.state();
             state.write_began = None;
             match result {
-                Ok(Appended { log, last, damage }) => {
+                Ok(Appended {
+                    log, last, damage, ..
+                }) => {
                     (state.log, state.last) = (Some(log), Some(last));
                     state.in_flight = 0;
                     self.records.increment(events.len() as u64);

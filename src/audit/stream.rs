@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Write};
 
+use bytes::Bytes;
+
 use super::{Appended, Event, LogId, Origin, link::Position, record::seal};
 use crate::crypto::MacKey;
 
@@ -10,8 +12,17 @@ use crate::crypto::MacKey;
 pub struct Chain {
     /// The end of what was written, once anything was.
     last: Option<Position>,
-    /// Records that were sealed and not written whole, and the position after them.
-    unwritten: Option<(Vec<u8>, Position)>,
+    /// Records that were sealed and not written whole.
+    unwritten: Option<Unwritten>,
+}
+
+struct Unwritten {
+    /// All of them.
+    lines: Bytes,
+    /// How much of that is written, in bytes.
+    written: usize,
+    /// The position after them.
+    next: Position,
 }
 
 impl Chain {
@@ -25,28 +36,33 @@ impl Chain {
         events: &[Event],
         key: Option<&MacKey>,
     ) -> io::Result<Appended> {
-        let (lines, next) = match &mut self.unwritten {
+        let unwritten = match &mut self.unwritten {
             Some(unwritten) => unwritten,
             None => {
                 let last = match self.last {
                     Some(last) => last,
                     None => Position::start(LogId::generate().map_err(io::Error::other)?),
                 };
-                self.unwritten.insert(sealed(last, origin, events, key))
+                let (lines, next) = sealed(last, origin, events, key);
+                self.unwritten.insert(Unwritten {
+                    lines: lines.into(),
+                    written: 0,
+                    next,
+                })
             }
         };
-        while !lines.is_empty() {
-            match out.write(lines) {
+        while unwritten.written < unwritten.lines.len() {
+            match out.write(&unwritten.lines[unwritten.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => drop(lines.drain(..count)),
+                Ok(count) => unwritten.written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        let last = *next;
+        let (last, lines) = (unwritten.next, unwritten.lines.clone());
         self.last = Some(last);
         self.unwritten = None;
-        Ok(Appended::after(last))
+        Ok(Appended::after(last, lines))
     }
 }
 

@@ -23,6 +23,8 @@ pub mod local;
 mod pkcs11;
 #[cfg(any(feature = "aws", feature = "https-client"))]
 mod plain_http;
+#[cfg(feature = "https-client")]
+mod poster;
 mod secret;
 #[cfg(any(feature = "aws", feature = "azure", feature = "vault"))]
 mod server_clock;
@@ -46,6 +48,8 @@ pub use secret::{FetchOutcome, FetchedValue, HeldValue, Lease, SecretProvider, V
 pub use store::{ManifestStore, WatchedRead};
 
 pub(crate) use last_error::{TimedOut, within};
+#[cfg(feature = "https-client")]
+pub(crate) use poster::Poster;
 
 /// The outside systems that hold KEKs, manifests and secrets.
 pub trait Backends: Send + Sync {

@@ -62,6 +62,7 @@ impl AuditArgs {
             (Some(file), _) => Some(config::Audit {
                 sink: AuditSink::File(file.clone()),
                 key_file: self.audit_key.clone(),
+                forwards: Vec::new(),
             }),
             (None, Some(config)) => config::load(config)?.audit,
             (None, None) => None,

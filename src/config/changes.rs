@@ -3,7 +3,9 @@
 //! Every struct here that has a part that changes at run time is taken apart without `..`: a new
 //! setting doesn't compile until it is decided which it is.
 
-use super::{Keyring, Limits, Listen, Log, Ops, Refresh, Runtime, Secrets, Settings, Timeouts};
+use super::{
+    Audit, Keyring, Limits, Listen, Log, Ops, Refresh, Runtime, Secrets, Settings, Timeouts,
+};
 
 /// What a sidecar that runs with one config makes of another one.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub fn changes(running: &Settings, wanted: Settings) -> Changes {
     names.add_limits(&running.limits, &limits);
     names.add_timeouts(&running.timeouts, &timeouts);
     let log = names.merge_log(&running.log, log);
-    names.add("audit", audit != running.audit);
+    let audit = names.merge_audit(running.audit.as_ref(), audit);
     names.add("hub", hub != running.hub);
     names.add_refresh(&running.refresh, &refresh);
     names.add_runtime(&running.runtime, &runtime);
@@ -59,6 +61,7 @@ pub fn changes(running: &Settings, wanted: Settings) -> Changes {
     Changes {
         settings: Settings {
             log,
+            audit,
             keyrings,
             secrets,
             renders,
@@ -208,6 +211,26 @@ impl Names {
             format: running.format,
             filter,
         }
+    }
+
+    fn merge_audit(&mut self, running: Option<&Audit>, wanted: Option<Audit>) -> Option<Audit> {
+        let (Some(running), Some(wanted)) = (running, &wanted) else {
+            self.add("audit", running.is_some() || wanted.is_some());
+            return running.cloned();
+        };
+        let Audit {
+            sink,
+            key_file,
+            forwards,
+        } = wanted;
+        self.add(
+            "audit",
+            *sink != running.sink || *key_file != running.key_file,
+        );
+        Some(Audit {
+            forwards: forwards.clone(),
+            ..running.clone()
+        })
     }
 
     /// Returns the running keyrings with what the config may change of them.

@@ -23,7 +23,7 @@ mod secrets;
 mod signer;
 mod tls;
 
-pub use audit::{Audit, AuditSink};
+pub use audit::{Audit, AuditForward, AuditSink};
 pub use backends::{Aws, Azure, AzureLogin, Backends, Local, Pkcs11, Vault, VaultLogin, Web};
 pub use changes::{Changes, changes};
 pub use fleet::{

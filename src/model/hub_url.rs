@@ -81,7 +81,8 @@ impl FromStr for HubUrl {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Returns whether a host, without brackets, is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host
             .parse()

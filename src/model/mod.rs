@@ -3,6 +3,7 @@
 
 mod anchor;
 mod certificate;
+mod collector;
 mod conversion;
 mod hub_url;
 mod names;
@@ -15,6 +16,7 @@ mod uris;
 
 pub use anchor::Anchor;
 pub use certificate::CertificateName;
+pub use collector::Collector;
 pub use conversion::Conversion;
 pub use hub_url::HubUrl;
 pub use names::{KeyringName, Malformed, SecretName, Wave};

@@ -13,9 +13,9 @@ use crate::{
     render::{self, Render},
     secrets::{Secret, Usage},
     wire::status::{
-        ActiveManifest, AuditStatus, FailureCount, KekStatus, KeyMemory, KeyringStatus,
-        KeyringUses, LastError, NoticeStatus, RenderStatus, RenderedSecret, SecretStatus,
-        SecretVersionStatus, Status, VersionStatus, VersionUses,
+        ActiveManifest, AuditForwardStatus, AuditStatus, FailureCount, KekStatus, KeyMemory,
+        KeyringStatus, KeyringUses, LastError, NoticeStatus, RenderStatus, RenderedSecret,
+        SecretStatus, SecretVersionStatus, Status, VersionStatus, VersionUses,
     },
 };
 
@@ -66,6 +66,20 @@ fn audit_status(health: audit::LogHealth) -> AuditStatus {
         last_error: health.failure.map(|(at, message)| LastError {
             at,
             code: "audit_unavailable".into(),
+            message,
+        }),
+        forwards: health.forwards.into_iter().map(forward_status).collect(),
+    }
+}
+
+fn forward_status(health: audit::ForwardHealth) -> AuditForwardStatus {
+    AuditForwardStatus {
+        to: health.to,
+        waiting: health.waiting,
+        lost: health.lost,
+        last_error: health.failure.map(|(at, message)| LastError {
+            at,
+            code: "audit_forward_failed".into(),
             message,
         }),
     }

@@ -92,6 +92,23 @@ pub struct AuditStatus {
     pub lost: u64,
     /// Why the log can't be written.
     pub last_error: Option<LastError>,
+    /// The collectors that get copies of this process's records.
+    #[serde(default)]
+    pub forwards: Vec<AuditForwardStatus>,
+}
+
+/// A collector that gets copies of audit records.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditForwardStatus {
+    /// Where it is.
+    pub to: String,
+    /// Records that it has not taken yet.
+    pub waiting: usize,
+    /// Records that it lacks since the start: it refused them, or they found no room. The log has
+    /// them.
+    pub lost: u64,
+    /// Why it takes none.
+    pub last_error: Option<LastError>,
 }
 
 /// Key memory in bytes.

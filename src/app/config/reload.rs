@@ -163,6 +163,11 @@ impl LiveConfig {
         {
             warn!("can't change what is logged: {error}");
         }
+        if let (Some(audit), Some(before)) = (&settings.audit, &former.audit)
+            && audit.forwards != before.forwards
+        {
+            self.parts.audit.forward_to(&audit.forwards);
+        }
         for keyring in &self.parts.keyrings {
             let mut configured = settings.keyrings.iter();
             if let Some(settings) = configured.find(|found| found.name == *keyring.name())

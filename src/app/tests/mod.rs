@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+#[cfg(feature = "https-client")]
+mod audit;
 mod clock;
 mod fleet;
 mod hub;

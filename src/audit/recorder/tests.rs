@@ -6,7 +6,7 @@ use super::*;
 use crate::audit::{AuditFile, Requirements, verify};
 
 fn start(log: &Path) -> Recorder {
-    let registry = Registry::default();
+    let registry = Arc::default();
     Recorder::start(
         Sink::File(AuditFile::new(log, None)),
         Clock::system(),

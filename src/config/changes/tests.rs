@@ -67,6 +67,8 @@ const BASE: &[(&str, &[&str])] = &[
 
 const SIGNER: &str = "trusted_signers = [\"ed25519:Rhb7S1QDWihcPFgWzs3xieJUsZqK7640Cx1CQRUo7fo=\"]";
 
+const FORWARD: &str = "forward = [{ to = \"syslog+tcp://siem:601\" }]";
+
 /// A line of a table that differs, and the names of what needs a restart: none if it applies.
 const CASES: &[(&str, &str, &[&str])] = &[
     ("", "wave = \"canary\"", &["wave"]),
@@ -120,6 +122,7 @@ const CASES: &[(&str, &str, &[&str])] = &[
     ("[log]", "level = \"debug\"", &[]),
     ("[audit]", "file = \"other.log\"", &["audit"]),
     ("[audit]", "key_file = \"key\"", &["audit"]),
+    ("[audit]", FORWARD, &[]),
     ("[hub]", "url = \"http://127.0.0.1:2\"", &["hub"]),
     ("[hub]", "token_file = \"other\"", &["hub"]),
     ("[refresh]", "poll = \"1s\"", &["refresh.poll"]),

@@ -31,6 +31,57 @@ fn an_audit_log_has_one_sink() {
     );
 }
 
+#[cfg(all(feature = "tls", feature = "https-client"))]
+#[test]
+fn copies_of_audit_records_go_to_distinct_collectors() {
+    let forward = |more: &str| format!("[audit]\nfile = \"/log\"\n[[audit.forward]]\n{more}");
+    let valid = forward(
+        "to = \"syslog+tls://siem:6514\"\nca_file = \"ca\"\ncertificate_file = \"c\"\n\
+         key_file = \"k\"\n[[audit.forward]]\nto = \"https://siem/a?b\"\n\
+         authorization_file = \"token\"\n",
+    );
+    let settings = parsed(&format!("{}\n{valid}", MINIMAL.trim()));
+    let forwards = settings.audit.expect("a log").forwards;
+    let names: Vec<String> = forwards.iter().map(|one| one.to.to_string()).collect();
+    assert_eq!(names, ["syslog+tls://siem:6514", "https://siem"]);
+    assert!(forwards[0].certificate.is_some() && forwards[1].authorization_file.is_some());
+    for (more, expected) in [
+        ("", "audit.forward[0].to: is required"),
+        (
+            "to = \"siem\"",
+            "audit.forward[0].to: expected syslog+tls://",
+        ),
+        (
+            "to = \"syslog+tcp://siem:601\"\nca_file = \"ca\"",
+            "audit.forward[0].ca_file: has no effect without TLS",
+        ),
+        (
+            "to = \"syslog+tls://siem:6514\"\nkey_file = \"k\"",
+            "audit.forward[0].key_file: requires certificate_file",
+        ),
+        (
+            "to = \"syslog+tls://siem:6514\"\nauthorization_file = \"t\"",
+            "audit.forward[0].authorization_file: has no effect with syslog",
+        ),
+        (
+            "to = \"https://siem/a\"\n[[audit.forward]]\nto = \"https://siem/b\"",
+            "audit: two collectors are at https://siem",
+        ),
+    ] {
+        let found = problems_with(&forward(more));
+        assert!(found.contains(expected), "{found}");
+    }
+    let found = problems_with("[[audit.forward]]\nto = \"https://siem/a\"");
+    assert!(found.contains("audit.file: is required with"), "{found}");
+}
+
+#[cfg(not(feature = "https-client"))]
+#[test]
+fn a_build_without_an_http_client_forwards_to_no_url() {
+    let found = problems_with("[audit]\nfile = \"/log\"\nforward = [{ to = \"https://siem\" }]");
+    assert!(found.contains("this build lacks an HTTP client"), "{found}");
+}
+
 #[test]
 fn a_rendered_value_is_decoded_and_trimmed_but_no_template() {
     let render = |more: &str| {
