@@ -1,6 +1,6 @@
 //! The desk of one keyring: it runs one rollout at a time, and decides about orders meanwhile.
 
-use std::{cell::Cell, collections::VecDeque, time::Duration};
+use std::{cell::Cell, collections::VecDeque, pin::pin, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::{
@@ -9,7 +9,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::opened::{Keyring, Ready, audit_file};
+use super::{
+    WAITING,
+    gate::{Gate, Verdict, is_emergency},
+    opened::{Keyring, Ready, audit_file},
+    teller::Teller,
+};
 use crate::{
     audit::{Act, ActOutcome},
     clock::{self, Clock},
@@ -17,7 +22,7 @@ use crate::{
     fleet::HubRollouts,
     keyring::Base64,
     model::KeyringName,
-    rollout::{Finding, Intent, Phase, SignedStart, StartRefusal, StartRules, State},
+    rollout::{Finding, Phase, SignedStart, StartRefusal, StartRules, State},
     runner::RunError,
     wire::orders::OrderOutcome,
 };
@@ -26,8 +31,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest time between two tries after a failure.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How often the hub is told what became of an order.
-const TELLS: u32 = 5;
+/// How long a desk that stops waits until the hub knows what it has decided.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What one keyring's orders go through.
 pub(super) struct Desk {
@@ -44,13 +49,6 @@ struct Open {
     teller: Teller,
     audit: Option<config::Audit>,
     clock: Clock,
-}
-
-/// Tells requesters what becomes of their orders, through the hub.
-#[derive(Clone)]
-struct Teller {
-    name: KeyringName,
-    hub: HubRollouts,
 }
 
 /// What happened at a desk.
@@ -74,44 +72,62 @@ impl Desk {
 
     /// Decides about orders and runs rollouts until `stop` is cancelled.
     pub(super) async fn run(self, stop: CancellationToken) {
-        let Self {
-            keyring,
-            hub,
-            mut orders,
-        } = self;
-        let mut failures = Failures::new(&keyring.name);
-        let id = loop {
-            let Some(trusted) = stop.run_until_cancelled(Box::pin(keyring.trust())).await else {
-                return;
-            };
-            match trusted {
-                Ok(id) => break id,
-                Err(reason) => failures.wait(reason, &stop).await,
-            }
+        let (teller, telling) = Teller::new(&self.keyring.name, &self.hub);
+        let mut telling = pin!(telling);
+        tokio::select! {
+            () = Box::pin(work(self.keyring, self.orders, teller, stop)) => {}
+            // It lasts as long as the work.
+            () = &mut telling => return,
+        }
+        // Orders whose decision the hub doesn't know come again.
+        let _ = timeout(LAST_WORDS, telling).await;
+    }
+}
+
+async fn work(
+    keyring: Keyring,
+    mut orders: Receiver<SignedStart>,
+    teller: Teller,
+    stop: CancellationToken,
+) {
+    let mut failures = Failures::new(&keyring.name);
+    let id = loop {
+        let Some(trusted) = stop.run_until_cancelled(Box::pin(keyring.trust())).await else {
+            return;
         };
-        tracing::info!(keyring = %keyring.name, %id, "reads the keyring");
-        let mut open = Open {
-            name: keyring.name.clone(),
-            rules: keyring.rules.clone(),
-            teller: Teller {
-                name: keyring.name.clone(),
-                hub,
-            },
-            audit: keyring.audit.clone(),
-            clock: keyring.clock.clone(),
-            ready: keyring.ready(id),
-        };
-        let mut waiting = VecDeque::new();
-        while !stop.is_cancelled() {
-            match open.serve(&mut waiting, &mut orders, &stop).await {
-                Work::Failed(reason) => failures.wait(reason, &stop).await,
-                Work::Done => failures.over(),
-                Work::Idle => {
-                    failures.over();
-                    let next = timeout(LOOK, orders.recv());
-                    if let Some(Ok(Some(start))) = stop.run_until_cancelled(next).await {
-                        waiting.push_back(start);
-                    }
+        match trusted {
+            Ok(id) => break id,
+            Err(reason) => failures.wait(reason, &stop).await,
+        }
+    };
+    tracing::info!(keyring = %keyring.name, %id, "reads the keyring");
+    let (name, rules) = (keyring.name.clone(), keyring.rules.clone());
+    let (audit, clock) = (keyring.audit.clone(), keyring.clock.clone());
+    let ready = keyring.ready(id);
+    let gate = Gate::new(
+        (name.clone(), ready.id),
+        rules.clone(),
+        ready.taken.clone(),
+        ready.kept.clone(),
+    );
+    let mut open = Open {
+        name,
+        rules,
+        ready,
+        teller,
+        audit,
+        clock,
+    };
+    let mut waiting = VecDeque::new();
+    while !stop.is_cancelled() {
+        match open.serve(&mut waiting, &mut orders, &gate, &stop).await {
+            Work::Failed(reason) => failures.wait(reason, &stop).await,
+            Work::Done => failures.over(),
+            Work::Idle => {
+                failures.over();
+                let next = timeout(LOOK, orders.recv());
+                if let Some(Ok(Some(start))) = stop.run_until_cancelled(next).await {
+                    waiting.push_back(start);
                 }
             }
         }
@@ -125,16 +141,17 @@ impl Open {
         &mut self,
         waiting: &mut VecDeque<SignedStart>,
         orders: &mut Receiver<SignedStart>,
+        gate: &Gate,
         stop: &CancellationToken,
     ) -> Work {
         let own_stop = stop.child_token();
         self.ready.runner.stop_at(own_stop.clone());
-        let (rules, teller) = (self.rules.clone(), self.teller.clone());
+        let (teller, clock) = (self.teller.clone(), self.clock.clone());
         let running = Cell::new(false);
         let next = waiting.pop_front();
         let mut work = Box::pin(async {
             match next {
-                Some(start) => self.begin(&start, &running).await,
+                Some(start) => self.begin(&start, gate, &running).await,
                 None => self.attend(&running).await,
             }
         });
@@ -143,15 +160,22 @@ impl Open {
                 done = &mut work => return done,
                 Some(start) = orders.recv() => start,
             };
-            if is_emergency(&start) && rules.is_signed(&start) {
-                own_stop.cancel();
-                waiting.push_front(start);
+            if is_emergency(&start) {
+                match gate.judge(&start, clock.now()) {
+                    Verdict::Preempts => {
+                        own_stop.cancel();
+                        waiting.push_front(start);
+                    }
+                    Verdict::Begun => teller.tell(&start, OrderOutcome::Taken),
+                    Verdict::Refused(reason) => teller.refuse(&start, reason),
+                }
             } else if running.get() {
                 let reason = "a rollout of the keyring has not ended; see `rollout status`";
-                teller.refuse(&start, reason.into()).await;
-            } else {
+                teller.refuse(&start, reason.into());
+            } else if waiting.len() < WAITING {
                 waiting.push_back(start);
             }
+            // The others come again.
         }
     }
 
@@ -169,10 +193,10 @@ impl Open {
         }
     }
 
-    async fn begin(&mut self, start: &SignedStart, running: &Cell<bool>) -> Work {
-        match Box::pin(self.try_begin(start, running)).await {
-            Ok(()) => {}
-            Err(reason) => self.teller.refuse(start, reason).await,
+    async fn begin(&mut self, start: &SignedStart, gate: &Gate, running: &Cell<bool>) -> Work {
+        if let Err(reason) = Box::pin(self.try_begin(start, running)).await {
+            gate.refuse(start.order.id);
+            self.teller.refuse(start, reason);
         }
         Work::Done
     }
@@ -188,7 +212,7 @@ impl Open {
         let last = runner.last().map_err(|error| error.to_string())?;
         if last.as_ref().is_some_and(|last| last.id == order.id) {
             // It was begun, and the hub doesn't know.
-            self.teller.tell(start, OrderOutcome::Taken).await;
+            self.teller.tell(start, OrderOutcome::Taken);
             return Ok(());
         }
         let admin = runner.admin();
@@ -232,7 +256,7 @@ impl Open {
             keyring = %self.name, rollout = %order.id, requester = order.requester.name,
             strategy = order.strategy.name, "took an order"
         );
-        self.teller.tell(start, OrderOutcome::Taken).await;
+        self.teller.tell(start, OrderOutcome::Taken);
         let mut watch = watch(&self.name, running);
         let result = Box::pin(runner.run(plan, assessment, order.id, &mut watch)).await;
         let (outcome, ended) = match &result {
@@ -253,30 +277,6 @@ impl Open {
             // It goes on later.
             Err(_) if running.get() => Ok(()),
             Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-impl Teller {
-    async fn refuse(&self, start: &SignedStart, reason: String) {
-        tracing::warn!(
-            keyring = %self.name, order = %start.order.id,
-            requester = start.order.requester.key.map(|key| key.to_string()), reason,
-            "refused an order"
-        );
-        self.tell(start, OrderOutcome::Refused(reason)).await;
-    }
-
-    /// Tells the hub what became of an order. If it doesn't answer, the order comes again.
-    async fn tell(&self, start: &SignedStart, outcome: OrderOutcome) {
-        for attempt in 1..=TELLS {
-            match self.hub.decide(start.order.id, &outcome).await {
-                Ok(()) => return,
-                Err(reason) => {
-                    tracing::warn!(keyring = %self.name, reason, "can't tell the hub of an order");
-                    sleep(clock::backoff(Duration::from_millis(100), attempt, LOOK)).await;
-                }
-            }
         }
     }
 }
@@ -331,10 +331,6 @@ fn watch<'w>(name: &'w KeyringName, running: &'w Cell<bool>) -> impl FnMut(&Stat
 
 fn log_end(name: &KeyringName, state: &State) {
     tracing::info!(keyring = %name, rollout = %state.id, "the rollout {}", state.phase);
-}
-
-fn is_emergency(start: &SignedStart) -> bool {
-    matches!(start.order.intent, Intent::ReplaceCompromised { .. })
 }
 
 fn outcome(state: &State) -> ActOutcome {

@@ -2,9 +2,11 @@
 //! runs their rollouts. It trusts neither the hub nor what that keeps for it.
 
 mod desk;
+mod gate;
 mod intake;
 mod opened;
 mod taken;
+mod teller;
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,7 @@ use crate::{
     backend::Backends,
     clock::Clock,
     config::{self, SignerFile, SignerKeyring},
-    crypto::SigningKey,
+    crypto::{KeyringId, SigningKey},
     fleet::{Fleet, HubRollouts},
     model::KeyringName,
     rollout::{ApprovalRule, BackUp, StartRules},
@@ -35,8 +35,11 @@ pub(super) struct Keyring {
 
 /// A keyring whose id is known.
 pub(super) struct Ready {
+    pub(super) id: KeyringId,
     pub(super) runner: Runner,
     pub(super) taken: TakenOrders,
+    /// What was run here last.
+    pub(super) kept: KeptState,
 }
 
 impl Keyring {
@@ -79,7 +82,7 @@ impl Keyring {
     ///
     /// # Errors
     /// The manifest can't be read, isn't trusted, or is another keyring's.
-    pub(super) async fn trust(&self) -> Result<crate::crypto::KeyringId, String> {
+    pub(super) async fn trust(&self) -> Result<KeyringId, String> {
         let document = self.signer.admin().read_trusted().await;
         let document = document.map_err(|error: AdminError| error.to_string())?;
         let manifest = document.manifest();
@@ -93,12 +96,15 @@ impl Keyring {
     }
 
     /// Prepares to run its rollouts.
-    pub(super) fn ready(self, id: crate::crypto::KeyringId) -> Ready {
+    pub(super) fn ready(self, id: KeyringId) -> Ready {
         let kept = KeptState::in_folder(&self.state_dir, id);
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
-        let runner = Runner::new(self.signer, self.journal.keeping(kept), &host, self.clock);
+        let journal = self.journal.keeping(kept.clone());
+        let runner = Runner::new(self.signer, journal, &host, self.clock);
         Ready {
+            id,
+            kept,
             runner: runner.for_requesters(self.rules.requesters),
             taken: TakenOrders::in_folder(&self.state_dir, id),
         }

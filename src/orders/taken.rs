@@ -23,7 +23,7 @@ const MOST: usize = 1024;
 const WHAT: &str = "the list of orders that were taken";
 
 /// The orders of a keyring that were taken and are still valid, in a file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct TakenOrders {
     file: PathBuf,
 }
@@ -41,6 +41,17 @@ impl TakenOrders {
         Self {
             file: folder.join(format!("{keyring}.orders.json")),
         }
+    }
+
+    /// Returns whether an order was taken and is still valid.
+    ///
+    /// # Errors
+    /// The file can't be used.
+    pub(super) fn contains(&self, order: &StartOrder) -> Result<bool, String> {
+        let taken = self
+            .read()
+            .map_err(|reason| format!("{}: {reason}", self.file.display()))?;
+        Ok(taken.iter().any(|known| known.id == order.id))
     }
 
     /// Remembers an order, durably. Returns false if it was taken before.

@@ -1,8 +1,9 @@
 //! What people ask of a rollout through others: the verb, signed.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{machine::Verb, order::Approval};
+use super::{machine::Verb, order::Approval, state::State};
 use crate::{
     crypto::{RolloutId, SigningKey, verify_signature},
     keyring::Base64,
@@ -11,6 +12,56 @@ use crate::{
 
 /// The domain of the signatures, so that they can't be taken for others by the same key.
 const DOMAIN: &[u8] = b"sidekey rollout verb v1\0";
+
+/// What a person asks a runner for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// A verb.
+    Asked(Asked),
+    /// An approval.
+    Approved(Approval),
+}
+
+impl Request {
+    /// Returns whether a request is still about what the person saw. To pause, end or roll back
+    /// makes sense at any step.
+    pub fn is_current(&self, state: &State) -> bool {
+        match self {
+            // The order says what it is for.
+            Self::Approved(_) => true,
+            Self::Asked(Asked {
+                rollout,
+                step,
+                verb,
+                ..
+            }) => {
+                let is_for_any_step = matches!(
+                    verb,
+                    Verb::Pause | Verb::Abort | Verb::Rollback | Verb::PromoteFull
+                );
+                *rollout == state.id && (is_for_any_step || *step == state.step)
+            }
+        }
+    }
+}
+
+/// A request as it was left for a runner. Others than those who may ask can leave one, so one that
+/// can't be read is passed over like one without a signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LeftRequest {
+    /// One that can be read.
+    Readable(Request),
+    /// Anything else.
+    Malformed(Value),
+}
+
+impl From<Request> for LeftRequest {
+    fn from(request: Request) -> Self {
+        Self::Readable(request)
+    }
+}
 
 /// A verb, and the rollout as the person saw it who asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

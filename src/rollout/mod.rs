@@ -22,12 +22,11 @@ mod waiting;
 
 pub use self::{
     analysis::{Analysis, Counted, Measure, Verdict},
-    asked::Asked,
+    asked::{Asked, LeftRequest, Request},
     assess::{Assessment, Finding, Level, assess},
     fleet::{Counters, FleetView, SidecarView, VersionView},
     machine::{
-        Action, Authorization, Event, Observation, UNSIGNED, Verb, Write, WriteFailure, Written,
-        begin, step,
+        Action, Authorization, Event, Observation, Verb, Write, WriteFailure, Written, begin, step,
     },
     order::{Approval, ApprovalRule, Base, Order, Requester},
     plan::{FormerPrimary, Intent, NamedVersion, Plan, Step},

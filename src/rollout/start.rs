@@ -161,28 +161,66 @@ impl SignedStart {
         now: Timestamp,
     ) -> Result<(), StartRefusal> {
         let order = &self.order;
-        self.check_requester(&rules.requesters)?;
-        if now > order.not_after {
-            return Err(StartRefusal::Late(order.not_after));
-        }
-        let latest = now.checked_add(LONGEST_ORDER.0).ok();
-        let latest = latest.and_then(|time| time.checked_add(CLOCK_TOLERANCE.0).ok());
-        if latest.is_some_and(|latest| order.not_after > latest) {
-            return Err(StartRefusal::TooLong(order.not_after));
-        }
-        if (order.keyring_id, &order.keyring) != (manifest.id, &manifest.name) {
-            return Err(StartRefusal::OtherKeyring {
-                asked: order.keyring_id,
-                name: order.keyring.clone(),
-                here: manifest.id,
-            });
-        }
+        self.check_without_manifest(rules, (&manifest.name, manifest.id), now)?;
         let active = manifest.rollout.as_ref().map(|mark| mark.id);
         if active == Some(order.id) || manifest.ended_rollouts.contains(&order.id) {
             return Err(StartRefusal::Taken);
         }
-        rules.check_versions(&order.intent, manifest, now)?;
+        rules.check_versions(&order.intent, manifest, now)
+    }
+
+    /// Checks everything about an order that needs neither the manifest nor the fleet. `keyring` is
+    /// the name and id of the keyring here.
+    ///
+    /// # Errors
+    /// [`StartRefusal`]
+    pub fn check_without_manifest(
+        &self,
+        rules: &StartRules,
+        (name, id): (&KeyringName, KeyringId),
+        now: Timestamp,
+    ) -> Result<(), StartRefusal> {
+        let order = &self.order;
+        self.check_requester(&rules.requesters)?;
+        self.check_time(now)?;
+        if (order.keyring_id, &order.keyring) != (id, name) {
+            return Err(StartRefusal::OtherKeyring {
+                asked: order.keyring_id,
+                name: order.keyring.clone(),
+                here: id,
+            });
+        }
         rules.check_strategy(&order.strategy)
+    }
+
+    /// Checks what those who carry an order can check: that the key which it names has signed it,
+    /// that it is valid now and not for too long, and that its strategy makes sense.
+    ///
+    /// # Errors
+    /// [`StartRefusal`]
+    pub fn check_form(&self, now: Timestamp) -> Result<(), StartRefusal> {
+        let own: Vec<SignerKey> = self.order.requester.key.into_iter().collect();
+        self.check_requester(&own)?;
+        self.check_time(now)?;
+        let problems = self.order.strategy.problems();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(StartRefusal::Strategy(problems))
+        }
+    }
+
+    fn check_time(&self, now: Timestamp) -> Result<(), StartRefusal> {
+        let not_after = self.order.not_after;
+        if now > not_after {
+            return Err(StartRefusal::Late(not_after));
+        }
+        let latest = now.checked_add(LONGEST_ORDER.0).ok();
+        let latest = latest.and_then(|time| time.checked_add(CLOCK_TOLERANCE.0).ok());
+        if latest.is_some_and(|latest| not_after > latest) {
+            return Err(StartRefusal::TooLong(not_after));
+        }
+        Ok(())
     }
 
     /// Checks that a listed requester has signed the order.
@@ -206,11 +244,6 @@ impl SignedStart {
 }
 
 impl StartRules {
-    /// Returns whether a listed requester has signed an order, whatever it says.
-    pub fn is_signed(&self, start: &SignedStart) -> bool {
-        start.check_requester(&self.requesters).is_ok()
-    }
-
     /// `created_at` of versions is part of the manifest, which is trusted.
     fn check_versions(
         &self,

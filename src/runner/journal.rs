@@ -10,7 +10,7 @@ use super::kept::{KeptError, KeptState};
 use crate::{
     backend::{self, BackendError, Backends, ErrorKind, ManifestStore},
     model::Location,
-    rollout::{Approval, Asked, State, Verb},
+    rollout::{LeftRequest, Request, State},
 };
 
 const FORMAT: &str = "sidekey-rollout/1";
@@ -33,7 +33,7 @@ pub struct Record {
     pub runner: Option<RunnerId>,
     /// What people asked for and the runner hasn't taken yet.
     #[serde(default)]
-    pub requests: Vec<Request>,
+    pub requests: Vec<LeftRequest>,
     /// The rollouts before, newest first.
     #[serde(default)]
     pub earlier: Vec<State>,
@@ -53,36 +53,10 @@ pub struct RunnerId {
     pub alive_at: Timestamp,
 }
 
-/// What a person asks a runner for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// A verb.
-    Asked(Asked),
-    /// An approval.
-    Approved(Approval),
-}
-
-impl Request {
-    /// Returns whether a request is still about what the person saw. To pause, end or roll back
-    /// makes sense at any step.
-    pub(super) fn is_current(&self, state: &State) -> bool {
-        match self {
-            // The order says what it is for.
-            Self::Approved(_) => true,
-            Self::Asked(Asked {
-                rollout,
-                step,
-                verb,
-                ..
-            }) => {
-                let is_for_any_step = matches!(
-                    verb,
-                    Verb::Pause | Verb::Abort | Verb::Rollback | Verb::PromoteFull
-                );
-                *rollout == state.id && (is_for_any_step || *step == state.step)
-            }
-        }
+impl RunnerId {
+    /// Returns whether both are one process, whenever they were last heard of.
+    pub(super) fn is_same_process(&self, other: &Self) -> bool {
+        (&self.host, self.pid, self.since) == (&other.host, other.pid, other.since)
     }
 }
 
@@ -128,6 +102,29 @@ pub struct Stored {
 }
 
 impl Record {
+    /// Returns whether a request waits for the runner.
+    pub fn awaits(&self, request: &Request) -> bool {
+        self.requests
+            .iter()
+            .any(|left| matches!(left, LeftRequest::Readable(known) if known == request))
+    }
+
+    /// Replaces what a place says about the rollout by what is known. If it has gone over to
+    /// another one, an unfinished one still comes first.
+    fn with_state(self, own: State) -> Self {
+        if self.state.id == own.id {
+            Self { state: own, ..self }
+        } else if own.phase.is_over() {
+            self
+        } else {
+            Self {
+                requests: self.requests.clone(),
+                runner: self.runner.clone(),
+                ..Self::new(own, Some(self))
+            }
+        }
+    }
+
     /// Begins a record with a rollout. The one before is kept.
     pub fn new(state: State, before: Option<Self>) -> Self {
         let mut earlier = Vec::new();
@@ -147,25 +144,12 @@ impl Record {
 }
 
 impl Stored {
-    /// Replaces what a place says about the rollout by what is known. If it has gone over to
-    /// another one, an unfinished one still comes first.
-    fn with_state(self, own: State) -> Self {
-        let record = self.record;
-        let record = if record.state.id == own.id {
-            Record {
-                state: own,
-                ..record
-            }
-        } else if own.phase.is_over() {
-            record
-        } else {
-            Record {
-                requests: record.requests.clone(),
-                runner: record.runner.clone(),
-                ..Record::new(own, Some(record))
-            }
-        };
-        Self { record, ..self }
+    /// The record that is known here, where the place has not taken it over.
+    pub(super) fn ahead(before: Option<Self>, record: Record) -> Self {
+        Self {
+            bytes: before.and_then(|before| before.bytes),
+            record,
+        }
     }
 }
 
@@ -205,6 +189,11 @@ impl Journal {
         }
     }
 
+    /// Whether its place is a copy of what this machine keeps.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Where it is.
     pub fn place(&self) -> &str {
         &self.place
@@ -215,19 +204,22 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]
     pub async fn read(&self) -> Result<Option<Stored>, JournalError> {
-        let found = self.read_place().await?;
+        let bytes = self.read_place().await?;
         let own = match &self.kept {
-            None => return Ok(found),
+            None => None,
             Some(kept) => kept.read()?,
         };
-        Ok(match (found, own) {
-            (found, None) => found,
-            (None, Some(own)) => Some(Stored {
-                bytes: None,
-                record: Record::new(own, None),
-            }),
-            (Some(found), Some(own)) => Some(found.with_state(own)),
-        })
+        let found = bytes.as_deref().map(|bytes| self.parse(bytes)).transpose();
+        let record = match (found, own) {
+            (found, None) => found?,
+            (Ok(Some(found)), Some(own)) => Some(found.with_state(own)),
+            (Ok(None), Some(own)) => Some(Record::new(own, None)),
+            (Err(error), Some(own)) => {
+                tracing::debug!(%error, "the journal is written again");
+                Some(Record::new(own, None))
+            }
+        };
+        Ok(record.map(|record| Stored { bytes, record }))
     }
 
     /// Returns whether this process has run the rollout of a record, so that its state is known to
@@ -253,29 +245,29 @@ impl Journal {
         }
     }
 
-    async fn read_place(&self) -> Result<Option<Stored>, JournalError> {
+    async fn read_place(&self) -> Result<Option<Vec<u8>>, JournalError> {
         let read = backend::within(TIMEOUT, self.store.read(LIMIT)).await;
-        let bytes = match read.unwrap_or_else(|late| Err(late.on(&self.place, None))) {
-            Ok(bytes) => bytes.to_vec(),
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        match read.unwrap_or_else(|late| Err(late.on(&self.place, None))) {
+            Ok(bytes) => Ok(Some(bytes.to_vec())),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Result<Record, JournalError> {
         let damaged = |reason: String| JournalError::Damaged {
             place: self.place.clone(),
             reason,
         };
         let record: Record =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
         if record.format != FORMAT {
             return Err(damaged(format!("its format is {:?}", record.format)));
         }
         if record.state.plan.steps.is_empty() {
             return Err(damaged("its plan has no steps".into()));
         }
-        Ok(Some(Stored {
-            bytes: Some(bytes),
-            record,
-        }))
+        Ok(record)
     }
 
     /// Replaces the journal, unless it changed since it was read. What this machine keeps comes
@@ -314,7 +306,7 @@ impl Journal {
             let stored = self.read().await?;
             let stored = stored.ok_or_else(|| JournalError::Gone(self.place.clone()))?;
             let mut record = stored.record.clone();
-            record.requests.push(request.clone());
+            record.requests.push(request.clone().into());
             match self.replace(Some(stored), record).await {
                 Err(JournalError::Backend(error)) if error.kind == ErrorKind::Conflict => {}
                 result => return result.map(drop),

@@ -16,11 +16,12 @@ use rustix::{
     io::Errno,
     process::{Pid, test_kill_process},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::observe::fleet_view;
 pub use self::{
-    journal::{Journal, JournalError, Record, Request, RunnerId, Stored},
+    journal::{Journal, JournalError, Record, RunnerId, Stored},
     kept::{KeptError, KeptState},
 };
 use crate::{
@@ -29,14 +30,14 @@ use crate::{
     crypto::RolloutId,
     model::SignerKey,
     rollout::{
-        Action, Assessment, Event, Intent, Observation, Plan, Requester, State, Strategy, assess,
-        begin,
+        Action, Assessment, Event, Intent, LeftRequest, Observation, Plan, Request, Requester,
+        State, Strategy, assess, begin,
     },
     signer::Signer,
 };
 
 /// After this time without a word, a runner counts as ended.
-const LEASE: Duration = Duration::from_secs(45);
+pub const LEASE: Duration = Duration::from_secs(45);
 
 /// A rollout can't be run.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +92,7 @@ pub struct Runner {
     stored: Option<Stored>,
     written_at: Timestamp,
     /// The request that the next state comes from.
-    taking: Option<Request>,
+    taking: Option<LeftRequest>,
     /// Whether the journal is taken from a process that is at work.
     preempts: bool,
     /// Whose verbs count. None: those of everyone who can write the journal.
@@ -169,8 +170,8 @@ impl Runner {
         let stored = self.journal.read().await?;
         if let Some(stored) = &stored
             && let Some(runner) = &stored.record.runner
-            && self.is_alive(runner)
             && !preempts
+            && Box::pin(self.is_alive(runner)).await?
         {
             return Err(RunError::Taken {
                 rollout: stored.record.state.id,
@@ -185,17 +186,43 @@ impl Runner {
     }
 
     /// Returns whether a runner may still be at work. One of this machine whose process is gone is
-    /// not.
-    fn is_alive(&self, runner: &RunnerId) -> bool {
-        if (&runner.host, runner.pid, runner.since)
-            == (&self.own.host, self.own.pid, self.own.since)
-        {
-            return false;
+    /// not. One of another machine that seems to be silent may have another time: whether it is, is
+    /// measured here.
+    async fn is_alive(&self, runner: &RunnerId) -> Result<bool, RunError> {
+        if runner.is_same_process(&self.own) {
+            return Ok(false);
+        }
+        let is_here = runner.host == self.own.host;
+        if is_here && !exists(runner.pid) {
+            return Ok(false);
         }
         let silence = self.clock.now().duration_since(runner.alive_at);
-        let is_silent = silence.unsigned_abs() > LEASE;
-        let is_gone = runner.host == self.own.host && !exists(runner.pid);
-        !is_silent && !is_gone
+        if silence.unsigned_abs() <= LEASE {
+            return Ok(true);
+        }
+        if is_here {
+            return Ok(false);
+        }
+        self.is_heard(runner).await
+    }
+
+    /// Waits until a runner says that it is alive, at most for [`LEASE`]. Another one that has
+    /// taken its place is alive.
+    async fn is_heard(&self, runner: &RunnerId) -> Result<bool, RunError> {
+        let deadline = Instant::now() + LEASE;
+        while Instant::now() < deadline {
+            self.pause(requests::LISTEN).await;
+            if self.stop.is_cancelled() {
+                return Err(RunError::Stopped);
+            }
+            let stored = self.journal.read().await?;
+            match stored.and_then(|stored| stored.record.runner) {
+                Some(found) if found == *runner => {}
+                Some(_) => return Ok(true),
+                None => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// Ends the rollout that the manifest names, for a journal that is lost. Every wave keeps its
@@ -231,17 +258,23 @@ impl Runner {
     pub async fn ask(&self, request: &Request) -> Result<bool, RunError> {
         let stored = self.journal.read().await?;
         let stored = stored.ok_or_else(|| RunError::None(self.journal.place().into()))?;
-        if !self.is_run(&stored.record) {
+        if !self.is_run(&stored.record).await? {
             return Ok(false);
         }
         self.journal.ask(request).await?;
         Ok(true)
     }
 
-    /// Returns whether another process runs the rollout.
-    pub fn is_run(&self, record: &Record) -> bool {
-        let runner = record.runner.as_ref();
-        runner.is_some_and(|runner| self.is_alive(runner))
+    /// Returns whether another process runs the rollout. If its machine seems to have another time,
+    /// this takes up to 45 s.
+    ///
+    /// # Errors
+    /// The journal can't be read.
+    pub async fn is_run(&self, record: &Record) -> Result<bool, RunError> {
+        match &record.runner {
+            Some(runner) => Box::pin(self.is_alive(runner)).await,
+            None => Ok(false),
+        }
     }
 
     /// Begins a rollout and runs it until it ends, halts, or is stopped. `watch` is called after
@@ -258,7 +291,7 @@ impl Runner {
     ) -> Result<State, RunError> {
         let is_emergency = !plan.can_roll_back();
         self.preempts = is_emergency;
-        let before = self.take_over(is_emergency).await?;
+        let before = Box::pin(self.take_over(is_emergency)).await?;
         if let Some(before) = &before
             && !before.phase.is_over()
             && !is_emergency
@@ -282,8 +315,7 @@ impl Runner {
         event: Event,
         watch: &mut impl FnMut(&State),
     ) -> Result<State, RunError> {
-        let state = self
-            .take_over(false)
+        let state = Box::pin(self.take_over(false))
             .await?
             .ok_or_else(|| RunError::None(self.journal.place().into()))?;
         self.require_true(&state)?;
@@ -300,14 +332,17 @@ impl Runner {
         &mut self,
         watch: &mut impl FnMut(&State),
     ) -> Result<Option<State>, RunError> {
-        let Some(state) = self.take_over(false).await? else {
-            return Ok(None);
-        };
-        let is_at_rest = state.phase.is_over() || state.is_halted();
-        let is_asked = |stored: &Stored| !stored.record.requests.is_empty();
-        if is_at_rest && !self.stored.as_ref().is_some_and(is_asked) {
+        // First: whether another process is at work may take a while to find out.
+        let found = Box::pin(self.journal.read()).await?;
+        let has_work =
+            |found: Stored| !is_at_rest(&found.record.state) || !found.record.requests.is_empty();
+        if !found.is_some_and(has_work) {
             return Ok(None);
         }
+        let Some(state) = Box::pin(self.take_over(false)).await? else {
+            return Ok(None);
+        };
+        let is_at_rest = is_at_rest(&state);
         self.require_true(&state)?;
         let event = if is_at_rest {
             self.next_request().await?
@@ -350,7 +385,7 @@ impl Runner {
                 return Err(RunError::None(self.journal.place().into()));
             };
             watch(&state);
-            if state.phase.is_over() || state.is_halted() || self.stop.is_cancelled() {
+            if is_at_rest(&state) || self.stop.is_cancelled() {
                 self.leave().await;
                 return Ok(state);
             }
@@ -425,6 +460,11 @@ impl Runner {
             ledger,
         }
     }
+}
+
+/// Returns whether nothing more happens unless a person asks for it.
+fn is_at_rest(state: &State) -> bool {
+    state.phase.is_over() || state.is_halted()
 }
 
 /// Returns whether a process of this machine exists. One that ended and that its parent hasn't

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::{JournalError, Request, RunError, Runner};
-use crate::rollout::{Asked, Event};
+use super::{JournalError, RunError, Runner};
+use crate::rollout::{Asked, Event, LeftRequest, Request};
 
 /// How often the journal is read for requests.
 pub(super) const LISTEN: Duration = Duration::from_secs(1);
@@ -54,15 +54,22 @@ impl Runner {
         self.require_own(&stored)?;
         let record = stored.record.clone();
         self.stored = Some(stored);
-        let Some(request) = record.requests.first().cloned() else {
+        let Some(left) = record.requests.first().cloned() else {
             let silence = now.duration_since(self.written_at).unsigned_abs();
             if silence >= HEARTBEAT {
                 self.replace(record).await?;
             }
             return Ok(None);
         };
+        self.taking = Some(left.clone());
+        let request = match left {
+            LeftRequest::Readable(request) => request,
+            LeftRequest::Malformed(_) => {
+                tracing::warn!("passed over a request that can't be read");
+                return Ok(Some(Event::Malformed));
+            }
+        };
         let is_current = request.is_current(&record.state);
-        self.taking = Some(request.clone());
         if !is_current {
             // It was about a step that is over.
             self.replace(record).await?;

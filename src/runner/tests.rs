@@ -1,10 +1,14 @@
 //! A place of journals that lies, and a runner that trusts it with requests alone.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -23,9 +27,31 @@ use crate::{
 
 /// Keeps a journal as its owner wants it.
 #[derive(Default)]
-struct Place(Mutex<Option<Vec<u8>>>);
+struct Place(Mutex<Option<Vec<u8>>>, AtomicBool);
 
 impl Place {
+    /// Lets the place answer nothing, or answer again.
+    fn set_away(&self, is_away: bool) {
+        self.1.store(is_away, Ordering::Relaxed);
+    }
+
+    fn require(&self) -> Result<(), BackendError> {
+        if self.1.load(Ordering::Relaxed) {
+            let error = BackendError::new(ErrorKind::Unavailable, "the place", "away");
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// What another machine writes into the journal.
+    fn change(&self, change: impl FnOnce(&mut serde_json::Value)) {
+        let mut bytes = self.0.lock().expect("unpoisoned");
+        let journal = bytes.as_deref().expect("a journal");
+        let mut journal = serde_json::from_slice(journal).expect("JSON");
+        change(&mut journal);
+        *bytes = Some(serde_json::to_vec(&journal).expect("JSON"));
+    }
+
     fn put(&self, record: &Record) {
         *self.0.lock().expect("unpoisoned") = Some(serde_json::to_vec(record).expect("JSON"));
     }
@@ -40,7 +66,11 @@ impl ManifestStore for Place {
     fn read(&self, _: usize) -> BoxFuture<'_, Result<Bytes, BackendError>> {
         let bytes = self.0.lock().expect("unpoisoned").clone();
         let none = || BackendError::new(ErrorKind::NotFound, "the place", "none");
-        Box::pin(async move { bytes.map(Bytes::from).ok_or_else(none) })
+        let is_there = self.require();
+        Box::pin(async move {
+            is_there?;
+            bytes.map(Bytes::from).ok_or_else(none)
+        })
     }
 
     fn replace(
@@ -49,7 +79,9 @@ impl ManifestStore for Place {
         new: Vec<u8>,
     ) -> BoxFuture<'_, Result<(), BackendError>> {
         let mut bytes = self.0.lock().expect("unpoisoned");
-        let result = if *bytes == expected {
+        let result = if let Err(away) = self.require() {
+            Err(away)
+        } else if *bytes == expected {
             *bytes = Some(new);
             Ok(())
         } else {
@@ -244,7 +276,9 @@ async fn only_a_requesters_verb_ends_a_soak() {
     let unsigned = asked(&state, Verb::Abort);
     let genuine = asked(&state, Verb::Pause).signed_by(&ann);
     let mut record = Record::new(state.clone(), None);
-    record.requests = [forged, unsigned, genuine].map(Request::Asked).into();
+    record.requests = [forged, unsigned, genuine]
+        .map(|asked| Request::Asked(asked).into())
+        .into();
     place.put(&record);
 
     let mut runner = runner(journal(&place, &folder, Some(&state)), &folder).for_requesters(of_ann);
@@ -275,7 +309,7 @@ async fn a_process_that_stops_leaves_requests_to_the_next() {
     );
     let state = soaking(1);
     let mut record = Record::new(state.clone(), None);
-    record.requests = vec![Request::Asked(asked(&state, Verb::Pause))];
+    record.requests = vec![Request::Asked(asked(&state, Verb::Pause)).into()];
     place.put(&record);
     let mut runner = runner(journal(&place, &folder, Some(&state)), &folder);
     let stop = CancellationToken::new();
@@ -311,7 +345,7 @@ async fn a_halted_rollout_waits_for_a_request() {
 
     let mut record = Record::new(state.clone(), None);
     let abort = asked(&state, Verb::Abort).signed_by(&ann);
-    record.requests = vec![Request::Asked(abort)];
+    record.requests = vec![Request::Asked(abort).into()];
     place.put(&record);
     let ended = runner.attend(&mut |_| {}).await.expect("no failure");
     let ended = ended.expect("a rollout");
@@ -322,4 +356,137 @@ async fn a_halted_rollout_waits_for_a_request() {
     );
     let (unchanged, _) = step(ended.clone(), Event::Woken, time());
     assert_eq!(unchanged, ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_read_is_passed_over_and_reported() {
+    let (place, folder) = (
+        Arc::new(Place::default()),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let ann = key();
+    let state = soaking(1);
+    let mut record = Record::new(state.clone(), None);
+    let pause = asked(&state, Verb::Pause).signed_by(&ann);
+    record.requests = vec![Request::Asked(pause).into()];
+    place.put(&record);
+    place.change(|journal| {
+        let requests = journal["requests"].as_array_mut().expect("a list");
+        requests.insert(0, serde_json::json!({"asked": {"verb": "explode"}}));
+        requests.insert(0, serde_json::json!(7));
+    });
+    let keys = vec![SignerKey(ann.public_key())];
+    let mut runner = runner(journal(&place, &folder, Some(&state)), &folder).for_requesters(keys);
+    let stop = CancellationToken::new();
+    runner.stop_at(stop.clone());
+    let left = runner
+        .attend(&mut |state| {
+            if matches!(state.phase, Phase::Paused(_)) {
+                stop.cancel();
+            }
+        })
+        .await
+        .expect("no failure")
+        .expect("a rollout");
+    assert!(matches!(left.phase, Phase::Paused(_)), "{:?}", left.phase);
+    let reported = |entry: &&crate::rollout::Entry| entry.text.contains("can't be read");
+    assert_eq!(left.entries.iter().filter(reported).count(), 1);
+    assert_eq!(place.record().expect("readable again").requests, []);
+}
+
+#[tokio::test]
+async fn a_journal_that_is_damaged_stops_no_one_who_keeps_the_state() {
+    let (place, folder) = (
+        Arc::new(Place::default()),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let state = soaking(1);
+    *place.0.lock().expect("unpoisoned") = Some(b"{".into());
+    let kept = journal(&place, &folder, Some(&state));
+    let read = kept.read().await.expect("kept").expect("a record");
+    assert_eq!(read.record.state, state);
+    kept.replace(Some(read.clone()), read.record)
+        .await
+        .expect("written again");
+    assert_eq!(place.record().expect("there").state, state);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_goes_on_while_the_place_of_its_journal_is_away() {
+    let (place, folder) = (
+        Arc::new(Place::default()),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let state = soaking(1);
+    place.put(&Record::new(state.clone(), None));
+    let kept = journal(&place, &folder, Some(&state));
+    let mut runner = runner(kept, &folder).for_requesters(Vec::new());
+    let stop = CancellationToken::new();
+    runner.stop_at(stop.clone());
+    let mut rounds = 0;
+    let mut watch = |_: &State| {
+        rounds += 1;
+        // What was observed in the first round was stored while the place was away.
+        let is_over = rounds == 2;
+        place.set_away(!is_over);
+        if is_over {
+            stop.cancel();
+        }
+    };
+    let attended = timeout(Duration::from_secs(3600), runner.attend(&mut watch)).await;
+    let left = attended
+        .expect("it goes on")
+        .expect("no failure")
+        .expect("a rollout");
+    let record = place.record().expect("a record");
+    assert_eq!(
+        (&record.state, record.runner),
+        (&left, None),
+        "it caught up"
+    );
+}
+
+/// A runner of another machine, whose clock is an hour off.
+fn elsewhere(said: u64) -> RunnerId {
+    let alive_at = time().checked_sub(jiff::SignedDuration::from_hours(1));
+    let alive_at = alive_at.expect("in range");
+    let said = jiff::SignedDuration::from_secs(i64::try_from(said).expect("few"));
+    RunnerId {
+        host: "there".into(),
+        pid: 1,
+        since: alive_at,
+        alive_at: alive_at.checked_add(said).expect("in range"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_clock_takes_no_rollout_from_its_runner() {
+    let (place, folder) = (
+        Arc::new(Place::default()),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let state = soaking(1);
+    let mut record = Record::new(state.clone(), None);
+    record.runner = Some(elsewhere(0));
+    place.put(&record);
+    let trusting = || {
+        let store = Arc::clone(&place) as Arc<dyn ManifestStore>;
+        runner(Journal::at("the place".into(), store), &folder)
+    };
+    let start = tokio::time::Instant::now();
+    let (taken, ()) = tokio::join!(
+        async { trusting().resume(Event::Resumed, &mut |_| {}).await },
+        async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            record.runner = Some(elsewhere(10));
+            place.put(&record);
+        }
+    );
+    assert!(matches!(taken, Err(RunError::Taken { .. })), "{taken:?}");
+    assert!(start.elapsed() < LEASE);
+
+    // Its process has ended: nothing more is heard for as long as that takes to be sure.
+    let start = tokio::time::Instant::now();
+    let is_run = trusting().is_run(&record).await.expect("readable");
+    assert!(!is_run && start.elapsed() >= LEASE);
 }

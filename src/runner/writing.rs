@@ -9,15 +9,10 @@ use crate::{
 impl Runner {
     pub(super) fn require_own(&self, stored: &Stored) -> Result<(), RunError> {
         match &stored.record.runner {
-            Some(runner)
-                if (&runner.host, runner.pid, runner.since)
-                    != (&self.own.host, self.own.pid, self.own.since) =>
-            {
-                Err(RunError::Taken {
-                    rollout: stored.record.state.id,
-                    runner: runner.clone(),
-                })
-            }
+            Some(runner) if !runner.is_same_process(&self.own) => Err(RunError::Taken {
+                rollout: stored.record.state.id,
+                runner: runner.clone(),
+            }),
             _ => Ok(()),
         }
     }
@@ -76,7 +71,7 @@ impl Runner {
     /// Replaces the journal as its runner, in one write with the removal of the request that the
     /// state comes from. Requests that came meanwhile are kept. If another runner came or changed
     /// the state, this one ends. A location that is unavailable is tried until it answers: nothing
-    /// is done meanwhile.
+    /// is done meanwhile, unless this machine keeps the state.
     pub(super) async fn replace(&mut self, mut record: Record) -> Result<(), RunError> {
         loop {
             if let Some(stored) = &self.stored {
@@ -109,10 +104,21 @@ impl Runner {
                 kind if kind.is_temporary() && self.stop.is_cancelled() => {
                     return Err(RunError::Stopped);
                 }
+                kind if kind.is_temporary() && self.may_run_ahead() => {
+                    tracing::debug!(%error, "the journal lags behind what this machine keeps");
+                    self.stored = Some(Stored::ahead(self.stored.take(), record));
+                    return Ok(());
+                }
                 kind if kind.is_temporary() => self.pause(LISTEN).await,
                 _ => return Err(JournalError::from(error).into()),
             }
         }
+    }
+
+    /// Whether the rollout goes on while the place of its journal is away. A request that is being
+    /// taken has to leave that place first, or it would be taken again.
+    fn may_run_ahead(&self) -> bool {
+        self.journal.is_kept() && self.taking.is_none() && self.stored.is_some()
     }
 
     /// Reads the journal after a conflict. Others may only have added requests, or this process has

@@ -1,6 +1,9 @@
 //! What people ask of a rollout.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use tokio::time::sleep;
@@ -17,12 +20,15 @@ use crate::{
         runtime::unless_signalled,
         target::{AccessArgs, signing_key},
     },
-    rollout::{Asked, Event, State, Verb},
-    runner::{Request, RunError, Runner},
+    rollout::{Asked, Event, Request, State, Verb},
+    runner::{Journal, LEASE, RunError, Runner, RunnerId},
 };
 
 /// How often a command looks whether the runner has taken its request.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a runner may take for that. It looks for requests between two actions, which wait for
+/// sidecars, KEKs and locations.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Promote {
@@ -69,7 +75,8 @@ impl Target {
                 record => record.map_err(CliError::from_run)?,
             };
             // A rollout whose process ended goes on where it is.
-            let is_abandoned = !runner.is_run(&record) && !record.state.phase.is_over();
+            let is_run = runner.is_run(&record).await.map_err(CliError::from_run)?;
+            let is_abandoned = !is_run && !record.state.phase.is_over();
             let before = record.state;
             let continues = verb == Verb::Resume && is_abandoned;
             if let Some(refusal) = before.refusal(verb).filter(|_| !continues) {
@@ -84,6 +91,9 @@ impl Target {
             });
             if runner.ask(&request).await.map_err(CliError::from_run)? {
                 let state = taken(&runner, &request).await?;
+                state
+                    .answer(&before, verb, &by)
+                    .map_err(|reason| CliError::refused(format!("can't {verb}: {reason}")))?;
                 print(format, &state.phase, || {
                     format!("the rollout {}\n", state.phase)
                 })?;
@@ -136,15 +146,58 @@ async fn abort_without_journal(runner: &Runner, format: Format) -> Result<Comple
 
 /// Waits until the runner has taken a request, and returns the state then.
 async fn taken(runner: &Runner, request: &Request) -> Result<State, CliError> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let record = runner.record().await.map_err(CliError::from_run)?;
-        if !record.requests.contains(request) {
+        if !record.awaits(request) {
             return Ok(record.state);
         }
-        if !runner.is_run(&record) {
+        if !runner.is_run(&record).await.map_err(CliError::from_run)? {
             return Err(CliError::failed(
                 "the process that ran the rollout ended before it took the request; try again",
             ));
+        }
+        if Instant::now() >= deadline {
+            return Err(not_taken());
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The outcome of a request isn't known.
+pub(super) fn not_taken() -> CliError {
+    CliError::failed(format!(
+        "the request was not taken within {PATIENCE:?}, and still waits for the runner; see \
+         `rollout status`"
+    ))
+}
+
+/// Waits until an approval was taken, if a process runs the rollout. Returns whether it was.
+async fn approval_taken(journal: &Journal, request: &Request) -> Result<bool, CliError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut heard: Option<(RunnerId, Instant)> = None;
+    loop {
+        let stored = journal.read().await.map_err(failed)?;
+        let record = stored
+            .map(|stored| stored.record)
+            .ok_or_else(|| failed("there is no rollout any more"))?;
+        if !record.awaits(request) {
+            return Ok(true);
+        }
+        let Some(runner) = record.runner else {
+            return Ok(false);
+        };
+        match &heard {
+            // It has ended without a word.
+            Some((last, since)) if *last == runner => {
+                if since.elapsed() >= LEASE {
+                    return Ok(false);
+                }
+            }
+            _ => heard = Some((runner, Instant::now())),
+        }
+        if Instant::now() >= deadline {
+            return Err(not_taken());
         }
         sleep(LOOK).await;
     }
@@ -196,15 +249,15 @@ impl Approve {
                 approval.approver
             )));
         }
-        journal
-            .ask(&Request::Approved(approval))
-            .await
-            .map_err(failed)?;
-        note(if is_via_hub {
-            "the approval waits for the signer"
-        } else {
-            "the approval waits for the process that runs the rollout (`rollout resume`)"
-        });
+        let request = Request::Approved(approval);
+        journal.ask(&request).await.map_err(failed)?;
+        if !approval_taken(&journal, &request).await? {
+            note(if is_via_hub {
+                "the approval waits for the signer"
+            } else {
+                "the approval waits for the process that runs the rollout (`rollout resume`)"
+            });
+        }
         print(format, order, || format!("approved: {}\n", order.action))
     }
 }

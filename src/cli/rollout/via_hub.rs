@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use super::{
     progress::{Progress, Wanted, conclude},
     target::{ViaHub, failed, person},
+    verbs::not_taken,
 };
 use crate::{
     cli::{
@@ -16,8 +17,8 @@ use crate::{
     },
     crypto::{KeyringId, RolloutId, SigningKey},
     fleet::FleetClient,
-    rollout::{Asked, Intent, Requester, StartOrder, State, Strategy, UNSIGNED, Verb},
-    runner::{Journal, JournalError, Record, Request},
+    rollout::{Asked, Intent, Request, Requester, StartOrder, State, Strategy, Verb},
+    runner::{Journal, JournalError, Record, Stored},
     wire::orders::OrderOutcome,
 };
 
@@ -27,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const VALID_MINUTES: i64 = 15;
 /// After so many looks, a person is told that nothing happens.
 const PATIENCE: u32 = 20;
+/// After so many looks, a request counts as not taken.
+const LONGEST_WAIT: u32 = 240;
 
 impl ViaHub {
     /// Orders a rollout and follows it until it ends or halts.
@@ -158,10 +161,10 @@ impl ViaHub {
         let request = Request::Asked(asked.signed_by(key));
         journal.ask(&request).await.map_err(failed)?;
         let state = taken(&journal, &request).await?;
-        let new = state.entries.iter().skip(before.entries.len());
-        if let Some(entry) = new.rev().find(|entry| entry.text.starts_with(UNSIGNED)) {
-            return Err(CliError::refused(entry.text.clone()));
-        }
+        let by = person();
+        state
+            .answer(&before, verb, &by)
+            .map_err(|reason| CliError::refused(format!("can't {verb}: {reason}")))?;
         print(format, &state.phase, || {
             format!("the rollout {}\n", state.phase)
         })?;
@@ -184,23 +187,32 @@ fn find(record: Record, id: RolloutId) -> Option<State> {
 }
 
 async fn record(journal: &Journal) -> Result<Record, CliError> {
-    let stored = journal.read().await.map_err(failed)?;
+    known(journal.read().await.map_err(failed)?)
+}
+
+fn known(stored: Option<Stored>) -> Result<Record, CliError> {
     let stored = stored.ok_or_else(|| failed("there is no rollout"))?;
     Ok(stored.record)
 }
 
-/// Waits until the signer has taken a request, and returns the state then.
+/// Waits until the signer has taken a request, and returns the state then. A hub that doesn't
+/// answer for a while changes nothing about it.
 async fn taken(journal: &Journal, request: &Request) -> Result<State, CliError> {
-    let mut looks = 0;
-    loop {
-        let record = record(journal).await?;
-        if !record.requests.contains(request) {
-            return Ok(record.state);
+    for look in 0..LONGEST_WAIT {
+        match journal.read().await {
+            Ok(stored) => {
+                let record = known(stored)?;
+                if !record.awaits(request) {
+                    return Ok(record.state);
+                }
+            }
+            Err(JournalError::Backend(error)) if error.kind.is_temporary() => {}
+            Err(error) => return Err(failed(error)),
         }
-        if looks == PATIENCE {
+        if look == PATIENCE {
             note("no signer has taken the request yet; it waits in the hub");
         }
-        looks += 1;
         sleep(LOOK).await;
     }
+    Err(not_taken())
 }

@@ -37,6 +37,8 @@ pub enum Event {
     Approved(Approval),
     /// A request was not taken, because no requester has signed it.
     Unsigned(Verb),
+    /// A request was not taken, because it can't be read.
+    Malformed,
 }
 
 /// A generation that was written.

@@ -18,7 +18,6 @@ use jiff::Timestamp;
 pub use self::{
     action::{Action, Authorization, Write},
     event::{Event, Observation, Verb, WriteFailure, Written},
-    verbs::UNSIGNED,
 };
 use super::{
     assess::Finding,
@@ -81,6 +80,7 @@ pub fn step(mut state: State, event: Event, now: Timestamp) -> (State, Vec<Actio
         Event::Asked { verb, by } => state.asked(verb, &by, now),
         Event::Approved(approval) => state.approved(approval, now),
         Event::Unsigned(verb) => state.unsigned(verb, now),
+        Event::Malformed => state.malformed(now),
         _ if state.phase.is_over() => Vec::new(),
         // Nothing was watched meanwhile: a soak begins again, and what was waited for has its whole
         // time again.

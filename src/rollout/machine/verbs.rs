@@ -8,10 +8,52 @@ use crate::rollout::{
     state::{Kind, PauseReason, Phase, Progress, State},
 };
 
-/// How the entry begins that says that a request was not taken.
-pub const UNSIGNED: &str = "refused to";
+/// Begins the entry which says that no requester has signed a verb.
+const UNSIGNED: &str = "refused to";
 
 impl State {
+    /// Returns what became of a verb that `by` asked for when the state was `before`, once a runner
+    /// has taken the request.
+    ///
+    /// # Errors
+    /// Why the rollout didn't do it.
+    pub fn answer(&self, before: &Self, verb: Verb, by: &str) -> Result<(), String> {
+        if self.id != before.id {
+            return Err(format!("rollout {} began meanwhile", self.id));
+        }
+        let new = &self.entries[before.entries.len().min(self.entries.len())..];
+        let has = |kind: &Kind| new.iter().any(|entry| entry.kind == *kind);
+        let is_done = match verb {
+            Verb::Pause => has(&Kind::Paused),
+            Verb::Resume | Verb::Retry => has(&Kind::Resumed),
+            Verb::Promote | Verb::PromoteFull => has(&Kind::Promoted),
+            Verb::Abort => matches!(self.phase, Phase::Aborting(_) | Phase::Aborted(_)),
+            Verb::Rollback => has(&Kind::RollingBack),
+        };
+        if is_done {
+            return Ok(());
+        }
+        let refusals = [
+            format!("{UNSIGNED} {verb}:"),
+            format!("{by} asked for {verb}:"),
+        ];
+        let is_refusal = |text: &str| refusals.iter().any(|start| text.starts_with(start));
+        // One that was given before is not repeated.
+        let refusal = self
+            .entries
+            .iter()
+            .rev()
+            .find(|entry| is_refusal(&entry.text));
+        Err(refusal.map_or_else(
+            || {
+                "the request was dropped, because the rollout had gone on before, or the runner \
+                 can't read it; see `rollout status`"
+                    .into()
+            },
+            |entry| entry.text.clone(),
+        ))
+    }
+
     pub(super) fn asked(&mut self, verb: Verb, by: &str, now: Timestamp) -> Vec<Action> {
         if let Some(refusal) = self.refusal(verb) {
             self.record(
@@ -56,11 +98,15 @@ impl State {
         }
     }
 
-    /// Says that a request was not taken, once for each attempt of a step: others may send as many
-    /// as they like.
     pub(super) fn unsigned(&mut self, verb: Verb, now: Timestamp) -> Vec<Action> {
         let text = format!("{UNSIGNED} {verb}: no requester of the signer has signed it");
         self.record_once(now, Kind::Anomaly, text);
+        self.go_on_unless_over(now)
+    }
+
+    pub(super) fn malformed(&mut self, now: Timestamp) -> Vec<Action> {
+        let text = "passed over a request that can't be read; ask with the runner's build";
+        self.record_once(now, Kind::Anomaly, text.into());
         self.go_on_unless_over(now)
     }
 

@@ -337,3 +337,58 @@ fn an_unsigned_verb_changes_nothing_and_is_recorded_once() {
     let end = world.run_until(state, actions, |state, _| state.phase.is_over());
     assert_eq!(end.phase, Phase::Finished);
 }
+
+#[test]
+fn a_verb_is_answered_by_what_the_rollout_recorded_since() {
+    let mut world = World::new();
+    let (state, actions) = world.begin(quick(), Intent::Rotate);
+    let before = world.run_until(state, actions, |state, _| {
+        matches!(state.present(), Step::Soak { .. })
+    });
+    let after = |state: &State, event: Event| step(state.clone(), event, world.now).0;
+    let by = |verb| Event::Asked {
+        verb,
+        by: "ann".into(),
+    };
+    for verb in [Verb::Pause, Verb::Promote, Verb::Rollback, Verb::Abort] {
+        assert_eq!(
+            after(&before, by(verb)).answer(&before, verb, "ann"),
+            Ok(())
+        );
+        let unsigned = after(&before, Event::Unsigned(verb));
+        let again = after(&unsigned, Event::Unsigned(verb));
+        for (seen, now) in [(&before, &unsigned), (&unsigned, &again)] {
+            let refusal = now.answer(seen, verb, "ann").expect_err("not signed");
+            assert!(refusal.contains("no requester"), "{refusal}");
+        }
+        let dropped = before
+            .answer(&before, verb, "ann")
+            .expect_err("nothing came");
+        assert!(dropped.contains("was dropped"), "{dropped}");
+    }
+    let retried = after(&before, by(Verb::Retry));
+    let refusal = retried.answer(&before, Verb::Retry, "ann");
+    let refusal = refusal.expect_err("nothing failed");
+    assert!(refusal.contains("ann asked for retry"), "{refusal}");
+    let paused = after(&before, by(Verb::Pause));
+    let resumed = after(&paused, by(Verb::Resume));
+    assert_eq!(resumed.answer(&paused, Verb::Resume, "ann"), Ok(()));
+    let mut other = resumed;
+    other.id = RolloutId([9; 16]);
+    assert!(other.answer(&paused, Verb::Resume, "ann").is_err());
+}
+
+#[test]
+fn a_request_that_cannot_be_read_is_reported_once() {
+    let mut world = World::new();
+    let (state, actions) = world.begin(quick(), Intent::Rotate);
+    let state = world.run_until(state, actions, |state, _| {
+        matches!(state.present(), Step::Soak { .. })
+    });
+    let before = state.entries.len();
+    let (state, _) = step(state, Event::Malformed, world.now);
+    let (state, actions) = step(state, Event::Malformed, world.now);
+    assert_eq!(state.entries.len(), before + 1);
+    let end = world.run_until(state, actions, |state, _| state.phase.is_over());
+    assert_eq!(end.phase, Phase::Finished);
+}
