@@ -17,7 +17,7 @@ mod tests;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpListener, runtime::Handle, time::interval};
+use tokio::{net::TcpListener, runtime::Handle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -43,7 +43,7 @@ use crate::{
     refresh::{self, Keyring},
     render::{self, Renders},
     secrets::{self, Secrets},
-    telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines},
+    telemetry::{Registry, keep_up},
 };
 
 pub use self::{
@@ -51,8 +51,6 @@ pub use self::{
     config::{Config, ConfigFile},
     rehearsal::rehearse,
 };
-
-const LOST_LOG_LINES: &str = "sidekey_log_lost_lines_total";
 
 /// An error that keeps a sidecar from starting.
 #[derive(Debug, thiserror::Error)]
@@ -149,10 +147,9 @@ async fn build_on(
         closing,
         membership,
     } = serve(&context, &state, &tls, hub, sockets, data_plane)?;
-    tokio::spawn(keep_metrics_up(
-        Arc::clone(&context.registry),
-        context.stopping.ending.clone(),
-    ));
+    let ending = context.stopping.ending.clone();
+    let upkeep = keep_up(Arc::clone(&context.registry));
+    tokio::spawn(ending.run_until_cancelled_owned(upkeep));
     let clock_watch = ClockWatch {
         clock: context.clock.clone(),
         registry: Arc::clone(&context.registry),
@@ -206,10 +203,6 @@ fn registry() -> Arc<Registry> {
     clock_watch::describe_metrics(&registry);
     config::describe_metrics(&registry);
     join::describe_metrics(&registry);
-    registry.describe_counter(
-        LOST_LOG_LINES,
-        "Lines of the log that were lost, because standard error failed or was read too slowly.",
-    );
     registry
 }
 
@@ -405,20 +398,6 @@ fn start_keyrings(
         .iter()
         .map(|keyring| refresh::spawn(keyring, &shared))
         .collect()
-}
-
-/// Keeps histograms from growing without bound between scrapes, and counts lost lines of the log.
-async fn keep_metrics_up(registry: Arc<Registry>, ending: CancellationToken) {
-    let mut ticks = interval(UPKEEP_INTERVAL);
-    let lost = registry.counter(LOST_LOG_LINES, &[]);
-    let forever = async {
-        loop {
-            ticks.tick().await;
-            lost.absolute(lost_log_lines());
-            registry.upkeep();
-        }
-    };
-    ending.run_until_cancelled(forever).await;
 }
 
 /// Logs once the sidecar is ready, and warns of key memory that could be swapped to disk.

@@ -16,7 +16,7 @@ use super::{
     parse::folder,
     reader::{Context, Parsed, Section, Value},
 };
-use crate::model::{CertificateName, KeyringName, Location, OpsUrl};
+use crate::model::{CertificateName, HubUrl, KeyringName, Location, OpsUrl};
 
 /// A whole fleet file.
 #[derive(Debug, Clone, Default)]
@@ -81,7 +81,7 @@ pub struct FleetTls {
 #[derive(Debug, Clone)]
 pub struct FleetHub {
     /// The URL of its API.
-    pub url: OpsUrl,
+    pub url: HubUrl,
     /// The operator's bearer token.
     pub token_file: Option<PathBuf>,
     /// How it is reached.

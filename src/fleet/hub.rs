@@ -16,13 +16,14 @@ use super::{
 };
 use crate::{
     config::FleetHub,
+    encoding::to_hex,
     files::{Allowed, read_private},
     ledger::Verdict,
-    model::{KeyringName, OpsUrl},
+    model::{HubUrl, KeyringName},
     wire::{
         hub::{
             Barrier, BarrierRequest, EvidenceRequest, HintRequest, Hinted, JoinedSidecar,
-            JoinedSidecars, NamedProof, ProofResult, Proofs, ProofsRequest,
+            JoinedSidecars, ProofResult, Proofs, ProofsRequest,
         },
         proof::{Proof, ProofRequest},
         status::Status,
@@ -33,8 +34,14 @@ use crate::{
 pub(super) const PATHS: &str = "/v1/";
 /// How long sidecars may take to report when they are asked to, in seconds.
 const REPORT_WAIT: u32 = 5;
-/// The longest response, in bytes.
-const MAX_RESPONSE: usize = 1 << 30;
+/// The longest response in bytes: a list of statuses of a whole fleet,
+const MAX_LIST: usize = 512 << 20;
+/// a list of names,
+const MAX_NAMES: usize = 32 << 20;
+/// what a ledger says of a version,
+const MAX_VERDICT: usize = 16 << 20;
+/// and a proof.
+const MAX_PROOF: usize = 16 << 10;
 /// The longest token, in bytes.
 const MAX_TOKEN: usize = 8 << 10;
 
@@ -42,7 +49,7 @@ const MAX_TOKEN: usize = 8 << 10;
 #[derive(Debug, Clone)]
 pub struct Hub {
     /// The URL of its API.
-    pub url: OpsUrl,
+    pub url: HubUrl,
     /// The operator's bearer token, read for each request.
     pub token_file: Option<PathBuf>,
     /// How it is reached over TLS.
@@ -89,8 +96,8 @@ impl HubClient {
             let request = BarrierRequest {
                 wait_seconds: REPORT_WAIT,
             };
-            let barrier: Barrier = self.post("/v1/barriers", &request).await?;
-            let joined: JoinedSidecars = self.get("/v1/sidecars").await?;
+            let barrier: Barrier = self.post("/v1/barriers", &request, MAX_NAMES).await?;
+            let joined: JoinedSidecars = self.ask("/v1/sidecars", None, MAX_LIST).await?;
             Ok(members(joined.sidecars, barrier.at))
         };
         asked
@@ -109,7 +116,7 @@ impl HubClient {
             generation,
             manifest: None,
         };
-        match self.post::<Hinted>("/v1/hints", &hint).await {
+        match self.post::<Hinted>("/v1/hints", &hint, MAX_NAMES).await {
             Ok(hinted) => hinted
                 .sent
                 .into_iter()
@@ -121,53 +128,60 @@ impl HubClient {
 
     /// Returns what the ledger says about a version, after every sidecar was asked for a report.
     pub(super) async fn evidence(&self, request: &EvidenceRequest) -> Result<Verdict, String> {
-        self.post("/v1/evidence", request).await
+        self.post("/v1/evidence", request, MAX_VERDICT).await
     }
 
-    /// Asks the sidecars with these names for a proof.
+    /// Asks the sidecars that results call so for a proof.
     pub(super) async fn prove(
         &self,
         names: Vec<String>,
         request: &ProofRequest,
     ) -> BTreeMap<String, Result<Proof, String>> {
         let body = ProofsRequest {
-            sidecars: names.clone(),
+            sidecars: names.iter().map(|name| asked_by(name).to_owned()).collect(),
             request: request.clone(),
         };
-        let answers = match self.post::<Proofs>("/v1/proofs", &body).await {
-            Ok(proofs) => proofs.answers,
-            Err(reason) => names
-                .into_iter()
-                .map(|name| NamedProof {
-                    name,
-                    result: ProofResult::Refused(reason.clone()),
-                })
-                .collect(),
-        };
-        let result = |answer: NamedProof| match answer.result {
-            ProofResult::Proof(proof) => (answer.name, Ok(proof)),
-            ProofResult::Refused(reason) => (answer.name, Err(reason)),
-        };
-        answers.into_iter().map(result).collect()
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
-        self.ask(path, None).await
+        let limit = MAX_PROOF * (names.len() + 1);
+        match self.post::<Proofs>("/v1/proofs", &body, limit).await {
+            Ok(proofs) => {
+                let mut answers: BTreeMap<String, ProofResult> = proofs
+                    .answers
+                    .into_iter()
+                    .map(|answer| (answer.name, answer.result))
+                    .collect();
+                let answer = |name: String| {
+                    let proof = match answers.remove(asked_by(&name)) {
+                        Some(ProofResult::Proof(proof)) => Ok(proof),
+                        Some(ProofResult::Refused(reason)) => Err(reason),
+                        None => Err("the hub said nothing about it".into()),
+                    };
+                    (name, proof)
+                };
+                names.into_iter().map(answer).collect()
+            }
+            Err(reason) => {
+                let failed = |name| (name, Err(reason.clone()));
+                names.into_iter().map(failed).collect()
+            }
+        }
     }
 
     async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
+        limit: usize,
     ) -> Result<T, String> {
         let json = serde_json::to_vec(body).map_err(|error| error.to_string())?;
-        self.ask(path, Some(json)).await
+        self.ask(path, Some(json), limit).await
     }
 
+    /// Sends a request whose response has up to `limit` bytes.
     async fn ask<T: DeserializeOwned>(
         &self,
         path: &str,
         json: Option<Vec<u8>>,
+        limit: usize,
     ) -> Result<T, String> {
         let method = match json {
             Some(_) => Method::POST,
@@ -179,7 +193,7 @@ impl HubClient {
             condition: None,
             json: json.unwrap_or_default(),
         };
-        let (status, answer) = self.exchange(message, MAX_RESPONSE).await?;
+        let (status, answer) = self.exchange(message, limit).await?;
         if !status.is_success() {
             return Err(refusal(status, &answer, path));
         }
@@ -226,44 +240,83 @@ impl HubClient {
     }
 }
 
-/// The latest instance of each name. One that has not reported since `asked_at`, on the hub's
-/// clock, has not answered.
+/// Comes before and after the instance in the name of a sidecar that shares its name.
+const INSTANCE: [&str; 2] = [" (instance ", ")"];
+
+/// Every sidecar that is connected or has answered and, of a name without such a one, the latest.
+/// Those that share a name are named by their instances. One that has not reported since
+/// `asked_at`, on the hub's clock, has not answered.
 fn members(
     joined: Vec<JoinedSidecar>,
     asked_at: Timestamp,
 ) -> Vec<(Member, Result<Status, String>)> {
-    let mut latest: BTreeMap<String, JoinedSidecar> = BTreeMap::new();
+    let mut by_name: BTreeMap<String, Vec<JoinedSidecar>> = BTreeMap::new();
     for sidecar in joined {
-        let is_later = latest
-            .get(&sidecar.name)
-            .is_none_or(|known| known.received_at < sidecar.received_at);
-        if is_later {
-            latest.insert(sidecar.name.clone(), sidecar);
-        }
+        by_name
+            .entry(sidecar.name.clone())
+            .or_default()
+            .push(sidecar);
     }
-    latest
+    by_name
         .into_values()
-        .map(|sidecar| {
-            let since = sidecar.received_at;
-            let status = match (since >= asked_at, sidecar.connected) {
-                (true, _) => Ok(sidecar.status),
-                (false, true) => Err(format!(
-                    "it has joined the hub and did not report when it was asked to; its last \
-                     report is of {since}"
-                )),
-                (false, false) => Err(format!(
-                    "it has lost its connection to the hub; its last report is of {since}"
-                )),
-            };
-            let member = Member {
-                name: sidecar.name,
-                url: None,
-                workload: Some(sidecar.workload),
-                is_joined: true,
-            };
-            (member, status)
+        .flat_map(|mut group| {
+            group.sort_by_key(|sidecar| (sidecar.received_at, sidecar.instance));
+            let latest = group.last().map(|sidecar| sidecar.instance);
+            let is_live = |one: &JoinedSidecar| one.connected || one.received_at >= asked_at;
+            let has_live = group.iter().any(is_live);
+            group.retain(|one| is_live(one) || !has_live && Some(one.instance) == latest);
+            let shares_name = group.len() > 1;
+            group
+                .into_iter()
+                .map(move |sidecar| member(sidecar, shares_name, asked_at))
         })
         .collect()
+}
+
+fn member(
+    sidecar: JoinedSidecar,
+    shares_name: bool,
+    asked_at: Timestamp,
+) -> (Member, Result<Status, String>) {
+    let since = sidecar.received_at;
+    let status = match (since >= asked_at, sidecar.connected) {
+        (true, _) => Ok(sidecar.status),
+        (false, true) => Err(format!(
+            "it has joined the hub and did not report when it was asked to; its last report is of \
+             {since}"
+        )),
+        (false, false) => Err(format!(
+            "it has lost its connection to the hub; its last report is of {since}"
+        )),
+    };
+    let name = if shares_name {
+        let [before, after] = INSTANCE;
+        format!(
+            "{}{before}{}{after}",
+            sidecar.name,
+            to_hex(&sidecar.instance)
+        )
+    } else {
+        sidecar.name
+    };
+    let member = Member {
+        name,
+        url: None,
+        workload: Some(sidecar.workload),
+        is_joined: true,
+        shares_name,
+    };
+    (member, status)
+}
+
+/// Returns by what the hub is asked for a sidecar's proof: its instance, if others have its name.
+fn asked_by(name: &str) -> &str {
+    let [before, after] = INSTANCE;
+    let instance = name
+        .strip_suffix(after)
+        .and_then(|name| name.rsplit_once(before))
+        .map(|(_, instance)| instance);
+    instance.unwrap_or(name)
 }
 
 #[cfg(test)]
@@ -312,6 +365,37 @@ mod tests {
         assert!(silent.contains("did not report"), "{silent}");
         let gone = gone.as_ref().expect_err("it is gone");
         assert!(gone.contains("lost its connection"), "{gone}");
+    }
+
+    #[test]
+    fn live_sidecars_of_one_name_all_count_and_are_named() {
+        let asked_at: Timestamp = "2026-11-24T12:00:00Z".parse().expect("a time");
+        let rows = members(
+            vec![
+                joined("a", 1, true, "2026-11-24T12:00:01Z"),
+                joined("a", 2, true, "2026-11-24T12:00:02Z"),
+                // Cut off, and it may go on.
+                joined("a", 3, true, "2026-11-24T11:00:00Z"),
+                joined("a", 4, false, "2026-11-24T11:30:00Z"),
+                joined("b", 5, true, "2026-11-24T12:00:01Z"),
+            ],
+            asked_at,
+        );
+        let shown: Vec<(&str, bool, bool)> = rows
+            .iter()
+            .map(|(member, status)| (&*member.name, member.shares_name, status.is_ok()))
+            .collect();
+        let name = |instance: &str| format!("a (instance {})", instance.repeat(16));
+        let [silent, one, two] = ["03", "01", "02"].map(name);
+        let expected = [
+            (&*silent, true, false),
+            (&*one, true, true),
+            (&*two, true, true),
+            ("b", false, true),
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(asked_by(&one), "01".repeat(16));
+        assert_eq!(asked_by("b"), "b");
     }
 
     #[test]

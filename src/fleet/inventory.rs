@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Member;
 use crate::{
     model::{KeyringName, Wave},
-    wire::status::{ActiveManifest, KeyringStatus, Status, VersionStatus, VersionUses},
+    wire::status::{ActiveManifest, HubStatus, KeyringStatus, Status, VersionStatus, VersionUses},
 };
 
 /// What one sidecar reports.
@@ -29,6 +29,8 @@ pub struct SidecarRow {
     pub instance: Option<String>,
     /// Whether it is ready to serve.
     pub ready: Option<bool>,
+    /// Its connection to a hub, if it has joined one.
+    pub hub: Option<HubStatus>,
     /// Its keyrings.
     pub keyrings: Vec<ServedKeyring>,
 }
@@ -136,6 +138,7 @@ fn row(
         build: status.as_ref().map(|status| status.version.clone()),
         instance: status.as_ref().and_then(|status| status.instance.clone()),
         ready: status.as_ref().map(|status| status.ready),
+        hub: status.as_ref().and_then(|status| status.hub.clone()),
         keyrings: keyrings.map(served).collect(),
     }
 }

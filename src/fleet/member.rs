@@ -11,6 +11,8 @@ pub struct Member {
     pub workload: Option<String>,
     /// Whether it has joined a hub, whose ledger counts its uses.
     pub is_joined: bool,
+    /// Whether another live sidecar has the same name.
+    pub shares_name: bool,
 }
 
 impl Member {
@@ -21,6 +23,7 @@ impl Member {
             url: None,
             workload: None,
             is_joined: false,
+            shares_name: false,
         }
     }
 }
@@ -38,6 +41,7 @@ impl From<Found> for Member {
                 url: Some(url.to_string()),
                 workload,
                 is_joined: false,
+                shares_name: false,
             },
             Err((name, _)) => Self::named(name),
         }

@@ -1,7 +1,7 @@
 //! One request to an ops listener or a hub.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -12,14 +12,14 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
 use super::{connect::Connector, hub};
-use crate::{model::OpsUrl, wire::JSON};
+use crate::{model::HttpUrl, wire::JSON};
 
 /// The longest problem that is read, in bytes.
 const MAX_PROBLEM: usize = 64 << 10;
 
 /// Where a request goes.
 pub(super) struct Target<'t> {
-    pub(super) url: &'t OpsUrl,
+    pub(super) url: &'t HttpUrl,
     /// The name to expect in its certificate, unless the settings name another.
     #[cfg_attr(
         not(feature = "tls"),
@@ -144,8 +144,13 @@ pub(super) async fn exchange(
 
 async fn read(response: Response<Incoming>, limit: usize) -> Result<Bytes, String> {
     let body = Limited::new(response.into_body(), limit).collect().await;
-    body.map(|body| body.to_bytes())
-        .map_err(|error| error.to_string())
+    body.map(|body| body.to_bytes()).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            format!("the response is longer than {limit} bytes")
+        } else {
+            error.to_string()
+        }
+    })
 }
 
 /// The members of a problem (RFC 9457) that say what to do.

@@ -24,8 +24,14 @@ use crate::{
     wire::orders::{OrderOutcome, OrderStatus, WaitingOrders},
 };
 
-/// The longest answer about orders, in bytes.
+/// The longest response in bytes: orders that wait,
 const MAX_ORDERS: usize = 8 << 20;
+/// what became of one, with the reason,
+const MAX_OUTCOME: usize = 1 << 20;
+/// a journal,
+const MAX_JOURNAL: usize = 16 << 20;
+/// and that a journal was replaced.
+const MAX_DONE: usize = 64 << 10;
 
 /// Orders and journals in a hub.
 #[derive(Clone)]
@@ -59,7 +65,9 @@ impl HubRollouts {
     /// # Errors
     /// A message for the requester.
     pub async fn submit(&self, start: &SignedStart) -> Result<OrderOutcome, String> {
-        let status: OrderStatus = self.ask(Method::POST, "/v1/orders", Some(start)).await?;
+        let status: OrderStatus = self
+            .ask((Method::POST, "/v1/orders"), Some(start), MAX_OUTCOME)
+            .await?;
         Ok(status.outcome)
     }
 
@@ -69,7 +77,9 @@ impl HubRollouts {
     /// A message for the requester.
     pub async fn outcome(&self, id: RolloutId) -> Result<OrderOutcome, String> {
         let path = format!("/v1/orders/{id}");
-        let status: OrderStatus = self.ask(Method::GET, &path, None::<&()>).await?;
+        let status: OrderStatus = self
+            .ask((Method::GET, &path), None::<&()>, MAX_OUTCOME)
+            .await?;
         Ok(status.outcome)
     }
 
@@ -88,7 +98,9 @@ impl HubRollouts {
             names.collect::<String>(),
             wait.as_secs()
         );
-        let waiting: WaitingOrders<SignedStart> = self.ask(Method::GET, &path, None::<&()>).await?;
+        let waiting: WaitingOrders<SignedStart> = self
+            .ask((Method::GET, &path), None::<&()>, MAX_ORDERS)
+            .await?;
         Ok(waiting.orders)
     }
 
@@ -98,7 +110,9 @@ impl HubRollouts {
     /// A message for the operator of the signer.
     pub async fn decide(&self, id: RolloutId, outcome: &OrderOutcome) -> Result<(), String> {
         let path = format!("/v1/orders/{id}/outcome");
-        let _: OrderStatus = self.ask(Method::POST, &path, Some(outcome)).await?;
+        let _: OrderStatus = self
+            .ask((Method::POST, &path), Some(outcome), MAX_OUTCOME)
+            .await?;
         Ok(())
     }
 
@@ -112,9 +126,9 @@ impl HubRollouts {
 
     async fn ask<T: DeserializeOwned>(
         &self,
-        method: Method,
-        path: &str,
+        (method, path): (Method, &str),
         body: Option<&impl Serialize>,
+        limit: usize,
     ) -> Result<T, String> {
         let json = body.map(serde_json::to_vec).transpose();
         let message = Message {
@@ -123,7 +137,7 @@ impl HubRollouts {
             condition: None,
             json: json.map_err(|error| error.to_string())?.unwrap_or_default(),
         };
-        let (status, body) = self.client.exchange(message, MAX_ORDERS).await?;
+        let (status, body) = self.client.exchange(message, limit).await?;
         if !status.is_success() {
             return Err(refusal(status, &body, path));
         }
@@ -171,7 +185,7 @@ impl ManifestStore for HubJournal {
                 condition: None,
                 json: Vec::new(),
             };
-            match self.exchange(message, limit).await? {
+            match self.exchange(message, limit.min(MAX_JOURNAL)).await? {
                 (StatusCode::OK, body) => Ok(body),
                 (status, body) => Err(self.refused(status, &body)),
             }
@@ -192,7 +206,7 @@ impl ManifestStore for HubJournal {
                 condition: Some(condition),
                 json: new,
             };
-            match self.exchange(message, MAX_ORDERS).await? {
+            match self.exchange(message, MAX_DONE).await? {
                 (status, _) if status.is_success() => Ok(()),
                 (status, body) => Err(self.refused(status, &body)),
             }

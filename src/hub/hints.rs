@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::streams::{Streams, text};
@@ -19,11 +19,22 @@ use crate::{
 /// The most keyrings that are remembered. Operators name them.
 const MAX_KEYRINGS: usize = 10_000;
 
-/// The newest hint of each keyring, without its manifest: those who connect later read it from its
+/// By how much a hint may be ahead of what connected sidecars report. Each change of a manifest
+/// adds one.
+const FARTHEST: u64 = 1000;
+
+/// The last hint of each keyring, without its manifest: those who connect later read it from its
 /// location.
 #[derive(Default)]
 pub(super) struct Hints {
-    newest: Mutex<BTreeMap<KeyringName, Hint>>,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    /// Counts the hints.
+    number: u64,
+    hints: BTreeMap<KeyringName, (u64, Hint)>,
 }
 
 impl Hints {
@@ -31,17 +42,28 @@ impl Hints {
     /// generation. Returns the names of those that have reported.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] if too many keyrings were named.
+    /// [`Code::InvalidRequest`] if the generation is far beyond what sidecars report.
     pub(super) fn send(&self, streams: &Streams, hint: Hint) -> Result<Vec<String>, Problem> {
+        let all = streams.all();
+        let highest = all.iter().filter_map(|live| live.generation(&hint.keyring));
+        if let Some(highest) = highest.max()
+            && hint.generation > highest.saturating_add(FARTHEST)
+        {
+            let detail = format!(
+                "the sidecars of keyring {} have generation {highest} at most, so {} is wrong",
+                hint.keyring, hint.generation
+            );
+            return Err(Problem::new(Code::InvalidRequest, detail));
+        }
         let event = StreamEvent::Hint(hint.clone());
-        self.remember(&hint)?;
+        let number = self.remember(&hint);
         let mut sent = Vec::new();
         let Some(event) = text(&event) else {
             return Ok(sent);
         };
-        for live in streams.all() {
+        for live in all {
             if live.is_behind(&hint) {
-                live.tell(&hint);
+                live.tell(&hint.keyring, number);
                 if streams.send(&live, event.clone()) {
                     sent.extend(live.name());
                 }
@@ -51,22 +73,24 @@ impl Hints {
         Ok(sent)
     }
 
-    fn remember(&self, hint: &Hint) -> Result<(), Problem> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        match newest.get(&hint.keyring) {
-            Some(former) if former.generation > hint.generation => return Ok(()),
-            None if newest.len() >= MAX_KEYRINGS => {
-                let detail = format!("hints have named {MAX_KEYRINGS} keyrings since the start");
-                return Err(Problem::new(Code::Overloaded, detail));
+    /// The last one counts: the generation of an earlier one may have been wrong. Without room, the
+    /// hint of the keyring that was named least recently is forgotten.
+    fn remember(&self, hint: &Hint) -> u64 {
+        let mut last = self.lock();
+        last.number += 1;
+        let number = last.number;
+        if last.hints.len() >= MAX_KEYRINGS && !last.hints.contains_key(&hint.keyring) {
+            let oldest = last.hints.iter().min_by_key(|(_, (number, _))| *number);
+            if let Some(oldest) = oldest.map(|(keyring, _)| keyring.clone()) {
+                last.hints.remove(&oldest);
             }
-            _ => {}
         }
         let hint = Hint {
             manifest: None,
             ..hint.clone()
         };
-        newest.insert(hint.keyring.clone(), hint);
-        Ok(())
+        last.hints.insert(hint.keyring.clone(), (number, hint));
+        number
     }
 
     /// Tells a sidecar once what its report shows it doesn't know.
@@ -75,9 +99,9 @@ impl Hints {
             return;
         };
         for usage in &report.usage {
-            if let Some(hint) = self.of(&usage.name)
+            if let Some((number, hint)) = self.of(&usage.name)
                 && live.is_behind(&hint)
-                && live.tell(&hint)
+                && live.tell(&hint.keyring, number)
                 && let Some(event) = text(&StreamEvent::Hint(hint))
             {
                 streams.send(&live, event);
@@ -85,8 +109,35 @@ impl Hints {
         }
     }
 
-    fn of(&self, keyring: &KeyringName) -> Option<Hint> {
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.get(keyring).cloned()
+    fn of(&self, keyring: &KeyringName) -> Option<(u64, Hint)> {
+        self.lock().hints.get(keyring).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_hint_of_a_keyring_counts_and_the_oldest_keyring_gives_way() {
+        let hints = Hints::default();
+        let hint = |keyring: &str, generation| Hint {
+            keyring: keyring.parse().expect("a name"),
+            generation,
+            manifest: Some("text".into()),
+        };
+        let of = |keyring: &str| hints.of(&keyring.parse().expect("a name"));
+        hints.remember(&hint("demo", u64::MAX));
+        hints.remember(&hint("demo", 3));
+        let (number, last) = of("demo").expect("remembered");
+        assert_eq!((number, last.generation, last.manifest), (2, 3, None));
+        for keyring in 0..MAX_KEYRINGS {
+            hints.remember(&hint(&format!("k{keyring}"), 1));
+        }
+        assert!(of("demo").is_none() && of("k0").is_some());
     }
 }

@@ -13,6 +13,7 @@ mod metrics;
 mod proofs;
 mod registry;
 mod report;
+mod requests;
 mod rollouts;
 mod rollouts_api;
 mod routes;
@@ -25,12 +26,7 @@ mod tests;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpListener,
-    sync::Mutex,
-    task::JoinHandle,
-    time::{interval, timeout},
-};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -51,14 +47,13 @@ use crate::{
     http::{
         Accounts, Tls, TlsError, body::BodyLimits, connection::Acceptor, metrics::ConnectionMetrics,
     },
-    telemetry::{Registry, UPKEEP_INTERVAL, lost_log_lines, seconds},
+    telemetry::{Registry, keep_up, seconds},
 };
 
 pub use self::caller::CredentialError;
 
 const BUILD: &str = "sidekey_build_info";
 const STARTED: &str = "sidekey_start_time_seconds";
-const LOST_LOG_LINES: &str = "sidekey_log_lost_lines_total";
 
 /// An error that keeps a hub from starting.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +151,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
     if let Some(tls) = &tls {
         tokio::spawn(Arc::clone(tls).follow_files(ending.clone()));
     }
-    tokio::spawn(keep_metrics_up(registry, ending.clone()));
+    tokio::spawn(ending.clone().run_until_cancelled_owned(keep_up(registry)));
     tokio::spawn(evidence.keep(instances, clock, ending.clone()));
     let listening = HubListener {
         listener,
@@ -229,27 +224,9 @@ fn registry(clock: &Clock) -> Arc<Registry> {
     metrics::describe(&registry);
     registry.describe_gauge(BUILD, "Always 1; the labels identify the build.");
     registry.describe_gauge(STARTED, "When the process started.");
-    registry.describe_counter(
-        LOST_LOG_LINES,
-        "Lines of the log that were lost, because standard error failed or was read too slowly.",
-    );
     registry
         .gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
         .set(1.0);
     registry.gauge(STARTED, &[]).set(seconds(clock.now()));
     registry
-}
-
-/// Keeps histograms from growing without bound between scrapes, and counts lost lines of the log.
-async fn keep_metrics_up(registry: Arc<Registry>, ending: CancellationToken) {
-    let mut ticks = interval(UPKEEP_INTERVAL);
-    let lost = registry.counter(LOST_LOG_LINES, &[]);
-    let forever = async {
-        loop {
-            ticks.tick().await;
-            lost.absolute(lost_log_lines());
-            registry.upkeep();
-        }
-    };
-    ending.run_until_cancelled(forever).await;
 }

@@ -1,7 +1,7 @@
 //! Proofs: each asked sidecar answers once, or doesn't within the time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,6 +21,7 @@ use super::{
     streams::{Live, Streams, text},
 };
 use crate::{
+    encoding::from_hex,
     http::problem::Problem,
     wire::{
         Code,
@@ -67,20 +68,21 @@ impl PendingProofs {
         request: ProofsRequest,
     ) -> Result<Proofs, Problem> {
         let ProofsRequest { sidecars, request } = request;
-        let by_name = by_name(streams, &sidecars);
+        let found = find(streams, &sidecars);
         let deadline = Instant::now() + PATIENCE;
         let mut asked = Vec::with_capacity(sidecars.len());
         for name in sidecars {
-            let proof = match by_name.get(&name) {
-                Some(live) => Some((self.begin(live.instance)?, Arc::clone(live))),
-                None => None,
+            let proof = match found.get(&name) {
+                Some(Found::One(live)) => Ok((self.begin(live.instance)?, Arc::clone(live))),
+                Some(Found::Several) => Err("several connected sidecars have this name"),
+                None => Err("it is not connected to this hub"),
             };
             asked.push((name, proof));
         }
         let answers = asked.into_iter().map(async |(name, proof)| {
             let result = match proof {
-                None => ProofResult::Refused("it is not connected to this hub".into()),
-                Some((awaited, live)) => awaited.answer(streams, &live, &request, deadline).await,
+                Err(reason) => ProofResult::Refused(reason.into()),
+                Ok((awaited, live)) => awaited.answer(streams, &live, &request, deadline).await,
             };
             NamedProof { name, result }
         });
@@ -197,13 +199,35 @@ impl Drop for Awaited {
     }
 }
 
-/// Finds the streams of sidecars by name. Of two with one name, either shows that it has the key.
-fn by_name(streams: &Streams, names: &[String]) -> BTreeMap<String, Arc<Live>> {
+/// What is connected under a name.
+enum Found {
+    One(Arc<Live>),
+    Several,
+}
+
+/// Finds the streams of sidecars by name, or by instance as 32 hexadecimal digits: an instance
+/// comes first, whatever others call themselves. Of two with one name, neither shows what the other
+/// one has.
+fn find(streams: &Streams, names: &[String]) -> BTreeMap<String, Found> {
     let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-    streams
-        .all()
-        .into_iter()
-        .filter_map(|live| Some((live.name()?, live)))
-        .filter(|(name, _)| wanted.contains(name.as_str()))
-        .collect()
+    let mut found = BTreeMap::new();
+    for live in streams.all() {
+        let name = live.name().filter(|name| wanted.contains(name.as_str()));
+        if let Some(name) = name {
+            match found.entry(name) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Found::One(live));
+                }
+                Entry::Occupied(mut entry) => {
+                    entry.insert(Found::Several);
+                }
+            }
+        }
+    }
+    for name in names {
+        let instance = from_hex(name.as_bytes());
+        let live = instance.and_then(|instance: InstanceId| streams.of(&instance));
+        found.extend(live.map(|live| (name.clone(), Found::One(live))));
+    }
+    found
 }

@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use super::requests::{LeftRequest, check_additions, check_order, left};
 use crate::{
     crypto::{RolloutId, fingerprint},
     encoding::to_hex,
@@ -30,12 +31,12 @@ use crate::{
 
 /// The longest journal, in bytes.
 pub(super) const MAX_JOURNAL: usize = 8 << 20;
-/// The longest order, in bytes.
-pub(super) const MAX_ORDER: usize = 256 << 10;
 /// The longest time for which a request for orders waits, in seconds.
 pub(super) const MAX_WAIT: u64 = 30;
-/// How many orders are remembered, decided or not.
-const MAX_ORDERS: usize = 256;
+/// How many orders of one operator are remembered, decided or not.
+const MOST_OF_ONE: usize = 32;
+/// How many orders a signer is handed at a time.
+const HANDED: usize = 16;
 /// How many keyrings have a journal.
 const MAX_JOURNALS: usize = 256;
 
@@ -50,11 +51,18 @@ pub(super) struct Rollouts {
 struct Kept {
     /// The oldest first.
     orders: VecDeque<KeptOrder>,
-    journals: BTreeMap<KeyringName, Bytes>,
+    journals: BTreeMap<KeyringName, Journal>,
+}
+
+struct Journal {
+    bytes: Bytes,
+    left: Vec<LeftRequest>,
 }
 
 struct KeptOrder {
     start: SignedStart,
+    /// The operator who handed it in.
+    by: String,
     outcome: OrderOutcome,
 }
 
@@ -72,15 +80,18 @@ impl Rollouts {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an order in for a signer. To repeat it changes nothing.
+    /// Takes an order of the operator `by` in for a signer. To repeat it changes nothing.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] if another order has its id; [`Code::Overloaded`].
+    /// [`Code::InvalidRequest`] if no signer could take it, or another order has its id;
+    /// [`Code::Overloaded`] if too many orders of this operator wait.
     pub(super) fn submit(
         &self,
         start: SignedStart,
+        by: &str,
         now: Timestamp,
     ) -> Result<OrderStatus, Problem> {
+        check_order(&start, now)?;
         let mut kept = self.kept();
         if let Some(known) = kept.order(start.order.id) {
             if known.start == start {
@@ -91,11 +102,10 @@ impl Rollouts {
                 "another order has this id; draw a random one",
             ));
         }
-        if kept.orders.len() >= MAX_ORDERS {
-            kept.forget(now)?;
-        }
+        kept.make_room(by, now)?;
         let order = KeptOrder {
             start,
+            by: by.into(),
             outcome: OrderOutcome::Waiting,
         };
         let status = order.status();
@@ -154,8 +164,10 @@ impl Rollouts {
     /// # Errors
     /// [`Code::NoSuchRollout`]
     pub(super) fn journal(&self, keyring: &KeyringName) -> Result<Bytes, Problem> {
-        let journal = self.kept().journals.get(keyring).cloned();
-        journal.ok_or_else(|| {
+        let kept = self.kept();
+        let journal = kept.journals.get(keyring);
+        let bytes = journal.map(|journal| journal.bytes.clone());
+        bytes.ok_or_else(|| {
             Problem::new(
                 Code::NoSuchRollout,
                 "the hub has no rollout of this keyring",
@@ -163,7 +175,8 @@ impl Rollouts {
         })
     }
 
-    /// Replaces the journal of a keyring. Callers that are no signers may only add requests.
+    /// Replaces the journal of a keyring. An operator (`by`) may only add requests; a signer is
+    /// `None`.
     ///
     /// # Errors
     /// [`Code::PreconditionFailed`] if it isn't as expected; [`Code::Forbidden`];
@@ -173,14 +186,14 @@ impl Rollouts {
         keyring: KeyringName,
         expected: &Expected,
         new: Bytes,
-        is_signer: bool,
+        by: Option<&str>,
     ) -> Result<(), Problem> {
         let parsed = parse(&new)?;
         let mut kept = self.kept();
         let present = kept.journals.get(&keyring);
         let is_expected = match (present, expected) {
             (None, Expected::Nothing) => true,
-            (Some(present), Expected::Tag(tag)) => tag_of(present) == *tag,
+            (Some(present), Expected::Tag(tag)) => tag_of(&present.bytes) == *tag,
             _ => false,
         };
         if !is_expected {
@@ -189,18 +202,22 @@ impl Rollouts {
                 "the journal was changed; read it again",
             ));
         }
-        let before = present.map(|present| parse(present)).transpose()?;
-        if !is_signer && !before.is_some_and(|before| only_adds_requests(before, parsed)) {
-            return Err(Problem::new(
-                Code::Forbidden,
-                "only a signer may change a journal; operators add requests to it",
-            ));
+        let known = present.map_or(&[][..], |present| &present.left);
+        if let Some(by) = by {
+            let present = present.ok_or_else(|| {
+                Problem::new(
+                    Code::Forbidden,
+                    "only a signer may begin a journal; operators add requests to it",
+                )
+            })?;
+            check_additions(known, parse(&present.bytes)?, parsed.clone(), by)?;
         }
+        let left = left(known, &parsed, by);
         if present.is_none() && kept.journals.len() >= MAX_JOURNALS {
             let detail = format!("{MAX_JOURNALS} keyrings have a journal; use another hub");
             return Err(Problem::new(Code::Overloaded, detail));
         }
-        kept.journals.insert(keyring, new);
+        kept.journals.insert(keyring, Journal { bytes: new, left });
         Ok(())
     }
 }
@@ -211,24 +228,43 @@ impl Kept {
         orders.find(|order| order.start.order.id == id)
     }
 
+    /// The oldest order of each operator, then the second one of each, and so on, so that no one's
+    /// orders wait for all of another one's.
     fn waiting(&self, keyrings: &[KeyringName]) -> Vec<SignedStart> {
-        let orders = self.orders.iter();
-        orders
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut waiting: Vec<(usize, &SignedStart)> = self
+            .orders
+            .iter()
             .filter(|order| order.outcome == OrderOutcome::Waiting)
-            .map(|order| &order.start)
-            .filter(|start| keyrings.contains(&start.order.keyring))
-            .cloned()
-            .collect()
+            .filter(|order| keyrings.contains(&order.start.order.keyring))
+            .map(|order| {
+                let count = counts.entry(&order.by).or_default();
+                *count += 1;
+                (*count, &order.start)
+            })
+            .collect();
+        waiting.sort_by_key(|(turn, _)| *turn);
+        let handed = waiting.into_iter().take(HANDED);
+        handed.map(|(_, start)| start.clone()).collect()
     }
 
-    /// Makes room: forgets the oldest order that was decided, or that is void.
-    fn forget(&mut self, now: Timestamp) -> Result<(), Problem> {
-        let is_done = |order: &KeptOrder| {
-            order.outcome != OrderOutcome::Waiting || order.start.order.not_after < now
+    /// Makes room for another order of `by`: forgets the oldest of theirs that was decided or, if
+    /// there is none, that is void.
+    fn make_room(&mut self, by: &str, now: Timestamp) -> Result<(), Problem> {
+        let orders = self.orders.iter();
+        if orders.filter(|order| order.by == by).count() < MOST_OF_ONE {
+            return Ok(());
+        }
+        let oldest = |is_done: &dyn Fn(&KeptOrder) -> bool| {
+            let mut orders = self.orders.iter();
+            orders.position(|order| order.by == by && is_done(order))
         };
-        let Some(oldest) = self.orders.iter().position(is_done) else {
-            let detail = format!("{MAX_ORDERS} orders wait for a signer; is one running?");
-            return Err(Problem::new(Code::Overloaded, detail));
+        let oldest = oldest(&|order| order.outcome != OrderOutcome::Waiting)
+            .or_else(|| oldest(&|order| order.start.order.not_after < now));
+        let Some(oldest) = oldest else {
+            let detail =
+                format!("{MOST_OF_ONE} orders of this operator wait for a signer; is one running?");
+            return Err(Problem::new(Code::Overloaded, detail).retry_after(10));
         };
         self.orders.remove(oldest);
         Ok(())
@@ -262,18 +298,9 @@ fn parse(journal: &[u8]) -> Result<Value, Problem> {
     }
 }
 
-/// Returns whether all that differs is requests after those that there were.
-fn only_adds_requests(mut before: Value, mut after: Value) -> bool {
-    let take = |journal: &mut Value| match journal["requests"].take() {
-        Value::Array(requests) => requests,
-        _ => Vec::new(),
-    };
-    let (old, new) = (take(&mut before), take(&mut after));
-    before == after && new.starts_with(&old)
-}
-
 #[cfg(test)]
 mod tests {
+    use jiff::ToSpan;
     use serde_json::json;
 
     use super::*;
@@ -301,9 +328,14 @@ mod tests {
                 name: "ann".into(),
                 key: None,
             },
-            not_after: time(),
+            not_after: time().checked_add(1.hour()).expect("in range"),
         };
         order.sign(&Dek::generate().expect("random").succession_key())
+    }
+
+    /// Hands an order in as Ann.
+    fn submit(rollouts: &Rollouts, start: SignedStart) -> Result<OrderStatus, Problem> {
+        rollouts.submit(start, "ann", time())
     }
 
     fn code<T>(result: Result<T, Problem>) -> Option<Code> {
@@ -318,8 +350,8 @@ mod tests {
         assert!(none.orders.is_empty());
         let wait = rollouts.waiting(&asking, Duration::from_secs(10));
         let submit = async {
-            rollouts.submit(other, time()).map(drop)?;
-            rollouts.submit(order(1, "demo"), time())
+            submit(&rollouts, other).map(drop)?;
+            submit(&rollouts, order(1, "demo"))
         };
         let (waiting, submitted) = tokio::join!(wait, submit);
         assert_eq!(submitted.expect("taken in").outcome, OrderOutcome::Waiting);
@@ -339,77 +371,116 @@ mod tests {
     fn an_order_may_be_repeated_and_not_replaced() {
         let rollouts = Rollouts::default();
         let first = order(1, "demo");
-        rollouts.submit(first.clone(), time()).expect("taken in");
+        submit(&rollouts, first.clone()).expect("taken in");
         rollouts
             .decide(first.order.id, OrderOutcome::Taken)
             .expect("known");
-        let again = rollouts.submit(first, time()).expect("known");
+        let again = submit(&rollouts, first).expect("known");
         assert_eq!(again.outcome, OrderOutcome::Taken);
-        let other = rollouts.submit(order(1, "demo"), time());
+        let other = submit(&rollouts, order(1, "demo"));
         assert_eq!(code(other), Some(Code::InvalidRequest));
     }
 
     #[test]
-    fn orders_are_bounded_and_void_ones_give_way() {
+    fn the_orders_of_one_operator_are_bounded_and_decided_ones_give_way() {
         let rollouts = Rollouts::default();
-        for id in 0..=u8::MAX {
-            rollouts.submit(order(id, "demo"), time()).expect("room");
+        let most = u8::try_from(MOST_OF_ONE).expect("few");
+        for id in 0..most {
+            submit(&rollouts, order(id, "demo")).expect("room");
         }
-        let mut more = order(0, "demo");
-        more.order.id = RolloutId([0x17; 16]);
-        more.order.id.0[0] = 1;
-        let full = rollouts.submit(more.clone(), time());
+        let more = order(most, "demo");
+        let full = submit(&rollouts, more.clone());
         assert_eq!(code(full), Some(Code::Overloaded));
-        let later = time().checked_add(jiff::SignedDuration::from_secs(1));
+        let ben = rollouts.submit(order(100, "demo"), "ben", time());
+        ben.expect("places of his own");
+        let handed = rollouts.kept().waiting(&[name("demo")]);
+        let ids: Vec<u8> = handed.iter().map(|start| start.order.id.0[0]).collect();
+        assert_eq!((handed.len(), &ids[..3]), (HANDED, &[0, 100, 1][..]));
+
+        let decided = RolloutId([5; 16]);
         rollouts
-            .submit(more, later.expect("in range"))
-            .expect("one was void");
-        assert_eq!(
-            code(rollouts.outcome(RolloutId([0; 16]))),
-            Some(Code::NoSuchRollout)
-        );
+            .decide(decided, OrderOutcome::Taken)
+            .expect("known");
+        submit(&rollouts, more).expect("one was decided");
+        let outcome = |id| rollouts.outcome(RolloutId([id; 16]));
+        assert_eq!(code(outcome(5)), Some(Code::NoSuchRollout));
+        outcome(0).expect("it waits");
+        let later = time().checked_add(2.hours()).expect("in range");
+        let mut late = order(most + 1, "demo").order;
+        late.not_after = later.checked_add(1.hour()).expect("in range");
+        let late = late.sign(&Dek::generate().expect("random").succession_key());
+        rollouts.submit(late, "ann", later).expect("one was void");
+        assert_eq!(code(outcome(0)), Some(Code::NoSuchRollout));
+    }
+
+    #[test]
+    fn an_order_that_no_signer_could_take_is_refused() {
+        let rollouts = Rollouts::default();
+        let mut forged = order(1, "demo");
+        forged.order.intent = Intent::ReplaceCompromised { version: 1 };
+        let mut anonymous = order(1, "demo");
+        anonymous.order.requester.key = None;
+        let key = Dek::generate().expect("random").succession_key();
+        let changed = |change: fn(&mut StartOrder)| {
+            let mut order = order(1, "demo").order;
+            change(&mut order);
+            order.sign(&key)
+        };
+        let late = changed(|order| order.not_after = time().checked_sub(1.hour()).expect("valid"));
+        let long =
+            changed(|order| order.not_after = time().checked_add(48.hours()).expect("valid"));
+        let huge = changed(|order| {
+            order.strategy.max_unavailable = vec!["x".repeat(1000); 300];
+        });
+        for (start, words) in [
+            (forged, "signature"),
+            (anonymous, "without a key"),
+            (late, "was valid until"),
+            (long, "may be for"),
+            (huge, "bytes"),
+        ] {
+            let problem = submit(&rollouts, start).expect_err(words);
+            assert_eq!(problem.code, Code::InvalidRequest);
+            let shown = format!("{problem:?}");
+            assert!(shown.contains(words), "{shown}");
+        }
     }
 
     #[test]
     fn a_journal_is_replaced_as_expected_and_operators_only_add_requests() {
         let rollouts = Rollouts::default();
         let bytes = |value: &Value| Bytes::from(value.to_string());
-        let replace = |expected: &Expected, value: &Value, is_signer| {
-            code(rollouts.replace(name("demo"), expected, bytes(value), is_signer))
+        let replace = |expected: &Expected, value: &Value, by| {
+            code(rollouts.replace(name("demo"), expected, bytes(value), by))
         };
-        let first = json!({"state": 1, "requests": [1]});
+        let (ann, signer) = (Some("ann"), None);
+        let first = json!({"state": 1, "requests": []});
+        let nothing = &Expected::Nothing;
+        assert_eq!(replace(nothing, &first, ann), Some(Code::Forbidden));
         assert_eq!(
-            replace(&Expected::Nothing, &first, false),
-            Some(Code::Forbidden)
-        );
-        assert_eq!(
-            replace(&Expected::Nothing, &json!([]), true),
+            replace(nothing, &json!([]), signer),
             Some(Code::InvalidRequest)
         );
-        assert_eq!(replace(&Expected::Nothing, &first, true), None);
+        assert_eq!(replace(nothing, &first, signer), None);
         assert_eq!(
-            replace(&Expected::Nothing, &first, true),
+            replace(nothing, &first, signer),
             Some(Code::PreconditionFailed)
         );
         let stored = rollouts.journal(&name("demo")).expect("there");
         let tag = Expected::Tag(tag_of(&stored));
-        for forged in [
-            json!({"state": 2, "requests": [1, 2]}),
-            json!({"state": 1, "requests": [2]}),
-            json!({"state": 1}),
-            json!({"state": 1, "requests": [1], "runner": null}),
-        ] {
-            assert_eq!(
-                replace(&tag, &forged, false),
-                Some(Code::Forbidden),
-                "{forged}"
-            );
-        }
+        let forged = json!({"state": 2, "requests": []});
+        assert_eq!(replace(&tag, &forged, ann), Some(Code::Forbidden));
+        let malformed = json!({"state": 1, "requests": [1]});
+        assert_eq!(replace(&tag, &malformed, ann), Some(Code::InvalidRequest));
+        let request = json!({"asked": {
+            "rollout": RolloutId([1; 16]), "step": 0, "verb": "pause", "by": "ann",
+        }});
+        let asked = json!({"state": 1, "requests": [request]});
+        assert_eq!(replace(&tag, &asked, ann), None);
         assert_eq!(
-            replace(&tag, &json!({"state": 1, "requests": [1, 2]}), false),
-            None
+            replace(&tag, &first, signer),
+            Some(Code::PreconditionFailed)
         );
-        assert_eq!(replace(&tag, &first, true), Some(Code::PreconditionFailed));
         let unknown = rollouts.journal(&name("other"));
         assert_eq!(code(unknown), Some(Code::NoSuchRollout));
     }

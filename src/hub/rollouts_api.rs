@@ -10,7 +10,8 @@ use hyper::{
 
 use super::{
     caller::Person,
-    rollouts::{Expected, MAX_JOURNAL, MAX_ORDER, MAX_WAIT, tag_of},
+    requests::MAX_ORDER,
+    rollouts::{Expected, MAX_JOURNAL, MAX_WAIT, tag_of},
     routes::Route,
     server::{Asked, REQUEST_COST, Server, json, parse, respond_with, response},
 };
@@ -45,7 +46,10 @@ impl Server {
             Route::SubmitOrder => {
                 let body = self.read(account, asked.body, size(MAX_ORDER)).await?;
                 let start: SignedStart = parse(&body, "a start order")?;
-                json(&self.rollouts.submit(start, self.clock.now())?, account)
+                let taken = self
+                    .rollouts
+                    .submit(start, &person.name, self.clock.now())?;
+                json(&taken, account)
             }
             Route::WaitingOrders => {
                 let query = asked.head.uri.query().unwrap_or_default();
@@ -68,8 +72,8 @@ impl Server {
                 let keyring = keyring_in(&path)?;
                 let body = self.read(account, asked.body, size(MAX_JOURNAL)).await?;
                 let new = Bytes::from(body.bytes);
-                self.rollouts
-                    .replace(keyring, &expected, new, person.is_signer())?;
+                let by = (!person.is_signer()).then_some(person.name.as_str());
+                self.rollouts.replace(keyring, &expected, new, by)?;
                 Ok(response(JSON, "{}"))
             }
         }

@@ -82,6 +82,13 @@ impl Seats {
         Ok(())
     }
 
+    /// Returns the identity that an instance has reported by.
+    pub(super) fn owner(&self, instance: &InstanceId) -> Option<Arc<Identity>> {
+        let taken = self.lock();
+        let seat = taken.seats.get(instance)?;
+        Some(Arc::clone(&seat.identity))
+    }
+
     /// Frees the seat of an instance that has ended.
     pub(super) fn free(&self, instance: &InstanceId) {
         if let Some(seat) = self.lock().seats.remove(instance) {

@@ -255,9 +255,11 @@ impl Server {
             .flatten()
             .collect();
         let draining = asked.connection.draining.clone();
+        let owner = self.seats.owner(&instance);
+        let owner = (owner.as_ref(), name);
         let events = self
             .streams
-            .open(instance, identity, name, &first, draining)?;
+            .open(instance, identity, owner, &first, draining)?;
         let body = ResponseBody::from(ResponseStream::new(events, None));
         Ok(respond_with(EVENTS, body))
     }

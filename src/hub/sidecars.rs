@@ -132,6 +132,7 @@ pub(super) async fn inventory(mut joined: Joined) -> Inventory {
                 url: None,
                 workload: Some(sidecar.workload),
                 is_joined: true,
+                shares_name: false,
             };
             (member, Ok(status))
         }));

@@ -60,7 +60,7 @@ struct About {
     answered: u64,
     /// The generations of its keyrings, by its last report.
     keyrings: BTreeMap<KeyringName, u64>,
-    /// The generations that it was told of on this stream.
+    /// The numbers of the hints that it was sent on this stream.
     told: BTreeMap<KeyringName, u64>,
 }
 
@@ -73,16 +73,18 @@ impl Streams {
         })
     }
 
-    /// Opens the stream of an instance, in place of an older one. It begins with `first`, and ends
-    /// when `draining` is cancelled. `name` is what the instance has reported as.
+    /// Opens the stream of an instance, in place of an older one of the same identity. It begins
+    /// with `first`, and ends when `draining` is cancelled. `owner` is the identity that the
+    /// instance has reported by, and `name` what it has reported as.
     ///
     /// # Errors
-    /// [`Code::TooManyConnections`]
+    /// [`Code::Forbidden`] if the instance belongs to another identity, and
+    /// [`Code::TooManyConnections`].
     pub(super) fn open(
         self: &Arc<Self>,
         instance: InstanceId,
         identity: &Arc<Identity>,
-        name: Option<(String, String)>,
+        (owner, name): (Option<&Arc<Identity>>, Option<(String, String)>),
         first: &[StreamEvent],
         draining: CancellationToken,
     ) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + use<>, Problem> {
@@ -99,7 +101,7 @@ impl Streams {
             }),
         });
         let first: Vec<Bytes> = first.iter().filter_map(text).collect();
-        if let Some(older) = self.lock().insert(instance, Arc::clone(&live)) {
+        if let Some(older) = self.insert(&live, owner)? {
             older.ended.cancel();
             self.metrics.ended(StreamEnd::Replaced);
         }
@@ -128,6 +130,25 @@ impl Streams {
                 }
             }
         })
+    }
+
+    /// Returns the stream whose place it takes. Before the first report, an instance belongs to the
+    /// identity that was there first.
+    fn insert(
+        &self,
+        live: &Arc<Live>,
+        owner: Option<&Arc<Identity>>,
+    ) -> Result<Option<Arc<Live>>, Problem> {
+        let mut all = self.lock();
+        let owner = owner.or(all.get(&live.instance).map(|present| &present.identity));
+        if owner.is_some_and(|owner| !live.is_of(owner)) {
+            return Err(Problem::new(
+                Code::Forbidden,
+                "the instance belongs to another [[sidecar_identity]]; a process keeps its \
+                 credential, and draws its own instance",
+            ));
+        }
+        Ok(all.insert(live.instance, Arc::clone(live)))
     }
 
     fn place(self: &Arc<Self>, identity: &Arc<Identity>) -> Result<Place, Problem> {
@@ -239,14 +260,20 @@ impl Live {
         }
     }
 
-    /// Records that the sidecar is told of a generation. Returns whether it is news on this stream.
-    pub(super) fn tell(&self, hint: &Hint) -> bool {
+    /// The generation of a keyring, by the last report.
+    pub(super) fn generation(&self, keyring: &KeyringName) -> Option<u64> {
+        self.about().keyrings.get(keyring).copied()
+    }
+
+    /// Records that the sidecar is sent a hint, by its number. Returns whether it is news on this
+    /// stream.
+    pub(super) fn tell(&self, keyring: &KeyringName, number: u64) -> bool {
         let mut about = self.about();
-        let told = about.told.get(&hint.keyring).copied().unwrap_or(0);
-        if told < hint.generation {
-            about.told.insert(hint.keyring.clone(), hint.generation);
+        let told = about.told.get(keyring).copied().unwrap_or(0);
+        if told < number {
+            about.told.insert(keyring.clone(), number);
         }
-        told < hint.generation
+        told < number
     }
 
     /// Resolves when the stream has ended.

@@ -42,6 +42,8 @@ const STABLE: Duration = Duration::from_secs(10);
 const MAX_POSTS: usize = 8;
 /// The least time between two refreshes that the hub causes.
 const HINT_SPACING: Duration = Duration::from_secs(1);
+/// The event that may have a manifest in it.
+const HINT: &str = "hint";
 /// The room for what an event holds besides a manifest.
 const EVENT_ROOM: usize = 16 << 10;
 /// Events with more data, in bytes, are parsed on a blocking thread.
@@ -161,7 +163,7 @@ impl Member {
             while posts.len() < MAX_POSTS
                 && let Some(event) = events.next_event()
             {
-                posts.extend(self.take(event, &requests).await);
+                posts.extend(self.take(event, &requests).await?);
             }
             tokio::select! {
                 chunk = next_chunk(&mut body, &requests), if posts.len() < MAX_POSTS => {
@@ -192,12 +194,21 @@ impl Member {
     }
 
     /// Does what the hub asks. Returns the request that answers it.
+    ///
+    /// # Errors
+    /// The event is longer than one of its kind can be.
     async fn take(
         &mut self,
         event: ServerEvent,
         requests: &Requests,
-    ) -> Option<BoxFuture<'static, Posted>> {
+    ) -> Result<Option<BoxFuture<'static, Posted>>, Failure> {
         self.hub.state.received(&event.kind);
+        if event.kind != HINT && event.data.len() > EVENT_ROOM {
+            return Err(requests.protocol(
+                STREAM,
+                &format!(": an event that has no manifest in it exceeds {EVENT_ROOM} bytes"),
+            ));
+        }
         let is_large = event.data.len() > LARGE;
         let parse = move || StreamEvent::parse(&event.kind, &event.data);
         let parsed = if is_large {
@@ -205,7 +216,7 @@ impl Member {
         } else {
             parse()
         };
-        match parsed {
+        Ok(match parsed {
             Ok(Some(StreamEvent::Welcome(welcome))) => {
                 let interval = Duration::from_secs(welcome.report_seconds.into());
                 self.times.set_interval(interval);
@@ -226,7 +237,7 @@ impl Member {
                 debug!(%error, "the hub sent an event that can't be understood");
                 None
             }
-        }
+        })
     }
 
     /// Notes a generation that is not active here.

@@ -1,83 +1,45 @@
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, ops::Deref, str::FromStr};
 
-use hyper::{Uri, http::uri::Scheme};
-
-use super::names::Malformed;
+use super::{
+    http_url::{HttpUrl, Rules},
+    names::Malformed,
+};
 
 /// The URL of a hub: `https://HOST:PORT`, or `http://HOST:PORT` on loopback.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HubUrl {
-    is_tls: bool,
-    /// Host and port, as they were written.
-    authority: Arc<str>,
-    /// Without the brackets of an IPv6 address.
-    host: Arc<str>,
-    port: u16,
-}
+pub struct HubUrl(HttpUrl);
 
 impl HubUrl {
-    /// Returns whether the hub speaks TLS.
-    pub fn is_tls(&self) -> bool {
-        self.is_tls
-    }
-
-    /// Returns the host's name, or its address without brackets.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// Returns the port.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Returns host and port as in a `Host` header (RFC 9110 §7.2).
-    pub fn authority(&self) -> &str {
-        &self.authority
-    }
+    const RULES: Rules = Rules {
+        expected: "expected https://HOST:PORT",
+        has_credentials: "a hub's URL must not contain credentials",
+        default_port: None,
+    };
 }
 
 impl FromStr for HubUrl {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let expected = || Malformed::new("expected https://HOST:PORT");
-        let url: Uri = text.parse().map_err(|_| expected())?;
-        let authority = url.authority().ok_or_else(expected)?;
-        // URLs are logged and shown.
-        if authority.as_str().contains('@') {
-            return Err(Malformed::new("a hub's URL must not contain credentials"));
-        }
-        if !matches!(url.path(), "" | "/") || url.query().is_some() {
+        let parsed = HttpUrl::parse(text, &Self::RULES)?;
+        if parsed.has_path_or_query {
             return Err(Malformed::new("a hub's URL has neither a path nor a query"));
         }
-        let host = authority.host().trim_matches(['[', ']']);
-        let is_tls = match url.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTPS => true,
-            Some(scheme) if *scheme == Scheme::HTTP && is_loopback(host) => false,
-            Some(scheme) if *scheme == Scheme::HTTP => {
-                return Err(Malformed::new(
-                    "plain http is for a hub on this machine (127.0.0.1, ::1 or localhost); use \
-                     https://HOST:PORT",
-                ));
-            }
-            _ => return Err(expected()),
-        };
-        let port = authority
-            .as_str()
-            .strip_prefix(authority.host())
-            .and_then(|port| port.strip_prefix(':'))
-            .and_then(|port| port.parse().ok())
-            .ok_or_else(expected)?;
-        if host.is_empty() {
-            return Err(expected());
+        if !parsed.url.is_tls() && !is_loopback(parsed.url.host()) {
+            return Err(Malformed::new(
+                "plain http is for a hub on this machine (127.0.0.1, ::1 or localhost); use \
+                 https://HOST:PORT",
+            ));
         }
-        Ok(Self {
-            is_tls,
-            authority: authority.as_str().into(),
-            host: host.into(),
-            port,
-        })
+        Ok(Self(parsed.url))
+    }
+}
+
+impl Deref for HubUrl {
+    type Target = HttpUrl;
+
+    fn deref(&self) -> &HttpUrl {
+        &self.0
     }
 }
 
@@ -91,8 +53,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 
 impl fmt::Display for HubUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.is_tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}", self.authority)
+        self.0.fmt(f)
     }
 }
 

@@ -383,6 +383,13 @@ fn assess_sidecar(
         );
         findings.add(obstacle, "sidecar_stale", message);
     }
+    if sidecar.shares_name {
+        let message = format!(
+            "{name} shares its name with another live sidecar; give each one a `name` of its own \
+             in its [hub] table"
+        );
+        findings.add(Level::Warning, "duplicate_name", message);
+    }
     if !sidecar.ready {
         findings.add(
             obstacle,

@@ -20,6 +20,8 @@ pub struct SidecarView {
     pub instance: String,
     /// Whether it has joined a hub, whose ledger counts its uses.
     pub is_joined: bool,
+    /// Whether another live sidecar has the same name, so that this one has that of its instance.
+    pub shares_name: bool,
     /// The wave that the keyring is served for.
     pub wave: Wave,
     /// Whether the sidecar is ready.

@@ -75,6 +75,7 @@ fn sidecar_view(
     Ok(SidecarView {
         instance: instance.unwrap_or_default(),
         is_joined: member.is_joined,
+        shares_name: member.shares_name,
         wave,
         ready,
         now,

@@ -2,8 +2,7 @@
 
 mod logging;
 mod lossy;
-
-use std::time::Duration;
+mod upkeep;
 
 use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
@@ -12,12 +11,10 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 pub use logging::{
     change_filter, flush_log, init as init_logging, log_line, log_panics, lost_log_lines,
 };
+pub use upkeep::keep_up;
 
 /// A label's name and value.
 pub type LabelPair<'a> = (&'static str, &'a str);
-
-/// How often [`Registry::upkeep`] must be called. Histograms buffer the samples of this time.
-pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// From 10 µs, less than any message takes, to 10 s, the default time-outs of the request path.
 const BUCKETS: [f64; 19] = [

@@ -248,7 +248,8 @@ pub struct Hinted {
 /// The body of `POST /v1/proofs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProofsRequest {
-    /// The names of the sidecars to ask.
+    /// The names of the sidecars to ask, or instances: 32 hexadecimal digits. One of several
+    /// connected sidecars of one name is asked by its instance.
     pub sidecars: Vec<String>,
     /// What to prove.
     pub request: ProofRequest,

@@ -26,6 +26,7 @@ pub struct OrderStatus {
 /// returns: at once if there is an order, else after the wait.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WaitingOrders<T> {
-    /// The orders that wait for a signer, the oldest first.
+    /// Orders that wait for a signer: the oldest of each operator, then the second one of each, and
+    /// so on, up to a bound. The others are returned once these are decided.
     pub orders: Vec<T>,
 }

@@ -154,6 +154,7 @@ mod tests {
             build: None,
             instance: None,
             ready: None,
+            hub: None,
             keyrings: Vec::new(),
         }
     }

@@ -8,6 +8,7 @@ use super::Detail;
 use crate::{
     fleet::inventory::{KeyRow, ServedKeyring, SidecarRow},
     model::Span,
+    wire::status::HubStatus,
 };
 
 /// How many digits of an instance people need.
@@ -16,7 +17,7 @@ const DAY: u64 = 24 * 60 * 60;
 
 /// One row for each keyring of each sidecar.
 pub(super) fn sidecar_rows(sidecars: &[SidecarRow], detail: Detail) -> Vec<Vec<String>> {
-    const HEADING: [&str; 11] = [
+    const HEADING: [&str; 12] = [
         "sidecar",
         "workload",
         "build",
@@ -27,6 +28,7 @@ pub(super) fn sidecar_rows(sidecars: &[SidecarRow], detail: Detail) -> Vec<Vec<S
         "generation",
         "encrypting",
         "lag",
+        "hub",
         "unreachable",
     ];
     let mut rows = vec![heading(&HEADING, detail)];
@@ -60,9 +62,23 @@ fn sidecar_row(row: &SidecarRow, served: Option<&ServedKeyring>, detail: Detail)
         text(served.and_then(|served| served.generation)),
         text(served.and_then(|served| served.encrypting)),
         text(served.and_then(|served| served.lag)),
+        row.hub.as_ref().map(hub),
         row.unreachable.clone(),
     ];
     cells(fields, detail)
+}
+
+/// Since when a sidecar is connected to its hub, its last report that was accepted, and why the
+/// last connection or report failed.
+fn hub(hub: &HubStatus) -> String {
+    let mut words = vec![match hub.connected_since {
+        Some(since) => format!("connected since {since:.0}"),
+        None => "not connected".into(),
+    }];
+    words.extend(hub.last_report.map(|at| format!("reported {at:.0}")));
+    let failure = hub.last_error.as_ref();
+    words.extend(failure.map(|error| format!("{} at {:.0}", error.code, error.at)));
+    words.join(", ")
 }
 
 /// One row for each version.
@@ -207,7 +223,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::wire::status::VersionUses;
+    use crate::wire::status::{LastError, VersionUses};
 
     fn time(text: &str) -> Timestamp {
         text.parse().expect("a time")
@@ -288,6 +304,12 @@ mod tests {
             build: Some("0.1.0".into()),
             instance: Some("0123456789abcdef0123456789abcdef".into()),
             ready: Some(true),
+            hub: Some(HubStatus {
+                url: "https://hub:1".into(),
+                connected_since: Some(time("2026-11-24T12:00:00Z")),
+                last_report: Some(time("2026-11-24T12:01:00Z")),
+                last_error: None,
+            }),
             keyrings: vec![served("orders", Some(0)), served("users", None)],
         };
         let silent = SidecarRow {
@@ -298,15 +320,41 @@ mod tests {
             build: None,
             instance: None,
             ready: None,
+            hub: None,
             keyrings: Vec::new(),
         };
-        let rows = sidecar_rows(&[answers, silent], Detail::Short);
+        let cut_off = SidecarRow {
+            sidecar: "c".into(),
+            hub: Some(HubStatus {
+                url: "https://hub:1".into(),
+                connected_since: None,
+                last_report: Some(time("2026-11-24T12:01:00Z")),
+                last_error: Some(LastError {
+                    at: time("2026-11-24T12:02:00Z"),
+                    code: "hub_refused".into(),
+                    message: "no".into(),
+                }),
+            }),
+            unreachable: None,
+            url: None,
+            workload: None,
+            build: None,
+            instance: None,
+            ready: Some(true),
+            keyrings: Vec::new(),
+        };
+        let rows = sidecar_rows(&[answers, silent, cut_off], Detail::Short);
         let shown: Vec<String> = rows.iter().map(|row| row.join("|")).collect();
         let expected = [
-            "SIDECAR|WORKLOAD|BUILD|INSTANCE|READY|KEYRING|WAVE|GENERATION|ENCRYPTING|LAG|UNREACHABLE",
-            "a|shop|0.1.0|01234567|yes|orders|canary|7|1|0|-",
-            "a|shop|0.1.0|01234567|yes|users|canary|7|1|-|-",
-            "b|-|-|-|-|-|-|-|-|-|no connection within 2s",
+            "SIDECAR|WORKLOAD|BUILD|INSTANCE|READY|KEYRING|WAVE|GENERATION|ENCRYPTING|LAG|HUB|\
+             UNREACHABLE",
+            "a|shop|0.1.0|01234567|yes|orders|canary|7|1|0|connected since 2026-11-24T12:00:00Z, \
+             reported 2026-11-24T12:01:00Z|-",
+            "a|shop|0.1.0|01234567|yes|users|canary|7|1|-|connected since 2026-11-24T12:00:00Z, \
+             reported 2026-11-24T12:01:00Z|-",
+            "b|-|-|-|-|-|-|-|-|-|-|no connection within 2s",
+            "c|-|-|-|yes|-|-|-|-|-|not connected, reported 2026-11-24T12:01:00Z, hub_refused at \
+             2026-11-24T12:02:00Z|-",
         ];
         assert_eq!(shown, expected);
     }

@@ -74,6 +74,47 @@ async fn no_identity_takes_the_stream_of_another_ones_sidecar() {
 }
 
 #[tokio::test]
+async fn a_stranger_replaces_no_stream_and_costs_none() {
+    let world = World::new().await;
+    let sidecar = TestSidecar {
+        workload: "billing",
+        token: BILLING,
+        ..TestSidecar::orders(1)
+    };
+    let mut events = world.join(&sidecar).await;
+    let path = format!("/v1/stream?instance={}", to_hex(&sidecar.instance));
+    let before = world.get(ORDERS, &path).await;
+    assert_eq!(code(before), "forbidden", "it was there first");
+    assert_eq!(world.report(&sidecar, 1).await, "ok");
+    assert_eq!(code(world.get(ORDERS, &path).await), "forbidden");
+    let (_, hinted) = world.post(OPERATOR, "/v1/hints", &hint(2)).await;
+    assert_eq!(hinted["sent"], json!(["orders-1"]));
+    assert_eq!(events.next().await, Some(("hint".into(), hint(2))));
+}
+
+#[tokio::test]
+async fn a_wrong_hint_is_refused_or_followed_by_the_next_one() {
+    let world = World::new().await;
+    // Before a sidecar has reported, no generation is known to be wrong.
+    let absurd = hint(1 << 60);
+    world.post(OPERATOR, "/v1/hints", &absurd).await;
+    let sidecar = TestSidecar::orders(1);
+    let mut events = world.join(&sidecar).await;
+    assert_eq!(world.report(&sidecar, 1).await, "ok");
+    assert_eq!(events.next().await, Some(("hint".into(), absurd.clone())));
+    let answer = world.post(OPERATOR, "/v1/hints", &absurd).await;
+    assert_eq!(code(answer), "invalid_request");
+
+    // Another sidecar, which was away when the right one came.
+    world.post(OPERATOR, "/v1/hints", &hint(2)).await;
+    assert_eq!(events.next().await, Some(("hint".into(), hint(2))));
+    let later = TestSidecar::orders(2);
+    let mut events = world.join(&later).await;
+    assert_eq!(world.report(&later, 1).await, "ok");
+    assert_eq!(events.next().await, Some(("hint".into(), hint(2))));
+}
+
+#[tokio::test]
 async fn streams_end_cleanly_when_the_hub_stops() {
     let mut world = World::new().await;
     let mut events = world.join(&TestSidecar::orders(1)).await;

@@ -63,7 +63,7 @@ impl Room {
         let draining = self.draining.clone();
         let events = self
             .streams
-            .open([number; 16], &self.identity, name, &[], draining);
+            .open([number; 16], &self.identity, (None, name), &[], draining);
         Box::pin(events.expect("a place"))
     }
 }
@@ -212,6 +212,45 @@ async fn a_proof_ends_with_its_stream() {
         answers[0].result,
         ProofResult::Refused("its stream has ended".into())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_sidecars_with_one_name_each_proves_for_itself() {
+    let room = Room::new();
+    let proofs = PendingProofs::new();
+    let name = Some(("orders-1".into(), "orders".into()));
+    let mut second = {
+        let draining = room.draining.clone();
+        let events = room
+            .streams
+            .open([2; 16], &room.identity, (None, name), &[], draining);
+        Box::pin(events.expect("a place")) as Events
+    };
+    let _first = room.join(1);
+    let by_instance = to_hex(&[2; 16]);
+    let request = ProofsRequest {
+        sidecars: vec!["orders-1".into(), by_instance.clone()],
+        request: ProofRequest {
+            keyring: "demo".parse().expect("a name"),
+            rollout: [1; 16],
+            version: 1,
+            nonce: [2; 32],
+        },
+    };
+    let (answers, ()) = tokio::join!(proofs.ask(&room.streams, request), async {
+        next(&mut second).await.expect("the request");
+        drop(second);
+    });
+    let reasons: Vec<NamedProof> = answers.expect("few").answers;
+    let refused = |name: &str, reason: &str| NamedProof {
+        name: name.into(),
+        result: ProofResult::Refused(reason.into()),
+    };
+    let expected = [
+        refused("orders-1", "several connected sidecars have this name"),
+        refused(&by_instance, "its stream has ended"),
+    ];
+    assert_eq!(reasons, expected);
 }
 
 #[tokio::test(start_paused = true)]

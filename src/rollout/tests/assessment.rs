@@ -181,3 +181,14 @@ fn what_would_keep_the_old_version_from_retirement_blocks_at_the_start() {
     let found = codes(&assessment, Level::Blocker);
     assert_eq!(found, ["destroy_needs_backup", "no_use_evidence"]);
 }
+
+#[test]
+fn a_name_that_two_sidecars_share_is_named() {
+    let world = World::new();
+    let mut view = world.view();
+    let first = view.sidecars.values_mut().next().expect("a sidecar");
+    first.as_mut().expect("it answers").shares_name = true;
+    let assessment = assess(&world.document, &view, &quick(), &Intent::Rotate, world.now);
+    assert_eq!(blockers(&world), [""; 0]);
+    assert!(codes(&assessment, Level::Warning).contains(&"duplicate_name"));
+}

@@ -567,6 +567,7 @@ impl Sidecar {
         SidecarView {
             instance: self.instance.to_string(),
             is_joined: self.is_joined,
+            shares_name: false,
             wave: self.wave.clone(),
             ready: true,
             now: Some(now),

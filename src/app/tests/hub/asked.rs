@@ -218,12 +218,11 @@ async fn nothing_that_a_hub_sends_costs_more_than_the_connection() {
     client.encrypt(b"x").await.ok();
     assert_eq!(hub.streams(), 1, "what isn't understood is ignored");
 
-    // An event without end, and a line without end.
-    for (number, endless) in ["data: xxxxxxx\n", "xxxxxxxxxxxxxx"]
-        .into_iter()
-        .enumerate()
-    {
-        hub.send_text(endless.repeat(20_000));
+    // An event without end, a line without end, and one that only a manifest could make so long.
+    let endless = ["data: xxxxxxx\n", "xxxxxxxxxxxxxx"].map(|text| text.repeat(20_000));
+    let long = format!("event: welcome\ndata: {}\n\n", "x".repeat(20 << 10));
+    for (number, costly) in endless.into_iter().chain([long]).enumerate() {
+        hub.send_text(costly);
         let is_there = || hub.streams() == number + 2;
         eventually(&world, "another connection", is_there).await;
         app.client().await.encrypt(b"x").await.ok();
