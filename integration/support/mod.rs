@@ -15,6 +15,7 @@ pub mod harness;
 pub mod holder;
 pub mod hub;
 pub mod in_place;
+pub mod kubernetes;
 pub mod lying_hub;
 pub mod namespace;
 pub mod served_secrets;
