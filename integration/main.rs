@@ -13,6 +13,7 @@ mod api {
     mod reload;
 }
 mod docs {
+    mod alerts;
     mod pages;
     mod runbooks;
 }

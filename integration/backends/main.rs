@@ -1,5 +1,6 @@
 //! Tests against real backends and tools: Vault, OpenBao, moto, kube-apiserver, Redis, SoftHSM,
-//! rsyslog, promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require root.
+//! helm, rsyslog, promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require
+//! root.
 //! `integration/run` installs all of them and runs this target; plain `cargo test` leaves it out.
 //! Any missing tool fails a test.
 
@@ -22,6 +23,9 @@ mod completions;
 mod exec;
 mod failover;
 mod https;
+mod kubernetes {
+    mod chart;
+}
 mod openapi;
 mod ownership;
 mod pkcs11;

@@ -1,5 +1,4 @@
-//! The alerts proposed in docs/metrics.md are valid Prometheus rules, and report a failing KEK even
-//! while requests succeed.
+//! Prometheus takes the alerts and the metrics, and each alert fires for what it is about.
 
 use std::{
     fs,
@@ -7,6 +6,8 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
+
+use serde_json::{Value, json};
 
 use crate::support::harness::World;
 
@@ -22,45 +23,63 @@ fn promtool(folder: &Path, arguments: &[&str]) {
     );
 }
 
+/// The rules without annotations, which tests of rules would have to repeat.
+fn without_annotations(rules: &str) -> String {
+    let mut kept = String::new();
+    let mut skipped = None;
+    for line in rules.lines() {
+        let indentation = line.len() - line.trim_start().len();
+        if skipped.is_some_and(|outer| indentation > outer) {
+            continue;
+        }
+        skipped = (line.trim() == "annotations:").then_some(indentation);
+        if skipped.is_none() {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
 #[test]
-fn the_documented_alerts_are_valid_and_fire_for_an_unhealthy_kek() {
-    let page =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
-    let rules = page
-        .split("```yaml\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
+fn every_alert_fires_for_what_is_ill_and_only_for_that() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    promtool(
+        repository,
+        &["check", "rules", "helm/sidekey/files/alerts.yaml"],
+    );
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("rules.yml"), rules).unwrap();
-    promtool(folder.path(), &["check", "rules", "rules.yml"]);
-    let test = "rule_files: [rules.yml]\n\
-        evaluation_interval: 1m\n\
-        tests:\n\
-        - interval: 1m\n  \
-        input_series:\n  \
-        - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"a\"}', values: '1x90'}\n  \
-        - {series: 'sidekey_kek_circuit_open{kek=\"ill\",pod=\"b\"}', values: '0x90'}\n  \
-        - {series: 'sidekey_kek_circuit_open{kek=\"well\",pod=\"a\"}', values: '0x90'}\n  \
-        - {series: \
-        'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"overtaken\"}', \
-        values: '0+1x90'}\n  \
-        - {series: \
-        'sidekey_kek_requests_total{kek=\"hung\",operation=\"unwrap\",result=\"ok\"}', \
-        values: '0x90'}\n  \
-        - {series: \
-        'sidekey_kek_requests_total{kek=\"well\",operation=\"unwrap\",result=\"ok\"}', \
-        values: '0+1x90'}\n  \
-        alert_rule_test:\n  \
-        - {eval_time: 10m, alertname: SidekeyKekCircuitOpen, exp_alerts: []}\n  \
-        - {eval_time: 80m, alertname: SidekeyKekCircuitOpen, \
-        exp_alerts: [{exp_labels: {kek: ill}}]}\n  \
-        - {eval_time: 80m, alertname: SidekeyKekOvertaken, \
-        exp_alerts: [{exp_labels: {kek: hung}}]}\n";
-    fs::write(folder.path().join("test.yml"), test).unwrap();
-    promtool(folder.path(), &["test", "rules", "test.yml"]);
+    let rules = fs::read_to_string(repository.join("helm/sidekey/files/alerts.yaml")).unwrap();
+    let rules = without_annotations(&rules);
+    fs::write(folder.path().join("alerts.yaml"), rules).unwrap();
+    for tests in ["sidecars.yaml", "hub.yaml"] {
+        let from = repository.join("integration/alerts").join(tests);
+        fs::copy(from, folder.path().join(tests)).unwrap();
+        promtool(folder.path(), &["test", "rules", tests]);
+    }
+}
+
+#[test]
+fn promtool_accepts_the_expressions_of_dashboards() {
+    let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/sidekey/files/dashboards");
+    let mut rules = "groups: [{name: dashboards, rules: [".to_owned();
+    for file in fs::read_dir(boards).unwrap() {
+        let board: Value =
+            serde_json::from_slice(&fs::read(file.unwrap().path()).unwrap()).unwrap();
+        for panel in board["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let expression = target["expr"].as_str().unwrap();
+                let expression = expression.replace("$__rate_interval", "5m");
+                let position = rules.len();
+                // JSON is YAML as well.
+                let rule = json!({ "record": format!("at:{position}"), "expr": expression });
+                rules += &format!("{rule},\n");
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("rules.yaml"), rules + "]}]\n").unwrap();
+    promtool(folder.path(), &["check", "rules", "rules.yaml"]);
 }
 
 #[tokio::test]

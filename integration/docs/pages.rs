@@ -222,7 +222,7 @@ fn the_readme_pod_and_its_config_are_valid() {
     );
 }
 
-/// Every page: those at the root, and those of the book.
+/// Every page: those at the root, those of the book, and that of the chart.
 fn pages() -> Vec<PathBuf> {
     let markdown = |folder: &str| {
         fs::read_dir(repository().join(folder))
@@ -230,7 +230,7 @@ fn pages() -> Vec<PathBuf> {
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension() == Some(OsStr::new("md")))
     };
-    ["", "docs", "docs/backends", "docs/runbooks"]
+    ["", "docs", "docs/backends", "docs/runbooks", "helm/sidekey"]
         .into_iter()
         .flat_map(markdown)
         .collect()
@@ -321,7 +321,7 @@ fn the_book_lists_every_page() {
 
 #[test]
 fn paths_in_the_pages_exist() {
-    let roots = [".ci/", "benches/", "docs/", "integration/", "src/"];
+    let roots = [".ci/", "benches/", "docs/", "helm/", "integration/", "src/"];
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         let outside_blocks: String = text.split("```").step_by(2).collect();
