@@ -1,5 +1,5 @@
-# aws-lc-sys needs a C compiler, which the builder image has, and so does SQLite. On x86-64 and ARM64
-# Linux they need no cmake.
+# aws-lc-sys and SQLite need a C compiler, which the builder image has. On x86-64 and ARM64 Linux
+# they need no cmake.
 FROM rust:1.95-bookworm AS builder
 WORKDIR /build
 COPY . .
@@ -18,12 +18,12 @@ FROM scratch
 ARG VERSION=0.1.0
 ARG REVISION=
 LABEL org.opencontainers.image.title="sidekey" \
-      org.opencontainers.image.description="A sidecar that encrypts, decrypts and serves secrets, its hub and its signer" \
+      org.opencontainers.image.description="Encrypts, decrypts and serves secrets beside an application" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /image /
 USER 65532:65532
-# No HEALTHCHECK, because there is no shell. Probe /livez and /readyz on a sidecar's ops listener, and
-# /healthz on a hub, which is started by /usr/local/bin/sidekey-hub.
+# No HEALTHCHECK, because there is no shell. Probe /livez and /readyz on a sidecar's ops listener,
+# and /healthz on a hub, which is started by /usr/local/bin/sidekey-hub.
 ENTRYPOINT ["/usr/local/bin/sidekey"]
