@@ -97,7 +97,7 @@ fn the_server_kit_knows_no_key() {
 
 #[test]
 fn a_hub_holds_no_key() {
-    const HUB: [&str; 18] = [
+    const HUB: [&str; 19] = [
         "hub",
         "http",
         "fleet",
@@ -105,6 +105,7 @@ fn a_hub_holds_no_key() {
         "clock",
         "config",
         "crypto::equal_in_constant_time",
+        "crypto::InstanceId",
         "crypto::KeyringId",
         "crypto::RolloutId",
         "crypto::fingerprint",

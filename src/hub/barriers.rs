@@ -1,10 +1,7 @@
 //! Barriers: every sidecar reports at once, and its report says that it answers the barrier.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -14,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    registry::Registry,
+    store::{Store, StoreError},
     streams::{Streams, text},
 };
 use crate::{
@@ -44,16 +41,19 @@ impl Barriers {
     }
 
     /// Sets a barrier, and waits until every connected sidecar has answered it, or for `wait`.
+    ///
+    /// # Errors
+    /// The database can't be read or written.
     pub(super) async fn set(
         &self,
-        registry: &Arc<Registry>,
+        store: &Store,
         streams: &Streams,
         clock: &Clock,
         wait: Duration,
-    ) -> Barrier {
+    ) -> Result<Barrier, StoreError> {
         let deadline = Instant::now() + wait;
-        let at = clock.now();
-        let barrier = registry.next_barrier();
+        let set = store.set_barrier(clock.now()).await?;
+        let (barrier, at) = (set.number, set.at);
         self.last.fetch_max(barrier, Ordering::SeqCst);
         if let Some(event) = text(&StreamEvent::ReportNow(ReportNow { barrier })) {
             for live in streams.all() {
@@ -73,16 +73,10 @@ impl Barriers {
                 break;
             }
         }
-        let unanswered = registry
-            .open(None, usize::MAX)
-            .into_iter()
-            .filter(|instance| instance.answered < barrier)
-            .map(|instance| instance.name)
-            .collect();
-        Barrier {
+        Ok(Barrier {
             barrier,
             at,
-            unanswered,
-        }
+            unanswered: store.unanswered(barrier).await?,
+        })
     }
 }

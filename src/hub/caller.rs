@@ -26,6 +26,8 @@ pub(super) enum Caller {
 /// there is a limited amount of.
 pub(super) struct Identity {
     settings: SidecarIdentity,
+    /// Names it in the database, over restarts and for every replica.
+    pub(super) label: String,
     pub(super) account: Arc<Account>,
     /// Its instances that report.
     pub(super) instances: Held,
@@ -89,6 +91,7 @@ impl Callers {
         for identity in &settings.identities {
             let caller = Identity {
                 settings: identity.clone(),
+                label: label(&identity.credential),
                 account: accounts.of_another(),
                 instances: Held::default(),
             };
@@ -164,6 +167,18 @@ impl Person {
 
 impl Identity {
     /// # Errors
+    /// [`Code::Forbidden`] if another identity, with this label, sent the instance's first report.
+    pub(super) fn require_own(&self, label: &str) -> Result<(), Problem> {
+        if self.label == label {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Forbidden,
+            "another identity sent the first report of this instance",
+        ))
+    }
+
+    /// # Errors
     /// [`Code::Forbidden`] if its sidecars may not have this name and workload.
     pub(super) fn require(&self, name: &str, workload: &str) -> Result<(), Problem> {
         let SidecarIdentity {
@@ -195,6 +210,14 @@ impl CredentialError {
             file: file.display().to_string(),
             reason: reason.into(),
         }
+    }
+}
+
+/// A token may be replaced, so the file that lists it counts.
+fn label(credential: &Credential) -> String {
+    match credential {
+        Credential::Token(file) => file.display().to_string(),
+        Credential::Certificate(name) => name.to_string(),
     }
 }
 

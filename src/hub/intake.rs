@@ -1,9 +1,6 @@
-//! Reports on their way to the registry: many in one write, acknowledged once they are durable.
+//! Reports on their way to the database: many in one write, acknowledged once they are durable.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -14,14 +11,14 @@ use tokio::{
 use super::{
     barriers::Barriers,
     caller::Identity,
-    evidence::Evidence,
     hints::Hints,
     metrics::ReportMetrics,
-    registry::{Outcome, Registry},
+    registry::{Incoming, Outcome},
     report::Received,
+    store::Store,
     streams::Streams,
 };
-use crate::{http::problem::Problem, wire::Code};
+use crate::{clock::Clock, http::problem::Problem, wire::Code};
 
 /// How long a report may wait for others to be written with it.
 const GATHER: Duration = Duration::from_millis(500);
@@ -41,13 +38,15 @@ pub(super) struct Intake {
 struct Waiting {
     received: Received,
     identity: Arc<Identity>,
+    /// Why it is refused already. That it was missed is written all the same.
+    refusal: Option<Problem>,
     answer: oneshot::Sender<Result<(), Problem>>,
 }
 
 /// Writes reports.
 pub(super) struct Writer {
-    pub(super) registry: Arc<Registry>,
-    pub(super) evidence: Arc<Evidence>,
+    pub(super) store: Arc<Store>,
+    pub(super) clock: Clock,
     pub(super) streams: Arc<Streams>,
     pub(super) hints: Arc<Hints>,
     pub(super) barriers: Arc<Barriers>,
@@ -62,20 +61,23 @@ impl Intake {
         (Self { waiting }, tokio::spawn(writer.run(receiver)))
     }
 
-    /// Resolves once the report is durable, or known to be covered by what is.
+    /// Resolves once the report is durable, or known to be covered by what is; one that is refused
+    /// already, once it is durable that something was missed.
     ///
     /// # Errors
-    /// [`Code::OtherKey`], [`Code::ReportConflict`], and [`Code::Overloaded`] if writes take too
-    /// long.
+    /// `refusal`; [`Code::OtherKey`], [`Code::ReportConflict`], [`Code::InvalidRequest`];
+    /// [`Code::DatabaseUnavailable`], and [`Code::Overloaded`] if writes take too long.
     pub(super) async fn take(
         &self,
         received: Received,
         identity: Arc<Identity>,
+        refusal: Option<Problem>,
     ) -> Result<(), Problem> {
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting {
             received,
             identity,
+            refusal,
             answer,
         };
         match timeout(PATIENCE, self.waiting.send(waiting)).await {
@@ -95,43 +97,50 @@ impl Writer {
     async fn run(self, mut receiver: mpsc::Receiver<Waiting>) {
         while let Some(first) = receiver.recv().await {
             let batch = gather(first, &mut receiver).await;
-            self.write(batch);
+            self.write(batch).await;
         }
     }
 
-    fn write(&self, batch: Vec<Waiting>) {
-        let start = Instant::now();
-        let mut reports = Vec::with_capacity(batch.len());
-        let mut senders = Vec::with_capacity(batch.len());
-        for waiting in batch {
-            reports.push(waiting.received);
-            senders.push((waiting.identity, waiting.answer));
-        }
-        let outcomes = self.registry.take(&reports);
-        self.metrics.wrote(start);
-        for ((received, (identity, answer)), outcome) in reports.iter().zip(senders).zip(outcomes) {
-            self.metrics.stored(outcome);
-            // One that is late, repeated or contradictory may show that something was missed.
-            let (report, at) = (&received.report, received.at);
-            if outcome.is_by_its_key() {
-                let answers = self.registry.answer(report.answers);
-                self.evidence.take(report, answers, at);
-            } else {
-                self.evidence.miss(&report.workload, at);
-            }
-            let result = match outcome {
-                Outcome::Taken => {
-                    self.streams.reported(&received.report, &identity);
-                    self.hints.catch_up(&self.streams, &received.report);
-                    Ok(())
+    async fn write(&self, batch: Vec<Waiting>) {
+        let reports: Vec<Incoming<'_>> = batch
+            .iter()
+            .map(|waiting| Incoming {
+                received: &waiting.received,
+                identity: &waiting.identity.label,
+                is_refused: waiting.refusal.is_some(),
+            })
+            .collect();
+        let outcomes = self.store.take(&reports, self.clock.now()).await;
+        drop(reports);
+        match outcomes {
+            Ok(outcomes) => {
+                for (waiting, outcome) in batch.into_iter().zip(outcomes) {
+                    self.finish(waiting, outcome);
                 }
-                Outcome::Known => Ok(()),
-                Outcome::Refused(refusal) => Err(refusal.into()),
-            };
-            // The sender may be gone. It sends its report again.
-            let _ = answer.send(result);
+                self.barriers.reported.notify_waiters();
+            }
+            Err(error) => {
+                for waiting in batch {
+                    let _ = waiting.answer.send(Err(Problem::from(&error)));
+                }
+            }
         }
-        self.barriers.reported.notify_waiters();
+    }
+
+    fn finish(&self, waiting: Waiting, outcome: Outcome) {
+        self.metrics.stored(outcome);
+        let result = match outcome {
+            Outcome::Taken => {
+                let report = &waiting.received.report;
+                self.streams.reported(report, &waiting.identity);
+                self.hints.catch_up(&self.streams, report);
+                Ok(())
+            }
+            Outcome::Known => Ok(()),
+            Outcome::Refused(refusal) => Err(waiting.refusal.unwrap_or_else(|| refusal.into())),
+        };
+        // The sender may be gone. It sends its report again.
+        let _ = waiting.answer.send(result);
     }
 }
 

@@ -1,7 +1,5 @@
 //! Metrics of a hub.
 
-use std::time::Instant;
-
 use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram};
 
@@ -18,6 +16,8 @@ const REPORTS: &str = "sidekey_hub_reports_total";
 const REQUESTS: &str = "sidekey_hub_requests_total";
 const EVENTS: &str = "sidekey_hub_events_total";
 const STORE_SECONDS: &str = "sidekey_hub_store_duration_seconds";
+const STORE_UP: &str = "sidekey_hub_store_up";
+const STORE_FAILURES: &str = "sidekey_hub_store_failures_total";
 const BARRIER: &str = "sidekey_hub_barrier_timestamp_seconds";
 
 /// Describes the metrics.
@@ -28,6 +28,14 @@ pub(super) fn describe(registry: &Registry) {
     registry.describe_counter(REQUESTS, "Requests by route and the code of the response.");
     registry.describe_counter(EVENTS, "Events sent to sidecars, by kind.");
     registry.describe_histogram(STORE_SECONDS, "From a write to the database to its end.");
+    registry.describe_gauge(
+        STORE_UP,
+        "1 if the last write to the database succeeded, or 0.",
+    );
+    registry.describe_counter(
+        STORE_FAILURES,
+        "Reads and writes of the database that failed.",
+    );
     registry.describe_gauge(BARRIER, "When the last barrier was set; 0 for never.");
     http::metrics::describe_metrics(registry);
 }
@@ -87,11 +95,27 @@ impl StreamMetrics {
     }
 }
 
-/// Metrics of reports, and of writing them.
+/// Metrics of the database.
+pub(super) struct StoreMetrics {
+    pub(super) write: Histogram,
+    pub(super) up: Gauge,
+    pub(super) failures: Counter,
+}
+
+impl StoreMetrics {
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            write: registry.histogram(STORE_SECONDS, &[]),
+            up: registry.gauge(STORE_UP, &[]),
+            failures: registry.counter(STORE_FAILURES, &[]),
+        }
+    }
+}
+
+/// Metrics of reports.
 pub(super) struct ReportMetrics {
     taken: Counter,
     known: Counter,
-    write: Histogram,
 }
 
 impl ReportMetrics {
@@ -99,7 +123,6 @@ impl ReportMetrics {
         Self {
             taken: registry.counter(REPORTS, &[("result", "taken")]),
             known: registry.counter(REPORTS, &[("result", "known")]),
-            write: registry.histogram(STORE_SECONDS, &[]),
         }
     }
 
@@ -110,10 +133,6 @@ impl ReportMetrics {
             Outcome::Known => self.known.increment(1),
             Outcome::Refused(_) => {}
         }
-    }
-
-    pub(super) fn wrote(&self, since: Instant) {
-        self.write.record(since.elapsed());
     }
 }
 

@@ -19,27 +19,34 @@ mod rollouts_api;
 mod routes;
 mod seats;
 mod server;
+mod shares;
 mod sidecars;
+mod store;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod workloads;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Mutex, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Mutex,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::{
     caller::Callers,
-    evidence::Evidence,
     intake::{Intake, Writer},
     listener::HubListener,
-    metrics::{ReportMetrics, StreamMetrics},
-    registry::Registry as Instances,
+    metrics::{ReportMetrics, StoreMetrics, StreamMetrics},
     routes::Routes,
     seats::Seats,
     server::Server,
+    store::Store,
 };
 use crate::{
     clock::Clock,
@@ -50,7 +57,7 @@ use crate::{
     telemetry::{Registry, keep_up, seconds},
 };
 
-pub use self::caller::CredentialError;
+pub use self::{caller::CredentialError, store::StoreError};
 
 const BUILD: &str = "sidekey_build_info";
 const STARTED: &str = "sidekey_start_time_seconds";
@@ -72,7 +79,13 @@ pub enum HubError {
     /// A file of token digests can't be used.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// The database can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
+
+/// How often the hub notes in the database that it watches.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// A running hub. Dropping it stops everything at once; [`Hub::stop`] drains first.
 pub struct Hub {
@@ -82,13 +95,14 @@ pub struct Hub {
     ending: CancellationToken,
     serving: JoinHandle<()>,
     writing: JoinHandle<()>,
+    store: Arc<Store>,
     drain: Duration,
 }
 
 /// Starts a hub on the current runtime.
 ///
 /// # Errors
-/// The address is taken, or a file can't be used.
+/// The address is taken, or the database or a file can't be used.
 pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError> {
     let registry = registry(&clock);
     let tls = match &settings.tls {
@@ -107,13 +121,12 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
     let address = listener.local_addr().map_err(failed)?;
     let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
     let streams = streams::Streams::new(limits.connections, StreamMetrics::new(&registry));
-    let now = clock.now();
-    let instances = Arc::new(Instances::new(settings.limits.instances, now));
+    let metrics = StoreMetrics::new(&registry);
+    let store = Store::open(settings, metrics, clock.now()).await?;
     let (hints, barriers) = (Arc::default(), Arc::default());
-    let evidence = Evidence::new(settings, now);
     let (intake, writing) = Intake::start(Writer {
-        registry: Arc::clone(&instances),
-        evidence: Arc::clone(&evidence),
+        store: Arc::clone(&store),
+        clock: clock.clone(),
         streams: Arc::clone(&streams),
         hints: Arc::clone(&hints),
         barriers: Arc::clone(&barriers),
@@ -123,8 +136,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         routes: Routes::new(),
         callers: Arc::clone(&callers),
         accounts,
-        instances: Arc::clone(&instances),
-        evidence: Arc::clone(&evidence),
+        store: Arc::clone(&store),
         streams,
         intake,
         hints,
@@ -152,7 +164,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         tokio::spawn(Arc::clone(tls).follow_files(ending.clone()));
     }
     tokio::spawn(ending.clone().run_until_cancelled_owned(keep_up(registry)));
-    tokio::spawn(evidence.keep(instances, clock, ending.clone()));
+    tokio::spawn(keep_watch(Arc::clone(&store), clock, ending.clone()));
     let listening = HubListener {
         listener,
         tls: tls.clone(),
@@ -163,10 +175,6 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         drop(listening);
         acceptor.finished().await;
     });
-    warn!(
-        "reports are kept in memory: this build doesn't use `database`, and a restart counts as a \
-         use of every version when `lost_after` has passed"
-    );
     info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
     Ok(Hub {
         address,
@@ -175,6 +183,7 @@ pub async fn start(settings: &HubSettings, clock: Clock) -> Result<Hub, HubError
         ending,
         serving,
         writing,
+        store,
         drain: settings.drain,
     })
 }
@@ -201,6 +210,8 @@ impl Hub {
             // Its end drops the intake, which ends the writer once everything is written.
             let _ = (&mut self.serving).await;
             let _ = (&mut self.writing).await;
+            self.ending.cancel();
+            self.store.close().await;
         };
         tokio::select! {
             result = timeout(drain, orderly) => match result {
@@ -229,4 +240,18 @@ fn registry(clock: &Clock) -> Arc<Registry> {
         .set(1.0);
     registry.gauge(STARTED, &[]).set(seconds(clock.now()));
     registry
+}
+
+/// Notes that the hub watches, until `ending`, and gives up what was silent for too long.
+async fn keep_watch(store: Arc<Store>, clock: Clock, ending: CancellationToken) {
+    let mut ticks = interval(HEARTBEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let forever = async {
+        loop {
+            ticks.tick().await;
+            // The log has said why it failed, and the next one shows what wasn't watched.
+            let _ = store.tidy(clock.now()).await;
+        }
+    };
+    ending.run_until_cancelled(forever).await;
 }

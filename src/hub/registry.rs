@@ -1,18 +1,24 @@
-//! The instances that have reported: whose they are, and what they said last.
+//! What a report changes, of the part of the database that it concerns. Pure.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::report::Received;
+use super::{
+    report::{MAX_KEYRINGS, MAX_VERSIONS, Received},
+    shares::{Amounts, Resource, Shares},
+    workloads::Workloads,
+};
 use crate::{
+    crypto::{InstanceId as ProcessId, KeyringId},
+    encoding::to_hex,
     http::problem::Problem,
-    ledger::KEEP_CLOSED,
-    model::Span,
-    wire::{Code, status::Status},
+    ledger::{Cause, Delivery, Gap, Ledger},
+    wire::{
+        Code,
+        hub::{KeyringUsage, Report},
+        status::Status,
+    },
 };
 
 /// Names an instance: 16 random bytes that its process drew.
@@ -28,24 +34,21 @@ pub(super) enum Outcome {
     Refused(Refusal),
 }
 
-impl Outcome {
-    /// Whether the report is by the key of its instance, whatever became of it.
-    pub(super) fn is_by_its_key(self) -> bool {
-        !matches!(self, Self::Refused(Refusal::OtherKey | Refusal::TooMany))
-    }
-}
-
 /// Why a report with a valid signature changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The instance's first report had another key.
+    /// The instance's first report had another key, or another identity sent it.
     OtherKey,
     /// It has the sequence of another report, or another name or workload than the first.
     Conflict,
     /// The instance's last report said that it ends.
     Ended,
-    /// There is no room for another instance.
-    TooMany,
+    /// It names too many keyrings, or too many versions of one.
+    TooLong,
+    /// The identity has its share of what there is.
+    NoRoom(Resource),
+    /// It was refused before it was looked at.
+    Before,
 }
 
 impl From<Refusal> for Problem {
@@ -53,25 +56,43 @@ impl From<Refusal> for Problem {
         let (code, detail) = match refusal {
             Refusal::OtherKey => (
                 Code::OtherKey,
-                "the first report of this instance was signed by another key; draw instance and \
-                 key at the start of the process",
+                "the first report of this instance was sent by another identity, or signed by \
+                 another key; draw instance and key at the start of the process"
+                    .to_owned(),
             ),
             Refusal::Conflict => (
                 Code::ReportConflict,
-                "another report has this sequence, or the first one had another name or workload",
+                "another report has this sequence, or the first one had another name or workload"
+                    .into(),
             ),
             Refusal::Ended => (
                 Code::ReportConflict,
-                "this instance has sent its final report; a new process draws a new instance",
+                "this instance has sent its final report; a new process draws a new instance"
+                    .into(),
             ),
-            Refusal::TooMany => (
+            Refusal::TooLong => (
+                Code::InvalidRequest,
+                format!(
+                    "the reports of an instance may name {MAX_KEYRINGS} keyrings, and \
+                     {MAX_VERSIONS} versions of each"
+                ),
+            ),
+            Refusal::NoRoom(Resource::Keyrings) => (
                 Code::Overloaded,
-                "too many instances have come and gone; raise `limits.instances` of the hub",
+                "this identity has its share of the keyrings and workloads that are counted; \
+                 report under a workload and keyrings that were counted before"
+                    .into(),
+            ),
+            Refusal::NoRoom(Resource::Instances | Resource::Bytes) | Refusal::Before => (
+                Code::Overloaded,
+                "too many instances of this identity are remembered, or their reports are too \
+                 long; raise `limits.instances` of the hub"
+                    .into(),
             ),
         };
         let problem = Self::new(code, detail);
         match refusal {
-            Refusal::TooMany => problem.retry_after(60),
+            Refusal::NoRoom(_) | Refusal::Before => problem.retry_after(60),
             _ => problem,
         }
     }
@@ -85,172 +106,255 @@ pub(super) struct Instance {
     pub(super) workload: String,
     /// When its last report was received.
     pub(super) received_at: Timestamp,
-    /// The highest barrier that it has answered; 0 for none.
-    pub(super) answered: u64,
     pub(super) status: Status,
 }
 
-/// How many instances are remembered, as a multiple of those that report: those that have ended,
-/// or were silent for an hour, are remembered longer than they count.
-const REMEMBERED: usize = 4;
-
-/// The instances that have reported.
-pub(super) struct Registry {
-    state: Mutex<State>,
+/// What is remembered of an instance, beside its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The identity that its reports come from.
+    pub(super) identity: String,
+    pub(super) key: [u8; 32],
+    pub(super) name: String,
+    pub(super) workload: String,
+    pub(super) sequence: u64,
+    /// The SHA-256 of the last report.
+    pub(super) digest: [u8; 32],
+    /// When the last report was received.
+    pub(super) received_at: Timestamp,
+    /// The highest barrier that it has answered; 0 for none.
+    pub(super) answered: u64,
+    pub(super) has_ended: bool,
+    /// The bytes that its status and books take up, about.
+    pub(super) size: u64,
 }
 
-struct State {
-    entries: BTreeMap<InstanceId, Entry>,
-    most: usize,
-    barrier: u64,
+/// A report, and who sent it.
+#[derive(Clone, Copy)]
+pub(super) struct Incoming<'r> {
+    pub(super) received: &'r Received,
+    /// The identity, as [`Identity::label`](super::caller::Identity::label) has it.
+    pub(super) identity: &'r str,
+    /// Whether it is refused, whatever it says. That it was missed counts.
+    pub(super) is_refused: bool,
 }
 
-struct Entry {
-    key: [u8; 32],
-    sequence: u64,
-    digest: [u8; 32],
-    has_ended: bool,
-    instance: Instance,
+/// The part of the database that some reports concern.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    /// The instances.
+    pub(super) entries: BTreeMap<InstanceId, Entry>,
+    /// The statuses of those whose reports were taken, as JSON.
+    pub(super) statuses: BTreeMap<InstanceId, String>,
+    /// Their books, the summaries of their workloads, and the gaps that are new.
+    pub(super) ledger: Ledger,
+    /// The keyrings that are counted for any workload.
+    pub(super) known: BTreeSet<KeyringId>,
+    pub(super) shares: Shares,
+    /// The last barrier that was set.
+    pub(super) barrier: u64,
 }
 
-impl Entry {
-    /// Whether it can't report any more, or hasn't for `lost_after`.
-    fn is_over(&self, lost_after: Span, now: Timestamp) -> bool {
-        let kept = if self.has_ended {
-            KEEP_CLOSED
-        } else {
-            lost_after
-        };
-        let end = self.instance.received_at.checked_add(kept.0);
-        end.is_ok_and(|end| end <= now)
-    }
-}
-
-impl Registry {
-    /// Creates a registry for `instances` that report. Numbers of barriers begin with the time, so
-    /// that an answer to a former process of the hub answers none of them.
-    pub(super) fn new(instances: usize, now: Timestamp) -> Self {
-        Self {
-            state: Mutex::new(State {
-                entries: BTreeMap::new(),
-                most: instances.saturating_mul(REMEMBERED),
-                barrier: u64::try_from(now.as_millisecond()).unwrap_or_default(),
-            }),
-        }
-    }
-
-    /// Forgets instances that have ended a while ago, or were silent for `lost_after`.
-    pub(super) fn forget(&self, lost_after: Span, now: Timestamp) {
-        let mut state = self.lock();
-        state
-            .entries
-            .retain(|_, entry| !entry.is_over(lost_after, now));
-    }
-
-    /// Returns the name and workload of an instance that has reported.
-    pub(super) fn find(&self, id: &InstanceId) -> Option<(String, String)> {
-        let state = self.lock();
-        let instance = &state.entries.get(id)?.instance;
-        Some((instance.name.clone(), instance.workload.clone()))
-    }
-
-    /// Takes reports, in their order, all or none of them durably.
-    pub(super) fn take(&self, reports: &[Received]) -> Vec<Outcome> {
-        let mut state = self.lock();
-        reports
+impl Part {
+    /// Takes a report.
+    pub(super) fn take(&mut self, incoming: &Incoming<'_>, workloads: &Workloads) -> Outcome {
+        let report = &incoming.received.report;
+        let counted: Vec<KeyringUsage> = report
+            .usage
             .iter()
-            .map(|received| state.take(received))
-            .collect()
-    }
-
-    /// Returns up to `limit` instances that have not ended, by name and id, after `after`.
-    pub(super) fn open(&self, after: Option<&(String, InstanceId)>, limit: usize) -> Vec<Instance> {
-        let state = self.lock();
-        let mut open: Vec<&Instance> = state
-            .entries
-            .values()
-            .filter(|entry| !entry.has_ended)
-            .map(|entry| &entry.instance)
-            .filter(|instance| {
-                let position = (&instance.name, &instance.id);
-                after.is_none_or(|(name, id)| position > (name, id))
-            })
+            .filter(|usage| self.counts(report, usage, workloads))
+            .cloned()
             .collect();
-        open.sort_by_key(|instance| (&instance.name, &instance.id));
-        open.truncate(limit);
-        open.into_iter().cloned().collect()
-    }
-
-    /// Returns the barrier of this process that a report answers.
-    pub(super) fn answer(&self, answers: Option<u64>) -> Option<u64> {
-        self.lock().answer(answers)
-    }
-
-    /// Draws the number of a barrier: higher than any before.
-    pub(super) fn next_barrier(&self) -> u64 {
-        let mut state = self.lock();
-        state.barrier += 1;
-        state.barrier
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Returns the barrier that a report answers. One that this process hasn't set is another hub's.
-    fn answer(&self, answers: Option<u64>) -> Option<u64> {
-        answers.filter(|answers| *answers <= self.barrier)
-    }
-
-    fn take(&mut self, received: &Received) -> Outcome {
-        let report = &received.report;
-        let mut answered = self.answer(report.answers).unwrap_or(0);
-        if let Some(known) = self.entries.get(&report.instance) {
-            if known.key != report.key {
-                return Outcome::Refused(Refusal::OtherKey);
+        let outcome = self.examine(incoming).and_then(|answered| {
+            self.store(incoming, answered, &counted)?;
+            Ok(Outcome::Taken)
+        });
+        match outcome.unwrap_or_else(|outcome| outcome) {
+            Outcome::Taken => Outcome::Taken,
+            outcome => {
+                self.miss(incoming, outcome, counted, workloads);
+                outcome
             }
-            let instance = &known.instance;
-            let is_same = known.digest == received.digest;
-            if report.sequence < known.sequence || report.sequence == known.sequence && is_same {
-                return Outcome::Known;
-            }
-            if (&instance.name, &instance.workload) != (&report.name, &report.workload)
-                || report.sequence == known.sequence
-            {
-                return Outcome::Refused(Refusal::Conflict);
-            }
-            if known.has_ended {
-                return Outcome::Refused(Refusal::Ended);
-            }
-            answered = answered.max(instance.answered);
-        } else if self.entries.len() >= self.most {
-            return Outcome::Refused(Refusal::TooMany);
         }
-        let instance = Instance {
-            id: report.instance,
+    }
+
+    /// Whether uses of the keyring count. Others could be any number, and nothing is asked about
+    /// them: no workload is declared for their keyring that has ever reported.
+    fn counts(&self, report: &Report, usage: &KeyringUsage, workloads: &Workloads) -> bool {
+        self.known.contains(&KeyringId(usage.id))
+            || workloads.may_use(&report.workload, &usage.name)
+    }
+
+    /// Returns the highest barrier that the instance has answered, if the report replaces the last
+    /// one.
+    fn examine(&self, incoming: &Incoming<'_>) -> Result<u64, Outcome> {
+        if incoming.is_refused {
+            return Err(Outcome::Refused(Refusal::Before));
+        }
+        let Received { report, digest, .. } = incoming.received;
+        let answered = self.answer(report).unwrap_or(0);
+        let Some(known) = self.entries.get(&report.instance) else {
+            return Ok(answered);
+        };
+        if (known.key, known.identity.as_str()) != (report.key, incoming.identity) {
+            return Err(Outcome::Refused(Refusal::OtherKey));
+        }
+        let is_last = report.sequence == known.sequence;
+        if report.sequence < known.sequence || is_last && known.digest == *digest {
+            return Err(Outcome::Known);
+        }
+        if (&known.name, &known.workload) != (&report.name, &report.workload) || is_last {
+            return Err(Outcome::Refused(Refusal::Conflict));
+        }
+        if known.has_ended {
+            return Err(Outcome::Refused(Refusal::Ended));
+        }
+        Ok(answered.max(known.answered))
+    }
+
+    /// Returns the barrier that a report answers. One that was never set is another hub's.
+    fn answer(&self, report: &Report) -> Option<u64> {
+        report.answers.filter(|answers| *answers <= self.barrier)
+    }
+
+    fn store(
+        &mut self,
+        incoming: &Incoming<'_>,
+        answered: u64,
+        counted: &[KeyringUsage],
+    ) -> Result<(), Outcome> {
+        let Received {
+            report, digest, at, ..
+        } = incoming.received;
+        let status = status_text(report);
+        let versions = self.versions(report.instance, counted);
+        if versions.len() > MAX_KEYRINGS || versions.values().any(|count| *count > MAX_VERSIONS) {
+            return Err(Outcome::Refused(Refusal::TooLong));
+        }
+        let size = size(status.len(), &versions);
+        let before = self
+            .entries
+            .get(&report.instance)
+            .map_or(Amounts::default(), |known| [1, known.size, 0]);
+        let is_new = |usage: &&KeyringUsage| {
+            let key = (KeyringId(usage.id), report.workload.clone());
+            !self.ledger.summaries.contains_key(&key)
+        };
+        let new = counted.iter().filter(is_new).count() as u64;
+        let delivery = self.delivery(incoming, counted.to_vec());
+        let mut shares = self.shares.clone();
+        shares
+            .exchange(incoming.identity, before, [1, size, new])
+            .map_err(|resource| Outcome::Refused(Refusal::NoRoom(resource)))?;
+        self.ledger
+            .take(&delivery, *at)
+            .map_err(|_| Outcome::Refused(Refusal::OtherKey))?;
+        self.shares = shares;
+        self.known
+            .extend(counted.iter().map(|usage| KeyringId(usage.id)));
+        self.statuses.insert(report.instance, status);
+        let entry = Entry {
+            identity: incoming.identity.into(),
+            key: report.key,
             name: report.name.clone(),
             workload: report.workload.clone(),
-            received_at: received.at,
-            answered,
-            status: if report.is_final {
-                // No one asks for it any more.
-                without_details(&report.status)
-            } else {
-                report.status.clone()
-            },
-        };
-        let entry = Entry {
-            key: report.key,
             sequence: report.sequence,
-            digest: received.digest,
+            digest: *digest,
+            received_at: *at,
+            answered,
             has_ended: report.is_final,
-            instance,
+            size,
         };
         self.entries.insert(report.instance, entry);
-        Outcome::Taken
+        Ok(())
     }
+
+    /// Counts the versions in each book of an instance, as they would be.
+    fn versions(
+        &self,
+        instance: InstanceId,
+        counted: &[KeyringUsage],
+    ) -> BTreeMap<KeyringId, usize> {
+        let books = self.ledger.books_of(ProcessId(instance));
+        let mut versions: BTreeMap<KeyringId, usize> = books
+            .map(|(keyring, book)| (keyring, book.accounts.len()))
+            .collect();
+        for usage in counted {
+            let keyring = KeyringId(usage.id);
+            let key = (ProcessId(instance), keyring);
+            let book = self.ledger.books.get(&key);
+            let is_new =
+                |version: u32| book.is_none_or(|book| !book.accounts.contains_key(&version));
+            let listed = usage.versions.iter();
+            *versions.entry(keyring).or_default() +=
+                listed.filter(|listed| is_new(listed.version)).count();
+        }
+        versions
+    }
+
+    /// A report that wasn't taken may show that something was missed. By its instance's key, it is
+    /// compared with the books that there are; it opens none.
+    fn miss(
+        &mut self,
+        incoming: &Incoming<'_>,
+        outcome: Outcome,
+        counted: Vec<KeyringUsage>,
+        workloads: &Workloads,
+    ) {
+        let Received {
+            report, digest, at, ..
+        } = incoming.received;
+        let is_by_its_key = match outcome {
+            Outcome::Taken => return,
+            Outcome::Known | Outcome::Refused(Refusal::Conflict | Refusal::Ended) => true,
+            Outcome::Refused(_) => false,
+        };
+        let known = self.entries.get(&report.instance);
+        if is_by_its_key && known.is_some_and(|known| known.digest == *digest) {
+            return;
+        }
+        let has_book = |usage: &KeyringUsage| {
+            let key = (ProcessId(report.instance), KeyringId(usage.id));
+            is_by_its_key && self.ledger.books.contains_key(&key)
+        };
+        let (booked, missed): (Vec<_>, Vec<_>) = counted.into_iter().partition(has_book);
+        let delivery = self.delivery(incoming, booked);
+        if !delivery.usage.is_empty()
+            && let Err(error) = self.ledger.take(&delivery, *at)
+        {
+            tracing::warn!(name = report.name, "{error}");
+        }
+        let workload = workloads.has(&report.workload);
+        self.ledger.gaps.extend(missed.into_iter().map(|usage| Gap {
+            until: *at,
+            from: None,
+            keyring: Some(KeyringId(usage.id)),
+            // Names that no one declared could be any number.
+            workload: workload.then(|| report.workload.clone()),
+            cause: Cause::Vanished,
+        }));
+    }
+
+    fn delivery(&self, incoming: &Incoming<'_>, usage: Vec<KeyringUsage>) -> Delivery {
+        let report = &incoming.received.report;
+        let owner = format!("{} {}", to_hex(&report.key), incoming.identity);
+        Delivery {
+            answers: self.answer(report),
+            usage,
+            ..Delivery::of(report, owner, None)
+        }
+    }
+}
+
+/// The status as it is stored. No one asks for the details of a process that has ended.
+fn status_text(report: &Report) -> String {
+    let status = if report.is_final {
+        &without_details(&report.status)
+    } else {
+        &report.status
+    };
+    // It was parsed from JSON.
+    serde_json::to_string(status).unwrap_or_default()
 }
 
 fn without_details(status: &Status) -> Status {
@@ -265,4 +369,11 @@ fn without_details(status: &Status) -> Status {
         audit: None,
         ..status.clone()
     }
+}
+
+/// The bytes that an instance takes up, about: its rows, a book for each keyring, and an account
+/// for each version.
+fn size(status: usize, versions: &BTreeMap<KeyringId, usize>) -> u64 {
+    let accounts: usize = versions.values().sum();
+    (512 + status + 512 * versions.len() + 128 * accounts) as u64
 }

@@ -15,6 +15,10 @@ use crate::{
 
 /// The longest name of a sidecar or workload, as of a host in DNS.
 const MAX_NAME: usize = 253;
+/// The most keyrings that an instance reports.
+pub(super) const MAX_KEYRINGS: usize = 256;
+/// The most versions of a keyring: as many as a manifest may have.
+pub(super) const MAX_VERSIONS: usize = 10_000;
 /// How far ahead a sequence may start: no process makes more reports.
 const MAX_SEQUENCE: u64 = i64::MAX as u64;
 

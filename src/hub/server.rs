@@ -13,18 +13,19 @@ use tokio::sync::Mutex;
 use super::{
     barriers::{Barriers, MAX_WAIT},
     caller::{Access, Caller, Callers, Identity},
-    evidence::{self, Evidence},
+    evidence,
     hints::Hints,
     intake::Intake,
     listener::HubPeer,
     metrics,
     proofs::PendingProofs,
-    registry::{InstanceId, Registry as Instances},
+    registry::InstanceId,
     report::{self, Received},
     rollouts::Rollouts,
     routes::{Entry, Route, Routes},
     seats::Seats,
     sidecars::{self, Joined},
+    store::Store,
     streams::Streams,
 };
 use crate::{
@@ -45,7 +46,7 @@ use crate::{
     wire::{
         Code, EVENTS, JSON,
         hub::{
-            BarrierRequest, EvidenceRequest, HintRequest, Hinted, PROTOCOL, ProofAnswer,
+            Barrier, BarrierRequest, EvidenceRequest, HintRequest, Hinted, PROTOCOL, ProofAnswer,
             ProofsRequest, StreamEvent, Welcome,
         },
     },
@@ -67,8 +68,7 @@ pub(super) struct Server {
     pub(super) routes: Routes,
     pub(super) callers: Arc<Callers>,
     pub(super) accounts: Arc<Accounts>,
-    pub(super) instances: Arc<Instances>,
-    pub(super) evidence: Arc<Evidence>,
+    pub(super) store: Arc<Store>,
     pub(super) streams: Arc<Streams>,
     pub(super) intake: Intake,
     pub(super) hints: Arc<Hints>,
@@ -79,6 +79,7 @@ pub(super) struct Server {
     pub(super) clock: Clock,
     pub(super) limits: HubLimits,
     pub(super) seats: Seats,
+    /// Held by what reads much of the database.
     pub(super) inventories: Mutex<()>,
     pub(super) heads: Limits,
     pub(super) bodies: BodyLimits,
@@ -212,7 +213,7 @@ impl Server {
     ) -> Result<Response<ResponseBody>, Problem> {
         let account = &identity.account;
         match route {
-            Route::Stream => self.open_stream(identity, &asked),
+            Route::Stream => self.open_stream(identity, &asked).await,
             Route::Report => {
                 let headers = asked.head.headers;
                 let size = BodySize {
@@ -235,16 +236,18 @@ impl Server {
         }
     }
 
-    fn open_stream(
+    async fn open_stream(
         &self,
         identity: &Arc<Identity>,
         asked: &Asked<'_>,
     ) -> Result<Response<ResponseBody>, Problem> {
         let instance = instance(asked.head.uri.query().unwrap_or_default())?;
-        let name = self.instances.find(&instance);
-        if let Some((name, workload)) = &name {
-            identity.require(name, workload)?;
+        let owner = self.store.find(&instance).await?;
+        if let Some(owner) = &owner {
+            identity.require_own(&owner.identity)?;
+            identity.require(&owner.name, &owner.workload)?;
         }
+        let name = owner.map(|owner| (owner.name, owner.workload));
         let welcome = StreamEvent::Welcome(Welcome {
             protocol: PROTOCOL,
             hub: env!("CARGO_PKG_VERSION").into(),
@@ -274,17 +277,16 @@ impl Server {
         identity.require(&report.name, &report.workload)?;
         let instance = report.instance;
         let is_final = report.is_final;
-        if let Err(problem) = self.seats.take(&instance, identity) {
-            self.evidence.miss(&report.workload, self.clock.now());
-            return Err(problem);
-        }
+        let refusal = self.seats.take(&instance, identity).err();
         let received = Received {
             report,
             digest,
             at: self.clock.now(),
             _share: body.share,
         };
-        self.intake.take(received, Arc::clone(identity)).await?;
+        self.intake
+            .take(received, Arc::clone(identity), refusal)
+            .await?;
         if is_final {
             self.seats.free(&instance);
         }
@@ -311,7 +313,7 @@ impl Server {
             Route::Keyrings => {
                 // One at a time: each holds the statuses of the whole fleet.
                 let _turn = self.inventories.lock().await;
-                json(&sidecars::inventory(self.joined()).await, account)
+                json(&sidecars::inventory(self.joined()).await?, account)
             }
             Route::Hint => {
                 let body = self.read(account, asked.body, size).await?;
@@ -331,17 +333,11 @@ impl Server {
             Route::Evidence => {
                 let body = self.read(account, asked.body, size).await?;
                 let request: EvidenceRequest = parse(&body, "a request for evidence")?;
-                let barrier = self
-                    .barriers
-                    .set(
-                        &self.instances,
-                        &self.streams,
-                        &self.clock,
-                        evidence::PATIENCE,
-                    )
-                    .await;
-                metrics::barrier_set(&self.registry, barrier.at);
-                let verdict = self.evidence.judge(&request, &barrier, self.clock.now())?;
+                let barrier = self.barrier(evidence::PATIENCE).await?;
+                // One at a time: each holds the books of a whole fleet.
+                let _turn = self.inventories.lock().await;
+                let judging = evidence::judge(&self.store, &request, &barrier, &self.clock);
+                let verdict = judging.await?;
                 json(&verdict, account)
             }
             _ => {
@@ -353,7 +349,7 @@ impl Server {
     }
 
     fn joined(&self) -> Joined {
-        Joined::new(Arc::clone(&self.instances), Arc::clone(&self.streams))
+        Joined::new(Arc::clone(&self.store), Arc::clone(&self.streams))
     }
 
     async fn set_barrier(
@@ -367,12 +363,17 @@ impl Server {
             return Err(Problem::new(Code::InvalidRequest, detail));
         }
         let wait = Duration::from_secs(seconds.into());
-        let barrier = self
-            .barriers
-            .set(&self.instances, &self.streams, &self.clock, wait)
-            .await;
-        metrics::barrier_set(&self.registry, barrier.at);
+        let barrier = self.barrier(wait).await?;
         json(&barrier, account)
+    }
+
+    async fn barrier(&self, wait: Duration) -> Result<Barrier, Problem> {
+        let set = self
+            .barriers
+            .set(&self.store, &self.streams, &self.clock, wait);
+        let barrier = set.await?;
+        metrics::barrier_set(&self.registry, barrier.at);
+        Ok(barrier)
     }
 
     pub(super) async fn read(

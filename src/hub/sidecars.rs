@@ -9,7 +9,8 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use super::{
-    registry::{Instance, InstanceId, Registry},
+    registry::{Instance, InstanceId},
+    store::{Store, StoreError},
     streams::Streams,
 };
 use crate::{
@@ -27,7 +28,7 @@ const PAGE: usize = 256;
 
 /// Reads the sidecars that have joined and not ended, by name.
 pub(super) struct Joined {
-    registry: Arc<Registry>,
+    store: Arc<Store>,
     streams: Arc<Streams>,
     /// What was read and not returned.
     waiting: VecDeque<JoinedSidecar>,
@@ -37,9 +38,9 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    pub(super) fn new(registry: Arc<Registry>, streams: Arc<Streams>) -> Self {
+    pub(super) fn new(store: Arc<Store>, streams: Arc<Streams>) -> Self {
         Self {
-            registry,
+            store,
             streams,
             waiting: VecDeque::new(),
             after: None,
@@ -51,7 +52,7 @@ impl Joined {
     ///
     /// One that isn't connected is left out if a later one reports: its process was replaced, and
     /// only the ledger has to remember that its end was not seen.
-    fn next(&mut self) -> Option<Vec<JoinedSidecar>> {
+    async fn next(&mut self) -> Result<Option<Vec<JoinedSidecar>>, StoreError> {
         let name = loop {
             let first = self.waiting.front().map(|first| &first.name);
             match (first, self.waiting.back()) {
@@ -59,8 +60,8 @@ impl Joined {
                 (Some(first), Some(last)) if self.is_end || *first != last.name => {
                     break first.clone();
                 }
-                (None, _) if self.is_end => return None,
-                _ => self.read(),
+                (None, _) if self.is_end => return Ok(None),
+                _ => self.read().await?,
             }
         };
         let count = self
@@ -71,11 +72,12 @@ impl Joined {
         let group: Vec<JoinedSidecar> = self.waiting.drain(..count).collect();
         let newest = group.iter().map(|sidecar| sidecar.received_at).max();
         let is_current = |one: &JoinedSidecar| one.connected || Some(one.received_at) == newest;
-        Some(group.into_iter().filter(is_current).collect())
+        Ok(Some(group.into_iter().filter(is_current).collect()))
     }
 
-    fn read(&mut self) {
-        let page = self.registry.open(self.after.as_ref(), PAGE);
+    async fn read(&mut self) -> Result<(), StoreError> {
+        let after = self.after.as_ref();
+        let page = self.store.open_instances(after, PAGE).await?;
         self.is_end = page.len() < PAGE;
         if let Some(last) = page.last() {
             self.after = Some((last.name.clone(), last.id));
@@ -83,6 +85,7 @@ impl Joined {
         let streams = Arc::clone(&self.streams);
         let joined = page.into_iter().map(|instance| joined(instance, &streams));
         self.waiting.extend(joined);
+        Ok(())
     }
 }
 
@@ -91,7 +94,15 @@ pub(super) fn list(mut joined: Joined) -> impl Stream<Item = Result<Bytes, Probl
     stream! {
         let mut text = Vec::from(b"{\"sidecars\":[");
         let mut separator: &[u8] = b"";
-        while let Some(sidecars) = joined.next() {
+        loop {
+            let sidecars = match joined.next().await {
+                Ok(Some(sidecars)) => sidecars,
+                Ok(None) => break,
+                Err(error) => {
+                    yield Err(error.into());
+                    return;
+                }
+            };
             for sidecar in sidecars {
                 text.extend_from_slice(separator);
                 separator = b",";
@@ -119,9 +130,12 @@ pub(super) struct Inventory {
 }
 
 /// Returns the inventory of the sidecars that have joined.
-pub(super) async fn inventory(mut joined: Joined) -> Inventory {
+///
+/// # Errors
+/// The database can't be read.
+pub(super) async fn inventory(mut joined: Joined) -> Result<Inventory, StoreError> {
     let mut statuses: Vec<(Member, Result<Status, String>)> = Vec::new();
-    while let Some(sidecars) = joined.next() {
+    while let Some(sidecars) = joined.next().await? {
         statuses.extend(sidecars.into_iter().map(|sidecar| {
             let mut status = sidecar.status;
             // What the inventory has no use for.
@@ -138,7 +152,7 @@ pub(super) async fn inventory(mut joined: Joined) -> Inventory {
         }));
     }
     let keys = run_blocking(move || inventory::keys(&statuses)).await;
-    Inventory { keys }
+    Ok(Inventory { keys })
 }
 
 fn joined(instance: Instance, streams: &Streams) -> JoinedSidecar {

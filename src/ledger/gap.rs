@@ -5,6 +5,8 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::crypto::KeyringId;
+
 /// Why something wasn't watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -67,13 +69,16 @@ impl Unwatched {
     }
 }
 
-/// A time in which a workload, or the whole fleet, wasn't watched.
+/// A time in which a workload, a keyring or the whole fleet wasn't watched.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gap {
     /// Its end.
     pub until: Timestamp,
     /// Its start, if that is known.
     pub from: Option<Timestamp>,
+    /// The keyring; None if it is every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<KeyringId>,
     /// The workload; None if it is every one.
     pub workload: Option<String>,
     /// Its cause.
@@ -81,8 +86,9 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Returns whether the workload wasn't watched.
-    pub(super) fn covers(&self, workload: &str) -> bool {
-        self.workload.as_deref().is_none_or(|name| name == workload)
+    /// Returns whether the workload's uses of the keyring weren't watched.
+    pub(super) fn covers(&self, keyring: KeyringId, workload: &str) -> bool {
+        self.keyring.is_none_or(|id| id == keyring)
+            && self.workload.as_deref().is_none_or(|name| name == workload)
     }
 }

@@ -101,6 +101,12 @@ impl Ledger {
         Ok(gaps)
     }
 
+    /// Returns the books of a process, by keyring.
+    pub fn books_of(&self, instance: InstanceId) -> impl Iterator<Item = (KeyringId, &Book)> {
+        let books = self.books.range(range_of(instance));
+        books.map(|((_, keyring), book)| (*keyring, book))
+    }
+
     /// The listed process has reported.
     fn join(&mut self, delivery: &Delivery, now: Timestamp) {
         let Some(member) = &delivery.member else {

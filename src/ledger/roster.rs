@@ -40,6 +40,7 @@ impl Listing {
         Gap {
             until: now,
             from: Some(self.listed_at),
+            keyring: None,
             workload: Some(self.workload.clone()),
             cause: Cause::NeverJoined,
         }

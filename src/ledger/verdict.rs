@@ -362,7 +362,7 @@ impl View<'_> {
             }
         }
         for gap in &self.ledger.gaps {
-            if gap.covers(self.workload) {
+            if gap.covers(self.question.keyring, self.workload) {
                 let (until, cause) = (gap.until, gap.cause);
                 add(Code::Unwatched, until, &|| format!("at {until} ({cause})"));
             }

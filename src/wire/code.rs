@@ -68,6 +68,7 @@ codes! {
     ProviderThrottled = "provider_throttled", SERVICE_UNAVAILABLE, "Rate limited by the provider";
     ProviderUnavailable = "provider_unavailable", SERVICE_UNAVAILABLE, "Provider unavailable";
     InvalidSignature = "invalid_signature", FORBIDDEN, "Invalid signature";
+    DatabaseUnavailable = "database_unavailable", SERVICE_UNAVAILABLE, "The database fails";
     OtherKey = "other_key", CONFLICT, "Another key was first";
     ReportConflict = "report_conflict", CONFLICT, "Contradicts an earlier report";
     ProofNotPending = "proof_not_pending", NOT_FOUND, "No such proof awaited";

@@ -1,7 +1,9 @@
 //! A hub on loopback, and clients of it.
 
 mod access;
+mod bounds;
 mod certificates;
+mod outage;
 mod reports;
 mod streams;
 mod waiting;
@@ -49,7 +51,7 @@ struct World {
     hub: Option<Hub>,
     address: SocketAddr,
     clock: ManualClock,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl World {
@@ -68,7 +70,7 @@ impl World {
             address: hub.address(),
             hub: Some(hub),
             clock: hands,
-            _folder: folder,
+            folder,
         }
     }
 

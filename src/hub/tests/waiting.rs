@@ -12,14 +12,13 @@ use crate::{
     hub::{
         barriers::Barriers,
         caller::{Caller, Callers, Identity},
-        evidence::Evidence,
         hints::Hints,
         intake::{Intake, Writer},
         metrics::{ReportMetrics, StreamMetrics},
         proofs::PendingProofs,
-        registry::Registry as Instances,
         report::Received,
         seats::Seats,
+        store::tests::open,
         streams::{Streams, text},
     },
     telemetry::Registry,
@@ -256,14 +255,14 @@ async fn of_two_sidecars_with_one_name_each_proves_for_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_barrier_waits_for_connected_sidecars_and_no_longer_than_asked() {
     let room = Room::new();
-    let (instances, barriers) = (
-        Arc::new(Instances::new(16, Timestamp::UNIX_EPOCH)),
-        Barriers::default(),
-    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&settings(folder.path(), ""), Timestamp::UNIX_EPOCH).await;
+    let barriers = Barriers::default();
     let (clock, _) = Clock::manual(Timestamp::UNIX_EPOCH);
     let set = async |seconds| {
         let wait = Duration::from_secs(seconds);
-        barriers.set(&instances, &room.streams, &clock, wait).await
+        let set = barriers.set(&store, &room.streams, &clock, wait).await;
+        set.expect("a database")
     };
     let start = Instant::now();
     assert_eq!(set(30).await.barrier, 1);
@@ -292,8 +291,8 @@ async fn reports_wait_for_others_unless_someone_waits_for_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = settings(folder.path(), "");
     let (intake, writing) = Intake::start(Writer {
-        registry: Arc::new(Instances::new(16, Timestamp::UNIX_EPOCH)),
-        evidence: Evidence::new(&settings, Timestamp::UNIX_EPOCH),
+        store: open(&settings, Timestamp::UNIX_EPOCH).await,
+        clock: Clock::manual(Timestamp::UNIX_EPOCH).0,
         streams: Arc::clone(&room.streams),
         hints: Arc::new(Hints::default()),
         barriers: Arc::default(),
@@ -312,7 +311,7 @@ async fn reports_wait_for_others_unless_someone_waits_for_them() {
             _share: MemoryShare::default(),
         }
     };
-    let take = |received| intake.take(received, Arc::clone(&room.identity));
+    let take = |received| intake.take(received, Arc::clone(&room.identity), None);
     let start = Instant::now();
     let (one, two) = tokio::join!(take(received(1, &[])), take(received(2, &[])));
     one.and(two).expect("taken");

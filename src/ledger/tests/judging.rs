@@ -64,19 +64,23 @@ fn every_open_book_must_answer_the_barrier() {
 
 #[test]
 fn what_was_not_watched_counts_as_use() {
-    let gap = |workload: Option<&str>| Gap {
+    let gap = |keyring, workload: Option<&str>| Gap {
         until: day(5),
         from: Some(day(4)),
+        keyring,
         workload: workload.map(Into::into),
         cause: Cause::HubDown,
     };
-    for (workload, expected) in [
-        (None, &["unwatched"][..]),
-        (Some(WORKLOAD), &["unwatched"]),
-        (Some("other"), &[]),
+    for (keyring, workload, expected) in [
+        (None, None, &["unwatched"][..]),
+        (None, Some(WORKLOAD), &["unwatched"]),
+        (None, Some("other"), &[]),
+        (Some(KEYRING), None, &["unwatched"]),
+        (Some(KeyringId([9; 16])), None, &[]),
+        (Some(KeyringId([9; 16])), Some(WORKLOAD), &[]),
     ] {
         let mut ledger = watched();
-        ledger.gaps.push(gap(workload));
+        ledger.gaps.push(gap(keyring, workload));
         let verdict = ask(&mut ledger, &[(1, 2, 0)], day(34));
         assert_eq!(missing(&verdict), expected);
         assert!(ask(&mut ledger, &[(1, 3, 0)], day(35)).is_quiet());

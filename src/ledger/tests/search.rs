@@ -177,6 +177,7 @@ impl Search {
             world.ledger.gaps = vec![Gap {
                 until: hour(world.now),
                 from: None,
+                keyring: None,
                 workload: None,
                 cause: Cause::HubDown,
             }];
