@@ -14,6 +14,7 @@ use sidekey::backend::local::LocalKek;
 use crate::support::{
     harness::{Sidecar, World, binary, wait},
     holder::Holder,
+    hub::{HubWorld, Reporter},
 };
 
 /// A strategy that soaks for a second, so that a test is short.
@@ -270,6 +271,48 @@ fn lost_store() {
     scene.run(&[&settings[..], std::slice::from_ref(restoration)].concat());
     assert_eq!(scene.manifest()["versions"].as_array().unwrap().len(), 2);
     scene.world.start_with("three", "", &["demo"]);
+}
+
+#[tokio::test]
+async fn lost_hub() {
+    let mut scene = Scene::new();
+    scene.variables.remove("NAME");
+    scene.variables.remove("M");
+    let hub_world = HubWorld::new();
+    let text = |name: &str| hub_world.path(name).display().to_string();
+    scene.set("CONFIG", text("hub.toml"));
+    scene.set("STATE", text(""));
+    scene.set("BACKUP", text("copy.db"));
+    symlink(
+        env!("CARGO_BIN_EXE_sidekey-hub"),
+        scene.world.path("bin/sidekey-hub"),
+    )
+    .unwrap();
+    let page = blocks(include_str!("../../docs/runbooks/lost-hub.md"));
+    let [settings, before @ .., after] = &page[..] else {
+        panic!("blocks")
+    };
+
+    let reporter = Reporter::new(1);
+    let mut hub = hub_world.start();
+    reporter.report(&hub, 1, true).await.ok();
+    assert!(hub.terminate().success());
+    fs::copy(hub_world.path("hub.db"), hub_world.path("copy.db")).unwrap();
+    fs::write(hub_world.path("hub.db"), "damaged").unwrap();
+    scene.run(&[std::slice::from_ref(settings), before].concat());
+    let hub = hub_world.start();
+    let fleet = scene.world.path("fleet.toml");
+    let mut text = fs::read_to_string(&fleet).unwrap();
+    let token = hub_world.path("operator.token");
+    text.push_str(&format!(
+        "[hub]\nurl = \"http://{}\"\ntoken_file = {token:?}\n",
+        hub.address
+    ));
+    fs::write(fleet, text).unwrap();
+    scene.run(&[settings.clone(), after.clone()]);
+    let late = reporter.report(&hub, 2, false).await;
+    assert_eq!(late.json()["code"], "report_conflict", "it has ended");
+    assert!(hub_world.path("damaged/hub.db").exists());
 }
 
 #[test]

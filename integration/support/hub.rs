@@ -30,6 +30,11 @@ pub struct HubWorld {
 impl HubWorld {
     /// A hub with a token for sidecars and one for an operator.
     pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// Like the above, with more config at its end.
+    pub fn with(more: &str) -> Self {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -38,9 +43,11 @@ impl HubWorld {
             let digest = to_hex(&fingerprint(token.as_bytes()));
             world.write_private(&format!("{name}.sha256"), &format!("{digest}  -\n"));
         }
-        let config = "listen = \"127.0.0.1:0\"\nstate_dir = \".\"\n\
+        let config = format!(
+            "listen = \"127.0.0.1:0\"\nstate_dir = \".\"\n\
              [[sidecar_identity]]\ntoken_file = \"sidecars.sha256\"\nworkloads = [\"*\"]\n\
-             [[operator]]\nname = \"sam\"\ntoken_file = \"operator.sha256\"\nrole = \"operator\"\n";
+             [[operator]]\nname = \"sam\"\ntoken_file = \"operator.sha256\"\nrole = \"operator\"\n{more}"
+        );
         fs::write(world.path("hub.toml"), config).unwrap();
         world
     }
@@ -157,6 +164,14 @@ impl Reporter {
     }
 
     pub async fn report(&self, hub: &HubProcess, sequence: u64, is_final: bool) -> Answer {
+        self.send(hub, sequence, is_final, json!([])).await
+    }
+
+    pub async fn report_usage(&self, hub: &HubProcess, sequence: u64, usage: Value) -> Answer {
+        self.send(hub, sequence, false, usage).await
+    }
+
+    async fn send(&self, hub: &HubProcess, sequence: u64, is_final: bool, usage: Value) -> Answer {
         let report = json!({
             "protocol": PROTOCOL,
             "instance": self.instance(),
@@ -165,7 +180,7 @@ impl Reporter {
             "final": is_final,
             "name": format!("orders-{}", self.number),
             "workload": "orders",
-            "usage": [],
+            "usage": usage,
             "status": {
                 "version": "0.1.0", "started_at": "2026-11-30T11:00:00Z", "ready": true,
                 "pending": [], "keks": [], "keyrings": [],
