@@ -1,6 +1,6 @@
-//! Tests against real backends and tools: Vault, OpenBao, moto, kube-apiserver, Redis, SoftHSM,
-//! helm, rsyslog, promtool, schemathesis, openssl, curl, Python, Node.js and bash; some require
-//! root.
+//! Tests against real backends and tools: Vault, OpenBao, moto, kube-apiserver, Redis, PostgreSQL,
+//! SoftHSM, helm, rsyslog, promtool, schemathesis, openssl, curl, Python, Node.js and bash; some
+//! require root.
 //! `integration/run` installs all of them and runs this target; plain `cargo test` leaves it out.
 //! Any missing tool fails a test.
 
@@ -23,6 +23,7 @@ mod completions;
 mod exec;
 mod failover;
 mod https;
+mod hub;
 mod kubernetes {
     mod chart;
 }

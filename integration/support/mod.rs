@@ -18,6 +18,7 @@ pub mod in_place;
 pub mod kubernetes;
 pub mod lying_hub;
 pub mod namespace;
+pub mod postgres;
 pub mod served_secrets;
 pub mod servers;
 pub mod small_server;
