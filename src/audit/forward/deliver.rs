@@ -22,5 +22,9 @@ pub(super) enum Undelivered {
     /// It may take the same lines later.
     Failed(String),
     /// It will never take these lines together. One alone that is refused is lost to it.
+    #[cfg_attr(
+        not(any(feature = "https-client", test)),
+        expect(dead_code, reason = "syslog refuses nothing")
+    )]
     Refused(String),
 }
