@@ -180,6 +180,10 @@ fn version_status(snapshot: &Snapshot, version: &Version, now: Timestamp) -> Opt
         last_refused: usage.and_then(VersionUsage::last_refused),
         seen_disabled: seen.disabled,
         seen_superseded: seen.superseded,
+        turn: match table.slot(number)? {
+            Slot::Waiting(turn) => Some(*turn),
+            _ => None,
+        },
         unopened: match table.slot(number)? {
             Slot::NotUnwrapped(reason) => Some(reason.to_string()),
             Slot::Waiting(turn) => Some(format!("its turn is at {turn} (`spread` of the policy)")),

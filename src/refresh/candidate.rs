@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::Trigger;
 use crate::{
     keks::UnwrapTasks,
-    keyring::{Document, Succession, UnwrapResults},
+    keyring::{Document, KeyTable, Succession, UnwrapResults},
 };
 
 /// How long a manifest waits for slow KEKs before it is published without their versions.
@@ -58,6 +58,11 @@ impl Candidate {
             waiting,
             ..candidate
         }
+    }
+
+    /// Returns whether it is of a later generation than `table`, and KEKs are being asked for it.
+    pub(super) fn succeeds(&self, table: &KeyTable) -> bool {
+        self.document.manifest().generation > table.generation() && !self.unwraps.is_empty()
     }
 
     /// Collects the results of all pending unwraps, or of those that finish within the grace.

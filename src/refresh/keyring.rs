@@ -226,7 +226,8 @@ impl Keyring {
             return newest;
         }
         self.metrics.unknown_versions.increment(1);
-        if self.is_known_missing(version) {
+        let is_listed = |active: &Snapshot| active.table.slot(version).is_some();
+        if !newest.as_deref().is_some_and(is_listed) && self.is_known_missing(version) {
             return None;
         }
         let (done, finished) = oneshot::channel();
@@ -240,7 +241,6 @@ impl Keyring {
         // The snapshot shows the result, whether the refresh finished in time or not.
         let _ = timeout(self.refresh_timeout, finished).await;
         let newest = self.snapshot.load_full();
-        let is_listed = |newest: &Snapshot| newest.table.slot(version).is_some();
         if !newest.as_deref().is_some_and(is_listed) {
             self.remember_miss(version);
         }

@@ -1,10 +1,6 @@
 //! The task that refreshes a keyring.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -24,6 +20,7 @@ use super::{
 };
 use crate::{
     backend::{self, ManifestStore},
+    clock::{backoff, spread},
     config,
     files::{self, ChangeCallback, WatchGuard},
     keyring::{self, Document, KeyTable, ManifestError, Rejection, Slot, Succession},
@@ -52,10 +49,12 @@ pub(super) struct Refresher {
     schedule: Schedule,
     /// When the next refresh for an unknown version may start.
     unknown_allowed: Instant,
-    /// Versions that requests name although their turn hasn't come.
-    demanded: BTreeSet<u32>,
+    /// Whether a request waits for a version, so that none waits for its turn.
+    is_demanded: bool,
     /// When the next turn may be taken.
     turn_allowed: Instant,
+    /// The turns in a row that opened nothing.
+    turn_failures: u32,
     reporter: Reporter,
 }
 
@@ -89,8 +88,9 @@ impl Refresher {
             candidate: None,
             waiters: Vec::new(),
             unknown_allowed: Instant::now(),
-            demanded: BTreeSet::new(),
+            is_demanded: false,
             turn_allowed: Instant::now(),
+            turn_failures: 0,
         }
     }
 
@@ -186,6 +186,12 @@ impl Refresher {
     }
 
     async fn handle(&mut self, batch: Vec<Request>) {
+        self.is_demanded = batch.iter().any(|request| request.waiter.is_some());
+        self.serve(batch).await;
+        self.is_demanded = false;
+    }
+
+    async fn serve(&mut self, batch: Vec<Request>) {
         let is_settled = self.examine_offer().await;
         self.take_turns(&batch).await;
         let batch: Vec<Request> = batch
@@ -210,43 +216,64 @@ impl Refresher {
     }
 
     /// Unwraps versions of the active manifest that wait for their turn, if it has come or a
-    /// request names them. What the location holds doesn't matter for them.
+    /// request names one. What the location holds doesn't matter for them.
     async fn take_turns(&mut self, batch: &[Request]) {
         let current = self.keyring.snapshot().clone();
         let Some(table) = current.as_deref().map(|snapshot| &snapshot.table) else {
             return;
         };
-        let waits = |version: &u32| matches!(table.slot(*version), Some(Slot::Waiting(_)));
-        let waiters = batch.iter().filter_map(|request| request.waiter.as_ref());
-        self.demanded = waiters.map(|waiter| waiter.version).filter(waits).collect();
         let now = self.shared.clock.now();
-        let trigger = if table.next_turn().is_some_and(|turn| turn <= now) {
-            Trigger::Turn
-        } else if self.demanded.is_empty() {
+        let has_come = table.next_turn().is_some_and(|turn| turn <= now);
+        let waits = |version| matches!(table.slot(version), Some(Slot::Waiting(_)));
+        let mut waiters = batch.iter().filter_map(|request| request.waiter.as_ref());
+        if !has_come && !waiters.any(|waiter| waits(waiter.version)) {
             return;
+        }
+        self.turn_failures = self.turn_failures.saturating_add(1);
+        let pause = backoff(
+            TURN_INTERVAL,
+            self.turn_failures,
+            self.shared.settings.max_backoff,
+        );
+        self.turn_allowed = Instant::now() + spread(pause);
+        if self
+            .candidate
+            .as_ref()
+            .is_some_and(|newer| newer.succeeds(table))
+        {
+            // Its KEKs are being asked, for these versions as well.
+            return;
+        }
+        let trigger = if has_come {
+            Trigger::Turn
         } else {
             Trigger::UnknownVersion
         };
         let result = self
             .apply(Arc::clone(table.document()), None, trigger)
             .await;
-        self.demanded.clear();
-        self.turn_allowed = Instant::now() + TURN_INTERVAL;
         self.reporter.report_aside(trigger, &result);
-        if matches!(result, Ok(RefreshOutcome::Partial) | Err(_)) {
-            self.schedule.failed();
+        match result {
+            Ok(RefreshOutcome::Partial) => {
+                self.schedule
+                    .wake_by(Instant::now() + FIRST_BACKOFF, Trigger::Retry);
+            }
+            Ok(_) => self.turn_failures = 0,
+            // The location may have a manifest that is accepted: nothing postpones its next read.
+            Err(_) => {}
         }
     }
 
     /// Returns the versions of a manifest that are left for later, each with the time of its turn.
     fn waiting(&self, document: &Document, active: Option<&KeyTable>) -> BTreeMap<u32, Timestamp> {
-        if active.is_none() {
-            // It serves nothing yet.
+        let Some(active) = active.filter(|_| !self.is_demanded) else {
+            // It serves nothing yet, or a request is waiting.
             return BTreeMap::new();
-        }
+        };
         let now = self.shared.clock.now();
         let mut waiting = keyring::waiting(document.manifest(), self.shared.instance, now);
-        waiting.retain(|version, _| !self.demanded.contains(version));
+        // One that was tried is tried until it opens.
+        waiting.retain(|version, _| !matches!(active.slot(*version), Some(Slot::NotUnwrapped(_))));
         waiting
     }
 

@@ -53,6 +53,8 @@ pub struct SidecarView {
 pub struct VersionView {
     /// Why it isn't unwrapped.
     pub unopened: Option<String>,
+    /// Whether that is because it waits for its turn.
+    pub waits: bool,
     /// When it was last used.
     pub last_used: Option<Timestamp>,
     /// How many requests use it at present, and may go on to.

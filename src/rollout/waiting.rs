@@ -257,7 +257,9 @@ fn lacks_version(state: &State, sidecar: &SidecarView) -> Option<String> {
     match sidecar.versions.get(&version) {
         None => Some(format!("doesn't know version {version}")),
         Some(view) => {
-            let reason = view.unopened.as_ref()?;
+            // An emergency waits for no turn: the activation ends it.
+            let is_enough = view.waits && !state.plan.can_roll_back();
+            let reason = view.unopened.as_ref().filter(|_| !is_enough)?;
             Some(format!("can't unwrap version {version}: {reason}"))
         }
     }

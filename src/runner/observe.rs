@@ -65,6 +65,7 @@ fn sidecar_view(
         .map(|version| {
             let view = VersionView {
                 unopened: version.unopened,
+                waits: version.turn.is_some(),
                 last_used: version.last_used,
                 open: version.uses.map_or(0, |uses| uses.open),
                 last_refused: version.last_refused,

@@ -284,6 +284,9 @@ pub struct VersionStatus {
     /// When this process first saw it superseded in every wave, at once or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_superseded: Option<Timestamp>,
+    /// When it is unwrapped, if it waits for its turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<Timestamp>,
     /// Why an enabled version is not unwrapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unopened: Option<String>,

@@ -58,6 +58,7 @@ fn faults(good: &Bytes) -> Vec<(&'static str, Vec<u8>)> {
             "went_back",
             edit(|manifest| {
                 manifest["generation"] = json!(2);
+                manifest["activations"][1]["generation"] = json!(2);
                 manifest["lineage"].as_array_mut().unwrap().remove(0);
             }),
         ),

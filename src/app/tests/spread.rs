@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::{
     admin::Takeover,
     app::testing::{HOUR, KekCall, MINUTE, SECOND, TestApp, World},
+    backend::ErrorKind,
     keyring::{Policy, WaveSelector},
     model::Span,
 };
@@ -106,6 +107,57 @@ async fn a_ciphertext_under_a_version_that_waits_is_decrypted_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_request_needs_is_tried_until_it_opens() {
+    let world = with_a_window().await;
+    let app = world.start().await;
+    let version = waiting_version(&world, &app).await;
+    let store = world.store("demo");
+    store.mute();
+    let lagging = store.get().expect("a manifest");
+    let message = message_under(&world, version).await;
+    store.set(lagging);
+    let kek = world.main_kek();
+    kek.fail(ErrorKind::Throttled);
+    let mut client = app.client().await;
+    let refused = world.pass_time_until(client.decrypt(&message)).await;
+    assert_eq!(refused.status.as_u16(), 503);
+    kek.work();
+    world.advance(2 * MINUTE).await;
+    let answer = world.pass_time_until(client.decrypt(&message)).await;
+    assert_eq!(answer.ok().body, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_is_met_first_in_a_ciphertext_waits_for_nothing() {
+    let world = with_a_window().await;
+    let app = world.start().await;
+    let store = world.store("demo");
+    store.mute();
+    let admin = world.admin("demo");
+    admin.rotate(&[], Takeover::Later).await.expect("rotated");
+    let lagging = store.get().expect("a manifest");
+    let message = message_under(&world, 2).await;
+    store.set(lagging);
+    let mut client = app.client().await;
+    let answer = world.pass_time_until(client.decrypt(&message)).await;
+    assert_eq!(answer.ok().body, "new");
+}
+
+/// A message that a sidecar encrypts under a version which is its primary.
+async fn message_under(world: &World, version: u32) -> Vec<u8> {
+    let admin = world.admin("demo");
+    let every = WaveSelector::Every;
+    admin
+        .activate(version, every, None)
+        .await
+        .expect("activated");
+    let ahead = world.start().await;
+    let message = ahead.client().await.encrypt(b"new").await.ok();
+    assert_eq!(message.version(), version);
+    message.body.to_vec()
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_activation_ends_the_wait() {
     let world = with_a_window().await;
     let app = world.start().await;
@@ -127,7 +179,7 @@ async fn a_kek_that_fails_at_the_turn_is_asked_again() {
     let app = world.start().await;
     let version = waiting_version(&world, &app).await;
     let kek = world.main_kek();
-    kek.fail(crate::backend::ErrorKind::Unavailable);
+    kek.fail(ErrorKind::Unavailable);
     world.advance(HOUR).await;
     world.advance(2 * SECOND).await;
     let reason = unopened(&app, version).await.expect("the KEK is down");

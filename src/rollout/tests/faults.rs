@@ -473,6 +473,20 @@ fn an_unwatched_soak_begins_again() {
 }
 
 #[test]
+fn an_emergency_waits_for_no_turn() {
+    let mut world = World::new();
+    world.sidecar("a").unopened = Some("its turn is in an hour".into());
+    world.sidecar("a").waits = true;
+    let begun = world.now;
+    let intent = Intent::ReplaceCompromised { version: 1 };
+    let (state, actions) = world.begin(quick(), intent);
+    let end = world.run(state, actions);
+    assert_eq!(end.phase, Phase::Finished, "{:?}", end.entries.last());
+    let took = world.now.duration_since(begun);
+    assert!(took.as_secs() < 30, "{took:?}");
+}
+
+#[test]
 fn no_sidecar_stops_an_emergency() {
     let mut world = World::new();
     let newer = world.document.clone();

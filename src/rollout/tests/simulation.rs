@@ -52,6 +52,8 @@ pub(super) struct Sidecar {
     pub(super) damage: u64,
     /// Why it can't unwrap the newest version.
     pub(super) unopened: Option<String>,
+    /// Whether that is because it waits for its turn.
+    pub(super) waits: bool,
     pub(super) counters: Counters,
     pub(super) since: Timestamp,
     last_used: BTreeMap<u32, Timestamp>,
@@ -116,6 +118,7 @@ impl World {
                 has_traffic: true,
                 damage: 0,
                 unopened: None,
+                waits: false,
                 counters: Counters::default(),
                 since: now,
                 last_used: BTreeMap::new(),
@@ -558,6 +561,7 @@ impl Sidecar {
             let number = version.version;
             let view = VersionView {
                 unopened: self.unopened.clone().filter(|_| number == newest),
+                waits: self.waits,
                 last_used: self.last_used.get(&number).copied(),
                 open: if number == 1 { self.open } else { 0 },
                 last_refused: self.last_refused.filter(|_| number == 1),
