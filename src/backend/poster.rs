@@ -11,7 +11,8 @@ use super::{Identity, http_client::HttpClient, plain_http::redacted};
 /// The longest response that is read, in bytes.
 const MAX_RESPONSE: usize = 1 << 20;
 
-/// Posts to one URL, by the same rules for TLS, redirects and proxies as all backends.
+/// Posts to one URL, by the same rules for TLS and proxies as all backends. Follows no redirect:
+/// where one leads may contain a credential too, and isn't what the operator chose.
 pub(crate) struct Poster {
     client: HttpClient,
     url: String,
@@ -28,7 +29,8 @@ impl Poster {
         }
     }
 
-    /// Posts `body`, and returns the status of the answer. The caller limits the time.
+    /// Posts `body`, and returns the status of the answer, which may be a redirect. The caller
+    /// limits the time.
     ///
     /// # Errors
     /// There is no answer: why, for the operator, without the URL's path and query, which may
@@ -43,7 +45,7 @@ impl Poster {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(body).map_err(|error| error.to_string())?;
-        let response = self.client.send(request, MAX_RESPONSE).await;
+        let response = self.client.send_once(request, MAX_RESPONSE).await;
         response
             .map(|response| response.status)
             .map_err(|failure| self.without_path(&failure.message))

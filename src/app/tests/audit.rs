@@ -172,7 +172,18 @@ async fn a_collector_that_is_out_of_order_delays_nothing_and_gets_everything_lat
             "responded with 503",
         ),
         (Habit::Answers("401 Unauthorized"), "`authorization_file`"),
-        (Habit::Answers("302 Found"), "responded with 302"),
+        (
+            Habit::Answers("302 Found\r\nlocation: /s3cret"),
+            "responded with 302",
+        ),
+        (
+            Habit::Answers("307 Temporary Redirect\r\nlocation: /s3cret"),
+            "responded with 307",
+        ),
+        (
+            Habit::Answers("308 Permanent Redirect\r\nlocation: https://127.0.0.1:9/s3cret"),
+            "responded with 308",
+        ),
         (Habit::Closes, "connection"),
         (Habit::Hangs, "no response within 10s"),
     ] {
@@ -201,7 +212,9 @@ async fn a_collector_that_is_out_of_order_delays_nothing_and_gets_everything_lat
     ] {
         assert!(metrics.contains(&line), "{line} isn't in\n{metrics}");
     }
-    let head = collector.state().heads.last().unwrap().clone();
+    let heads = std::mem::take(&mut collector.state().heads);
+    assert!(heads.iter().all(|head| head.contains("/ingest?key=k")));
+    let head = heads.last().unwrap();
     for part in [
         "post /ingest?key=k http/1.1",
         "authorization: splunk 0123456789abcdef",
@@ -210,9 +223,65 @@ async fn a_collector_that_is_out_of_order_delays_nothing_and_gets_everything_lat
         assert!(head.contains(part), "{head}");
     }
     let shown = [world.log(), forward.to_string(), metrics].concat();
-    for secret in ["0123456789abcdef", "key=k", "ingest"] {
+    for secret in ["0123456789abcdef", "key=k", "ingest", "s3cret"] {
         assert!(!shown.contains(secret), "{secret} is in\n{shown}");
     }
+}
+
+/// How often the log says that records can't be forwarded.
+fn warnings(world: &World) -> usize {
+    world.log().matches("can't be forwarded").count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reasons_that_alternate_are_in_the_log_once() {
+    let world = World::with_demo().await;
+    let collector = Collector::start(Habit::Answers("502 Bad Gateway")).await;
+    let config = with_log(&collector.config(""));
+    let app = world.start_with(&config, &["demo"]).await;
+    for _ in 0..3 {
+        for (status, reason) in [
+            ("502 Bad Gateway", "responded with 502"),
+            ("503 Service Unavailable", "responded with 503"),
+        ] {
+            collector.becomes(Habit::Answers(status));
+            let says = |forward: &Value| forward["last_error"].to_string().contains(reason);
+            eventually(&world, &app, reason, says).await;
+        }
+    }
+    assert_eq!(warnings(&world), 2);
+    collector.becomes(Habit::Answers("200 OK"));
+    let is_well = |forward: &Value| forward["last_error"].is_null();
+    eventually(&world, &app, "it is well", is_well).await;
+    collector.becomes(Habit::Answers("502 Bad Gateway"));
+    world.reload(&app, &format!("log.level = \"debug\"\n{config}"), &["demo"]);
+    let fails = |forward: &Value| !forward["last_error"].is_null();
+    eventually(&world, &app, "it fails", fails).await;
+    assert_eq!(warnings(&world), 3, "another failure is news");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_syslog_collector_that_is_down_is_reported_for_one_reason() {
+    let world = World::with_demo().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let forward = format!("[[audit.forward]]\nto = \"syslog+tcp://{address}\"\n");
+    let app = world.start_with(&with_log(&forward), &["demo"]).await;
+    let (stream, _) = listener.accept().await.unwrap();
+    app.wait_status("nothing waits", |status| {
+        status["audit"]["forwards"][0]["waiting"] == 0
+    })
+    .await;
+    drop((stream, listener));
+    let is_refused = |forward: &Value| forward["last_error"].to_string().contains("refused");
+    eventually(&world, &app, "refused", is_refused).await;
+    for _ in 0..120 {
+        world.advance(SECOND).await;
+        let forward = health(&app).await[0].clone();
+        assert!(is_refused(&forward), "{forward}");
+    }
+    // Why the connection ended, and why there is no other.
+    assert!(warnings(&world) <= 2, "{}", world.log());
 }
 
 #[tokio::test(start_paused = true)]

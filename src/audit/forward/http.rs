@@ -87,6 +87,9 @@ fn judge(status: StatusCode) -> Result<(), Undelivered> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Undelivered::Failed(responded(
             "; it must permit what `authorization_file` or `certificate_file` presents",
         ))),
+        status if status.is_redirection() => Err(Undelivered::Failed(responded(
+            "; redirects aren't followed, so `to` must be where records are taken",
+        ))),
         _ => Err(Undelivered::Failed(responded(""))),
     }
 }
@@ -131,6 +134,8 @@ mod tests {
             (413, "refused"),
             (422, "refused"),
             (302, "later"),
+            (307, "later"),
+            (308, "later"),
             (401, "later"),
             (403, "later"),
             (404, "later"),

@@ -10,6 +10,7 @@ mod queue;
 mod syslog;
 #[cfg(test)]
 mod tests;
+mod unsure;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -59,19 +60,19 @@ impl Forwards {
     /// the same as before go on; others get what waits for them, for a while.
     pub(super) fn install(&self, settings: &[AuditForward]) {
         let mut running = self.running();
-        let mut former = std::mem::take(&mut *running);
-        for settings in settings {
-            let same = former.iter().position(|one| one.settings == *settings);
-            running.push(match same {
-                Some(index) => former.swap_remove(index),
-                None => self.start(settings),
-            });
-        }
+        let (mut same, former) = std::mem::take(&mut *running)
+            .into_iter()
+            .partition::<Vec<_>, _>(|one| settings.contains(&one.settings));
         for ended in former {
-            tokio::spawn(async move {
-                let queue = Arc::clone(&ended.queue);
-                ended.finish(LEAVE).await;
-                queue.forget();
+            // Before another starts, which may be at the same place.
+            ended.queue.forget();
+            tokio::spawn(ended.finish(LEAVE));
+        }
+        for settings in settings {
+            let index = same.iter().position(|one| one.settings == *settings);
+            running.push(match index {
+                Some(index) => same.swap_remove(index),
+                None => self.start(settings),
             });
         }
     }

@@ -18,8 +18,8 @@ use crate::{clock::Clock, telemetry::Registry};
 
 /// The most lines that wait for a collector.
 pub(super) const MAX_LINES: usize = 4096;
-/// The most memory that they take, in bytes.
-pub(super) const MAX_BYTES: usize = 4 << 20;
+/// The most memory that they take, in bytes. Syslog may take 1 MiB beside that.
+pub(super) const MAX_BYTES: usize = 3 << 20;
 /// The most lines that are delivered together.
 pub(super) const BATCH_LINES: usize = 256;
 /// The most bytes that are delivered together, unless one line has more.
@@ -27,6 +27,8 @@ pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// The pause after a failure. It doubles with each further one.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(250);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The most reasons that the log has of one failure. Some name the time, so all differ.
+const MAX_REASONS: usize = 8;
 
 const FORWARDED: &str = "sidekey_audit_forwarded_total";
 const LOST: &str = "sidekey_audit_forward_lost_total";
@@ -65,6 +67,10 @@ struct State {
     /// Since the queue was empty, a line found no room.
     is_overflowing: bool,
     failure: Option<(Timestamp, String)>,
+    /// The reasons of this failure that the log has.
+    logged: Vec<String>,
+    /// Another queue may have the collector's gauge.
+    is_forgotten: bool,
 }
 
 /// The health of a collector.
@@ -180,9 +186,11 @@ impl Queue {
         }
     }
 
-    /// The collector is no longer of interest.
+    /// What becomes of the lines that wait is no longer of interest.
     pub(super) fn forget(&self) {
-        self.failing.set(0.0);
+        let mut state = self.state();
+        self.set_failing(&state, false);
+        state.is_forgotten = true;
     }
 
     pub(super) fn health(&self) -> ForwardHealth {
@@ -225,8 +233,8 @@ impl Queue {
 
     fn delivered(&self, count: usize) {
         self.forwarded.increment(count as u64);
-        self.failing.set(0.0);
         let mut state = self.state();
+        self.set_failing(&state, false);
         state.remove(count);
         if state.lines.is_empty() && std::mem::take(&mut state.is_overflowing) {
             info!(
@@ -235,6 +243,7 @@ impl Queue {
                 "all audit records that found room are forwarded"
             );
         }
+        state.logged.clear();
         if let Some((since, _)) = state.failure.take() {
             info!(%since, to = self.to, "audit records are forwarded again");
         }
@@ -250,21 +259,24 @@ impl Queue {
     }
 
     fn failed(&self, reason: String) {
-        self.failing.set(1.0);
         let mut state = self.state();
-        if state
-            .failure
-            .as_ref()
-            .is_some_and(|(_, before)| *before == reason)
-        {
-            return;
+        self.set_failing(&state, true);
+        // Reasons may alternate, as those of several servers behind one address do.
+        if state.logged.len() < MAX_REASONS && !state.logged.contains(&reason) {
+            warn!(
+                to = self.to,
+                "audit records can't be forwarded: {reason}; the log has them"
+            );
+            state.logged.push(reason.clone());
         }
-        warn!(
-            to = self.to,
-            "audit records can't be forwarded: {reason}; the log has them"
-        );
         let since = state.failure.take().map(|(since, _)| since);
         state.failure = Some((since.unwrap_or_else(|| self.clock.now()), reason));
+    }
+
+    fn set_failing(&self, state: &State, is_failing: bool) {
+        if !state.is_forgotten {
+            self.failing.set(f64::from(u8::from(is_failing)));
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -3,7 +3,7 @@
 //! Nothing confirms a message, so a connection that ends may have lost the last ones. They are sent
 //! again on the next one: a collector may get some twice, which `seq` shows.
 
-use std::{collections::VecDeque, future::pending, path::PathBuf, time::Duration};
+use std::{future::pending, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -15,15 +15,14 @@ use tokio::{
 use super::{
     deliver::{Deliver, Undelivered},
     message::append_frame,
+    unsure::Unsure,
 };
 use crate::config::AuditForward;
 
-/// The time limit for a connection and a batch.
+/// The time limit for a connection, and for a piece.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long before the end of a connection a message may be lost with it.
-const UNSURE: Duration = Duration::from_secs(30);
-/// The most messages that are sent again.
-const MAX_UNSURE: usize = 1024;
+/// The most bytes of records that are written together, unless one record has more.
+const PIECE: usize = 64 << 10;
 
 /// A collector that takes syslog.
 pub(super) struct Syslog {
@@ -32,8 +31,9 @@ pub(super) struct Syslog {
     /// None for plain TCP.
     tls: Option<Trust>,
     open: Option<Open>,
-    /// The lines that may be lost with the connection, and when they were written.
-    unsure: VecDeque<(Instant, Bytes)>,
+    unsure: Unsure,
+    /// Why there is no connection any more.
+    reason: String,
 }
 
 /// The files of a TLS client.
@@ -66,41 +66,43 @@ impl Syslog {
             port,
             tls: settings.to.is_tls().then(trust),
             open: None,
-            unsure: VecDeque::new(),
+            unsure: Unsure::default(),
+            reason: String::new(),
         }
     }
 
+    /// Repeats what is due, then sends these lines.
     async fn send(&mut self, lines: &[Bytes]) -> Result<(), String> {
-        let mut frames = Vec::new();
-        if self.open.is_none() {
-            let (reader, writer) = split(self.connect().await?);
-            self.open = Some(Open { reader, writer });
-            for (_, line) in &self.unsure {
-                append_frame(&mut frames, line);
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => {
+                let stream = in_time("not connected", self.connect()).await?;
+                Open::over(stream)
             }
+        };
+        loop {
+            let due: Vec<Bytes> = first_piece(self.unsure.due()).cloned().collect();
+            if due.is_empty() {
+                break;
+            }
+            open.write(&due).await?;
+            self.unsure.repeated(due.len(), Instant::now());
         }
-        for line in lines {
-            append_frame(&mut frames, line);
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(first_piece(rest).count());
+            open.write(piece).await?;
+            rest = later;
         }
-        match &mut self.open {
-            Some(open) => open.write(&frames).await,
-            None => unreachable!("it was opened above"),
-        }
+        self.unsure.written(lines, Instant::now());
+        self.open = Some(open);
+        Ok(())
     }
 
-    /// Remembers what was written.
-    fn written(&mut self, lines: &[Bytes]) {
-        let now = Instant::now();
-        let lines = lines.iter().map(|line| (now, line.clone()));
-        self.unsure.extend(lines);
-        self.forget_old(now);
-    }
-
-    fn forget_old(&mut self, now: Instant) {
-        let is_old = |(at, _): &(Instant, Bytes)| now.duration_since(*at) > UNSURE;
-        while self.unsure.len() > MAX_UNSURE || self.unsure.front().is_some_and(is_old) {
-            self.unsure.pop_front();
-        }
+    fn ended(&mut self, reason: &str) {
+        self.open = None;
+        self.unsure.ended(Instant::now());
+        reason.clone_into(&mut self.reason);
     }
 
     async fn connect(&self) -> Result<Box<dyn Transport>, String> {
@@ -150,36 +152,22 @@ impl Syslog {
 
 impl Deliver for Syslog {
     async fn deliver(&mut self, lines: &[Bytes]) -> Result<(), Undelivered> {
-        let sent = timeout(PATIENCE, self.send(lines)).await;
-        let sent = sent.unwrap_or_else(|_| Err(format!("not sent within {PATIENCE:?}")));
-        match sent {
-            Ok(()) => {
-                self.written(lines);
-                Ok(())
-            }
-            Err(reason) => {
-                // It may have ended within a frame.
-                self.open = None;
-                Err(Undelivered::Failed(reason))
-            }
-        }
+        // After a failure the connection is gone: it may have ended within a frame.
+        self.send(lines).await.map_err(|reason| {
+            self.ended(&reason);
+            Undelivered::Failed(reason)
+        })
     }
 
     async fn lost(&mut self) -> String {
-        let Some(open) = &mut self.open else {
-            if self.unsure.is_empty() {
-                return pending().await;
-            }
-            return "the last connection may have lost records".into();
-        };
-        let reason = open.ended().await;
-        self.open = None;
-        // What was written long before has arrived.
-        self.forget_old(Instant::now());
+        if let Some(open) = &mut self.open {
+            let reason = open.ended().await;
+            self.ended(&reason);
+        }
         if self.unsure.is_empty() {
             return pending().await;
         }
-        reason
+        self.reason.clone()
     }
 
     async fn close(&mut self) {
@@ -195,17 +183,27 @@ impl Deliver for Syslog {
 }
 
 impl Open {
-    async fn write(&mut self, frames: &[u8]) -> Result<(), String> {
+    fn over(stream: Box<dyn Transport>) -> Self {
+        let (reader, writer) = split(stream);
+        Self { reader, writer }
+    }
+
+    async fn write(&mut self, lines: &[Bytes]) -> Result<(), String> {
+        let mut frames = Vec::new();
+        for line in lines {
+            append_frame(&mut frames, line);
+        }
         let write = async {
-            self.writer.write_all(frames).await?;
+            self.writer.write_all(&frames).await?;
             self.writer.flush().await
         };
+        let write = async { write.await.map_err(|error: io::Error| error.to_string()) };
         // A connection that ended meanwhile would take the bytes and lose them, so its end is
         // looked for first.
         tokio::select! {
             biased;
             reason = ended(&mut self.reader) => Err(reason),
-            written = write => written.map_err(|error| error.to_string()),
+            written = in_time("not sent", write) => written,
         }
     }
 
@@ -224,5 +222,70 @@ async fn ended(reader: &mut (impl AsyncRead + Unpin)) -> String {
             Ok(_) => {}
             Err(error) => return error.to_string(),
         }
+    }
+}
+
+async fn in_time<T>(
+    failure: &str,
+    attempt: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let attempt = timeout(PATIENCE, attempt).await;
+    attempt.unwrap_or_else(|_| Err(format!("{failure} within {PATIENCE:?}")))
+}
+
+/// Returns the first lines that are written together: at least one if there is one.
+fn first_piece<'a>(lines: impl IntoIterator<Item = &'a Bytes>) -> impl Iterator<Item = &'a Bytes> {
+    let mut bytes = 0;
+    lines.into_iter().take_while(move |line| {
+        let is_first = bytes == 0;
+        bytes += line.len();
+        is_first || bytes <= PIECE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::duplex, time::sleep};
+
+    use super::*;
+    use crate::audit::forward::unsure::MAX_BYTES;
+
+    fn record(byte: u8) -> Bytes {
+        Bytes::from(vec![byte; PIECE])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_collector_gets_all_that_is_due_on_one_connection() {
+        let settings = AuditForward {
+            to: "syslog+tcp://slow:1".parse().expect("a collector"),
+            ca_file: None,
+            certificate: None,
+            authorization_file: None,
+        };
+        let mut syslog = Syslog::new("slow", 1, &settings);
+        let count = MAX_BYTES / PIECE;
+        for _ in 0..count {
+            syslog.unsure.written(&[record(b'o')], Instant::now());
+        }
+        syslog.ended("it was restarted");
+        let (near, mut far) = duplex(1024);
+        syslog.open = Some(Open::over(Box::new(near)));
+        let collector = tokio::spawn(async move {
+            let mut got = Vec::new();
+            let mut part = vec![0; PIECE / 8];
+            while let Ok(length @ 1..) = far.read(&mut part).await {
+                got.extend_from_slice(&part[..length]);
+                // 8 KiB a second.
+                sleep(Duration::from_millis(length as u64 * 1000 / 8192)).await;
+            }
+            got
+        });
+        let began = Instant::now();
+        assert_eq!(syslog.deliver(&[record(b'n'), record(b'n')]).await, Ok(()));
+        assert!(began.elapsed() > 2 * PATIENCE);
+        drop(syslog);
+        let got = collector.await.expect("what it got");
+        let of = |byte: u8| got.iter().filter(|got| **got == byte).count() / PIECE;
+        assert_eq!((of(b'o'), of(b'n')), (count, 2));
     }
 }

@@ -379,3 +379,34 @@ async fn another_config_keeps_the_connections_of_the_same_collectors() {
     let health = forwards.health();
     assert_eq!((health.len(), health[0].to.as_str()), (1, other.as_str()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_was_replaced_no_longer_sets_the_gauge() {
+    let (listener, to) = listener().await;
+    drop(listener);
+    let registry = Arc::new(Registry::default());
+    let forwards = Forwards::new(Clock::system(), Arc::clone(&registry));
+    let is_failing = || {
+        let gauge = format!("sidekey_audit_forward_failing{{to=\"{to}\"}} 1");
+        registry.render().contains(&gauge)
+    };
+    forwards.install(&[settings(&to)]);
+    forwards.offer(&written([1]));
+    tokio::time::sleep(FIRST_PAUSE).await;
+    assert!(is_failing());
+    // The same collector with other files gets nothing yet, while the former one fails on.
+    let ca_file = Some("ca.pem".into());
+    forwards.install(&[AuditForward {
+        ca_file,
+        ..settings(&to)
+    }]);
+    tokio::time::sleep(4 * FIRST_PAUSE).await;
+    assert!(!is_failing());
+    forwards.offer(&written([2]));
+    tokio::time::sleep(FIRST_PAUSE).await;
+    // The end of the former one says nothing about its successor.
+    for _ in 0..80 {
+        assert!(is_failing());
+        tokio::time::sleep(FIRST_PAUSE).await;
+    }
+}

@@ -60,36 +60,62 @@ impl HttpClient {
         mut request: Request<Bytes>,
         limit: usize,
     ) -> Result<Response, Failure> {
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.exchange(request.clone()).await?;
+            // These two keep the method and the body (RFC 9110 §15.4).
+            if matches!(
+                response.status(),
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+            ) {
+                *request.uri_mut() = redirect_target(request.uri(), response.headers())?;
+                continue;
+            }
+            let url = plain_http::redacted(request.uri());
+            return Response::read(response, limit, &url).await;
+        }
+        let url = plain_http::redacted(request.uri());
+        Err(unavailable(format!("{url}: too many redirects")))
+    }
+
+    /// Sends a request, and reads a response of at most `limit` bytes, which may be a redirect.
+    pub(super) async fn send_once(
+        &self,
+        request: Request<Bytes>,
+        limit: usize,
+    ) -> Result<Response, Failure> {
+        let url = plain_http::redacted(request.uri());
+        let response = self.exchange(request).await?;
+        Response::read(response, limit, &url).await
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<hyper::Response<Incoming>, Failure> {
         self.check(request.uri())?;
+        let url = plain_http::redacted(request.uri());
         let pool = self
             .pool
             .get()
             .await
             .map_err(|reason| Failure::new(ErrorKind::Misconfigured, reason))?;
-        for _ in 0..=MAX_REDIRECTS {
-            self.check(request.uri())?;
-            let url = plain_http::redacted(request.uri());
-            let response = pool
-                .request(request.clone().map(Full::new))
-                .await
-                .map_err(|error| unreachable(&url, &error))?;
-            let (head, body) = response.into_parts();
-            // These two keep the method and the body (RFC 9110 §15.4).
-            if matches!(
-                head.status,
-                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
-            ) {
-                *request.uri_mut() = redirect_target(request.uri(), &head.headers)?;
-                continue;
-            }
-            return Ok(Response {
-                status: head.status,
-                headers: head.headers,
-                body: read(body, limit, &url).await?,
-            });
-        }
-        let url = plain_http::redacted(request.uri());
-        Err(unavailable(format!("{url}: too many redirects")))
+        let response = pool.request(request.map(Full::new)).await;
+        response.map_err(|error| unreachable(&url, &error))
+    }
+}
+
+impl Response {
+    async fn read(
+        response: hyper::Response<Incoming>,
+        limit: usize,
+        url: &str,
+    ) -> Result<Self, Failure> {
+        let (head, body) = response.into_parts();
+        Ok(Self {
+            status: head.status,
+            headers: head.headers,
+            body: read(body, limit, url).await?,
+        })
     }
 }
 
