@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Barrier, Book, Cause, Ledger, Question, Statement, Subject, Superseded, Unwatched,
+    Barrier, Book, Cause, Gap, Ledger, Question, Statement, Subject, Superseded, Unwatched,
     reasons::Reasons, summary::Run,
 };
 use crate::{
@@ -176,6 +176,7 @@ pub fn judge(ledger: &Ledger, question: &Question) -> Verdict {
         }
     }
     names.extend(books.keys());
+    let is_unknown = names.is_empty();
     let workloads = names.into_iter().map(|workload| {
         let view = View {
             ledger,
@@ -195,7 +196,7 @@ pub fn judge(ledger: &Ledger, question: &Question) -> Verdict {
         superseded: question.superseded,
         barrier: question.barrier,
         workloads: workloads.collect(),
-        reasons: general_reasons(question, &statements),
+        reasons: general_reasons(ledger, question, &statements, is_unknown),
         statements,
     }
 }
@@ -217,7 +218,14 @@ fn counting_statements(question: &Question) -> Vec<Statement> {
         .collect()
 }
 
-fn general_reasons(question: &Question, statements: &[Statement]) -> Vec<Reason> {
+/// `is_unknown`: no workload is known for the keyring, whose own reasons would say what wasn't
+/// watched.
+fn general_reasons(
+    ledger: &Ledger,
+    question: &Question,
+    statements: &[Statement],
+    is_unknown: bool,
+) -> Vec<Reason> {
     let mut reasons = Reasons::new(question);
     if question.superseded.is_none() {
         reasons.add(Code::NotSuperseded);
@@ -229,6 +237,14 @@ fn general_reasons(question: &Question, statements: &[Statement]) -> Vec<Reason>
     let is_disabled = question.destroy_after.is_some();
     if question.workloads.is_empty() && !is_disabled {
         reasons.add(Code::NoWorkloads);
+    }
+    let since = before(question.barrier.at, question.quiet_time());
+    let of_keyring = |gap: &&Gap| gap.keyring.is_none_or(|id| id == question.keyring);
+    for gap in ledger.gaps.iter().filter(of_keyring) {
+        if is_unknown && gap.until > since {
+            let name = format!("at {} ({})", gap.until, gap.cause);
+            reasons.name(Code::Unwatched, Some(gap.until), name);
+        }
     }
     let last_scan = statements
         .iter()
@@ -259,7 +275,7 @@ fn general_reasons(question: &Question, statements: &[Statement]) -> Vec<Reason>
         reasons.add(Code::UseIsNoEvidence);
     }
     for further in &question.further_uses {
-        if further.at > before(question.barrier.at, question.quiet_time()) {
+        if further.at > since {
             let name = format!("{} at {}", further.source, further.at);
             reasons.name(Code::Used, Some(further.at), name);
         }

@@ -77,9 +77,11 @@ pub(super) async fn beat(
 fn gap(beat: &Beat, own: Option<i64>, last: Option<Timestamp>, now: Timestamp) -> Option<Gap> {
     let cause = cause(beat, own, last, now)?;
     let until = match cause {
-        // A process that was cut off before may live on unseen, until a hub that remembered it
-        // would have given it up.
-        Cause::Created => now.checked_add(beat.lost_after.0).unwrap_or(Timestamp::MAX),
+        // A process that isn't in the database, and was cut off before, may live on unseen until a
+        // hub that remembered it would have given it up.
+        Cause::Created | Cause::Restored => {
+            now.checked_add(beat.lost_after.0).unwrap_or(Timestamp::MAX)
+        }
         _ => now,
     };
     Some(Gap {
@@ -150,11 +152,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_new_database_may_have_missed_what_lives_on_unseen() {
+    fn a_new_or_restored_database_may_have_missed_what_lives_on_unseen() {
         let now = second(1000);
         let until = |beat: &Beat, last| gap(beat, None, last, now).map(|gap| gap.until);
         assert_eq!(until(&beat(0, 0), None), Some(second(1100)));
-        assert_eq!(until(&beat(3, 3), None), Some(now));
+        assert_eq!(until(&beat(3, 3), None), Some(second(1100)));
         assert_eq!(until(&beat(0, 0), Some(second(500))), Some(now));
     }
 }

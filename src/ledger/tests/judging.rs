@@ -380,6 +380,27 @@ fn about_destroying(at: Timestamp) -> Question {
 }
 
 #[test]
+fn a_ledger_that_knows_no_workload_is_no_evidence_until_it_has_watched() {
+    let gap = |until| Gap {
+        until,
+        from: None,
+        keyring: None,
+        workload: None,
+        cause: Cause::Created,
+    };
+    let asked = |at| {
+        let ledger = Ledger {
+            gaps: vec![gap(day(10))],
+            ..Ledger::default()
+        };
+        judge(&ledger, &about_destroying(day(at)))
+    };
+    assert_eq!(missing(&asked(29)), ["unwatched"]);
+    assert_eq!(asked(29).quiet_from(), Some(day(30)));
+    assert!(asked(30).is_quiet());
+}
+
+#[test]
 fn a_refused_use_resets_the_wait_for_destroying() {
     let mut ledger = watched();
     let mut sequence = 1;
