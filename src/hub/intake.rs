@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Takes reports.
 pub(super) struct Intake {
     waiting: mpsc::Sender<Waiting>,
+    store: Arc<Store>,
 }
 
 /// A report, and who sent it and waits for its answer.
@@ -58,7 +59,8 @@ impl Intake {
     /// written.
     pub(super) fn start(writer: Writer) -> (Self, JoinHandle<()>) {
         let (waiting, receiver) = mpsc::channel(MAX_WAITING);
-        (Self { waiting }, tokio::spawn(writer.run(receiver)))
+        let store = Arc::clone(&writer.store);
+        (Self { waiting, store }, tokio::spawn(writer.run(receiver)))
     }
 
     /// Resolves once the report is durable, or known to be covered by what is; one that is refused
@@ -83,12 +85,12 @@ impl Intake {
         match timeout(PATIENCE, self.waiting.send(waiting)).await {
             Ok(Ok(())) => answered.await.unwrap_or_else(|_| Err(stopped())),
             Ok(Err(_)) => Err(stopped()),
-            Err(_) => Err(Problem::new(
-                Code::Overloaded,
-                "more reports arrive than the database takes; the last one that is sent counts, so \
-                 nothing is lost",
-            )
-            .retry_after(5)),
+            Err(_) => {
+                self.store.note_not_stored();
+                let detail = "more reports arrive than the database takes; the last one that is \
+                              sent counts";
+                Err(Problem::new(Code::Overloaded, detail).retry_after(5))
+            }
         }
     }
 }
@@ -120,6 +122,7 @@ impl Writer {
                 self.barriers.reported.notify_waiters();
             }
             Err(error) => {
+                self.store.note_not_stored();
                 for waiting in batch {
                     let _ = waiting.answer.send(Err(Problem::from(&error)));
                 }

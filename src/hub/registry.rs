@@ -324,15 +324,22 @@ impl Part {
         {
             tracing::warn!(name = report.name, "{error}");
         }
-        let workload = workloads.has(&report.workload);
-        self.ledger.gaps.extend(missed.into_iter().map(|usage| Gap {
-            until: *at,
-            from: None,
-            keyring: Some(KeyringId(usage.id)),
-            // Names that no one declared could be any number.
-            workload: workload.then(|| report.workload.clone()),
-            cause: Cause::Vanished,
-        }));
+        // Names that no one declared, and ids of keyrings that no one serves, could be any number.
+        let workload = workloads
+            .has(&report.workload)
+            .then(|| report.workload.clone());
+        let gaps = missed.into_iter().filter_map(|usage| {
+            let id = KeyringId(usage.id);
+            let keyring = self.known.contains(&id).then_some(id);
+            (keyring.is_some() || workload.is_some()).then(|| Gap {
+                until: *at,
+                from: None,
+                keyring,
+                workload: workload.clone(),
+                cause: Cause::Vanished,
+            })
+        });
+        self.ledger.gaps.extend(gaps);
     }
 
     fn delivery(&self, incoming: &Incoming<'_>, usage: Vec<KeyringUsage>) -> Delivery {

@@ -17,6 +17,8 @@ pub enum Cause {
     HubDown,
     /// The database was restored from a backup, or lost what it had confirmed.
     Restored,
+    /// The hub ran and could not store the reports that it got.
+    NotStored,
     /// The roster wasn't read.
     RosterDown,
     /// The workload was seen for the first time. What its processes did before isn't known.
@@ -41,6 +43,7 @@ impl fmt::Display for Cause {
             Self::Created => "the ledger was created",
             Self::HubDown => "no hub ran",
             Self::Restored => "the hub's database was restored",
+            Self::NotStored => "reports could not be stored",
             Self::RosterDown => "the roster was not read",
             Self::FirstSeen => "the workload was seen for the first time",
             Self::Vanished => "it ended without a final report",

@@ -1,5 +1,7 @@
 //! One write at a time in the whole database.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use sqlx::{Any, AnyConnection, AnyPool, Transaction};
 use tokio::sync::MutexGuard;
@@ -7,6 +9,7 @@ use tokio::sync::MutexGuard;
 use super::{
     Store, StoreError,
     connect::Kind,
+    ledger,
     watch::{self, Beat},
 };
 
@@ -46,18 +49,24 @@ pub(super) struct Change<'a> {
     transaction: Transaction<'static, Any>,
     beat: MutexGuard<'a, Beat>,
     number: i64,
+    not_stored: u64,
 }
 
 impl Store {
     /// Begins a write, with a heartbeat.
     pub(super) async fn change(&self, now: Timestamp) -> Result<Change<'_>, StoreError> {
-        let beat = self.beat.lock().await;
+        let mut beat = self.beat.lock().await;
         let mut transaction = begin(&self.pool, self.kind).await?;
-        let number = watch::beat(&mut transaction, &self.replica, &beat, now).await?;
+        let number = watch::beat(&mut transaction, &self.replica, &mut beat, now).await?;
+        let not_stored = self.not_stored.load(Ordering::SeqCst);
+        if not_stored > beat.not_stored {
+            ledger::put_gaps(&mut transaction, &[watch::not_stored(now)]).await?;
+        }
         Ok(Change {
             transaction,
             beat,
             number,
+            not_stored,
         })
     }
 }
@@ -72,6 +81,7 @@ impl Change<'_> {
         self.beat.attempted = self.number;
         commit(self.transaction).await?;
         self.beat.written = self.number;
+        self.beat.not_stored = self.not_stored;
         Ok(())
     }
 }

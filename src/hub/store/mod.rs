@@ -23,7 +23,13 @@ pub(super) mod tests;
 mod upkeep;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use sqlx::AnyPool;
@@ -53,6 +59,8 @@ pub(super) struct Store {
     replica: String,
     /// Held by the write that is under way.
     beat: Mutex<Beat>,
+    /// Counts the times when reports could not be stored.
+    not_stored: AtomicU64,
     health: Health,
     pub(super) workloads: Arc<Workloads>,
     limits: HubLimits,
@@ -91,8 +99,10 @@ impl Store {
             beat: Mutex::new(Beat {
                 written: 0,
                 attempted: 0,
+                not_stored: 0,
                 lost_after,
             }),
+            not_stored: AtomicU64::new(0),
             health: Health::new(metrics),
             workloads: Arc::new(Workloads::new(&settings.workloads)),
             limits: settings.limits.clone(),
@@ -139,6 +149,12 @@ impl Store {
             })
         };
         self.write(write).await
+    }
+
+    /// Notes that a report could not be stored, whose process may never send another: the next
+    /// write says that it wasn't watched until then.
+    pub(super) fn note_not_stored(&self) {
+        self.not_stored.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Closes the connections, after the writes that are under way.

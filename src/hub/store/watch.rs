@@ -34,6 +34,8 @@ pub(super) struct Beat {
     pub(super) written: i64,
     /// The last one that may be.
     pub(super) attempted: i64,
+    /// How often reports could not be stored, as far as the database says so.
+    pub(super) not_stored: u64,
     /// After which silence a process is given up.
     pub(super) lost_after: Span,
 }
@@ -42,7 +44,7 @@ pub(super) struct Beat {
 pub(super) async fn beat(
     connection: &mut AnyConnection,
     replica: &str,
-    beat: &Beat,
+    beat: &mut Beat,
     now: Timestamp,
 ) -> Result<i64, StoreError> {
     let select = "SELECT replica, number, beat_at FROM replicas";
@@ -58,6 +60,10 @@ pub(super) async fn beat(
     if let Some(gap) = gap(beat, own, last, now) {
         tracing::warn!(cause = %gap.cause, from = ?gap.from, until = %gap.until, "not watched");
         ledger::put_gaps(connection, &[gap]).await?;
+    }
+    if own == Some(beat.attempted) {
+        // The last write is there after all, whatever becomes of this one.
+        beat.written = beat.attempted;
     }
     let number = beat.written.max(own.unwrap_or(0)) + 1;
     let now = now.as_millisecond();
@@ -82,7 +88,8 @@ fn gap(beat: &Beat, own: Option<i64>, last: Option<Timestamp>, now: Timestamp) -
         Cause::Created | Cause::Restored => {
             now.checked_add(beat.lost_after.0).unwrap_or(Timestamp::MAX)
         }
-        _ => now,
+        // A replica whose clock is ahead judges by that clock.
+        _ => last.map_or(now, |last| last.max(now)),
     };
     Some(Gap {
         until,
@@ -91,6 +98,17 @@ fn gap(beat: &Beat, own: Option<i64>, last: Option<Timestamp>, now: Timestamp) -
         workload: None,
         cause,
     })
+}
+
+/// Returns the gap of reports that could not be stored until `now`.
+pub(super) fn not_stored(now: Timestamp) -> Gap {
+    Gap {
+        until: now,
+        from: None,
+        keyring: None,
+        workload: None,
+        cause: Cause::NotStored,
+    }
 }
 
 fn cause(beat: &Beat, own: Option<i64>, last: Option<Timestamp>, now: Timestamp) -> Option<Cause> {
@@ -118,6 +136,7 @@ mod tests {
         Beat {
             written,
             attempted,
+            not_stored: 0,
             lost_after: Span::from_secs(100),
         }
     }
@@ -158,5 +177,7 @@ mod tests {
         assert_eq!(until(&beat(0, 0), None), Some(second(1100)));
         assert_eq!(until(&beat(3, 3), None), Some(second(1100)));
         assert_eq!(until(&beat(0, 0), Some(second(500))), Some(now));
+        let ahead = Some(second(2000));
+        assert_eq!(until(&beat(0, 0), ahead), ahead, "by the other clock");
     }
 }
