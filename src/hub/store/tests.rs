@@ -279,6 +279,20 @@ async fn what_was_not_committed_was_never_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reports_that_could_not_be_stored_count_as_a_use() {
+    let mut world = World::new().await;
+    for sequence in 1..=3 {
+        world.take(report(1, sequence, 0)).await;
+        world.watch(20.hours()).await;
+    }
+    assert_eq!(world.lacks(Some(report(1, 4, 0))).await, []);
+    // Other writes go on meanwhile.
+    world.store().note_not_stored();
+    assert_eq!(world.lacks(Some(report(1, 5, 0))).await, [Code::Unwatched]);
+    assert_eq!(world.causes().await, [Cause::NotStored]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_database_that_was_restored_counts_as_a_use() {
     let mut world = World::new().await;
     for sequence in 1..=3 {

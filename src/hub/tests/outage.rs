@@ -53,8 +53,6 @@ async fn nothing_is_acknowledged_or_judged_while_the_database_fails() {
     assert_eq!(metric("sidekey_hub_store_up").await, "1");
     let (status, verdict) = world.post(OPERATOR, "/v1/evidence", &question).await;
     assert_eq!(status, StatusCode::OK, "{verdict}");
-    let text = verdict.to_string();
-    assert!(text.contains("reports could not be stored"), "{text}");
 }
 
 async fn rename(world: &World, from: &str, to: &str) {
