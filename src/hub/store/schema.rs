@@ -53,7 +53,7 @@ CREATE TABLE gaps (
 
 /// Its rows are by name.
 const NUMBERS: Table = Table {
-    name: "sidekey_hub",
+    name: "hub_numbers",
     columns: &["name", "value"],
     keys: 1,
     replaces: "",
@@ -70,7 +70,7 @@ pub(super) async fn upgrade(
     let connection: &mut AnyConnection = &mut transaction;
     // It has the number of the schema, so it is outside of every schema.
     sqlx::raw_sql(
-        "CREATE TABLE IF NOT EXISTS sidekey_hub (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS hub_numbers (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
     )
     .execute(&mut *connection)
     .await
@@ -104,7 +104,7 @@ pub(super) async fn number(
     connection: &mut AnyConnection,
     name: &'static str,
 ) -> Result<i64, StoreError> {
-    let select = "SELECT value FROM sidekey_hub WHERE name = $1";
+    let select = "SELECT value FROM hub_numbers WHERE name = $1";
     let found = rows::select(connection, select, &[name.into()]).await?;
     found.first().map_or(Ok(0), |row| rows::number(row, 0))
 }

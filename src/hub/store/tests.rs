@@ -390,7 +390,7 @@ async fn what_has_ended_is_summed_up_and_forgotten() {
 async fn a_database_that_cannot_be_used_stops_the_start_and_says_what_to_do() {
     let mut world = World::new().await;
     world.stop().await;
-    let newer = "UPDATE sidekey_hub SET value = 99 WHERE name = 'schema'";
+    let newer = "UPDATE hub_numbers SET value = 99 WHERE name = 'schema'";
     let mut connection = connect(&world.file()).await;
     sqlx::raw_sql(newer)
         .execute(&mut connection)
