@@ -21,8 +21,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Answers a question, whose barrier every sidecar had the time to answer.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`]: the class is unknown. [`Code::DatabaseUnavailable`]: there is no answer
-/// from older data.
+/// [`Code::InvalidRequest`]: the class is unknown. [`Code::DatabaseUnavailable`]: there is no
+/// answer from older data.
 pub(super) async fn judge(
     store: &Store,
     request: &EvidenceRequest,

@@ -39,7 +39,7 @@ pub(super) struct Intake {
 struct Waiting {
     received: Received,
     identity: Arc<Identity>,
-    /// Why it is refused already. That it was missed is written all the same.
+    /// Why it was refused before. That a report was missed is still recorded.
     refusal: Option<Problem>,
     answer: oneshot::Sender<Result<(), Problem>>,
 }

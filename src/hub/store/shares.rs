@@ -1,4 +1,5 @@
-//! What each identity takes up, as rows: counted with each write, for to count the fleet takes long.
+//! What each identity takes up, as rows. Each write updates them, because counting the whole fleet
+//! takes long.
 
 use sqlx::AnyConnection;
 
